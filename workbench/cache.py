@@ -1,0 +1,42 @@
+"""Where computed things that can be computed again are kept between runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from workbench.results import writing
+
+CHUNK = 1 << 24
+
+
+def folder(*parts: str) -> Path:
+    """A place under $WORKBENCH_CACHE, or under workbench/ of the user's cache folder."""
+    root = os.environ.get("WORKBENCH_CACHE")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "workbench"
+    return Path(root or home, *parts)
+
+
+def digest(chunks: Iterable[bytes | memoryview]) -> str:
+    """sha256 of the chunks as 64 hexadecimal characters."""
+    sha = hashlib.sha256()
+    for chunk in chunks:
+        sha.update(chunk)
+    return sha.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's content, remembered by its resolved path, size, inode and time."""
+    stat = path.stat()
+    state = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    memo = folder("hashes", digest([json.dumps(state).encode()])[:32])
+    if memo.exists():
+        return memo.read_text()
+    with path.open("rb") as file:
+        found = digest(iter(lambda: file.read(CHUNK), b""))
+    with writing(memo) as fresh:
+        fresh.write_text(found)
+    return found

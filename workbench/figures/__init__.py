@@ -1,0 +1,45 @@
+"""What does a Result look like? A Result in, a matplotlib Figure (or a sentence) out."""
+
+from workbench.figures.catalogue import (
+    CATALOGUE,
+    Drawing,
+    draw,
+    drawings,
+    everyone,
+    metadata,
+    png,
+    save_all,
+)
+from workbench.figures.delta import delta_spectra, effective_ranks
+from workbench.figures.forgetting import forgetting_by_intruders, forgetting_by_rank
+from workbench.figures.headlines import findings, headline
+from workbench.figures.intruders import intruder_counts, intruders_by_eps, intruders_by_place
+from workbench.figures.similarity import similarity_matrix
+from workbench.figures.style import family
+from workbench.figures.sweep import scale_sweep
+from workbench.figures.training import strongest, training_steps
+
+__all__ = [
+    "CATALOGUE",
+    "Drawing",
+    "delta_spectra",
+    "draw",
+    "drawings",
+    "effective_ranks",
+    "everyone",
+    "family",
+    "findings",
+    "forgetting_by_intruders",
+    "forgetting_by_rank",
+    "headline",
+    "intruder_counts",
+    "intruders_by_eps",
+    "intruders_by_place",
+    "metadata",
+    "png",
+    "save_all",
+    "scale_sweep",
+    "similarity_matrix",
+    "strongest",
+    "training_steps",
+]

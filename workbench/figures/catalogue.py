@@ -1,0 +1,266 @@
+"""Which figures are there, how is each read, and when does it mislead? The figures as data."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from workbench.errors import WorkbenchError
+from workbench.figures import delta, forgetting, intruders, similarity, style, sweep, training
+from workbench.results import Result, writing
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One figure of one analysis.
+
+    draw(result, [companion,] ax=None, **options) -> Figure. caption: how to read it. misleads: when
+    not to. companion: the key of the second Result that `draw` takes; alone: it does without, too.
+    applies: whether these Results can be drawn so.
+    """
+
+    analysis: str
+    name: str
+    title: str
+    draw: Callable[..., Figure]
+    caption: str
+    misleads: str
+    companion: str | None = None
+    alone: bool = False
+    applies: Callable[..., bool] = lambda *results: True
+
+
+def _metric(name: str) -> Callable[..., bool]:
+    return lambda result, *others: bool((result.table["metric"] == name).any())
+
+
+def _share(count: int) -> Callable[[Result, Result], bool]:
+    return lambda one, other: len(set(one.members) & set(other.members)) >= count
+
+
+CATALOGUE: tuple[Drawing, ...] = (
+    Drawing(
+        intruders.KEY,
+        "count",
+        "Intruder dimensions against the threshold",
+        intruders.intruders_by_eps,
+        "Share of the top singular vectors whose largest cosine with any base singular vector is "
+        "below ε; the thin vertical line is the ε of this run. A member whose line leaves its "
+        "dashed nulls (a random change of the same norm; random LoRA factors of the same norm and "
+        "rank) at small ε has directions that a random change does not explain.",
+        "Near-equal singular values of the base make vectors rotate freely among themselves and "
+        "count as intruders without any new direction: read the participation ratio beside it. "
+        "The count says nothing of how strong an intruder is, and depends on k.",
+    ),
+    Drawing(
+        intruders.KEY,
+        "places",
+        "Where the intruders are",
+        intruders.intruders_by_place,
+        "Intruders among the top vectors of every matrix, layers upwards; one map per member on "
+        "one colour scale, the last map is the null averaged over members. Pale cells: no such "
+        "matrix.",
+        "Matrices differ in shape and spectrum, so equal counts need not be equally surprising; "
+        "compare a cell with the same cell of the null, not with its neighbour.",
+    ),
+    Drawing(
+        intruders.KEY,
+        "training",
+        "The strongest intruder over training",
+        training.training_steps,
+        "Per run, the matrix whose last checkpoint holds the strongest intruder: strength is "
+        "(1 − max cosine²) · σ / σ₁ among the top vectors. Numbers beside σ are its index (1 = "
+        "largest). Dashed: max cosine of the random-factor null, and the base's score.",
+        "The matrix is chosen because its intruder ended strongest, so it is the extreme and not "
+        "the typical case; from one step to the next the strongest vector may be another one.",
+        companion=forgetting.KEY,
+        alone=True,
+        applies=lambda one, *others: training.has_steps(one),
+    ),
+    Drawing(
+        intruders.KEY,
+        "forgetting",
+        "Forgetting against intruders",
+        forgetting.forgetting_by_intruders,
+        "Each member's change of pre-training loss (95% interval over texts) against its number of "
+        "intruders; hollow: the same members at their null's count. Spearman's ρ above, for both.",
+        "A handful of members gives a ρ that one more could overturn, and rank, learning rate and "
+        "norm of the change move both axes: it is an association. Only the λ sweep intervenes.",
+        companion=forgetting.KEY,
+        applies=_share(3),
+    ),
+    Drawing(
+        similarity.KEY,
+        "matrix",
+        "Tuned against base singular vectors",
+        similarity.similarity_matrix,
+        "Absolute cosine between every tuned (y) and base (x) left singular vector: the top ones, "
+        "and all of them (each dot the maximum of its block). A kept direction is a bright cell on "
+        "the diagonal, a moved one a bright cell off it, an intruder a row without one. The dashed "
+        "mark on the colour bar is what a random direction reaches.",
+        "Unless one was asked for, this is the matrix with the weakest match in any member, not a "
+        "typical one. Blocks of near-equal singular values look blurred without any new direction.",
+    ),
+    Drawing(
+        delta.KEY,
+        "spectrum",
+        "Singular values of the change",
+        delta.delta_spectra,
+        "Singular values of ΔW over the largest of the same matrix: median and quartiles over "
+        "matrices. A line that falls early is a change of few directions. Dashed: a square matrix "
+        "of independent random entries.",
+        "Scaled by each matrix's largest value, it hides how large the change is; at large index "
+        "only the large matrices are left in the median; below about 1e-6 there is only rounding.",
+        applies=_metric("sigma"),
+    ),
+    Drawing(
+        delta.KEY,
+        "effective-rank",
+        "Effective rank of the change",
+        delta.effective_ranks,
+        "exp of the entropy of σ / Σσ of ΔW: a point per matrix, a bar at the median. Dashed: for "
+        "a LoRA its rank r, which it cannot exceed; for a full member the effective rank of a "
+        "random square matrix of the middle size.",
+        "It counts directions whatever they do: half-precision rounding of a checkpoint alone gives "
+        "a nearly full effective rank. Compare it with the relative norm and the energy in the "
+        "first values.",
+        applies=_metric("effective_rank"),
+    ),
+    Drawing(
+        sweep.KEY,
+        "sweep",
+        "Scaling the intruders",
+        sweep.scale_sweep,
+        "The singular value of the top (or every) intruder multiplied by λ, everything else kept: "
+        "change of the task score (left; lower is worse) and of the pre-training loss (right; "
+        "lower is better) against λ = 1, bands 95% intervals. Intruders cause forgetting where "
+        "their loss falls below λ = 1 while the dashed controls at the same λ do not.",
+        "A neighbouring pre-trained vector of similar σ carries the base's own knowledge, so its "
+        "loss rises on either side; the arms differ in the norm they remove, and only the shrink "
+        "arm is matched in it. Shared prompts make the bands of the arms dependent.",
+    ),
+    Drawing(
+        forgetting.KEY,
+        "rank",
+        "Forgetting against LoRA rank",
+        forgetting.forgetting_by_rank,
+        "Change of loss on held-out text like the pre-training corpus (left) beside the score on "
+        "the fine-tuned task (right), full fine-tuning at the right end; bars are 95% intervals "
+        "over texts and prompts, the dashed line is the base.",
+        "Members are comparable only where the task score beside is: a rank that learned less "
+        "forgets less. Intervals are over items of one training run, not over seeds.",
+        applies=_metric("loss_change"),
+    ),
+)
+
+
+def draw(result: Result, ax: Axes | None = None, **options: Any) -> Figure:
+    """The first figure of `result`'s analysis; options are those of its function.
+
+    Raises WorkbenchError where no figure is known for the analysis.
+    """
+    for drawing in CATALOGUE:
+        if drawing.analysis == result.analysis and not drawing.companion:
+            return drawing.draw(result, ax=ax, **options)
+    known = sorted({drawing.analysis for drawing in CATALOGUE})
+    raise WorkbenchError(f"No figure of {result.analysis!r} is known; there are those of {known}.")
+
+
+def drawings(
+    result: Result, results: Sequence[Result]
+) -> Iterator[tuple[Drawing, tuple[Result, ...]]]:
+    """Every figure that `result` can be drawn as, with the Results it takes.
+
+    results: where a companion is looked for; it is the one of the same base that shares the most
+    members.
+    """
+    for drawing in CATALOGUE:
+        if drawing.analysis != result.analysis:
+            continue
+        group: tuple[Result, ...] = (result,)
+        if drawing.companion:
+            others = [
+                other
+                for other in results
+                if other.analysis == drawing.companion
+                and other.provenance.base == result.provenance.base
+                and set(other.members) & set(result.members)
+            ]
+            if others:
+                group += (max(others, key=lambda o: len(set(o.members) & set(result.members))),)
+            elif not drawing.alone:
+                continue
+        if drawing.applies(*group):
+            yield drawing, group
+
+
+def everyone(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
+    """Member -> what is known of it, over all `results`."""
+    members: dict[str, dict[str, Any]] = {}
+    for result in results:
+        for name, about in result.provenance.members.items():
+            members[name] = members.get(name, {}) | dict(about)
+    return members
+
+
+def metadata(drawing: Drawing, group: Sequence[Result]) -> dict[str, str]:
+    """What a file of this figure says of itself: Title, Subject (commands), Keywords (JSON).
+
+    Keywords hold the analyses and the fingerprint of the base and of every member.
+    """
+    prints = {name: about.get("fingerprint") for name, about in everyone(group).items()}
+    keywords = {
+        "analyses": [result.analysis for result in group],
+        "base": group[0].provenance.base.get("fingerprint"),
+        "members": prints,
+    }
+    return {
+        "Title": drawing.title,
+        "Subject": "; ".join(dict.fromkeys(result.provenance.command for result in group)),
+        "Keywords": json.dumps(keywords),
+    }
+
+
+def write(
+    figure: Figure, target: Path | BinaryIO, about: dict[str, str], *, format: str = "png"
+) -> None:
+    """`figure` as PNG (200 dpi) or PDF with `about` as its metadata, the same bytes each time."""
+    undated = {"CreationDate": None} if format == "pdf" else {}
+    with mpl.rc_context(style.RC):
+        figure.savefig(target, format=format, dpi=style.DPI, metadata=about | undated)
+
+
+def png(figure: Figure, about: dict[str, str]) -> bytes:
+    """`figure` as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    write(figure, buffer, about)
+    return buffer.getvalue()
+
+
+def save_all(results: Sequence[Result], folder: str | Path) -> list[Path]:
+    """Every figure of `results` as PNG and PDF in `folder`, members alike in all; their paths.
+
+    Files are ANALYSIS.NAME.png and .pdf; the second Result of an analysis gets ANALYSIS-2.NAME.
+    """
+    seen: dict[str, int] = {}
+    paths: list[Path] = []
+    with style.family(everyone(results)):
+        for result in results:
+            seen[result.analysis] = occurrence = seen.get(result.analysis, 0) + 1
+            stem = result.analysis + (f"-{occurrence}" if occurrence > 1 else "")
+            for drawing, group in drawings(result, results):
+                figure, about = drawing.draw(*group), metadata(drawing, group)
+                for format in ("png", "pdf"):
+                    path = Path(folder) / f"{stem}.{drawing.name}.{format}"
+                    with writing(path) as fresh:
+                        write(figure, fresh, about, format=format)
+                    paths.append(path)
+    return paths

@@ -1,0 +1,183 @@
+"""How many top singular vectors of the tuned weights resemble none of the base, and where?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from workbench.errors import WorkbenchError
+from workbench.figures import style
+from workbench.results import Result
+
+KEY = "spectral.intruders"
+TUNED = "tuned"
+# BA: factors of the rank and norm of the change; ΔW: a dense matrix of its norm.
+NULLS = {"random_lowrank": "random BA", "random_delta": "random ΔW"}
+
+
+def settings(result: Result, eps: float | None = None, k: int | None = None) -> tuple[float, int]:
+    """(eps, k): those given, else those the analysis ran with, else the paper's 0.5 and 10.
+
+    Raises where k is more than the analysis stored per matrix.
+    """
+    parameters = result.provenance.parameters
+    stored = int(result.metric("max_cosine")["rank"].max()) + 1
+    eps = float(parameters.get("eps", 0.5)) if eps is None else eps
+    k = min(int(parameters.get("k", 10)), stored) if k is None else k
+    if not 1 <= k <= stored:
+        raise WorkbenchError(
+            f"Expected k from 1 to {stored}, the vectors stored per matrix, found {k}; "
+            "run spectral.intruders again with a larger k."
+        )
+    return eps, k
+
+
+def intruder_counts(
+    result: Result,
+    eps: float | Sequence[float] | None = None,
+    k: int | None = None,
+    *,
+    by: Sequence[str] = ("member",),
+) -> pd.DataFrame:
+    """Intruders among the top k vectors of every matrix, at any eps, from the stored cosines.
+
+    A vector is an intruder iff max_cosine < eps (arXiv 2410.21228). eps, k: default to those the
+    analysis ran with. by: columns to group by, e.g. ("member", "layer", "component").
+    Returns the columns of `by`, arm ("tuned", or a null: "random_delta", "random_lowrank"), eps,
+    k, count, n (vectors looked at) and fraction (count / n).
+    Raises where k is more than the analysis stored per matrix.
+    """
+    first, k = settings(result, eps if isinstance(eps, int | float) else None, k)
+    thresholds = np.atleast_1d(np.asarray(first if eps is None else eps, dtype=float))
+    name = result.table["metric"].str.partition(":")
+    rows = result.table.assign(arm=name[2].where(name[2] != "", TUNED))
+    rows = rows[(name[0] == "max_cosine") & (rows["rank"] < k) & rows["value"].notna()]
+    found = []
+    for key, group in rows.groupby([*by, "arm"], sort=False, dropna=False):
+        values = np.sort(group["value"].to_numpy(dtype=float))
+        counts = np.searchsorted(values, thresholds, side="left")  # strictly below eps
+        found.append(
+            pd.DataFrame(
+                dict(zip([*by, "arm"], key, strict=True))
+                | {"eps": thresholds, "k": k, "count": counts, "n": values.size}
+            )
+        )
+    counts = pd.concat(found, ignore_index=True)
+    return counts.assign(fraction=counts["count"] / counts["n"])
+
+
+@style.styled
+def intruders_by_eps(
+    result: Result, ax: Axes | None = None, *, k: int | None = None, percent: bool = True
+) -> Figure:
+    """Intruders against eps, one line per member; nulls dashed grey, the eps of the run marked.
+
+    percent: of the top-k vectors of all matrices; else their number.
+    """
+    eps, k = settings(result, None, k)
+    counts = intruder_counts(result, list(np.linspace(0, 1, 201)), k)
+    counts["y"] = 100 * counts["fraction"] if percent else counts["count"]
+    figure, axes = style.panels(ax)
+    here: Axes = axes[0, 0]
+    for name, look in style.looks(result).items():
+        ours = counts[(counts["member"] == name) & (counts["arm"] == TUNED)]
+        here.plot(
+            *(ours["eps"], ours["y"]),
+            color=look.colour,
+            marker=look.marker,
+            markevery=25,
+            label=look.label,
+        )
+    for name in result.members:
+        ours = counts[counts["member"] == name]
+        for (arm, label), dashes in zip(NULLS.items(), style.DASHES, strict=False):
+            null = ours[ours["arm"] == arm]
+            if len(null):
+                here.plot(
+                    *(null["eps"], null["y"]),
+                    color=style.GREY,
+                    ls=dashes,
+                    lw=0.8,
+                    label=label,
+                    zorder=1,
+                )
+    here.axvline(eps, color=style.GREY, lw=0.6, zorder=0)
+    side = result.provenance.parameters.get("side", "left")
+    what = f"top-{k} {side} vectors"
+    here.set(
+        xlabel="threshold ε on the largest cosine (unitless)",
+        ylabel=f"intruders (% of {what})" if percent else f"intruders (count, {what})",
+        xlim=(0, 1),
+        ylim=(0, None),
+    )
+    style.legend(axes, outside=ax is None)
+    return figure
+
+
+@style.styled
+def intruders_by_place(
+    result: Result, ax: Axes | None = None, *, eps: float | None = None, k: int | None = None
+) -> Figure:
+    """Intruders per layer (upwards) and component: a heat map per member, and one of the null.
+
+    The control panel is the mean over members of the norm- and rank-matched random BA (or, where
+    the table lacks it, of the random dense change).
+    """
+    eps, k = settings(result, eps, k)
+    counts = intruder_counts(result, eps, k, by=("member", "layer", "component"))
+    counts["layer"] = counts["layer"].fillna(-1)  # matrices outside the layers: the lowest row
+    layers = sorted(counts["layer"].unique())
+    components = list(dict.fromkeys(counts["component"]))
+    maps = {
+        look.label: _grid(
+            counts[(counts["member"] == name) & (counts["arm"] == TUNED)], layers, components
+        )
+        for name, look in style.looks(result).items()
+    }
+    for arm, label in NULLS.items():
+        if (counts["arm"] == arm).any():
+            maps[f"{label}, mean"] = _grid(counts[counts["arm"] == arm], layers, components)
+            break
+    rows, columns = style.grid_shape(len(maps))
+    tall = min(3.0, max(1.1, 0.11 * len(layers) + 0.3))
+    figure, axes = style.panels(
+        *(ax, rows, columns),
+        width=style.WIDE if columns > 1 else style.COLUMN,
+        height=rows * tall + 1.0,
+        share=(True, True),
+    )
+    for one in axes.flat[len(maps) :]:
+        one.set_axis_off()
+    image = None
+    for one, (label, values) in zip(axes.flat, maps.items(), strict=False):
+        one.set_facecolor(style.PALE)
+        image = one.imshow(
+            values, origin="lower", aspect="auto", vmin=0, vmax=k, interpolation="nearest"
+        )
+        one.set_title(label)
+        one.set_xticks(range(len(components)), style.short_components(components), rotation=90)
+        every = max(1, len(layers) // 6)
+        names = ["none" if n < 0 else f"{int(n)}" for n in layers]
+        one.set_yticks(range(0, len(layers), every), names[::every])
+    for i, one in enumerate(axes.flat[: len(maps)]):
+        lowest = i // columns == rows - 1
+        one.tick_params(labelbottom=lowest, length=0)
+        if lowest:
+            one.set_xlabel("component")
+    for one in axes[:, 0]:
+        one.set_ylabel("layer (index)")
+    assert image is not None
+    figure.colorbar(
+        image, ax=list(axes.flat), label=f"intruders in the top {k} (count)", aspect=30, pad=0.02
+    )
+    return figure
+
+
+def _grid(counts: pd.DataFrame, layers: list, components: list[str]) -> np.ndarray:
+    """(layers, components) mean count over members, NaN where there is no such matrix."""
+    mean = counts.pivot_table("count", "layer", "component", aggfunc="mean")
+    return mean.reindex(index=layers, columns=components).to_numpy(dtype=float)

@@ -1,0 +1,126 @@
+"""What is the shipped family made of: its model, its texts, its recipes, its evaluation?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from workbench import tasks
+from workbench.lab.recipe import Recipe
+from workbench.stats import Interval, bootstrap
+from workbench.tasks import world
+from workbench.tasks.prompts import Prompt, PromptSet, Split
+
+TASK = "moves"
+# Shares of the texts the base is trained on.
+MIXTURE = {"boxes": 0.35, "facts": 0.2, "arithmetic": 0.1, "copying": 0.15, "narration": 0.2}
+SHAPE = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+}
+PRETRAINING_TEXTS = 200_000
+TASK_TEXTS = 40_000
+PRETRAINING = Recipe(
+    task="mixture",
+    method="full",
+    trainable="all",
+    lr=2e-3,
+    steps=6000,
+    batch_size=64,
+    precision="bfloat16",
+    evaluate_every=250,
+)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word of the world; adds <bos> by default; decoding puts the spaces back."""
+    special = ["<pad>", "<bos>", "<eos>", "<unk>"]
+    ids = {word: i for i, word in enumerate([*special, *world.vocabulary()])}
+    words = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore
+    words.post_processor = processors.TemplateProcessing(  # pyright: ignore
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", ids["<bos>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        model_max_length=SHAPE["max_position_embeddings"],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def untrained(seed: int = 0) -> LlamaForCausalLM:
+    """The base before its first step, float32."""
+    torch.manual_seed(seed)
+    words = tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(words),
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+        attn_implementation="eager",
+        **SHAPE,
+    )
+    return LlamaForCausalLM(config)
+
+
+def mixture(n: int, *, seed: int = 0, split: Split = "train") -> PromptSet:
+    """About n texts of the pre-training mixture, task by task; training batches shuffle them.
+
+    In training, boxes ask up to three questions a text, which says more per token.
+    """
+    drawn: list[Prompt] = []
+    for name, share in MIXTURE.items():
+        count = round(share * n)
+        if name == "boxes" and split == "train":
+            drawn += tasks.boxes(count // 3, seed=seed, split=split)
+            drawn += tasks.boxes(count - count // 3, seed=seed + 1, split=split, questions=3)
+        else:
+            drawn += getattr(tasks, name)(count, seed=seed, split=split)
+    return PromptSet("mixture", tuple({p.id: p for p in drawn}.values()), seed)
+
+
+def task_texts(n: int = TASK_TEXTS) -> PromptSet:
+    """What the members are fine-tuned on."""
+    return tasks.moves(n, seed=0, split="train")
+
+
+class Evaluation:
+    """Scores of a model on the fine-tuning task and on everything its base learned.
+
+    n: prompts per task. Called with (model, tokenizer) it gives plain numbers, as `train` logs
+    them: task, the share of moves answered; pretraining_loss, nats per token of the mixture; and
+    the share answered of each pre-training task.
+    """
+
+    def __init__(self, n: int, split: Split, seed: int = 1) -> None:
+        self.prompts = {
+            name: getattr(tasks, name)(n, seed=seed, split=split) for name in (TASK, *MIXTURE)
+        }
+        self.texts = mixture(n, seed=seed, split=split).texts
+
+    def __call__(self, model: Any, tokenizer: Any) -> dict[str, float]:
+        return {
+            "task" if name == TASK else name: round(interval.value, 5)
+            for name, interval in self.intervals(model, tokenizer).items()
+        }
+
+    def intervals(self, model: Any, tokenizer: Any) -> dict[str, Interval]:
+        """Name -> mean with a 95% interval over prompts (texts for pretraining_loss)."""
+        found = {}
+        for name, prompts in self.prompts.items():
+            found[name] = bootstrap(tasks.answers(model, tokenizer, prompts, batch_size=64).correct)
+        losses = tasks.text_loss(model, tokenizer, self.texts, batch_size=64)
+        found["pretraining_loss"] = bootstrap(losses.loss, losses.tokens)
+        return found

@@ -1,0 +1,256 @@
+"""How does a base become a member? One short training loop for full fine-tuning and LoRA."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from workbench.errors import WorkbenchError
+from workbench.lab.data import Batches, batches, fingerprint, prepare
+from workbench.lab.recipe import Recipe
+from workbench.results import replacing, writing
+from workbench.tasks.prompts import Prompt, PromptSet
+
+Evaluate = Callable[[Any, Any], dict[str, float]]
+
+
+def train(
+    base: str | Path | Any,
+    recipe: Recipe,
+    texts: PromptSet | Sequence[Prompt] | Sequence[str],
+    out: str | Path,
+    *,
+    tokenizer: Any = None,
+    evaluate: Evaluate | None = None,
+    device: str | torch.device | None = None,
+    save_every: int = 200,
+    compiled: bool = False,
+) -> Path:
+    """Train one member and write it to the folder `out`; returns `out`.
+
+    base: a model folder or hub id, or a loaded causal LM (then give its tokenizer; the model
+    handed in stays as it is). evaluate: (model, tokenizer) -> scores, called before the first
+    step, every `recipe.evaluate_every` steps and at the end. save_every: steps between saved
+    states; a run that was cut off goes on from its last one and ends in the same weights.
+    compiled: run the steps through torch.compile, which pays off after some thousand steps.
+
+    `out` holds a transformers model or a PEFT adapter with the tokenizer, training.json (recipe,
+    step, seed, scores), log.jsonl, and steps/step-000500/ and so on, each with a training.json of
+    its own. An adapter names its base by the path from its own folder. Raises where `out` holds a
+    member of another recipe or other texts, and where the loss is no longer finite.
+    """
+    out = Path(out)
+    model, tokenizer, reference = _load(base, tokenizer)
+    examples = prepare(tokenizer, texts, recipe.loss, recipe.max_length)
+    run = {"recipe": recipe.as_dict(), "texts": fingerprint(examples)}
+    if (out / "training.json").is_file():
+        _same_run(run, json.loads((out / "training.json").read_text()), out)
+        return out
+    torch.manual_seed(recipe.seed)
+    model = trainable(model, recipe)
+    if device is not None:
+        model.to(device)
+    member = _Member(model, tokenizer, reference, run, out)
+    member.work.mkdir(parents=True, exist_ok=True)
+    source = batches(examples, recipe.batch_size, recipe.seed, tokenizer)
+    _loop(member, recipe, source, evaluate, save_every, compiled)
+    member.finish(recipe.steps)
+    return out
+
+
+def trainable(model: Any, recipe: Recipe) -> Any:
+    """Freeze what the recipe leaves alone; for LoRA, add the adapters. Returns the model to run.
+
+    Call torch.manual_seed first: the adapters' initialisation is drawn here.
+    """
+    if recipe.method == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=recipe.rank,  # pyright: ignore[reportArgumentType]
+            lora_alpha=recipe.alpha,  # pyright: ignore[reportArgumentType]
+            lora_dropout=0.0,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
+        return get_peft_model(model, config)
+    model.requires_grad_(True)
+    if recipe.trainable == "blocks":
+        still = {id(p) for m in (model.get_output_embeddings(),) if m for p in m.parameters()}
+        for module in model.modules():
+            if isinstance(module, torch.nn.Embedding):
+                still |= {id(p) for p in module.parameters()}
+        for parameter in model.parameters():
+            if parameter.ndim < 2 or id(parameter) in still:
+                parameter.requires_grad_(False)
+    return model
+
+
+def batch_loss(model: Any, batch: dict[str, torch.Tensor], precision: str) -> torch.Tensor:
+    """Mean loss over the batch's labelled tokens, in nats; scalar."""
+    device = next(model.parameters()).device
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        logits = model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+        ).logits
+    counted = batch["labels"][:, 1:] != -100
+    return F.cross_entropy(logits[:, :-1][counted].float(), batch["labels"][:, 1:][counted])
+
+
+def _loop(
+    member: _Member,
+    recipe: Recipe,
+    source: Batches,
+    evaluate: Evaluate | None,
+    save_every: int,
+    compiled: bool,
+) -> None:
+    model = member.model
+    run = torch.compile(model, dynamic=True) if compiled else model
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
+    )
+    start, mean = member.resume(optimizer)
+    if start == 0:
+        member.log(0, None, evaluate)
+    bar = tqdm(
+        range(start, recipe.steps),
+        initial=start,
+        total=recipe.steps,
+        desc=f"{recipe.task} {member.out.name}",
+        disable=None,
+    )
+    for step in bar:
+        model.train()
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate(step)
+        loss = batch_loss(run, source[step], recipe.precision)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        done, value = step + 1, loss.item()
+        if not torch.isfinite(loss):
+            raise WorkbenchError(
+                f"The loss is {value} at step {done}; lower the learning rate ({recipe.lr})."
+            )
+        mean = value if mean is None else 0.98 * mean + 0.02 * value
+        last = done == recipe.steps
+        if last or (recipe.evaluate_every and done % recipe.evaluate_every == 0):
+            member.log(done, mean, evaluate)
+        bar.set_postfix(loss=f"{mean:.3f}", score=member.scores.get("task"))
+        if done in recipe.checkpoints:
+            member.keep(done)
+        if done % save_every == 0 or last:
+            member.save_state(done, mean, optimizer)
+
+
+class _Member:
+    """The member being trained and its working folder beside `out`."""
+
+    def __init__(
+        self, model: Any, tokenizer: Any, reference: str, run: dict[str, Any], out: Path
+    ) -> None:
+        self.model, self.tokenizer, self.reference = model, tokenizer, reference
+        self.run, self.out = run, out
+        self.work = out.parent / f".{out.name}.training"
+        self.scores: dict[str, float] = {}
+
+    def resume(self, optimizer: torch.optim.Optimizer) -> tuple[int, float | None]:
+        """Take up the saved state, if there is one; returns (steps done, running mean loss)."""
+        path = self.work / "state.pt"
+        if not path.is_file():
+            shutil.rmtree(self.work)
+            self.work.mkdir()
+            return 0, None
+        state = torch.load(path, weights_only=True)
+        _same_run(self.run, state["run"], self.work)
+        named = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, tensor in state["weights"].items():
+                named[name].copy_(tensor)
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        self.scores = state["scores"]
+        entries = (self.work / "log.jsonl").read_text().splitlines()
+        kept = [line for line in entries if json.loads(line)["step"] <= state["step"]]
+        with writing(self.work / "log.jsonl") as temporary:
+            temporary.write_text("".join(line + "\n" for line in kept))
+        return state["step"], state["mean"]
+
+    def save_state(self, step: int, mean: float, optimizer: torch.optim.Optimizer) -> None:
+        state = {
+            "run": self.run,
+            "step": step,
+            "mean": mean,
+            "weights": {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad},
+            "optimizer": optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+            "scores": self.scores,
+        }
+        with writing(self.work / "state.pt") as temporary:
+            torch.save(state, temporary)
+
+    def log(self, step: int, loss: float | None, evaluate: Evaluate | None) -> None:
+        """Evaluate and append one line to log.jsonl: step, the running mean loss, the scores."""
+        self.scores = evaluate(self.model, self.tokenizer) if evaluate else {}
+        with open(self.work / "log.jsonl", "a") as file:
+            file.write(json.dumps({"step": step, "loss": loss} | self.scores) + "\n")
+
+    def keep(self, step: int) -> None:
+        """Write the member as it is now to steps/step-000500/ and so on."""
+        place = Path("steps") / f"step-{step:06d}"
+        with replacing(self.work / place) as folder:
+            self._write(folder, step, self.out / place)
+
+    def finish(self, step: int) -> None:
+        """Write the final member and move the working folder to its place."""
+        self._write(self.work, step, self.out)
+        (self.work / "state.pt").unlink()
+        os.replace(self.work, self.out)
+
+    def _write(self, folder: Path, step: int, place: Path) -> None:
+        """`place` is where the folder will stand, from which the base's path is told."""
+        if hasattr(self.model, "peft_config"):
+            local = Path(self.reference).is_dir()
+            told = os.path.relpath(self.reference, place) if local else self.reference
+            self.model.peft_config["default"].base_model_name_or_path = told
+            self.model.save_pretrained(folder, save_embedding_layers=False)
+            (folder / "README.md").unlink(missing_ok=True)
+        else:
+            self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        about = self.run | {"step": step, "seed": self.run["recipe"]["seed"], "scores": self.scores}
+        (folder / "training.json").write_text(json.dumps(about, indent=1))
+
+
+def _load(base: str | Path | Any, tokenizer: Any) -> tuple[Any, Any, str]:
+    """(model, tokenizer, reference); a loaded model is copied."""
+    if isinstance(base, str | Path):
+        model = AutoModelForCausalLM.from_pretrained(
+            base, dtype=torch.float32, attn_implementation="eager"
+        )
+        return model, tokenizer or AutoTokenizer.from_pretrained(base), str(base)
+    if tokenizer is None:
+        raise WorkbenchError("A loaded model needs its tokenizer too; pass tokenizer=.")
+    return copy.deepcopy(base), tokenizer, str(base.config._name_or_path or "base")
+
+
+def _same_run(ours: dict[str, Any], theirs: dict[str, Any], place: Path) -> None:
+    for what in ("recipe", "texts"):
+        if ours[what] != theirs.get(what):
+            raise WorkbenchError(
+                f"{place} holds a run with another {what}; remove the folder or choose another one."
+            )

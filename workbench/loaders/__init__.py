@@ -1,0 +1,15 @@
+"""Checkpoints in, aligned pairs out."""
+
+from workbench.loaders.check import PairReport
+from workbench.loaders.checkpoint import Checkpoint
+from workbench.loaders.pair import CheckpointPair, Delta, Family, load_family, load_pair
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointPair",
+    "Delta",
+    "Family",
+    "PairReport",
+    "load_family",
+    "load_pair",
+]

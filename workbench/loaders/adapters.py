@@ -1,0 +1,210 @@
+"""LoRA and its relatives: factors, scale and delta of an adapter, read without the model.
+
+W = W0 + s B A with s = alpha / r (rsLoRA: alpha / sqrt r), Hu et al. 2021 (arXiv 2106.09685),
+Kalajdzievski 2023 (arXiv 2312.03732); DoRA: W = m (W0 + s B A) / |W0 + s B A| by rows, Liu et al.
+2024 (arXiv 2402.09353). The file format and the scale rules are those of the peft library.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from workbench.errors import WorkbenchError
+from workbench.loaders.weights import Weights, from_files, from_module
+
+PREFIX = "base_model.model."
+# How peft names the tensors it adds to a module; .default appears only in a model in memory.
+ADDED = re.compile(
+    r"^(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|"
+    r"lora_magnitude_vector)(\.[^.]+)?(?<!bias)$"
+)
+UNSUPPORTED = {
+    "layer_replication": "a model with replicated layers",
+    "use_qalora": "QALoRA",
+    "trainable_token_indices": "trained single tokens",
+    "lora_bias": "a bias on lora_B",
+    "target_parameters": "LoRA on bare parameters",
+}
+# These initialisations change the base weights before training, so that base + BA is not the model.
+REWRITES_BASE = ("pissa", "olora", "corda", "loftq")
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A low-rank change, up @ down, in float32; the scale s is inside `up`."""
+
+    up: Float[Tensor, "out rank"]
+    down: Float[Tensor, "rank in"]
+
+    @property
+    def product(self) -> Float[Tensor, "out in"]:
+        return self.up @ self.down
+
+    @property
+    def norm(self) -> float:
+        """|up @ down|_F from the two r x r Gram matrices: |BA|^2 = <B^T B, A A^T>."""
+        left, right = self.up.double(), self.down.double()
+        return float(((left.T @ left) * (right @ right.T)).sum().clamp(min=0).sqrt())
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A PEFT LoRA adapter: `config` as saved by peft, `weights` with peft's names.
+
+    Module names are those of the base model, without peft's own prefix.
+    """
+
+    reference: str
+    config: Mapping[str, Any]
+    weights: Weights
+
+    @cached_property
+    def _names(self) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+        """(module -> part -> tensor name, replaced parameter -> tensor name)."""
+        parts: dict[str, dict[str, str]] = {}
+        replaced: dict[str, str] = {}
+        for name in self.weights:
+            plain = name.removeprefix(PREFIX)
+            added = ADDED.match(plain)
+            if added:
+                parts.setdefault(added["module"], {})[added["part"]] = name
+            else:
+                plain = re.sub(r"\.modules_to_save\.[^.]+\.", ".", plain)
+                replaced[plain.replace(".base_layer.", ".")] = name
+        return parts, replaced
+
+    @property
+    def modules(self) -> list[str]:
+        """Modules with a low-rank change."""
+        return list(self._names[0])
+
+    @property
+    def replaced(self) -> list[str]:
+        """Parameters saved whole (modules_to_save, trained biases)."""
+        return list(self._names[1])
+
+    def scale(self, module: str) -> float:
+        """s of one module, with rank_pattern, alpha_pattern and rsLoRA as peft reads them."""
+        rank = _patterned(self.config.get("rank_pattern"), module, self.config["r"])
+        alpha = _patterned(self.config.get("alpha_pattern"), module, self.config["lora_alpha"])
+        return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
+
+    def factors(self, module: str) -> Factors:
+        """B (scaled) and A of one module, in the orientation (out, in)."""
+        parts = self._names[0][module]
+        if "lora_embedding_A" in parts:
+            # An embedding is stored (tokens, out) and peft's delta is (B A)^T.
+            up, down = parts["lora_embedding_A"], parts["lora_embedding_B"]
+            left, right = self.weights[up].float().T, self.weights[down].float().T
+        else:
+            self._require_pair(module, parts)
+            left, right = self.weights[parts["lora_B"]], self.weights[parts["lora_A"]]
+        if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
+            raise WorkbenchError(
+                f"Adapter {self.reference}: expected lora_B (out, r) and lora_A (r, in) for "
+                f"{module}, found {tuple(left.shape)} and {tuple(right.shape)}; LoRA on linear and "
+                "embedding layers can be read."
+            )
+        return Factors((left.float() * self.scale(module)).contiguous(), right.float())
+
+    def magnitude(self, module: str) -> Float[Tensor, " out"] | None:
+        """DoRA's row norms of one module, None for plain LoRA."""
+        name = self._names[0][module].get("lora_magnitude_vector")
+        return None if name is None else self.weights[name].float().flatten()
+
+    def replacement(self, parameter: str) -> Tensor:
+        return self.weights[self._names[1][parameter]]
+
+    def _require_pair(self, module: str, parts: Mapping[str, str]) -> None:
+        if not {"lora_A", "lora_B"} <= parts.keys():
+            raise WorkbenchError(
+                f"Adapter {self.reference} has {sorted(parts)} for {module} but needs both lora_A "
+                "and lora_B; save the adapter again."
+            )
+
+
+def dora(
+    base: Float[Tensor, "out in"], factors: Factors, magnitude: Float[Tensor, " out"]
+) -> Float[Tensor, "out in"]:
+    """The tuned matrix of a DoRA module, float32."""
+    direction = base.float() + factors.product
+    return magnitude[:, None] * direction / torch.linalg.vector_norm(direction, dim=1)[:, None]
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """A PEFT adapter folder; raises WorkbenchError for what is not a readable LoRA adapter."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text())
+    except ValueError as error:
+        raise WorkbenchError(
+            f"{folder / 'adapter_config.json'} is not valid JSON ({error}); save the adapter again."
+        ) from error
+    names = ("adapter_model.safetensors", "adapter_model.bin")
+    files = [folder / name for name in names if (folder / name).exists()]
+    if not files:
+        raise WorkbenchError(f"Expected {' or '.join(names)} in {folder}, found neither.")
+    return _checked(Adapter(str(folder), config, from_files(files[:1])))
+
+
+def adapter_in(model: nn.Module) -> Adapter | None:
+    """The active adapter of a PeftModel in memory, None for any other module."""
+    configs = getattr(model, "peft_config", None)
+    if not configs:
+        return None
+    name = getattr(model, "active_adapter", "default")
+    config = {k: getattr(v, "value", v) for k, v in vars(configs[name]).items()}
+    weights = from_module(model)
+    own = {n for n in weights if f".{name}" in n and ("lora_" in n or "modules_to_save" in n)}
+    return _checked(Adapter(type(model).__name__, config, weights.without(set(weights) - own)))
+
+
+def base_weights_in(model: nn.Module) -> Weights:
+    """The base weights inside a PeftModel, under the base's own names."""
+    weights = from_module(model)
+    plain: dict[str, str] = {}
+    for name in weights:
+        if "lora_" in name or ".modules_to_save." in name:
+            continue
+        own = name.removeprefix(PREFIX).replace(".base_layer.", ".")
+        plain[own.replace(".original_module.", ".")] = name
+    return Weights({own: weights.info[n] for own, n in plain.items()}, lambda n: weights[plain[n]])
+
+
+def _checked(adapter: Adapter) -> Adapter:
+    config, where = adapter.config, adapter.reference
+    kind = str(config.get("peft_type", "")).upper()
+    if kind != "LORA":
+        raise WorkbenchError(
+            f"Adapter {where} is of type {kind or 'unknown'}; LoRA, rsLoRA and DoRA can be read. "
+            "Merge it into its base with peft and give the merged folder."
+        )
+    for key, what in UNSUPPORTED.items():
+        if config.get(key):
+            raise WorkbenchError(
+                f"Adapter {where} uses {what} ({key}), which cannot be read; merge it into its "
+                "base with peft and give the merged folder."
+            )
+    if not isinstance(config.get("r"), int) or config["r"] < 1 or "lora_alpha" not in config:
+        raise WorkbenchError(f"Adapter {where} needs r >= 1 and lora_alpha in adapter_config.json.")
+    if not adapter.weights:
+        raise WorkbenchError(f"Adapter {where} holds no tensors; save it again.")
+    return adapter
+
+
+def _patterned(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    """peft's rule: a key matches the end of the module's name, as a regular expression."""
+    for key, value in (pattern or {}).items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return default

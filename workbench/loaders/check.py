@@ -1,0 +1,251 @@
+"""The preflight: do these two checkpoints belong together, and what limits a comparison?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+from workbench.errors import WorkbenchError
+from workbench.loaders.adapters import REWRITES_BASE
+
+if TYPE_CHECKING:
+    from workbench.loaders.pair import CheckpointPair
+
+STOP, WARN, NOTE, OK = "stop", "warn", "note", "ok"
+SIZES = ("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads")
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """table: item, status (ok, note, warn, stop), found, remedy - one line per question asked.
+    changes: per parameter layer, component, norm of the change and relative norm (read=True)."""
+
+    table: pd.DataFrame
+    changes: pd.DataFrame | None = None
+
+    @property
+    def ok(self) -> bool:
+        return not (self.table["status"] == STOP).any()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What does not stop an analysis but belongs beside its numbers."""
+        rows = self.table[self.table["status"].isin([WARN, NOTE])]
+        return tuple(f"{row.item}: {row.found}. {row.remedy}".strip() for row in rows.itertuples())
+
+    def require(self) -> None:
+        """Raise WorkbenchError with the first line that makes an analysis meaningless."""
+        for row in self.table[self.table["status"] == STOP].itertuples():
+            raise WorkbenchError(f"{row.item}: {row.found}. {row.remedy}")
+
+
+Line = tuple[str, str, str, str]
+
+
+def check(pair: CheckpointPair, *, read: bool = True) -> PairReport:
+    """Ask every preflight question of a pair.
+
+    read: also read every tensor once, for NaN and inf and for which parameters changed and by how
+    much. Nothing is raised for a bad pair; `PairReport.require` does that.
+    """
+    lines: list[Line] = []
+    questions: tuple[Callable[[CheckpointPair], Iterator[Line]], ...] = (
+        _architecture, _names, _shapes, _tied, _dtype, _adapter, _vocabulary,
+    )  # fmt: skip
+    for question in questions:
+        lines.extend(question(pair))
+    changes = None
+    if read and not any(status == STOP for _, status, _, _ in lines):
+        changes, found = _changes(pair)
+        lines.extend(found)
+    return PairReport(pd.DataFrame(lines, columns=["item", "status", "found", "remedy"]), changes)
+
+
+def _architecture(pair: CheckpointPair) -> Iterator[Line]:
+    ours, theirs = pair.base.config, pair.tuned.config
+    kinds = [c.get("model_type", "unknown") for c in (ours, theirs)]
+    different = [k for k in SIZES if k in ours and k in theirs and ours[k] != theirs[k]]
+    if kinds[0] != kinds[1] and "unknown" not in kinds:
+        found = f"base is {kinds[0]}, tuned is {kinds[1]}"
+        yield "architecture", STOP, found, "Give the checkpoint that was fine-tuned from this base."
+    elif different:
+        found = ", ".join(f"{k} {ours[k]} against {theirs[k]}" for k in different)
+        yield "architecture", STOP, found, "Give the base this checkpoint was fine-tuned from."
+    else:
+        yield "architecture", OK, kinds[0], ""
+
+
+def _names(pair: CheckpointPair) -> Iterator[Line]:
+    base, tuned = pair.base.weights(), pair.tuned.weights()
+    if not pair.matched:
+        found = f"none of {len(base)} base names is among {len(tuned)} tuned names"
+        remedy = f"Base has e.g. {next(iter(base))}, tuned {next(iter(tuned))}; check both."
+        yield "names", STOP, found, remedy
+        return
+    yield "names", OK, f"{len(pair.matched)} parameters matched", ""
+    for side, missing in (
+        ("base", [n for n in base if n not in pair.matched]),
+        ("tuned", [n for n in tuned if n not in set(pair.matched.values())]),
+    ):
+        if missing:
+            many = len(missing) > len(pair.matched)
+            found = f"{len(missing)} only in {side}: {_some(missing)}"
+            yield "unmatched names", WARN if many else NOTE, found, "They are left out."
+
+
+def _shapes(pair: CheckpointPair) -> Iterator[Line]:
+    if not pair.matched:
+        return
+    ours, theirs = pair.base.weights().info, pair.tuned.weights().info
+    differ = [b for b in pair.matched if b not in pair.comparable]
+    if differ:
+        found = _some([f"{b} {ours[b].shape} to {theirs[pair.matched[b]].shape}" for b in differ])
+        if 2 * len(differ) > len(pair.matched):
+            remedy = "Most shapes differ: give the base this checkpoint was fine-tuned from."
+            yield "shapes", STOP, found, remedy
+        else:
+            remedy = "They are left out; a resized vocabulary does this."
+            yield "shapes", WARN, found, remedy
+    else:
+        yield "shapes", OK, "all matched shapes agree", ""
+
+
+def _tied(pair: CheckpointPair) -> Iterator[Line]:
+    ties = [bool(c.config.get("tie_word_embeddings")) for c in (pair.base, pair.tuned)]
+    if ties[0] != ties[1]:
+        found = f"embeddings tied in base: {ties[0]}, in tuned: {ties[1]}"
+        yield "tied weights", NOTE, found, "The output head is compared only where both store it."
+    else:
+        yield "tied weights", OK, "tied, counted once" if ties[0] else "not tied", ""
+
+
+def _dtype(pair: CheckpointPair) -> Iterator[Line]:
+    kinds = []
+    for checkpoint in (pair.base, pair.tuned):
+        found = {str(i.dtype).removeprefix("torch.") for i in checkpoint.weights().info.values()}
+        kinds.append("+".join(sorted(found)))
+    if kinds[0] != kinds[1]:
+        found = f"base is stored as {kinds[0]}, tuned as {kinds[1]}"
+        remedy = "Rounding is part of every difference and fills its spectrum; use equal precision."
+        yield "dtype", WARN, found, remedy
+    elif "16" in kinds[0] and not pair.shared_base:
+        found = f"both stored as {kinds[0]}"
+        yield "dtype", NOTE, found, "Changes below half a unit in the last place are not visible."
+    else:
+        yield "dtype", OK, kinds[0], ""
+
+
+def _adapter(pair: CheckpointPair) -> Iterator[Line]:
+    lora = pair.tuned.lora
+    if lora is None:
+        return
+    named = lora.config.get("base_model_name_or_path")
+    yield "adapter's base", NOTE if not named else OK, f"declares {named or 'no base'}", ""
+    lost = [m for m in lora.modules if m not in set(pair.adapted.values())]
+    lost += [p for p in lora.replaced if p not in set(pair.replaced.values())]
+    if lost:
+        all_lost = not pair.adapted and not pair.replaced
+        remedy = "Give the base it was trained on." if all_lost else "They change nothing here."
+        found = f"{len(lost)} adapter keys match nothing in the base: {_some(lost)}"
+        yield "adapter keys", STOP if all_lost else WARN, found, remedy
+    else:
+        yield "adapter keys", OK, f"{len(pair.adapted)} adapted, {len(pair.replaced)} replaced", ""
+    yield from _adapter_shapes(pair)
+    start = str(lora.config.get("init_lora_weights", "")).lower()
+    if start.startswith(REWRITES_BASE):
+        found = f"initialised by {start}, which rewrites the base before training"
+        remedy = "Convert it with peft (path_initial_model_for_weight_conversion) or merge it."
+        yield "adapter's start", WARN, found, remedy
+
+
+def _adapter_shapes(pair: CheckpointPair) -> Iterator[Line]:
+    lora = pair.tuned.lora
+    assert lora is not None
+    empty = 0
+    for parameter, module in pair.adapted.items():
+        factors = lora.factors(module)
+        ours = tuple(pair.tuned.weights().info[parameter].shape)
+        theirs = (factors.up.shape[0], factors.down.shape[1])
+        if theirs not in (ours, ours[::-1]):
+            found = f"adapter changes {module} by {theirs}, base has {ours}"
+            yield "adapter shapes", STOP, found, "Give the base this adapter was trained on."
+            return
+        empty += not (factors.up.any() and factors.down.any())
+    if empty and lora.magnitude(next(iter(pair.adapted.values()))) is None:
+        found = f"BA = 0 in {empty} of {len(pair.adapted)} adapted modules"
+        yield "adapter effect", WARN, found, "Untrained modules equal the base exactly."
+
+
+def _vocabulary(pair: CheckpointPair) -> Iterator[Line]:
+    folders = pair.base.folder, pair.tuned.folder
+    if None in folders or folders[0] == folders[1]:
+        return
+    ours, theirs = _token_ids(pair.base.folder), _token_ids(pair.tuned.folder)
+    if ours is None or theirs is None:
+        sides = [side for side, ids in (("base", ours), ("tuned", theirs)) if ids is None]
+        found = f"no tokenizer.json in {' and '.join(sides)}"
+        yield "tokenizer", NOTE, found, "Token ids are taken to mean the same on both sides."
+    elif moved := [t for t, i in ours.items() if theirs.get(t, i) != i]:
+        found = f"{len(moved)} tokens have another id in tuned: {_some(moved)}"
+        yield "tokenizer", WARN, found, "Prompts are read differently; embeddings are permuted."
+    elif ours.keys() != theirs.keys():
+        found = f"vocabulary of {len(ours)} against {len(theirs)} tokens"
+        yield "tokenizer", NOTE, found, "Shared tokens keep their ids."
+    else:
+        yield "tokenizer", OK, f"{len(ours)} tokens, same ids", ""
+    templates = [_chat_template(folder) for folder in folders]
+    if templates[0] != templates[1]:
+        yield "chat template", NOTE, "differs", "Say which one you format prompts with."
+
+
+def _changes(pair: CheckpointPair) -> tuple[pd.DataFrame, list[Line]]:
+    rows, lines = [], []
+    for site in pair.sites("all"):
+        try:
+            delta = pair.delta(site)
+        except WorkbenchError as error:
+            lines.append(("finite", STOP, str(error).rstrip("."), ""))
+            continue
+        norm = delta.norm
+        size = float(torch.linalg.vector_norm(delta.base.float()))
+        rows.append((site.name, site.layer, site.component, norm, norm / size if size else None))
+    columns = ["name", "layer", "component", "norm", "relative_norm"]
+    table = pd.DataFrame(rows, columns=columns)
+    if not lines:
+        lines.append(("finite", OK, "no NaN or inf", ""))
+    moved = int((table["norm"] > 0).sum())
+    found = f"{moved} of {len(table)} parameters changed"
+    if moved:
+        most = table.sort_values("relative_norm").iloc[-1]
+        found += f", {most['name']} most (relative norm {most['relative_norm']:.3g})"
+    remedy = "" if moved else "Tuned equals base: every analysis will give its exact null."
+    lines.append(("changes", OK if moved else WARN, found, remedy))
+    return table, lines
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _token_ids(folder: Any) -> dict[str, int] | None:
+    file = folder / "tokenizer.json"
+    if not file.exists():
+        return None
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    if isinstance(vocabulary, list):  # Unigram: [token, score], the id is the place
+        vocabulary = {token: i for i, (token, _) in enumerate(vocabulary)}
+    return vocabulary | {t["content"]: t["id"] for t in content.get("added_tokens", [])}
+
+
+def _chat_template(folder: Any) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        return file.read_text()
+    config = folder / "tokenizer_config.json"
+    return json.loads(config.read_text()).get("chat_template") if config.exists() else None

@@ -1,0 +1,277 @@
+"""Checkpoint: any way to name a model -> lazy weights, model, tokenizer and fingerprint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from workbench import cache
+from workbench.errors import WorkbenchError
+from workbench.loaders.adapters import Adapter, adapter_in, base_weights_in, read_adapter
+from workbench.loaders.names import tied_heads
+from workbench.loaders.weights import Weights, from_files, from_module, shard_files
+from workbench.results import replacing
+
+# What a hub download needs: weights, config and tokenizer, never code.
+WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One model, by reference; nothing is read until it is asked for.
+
+    reference: a folder, a .gguf file, a hub id, or a model in memory.
+    adapter: a PEFT LoRA adapter folder (or hub id) that is applied to it.
+    revision: branch, tag or commit for a hub id.
+    """
+
+    reference: str | nn.Module
+    adapter: str | None = None
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, reference: str | Path | nn.Module | Checkpoint) -> Checkpoint:
+        """Read "folder", "model.gguf", "org/name@revision", "base+adapter" or an adapter folder.
+
+        An adapter folder alone stands on the base its own config names.
+        """
+        if isinstance(reference, Checkpoint):
+            return reference
+        if isinstance(reference, nn.Module):
+            return cls(reference)
+        text = str(reference)
+        if Path(text).exists():
+            return cls._adapter_folder(text) if is_adapter(text) else cls(text)
+        base, plus, adapter = text.rpartition("+")
+        if plus and base and adapter:
+            own = cls.parse(base)
+            return cls(own.reference, adapter, own.revision)
+        if text.startswith((".", "/", "~")) or text.count("/") > 1:
+            raise WorkbenchError(f"There is no file or folder {text}; check the path.")
+        name, at, revision = text.partition("@")
+        return cls(name, None, revision if at else None)
+
+    @classmethod
+    def _adapter_folder(cls, folder: str) -> Checkpoint:
+        named = json.loads((Path(folder) / "adapter_config.json").read_text())
+        base = named.get("base_model_name_or_path")
+        if not base:
+            raise WorkbenchError(
+                f"Adapter {folder} does not name its base; write the reference as BASE+{folder}."
+            )
+        beside = Path(folder) / base
+        own = cls.parse(str(beside) if beside.exists() else base)
+        return cls(own.reference, folder, own.revision)
+
+    @property
+    def name(self) -> str:
+        """The reference as a person would write it."""
+        if isinstance(self.reference, nn.Module):
+            return f"{type(self.reference).__name__} in memory"
+        at = f"@{self.revision}" if self.revision else ""
+        return f"{self.reference}{at}" + (f"+{self.adapter}" if self.adapter else "")
+
+    @property
+    def bare(self) -> Checkpoint:
+        """The same checkpoint without its adapter."""
+        return Checkpoint(self.reference, None, self.revision)
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """The local folder with weights, config and tokenizer; None for a model in memory."""
+        if isinstance(self.reference, nn.Module):
+            return None
+        path = Path(self.reference).expanduser()
+        if path.suffix == ".gguf":
+            return _dequantised(path)
+        if path.is_dir():
+            return path
+        if path.exists():
+            raise WorkbenchError(f"Expected a checkpoint folder or .gguf file, found file {path}.")
+        return _downloaded(self.reference, self.revision)
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """config.json as saved; empty where there is none."""
+        if isinstance(self.reference, nn.Module):
+            config: Any = getattr(self.reference, "config", None)
+            return config.to_dict() if hasattr(config, "to_dict") else {}
+        assert self.folder is not None
+        file = self.folder / "config.json"
+        try:
+            return json.loads(file.read_text()) if file.exists() else {}
+        except ValueError as error:
+            raise WorkbenchError(
+                f"{file} is not valid JSON ({error}); download it again."
+            ) from error
+
+    def weights(self) -> Weights:
+        """name -> tensor of the bare model (the adapter's factors are in `lora`); tied once."""
+        return self._weights
+
+    @cached_property
+    def _weights(self) -> Weights:
+        if isinstance(self.reference, nn.Module):
+            is_peft = adapter_in(self.reference) is not None
+            found = (base_weights_in if is_peft else from_module)(self.reference)
+        else:
+            assert self.folder is not None
+            found = from_files(shard_files(self.folder))
+        if not found:
+            raise WorkbenchError(f"{self.name} holds no floating-point tensors.")
+        shapes = {name: info.shape for name, info in found.info.items()}
+        tied = tied_heads(shapes, bool(self.config.get("tie_word_embeddings")))
+        return found.without(tied)
+
+    @cached_property
+    def lora(self) -> Adapter | None:
+        """The adapter's factors, None for a checkpoint without one."""
+        if isinstance(self.reference, nn.Module):
+            return adapter_in(self.reference)
+        if self.adapter is None:
+            return None
+        path = Path(self.adapter).expanduser()
+        if not path.exists():
+            path = _downloaded(self.adapter, None)
+        if not is_adapter(path):
+            raise WorkbenchError(f"Expected a PEFT adapter (adapter_config.json) in {path}.")
+        return read_adapter(path)
+
+    @cached_property
+    def base_fingerprint(self) -> str:
+        """sha256 over names and content of the bare weights and the config."""
+        if self.folder is not None:
+            config = self.folder / "config.json"
+            files = [*shard_files(self.folder), *([config] if config.exists() else [])]
+            parts = [f"{f.name}:{cache.file_digest(f)}" for f in files]
+            return cache.digest(part.encode() for part in parts)
+        return _digest_of(self.weights())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of everything that decides this checkpoint's weights."""
+        if self.lora is None:
+            return self.base_fingerprint
+        config = json.dumps(self.lora.config, sort_keys=True, default=str)
+        parts = [self.base_fingerprint, config, _digest_of(self.lora.weights)]
+        return cache.digest(part.encode() for part in parts)
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """reference, fingerprint, kind, and where known rank, alpha, step and seed."""
+        found: dict[str, Any] = {"reference": self.name, "fingerprint": self.fingerprint}
+        if self.lora is None:
+            found["kind"] = "full"
+        else:
+            config = self.lora.config
+            found |= {"kind": "lora", "rank": config["r"], "alpha": config["lora_alpha"]}
+        home = Path(self.adapter) if self.adapter else self.folder
+        if home is not None and (home / "training.json").exists():
+            training = json.loads((home / "training.json").read_text())
+            found |= {key: training[key] for key in ("step", "seed") if key in training}
+        return found
+
+    def load(
+        self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    ) -> nn.Module:
+        """The model to run, in eval mode, adapter attached unmerged; dtype None = as stored.
+
+        A model in memory is returned itself, not a copy. Code in the checkpoint is never run.
+        """
+        if isinstance(self.reference, nn.Module):
+            return self.reference.eval()
+        from transformers import AutoModelForCausalLM
+
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+            str(self.folder), dtype=dtype or "auto", local_files_only=True, trust_remote_code=False
+        )
+        if self.lora is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(
+                model, self.lora.reference, autocast_adapter_dtype=False
+            )
+        return model.to(torch.device(device)).eval()  # pyright: ignore[reportArgumentType]
+
+    def tokenizer(self) -> Any:
+        """The tokenizer beside the weights; raises WorkbenchError where there is none."""
+        if self.folder is None:
+            raise WorkbenchError("A model in memory has no tokenizer; pass one.")
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(self.folder), local_files_only=True, trust_remote_code=False
+        )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+
+def is_adapter(path: str | Path) -> bool:
+    return (Path(path) / "adapter_config.json").exists()
+
+
+def _digest_of(weights: Mapping[str, torch.Tensor]) -> str:
+    def chunks():
+        for name in weights:
+            yield name.encode()
+            yield tensor_bytes(weights[name])
+
+    return cache.digest(chunks())
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """A tensor's content as bytes, whatever its dtype."""
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return flat.view(torch.uint8).numpy().data
+
+
+def _downloaded(name: str, revision: str | None) -> Path:
+    """A hub snapshot, from the local cache where HF_HUB_OFFLINE=1 or it is complete."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=WANTED))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise WorkbenchError(
+            f"{name!r}{at} is neither a local folder nor a model that the hub or its local cache "
+            f"gave ({type(error).__name__}); check the path, the name or the network."
+        ) from error
+
+
+def _dequantised(path: Path) -> Path:
+    """A GGUF file as a float32 safetensors folder, made once by transformers and kept."""
+    if not path.exists():
+        raise WorkbenchError(f"There is no file {path}; check the path.")
+    target = cache.folder("gguf", cache.file_digest(path)[:32])
+    if target.exists():
+        return target
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise WorkbenchError("Reading GGUF needs the package gguf: pip install gguf.") from error
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        named = {"gguf_file": path.name, "local_files_only": True}
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, **named)
+        model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **named)
+    except Exception as error:  # a damaged GGUF fails in many ways inside its reader
+        raise WorkbenchError(
+            f"{path} could not be read as GGUF ({error}); download it again."
+        ) from error
+    if hasattr(model.config, "quantization_config"):
+        delattr(model.config, "quantization_config")
+    with replacing(target) as fresh:
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+    return target

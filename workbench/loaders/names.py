@@ -1,0 +1,123 @@
+"""Where does a parameter sit? Names of any checkpoint to (layer, component), and between two.
+
+Nothing here knows an architecture: the first number in a name is its layer and what follows it the
+component. The two things that names and shapes cannot tell are listed: GPT-2's transposed Conv1D,
+and which matrices are several fused into one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+# Model types whose transformers implementation stores these as Conv1D, (in, out).
+CONV1D_TYPES = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
+CONV1D_MODULES = ("c_attn", "c_proj", "c_fc", "q_attn")
+
+# Module name -> what is fused in it, in the order of its rows.
+FUSED = {
+    "c_attn": "q+k+v",
+    "query_key_value": "q+k+v",
+    "qkv_proj": "q+k+v",
+    "Wqkv": "q+k+v",
+    "in_proj_weight": "q+k+v",
+    "gate_up_proj": "gate+up",
+}
+LEGACY = {"gamma": "weight", "beta": "bias"}
+
+
+@dataclass(frozen=True)
+class ParameterSite:
+    """One parameter of the base: its name there, its layer (None outside the blocks), and the
+    component it is the weight of, e.g. "self_attn.q_proj", or "self_attn.q_proj.bias"."""
+
+    name: str
+    layer: int | None
+    component: str
+
+    def __str__(self) -> str:
+        return self.component if self.layer is None else f"{self.layer}.{self.component}"
+
+
+def locate(names: Iterable[str]) -> dict[str, ParameterSite]:
+    """Parameter name -> site, for all names of one checkpoint.
+
+    What stands before the layer number ("model.layers") is dropped where it is the same for all
+    layers and kept where a checkpoint has several stacks (T5's encoder and decoder).
+    """
+    split = {name: _split(name) for name in names}
+    stacks = {stack for stack, layer, _ in split.values() if layer is not None}
+    roots = {stack.split(".")[0] for stack in stacks if "." in stack}
+    sites = {}
+    for name, (stack, layer, rest) in split.items():
+        if layer is None:
+            head, _, tail = rest.partition(".")
+            rest = tail if head in roots and tail and len(stacks) == 1 else rest
+        elif len(stacks) > 1:
+            rest = f"{stack}.{rest}"
+        sites[name] = ParameterSite(name, layer, _component(rest))
+    return sites
+
+
+def _split(name: str) -> tuple[str, int | None, str]:
+    """("model.layers", 3, "self_attn.q_proj.weight"), or ("", None, name) outside the blocks."""
+    parts = name.split(".")
+    for i, part in enumerate(parts):
+        if part.isdigit() and 0 < i < len(parts) - 1:
+            return ".".join(parts[:i]), int(part), ".".join(parts[i + 1 :])
+    return "", None, name
+
+
+def _component(rest: str) -> str:
+    rest = modern(rest).removesuffix(".weight")
+    last = rest.removesuffix(".bias").split(".")[-1]
+    fused = FUSED.get(last)
+    return f"{rest} ({fused})" if fused else rest
+
+
+def modern(name: str) -> str:
+    """Old BERT checkpoints say gamma and beta where today's say weight and bias."""
+    head, dot, last = name.rpartition(".")
+    return head + dot + LEGACY.get(last, last)
+
+
+def is_conv1d(name: str, model_type: str | None) -> bool:
+    """Whether this weight is stored (in, out)."""
+    module = name.removesuffix(".weight").split(".")[-1]
+    return model_type in CONV1D_TYPES and module in CONV1D_MODULES and name.endswith(".weight")
+
+
+def align(base: Sequence[str], tuned: Sequence[str]) -> dict[str, str]:
+    """Base name -> tuned name for every parameter the two have in common.
+
+    A model saved with its head carries a prefix ("bert.", "model.") that the bare model lacks: one
+    prefix may be dropped on either side, whichever pair of prefixes matches most names.
+    """
+    best: dict[str, str] = {}
+    for ours in _prefixes(base):
+        keys = {modern(name.removeprefix(ours)): name for name in base}
+        for theirs in _prefixes(tuned):
+            found = {modern(name.removeprefix(theirs)): name for name in tuned}
+            matched = {keys[key]: found[key] for key in keys.keys() & found.keys()}
+            if len(matched) > len(best):
+                best = matched
+    return {name: best[name] for name in base if name in best}
+
+
+def _prefixes(names: Iterable[str]) -> list[str]:
+    """No prefix first, then the first segments, commonest first."""
+    firsts = Counter(name.split(".")[0] + "." for name in names if "." in name)
+    return ["", *(prefix for prefix, _ in firsts.most_common())]
+
+
+def tied_heads(shapes: Mapping[str, tuple[int, ...]], tie: bool) -> set[str]:
+    """Output heads that are only a second name of an embedding in a config that ties them."""
+    heads = re.compile(r"(^|\.)(lm_head|embed_out|predictions\.decoder)\.weight$")
+    if not tie:
+        return set()
+    embeddings = {
+        shape for name, shape in shapes.items() if "emb" in name or name.endswith("wte.weight")
+    }
+    return {n for n, shape in shapes.items() if heads.search(n) and shape in embeddings}

@@ -1,0 +1,264 @@
+"""A base checkpoint and a fine-tuned one, matched parameter by parameter and read one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from workbench.errors import WorkbenchError
+from workbench.loaders.adapters import Adapter, Factors, dora
+from workbench.loaders.checkpoint import Checkpoint, is_adapter
+from workbench.loaders.names import ParameterSite, align, is_conv1d, locate
+from workbench.loaders.weights import Weights
+from workbench.results import Provenance
+
+if TYPE_CHECKING:
+    from workbench.loaders.check import PairReport
+
+Reference = str | Path | nn.Module | Checkpoint
+Select = Literal["matrices", "all"]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """One aligned parameter: matrices as (out, in), vectors as (n,).
+
+    base: at stored precision. whole: the tuned tensor where it is stored or had to be formed.
+    factors: the low-rank change where there is one. Neither: fine-tuning left it alone.
+    """
+
+    site: ParameterSite
+    base: Tensor
+    whole: Tensor | None = None
+    factors: Factors | None = None
+
+    @property
+    def tuned(self) -> Tensor:
+        """The fine-tuned parameter; float32 where it is formed from factors."""
+        if self.factors is not None:
+            return self.base.float() + self.factors.product
+        return self.base if self.whole is None else self.whole
+
+    @cached_property
+    def change(self) -> Tensor:
+        """tuned - base in float32, formed densely."""
+        if self.factors is not None:
+            return self.factors.product
+        return self.tuned.float() - self.base.float()
+
+    @cached_property
+    def norm(self) -> float:
+        """|tuned - base|_F."""
+        if self.factors is not None:
+            return self.factors.norm
+        return float(torch.linalg.vector_norm(self.change)) if self.changed else 0.0
+
+    @cached_property
+    def changed(self) -> bool:
+        """Whether any entry differs."""
+        if self.factors is not None:
+            return bool(self.factors.up.any() and self.factors.down.any())
+        return self.whole is not None and bool(self.change.any())
+
+
+@dataclass(frozen=True)
+class CheckpointPair:
+    """A base and one fine-tuned member. `name` is the member's name in tables and figures."""
+
+    base: Checkpoint
+    tuned: Checkpoint
+    name: str = "tuned"
+
+    @cached_property
+    def shared_base(self) -> bool:
+        """Whether the member is an adapter on this very base, so that factors are its change."""
+        if self.tuned.lora is None:
+            return False
+        same = self.tuned.reference is self.base.reference or self.tuned.bare == self.base
+        return same or self.tuned.base_fingerprint == self.base.fingerprint
+
+    @cached_property
+    def matched(self) -> Mapping[str, str]:
+        """Base name -> name in the member's (bare) weights; shapes not yet compared."""
+        return align(list(self.base.weights()), list(self.tuned.weights()))
+
+    @cached_property
+    def comparable(self) -> Mapping[str, str]:
+        """The matched names whose shapes agree; `check()` lists the others."""
+        ours, theirs = self.base.weights().info, self.tuned.weights().info
+        return {b: t for b, t in self.matched.items() if ours[b].shape == theirs[t].shape}
+
+    @cached_property
+    def adapted(self) -> Mapping[str, str]:
+        """Parameter in the member's bare weights -> adapter module with a low-rank change."""
+        lora = self.tuned.lora
+        if lora is None:
+            return {}
+        targets = {f"{module}.weight": module for module in lora.modules}
+        found = align(list(self.tuned.weights()), list(targets))
+        return {parameter: targets[target] for parameter, target in found.items()}
+
+    @cached_property
+    def replaced(self) -> Mapping[str, str]:
+        """Parameter in the member's bare weights -> adapter tensor saved whole."""
+        lora = self.tuned.lora
+        return {} if lora is None else align(list(self.tuned.weights()), lora.replaced)
+
+    def sites(self, select: Select = "matrices") -> list[ParameterSite]:
+        """The parameters an analysis sees: "matrices" (weights of two or more dimensions inside
+        the blocks, as in the intruder-dimension paper) or "all" (embeddings, biases and norms)."""
+        located = locate(self.comparable)
+        if select == "all":
+            return list(located.values())
+        info = self.base.weights().info
+        return [
+            site
+            for name, site in located.items()
+            if site.layer is not None
+            and len(info[name].shape) > 1
+            and min(_matrix(info[name].shape)) > 1
+        ]
+
+    def deltas(self, select: Select = "matrices") -> Iterator[Delta]:
+        """The aligned parameters one at a time; only the one in hand is in memory.
+
+        Raises WorkbenchError at the first parameter with NaN or inf, naming it and its side.
+        """
+        for site in self.sites(select):
+            yield self.delta(site)
+
+    def delta(self, site: ParameterSite) -> Delta:
+        """One aligned parameter. Raises as `deltas`."""
+        theirs = self.comparable[site.name]
+        base = _oriented(self.base, site.name)
+        _finite(base, self.base, site.name)
+        module = self.adapted.get(theirs)
+        if theirs in self.replaced:
+            assert self.tuned.lora is not None
+            whole = self.tuned.lora.replacement(self.replaced[theirs])
+            made = Delta(site, base, _turned(whole, self.tuned, theirs))
+        elif self.shared_base and module is None:
+            return Delta(site, base)
+        elif self.shared_base and module is not None:
+            made = _with_adapter(Delta(site, base), self.tuned.lora, module)
+        else:
+            whole = _oriented(self.tuned, theirs)
+            if module is not None:
+                own = _with_adapter(Delta(site, whole), self.tuned.lora, module)
+                whole = own.tuned
+            made = Delta(site, base, whole)
+        for tensor in (made.whole, *(vars(made.factors).values() if made.factors else ())):
+            if tensor is not None:
+                _finite(tensor, self.tuned, theirs)
+        return made
+
+    def check(self, *, read: bool = True) -> PairReport:
+        """The preflight: what matches, what does not, what to do. read=False opens no tensor."""
+        from workbench.loaders.check import check
+
+        return check(self, read=read)
+
+    def provenance(self, **known: Any) -> Provenance:
+        """Provenance of one analysis of this pair, with the preflight's notes."""
+        report = self.check(read=False)
+        report.require()
+        base, member = self.base.about, self.tuned.about
+        return Provenance(base, {self.name: member}, notes=report.notes, **known)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One base and its fine-tuned members; iterates over pairs."""
+
+    base: Checkpoint
+    members: Mapping[str, Checkpoint] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[CheckpointPair]:
+        return (CheckpointPair(self.base, tuned, name) for name, tuned in self.members.items())
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, name: str) -> CheckpointPair:
+        if name not in self.members:
+            raise WorkbenchError(f"No member {name!r}; this family has {list(self.members)}.")
+        return CheckpointPair(self.base, self.members[name], name)
+
+
+def load_pair(base: Reference, tuned: Reference, name: str | None = None) -> CheckpointPair:
+    """A base and one fine-tuned checkpoint, matched; reads headers only.
+
+    base, tuned: a folder (safetensors, or .bin read with weights_only), a .gguf file, a hub id
+    ("org/name@revision"), "base+adapter", or a model in memory. tuned may also be a PEFT LoRA
+    adapter folder, which is then applied to `base`. name defaults to the last part of `tuned`.
+    Raises WorkbenchError where either cannot be read or the two have nothing in common.
+    """
+    ours = Checkpoint.parse(base)
+    if isinstance(tuned, str | Path) and is_adapter(tuned):
+        theirs = Checkpoint(ours.reference, str(tuned), ours.revision)
+    else:
+        theirs = Checkpoint.parse(tuned)
+    if name is None:
+        last = theirs.adapter or theirs.reference
+        name = Path(last).name if isinstance(last, str) else "tuned"
+    pair = CheckpointPair(ours, theirs, name)
+    pair.check(read=False).require()
+    return pair
+
+
+def load_family(base: Reference, members: Mapping[str, Reference]) -> Family:
+    """One base and named members, each as in `load_pair`."""
+    if not members:
+        raise WorkbenchError("A family needs at least one member: {'name': reference}.")
+    ours = Checkpoint.parse(base)
+    return Family(ours, {name: load_pair(ours, ref, name).tuned for name, ref in members.items()})
+
+
+def _with_adapter(delta: Delta, lora: Adapter | None, module: str) -> Delta:
+    assert lora is not None
+    factors = lora.factors(module)
+    shape = (factors.up.shape[0], factors.down.shape[1])
+    if shape != tuple(delta.base.shape):
+        raise WorkbenchError(
+            f"Adapter {lora.reference} changes {module} by a {shape} matrix but the base has "
+            f"{tuple(delta.base.shape)} there; it was trained on another base."
+        )
+    magnitude = lora.magnitude(module)
+    if magnitude is None:
+        return Delta(delta.site, delta.base, factors=factors)
+    return Delta(delta.site, delta.base, whole=dora(delta.base, factors, magnitude))
+
+
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Convolution kernels (out, in, ...) count as (out, everything else)."""
+    return shape[0], int(torch.Size(shape[1:]).numel())
+
+
+def _oriented(checkpoint: Checkpoint, name: str) -> Tensor:
+    return _turned(checkpoint.weights()[name], checkpoint, name)
+
+
+def _turned(tensor: Tensor, checkpoint: Checkpoint, name: str) -> Tensor:
+    if tensor.ndim > 2:
+        return tensor.flatten(1)
+    transposed = is_conv1d(name, checkpoint.config.get("model_type"))
+    return tensor.T if transposed and tensor.ndim == 2 else tensor
+
+
+def _finite(tensor: Tensor, checkpoint: Checkpoint, name: str) -> None:
+    # A sum is finite only where every entry is, short of an overflow that isfinite then settles.
+    if not torch.isfinite(tensor.sum(dtype=torch.float64)) and not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise WorkbenchError(
+            f"{name} of {checkpoint.name} has {bad} NaN or inf of {tensor.numel()} entries; use a "
+            "checkpoint from before the run diverged."
+        )
+
+
+__all__ = ["CheckpointPair", "Delta", "Family", "Weights", "load_family", "load_pair"]

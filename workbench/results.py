@@ -1,0 +1,207 @@
+"""What an analysis returns: one tidy table, its tensors, and where it all came from."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from workbench.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMAT = 1
+VERSIONED = ("workbench", "torch", "transformers", "peft", "numpy", "scipy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a number."""
+    return {"python": platform.python_version()} | {
+        name: metadata.version(name) for name in VERSIONED
+    }
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Everything needed to know, and to make again, what a Result shows.
+
+    base: reference and fingerprint of the base checkpoint.
+    members: member name -> reference, fingerprint, kind ("full" or "lora") and, where they are
+        known, the LoRA rank and alpha, the training step and seed.
+    parameters: every argument of the analysis that can change a number.
+    notes: what the preflight found that limits how the numbers may be read.
+    """
+
+    base: Mapping[str, Any]
+    members: Mapping[str, Mapping[str, Any]]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    notes: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=versions)
+    command: str = field(default_factory=lambda: command_line())
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def command_line() -> str:
+    """The command that runs now, without the folder the program lies in."""
+    return " ".join([Path(sys.argv[0]).name or "python", *sys.argv[1:]])
+
+
+@dataclass(frozen=True)
+class Result:
+    """One analysis of one pair, or of a family after `wb.over`.
+
+    analysis: its key, e.g. "spectral.intruders".
+    table: tidy; some of (member, layer, component, head, position, prompt, rank, seed, x), then
+        metric, value, and where the value is a mean: low, high (95% interval), n and baseline.
+    tensors: name -> array, for what does not fit a table (a similarity matrix).
+    """
+
+    analysis: str
+    table: pd.DataFrame
+    provenance: Provenance
+    tensors: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        missing = {"metric", "value"} - set(self.table.columns)
+        if missing:
+            raise WorkbenchError(
+                f"A Result's table needs the columns metric and value; {sorted(missing)} missing."
+            )
+
+    @property
+    def members(self) -> list[str]:
+        """Member names, in the order they were given."""
+        return list(self.provenance.members)
+
+    def metric(self, name: str) -> pd.DataFrame:
+        """The rows of one metric; raises if the table has none of it."""
+        rows = self.table.loc[self.table["metric"] == name]
+        if rows.empty:
+            known = sorted(self.table["metric"].unique())
+            raise WorkbenchError(f"{self.analysis} has no metric {name!r}; it has {known}.")
+        return rows
+
+    def plot(self, ax: Axes | None = None, **options: Any) -> Figure:
+        """The first figure of this analysis; `workbench.figures` holds the others."""
+        from workbench import figures
+
+        return figures.draw(self, ax=ax, **options)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write table.parquet, tensors.safetensors and result.json to `folder`, all or nothing.
+
+        A Result already there is replaced only after the new one is complete on disk.
+        """
+        from safetensors.numpy import save_file
+
+        with replacing(Path(folder)) as fresh:
+            self.table.to_parquet(fresh / "table.parquet", index=False)
+            if self.tensors:
+                arrays = {name: np.ascontiguousarray(a) for name, a in self.tensors.items()}
+                save_file(arrays, fresh / "tensors.safetensors")
+            about = {"format": FORMAT, "analysis": self.analysis} | asdict(self.provenance)
+            (fresh / "result.json").write_text(json.dumps(about, indent=1, default=str))
+        return Path(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Result:
+        """Read what `save` wrote; raises WorkbenchError where the folder does not hold a Result."""
+        from safetensors.numpy import load_file
+
+        folder = Path(folder)
+        try:
+            about = json.loads((folder / "result.json").read_text())
+            table = pd.read_parquet(folder / "table.parquet")
+        except (OSError, ValueError) as error:
+            raise WorkbenchError(
+                f"Expected a saved Result (result.json and table.parquet) in {folder}: {error}."
+            ) from error
+        if about.pop("format", None) != FORMAT:
+            raise WorkbenchError(
+                f"{folder} holds a Result of another format; run its analysis anew."
+            )
+        tensors = folder / "tensors.safetensors"
+        arrays = load_file(tensors) if tensors.exists() else {}
+        analysis = about.pop("analysis")
+        about["notes"] = tuple(about["notes"])
+        return cls(analysis, table, Provenance(**about), arrays)
+
+
+def concatenate(results: list[Result]) -> Result:
+    """Results of one analysis over several members of one base, as one Result.
+
+    Raises where the analyses, bases or parameters differ: such rows must not stand in one table.
+    """
+    first = results[0]
+    for other in results[1:]:
+        for what in ("base", "parameters", "seed"):
+            ours, theirs = getattr(first.provenance, what), getattr(other.provenance, what)
+            if json.dumps(ours, default=str) != json.dumps(theirs, default=str):
+                raise WorkbenchError(
+                    f"Cannot join results whose {what} differ: {ours} and {theirs}."
+                )
+        if other.analysis != first.analysis:
+            raise WorkbenchError(f"Cannot join {first.analysis} with {other.analysis}.")
+    table = pd.concat([r.table for r in results], ignore_index=True)
+    members = {name: about for r in results for name, about in r.provenance.members.items()}
+    tensors = {
+        f"{r.members[0]}/{name}" if len(results) > 1 else name: array
+        for r in results
+        for name, array in r.tensors.items()
+    }
+    notes = tuple(dict.fromkeys(note for r in results for note in r.provenance.notes))
+    return Result(
+        first.analysis, table, replace(first.provenance, members=members, notes=notes), tensors
+    )
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A fresh folder that takes `target`'s place when the block ends well, else disappears."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield fresh
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+            os.replace(target, old / "was")
+            os.replace(fresh, target)
+            shutil.rmtree(old)
+        else:
+            os.chmod(fresh, 0o755)
+            os.replace(fresh, target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[Path]:
+    """A temporary file beside `target` that is renamed to it when the block ends well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(
+        prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent
+    )
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.replace(name, target)
+    finally:
+        Path(name).unlink(missing_ok=True)

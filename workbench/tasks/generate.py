@@ -1,0 +1,62 @@
+"""How do generators draw distinct prompts, with splits that cannot overlap?"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+from workbench.errors import WorkbenchError
+from workbench.tasks.prompts import SPLITS, Prompt, PromptSet, Split
+
+
+class Draw(NamedTuple):
+    """What a generator makes of one random stream, before it has an id and a split."""
+
+    prompt: str
+    target: str
+    foils: tuple[str, ...]
+    tags: dict[str, str]
+    template: str
+
+
+def split_of(text: str) -> Split:
+    """The split a text belongs to, from its own hash: half train, a quarter each of the others."""
+    bucket = hashlib.sha256(text.encode()).digest()[0]
+    return "train" if bucket < 128 else "validation" if bucket < 192 else "test"
+
+
+def collect(
+    name: str,
+    draw: Callable[[random.Random], Draw],
+    *,
+    n: int,
+    seed: int,
+    split: Split | None,
+) -> PromptSet:
+    """The first n distinct prompts of the stream `seed` that fall in `split` (None: in any).
+
+    A text's split follows from its content alone, so sets of any seed never share a text across
+    splits. Raises if the task has too few distinct prompts.
+    """
+    if split is not None and split not in SPLITS:
+        raise WorkbenchError(f"Unknown split {split!r}; use one of {', '.join(SPLITS)}.")
+    if n < 1:
+        raise WorkbenchError(f"Expected at least one prompt, asked for n = {n}.")
+    stream = random.Random(f"{name} {seed}")
+    found: dict[str, Prompt] = {}
+    for _ in range(40 * n + 1000):
+        made = draw(stream)
+        text = made.prompt + made.target
+        own = split_of(text)
+        if split not in (None, own):
+            continue
+        key = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        found[key] = Prompt(key, made.prompt, made.target, made.foils, own, made.tags, made.template)
+        if len(found) == n:
+            return PromptSet(name, tuple(found.values()), seed)
+    raise WorkbenchError(
+        f"{name} has only about {len(found)} distinct prompts in split {split}; ask for fewer "
+        f"than n = {n}."
+    )

@@ -1,0 +1,227 @@
+"""How well does a model answer prompts, and how well does it predict texts?"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from workbench.errors import WorkbenchError
+from workbench.tasks.prompts import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Encoded(NamedTuple):
+    """Token ids of one text, special tokens included; `start` is the first scored position."""
+
+    ids: list[int]
+    start: int
+
+
+def answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt] | Any,
+    *,
+    batch_size: int = 32,
+    device: str | torch.device | None = None,
+) -> pd.DataFrame:
+    """Score every prompt's target, teacher-forced; one row per prompt, in order.
+
+    Columns: id; log_probability, the sum over the target's tokens in nats; correct, whether every
+    target token is the most likely one (so that greedy decoding gives exactly the target);
+    logit_difference, the first target token's logit minus the largest among the foils' first
+    tokens (NaN without foils); tokens, how many the target has.
+
+    Special tokens are added as the tokenizer does by default. device: where to run; None leaves
+    the model where it is. Raises where the tokenizer gives no offsets, a target has no token of
+    its own, or a foil begins with the target's own first token.
+    """
+    prompts = list(prompts)
+    encoded = [encode(tokenizer, p) for p in prompts]
+    foils = [_foil_tokens(tokenizer, p, e) for p, e in zip(prompts, encoded, strict=True)]
+    rows: list[dict] = [{} for _ in prompts]
+    with _ready(model, device) as where:
+        for index, logits in _logits(model, encoded, batch_size, where, pad_id(tokenizer)):
+            ids, start = encoded[index]
+            targets = torch.tensor(ids[start:], device=where)
+            scores = logits.float()
+            picked = scores.log_softmax(-1).gather(1, targets[:, None])
+            best_foil = scores[0, foils[index]].max().item() if foils[index] else float("nan")
+            rows[index] = {
+                "id": prompts[index].id,
+                "log_probability": picked.sum().item(),
+                "correct": bool((scores.argmax(-1) == targets).all()),
+                "logit_difference": scores[0, targets[0]].item() - best_foil,
+                "tokens": len(targets),
+            }
+    columns = ["id", "log_probability", "correct", "logit_difference", "tokens"]
+    return pd.DataFrame(rows, columns=pd.Index(columns))
+
+
+def text_loss(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    device: str | torch.device | None = None,
+) -> pd.DataFrame:
+    """Mean next-token loss of every text, in nats per predicted token; one row per text, in order.
+
+    Columns: id, the text's place in `texts`; loss; tokens, how many were predicted. max_length:
+    the longest piece in tokens; longer texts are cut into pieces that share one token, so that
+    every token but the first is predicted once. None takes the model's own number of positions,
+    at most 1024. Weight losses by `tokens` for a corpus mean. A text with nothing to predict has
+    loss NaN and 0 tokens.
+    """
+    limit = max_length or min(getattr(model.config, "max_position_embeddings", 1024), 1024)
+    if limit < 2:
+        raise WorkbenchError(f"max_length must be at least 2 tokens, not {max_length}.")
+    pieces: list[Encoded] = []
+    owners: list[int] = []
+    for owner, text in enumerate(texts):
+        ids = tokenizer(text)["input_ids"]
+        for begin in range(0, len(ids) - 1, limit - 1):
+            pieces.append(Encoded(ids[begin : begin + limit], 1))
+            owners.append(owner)
+    sums, counts = [0.0] * len(texts), [0] * len(texts)
+    with _ready(model, device) as where:
+        for index, logits in _logits(model, pieces, batch_size, where, pad_id(tokenizer)):
+            targets = torch.tensor(pieces[index].ids[1:], device=where)
+            sums[owners[index]] += F.cross_entropy(logits.float(), targets, reduction="sum").item()
+            counts[owners[index]] += len(targets)
+    losses = [s / c if c else float("nan") for s, c in zip(sums, counts, strict=True)]
+    return pd.DataFrame({"id": range(len(texts)), "loss": losses, "tokens": counts})
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Encoded:
+    """Token ids of prompt + target and where the target's tokens begin.
+
+    The full text is tokenised at once; target tokens are those that end after the prompt's last
+    character. A token across the boundary belongs to the target unless only the boundary's white
+    space ties it to the prompt.
+    """
+    if not tokenizer.is_fast:
+        raise WorkbenchError(
+            f"Expected a fast tokenizer, which tells each token's place in the text; "
+            f"{type(tokenizer).__name__} does not. Load it with AutoTokenizer."
+        )
+    coded = tokenizer(prompt.text, return_offsets_mapping=True)
+    ids, offsets = coded["input_ids"], coded["offset_mapping"]
+    boundary = len(prompt.prompt)
+    own = [i for i, (a, b) in enumerate(offsets) if b > boundary and b > a]
+    if not own or own[0] == 0:
+        what = "has no token of its own" if not own else "begins at the text's first token"
+        raise WorkbenchError(
+            f"The target {prompt.target!r} of prompt {prompt.id!r} {what}; an answer must follow "
+            "at least one token."
+        )
+    return Encoded(ids[: own[-1] + 1], own[0])
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """A token id to fill rows with; its value never matters, since it is masked."""
+    return next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
+
+
+def _foil_tokens(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, encoded: Encoded
+) -> list[int]:
+    """The first token of each foil, in the place of the target."""
+    tokens = []
+    for foil in prompt.foils:
+        other = encode(tokenizer, Prompt(prompt.id, prompt.prompt, foil))
+        token = other.ids[min(encoded.start, len(other.ids) - 1)]
+        if token == encoded.ids[encoded.start]:
+            raise WorkbenchError(
+                f"Foil {foil!r} of prompt {prompt.id!r} begins with the same token as its target "
+                f"{prompt.target!r}; choose a foil that differs from the first token on."
+            )
+        tokens.append(token)
+    return tokens
+
+
+@contextlib.contextmanager
+def _ready(model: PreTrainedModel, device: str | torch.device | None) -> Iterator[torch.device]:
+    """Evaluation mode without gradients; the model's mode and device come back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    home = next(model.parameters()).device
+    where = torch.device(device) if device is not None else home
+    try:
+        model.eval()
+        if where != home:
+            model.to(where)  # pyright: ignore[reportArgumentType]
+        with torch.inference_mode():
+            yield where
+    finally:
+        for module, training in modes:
+            module.training = training
+        if where != home:
+            model.to(home)  # pyright: ignore[reportArgumentType]
+
+
+def _logits(
+    model: PreTrainedModel,
+    encoded: Sequence[Encoded],
+    batch_size: int,
+    device: torch.device,
+    fill: int,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """(index, logits) for each text; logits (scored tokens, vocabulary) predict ids[start:].
+
+    Rows are padded on the right, whatever the tokenizer's side: causal attention then never
+    reaches the filling, and positions need no correction. Only one batch's logits live at a time.
+    """
+    if batch_size < 1:
+        raise WorkbenchError(f"batch_size must be at least 1, not {batch_size}.")
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids))
+    begin = 0
+    while begin < len(order):
+        chosen = order[begin : begin + batch_size]
+        batch = _halving(lambda rows: _forward(model, encoded, rows, device, fill), chosen)
+        batch_size = min(batch_size, len(batch)) if len(batch) < len(chosen) else batch_size
+        for row, index in enumerate(chosen[: len(batch)]):
+            ids, start = encoded[index]
+            yield index, batch[row, start - 1 : len(ids) - 1]
+        begin += len(batch)
+
+
+def _forward(
+    model: PreTrainedModel,
+    encoded: Sequence[Encoded],
+    rows: Sequence[int],
+    device: torch.device,
+    fill: int,
+) -> torch.Tensor:
+    """Logits (rows, longest, vocabulary) of the right-padded rows."""
+    length = max(len(encoded[i].ids) for i in rows)
+    ids = torch.full((len(rows), length), fill)
+    mask = torch.zeros_like(ids)
+    for row, index in enumerate(rows):
+        own = encoded[index].ids
+        ids[row, : len(own)] = torch.tensor(own)
+        mask[row, : len(own)] = 1
+    out = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+    return out.logits
+
+
+def _halving(run: Callable[[Sequence[int]], torch.Tensor], rows: Sequence[int]) -> torch.Tensor:
+    """Run on all rows, or on the first half, quarter, ... that fits in memory."""
+    while True:
+        try:
+            return run(rows)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            # The CPU allocator has no exception class of its own.
+            memory = isinstance(error, torch.OutOfMemoryError) or "memory" in str(error)
+            if not memory or len(rows) == 1:
+                raise
+            rows = rows[: len(rows) // 2]
+            print(f"halved: {len(rows)} texts a batch")

@@ -1,0 +1,152 @@
+"""Can a model say what is in a box, as stated (boxes) or after several changes (moves)?
+
+The box statements follow Kim & Schuster (2023), arXiv 2305.02363, in the form of Prakash et al.
+(2024), arXiv 2402.14811.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+from workbench.tasks import world
+from workbench.tasks.generate import Draw, collect
+from workbench.tasks.prompts import PromptSet, Split
+
+
+def boxes(
+    n: int = 200,
+    *,
+    seed: int = 0,
+    split: Split | None = None,
+    count: int | None = None,
+    questions: int = 1,
+) -> PromptSet:
+    """What a box holds, right after it was said; one word a token, punctuation set apart.
+
+    count: how many boxes a prompt has; None draws 3 to 7. questions: how many boxes are asked for;
+    all answers but the last stand in the prompt. Foils are the other boxes' objects.
+    """
+
+    def draw(stream: random.Random) -> Draw:
+        size = count or stream.randint(3, 7)
+        labels = stream.sample(world.LABELS, size)
+        objects = stream.sample(world.OBJECTS, size)
+        inside = dict(zip(labels, objects, strict=True))
+        statements = [world.BOX_STATEMENT.format(object=o, label=x) for x, o in inside.items()]
+        opening = " , ".join(statements)
+        asked = stream.sample(labels, min(questions, size))
+        return _ask(f"T{opening[1:]} .", asked, inside, {"boxes": str(size)}, "boxes")
+
+    return collect("boxes", draw, n=n, seed=seed, split=split)
+
+
+def boxes_prompts(
+    n: int = 200, seed: int = 0, *, split: Split | None = None, count: int | None = 7
+) -> PromptSet:
+    """`boxes` in ordinary English spacing, for models with a subword tokenizer such as SmolLM2."""
+    drawn = boxes(n, seed=seed, split=split, count=count)
+    natural = [
+        replace(p, prompt=p.prompt.replace(" ,", ",").replace(" .", "."), template="boxes, natural")
+        for p in drawn
+    ]
+    return PromptSet("boxes_prompts", tuple(natural), seed)
+
+
+def moves(
+    n: int = 200,
+    *,
+    seed: int = 0,
+    split: Split | None = None,
+    steps: int | None = None,
+    questions: int = 1,
+) -> PromptSet:
+    """What a box holds after objects were moved, swapped, removed and added, told as a log.
+
+    steps: how many changes; None draws 1 to 4. questions: as in `boxes`. Only boxes that hold
+    something are asked for, three times in four one that was changed. Foils are the other objects.
+    The tags say whether the answer differs from the box's first content ("changed").
+    """
+
+    def draw(stream: random.Random) -> Draw:
+        first = _inventory(stream)
+        lines, last, spare = [], dict(first), _spare(stream, first)
+        for number in range(1, (steps or stream.randint(1, 4)) + 1):
+            lines.append(_change(stream, last, spare, number))
+        full = [x for x, o in last.items() if o]
+        changed = [x for x in full if last[x] != first[x]]
+        stream.shuffle(full)
+        if changed and stream.random() < 0.75:
+            final = stream.choice(changed)
+        else:
+            final = full[0]
+        asked = [x for x in full if x != final][: questions - 1] + [final]
+        holdings = " ; ".join(
+            (world.MOVES_HOLDING if o else world.MOVES_EMPTY).format(label=x, object=o)
+            for x, o in first.items()
+        )
+        text = " ".join([world.MOVES_OPENING.format(holdings=holdings), *lines])
+        seen = {o for o in (*first.values(), *last.values()) if o}
+        tags = {
+            "boxes": str(len(first)),
+            "steps": str(len(lines)),
+            "changed": "yes" if final in changed else "no",
+        }
+        return _ask(text, asked, {x: last[x] for x in full}, tags, "moves", seen)
+
+    return collect("moves", draw, n=n, seed=seed, split=split)
+
+
+def _ask(
+    text: str,
+    asked: list[str],
+    inside: dict[str, str],
+    tags: dict[str, str],
+    template: str,
+    objects: set[str] | None = None,
+) -> Draw:
+    """Append the questions; the last one's answer is the target."""
+    for label in asked[:-1]:
+        text += f" {world.BOX_QUESTION.format(label=label)} {inside[label]} ."
+    answer = inside[asked[-1]]
+    foils = tuple(f" {o}" for o in sorted((objects or set(inside.values())) - {answer}))
+    prompt = f"{text} {world.BOX_QUESTION.format(label=asked[-1])}"
+    return Draw(prompt, f" {answer}", foils, tags, template)
+
+
+def _inventory(stream: random.Random) -> dict[str, str]:
+    """Label -> object, "" for an empty box; 3 to 5 boxes, at most one of them empty."""
+    labels = stream.sample(world.LABELS, stream.randint(3, 5))
+    objects = stream.sample(world.OBJECTS, len(labels))
+    if stream.random() < 0.5:
+        objects[stream.randrange(len(objects))] = ""
+    return dict(zip(labels, objects, strict=True))
+
+
+def _spare(stream: random.Random, inside: dict[str, str]) -> list[str]:
+    return stream.sample([o for o in world.OBJECTS if o not in inside.values()], 4)
+
+
+def _change(stream: random.Random, inside: dict[str, str], spare: list[str], number: int) -> str:
+    """Make one possible change to `inside` and return the line of the log that tells it."""
+    full = [x for x, o in inside.items() if o]
+    empty = [x for x, o in inside.items() if not o]
+    kinds = ["swap"]
+    if empty:
+        kinds += ["move", "move", "put"]
+    if len(full) > 2:
+        kinds.append("remove")
+    kind = stream.choice(kinds)
+    label = stream.choice(empty if kind == "put" else full)
+    other, moved = "", inside[label]
+    if kind == "swap":
+        other = stream.choice([x for x in full if x != label])
+        inside[label], inside[other] = inside[other], inside[label]
+    elif kind == "move":
+        other = stream.choice(empty)
+        inside[label], inside[other] = "", moved
+    elif kind == "remove":
+        inside[label] = ""
+    else:
+        moved = inside[label] = spare.pop()
+    return world.MOVES_STEP[kind].format(number=number, object=moved, label=label, other=other)
