@@ -1,0 +1,75 @@
+"""What did fine-tuning do to this model? A base and its fine-tuned checkpoints, side by side.
+
+    import workbench as wb
+    family = wb.load_family("BASE", {"full": "FULL_FOLDER", "lora-r8": "ADAPTER_FOLDER"})
+    wb.over(family, wb.spectral.intruders, k=10).plot()
+
+Names are imported when they are first used, so that `import workbench` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workbench import figures, forgetting, lab, spectral, tasks
+    from workbench.errors import WorkbenchError
+    from workbench.loaders import (
+        Checkpoint,
+        CheckpointPair,
+        Family,
+        load_family,
+        load_pair,
+    )
+    from workbench.report import report
+    from workbench.results import Provenance, Result
+    from workbench.units import over
+
+_HOME = {
+    "Checkpoint": "workbench.loaders",
+    "CheckpointPair": "workbench.loaders",
+    "Family": "workbench.loaders",
+    "Provenance": "workbench.results",
+    "Result": "workbench.results",
+    "WorkbenchError": "workbench.errors",
+    "load_family": "workbench.loaders",
+    "load_pair": "workbench.loaders",
+    "over": "workbench.units",
+    "report": "workbench.report",
+}
+_PARTS = ("figures", "forgetting", "lab", "spectral", "tasks")
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointPair",
+    "Family",
+    "Provenance",
+    "Result",
+    "WorkbenchError",
+    "figures",
+    "forgetting",
+    "lab",
+    "load_family",
+    "load_pair",
+    "over",
+    "report",
+    "spectral",
+    "tasks",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        # The function, not the module of the same name that the import binds here.
+        found = getattr(import_module(_HOME[name]), name)
+    elif name in _PARTS:
+        found = import_module(f"workbench.{name}")
+    else:
+        raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -57,6 +58,25 @@ class Provenance:
     versions: Mapping[str, str] = field(default_factory=versions)
     command: str = field(default_factory=lambda: command_line())
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def with_notes(self, notes: tuple[str, ...]) -> Provenance:
+        return replace(self, notes=tuple(dict.fromkeys(notes)))
+
+
+def describe(value: Any) -> Any:
+    """A parameter as JSON; prompt sets and lists of text by name, size and fingerprint."""
+    if hasattr(value, "fingerprint") and hasattr(value, "name"):
+        return {"name": value.name, "n": len(value), "fingerprint": value.fingerprint}
+    if isinstance(value, Mapping):
+        return {str(name): describe(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        if len(value) > 16 and all(isinstance(part, str) for part in value):
+            content = hashlib.sha256(json.dumps(list(value)).encode()).hexdigest()
+            return {"texts": len(value), "fingerprint": content}
+        return [describe(part) for part in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return str(value)
 
 
 def command_line() -> str:

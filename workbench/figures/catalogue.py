@@ -129,8 +129,8 @@ CATALOGUE: tuple[Drawing, ...] = (
         "exp of the entropy of σ / Σσ of ΔW: a point per matrix, a bar at the median. Dashed: for "
         "a LoRA its rank r, which it cannot exceed; for a full member the effective rank of a "
         "random square matrix of the middle size.",
-        "It counts directions whatever they do: half-precision rounding of a checkpoint alone gives "
-        "a nearly full effective rank. Compare it with the relative norm and the energy in the "
+        "It counts directions whatever they do: half-precision rounding of a checkpoint alone "
+        "gives a nearly full effective rank. Compare it with the relative norm and the energy in the "
         "first values.",
         applies=_metric("effective_rank"),
     ),

@@ -62,7 +62,7 @@ class Look(NamedTuple):
     label: str
 
 
-_FAMILY: ContextVar[Mapping[str, Look]] = ContextVar("family", default={})
+_FAMILY: ContextVar[Mapping[str, Look] | None] = ContextVar("family", default=None)
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
@@ -115,7 +115,7 @@ def family(members: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
 
 def looks(result: Result) -> dict[str, Look]:
     """The Look of every member of `result`, in its order."""
-    known = _FAMILY.get()
+    known = _FAMILY.get() or {}
     if not set(result.members) <= set(known):
         known = assign(result.provenance.members)
     return {name: known[name] for name in result.members}
@@ -193,7 +193,7 @@ def legend(axes: np.ndarray, *, outside: bool) -> None:
 
 
 def grid_shape(panel_count: int, columns: int = 4) -> tuple[int, int]:
-    """(rows, columns) of a grid for `panel_count` panels, at most `columns` wide, few left empty."""
+    """(rows, columns) of a grid for so many panels, at most `columns` wide and few left empty."""
     rows = math.ceil(panel_count / columns)
     return rows, math.ceil(panel_count / rows)
 

@@ -51,8 +51,8 @@ def strongest(
     0 for a vector of the base, near 1 for a new direction as strong as the strongest. The last of
     `members` names the matrix; every member then gives the strongest vector of that matrix, which
     need not be the same vector from step to step.
-    Returns, indexed by member: layer (-1 outside the layers), component, rank, sigma, max_cosine, strength, and each null's
-    max_cosine of that rank.
+    Returns, indexed by member: layer (-1 outside the layers), component, rank, sigma, max_cosine,
+    strength, and each null's max_cosine of that rank.
     """
     _, k = settings(result, None, k)
     keys = ["member", "layer", "component", "rank"]

@@ -16,7 +16,11 @@ from workbench.tasks.prompts import Prompt, PromptSet, Split
 
 TASK = "moves"
 # Shares of the texts the base is trained on.
-MIXTURE = {"boxes": 0.35, "facts": 0.2, "arithmetic": 0.1, "copying": 0.15, "narration": 0.2}
+MIXTURE = {"boxes": 0.4, "facts": 0.15, "arithmetic": 0.1, "copying": 0.2, "narration": 0.15}
+DENSE: dict[str, list[dict[str, int]]] = {
+    "boxes": [{"questions": 1}, {"questions": 3}, {"questions": 7}, {"questions": 7}],
+    "copying": [{"repeats": 1}, {"repeats": 3}],
+}
 SHAPE = {
     "hidden_size": 192,
     "intermediate_size": 512,
@@ -25,6 +29,7 @@ SHAPE = {
     "num_key_value_heads": 6,
     "max_position_embeddings": 256,
     "tie_word_embeddings": False,
+    "initializer_range": 0.06,
 }
 PRETRAINING_TEXTS = 200_000
 TASK_TEXTS = 40_000
@@ -78,16 +83,18 @@ def untrained(seed: int = 0) -> LlamaForCausalLM:
 def mixture(n: int, *, seed: int = 0, split: Split = "train") -> PromptSet:
     """About n texts of the pre-training mixture, task by task; training batches shuffle them.
 
-    In training, boxes ask up to three questions a text, which says more per token.
+    In training, boxes ask for up to seven boxes a text and copying says its list up to four times:
+    dense retrieval, without which a model of this size takes far longer to learn any.
     """
     drawn: list[Prompt] = []
     for name, share in MIXTURE.items():
         count = round(share * n)
-        if name == "boxes" and split == "train":
-            drawn += tasks.boxes(count // 3, seed=seed, split=split)
-            drawn += tasks.boxes(count - count // 3, seed=seed + 1, split=split, questions=3)
-        else:
-            drawn += getattr(tasks, name)(count, seed=seed, split=split)
+        options: list[dict[str, int]] = [{}]
+        if split == "train":
+            options = DENSE.get(name, options)
+        for i, option in enumerate(options):
+            generate = getattr(tasks, name)
+            drawn += generate(count // len(options), seed=seed + i, split=split, **option)
     return PromptSet("mixture", tuple({p.id: p for p in drawn}.values()), seed)
 
 

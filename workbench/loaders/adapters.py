@@ -27,7 +27,7 @@ PREFIX = "base_model.model."
 # How peft names the tensors it adds to a module; .default appears only in a model in memory.
 ADDED = re.compile(
     r"^(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|"
-    r"lora_magnitude_vector)(\.[^.]+)?(?<!bias)$"
+    r"lora_magnitude_vector)(\.[^.]+){0,2}(?<!bias)$"
 )
 UNSUPPORTED = {
     "layer_replication": "a model with replicated layers",

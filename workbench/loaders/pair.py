@@ -138,25 +138,26 @@ class CheckpointPair:
         theirs = self.comparable[site.name]
         base = _oriented(self.base, site.name)
         _finite(base, self.base, site.name)
+        made = Delta(site, base, whole=self._stored(theirs, base))
         module = self.adapted.get(theirs)
-        if theirs in self.replaced:
-            assert self.tuned.lora is not None
-            whole = self.tuned.lora.replacement(self.replaced[theirs])
-            made = Delta(site, base, _turned(whole, self.tuned, theirs))
-        elif self.shared_base and module is None:
-            return Delta(site, base)
-        elif self.shared_base and module is not None:
-            made = _with_adapter(Delta(site, base), self.tuned.lora, module)
-        else:
-            whole = _oriented(self.tuned, theirs)
-            if module is not None:
-                own = _with_adapter(Delta(site, whole), self.tuned.lora, module)
-                whole = own.tuned
-            made = Delta(site, base, whole)
+        if module is not None:
+            own = _with_adapter(Delta(site, made.tuned), self.tuned.lora, module)
+            factored = made.whole is None and own.factors is not None
+            made = own if factored else Delta(site, base, whole=own.tuned)
         for tensor in (made.whole, *(vars(made.factors).values() if made.factors else ())):
             if tensor is not None:
                 _finite(tensor, self.tuned, theirs)
         return made
+
+    def _stored(self, theirs: str, base: Tensor) -> Tensor | None:
+        """The member's own copy of a parameter before its low-rank change; None where that is the
+        base's."""
+        if theirs in self.replaced:
+            assert self.tuned.lora is not None
+            whole = _turned(self.tuned.lora.replacement(self.replaced[theirs]), self.tuned, theirs)
+            # peft saves an adapted embedding's unchanged base too.
+            return None if torch.equal(whole, base) else whole
+        return None if self.shared_base else _oriented(self.tuned, theirs)
 
     def check(self, *, read: bool = True) -> PairReport:
         """The preflight: what matches, what does not, what to do. read=False opens no tensor."""

@@ -181,4 +181,3 @@ def _one_matrix(
             found[f"max_cosine:{null}"] = best
             found[f"intruder:{null}"] = (best < eps).float()
     return {name: values.cpu() for name, values in found.items()}
-

@@ -12,6 +12,8 @@ from workbench.tasks import world
 from workbench.tasks.generate import Draw, collect
 from workbench.tasks.prompts import PromptSet, Split
 
+EVERYTHING = (*world.OBJECTS, *world.LABELS, *world.PEOPLE, *world.PLACES)
+
 
 def facts(n: int = 200, *, seed: int = 0, split: Split | None = None) -> PromptSet:
     """City, job, pet, food or colour of a named person; the same truth for every seed.
@@ -63,16 +65,18 @@ def arithmetic(n: int = 200, *, seed: int = 0, split: Split | None = None) -> Pr
     return collect("arithmetic", draw, n=n, seed=seed, split=split)
 
 
-def copying(n: int = 200, *, seed: int = 0, split: Split | None = None) -> PromptSet:
+def copying(
+    n: int = 200, *, seed: int = 0, split: Split | None = None, repeats: int = 1
+) -> PromptSet:
     """A list of random words, said again: an induction task.
 
-    Foils are the other words of the list.
+    repeats: how often the whole list stands in the prompt. Foils are the other words of the list.
     """
 
     def draw(stream: random.Random) -> Draw:
-        pool = stream.choice((world.OBJECTS, world.LABELS, world.PEOPLE, world.PLACES))
+        pool = stream.choice((world.OBJECTS, world.LABELS, world.PEOPLE, world.PLACES, EVERYTHING))
         words = stream.sample(pool, stream.randint(4, 10))
-        seen = " ".join(words)
+        seen = " ; ".join([" ".join(words)] * repeats)
         last = stream.randrange(len(words) // 2, len(words))
         prompt = " ".join([f"{world.COPY_OPENING} {seen} ;", *words[:last]])
         foils = tuple(f" {w}" for w in words if w != words[last])

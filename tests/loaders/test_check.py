@@ -1,0 +1,230 @@
+"""The preflight names what is wrong and what to do; bad input is one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import workbench as wb
+from tests.conftest import adapter, nudged, saved, tiny
+from workbench.loaders import CheckpointPair
+
+
+def status(report, item: str) -> list[str]:
+    return list(report.table[report.table["item"] == item]["status"])
+
+
+def edited(folder: Path, change) -> Path:
+    state = load_file(folder / "model.safetensors")
+    save_file(change(state), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def raw_pair(base, tuned) -> CheckpointPair:
+    return CheckpointPair(wb.Checkpoint.parse(base), wb.Checkpoint.parse(tuned))
+
+
+def test_a_good_pair_has_no_stop_and_says_what_changed(base: Path, tuned: Path):
+    report = wb.load_pair(base, tuned).check()
+    assert report.ok
+    assert report.changes is not None
+    assert (report.changes["norm"] > 0).all()
+    assert "21 of 21 parameters changed" in report.table["found"].iloc[-1]
+
+
+def test_base_against_itself_says_every_analysis_is_null(base: Path):
+    report = wb.load_pair(base, base).check()
+    assert status(report, "changes") == ["warn"]
+    assert any("exact null" in note for note in report.notes)
+
+
+def test_another_architecture_stops(base: Path, tmp_path: Path):
+    other = saved(tiny("gpt2"), tmp_path / "gpt2")
+    with pytest.raises(wb.WorkbenchError, match="base is llama, tuned is gpt2"):
+        wb.load_pair(base, other)
+
+
+def test_nan_stops_and_names_the_parameter(base: Path, tuned: Path):
+    name = "model.layers.0.mlp.up_proj.weight"
+    edited(tuned, lambda s: s | {name: s[name].fill_(float("nan"))})
+    report = wb.load_pair(base, tuned).check()
+    assert not report.ok
+    with pytest.raises(wb.WorkbenchError, match=name):
+        wb.spectral.intruders(wb.load_pair(base, tuned))
+
+
+def test_inf_that_cancels_in_a_sum_is_found(base: Path, tuned: Path):
+    name = "model.layers.0.mlp.up_proj.weight"
+
+    def spoil(state):
+        state[name][0, 0], state[name][1, 1] = float("inf"), float("-inf")
+        return state
+
+    edited(tuned, spoil)
+    with pytest.raises(wb.WorkbenchError, match="2 NaN or inf"):
+        list(wb.load_pair(base, tuned).deltas())
+
+
+def test_a_resized_vocabulary_is_left_out_and_said(base: Path, tmp_path: Path):
+    model = tiny("llama")
+    model.resize_token_embeddings(60)
+    pair = wb.load_pair(base, saved(model, tmp_path / "resized"))
+    report = pair.check()
+    assert report.ok
+    assert status(report, "shapes") == ["warn"]
+    assert "model.embed_tokens.weight" not in {s.name for s in pair.sites("all")}
+
+
+def test_mixed_precision_is_a_warning(base: Path, tmp_path: Path):
+    half = saved(tiny("llama").to(torch.float16), tmp_path / "half")
+    assert status(wb.load_pair(base, half).check(), "dtype") == ["warn"]
+
+
+def test_an_adapter_for_a_wider_model_stops(base: Path, tmp_path: Path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    wide = LlamaConfig(hidden_size=64, intermediate_size=48, num_hidden_layers=2, vocab_size=50,
+                       num_attention_heads=4)  # fmt: skip
+    lora = adapter(LlamaForCausalLM(wide), tmp_path / "a")
+    with pytest.raises(wb.WorkbenchError, match="trained on"):
+        wb.load_pair(base, lora)
+
+
+def test_an_adapter_for_another_architecture_stops(base: Path, tmp_path: Path):
+    lora = adapter(tiny("gpt2"), tmp_path / "a", target_modules=["c_attn"], fan_in_fan_out=True)
+    with pytest.raises(wb.WorkbenchError, match="match nothing in the base"):
+        wb.load_pair(base, lora)
+
+
+def test_adapter_keys_that_match_nothing_are_named(base: Path, lora: Path):
+    state = load_file(lora / "adapter_model.safetensors")
+    for part in ("lora_A", "lora_B"):
+        old = f"base_model.model.model.layers.1.mlp.up_proj.{part}.weight"
+        state[old.replace("layers.1", "layers.7")] = state.pop(old)
+    save_file(state, lora / "adapter_model.safetensors")
+    report = wb.load_pair(base, lora).check()
+    assert status(report, "adapter keys") == ["warn"]
+    assert "layers.7" in "".join(report.notes)
+
+
+def test_an_untrained_adapter_is_said_to_change_nothing(base: Path, tmp_path: Path):
+    lora = adapter(tiny("llama"), tmp_path / "a", init_lora_weights=True)
+    report = wb.load_pair(base, lora).check()
+    assert status(report, "adapter effect") == ["warn"]
+    assert status(report, "changes") == ["warn"]
+
+
+def test_an_adapter_that_rewrote_its_base_is_a_warning(base: Path, lora: Path):
+    file = lora / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"init_lora_weights": "pissa"}))
+    assert status(wb.load_pair(base, lora).check(), "adapter's start") == ["warn"]
+
+
+def test_other_adapters_are_refused_with_a_remedy(base: Path, lora: Path):
+    file = lora / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"peft_type": "IA3"}))
+    with pytest.raises(wb.WorkbenchError, match="Merge it into its base"):
+        wb.load_pair(base, lora)
+
+
+def test_moved_token_ids_are_a_warning(base: Path, tuned: Path):
+    for folder, order in ((base, "abc"), (tuned, "bac")):
+        vocabulary = {token: i for i, token in enumerate(order)}
+        content = {"model": {"type": "WordLevel", "vocab": vocabulary}}
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+    assert status(wb.load_pair(base, tuned).check(), "tokenizer") == ["warn"]
+
+
+def missing(folder: Path) -> Path:
+    return folder / "nowhere"
+
+
+def empty(folder: Path) -> Path:
+    shutil.rmtree(folder)
+    folder.mkdir()
+    return folder
+
+
+def truncated(folder: Path) -> Path:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    return folder
+
+
+def broken_config(folder: Path) -> Path:
+    (folder / "config.json").write_text("{")
+    return folder
+
+
+def shard_gone(folder: Path) -> Path:
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"model.embed_tokens.weight": "model-1.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def outside(folder: Path) -> Path:
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"model.embed_tokens.weight": "../base/model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+class Boom:
+    def __reduce__(self):
+        return (print, ("code of a checkpoint was run",))
+
+
+def pickled_code(folder: Path) -> Path:
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": Boom()}, folder / "pytorch_model.bin")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (missing, "no file or folder"),
+        (empty, "Expected weights"),
+        (truncated, "not a whole safetensors file"),
+        (broken_config, "not valid JSON"),
+        (shard_gone, "is missing"),
+        (outside, "not a file of its own folder"),
+        (pickled_code, "convert it to safetensors"),
+    ],
+)
+def test_bad_folders_are_one_sentence(base: Path, tuned: Path, damage, says: str, capsys):
+    with pytest.raises(wb.WorkbenchError, match=says) as caught:
+        wb.load_pair(base, damage(tuned))
+    assert "\n" not in str(caught.value)
+    assert "was run" not in capsys.readouterr().out
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_damaged_safetensors_file_is_refused_or_read(data, tmp_path_factory):
+    folder = saved(tiny("llama"), tmp_path_factory.mktemp("m"))
+    file = folder / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, 400))] = data.draw(st.integers(0, 255))
+    file.write_bytes(bytes(content[: data.draw(st.integers(1, len(content)))]))
+    # Nothing but a WorkbenchError may come out; a file that is still whole may be read.
+    with contextlib.suppress(wb.WorkbenchError):
+        list(raw_pair(folder, folder).deltas("all"))
+
+
+def test_nudging_is_visible(base: Path, tmp_path: Path):
+    """Negative control of the null tests: a change of 1e-3 is not read as none."""
+    near = saved(nudged(tiny("llama"), scale=1e-3), tmp_path / "near")
+    assert all(delta.changed for delta in wb.load_pair(base, near).deltas("all"))

@@ -1,0 +1,71 @@
+"""Spectra of changes: hand-computed ranks, Eckart-Young, and LoRA's ceiling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import workbench as wb
+from tests.conftest import adapter, saved, tiny
+from workbench.spectral.delta_spectrum import effective_rank, energy, summary
+
+
+@pytest.mark.parametrize("q", [1, 3, 17])
+def test_q_equal_values_have_effective_and_stable_rank_q(q: int):
+    found = summary(torch.cat([torch.full((q,), 0.3), torch.zeros(5)]))
+    assert found["effective_rank"] == pytest.approx(q)
+    assert found["stable_rank"] == pytest.approx(q)
+    assert found["rank_99"] == q
+
+
+def test_effective_rank_by_hand():
+    # p = (3/4, 1/4): exp(-(.75 ln .75 + .25 ln .25)) = 4 / 27**.25
+    assert effective_rank(torch.tensor([3.0, 1.0])) == pytest.approx(4 / 27**0.25)
+
+
+def test_energy_is_one_minus_the_error_of_the_best_low_rank_copy():
+    change = torch.randn(30, 20, generator=torch.Generator().manual_seed(0))
+    u, s, vt = torch.linalg.svd(change, full_matrices=False)
+    for k in (1, 5, 19):
+        error = (change - (u[:, :k] * s[:k]) @ vt[:k]).norm() ** 2 / change.norm() ** 2
+        assert float(energy(s)[k - 1]) == pytest.approx(1 - float(error), abs=1e-5)
+
+
+def test_base_against_itself_is_zero_everywhere(base: Path):
+    table = wb.spectral.delta_spectrum(wb.load_pair(base, base)).table
+    assert (table["value"] == 0).all()
+    assert {"self_attn.q_proj", "input_layernorm", "embed_tokens"} <= set(table["component"])
+
+
+def test_full_change_matches_a_dense_svd(base: Path, tuned: Path):
+    pair = wb.load_pair(base, tuned)
+    result = wb.spectral.delta_spectrum(pair)
+    delta = next(pair.deltas())
+    rows = result.table.query("metric == 'sigma' and layer == 0")
+    own = rows[rows["component"] == delta.site.component].sort_values("rank")["value"]
+    torch.testing.assert_close(
+        torch.tensor(own.to_numpy()).float(),
+        torch.linalg.svdvals(delta.change),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+    assert len(result.metric("relative_norm")) == 21
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_a_loras_effective_rank_never_exceeds_its_rank(rank: int, base: Path, tmp_path: Path):
+    lora = adapter(tiny("llama"), tmp_path / "a", r=rank)
+    result = wb.spectral.delta_spectrum(wb.load_pair(base, lora))
+    ranks = result.metric("effective_rank")["value"]
+    assert (ranks <= rank + 1e-6).all()
+    assert ranks.max() > 0.5 * rank
+
+
+def test_similarity_of_base_with_itself_is_the_identity(base: Path):
+    result = wb.spectral.similarity(wb.load_pair(base, base), matrices=["1.mlp.up_proj"])
+    found = torch.from_numpy(result.tensors["1.mlp.up_proj"])
+    torch.testing.assert_close(found, torch.eye(32), atol=1e-4, rtol=0)
+    with pytest.raises(wb.WorkbenchError, match="No matrix"):
+        wb.spectral.similarity(wb.load_pair(base, base), matrices=["9.nothing"])

@@ -1,0 +1,235 @@
+"""Intruder dimensions: exact nulls, planted directions of known cosine, and auto = exact."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import PeftModel
+from safetensors.torch import save_file
+
+import workbench as wb
+from tests.conftest import adapter, nudged, saved, tiny
+from workbench.loaders import CheckpointPair
+from workbench.loaders.adapters import Factors
+from workbench.spectral.intruders import cosines, describe, tuned_triplets
+from workbench.spectral.linalg import (
+    ANGLE,
+    Operator,
+    base_triplets,
+    dense_triplets,
+    factor_values,
+    top_triplets,
+)
+
+NAME = "model.layers.0.mlp.up_proj.weight"
+
+
+def power_law(rows: int, columns: int, seed: int = 0, decay: float = 0.7) -> torch.Tensor:
+    """A matrix with a simple, decaying spectrum, as trained weights have."""
+    generator = torch.Generator().manual_seed(seed)
+    size = min(rows, columns)
+    u, _ = torch.linalg.qr(torch.randn(rows, size, generator=generator, dtype=torch.float64))
+    v, _ = torch.linalg.qr(torch.randn(columns, size, generator=generator, dtype=torch.float64))
+    values = 3 * torch.arange(1, size + 1, dtype=torch.float64) ** -decay
+    return ((u * values) @ v.T).float()
+
+
+def pair_of(base: torch.Tensor, tuned: torch.Tensor, folder: Path) -> CheckpointPair:
+    for name, matrix in (("b", base), ("t", tuned)):
+        (folder / name).mkdir()
+        save_file({NAME: matrix.contiguous()}, folder / name / "model.safetensors")
+    return wb.load_pair(folder / "b", folder / "t")
+
+
+def values(result: wb.Result, metric: str) -> torch.Tensor:
+    return torch.tensor(result.metric(metric).sort_values("rank")["value"].to_numpy())
+
+
+@pytest.mark.parametrize("method", ["auto", "exact"])
+@pytest.mark.parametrize("side", ["left", "right", "joint"])
+def test_base_against_itself_is_the_exact_null(method, side, tmp_path: Path):
+    w = power_law(160, 200)
+    result = wb.spectral.intruders(pair_of(w, w, tmp_path), method=method, side=side)
+    assert values(result, "intruder").sum() == 0
+    torch.testing.assert_close(
+        values(result, "max_cosine"), torch.ones(10).double(), atol=1e-5, rtol=0
+    )
+    assert values(result, "nearest").tolist() == list(range(10))
+    assert not any("random" in metric for metric in result.table["metric"])
+
+
+@pytest.mark.parametrize(("q", "is_intruder"), [(3, False), (5, True)])
+@pytest.mark.parametrize("method", ["auto", "exact"])
+def test_a_strong_spike_mixing_q_directions_has_cosine_one_over_root_q(
+    q: int, is_intruder: bool, method: str, tmp_path: Path
+):
+    w = power_law(160, 200)
+    u, _, vt = torch.linalg.svd(w, full_matrices=False)
+    direction = u[:, 20 : 20 + q].sum(1) / math.sqrt(q)
+    spiked = w + 1000 * torch.outer(direction, vt[20 : 20 + q].sum(0) / math.sqrt(q))
+    result = wb.spectral.intruders(pair_of(w, spiked, tmp_path), method=method)
+    assert values(result, "max_cosine")[0] == pytest.approx(1 / math.sqrt(q), abs=2e-3)
+    assert bool(values(result, "intruder")[0]) is is_intruder
+    assert values(result, "participation_ratio")[0] == pytest.approx(q, rel=0.02)
+
+
+def test_strengthening_a_base_direction_makes_no_intruder(tmp_path: Path):
+    w = power_law(160, 200)
+    u, s, vt = torch.linalg.svd(w, full_matrices=False)
+    stronger = w + 5 * torch.outer(u[:, 7], vt[7])
+    result = wb.spectral.intruders(pair_of(w, stronger, tmp_path))
+    assert values(result, "intruder").sum() == 0
+    assert values(result, "nearest")[0] == 7
+    assert values(result, "sigma")[0] == pytest.approx(float(s[7]) + 5, rel=1e-4)
+
+
+def test_baik_ben_arous_peche(tmp_path: Path):
+    """Spiked square Gaussian: sigma = theta + 1/theta and |<u, p>|^2 = 1 - 1/theta^2."""
+    n, theta = 1200, 2.0
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(n, n, generator=generator) / math.sqrt(n)
+    p, q = (torch.nn.functional.normalize(torch.randn(n, generator=generator), dim=0) for _ in "ab")
+    top = tuned_triplets(
+        Operator(noise, Factors(theta * p[:, None], q[None])),
+        dense_triplets(noise), 1, 0.5, "left", "auto",
+    )  # fmt: skip
+    assert float(top.values[0]) == pytest.approx(theta + 1 / theta, abs=0.05)
+    assert float(top.left[:, 0] @ p) ** 2 == pytest.approx(1 - 1 / theta**2, abs=0.03)
+
+
+def test_invariance_to_rotation_sign_and_joint_scale(tmp_path_factory):
+    w = power_law(96, 128)
+    tuned = w + 0.5 * torch.outer(power_law(96, 1)[:, 0], power_law(128, 1, seed=1)[:, 0])
+    rotation = torch.linalg.qr(torch.randn(96, 96, generator=torch.Generator().manual_seed(3)))[0]
+    expected = None
+    for left, scale in ((torch.eye(96), 1.0), (rotation, 1.0), (-torch.eye(96), 7.0)):
+        pair = pair_of(scale * left @ w, scale * left @ tuned, tmp_path_factory.mktemp("p"))
+        found = values(wb.spectral.intruders(pair, nulls=False), "max_cosine")
+        expected = found if expected is None else expected
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_left_and_right_swap_under_transposition(tmp_path_factory):
+    w, tuned = power_law(96, 128), power_law(96, 128) + 0.02 * power_law(96, 128, seed=5)
+    one = wb.spectral.intruders(pair_of(w, tuned, tmp_path_factory.mktemp("p")), side="left")
+    other = wb.spectral.intruders(pair_of(w.T, tuned.T, tmp_path_factory.mktemp("p")), side="right")
+    torch.testing.assert_close(
+        values(one, "max_cosine"), values(other, "max_cosine"), atol=1e-4, rtol=0
+    )
+
+
+def test_noise_in_a_degenerate_spectrum_is_not_called_new_by_the_cluster_score(tmp_path: Path):
+    """Equal singular values: noise of 1e-6 turns every vector, and only the cluster score tells."""
+    u = torch.linalg.qr(torch.randn(160, 160, generator=torch.Generator().manual_seed(0)))[0]
+    noise = 1e-6 * torch.randn(160, 160, generator=torch.Generator().manual_seed(1))
+    result = wb.spectral.intruders(pair_of(u, u + noise, tmp_path))
+    assert values(result, "intruder").sum() == 10
+    assert (values(result, "cluster_projection") > 0.99).all()
+    assert (values(result, "participation_ratio") > 20).all()
+
+
+def test_nulls_tell_structure_from_size(tmp_path: Path):
+    """A random change of the same norm, spread over all directions, is no intruder; a spike is."""
+    w = power_law(160, 200)
+    generator = torch.Generator().manual_seed(4)
+    p, q = (torch.randn(n, generator=generator) for n in (160, 200))
+    spike = 8 * torch.outer(p / p.norm(), q / q.norm())
+    result = wb.spectral.intruders(pair_of(w, w + spike, tmp_path))
+    assert values(result, "intruder")[0] == 1
+    assert values(result, "intruder:random_delta")[0] == 0
+
+
+def test_merged_unmerged_and_base_plus_adapter_give_the_same_table(tmp_path: Path):
+    base = saved(tiny("llama"), tmp_path / "b")
+    lora = adapter(tiny("llama"), tmp_path / "a")
+    merged = PeftModel.from_pretrained(tiny("llama"), str(lora)).merge_and_unload()
+    references = [lora, saved(merged, tmp_path / "m"), f"{base}+{lora}"]
+    tables = [
+        wb.spectral.intruders(wb.load_pair(base, r, "x"), nulls=False).table for r in references
+    ]
+    assert len(tables[0]) == len(tables[1]) == len(tables[2]) > 0
+    for table in tables[1:]:
+        assert np.allclose(table["value"], tables[0]["value"], rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(128, 260),
+    columns=st.integers(128, 260),
+    seed=st.integers(0, 10**6),
+    decay=st.floats(0.2, 1.2),
+    strength=st.floats(1e-3, 10),
+    rank=st.integers(1, 16),
+    eps=st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9]),
+    side=st.sampled_from(["left", "right", "joint"]),
+)
+def test_auto_and_exact_agree_on_every_decision(
+    rows, columns, seed, decay, strength, rank, eps, side
+):
+    w = power_law(rows, columns, seed, decay)
+    generator = torch.Generator().manual_seed(seed + 1)
+    up = torch.randn(rows, rank, generator=generator) * strength / math.sqrt(rows * rank)
+    down = torch.randn(rank, columns, generator=generator) / math.sqrt(columns)
+    operator, base = Operator(w, Factors(up, down)), dense_triplets(w)
+    auto = tuned_triplets(operator, base, 10, eps, side, "auto")
+    exact = tuned_triplets(operator, base, 10, eps, side, "exact")
+    ours, theirs = (cosines(t, base, side).max(0).values for t in (auto, exact))
+    slack = ANGLE * (2 if side == "joint" else 1)
+    # Where two exact values lie closer than float32 tells apart, both orders are right.
+    apart = exact.values[:-1] - exact.values[1:] > 1e-4 * exact.values[0]
+    clear = torch.cat([apart, torch.tensor([False])]) & torch.cat([torch.tensor([True]), apart])
+    assert ((ours < eps) == (theirs < eps))[clear].all()
+    assert ((ours - theirs).abs() <= slack)[clear].all()
+
+
+def test_the_iteration_itself_is_certified_and_right():
+    """Negative control of the fallback: a decaying spectrum needs no dense SVD."""
+    w = power_law(300, 400)
+    found = top_triplets(Operator(w), 10, dense_triplets(w).right[:, :20])
+    exact = dense_triplets(w)
+    assert found is not None
+    torch.testing.assert_close(found.values, exact.values[:10], rtol=1e-4, atol=0)
+    cosine = (found.left * exact.left[:, :10]).sum(0).abs()
+    assert ((1 - cosine.square()).clamp(min=0).sqrt() <= found.angle + 1e-3).all()
+    assert top_triplets(Operator(torch.eye(200)), 10) is None
+
+
+def test_base_decompositions_are_kept_under_their_content(monkeypatch):
+    w = power_law(130, 140, seed=11)
+    first = base_triplets(w)
+    monkeypatch.setattr("workbench.spectral.linalg.dense_triplets", None)
+    again = base_triplets(w.clone())
+    torch.testing.assert_close(again.left, first.left, rtol=0, atol=0)
+    with pytest.raises(TypeError):
+        base_triplets(w + 1e-6)
+
+
+def test_factor_values_are_those_of_the_product():
+    up, down = torch.randn(50, 4), torch.randn(4, 70)
+    expected = torch.linalg.svdvals(up @ down)[:4]
+    torch.testing.assert_close(factor_values(Factors(up, down)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_energy_outside_a_thin_bases_span_is_seen():
+    base, tuned = torch.zeros(200, 3), torch.zeros(200, 3)
+    base[:3], tuned[100:103] = torch.diag(torch.tensor([3.0, 2, 1])), torch.eye(3)
+    found = describe(dense_triplets(tuned).top(1), dense_triplets(base), "left")
+    assert float(found["out_of_span"][0]) == pytest.approx(1)
+
+
+def test_bfloat16_checkpoints_are_analysed(tmp_path: Path):
+    base = saved(tiny("llama").to(torch.bfloat16), tmp_path / "b")
+    tuned = saved(nudged(tiny("llama"), 0.5).to(torch.bfloat16), tmp_path / "t")
+    assert values(wb.spectral.intruders(wb.load_pair(base, tuned)), "intruder").sum() > 0
+
+
+@pytest.mark.parametrize("bad", [{"k": 0}, {"eps": 1.5}])
+def test_bad_arguments_are_one_sentence(bad, base: Path):
+    with pytest.raises(wb.WorkbenchError, match="Expected"):
+        wb.spectral.intruders(wb.load_pair(base, base), **bad)

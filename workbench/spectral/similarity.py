@@ -1,0 +1,57 @@
+"""Similarity matrices: |u_j . u0_i| between all singular vectors of a tuned and a base matrix.
+
+The picture behind the intruder count (arXiv 2410.21228, similarity figures): a bright diagonal
+where fine-tuning kept the base's directions, a dark row where a tuned vector resembles none.
+Row order is the tuned sigma, so a row that is merely displaced is bright off the diagonal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from workbench.errors import WorkbenchError
+from workbench.loaders import CheckpointPair
+from workbench.results import Result
+from workbench.spectral.intruders import Side, cosines
+from workbench.spectral.linalg import Operator, base_triplets, dense_triplets
+
+
+def similarity(
+    pair: CheckpointPair,
+    *,
+    matrices: Sequence[str] = (),
+    side: Side = "left",
+    device: str = "cpu",
+) -> Result:
+    """The whole similarity matrix of the named matrices.
+
+    matrices: sites as "LAYER.COMPONENT", e.g. "3.self_attn.q_proj"; none means the first matrix of
+    the middle layer. side: as in `intruders`. Whole decompositions of both sides are needed, so a
+    few matrices at a time.
+    Returns a Result with tensors["LAYER.COMPONENT"] (tuned, base) float32 and max_cosine by rank.
+    Raises WorkbenchError for an unknown matrix.
+    """
+    sites = {str(site): site for site in pair.sites()}
+    if not matrices:
+        layers = sorted({site.layer for site in sites.values() if site.layer is not None})
+        middle = layers[len(layers) // 2]
+        matrices = [next(name for name, site in sites.items() if site.layer == middle)]
+    for name in matrices:
+        if name not in sites:
+            known = ", ".join(list(sites)[:8])
+            raise WorkbenchError(f"No matrix {name!r} in this pair; it has e.g. {known}.")
+    provenance = pair.provenance(parameters={"matrices": list(matrices), "side": side})
+    tensors, rows = {}, []
+    for name in matrices:
+        delta = pair.delta(sites[name])
+        base = base_triplets(delta.base, device)
+        tuned = dense_triplets(Operator.of(delta, device).formed()) if delta.changed else base
+        found = cosines(tuned, base, side).T.contiguous().cpu()
+        tensors[name] = found.numpy()
+        at = (pair.name, delta.site.layer, delta.site.component)
+        best = enumerate(found.max(1).values.tolist())
+        rows += [(*at, rank, "max_cosine", value) for rank, value in best]
+    columns = ["member", "layer", "component", "rank", "metric", "value"]
+    return Result("spectral.similarity", pd.DataFrame(rows, columns=columns), provenance, tensors)
