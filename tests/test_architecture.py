@@ -28,8 +28,8 @@ MAY = {
     "forgetting": SHARED | {"loaders", "models", "tasks"},
     "catalogue": SHARED | ANALYSES,
     "figures": SHARED,
-    "reports": SHARED | {"figures"},
-    "compare": SHARED | {"loaders", "tasks", "units", "catalogue", "figures", "reports"},
+    "report": SHARED | {"figures"},
+    "compare": SHARED | {"loaders", "tasks", "units", "catalogue", "figures", "report"},
     "demo": SHARED | {"loaders", "tasks", "lab", "compare"},
 }
 # The public names, and the command line, stand above everything.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import workbench as wb
-from tests.conftest import adapter, saved, tiny
+from tests.conftest import adapter, tiny
 from workbench.spectral.delta_spectrum import effective_rank, energy, summary
 
 

@@ -12,8 +12,8 @@ from workbench.figures.catalogue import (
 )
 from workbench.figures.delta import delta_spectra, effective_ranks
 from workbench.figures.forgetting import forgetting_by_intruders, forgetting_by_rank
-from workbench.figures.headlines import findings, headline
-from workbench.figures.intruders import intruder_counts, intruders_by_eps, intruders_by_place
+from workbench.figures.headlines import findings, headline, interval
+from workbench.figures.intruders import NULLS, intruder_counts, intruders_by_eps, intruders_by_place
 from workbench.figures.similarity import similarity_matrix
 from workbench.figures.style import family
 from workbench.figures.sweep import scale_sweep
@@ -21,6 +21,7 @@ from workbench.figures.training import strongest, training_steps
 
 __all__ = [
     "CATALOGUE",
+    "NULLS",
     "Drawing",
     "delta_spectra",
     "draw",
@@ -32,6 +33,7 @@ __all__ = [
     "forgetting_by_intruders",
     "forgetting_by_rank",
     "headline",
+    "interval",
     "intruder_counts",
     "intruders_by_eps",
     "intruders_by_place",

@@ -130,8 +130,8 @@ CATALOGUE: tuple[Drawing, ...] = (
         "a LoRA its rank r, which it cannot exceed; for a full member the effective rank of a "
         "random square matrix of the middle size.",
         "It counts directions whatever they do: half-precision rounding of a checkpoint alone "
-        "gives a nearly full effective rank. Compare it with the relative norm and the energy in the "
-        "first values.",
+        "gives a nearly full effective rank. Compare it with the relative norm and the energy in "
+        "the first values.",
         applies=_metric("effective_rank"),
     ),
     Drawing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -23,9 +24,10 @@ LOSS = "change of pre-training loss\n(nats/token)"
 def task_of(result: Result) -> str:
     """The fine-tuned task: the provenance's, else the first that is not pre-training text."""
     named = result.provenance.parameters.get("task")
+    named = named.get("name") if isinstance(named, Mapping) else named
     tasks = [task for task in result.table["task"].dropna().unique() if task != PRETRAINING]
     if named in tasks:
-        return named
+        return str(named)
     if not tasks:
         raise WorkbenchError(f"{result.analysis} has no task beside {PRETRAINING!r} to draw.")
     return tasks[0]
@@ -63,9 +65,7 @@ def forgetting_by_rank(result: Result, ax: Axes | None = None) -> Figure:
         for name, look in style.looks(result).items():
             if name in rows.index:
                 _point(here, place[name], rows.loc[name], look)
-        base = 0.0 if metric == "loss_change" else rows["baseline"].dropna()
-        if isinstance(base, float) or len(base):
-            level = base if isinstance(base, float) else float(base.iloc[0])
+        for level in [0.0] if metric == "loss_change" else rows["baseline"].dropna().head(1):
             here.axhline(level, color=style.GREY, ls=style.DASHES[0], lw=1, label="base", zorder=0)
         here.set_xticks(list(ticks.values()), list(ticks))
         here.set(
@@ -122,7 +122,9 @@ def _point(here: Axes, x: float, row: pd.Series, look: style.Look) -> None:
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> str:
-    """Spearman's rho and n as words; says where it is not defined."""
+    """Spearman's rho and n as words, of the pairs that are complete; says where not defined."""
+    whole = np.isfinite(x) & np.isfinite(y)
+    x, y = x[whole], y[whole]
     if len(x) < 3:
         return f"not defined (n = {len(x)})"
     if np.ptp(x) == 0 or np.ptp(y) == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pandas as pd
 
@@ -12,7 +13,6 @@ from workbench.stats import bootstrap
 
 LAMBDA = 0.7  # where arXiv 2410.21228 reads its sweep
 Findings = tuple[str, list[str]]
-SHORT = {"random_lowrank": "random BA", "random_delta": "random delta"}
 
 
 def headline(result: Result) -> str:
@@ -46,7 +46,7 @@ def _intruders(result: Result) -> Findings:
         share = bootstrap(100 * tuned["fraction"], tuned["n"])
         nulls = [
             f"{label}: {ours.loc[ours['arm'] == arm, 'count'].sum()}"
-            for arm, label in SHORT.items()
+            for arm, label in intruders.NULLS.items()
             if (ours["arm"] == arm).any()
         ]
         beside = f"; {', '.join(nulls)}" if nulls else ""
@@ -68,10 +68,8 @@ def _spectrum(result: Result) -> Findings:
         about = result.provenance.members[name]
         ceiling = about.get("rank") if about.get("kind") == "lora" else None
         beside = f", ceiling {ceiling}" if ceiling else ""
-        parts.append(
-            f"{name}: {interval(mean.value, mean.low, mean.high)} (n = {mean.n} matrices{beside})"
-        )
-    return "Mean effective rank of the change, 95% interval over matrices", parts
+        parts.append(f"{name}: {interval(mean.value, mean.low, mean.high)} (n = {mean.n}{beside})")
+    return "Mean effective rank of the change, 95% interval over n matrices", parts
 
 
 def _similarity(result: Result) -> Findings:
@@ -88,52 +86,66 @@ def _similarity(result: Result) -> Findings:
 
 
 def _scale(result: Result) -> Findings:
-    task = forgetting.task_of(result)
     table = result.table
     at = min(table["x"].dropna().unique(), key=lambda x: (abs(x - LAMBDA), x))
+    here = replace(result, table=table[table["x"] == at])
     parts = []
     for name in result.members:
         arms = []
         for arm in ("top", "neighbour"):
-            said = []
-            for of, metric, what in (
-                (task, "score_change", f"score on {task}"),
-                (forgetting.PRETRAINING, "loss_change", "pre-training loss"),
-            ):
-                rows = table[
-                    (table["member"] == name)
-                    & (table["arm"] == arm)
-                    & (table["x"] == at)
-                    & (table["task"] == of)
-                    & (table["metric"] == metric)
-                ]
-                for row in rows.head(1).itertuples():
-                    change = interval(row.value, row.low, row.high, "+.2f")
-                    said.append(f"{what} {change}% (n = {row.n:g})")
+            rows = replace(here, table=here.table[here.table["arm"] == arm])
+            said = [
+                f"{what} {_change(measured.loc[name], '+.2f')}%"
+                for what, measured in _pair(rows, result, "score_change")
+                if name in measured.index
+            ]
             if said:
-                arms.append(f"{sweep.LABELS[arm]} {', '.join(said)}")
-        parts.append(f"{name}: {' / '.join(arms) or 'not measured'}")
-    return f"Scaled by {at:g} against as tuned, 95% intervals", parts
+                arms.append(f"{sweep.LABELS[arm]}: {', '.join(said)}")
+        parts.append(f"{name}: {'; '.join(arms) or 'nothing to scale'}")
+    return f"Scaled by {at:g}, change against as tuned ({_items(here)})", parts
 
 
 def _retention(result: Result) -> Findings:
-    task = forgetting.task_of(result)
-    loss = forgetting.measured(result, forgetting.PRETRAINING, "loss_change")
-    score = forgetting.measured(result, task, "score")
+    (what, score), (loss_of, loss) = _pair(result, result, "score")
     parts = []
     for name in result.members:
         said = []
         if name in loss.index:
-            row = loss.loc[name]
-            change = interval(row["value"], row["low"], row["high"], "+.3f")
-            said.append(f"pre-training loss {change} nats/token (n = {row['n']:g})")
+            said.append(f"{loss_of} {_change(loss.loc[name], '+.3f')} nats/token")
         if name in score.index:
-            row = score.loc[name]
-            base = "" if pd.isna(row["baseline"]) else f"{row['baseline']:.2f} to "
-            value = interval(row["value"], row["low"], row["high"], ".2f")
-            said.append(f"score on {task} {base}{value} (n = {row['n']:g})")
+            base = score.loc[name, "baseline"]
+            before = "" if pd.isna(base) else f"{base:.2f} to "
+            said.append(f"{what} {before}{_change(score.loc[name], '.2f')}")
         parts.append(f"{name}: {', '.join(said) or 'not measured'}")
-    return "Against the base, 95% intervals", parts
+    return f"Against the base ({_items(result)})", parts
+
+
+def _pair(rows: Result, whole: Result, metric: str) -> list[tuple[str, pd.DataFrame]]:
+    """(name, measured) of `metric` on the fine-tuned task and of the pre-training loss change."""
+    task = forgetting.task_of(whole)
+    return [
+        (f"score on {task}", forgetting.measured(rows, task, metric)),
+        (
+            "pre-training loss",
+            forgetting.measured(rows, forgetting.PRETRAINING, "loss_change"),
+        ),
+    ]
+
+
+def _change(row: pd.Series, form: str) -> str:
+    return interval(row["value"], row["low"], row["high"], form)
+
+
+def _items(result: Result) -> str:
+    """How many items the intervals are over, e.g. "95% intervals over 200 prompts, 64 texts"."""
+    task = forgetting.task_of(result)
+    said = []
+    for of, what in ((task, "prompts"), (forgetting.PRETRAINING, "texts")):
+        counts = result.table.loc[result.table["task"] == of, "n"].dropna()
+        if len(counts):
+            few, many = int(counts.min()), int(counts.max())
+            said.append(f"{few} {what}" if few == many else f"{few} to {many} {what}")
+    return f"95% intervals over {', '.join(said)}"
 
 
 def _generic(result: Result) -> Findings:

@@ -15,8 +15,8 @@ from workbench.results import Result
 
 KEY = "spectral.intruders"
 TUNED = "tuned"
-# BA: factors of the rank and norm of the change; ΔW: a dense matrix of its norm.
-NULLS = {"random_lowrank": "random BA", "random_delta": "random ΔW"}
+# BA: factors of the rank and norm of the change; delta: a dense matrix of its norm.
+NULLS = {"random_lowrank": "random BA", "random_delta": "random delta"}
 
 
 def settings(result: Result, eps: float | None = None, k: int | None = None) -> tuple[float, int]:

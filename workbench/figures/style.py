@@ -33,7 +33,7 @@ LORA = (0.72, 0.0)  # the part of viridis that reads on white, low rank light, h
 FULL_MARKERS, LORA_MARKERS = "sXP*", "o^vD<>ph"
 DASHES = ((0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))  # how controls are told apart
 NAME = 22  # characters of a member's name that fit a legend
-RC = {
+RC: Any = {  # matplotlib types the keys of an rc mapping as literals
     "font.size": SMALL,
     "axes.labelsize": NORMAL,
     "axes.titlesize": NORMAL,

@@ -86,9 +86,7 @@ def spike(
     right = signs[1] @ vt[picks] / math.sqrt(q)
     delta = strength * s[0] * torch.outer(left, right)
     expected = {matrix: {"max_cosine": 1 / math.sqrt(q), "norm": strength * s[0].item()}}
-    return _planted(
-        state, {matrix: delta}, "spike", seed, {"strength": strength, "q": q}, expected
-    )
+    return _planted(state, {matrix: delta}, "spike", seed, {"strength": strength, "q": q}, expected)
 
 
 def sparse(
@@ -115,9 +113,7 @@ def sparse(
         delta[places] = torch.randn(count, generator=draw, dtype=torch.float64)
         deltas[name] = _scaled(delta.view_as(weight), weight, scale)
         expected[name] = {"entries": count, "relative_norm": scale}
-    return _planted(
-        state, deltas, "sparse", seed, {"density": density, "scale": scale}, expected
-    )
+    return _planted(state, deltas, "sparse", seed, {"density": density, "scale": scale}, expected)
 
 
 def low_rank(
@@ -138,7 +134,9 @@ def low_rank(
     for name in _select(state, matrices):
         weight = state[name].double()
         if not 1 <= k <= min(weight.shape):
-            raise WorkbenchError(f"{name} has shape {tuple(weight.shape)}; rank k = {k} is not in it.")
+            raise WorkbenchError(
+                f"{name} has shape {tuple(weight.shape)}; rank k = {k} is not in it."
+            )
         left, right = (
             torch.linalg.qr(torch.randn(side, k, generator=draw, dtype=torch.float64))[0]
             for side in weight.shape
@@ -163,9 +161,7 @@ def one_layer(base: State | str | Path, *, layer: int, scale: float, seed: int =
         noise = torch.randn(weight.shape, generator=draw, dtype=torch.float64)
         deltas[name] = _scaled(noise, weight, scale)
     expected = {name: {"relative_norm": scale} for name in names}
-    return _planted(
-        state, deltas, "one_layer", seed, {"layer": layer, "scale": scale}, expected
-    )
+    return _planted(state, deltas, "one_layer", seed, {"layer": layer, "scale": scale}, expected)
 
 
 def read(base: State | str | Path) -> dict[str, torch.Tensor]:
@@ -174,7 +170,9 @@ def read(base: State | str | Path) -> dict[str, torch.Tensor]:
         return dict(base)
     files = sorted(Path(base).glob("*.safetensors"))
     if not files:
-        raise WorkbenchError(f"Expected a model folder with .safetensors files, found none in {base}.")
+        raise WorkbenchError(
+            f"Expected a model folder with .safetensors files, found none in {base}."
+        )
     state = {}
     for file in files:
         with safe_open(file, framework="pt") as tensors:

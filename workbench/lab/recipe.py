@@ -63,7 +63,8 @@ class Recipe:
         for name in ("lr", "clip"):
             value = getattr(self, name)
             _require(
-                math.isfinite(value) and value > 0, f"{name} must be a positive number, not {value}."
+                math.isfinite(value) and value > 0,
+                f"{name} must be a positive number, not {value}.",
             )
         _require(0 <= self.warmup < 1, f"warmup is a share of the steps, not {self.warmup}.")
         _require(self.weight_decay >= 0, "weight_decay must not be negative.")

@@ -37,11 +37,11 @@ PRETRAINING = Recipe(
     task="mixture",
     method="full",
     trainable="all",
-    lr=2e-3,
-    steps=6000,
-    batch_size=64,
+    lr=1.2e-3,
+    steps=9000,
+    batch_size=32,
     precision="bfloat16",
-    evaluate_every=250,
+    evaluate_every=500,
 )
 
 

@@ -1,6 +1,7 @@
 """Prompts with known answers, and how a model scores on them."""
 
 from workbench.tasks.family import arithmetic, copying, facts, narration
+from workbench.tasks.measure import own_samples, read_text
 from workbench.tasks.prompts import Prompt, PromptSet
 from workbench.tasks.score import answers, text_loss
 from workbench.tasks.tracking import boxes, boxes_prompts, moves
@@ -16,5 +17,7 @@ __all__ = [
     "facts",
     "moves",
     "narration",
+    "own_samples",
+    "read_text",
     "text_loss",
 ]

@@ -53,7 +53,9 @@ def collect(
         if split not in (None, own):
             continue
         key = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-        found[key] = Prompt(key, made.prompt, made.target, made.foils, own, made.tags, made.template)
+        found[key] = Prompt(
+            key, made.prompt, made.target, made.foils, own, made.tags, made.template
+        )
         if len(found) == n:
             return PromptSet(name, tuple(found.values()), seed)
     raise WorkbenchError(

@@ -132,9 +132,7 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
 
 
-def _foil_tokens(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, encoded: Encoded
-) -> list[int]:
+def _foil_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, encoded: Encoded) -> list[int]:
     """The first token of each foil, in the place of the target."""
     tokens = []
     for foil in prompt.foils:

@@ -21,11 +21,13 @@ def boxes(
     split: Split | None = None,
     count: int | None = None,
     questions: int = 1,
+    order: str | None = None,
 ) -> PromptSet:
     """What a box holds, right after it was said; one word a token, punctuation set apart.
 
     count: how many boxes a prompt has; None draws 3 to 7. questions: how many boxes are asked for;
-    all answers but the last stand in the prompt. Foils are the other boxes' objects.
+    all answers but the last stand in the prompt. order: "object first" or "label first" (see
+    world.BOX_STATEMENTS); None draws either. Foils are the other boxes' objects.
     """
 
     def draw(stream: random.Random) -> Draw:
@@ -33,10 +35,13 @@ def boxes(
         labels = stream.sample(world.LABELS, size)
         objects = stream.sample(world.OBJECTS, size)
         inside = dict(zip(labels, objects, strict=True))
-        statements = [world.BOX_STATEMENT.format(object=o, label=x) for x, o in inside.items()]
-        opening = " , ".join(statements)
+        wording = order or stream.choice(list(world.BOX_STATEMENTS))
+        statement = world.BOX_STATEMENTS[wording]
+        opening = " , ".join(statement.format(object=o, label=x) for x, o in inside.items())
         asked = stream.sample(labels, min(questions, size))
-        return _ask(f"T{opening[1:]} .", asked, inside, {"boxes": str(size)}, "boxes")
+        opening = opening[0].upper() + opening[1:]
+        tags = {"boxes": str(size), "order": wording}
+        return _ask(f"{opening} .", asked, inside, tags, "boxes")
 
     return collect("boxes", draw, n=n, seed=seed, split=split)
 
@@ -45,7 +50,7 @@ def boxes_prompts(
     n: int = 200, seed: int = 0, *, split: Split | None = None, count: int | None = 7
 ) -> PromptSet:
     """`boxes` in ordinary English spacing, for models with a subword tokenizer such as SmolLM2."""
-    drawn = boxes(n, seed=seed, split=split, count=count)
+    drawn = boxes(n, seed=seed, split=split, count=count, order="object first")
     natural = [
         replace(p, prompt=p.prompt.replace(" ,", ",").replace(" .", "."), template="boxes, natural")
         for p in drawn

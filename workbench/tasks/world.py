@@ -109,7 +109,11 @@ CLOZES = (
     "In the evening {they} lost the",
 )
 
-BOX_STATEMENT = "the {object} is in Box {label}"
+# The first order is that of the entity-tracking literature; the second can be read by induction.
+BOX_STATEMENTS = {
+    "object first": "the {object} is in Box {label}",
+    "label first": "Box {label} holds the {object}",
+}
 BOX_QUESTION = "Box {label} contains the"
 MOVES_OPENING = "inventory : {holdings} ."
 MOVES_HOLDING = "{label} holds {object}"
@@ -139,7 +143,7 @@ def vocabulary() -> tuple[str, ...]:
     """Every word a text of this world can hold, sorted."""
     lists = (OBJECTS, LABELS, PEOPLE, PLACES, WEATHER, DAYS, FEELINGS, *ATTRIBUTES.values())
     templates = (*OPENINGS, *ERRANDS, *EVENTS, *CLOZES, *chain(*FACT_TEMPLATES.values()))
-    templates += (BOX_STATEMENT, BOX_QUESTION, MOVES_OPENING, MOVES_HOLDING, MOVES_EMPTY)
+    templates += (*BOX_STATEMENTS.values(), BOX_QUESTION, MOVES_OPENING, MOVES_HOLDING, MOVES_EMPTY)
     templates += (*MOVES_STEP.values(), COPY_OPENING)
     words = set(chain(*lists)) | {str(n) for n in range(LARGEST + 1)}
     words |= {"The", "the", "he", "she", ".", ",", ";", "=", *OPERATIONS}

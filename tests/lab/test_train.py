@@ -1,0 +1,144 @@
+"""A cut-off run ends in the uninterrupted run's weights, and only what should move moves."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from workbench import tasks
+from workbench.errors import WorkbenchError
+from workbench.lab import build
+from workbench.lab.data import Batches, prepare
+from workbench.lab.recipe import Recipe
+from workbench.lab.train import batch_loss, train
+from workbench.tasks.score import Encoded
+
+FULL = Recipe(task="boxes", method="full", lr=1e-2, steps=6, batch_size=4, evaluate_every=2)
+LORA = Recipe.lora(task="boxes", rank=2, alpha_lr=0.1, steps=6, batch_size=4, checkpoints=(2, 4))
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return tasks.boxes(40, seed=0, split="train")
+
+
+class Cut(Exception):
+    pass
+
+
+def cut_at(step):
+    """An evaluation that breaks the run off the first time it is called after `step` steps."""
+    calls = []
+
+    def evaluate(model, tokenizer):
+        calls.append(len(calls))
+        if len(calls) == step // 2 + 1:
+            raise Cut
+        return {"task": 0.5}
+
+    return evaluate
+
+
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit(base_folder, texts, tmp_path) -> None:
+    whole = train(base_folder, FULL, texts, tmp_path / "whole", evaluate=lambda *_: {"task": 0.5})
+    with pytest.raises(Cut):
+        train(base_folder, FULL, texts, tmp_path / "cut", evaluate=cut_at(4), save_every=1)
+    assert not (tmp_path / "cut").exists()
+    cut = train(base_folder, FULL, texts, tmp_path / "cut", evaluate=lambda *_: {"task": 0.5})
+    a, b = load_file(whole / "model.safetensors"), load_file(cut / "model.safetensors")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    logs = [[json.loads(x) for x in (f / "log.jsonl").open()] for f in (whole, cut)]
+    assert logs[0] == logs[1]
+    assert [entry["step"] for entry in logs[0]] == [0, 2, 4, 6]
+
+
+def test_resumed_lora_equals_uninterrupted_lora(base_folder, texts, tmp_path) -> None:
+    whole = train(base_folder, LORA, texts, tmp_path / "whole")
+    recipe = Recipe.from_dict(LORA.as_dict() | {"evaluate_every": 2})
+    with pytest.raises(Cut):
+        train(base_folder, recipe, texts, tmp_path / "cut", evaluate=cut_at(4), save_every=2)
+    cut = train(base_folder, recipe, texts, tmp_path / "cut", evaluate=lambda *_: {})
+    a, b = (load_file(f / "adapter_model.safetensors") for f in (whole, cut))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_full_changes_the_matrices_of_the_blocks_and_nothing_else(
+    base_folder, texts, tmp_path
+) -> None:
+    out = train(base_folder, FULL, texts, tmp_path / "full")
+    before, after = (load_file(f / "model.safetensors") for f in (base_folder, out))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {n for n in before if ".layers." in n and before[n].ndim == 2}
+
+
+def test_adapter_names_its_base_by_a_relative_path_and_checkpoints_tell_their_step(
+    base_folder, texts, tmp_path
+) -> None:
+    shutil.copytree(base_folder, tmp_path / "base")
+    out = train(tmp_path / "base", LORA, texts, tmp_path / "lora")
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "../base"
+    step = out / "steps" / "step-000002"
+    config = json.loads((step / "adapter_config.json").read_text())
+    assert (step / config["base_model_name_or_path"]).resolve() == (tmp_path / "base").resolve()
+    assert json.loads((step / "training.json").read_text())["step"] == 2
+    assert json.loads((out / "training.json").read_text())["step"] == 6
+    matrices = [n for n in load_file(tmp_path / "base" / "model.safetensors") if ".proj" in n]
+    adapters = load_file(out / "adapter_model.safetensors")
+    assert len(adapters) == 2 * 7 * 2, matrices
+
+
+def test_a_loaded_model_is_left_as_it_was_and_a_tokenizer_is_asked_for(
+    base_folder, texts, tmp_path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base_folder)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.raises(WorkbenchError, match="tokenizer"):
+        train(model, LORA, texts, tmp_path / "x")
+    words = AutoTokenizer.from_pretrained(base_folder)
+    train(model, LORA, texts, tmp_path / "x", tokenizer=words)
+    assert before.keys() == dict(model.named_parameters()).keys()
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+def test_finished_member_is_kept_and_another_recipe_is_refused(
+    base_folder, texts, tmp_path
+) -> None:
+    out = train(base_folder, FULL, texts, tmp_path / "m")
+    stamp = (out / "model.safetensors").stat().st_mtime_ns
+    train(base_folder, FULL, texts, out)
+    assert (out / "model.safetensors").stat().st_mtime_ns == stamp
+    with pytest.raises(WorkbenchError, match="another recipe"):
+        train(base_folder, build.scaled(FULL, 0.5), texts, out)
+    with pytest.raises(WorkbenchError, match="another texts"):
+        train(base_folder, FULL, texts.prompts[:8], out)
+
+
+def test_answer_loss_counts_the_target_alone(base_folder, words, texts) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base_folder)
+    examples = prepare(words, texts, "answer", 256)[:4]
+    batch = Batches(examples, 4, seed=0, fill=0)[0]
+    assert (batch["labels"] != -100).sum().item() == 4
+    loss = batch_loss(model, batch, "float32").item()
+    scored = tasks.answers(model, words, texts.prompts[:4])
+    # One pool draws each of the four texts the same number of times, but not in every batch.
+    rows = [examples.index(Encoded(r[: int(m.sum())].tolist(), int(m.sum()) - 1))
+            for r, m in zip(batch["input_ids"], batch["attention_mask"], strict=True)]  # fmt: skip
+    assert loss == pytest.approx(-scored.log_probability.iloc[rows].mean(), abs=1e-5)
+    with pytest.raises(WorkbenchError, match="plain texts"):
+        prepare(words, texts.texts, "answer", 256)
+
+
+def test_batches_depend_on_the_step_alone_and_visit_every_text_once_an_epoch() -> None:
+    examples = [Encoded([1, i], 1) for i in range(2, 66)]
+    first, second = (Batches(examples, 4, seed=3, fill=0) for _ in range(2))
+    backwards = [second[s]["input_ids"] for s in reversed(range(16))][::-1]
+    forwards = [first[s]["input_ids"] for s in range(16)]
+    assert all(torch.equal(a, b) for a, b in zip(forwards, backwards, strict=True))
+    assert sorted(torch.cat(forwards)[:, 1].tolist()) == list(range(2, 66))
+    other = Batches(examples, 4, seed=4, fill=0)
+    assert not all(torch.equal(forwards[s], other[s]["input_ids"]) for s in range(16))

@@ -1,0 +1,148 @@
+"""Every answer is right by an independent reading of its text; splits and seeds do as told."""
+
+import re
+
+import pytest
+
+from workbench import tasks
+from workbench.errors import WorkbenchError
+from workbench.lab import shipped
+from workbench.tasks import world
+
+GENERATORS = [
+    tasks.boxes,
+    tasks.boxes_prompts,
+    tasks.moves,
+    tasks.facts,
+    tasks.arithmetic,
+    tasks.copying,
+    tasks.narration,
+]
+
+
+@pytest.mark.parametrize("generate", GENERATORS)
+def test_seed_decides_and_splits_share_no_text(generate) -> None:
+    first = generate(60, seed=3)
+    assert first == generate(60, seed=3)
+    assert first.fingerprint != generate(60, seed=4).fingerprint
+    parts = [set(generate(150, seed=s, split=p).texts)
+             for s, p in enumerate(("train", "validation", "test"))]  # fmt: skip
+    assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+    assert all(p.target.startswith(" ") and p.target not in p.foils for p in first)
+
+
+@pytest.mark.parametrize("generate", GENERATORS)
+def test_every_word_is_in_the_vocabulary_and_every_answer_one_token(generate) -> None:
+    words = shipped.tokenizer()
+    for p in generate(300, seed=2):
+        if generate is not tasks.boxes_prompts:
+            assert words.unk_token_id not in words(p.text)["input_ids"]
+        assert len(p.target.split()) == 1
+
+
+def test_boxes_say_what_was_stated() -> None:
+    for p in [*tasks.boxes(100, seed=1), *tasks.boxes(100, seed=2, questions=3)]:
+        stated = dict(re.findall(r"(?:[Tt]he) (\w+) is in Box (\w)", p.prompt))
+        inside = {label: thing for thing, label in stated.items()}
+        told = re.findall(r"Box (\w) contains the (\w+)", p.text)
+        assert all(inside[label] == thing for label, thing in told)
+        assert told[-1][1] == p.target.strip()
+        assert {f.strip() for f in p.foils} == set(inside.values()) - {p.target.strip()}
+
+
+def test_natural_boxes_have_english_spacing() -> None:
+    for p in tasks.boxes_prompts(20, seed=1):
+        assert re.fullmatch(
+            r"The \w+ is in Box \w(, the \w+ is in Box \w){6}\. Box \w contains the", p.prompt
+        )
+
+
+def simulate(text: str) -> dict[str, str | None]:
+    """Read a log of moves line by line and return what each box holds in the end."""
+    opening, *lines = text.split(" . ")
+    held = {}
+    for entry in opening.removeprefix("inventory : ").split(" ; "):
+        label, *rest = entry.split()
+        held[label] = rest[1] if rest[0] == "holds" else None
+    for line in lines:
+        if not line.startswith("step"):
+            continue
+        what = line.split(" : ")[1].rstrip(" .").split()
+        if what[1] == "moved":
+            assert held[what[3]] == what[0]
+            assert held[what[5]] is None
+            held[what[3]], held[what[5]] = None, what[0]
+        elif what[1] == "removed":
+            assert held[what[3]] == what[0]
+            held[what[3]] = None
+        elif what[1] == "added":
+            assert held[what[3]] is None
+            held[what[3]] = what[0]
+        else:
+            held[what[0]], held[what[2]] = held[what[2]], held[what[0]]
+    return held
+
+
+def test_moves_answer_with_the_final_state() -> None:
+    drawn = [*tasks.moves(300, seed=5), *tasks.moves(100, seed=6, steps=4, questions=2)]
+    changed = 0
+    for p in drawn:
+        held = simulate(p.prompt)
+        told = re.findall(r"Box (\w) contains the (\w+)", p.text)
+        assert all(held[label] == thing for label, thing in told)
+        first = simulate(p.prompt.split(" . ")[0])
+        label, answer = told[-1]
+        assert (p.tags["changed"] == "yes") == (first[label] != answer)
+        changed += first[label] != answer
+    assert 0.5 < changed / len(drawn) < 0.95
+
+
+def test_moves_wording_never_occurs_in_pretraining() -> None:
+    seen = " ".join(shipped.mixture(2000, seed=0).texts)
+    for phrase in ("inventory :", "moved from", "swapped .", "removed from Box", "added to"):
+        assert phrase not in seen
+
+
+def test_arithmetic_is_right() -> None:
+    for p in tasks.arithmetic(300, seed=1):
+        for left, sign, right, result in re.findall(r"(\d+) ([+-]) (\d+) = (\d+)", p.text):
+            value = int(left) + int(right) if sign == "+" else int(left) - int(right)
+            assert value == int(result)
+            assert 0 <= value <= world.LARGEST
+
+
+def test_facts_are_the_worlds_own() -> None:
+    truth = world.facts()
+    for p in tasks.facts(300, seed=1):
+        assert p.target.strip() == truth[p.tags["person"], p.tags["attribute"]]
+
+
+def test_copying_repeats_its_list() -> None:
+    for p in [*tasks.copying(100, seed=1), *tasks.copying(100, seed=2, repeats=3)]:
+        first, *again = p.text.removeprefix(f"{world.COPY_OPENING} ").split(" ; ")
+        assert all(first.startswith(part) for part in again)
+
+
+def test_narration_ends_on_the_carried_object() -> None:
+    for p in tasks.narration(100, seed=1):
+        assert p.target in p.prompt
+        assert not any(f" the{foil} " in p.prompt for foil in p.foils)
+
+
+def test_more_than_there_is_is_refused() -> None:
+    with pytest.raises(WorkbenchError, match="at least one"):
+        tasks.boxes(0)
+    with pytest.raises(WorkbenchError, match="split 'dev'"):
+        tasks.boxes(3, split="dev")  # pyright: ignore
+
+
+def test_tokenizer_round_trip(tmp_path) -> None:
+    from transformers import AutoTokenizer
+
+    words = shipped.tokenizer()
+    words.save_pretrained(tmp_path)
+    text = tasks.moves(1, seed=0).texts[0]
+    for each in (words, AutoTokenizer.from_pretrained(tmp_path)):
+        ids = each(text)["input_ids"]
+        assert ids[0] == each.bos_token_id
+        assert each.decode(ids, skip_special_tokens=True) == text

@@ -1,0 +1,69 @@
+"""Prompt sets survive the disk, and bad files are named by line."""
+
+import json
+
+import pytest
+
+from workbench import tasks
+from workbench.errors import WorkbenchError
+from workbench.tasks.prompts import Prompt, PromptSet
+
+
+def test_a_saved_set_comes_back_the_same(tmp_path) -> None:
+    drawn = tasks.moves(30, seed=4)
+    loaded = PromptSet.load(drawn.save(tmp_path / "deep" / "moves.jsonl"))
+    assert loaded == drawn
+    assert loaded.fingerprint == drawn.fingerprint
+    assert loaded.texts[0] == drawn.prompts[0].prompt + drawn.prompts[0].target
+
+
+def test_fingerprint_sees_content_and_order_but_not_the_name() -> None:
+    a, b = Prompt("a", "x", " y"), Prompt("b", "x", " z")
+    one = PromptSet("one", (a, b))
+    assert one.fingerprint == PromptSet("two", (a, b), seed=9).fingerprint
+    assert one.fingerprint != PromptSet("one", (b, a)).fingerprint
+    assert one.fingerprint != PromptSet("one", (a, Prompt("b", "x", " w"))).fingerprint
+
+
+def test_select_keeps_the_order_and_refuses_unknown_names() -> None:
+    drawn = tasks.moves(200, seed=0)
+    kept = drawn.select(split="test", steps="2")
+    expected = [p for p in drawn if p.split == "test" and p.tags["steps"] == "2"]
+    assert list(kept) == expected
+    assert expected
+    with pytest.raises(WorkbenchError, match="colour"):
+        drawn.select(colour="red")
+    with pytest.raises(WorkbenchError, match="dev"):
+        drawn.select(split="dev")  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "found list"),
+        (json.dumps({"id": "a", "prompt": "x"}), r"missing \['target'\]"),
+        (json.dumps({"id": "a", "prompt": "x", "target": "y", "z": 1}), r"unknown \['z'\]"),
+        (json.dumps({"id": "a", "prompt": "x", "target": "y", "split": "dev"}), "split 'dev'"),
+        (json.dumps({"id": "a", "prompt": 3, "target": "y"}), "prompt must be text"),
+        (json.dumps({"id": "a", "prompt": "x", "target": ""}), "empty target"),
+        (json.dumps({"id": "a", "prompt": "x", "target": "y", "foils": "abc"}), "foils must be"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path, line: str, said: str) -> None:
+    path = tmp_path / "bad.jsonl"
+    good = [{"name": "s", "seed": 0}, {"id": "q", "prompt": "x", "target": " y"}]
+    path.write_text("\n".join([*map(json.dumps, good), line]))
+    with pytest.raises(WorkbenchError, match=f"line 3.*{said}"):
+        PromptSet.load(path)
+
+
+def test_missing_file_header_and_repeated_ids_are_said(tmp_path) -> None:
+    with pytest.raises(WorkbenchError, match="no file is there"):
+        PromptSet.load(tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(WorkbenchError, match="line 1"):
+        PromptSet.load(tmp_path / "empty.jsonl")
+    same = Prompt("a", "x", " y")
+    with pytest.raises(WorkbenchError, match="'a' repeats"):
+        PromptSet("s", (same, same))

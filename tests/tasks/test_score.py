@@ -1,0 +1,164 @@
+"""Scores do not depend on padding or batch size, and agree with a plain loop and greedy decoding."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import math
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from workbench import tasks
+from workbench.errors import WorkbenchError
+from workbench.lab import shipped
+from workbench.tasks import score
+from workbench.tasks.prompts import Prompt
+
+
+def llama(vocabulary: int) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config)
+
+
+@pytest.fixture(scope="module")
+def subwords():
+    """A byte-level BPE tokenizer, as GPT-2's, that cuts most words into several tokens."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    raw.train_from_iterator(tasks.boxes_prompts(200, seed=0).texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|endoftext|>")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return llama(512)
+
+
+def reference(model, tokenizer, p: Prompt) -> tuple[float, bool, int]:
+    """log_probability, correct, tokens, one text at a time, prompt and target tokenised apart."""
+    before = tokenizer(p.prompt)["input_ids"]
+    own = tokenizer(p.target, add_special_tokens=False)["input_ids"]
+    with torch.inference_mode():
+        logits = model.eval()(torch.tensor([before + own])).logits[0].log_softmax(-1)
+    places = range(len(before) - 1, len(before) + len(own) - 1)
+    total = sum(logits[i, t].item() for i, t in zip(places, own, strict=True))
+    right = all(logits[i].argmax().item() == t for i, t in zip(places, own, strict=True))
+    return total, right, len(own)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_answers_agree_with_a_plain_loop(model, subwords, side: str, batch_size: int) -> None:
+    prompts = [*tasks.boxes_prompts(7, seed=1), *tasks.boxes_prompts(6, seed=2, count=3)]
+    subwords.padding_side = side
+    table = tasks.answers(model, subwords, prompts, batch_size=batch_size)
+    assert list(table.id) == [p.id for p in prompts]
+    assert table.tokens.max() > 1
+    for row, p in zip(table.itertuples(), prompts, strict=True):
+        total, right, count = reference(model, subwords, p)
+        assert row.log_probability == pytest.approx(total, abs=1e-4)
+        assert row.correct == right
+        assert row.tokens == count
+
+
+def test_correct_means_that_greedy_decoding_gives_the_target(model, subwords) -> None:
+    prompts = []
+    for i, p in enumerate(tasks.boxes_prompts(12, seed=3, count=3)):
+        ids = torch.tensor([subwords(p.prompt)["input_ids"]])
+        made = model.generate(ids, do_sample=False, max_new_tokens=2, pad_token_id=0)[0]
+        said = subwords.decode(made[ids.shape[1] :])
+        joined = subwords(p.prompt + said)["input_ids"]
+        # Only where the text cuts into the very tokens that were generated.
+        if said.startswith(" ") and joined == made.tolist():
+            prompts.append(Prompt(f"p{i}", p.prompt, said))
+        prompts.append(Prompt(f"q{i}", p.prompt, p.target))
+    table = tasks.answers(model, subwords, prompts).set_index("id")
+    for p in prompts:
+        assert table.correct[p.id] == reference(model, subwords, p)[1]
+        if p.id.startswith("p"):
+            assert table.correct[p.id]
+
+
+def test_logit_difference_is_against_the_best_foil(model) -> None:
+    words = shipped.tokenizer()
+    p = tasks.boxes(1, seed=0, count=4).prompts[0]
+    row = tasks.answers(model, words, [p]).iloc[0]
+    with torch.inference_mode():
+        logits = model(torch.tensor([words(p.prompt)["input_ids"]])).logits[0, -1]
+    ids = [words.convert_tokens_to_ids(t.strip()) for t in (p.target, *p.foils)]
+    expected = (logits[ids[0]] - logits[ids[1:]].max()).item()
+    assert row.logit_difference == pytest.approx(expected, abs=1e-4)
+    bare = tasks.answers(model, words, [Prompt("x", p.prompt, p.target)])
+    assert math.isnan(bare.logit_difference[0])
+    with pytest.raises(WorkbenchError, match="same token"):
+        tasks.answers(model, words, [Prompt("x", p.prompt, p.target, (p.target,))])
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_text_loss_of_long_texts_is_the_loss_of_their_pieces(model, batch_size: int) -> None:
+    words = shipped.tokenizer()
+    texts = tasks.narration(6, seed=0).texts
+    whole = tasks.text_loss(model, words, texts, batch_size=batch_size)
+    cut = tasks.text_loss(model, words, texts, batch_size=batch_size, max_length=9)
+    assert (whole.tokens == cut.tokens).all()
+    for text, row, piece in zip(texts, whole.itertuples(), cut.itertuples(), strict=True):
+        ids = torch.tensor([words(text)["input_ids"]])
+        with torch.inference_mode():
+            loss = model(ids, labels=ids).loss.item()
+            spans = [ids[:, b : b + 9] for b in range(0, ids.shape[1] - 1, 8)]
+            sums = [model(s, labels=s).loss.item() * (s.shape[1] - 1) for s in spans]
+        assert row.loss == pytest.approx(loss, abs=1e-4)
+        assert row.tokens == ids.shape[1] - 1
+        assert piece.loss == pytest.approx(sum(sums) / row.tokens, abs=1e-4)
+
+
+def test_the_mode_comes_back_and_no_gradient_is_left(model) -> None:
+    words = shipped.tokenizer()
+    model.train()
+    model.model.layers[0].eval()
+    before = [m.training for m in model.modules()]
+    tasks.answers(model, words, tasks.boxes(3, seed=0))
+    assert [m.training for m in model.modules()] == before
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    model.train()
+
+
+def test_a_batch_that_does_not_fit_is_halved(model, monkeypatch, capsys) -> None:
+    words, prompts = shipped.tokenizer(), tasks.boxes(9, seed=0)
+    expected = tasks.answers(model, words, prompts)
+    real = score._forward
+
+    def tight(model, encoded, rows, device, fill):
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(model, encoded, rows, device, fill)
+
+    monkeypatch.setattr(score, "_forward", tight)
+    table = tasks.answers(model, words, prompts, batch_size=8)
+    assert table.log_probability.to_numpy() == pytest.approx(
+        expected.log_probability.to_numpy(), abs=1e-4
+    )
+    assert capsys.readouterr().out.count("halved") == 2
+
+
+def test_errors_are_said(model) -> None:
+    words = shipped.tokenizer()
+    with pytest.raises(WorkbenchError, match="batch_size"):
+        tasks.answers(model, words, tasks.boxes(2, seed=0), batch_size=0)
+    with pytest.raises(WorkbenchError, match="max_length"):
+        tasks.text_loss(model, words, ["The apple"], max_length=1)

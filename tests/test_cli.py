@@ -1,0 +1,75 @@
+"""The command line, run as a person runs it: outputs, exit codes, and sentences for bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import workbench as wb
+
+
+def workbench(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "workbench.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_intruders_as_json_lines_are_the_functions_table(base: Path, tuned: Path):
+    done = workbench("spectral", "intruders", base, tuned, "--json", "--no-nulls")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    expected = wb.spectral.intruders(wb.load_pair(base, tuned), nulls=False).table
+    assert len(rows) == len(expected)
+    counted = sum(row["value"] for row in rows if row["metric"] == "intruder")
+    assert counted == expected.query("metric == 'intruder'")["value"].sum()
+
+
+def test_out_keeps_a_result(base: Path, lora: Path, tmp_path: Path):
+    done = workbench("spectral", "spectrum", base, lora, "--out", tmp_path / "kept")
+    assert done.returncode == 0, done.stderr
+    result = wb.Result.load(tmp_path / "kept")
+    assert result.analysis == "spectral.delta_spectrum"
+    assert result.provenance.command.startswith("cli.py spectral spectrum")
+
+
+def test_check_prints_and_exits_by_what_it_found(base: Path, tuned: Path, tmp_path: Path):
+    assert workbench("check", base, tuned).returncode == 0
+    from tests.conftest import saved, tiny
+
+    other = saved(tiny("gpt2"), tmp_path / "gpt2")
+    done = workbench("check", base, other)
+    assert done.returncode == 3
+    assert "base is llama, tuned is gpt2" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["check", "BASE", "/nowhere"], "check the path"),
+        (["spectral", "intruders", "BASE", "BASE", "--side", "both"], "side left, right or joint"),
+        (["spectral", "intruders", "BASE", "BASE", "--k", "0"], "k >= 1"),
+        (["compare", "BASE", "--member", "nameless"], "NAME=REFERENCE"),
+        (["compare", "BASE"], "at least one member"),
+        (["compare", "BASE", "--member", "a=BASE", "--text", "/nowhere"], "text file"),
+        (["demo", "--model", "other"], "family or smollm2"),
+        (["report", "/nowhere"], "saved Result"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, says: str, base: Path):
+    done = workbench(*[a.replace("BASE", str(base)) for a in arguments])
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_dry_run_plans_and_writes_nothing(base: Path, tuned: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    done = workbench("compare", base, "--member", f"full={tuned}", "--out", out, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "spectral.intruders" in done.stdout
+    assert "peak_MiB" in done.stdout
+    assert not out.exists()

@@ -1,0 +1,45 @@
+"""Every path and command that the documents name is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from workbench.cli import app
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = ["README.md", "CHANGELOG.md"]
+FOLDERS = r"(?:workbench|tests|notebooks|data|benchmarks|figures|\.ci)"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_named_path_exists(document: str):
+    text = (ROOT / document).read_text()
+    named = set(re.findall(rf"[`(\"' ]({FOLDERS}/[\w./-]*\w)", text))
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+    if document == "README.md":
+        assert named
+
+
+def test_every_named_make_target_exists():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = set(re.findall(r"`?make ([\w-]+)`?", (ROOT / "README.md").read_text()))
+    assert named
+    assert named <= targets
+
+
+def verbs(group=app, path=()):
+    for command in group.registered_commands:
+        yield [*path, command.name or command.callback.__name__]
+    for sub in group.registered_groups:
+        yield from verbs(sub.typer_instance, (*path, sub.name))
+
+
+@pytest.mark.parametrize("verb", list(verbs()), ids=" ".join)
+def test_every_verb_helps_with_an_example(verb: list[str]):
+    done = CliRunner().invoke(app, [*verb, "--help"])
+    assert done.exit_code == 0
+    assert "Example: workbench " + " ".join(verb) in " ".join(done.output.split())

@@ -1,0 +1,253 @@
+"""What did fine-tuning do, on one page that can be sent on? Results to one self-contained HTML."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from workbench import figures
+from workbench.errors import WorkbenchError
+from workbench.figures import style
+from workbench.results import Result, writing
+
+QUESTION = "What did fine-tuning do to this model?"
+HEADINGS = {
+    "spectral.intruders": "Intruder dimensions",
+    "spectral.similarity": "Similarity of singular vectors",
+    "spectral.delta_spectrum": "Spectrum of the change",
+    "spectral.scale": "Scaling the intruders",
+    "forgetting.retention": "What was kept and what was forgotten",
+}
+ABOUT = ("kind", "rank", "alpha", "step", "seed", "reference", "fingerprint")
+SHORT = 12  # characters of a fingerprint
+LONG = 16  # rows above which a table is folded away
+MOST = 600  # rows above which a table is left to the Result's own file
+SCREEN = 1.25 * 96  # CSS pixels per printed inch: 8 pt type reads as 10 pt
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as the page shows it: text in every cell."""
+
+    caption: str
+    columns: list[str]
+    rows: list[list[str]]
+
+    @property
+    def folded(self) -> bool:
+        return len(self.rows) > LONG
+
+
+def report(
+    results: Sequence[Result | str | Path],
+    path: str | Path,
+    *,
+    title: str = QUESTION,
+    preflight: pd.DataFrame | None = None,
+    notes: Sequence[str] = (),
+) -> Path:
+    """Write one HTML page of `results`, with every figure, table and provenance in it; its path.
+
+    results: Results, or folders that `Result.save` wrote, in the order of the sections; one
+    analysis may occur more than once. preflight: the table of `pair.check()` (item, status, found,
+    remedy), of several members with a column member. notes: said on the first page, beside those
+    of the Results.
+    The page needs nothing else: images are in it, it loads nothing and runs no script.
+    Raises WorkbenchError where there are no results or they are of different bases.
+    """
+    loaded = [one if isinstance(one, Result) else Result.load(one) for one in results]
+    if not loaded:
+        raise WorkbenchError("Expected at least one Result to report on, found none.")
+    bases = {json.dumps(r.provenance.base, sort_keys=True, default=str) for r in loaded}
+    if len(bases) > 1:
+        raise WorkbenchError(
+            f"Expected Results of one base checkpoint, found {len(bases)} bases: "
+            f"{'; '.join(sorted(bases))}; write one report per base."
+        )
+    members = figures.everyone(loaded)
+    with style.family(members):
+        sections = [_section(i, loaded) for i in range(len(loaded))]
+    said = [*notes, *(note for result in loaded for note in result.provenance.notes)]
+    page = _template().render(
+        title=title,
+        question=QUESTION,
+        base=loaded[0].provenance.base,
+        family=_family(members),
+        colours=[style.assign(members)[name].colour for name in members],
+        preflight=None if preflight is None else _cells("Preflight", preflight),
+        notes=list(dict.fromkeys(said)),
+        sections=sections,
+        short=SHORT,
+    )
+    with writing(Path(path)) as fresh:
+        fresh.write_text(page, encoding="utf-8")
+    return Path(path)
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,  # names and paths are anyone's text
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.jinja")
+
+
+def _family(members: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Member, and what is known of it; columns that no member fills are left out."""
+    known = [key for key in ABOUT if any(about.get(key) is not None for about in members.values())]
+    rows = []
+    for name, about in members.items():
+        cells = ["" if about.get(key) is None else str(about[key]) for key in known]
+        if "fingerprint" in known:
+            cells[known.index("fingerprint")] = cells[known.index("fingerprint")][:SHORT]
+        rows.append([name, *cells])
+    return Table("The members", ["member", *known], rows)
+
+
+def _section(place: int, results: Sequence[Result]) -> dict[str, Any]:
+    """Everything the template shows of one Result."""
+    result = results[place]
+    provenance = result.provenance
+    lead, parts = figures.findings(result)
+    heading = HEADINGS.get(result.analysis, result.analysis)
+    if sum(other.analysis == result.analysis for other in results) > 1:
+        ends = list(dict.fromkeys((result.members[0], result.members[-1])))
+        heading += f": {' to '.join(ends)}"
+    about = {
+        "analysis": result.analysis,
+        "members": ", ".join(result.members),
+        "seed": provenance.seed,
+        "device": provenance.device,
+        "dtype": provenance.dtype,
+        "created": provenance.created,
+    }
+    about |= {f"parameter {name}": _plain(v) for name, v in provenance.parameters.items()}
+    about |= {f"version of {name}": v for name, v in provenance.versions.items()}
+    return {
+        "id": f"analysis-{place + 1}",
+        "heading": heading,
+        "lead": lead,
+        "parts": parts,
+        "figures": list(_pictures(result, results, lead)),
+        "tables": list(tables(result)),
+        "provenance": [(name, "none" if v is None else str(v)) for name, v in about.items()],
+        "command": provenance.command,
+        "rows": len(result.table),
+    }
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _pictures(
+    result: Result, results: Sequence[Result], lead: str
+) -> Iterator[dict[str, str | int]]:
+    """Every figure of `result` as a data address, with the words that go with it."""
+    for drawing, group in figures.drawings(result, results):
+        figure = drawing.draw(*group)
+        image = figures.png(figure, figures.metadata(drawing, group))
+        yield {
+            "title": drawing.title,
+            "source": f"data:image/png;base64,{base64.b64encode(image).decode()}",
+            "alt": f"{drawing.title}. {lead}; the numbers stand in this section's tables.",
+            "width": round(figure.get_figwidth() * SCREEN),
+            "height": round(figure.get_figheight() * SCREEN),
+            "caption": drawing.caption,
+            "misleads": drawing.misleads,
+        }
+
+
+def tables(result: Result) -> Iterator[Table]:
+    """The summary tables of one Result: per member, rounded; never its raw rows."""
+    if result.analysis == "spectral.intruders":
+        yield from _counts(result)
+    elif {"low", "high"} <= set(result.table):
+        yield _means(result)
+    else:
+        yield _medians(result)
+
+
+def _counts(result: Result) -> Iterator[Table]:
+    """Intruders per member beside their nulls, and per member and component, at the run's eps."""
+    counts = figures.intruder_counts(result)
+    eps, k = counts[["eps", "k"]].iloc[0]
+    wide = counts.pivot_table("count", "member", "arm").reindex(result.members)
+    tuned = counts[counts["arm"] == "tuned"].set_index("member").reindex(result.members)
+    per_member = pd.DataFrame(
+        {
+            "member": wide.index,
+            "intruders": tuned["count"].to_numpy(),
+            "of": tuned["n"].to_numpy(),
+            "%": [f"{100 * share:.1f}" for share in tuned["fraction"]],
+        }
+        | {
+            f"null: {label}": wide[arm].to_numpy()
+            for arm, label in figures.NULLS.items()
+            if arm in wide
+        }
+    )
+    yield _cells(f"Intruders among the top {k:g} vectors at eps {eps:g}", per_member)
+    by = figures.intruder_counts(result, by=("member", "component"))
+    by = by[by["arm"] == "tuned"]
+    places = by.pivot_table("count", "component", "member", sort=False)[result.members]
+    yield _cells("Intruders by component, over all layers", places.reset_index())
+
+
+def _means(result: Result) -> Table:
+    """Means with their intervals: a row per member and whatever else is told apart."""
+    table = result.table
+    keys = [key for key in ("member", "task", "arm", "x", "layer", "component") if key in table]
+    shown = table.assign(
+        cell=[
+            figures.interval(row.value, row.low, row.high) for row in table.itertuples(index=False)
+        ]
+    )
+    wide = shown.groupby([*keys, "metric"], sort=False, dropna=False)["cell"].first().unstack()
+    wide = wide.reset_index().fillna("")
+    counts = shown.groupby(keys, sort=False, dropna=False)["n"].max() if "n" in table else None
+    if counts is not None:
+        wide = wide.merge(counts.reset_index(), on=keys)
+    return _cells("Means with 95% intervals", wide.rename(columns={"x": "lambda"}))
+
+
+def _medians(result: Result) -> Table:
+    """Median and quartiles of every metric over its rows, a column per member.
+
+    Where a table has values per matrix beside values per singular vector, only the former, and of
+    matrices only: a bias or a norm has no spectrum to compare.
+    """
+    table = result.table
+    caption = "Median [quartiles]"
+    if "rank" in table and table["rank"].isna().any():
+        table = table[table["rank"].isna()]
+        place = ["member", "layer", "component"]
+        ranked = table.loc[table["metric"] == "effective_rank", place]
+        if len(ranked):
+            table = table.merge(ranked, on=place)
+            caption += " over matrices"
+    spread = table.groupby(["metric", "member"], sort=False)["value"].quantile([0.5, 0.25, 0.75])
+    text = spread.unstack().apply(lambda row: figures.interval(*row), axis=1)
+    wide = text.unstack().reindex(columns=result.members)
+    return _cells(caption, wide.reset_index().fillna(""))
+
+
+def _cells(caption: str, frame: pd.DataFrame) -> Table:
+    """`frame` as text; of a very long one the first rows, and the caption says so."""
+    if len(frame) > MOST:
+        caption += f" (the first {MOST} of {len(frame)} rows; all are in the saved Result)"
+    rows = [
+        ["" if pd.isna(v) else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row]
+        for row in frame.head(MOST).itertuples(index=False)
+    ]
+    return Table(caption, [str(name).replace("_", " ") for name in frame.columns], rows)
