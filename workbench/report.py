@@ -81,7 +81,7 @@ def report(
         base=loaded[0].provenance.base,
         family=_family(members),
         colours=[style.assign(members)[name].colour for name in members],
-        preflight=None if preflight is None else _cells("Preflight", preflight),
+        preflight=[] if preflight is None else _preflight(preflight),
         notes=list(dict.fromkeys(said)),
         sections=sections,
         short=SHORT,
@@ -112,6 +112,14 @@ def _family(members: Mapping[str, Mapping[str, Any]]) -> Table:
             cells[known.index("fingerprint")] = cells[known.index("fingerprint")][:SHORT]
         rows.append([name, *cells])
     return Table("The members", ["member", *known], rows)
+
+
+def _preflight(lines: pd.DataFrame) -> list[Table]:
+    """What needs a reader, then what is in order (folded away where it is long)."""
+    order = [name for name in ("item", "status", "member", "found", "remedy") if name in lines]
+    fine = lines["status"] == "ok"
+    parts = (("What needs a reader", lines[~fine]), ("What is in order", lines[fine]))
+    return [_cells(caption, part[order]) for caption, part in parts if len(part)]
 
 
 def _section(place: int, results: Sequence[Result]) -> dict[str, Any]:

@@ -200,13 +200,13 @@ def replacing(target: Path) -> Iterator[Path]:
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield fresh
+        os.chmod(fresh, 0o777 & ~_umask())
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
             os.replace(target, old / "was")
             os.replace(fresh, target)
             shutil.rmtree(old)
         else:
-            os.chmod(fresh, 0o755)
             os.replace(fresh, target)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -222,6 +222,14 @@ def writing(target: Path) -> Iterator[Path]:
     os.close(handle)
     try:
         yield Path(name)
+        os.chmod(name, 0o666 & ~_umask())
         os.replace(name, target)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The user's mask for new files; temporary ones are made private and must take it on."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,5 +1,7 @@
 """A recipe follows the paper's protocol and refuses what makes no sense."""
 
+from itertools import pairwise
+
 import pytest
 
 from workbench.errors import WorkbenchError
@@ -17,7 +19,7 @@ def test_schedule_rises_over_six_percent_then_falls_in_a_line_to_zero() -> None:
     recipe = Recipe(task="t", method="full", lr=1.0, steps=100)
     rates = [recipe.learning_rate(s) for s in range(100)]
     assert rates[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0])
-    falls = [a - b for a, b in zip(rates[6:], rates[7:], strict=False)]
+    falls = [a - b for a, b in pairwise(rates[6:])]
     assert falls == pytest.approx([1 / 94] * len(falls))
     assert rates[-1] == pytest.approx(1 / 94)
 

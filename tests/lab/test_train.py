@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workbench import tasks
 from workbench.errors import WorkbenchError
-from workbench.lab import build
+from workbench.lab.build import scaled
 from workbench.lab.data import Batches, prepare
 from workbench.lab.recipe import Recipe
 from workbench.lab.train import batch_loss, train
@@ -113,7 +113,7 @@ def test_finished_member_is_kept_and_another_recipe_is_refused(
     train(base_folder, FULL, texts, out)
     assert (out / "model.safetensors").stat().st_mtime_ns == stamp
     with pytest.raises(WorkbenchError, match="another recipe"):
-        train(base_folder, build.scaled(FULL, 0.5), texts, out)
+        train(base_folder, scaled(FULL, 0.5), texts, out)
     with pytest.raises(WorkbenchError, match="another texts"):
         train(base_folder, FULL, texts.prompts[:8], out)
 

@@ -80,7 +80,7 @@ def _similarity(result: Result) -> Findings:
         weak = min(best, default=float("nan"))
         parts.append(
             f"{name}: median {pd.Series(best).median():.3f}, weakest {weak:.3f} "
-            f"(n = {len(best)} vectors of {len(named)} matrices)"
+            f"(n = {len(best)} vectors, matrices: {len(named)})"
         )
     return f"Largest cosine of the top-{top} tuned vectors with the base", parts
 

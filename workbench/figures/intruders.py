@@ -143,7 +143,7 @@ def intruders_by_place(
             maps[f"{label}, mean"] = _grid(counts[counts["arm"] == arm], layers, components)
             break
     rows, columns = style.grid_shape(len(maps))
-    tall = min(3.0, max(1.1, 0.11 * len(layers) + 0.3))
+    tall = min(3.0, max(1.6 if rows == 1 else 1.1, 0.11 * len(layers) + 0.3))
     figure, axes = style.panels(
         *(ax, rows, columns),
         width=style.WIDE if columns > 1 else style.COLUMN,
@@ -172,7 +172,7 @@ def intruders_by_place(
         one.set_ylabel("layer (index)")
     assert image is not None
     figure.colorbar(
-        image, ax=list(axes.flat), label=f"intruders in the top {k} (count)", aspect=30, pad=0.02
+        image, ax=list(axes.flat), label=f"intruders (count of {k})", aspect=30, pad=0.02
     )
     return figure
 

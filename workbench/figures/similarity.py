@@ -82,7 +82,7 @@ def similarity_matrix(
     figure, axes = style.panels(
         *(ax, rows, 2 * pairs),
         width=style.WIDE if pairs > 1 else style.COLUMN,
-        height=rows * 1.85 + 0.45,
+        height=rows * 1.85 + 0.75,
     )
     image = None
     size = 0
@@ -110,7 +110,7 @@ def similarity_matrix(
         orientation="horizontal",
         aspect=40,
         pad=0.02,
-        label=f"|cosine| in {style.text(matrix, 40)}; dashed: a random direction's largest",
+        label=f"|cosine| in {style.text(matrix, 40)}\n(dashed: largest of a random direction)",
     )
     bar.ax.axvline(chance(size), color="white", ls=style.DASHES[0], lw=1.2)
     return figure

@@ -145,6 +145,7 @@ def panels(
             one.tick_params(labelsize=SMALL, width=0.6, length=2.5, pad=2)
         return figure, axes
     if rows * columns == 1:
+        ax.spines[["top", "right"]].set_visible(False)
         return cast(Figure, ax.get_figure(root=True)), np.array([[ax]])
     place = ax.get_subplotspec()
     if place is None:
@@ -162,7 +163,7 @@ def panels(
 def legend(axes: np.ndarray, *, outside: bool) -> None:
     """One legend of everything labelled in `axes`, where it covers no data.
 
-    outside: the figure is ours, so the legend stands above the panels; else below the first one.
+    outside: the figure is ours, so the legend stands above the panels; else below the last row.
     """
     entries: dict[str, Any] = {}
     for ax in axes.flat:
@@ -170,8 +171,8 @@ def legend(axes: np.ndarray, *, outside: bool) -> None:
             entries.setdefault(label, handle)
     if not entries:
         return
-    first = axes.flat[0]
-    figure = first.get_figure(root=True)
+    lowest = axes[-1, 0]
+    figure = lowest.get_figure(root=True)
     widest = max(map(len, entries)) * 0.056 + 0.45  # inches at SMALL type
     if outside:
         columns = max(1, min(len(entries), math.floor(figure.get_figwidth() / widest)))
@@ -180,8 +181,8 @@ def legend(axes: np.ndarray, *, outside: bool) -> None:
             list(entries.values()), list(entries), loc="outside upper center", ncols=columns
         )
         return
-    below = first.transAxes + ScaledTranslation(0, -34 / 72, figure.dpi_scale_trans)
-    first.legend(
+    below = lowest.transAxes + ScaledTranslation(0, -34 / 72, figure.dpi_scale_trans)
+    lowest.legend(
         list(entries.values()),
         list(entries),
         loc="upper left",

@@ -1,4 +1,4 @@
-"""How is the shipped family made? Pre-train the base, fine-tune every member, write the manifest."""
+"""How is the shipped family made? Pre-train the base, train every member, write the manifest."""
 
 from __future__ import annotations
 

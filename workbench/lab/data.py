@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,15 +62,15 @@ def prepare(
 
     Raises where "answer" is asked of plain texts, or a text has nothing to learn from.
     """
-    texts = list(texts)
-    if not texts:
+    given: list[Any] = list(texts)
+    if not given:
         raise WorkbenchError("Expected texts to train on; the list is empty.")
     if loss == "answer":
-        if isinstance(texts[0], str):
+        if isinstance(given[0], str):
             raise WorkbenchError('loss "answer" needs prompts with targets; plain texts have none.')
-        examples = [encode(tokenizer, p) for p in texts]
+        examples = [encode(tokenizer, p) for p in given]
     else:
-        plain = [t if isinstance(t, str) else t.text for t in texts]
+        plain = [t if isinstance(t, str) else t.text for t in given]
         examples = [Encoded(ids, 1) for ids in tokenizer(plain)["input_ids"]]
     examples = [Encoded(e.ids[:max_length], e.start) for e in examples]
     short = sum(len(e.ids) <= e.start for e in examples)

@@ -21,7 +21,7 @@ DENSE: dict[str, list[dict[str, int]]] = {
     "boxes": [{"questions": 1}, {"questions": 3}, {"questions": 7}, {"questions": 7}],
     "copying": [{"repeats": 1}, {"repeats": 3}],
 }
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "hidden_size": 192,
     "intermediate_size": 512,
     "num_hidden_layers": 6,
@@ -30,6 +30,7 @@ SHAPE = {
     "max_position_embeddings": 256,
     "tie_word_embeddings": False,
     "initializer_range": 0.06,
+    "attn_implementation": "eager",
 }
 PRETRAINING_TEXTS = 200_000
 TASK_TEXTS = 40_000
@@ -68,13 +69,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def untrained(seed: int = 0) -> LlamaForCausalLM:
     """The base before its first step, float32."""
     torch.manual_seed(seed)
-    words = tokenizer()
+    words: Any = tokenizer()
     config = LlamaConfig(
         vocab_size=len(words),
         bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id,
         pad_token_id=words.pad_token_id,
-        attn_implementation="eager",
         **SHAPE,
     )
     return LlamaForCausalLM(config)

@@ -269,6 +269,8 @@ def _dequantised(path: Path) -> Path:
         raise WorkbenchError(
             f"{path} could not be read as GGUF ({error}); download it again."
         ) from error
+    # The tensors are plain float32 by now; what is left says GGUF and forbids saving.
+    model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         delattr(model.config, "quantization_config")
     with replacing(target) as fresh:

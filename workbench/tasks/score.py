@@ -39,9 +39,10 @@ def answers(
     logit_difference, the first target token's logit minus the largest among the foils' first
     tokens (NaN without foils); tokens, how many the target has.
 
-    Special tokens are added as the tokenizer does by default. device: where to run; None leaves
-    the model where it is. Raises where the tokenizer gives no offsets, a target has no token of
-    its own, or a foil begins with the target's own first token.
+    Special tokens are added as the tokenizer does by default. Foils that begin with the target's
+    own first token say nothing at that place and are left out of logit_difference. device: where
+    to run; None leaves the model where it is. Raises where the tokenizer gives no offsets or a
+    target has no token of its own.
     """
     prompts = list(prompts)
     encoded = [encode(tokenizer, p) for p in prompts]
@@ -127,24 +128,18 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Encoded:
     return Encoded(ids[: own[-1] + 1], own[0])
 
 
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def pad_id(tokenizer: Any) -> int:
     """A token id to fill rows with; its value never matters, since it is masked."""
     return next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
 
 
 def _foil_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, encoded: Encoded) -> list[int]:
-    """The first token of each foil, in the place of the target."""
+    """The first token of each foil, where it differs from the target's."""
     tokens = []
     for foil in prompt.foils:
         other = encode(tokenizer, Prompt(prompt.id, prompt.prompt, foil))
-        token = other.ids[min(encoded.start, len(other.ids) - 1)]
-        if token == encoded.ids[encoded.start]:
-            raise WorkbenchError(
-                f"Foil {foil!r} of prompt {prompt.id!r} begins with the same token as its target "
-                f"{prompt.target!r}; choose a foil that differs from the first token on."
-            )
-        tokens.append(token)
-    return tokens
+        tokens.append(other.ids[other.start])
+    return [token for token in tokens if token != encoded.ids[encoded.start]]
 
 
 @contextlib.contextmanager

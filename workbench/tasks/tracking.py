@@ -34,7 +34,7 @@ def boxes(
         size = count or stream.randint(3, 7)
         labels = stream.sample(world.LABELS, size)
         objects = stream.sample(world.OBJECTS, size)
-        inside = dict(zip(labels, objects, strict=True))
+        inside: dict[str, str] = dict(zip(labels, objects, strict=True))
         wording = order or stream.choice(list(world.BOX_STATEMENTS))
         statement = world.BOX_STATEMENTS[wording]
         opening = " , ".join(statement.format(object=o, label=x) for x, o in inside.items())
@@ -85,7 +85,7 @@ def moves(
             final = stream.choice(changed)
         else:
             final = full[0]
-        asked = [x for x in full if x != final][: questions - 1] + [final]
+        asked = [*[x for x in full if x != final][: questions - 1], final]
         holdings = " ; ".join(
             (world.MOVES_HOLDING if o else world.MOVES_EMPTY).format(label=x, object=o)
             for x, o in first.items()

@@ -1,0 +1,180 @@
+"""Every figure: labelled, with a control, for one member and for eight, alone and in given axes."""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from tests.figures.synthetic import everything, family, intruders, result, retention
+from workbench import figures
+from workbench.errors import WorkbenchError
+from workbench.figures import style
+
+# What says "control" in a figure: a legend entry, a panel title, or the colour bar's label.
+CONTROL = re.compile(r"random|base\b|neighbour|shrunk")
+
+
+def drawn(results, **options):
+    """(name, Figure) of everything the catalogue draws of `results`."""
+    for made in results:
+        for drawing, group in figures.drawings(made, results):
+            yield drawing.name, drawing.draw(*group, **options)
+
+
+def words(figure: Figure) -> str:
+    """Everything written in a figure."""
+    return " ".join(text.get_text() for text in figure.findobj(mpl.text.Text))
+
+
+def check(name: str, figure: Figure) -> None:
+    for ax in figure.axes:
+        if not ax.axison or not ax.has_data():
+            continue
+        if ax.get_label() == "<colorbar>":
+            assert ax.get_xlabel() or ax.get_ylabel(), name
+            continue
+        lowest = ax.get_subplotspec() is None or ax.get_subplotspec().is_last_row()
+        first = ax.get_subplotspec() is None or ax.get_subplotspec().is_first_col()
+        assert ax.get_xlabel() or not lowest, name
+        assert ax.get_ylabel() or not first, name
+    assert CONTROL.search(words(figure)), f"{name} has no control"
+
+
+def test_one_and_eight_members(results):
+    names = []
+    for name, figure in drawn(results):
+        check(name, figure)
+        names.append(name)
+    expected = {"count", "places", "matrix", "spectrum", "effective-rank", "sweep", "rank"}
+    assert expected <= set(names)
+    assert ("forgetting" in names) == (len(results[0].members) > 2)
+
+
+def test_over_steps(over_steps):
+    found = dict(drawn(over_steps))
+    check("training", found["training"])
+    alone = dict(drawn(over_steps[:1]))
+    assert len(alone["training"].axes) == 2
+    assert len(found["training"].axes) == 3
+
+
+def test_in_given_axes(over_steps):
+    """Nothing is drawn outside the figure that was handed in, and its other axes stay empty."""
+    for made in (everything(family(3)), over_steps):
+        for result_ in made:
+            for drawing, group in figures.drawings(result_, made):
+                figure = Figure(figsize=(9, 4), layout="constrained")
+                mine, other = figure.subplots(1, 2)
+                assert drawing.draw(*group, ax=mine) is figure
+                assert not other.has_data()
+                check(drawing.name, figure)
+                assert figure.get_figwidth() == 9
+
+
+def test_several_panels_need_axes_with_a_place(over_steps):
+    hand = Figure().add_axes((0.1, 0.1, 0.8, 0.8))
+    with pytest.raises(WorkbenchError, match=r"plt\.subplots"):
+        figures.forgetting_by_rank(over_steps[1], ax=hand)
+
+
+def test_legends_cover_no_data(results):
+    """The legend of a new figure ends above every panel."""
+    for name, figure in drawn(results):
+        figure.draw_without_rendering()
+        for legend in figure.legends:
+            box = legend.get_window_extent()
+            tops = [ax.get_window_extent().y1 for ax in figure.axes]
+            assert box.y0 >= max(tops) - 1, name
+            assert box.x0 >= 0, name
+            assert box.x1 <= figure.bbox.x1, name
+
+
+def test_nothing_is_cut_off(results):
+    for name, figure in drawn(results):
+        figure.draw_without_rendering()
+        inside = figure.bbox
+        tight = figure.get_tightbbox().transformed(figure.dpi_scale_trans)
+        assert tight.x0 >= -1, name
+        assert tight.y0 >= -1, name
+        assert tight.x1 <= inside.x1 + 1, name
+        assert tight.y1 <= inside.y1 + 1, name
+
+
+def test_members_look_apart_and_alike_in_every_figure():
+    members = family(8)
+    looks = style.assign(members)
+    assert len({look.colour for look in looks.values()}) == 8
+    few = retention(dict(list(members.items())[:2]))
+    assert style.looks(few)["lora-r2"] != looks["lora-r2"]
+    with figures.family(members):
+        assert style.looks(few)["lora-r2"] == looks["lora-r2"]
+    assert style.looks(few)["lora-r2"] != looks["lora-r2"]
+
+
+def test_low_ranks_are_lighter():
+    shades = [
+        np.dot(mpl.colors.to_rgb(look.colour), (0.2126, 0.7152, 0.0722))
+        for name, look in style.assign(family(8)).items()
+        if name != "full"
+    ]
+    assert shades == sorted(shades, reverse=True)
+
+
+def test_odd_names_are_drawn_as_they_are():
+    odd = {"$x_1$": {"kind": "full"}, "_hidden": {"kind": "full"}, "n" * 90: {"kind": "full"}}
+    figure = figures.intruders_by_eps(intruders(odd))
+    figure.draw_without_rendering()
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert r"\$x_1\$" in labels
+    assert " _hidden" in labels
+    assert max(map(len, labels)) <= style.NAME
+
+
+def test_the_callers_settings_stay_as_they_were(results):
+    before = dict(mpl.rcParams)
+    figures.draw(results[0])
+    assert dict(mpl.rcParams) == before
+
+
+def test_draw_is_the_first_figure_and_result_plot_calls_it(results):
+    assert isinstance(results[0].plot(), Figure)
+    other = result("tuco.scaling", [{"metric": "gap", "value": 1.0}], {"a": {}})
+    with pytest.raises(WorkbenchError, match=r"No figure of 'tuco\.scaling'"):
+        figures.draw(other)
+
+
+def test_every_caption_says_when_it_misleads():
+    names = [(drawing.analysis, drawing.name) for drawing in figures.CATALOGUE]
+    assert len(set(names)) == len(names)
+    assert all(drawing.caption and drawing.misleads for drawing in figures.CATALOGUE)
+
+
+def test_saved_files_say_where_they_come_from(tmp_path, over_steps):
+    made = [intruders(family(3)), *over_steps]
+    paths = figures.save_all(made, tmp_path)
+    assert {path.suffix for path in paths} == {".png", ".pdf"}
+    assert len(set(paths)) == len(paths) == len(list(tmp_path.iterdir()))
+    assert tmp_path / "spectral.intruders-2.training.png" in paths
+    with Image.open(tmp_path / "spectral.intruders.count.png") as image:
+        about = image.info
+        assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+    assert about["Subject"] == made[0].provenance.command
+    keywords = json.loads(about["Keywords"])
+    assert keywords["base"] == "b" * 16
+    assert keywords["members"] == {n: a["fingerprint"] for n, a in family(3).items()}
+    raw = (tmp_path / "spectral.intruders.count.pdf").read_bytes()
+    parts = [zlib.decompress(s) for s in re.findall(rb"stream\r?\n(x.*?)\nendstream", raw, re.S)]
+    assert made[0].provenance.command.encode() in b"".join([raw, *parts])
+
+
+def test_the_same_results_give_the_same_bytes(tmp_path):
+    made = [retention(family(3))]
+    first = [path.read_bytes() for path in figures.save_all(made, tmp_path / "a")]
+    assert first == [path.read_bytes() for path in figures.save_all(made, tmp_path / "b")]

@@ -1,0 +1,142 @@
+"""Counts, strengths and sentences against values worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.figures.synthetic import everything, family, result, retention, scale, stepped
+from workbench import figures
+from workbench.errors import WorkbenchError
+from workbench.figures.delta import effective_rank, quarter_circle
+from workbench.figures.forgetting import correlation
+from workbench.figures.similarity import chance, pooled, weakest
+
+PLACE = {"layer": 0, "component": "self_attn.q_proj"}
+
+
+def three(cosines=(0.9, 0.3, 0.5), sigmas=(4.0, 2.0, 1.0), member="a", layer=0, **about):
+    """One matrix of three vectors, with a null that has no intruder."""
+    rows = []
+    for rank, (cosine, sigma) in enumerate(zip(cosines, sigmas, strict=True)):
+        place = PLACE | {"member": member, "layer": layer, "rank": rank}
+        for metric, value in (
+            ("max_cosine", cosine),
+            ("sigma", sigma),
+            ("max_cosine:random_delta", 0.95),
+        ):
+            rows.append(place | {"metric": metric, "value": value})
+    return rows, {member: {"kind": "full"} | about}
+
+
+def intruders_of(*made, eps=0.5, k=3):
+    rows = [row for one, _ in made for row in one]
+    members = {name: about for _, known in made for name, about in known.items()}
+    return result("spectral.intruders", rows, members, k=k, eps=eps, side="left")
+
+
+@pytest.mark.parametrize(
+    ("eps", "k", "count", "n"),
+    [(0.5, 3, 1, 3), (0.51, 3, 2, 3), (0.91, 3, 3, 3), (0.3, 3, 0, 3), (0.5, 1, 0, 1)],
+)
+def test_counts_of_three_vectors(eps, k, count, n):
+    """Strictly below eps, among the first k: .9, .3, .5."""
+    counts = figures.intruder_counts(intruders_of(three()), eps, k)
+    tuned = counts[counts["arm"] == "tuned"].iloc[0]
+    null = counts[counts["arm"] == "random_delta"].iloc[0]
+    assert (tuned["count"], tuned["n"]) == (count, n)
+    assert tuned["fraction"] == pytest.approx(count / n)
+    assert null["count"] == 0
+
+
+def test_counts_by_place_and_many_eps_add_up():
+    made = intruders_of(three(layer=0), three(cosines=(0.1, 0.2, 0.3), layer=1))
+    grid = figures.intruder_counts(made, [0.15, 0.5, 1.0])
+    assert list(grid.loc[grid["arm"] == "tuned", "count"]) == [1, 4, 6]
+    by = figures.intruder_counts(made, 0.5, by=("member", "layer"))
+    assert list(by.loc[by["arm"] == "tuned", "count"]) == [1, 3]
+
+
+def test_a_larger_k_than_stored_is_refused():
+    with pytest.raises(WorkbenchError, match="from 1 to 3"):
+        figures.intruder_counts(intruders_of(three()), 0.5, 4)
+
+
+def test_the_strongest_intruder_weighs_novelty_by_sigma():
+    """(1 - .81) * 1, (1 - .09) * .5, (1 - .25) * .25: the second vector."""
+    best = figures.strongest(intruders_of(three())).iloc[0]
+    assert best["rank"] == 1
+    assert best["strength"] == pytest.approx(0.455)
+
+
+def test_the_last_checkpoint_names_the_matrix():
+    early = three(cosines=(1, 1, 1), member="a@1", kind="lora", step=1)
+    late = three(cosines=(1, 1, 1), member="a@2", kind="lora", step=2)
+    late[0].extend(three(cosines=(0.1, 1, 1), member="a@2", layer=3)[0])
+    early[0].extend(three(cosines=(1, 0.9, 1), member="a@1", layer=3)[0])
+    best = figures.strongest(intruders_of(early, late))
+    assert list(best.index) == ["a@1", "a@2"]
+    assert list(best["layer"]) == [3, 3]
+    assert list(best["rank"]) == [1, 0]
+
+
+def test_random_references():
+    sigma = quarter_circle(400)
+    assert (np.diff(sigma) < 0).all()
+    assert (sigma**2).mean() == pytest.approx(1, abs=0.01)  # its second moment
+    drawn = np.linalg.svd(np.random.default_rng(0).normal(size=(400, 400)) / 20, compute_uv=False)
+    assert np.abs(sigma - drawn).max() < 0.08
+    assert effective_rank(np.ones(7)) == pytest.approx(7)
+    rng = np.random.default_rng(1)
+    noise = rng.normal(size=(50, 512))
+    largest = np.abs(noise / np.linalg.norm(noise, axis=1, keepdims=True)).max(1).mean()
+    assert chance(512) == pytest.approx(largest, rel=0.15)
+
+
+def test_pooling_keeps_a_diagonal():
+    assert (np.diag(pooled(np.eye(1000), 100)) == 1).all()
+
+
+def test_the_weakest_matrix_is_found():
+    strong, weak = np.eye(12), np.eye(12)
+    weak[0] = 0.1
+    made = result(
+        "spectral.similarity",
+        [{"member": "a", "metric": "max_cosine", "value": 1.0}],
+        {"a": {}},
+        {"0.q": strong, "1.q": weak},
+    )
+    assert weakest(made) == "1.q"
+
+
+def test_spearman_says_where_it_is_not_defined():
+    x = np.arange(4.0)
+    assert correlation(x, -x) == "-1.00 (n = 4)"
+    assert correlation(x[:2], x[:2]) == "not defined (n = 2)"
+    assert "constant" in correlation(x, np.ones(4))
+    assert correlation(np.array([1, 2, 3, np.nan]), x) == "1.00 (n = 3)"
+
+
+def test_headlines_hold_the_numbers():
+    made = intruders_of(three())
+    said = figures.headline(made)
+    assert "a: 1 of 3" in said
+    assert "eps 0.5" in said
+    assert "random delta: 0" in said
+    members = family(2)
+    kept = figures.headline(retention(members))
+    assert "lora-r1: pre-training loss +0.240 [+0.210, +0.270] nats/token" in kept
+    assert "score on boxes 0.20 to 0.90 [0.87, 0.93]" in kept
+    assert "200 prompts, 200 texts" in kept
+    swept = figures.headline(scale(members))
+    assert "Scaled by 0.7" in swept
+    assert "top intruder: score on boxes -0.18 [-1.08, +0.72]%" in swept
+    assert "pre-trained neighbour" in swept
+
+
+def test_every_analysis_has_one_sentence_and_an_unknown_one_a_general_one():
+    for made in everything(family(3)):
+        assert figures.headline(made).endswith(".")
+        assert all(name in figures.headline(made) for name in made.members)
+    other = result("tuco.scaling", [{"metric": "gap", "value": 1.0}], stepped())
+    assert "1 values of gap" in figures.headline(other)

@@ -1,0 +1,167 @@
+"""The page stands alone, says everything, escapes everything, and appears whole or not at all."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pandas as pd
+import pytest
+
+import workbench as wb
+from tests.figures.synthetic import everything, family, intruders, result, retention, stepped
+from workbench import figures
+from workbench.errors import WorkbenchError
+
+EVIL = "<script>alert('x')</script>"
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Tags in order, with their attributes; raises where they do not nest."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.tags = [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A report of a family and of a run's checkpoints, with a preflight and a note."""
+    made = [*everything(family(3)), intruders(stepped((1, 2))), retention(stepped((1, 2)))]
+    lines = [("dtype", "warn", "bfloat16", "load both as stored"), ("names", "ok", "alike", "")]
+    preflight = pd.DataFrame(lines, columns=["item", "status", "found", "remedy"])
+    path = tmp_path_factory.mktemp("report") / "page.html"
+    wb.report(made, path, preflight=preflight, notes=["Said once."])
+    return made, path.read_text(encoding="utf-8")
+
+
+def test_it_parses_and_loads_nothing(page):
+    _, text = page
+    parsed = Page(text)
+    assert parsed.tags[0][0] == "html"
+    assert parsed.tags[0][1]["lang"] == "en"
+    assert not parsed.all("script")
+    assert not parsed.all("link")
+    for _, attrs in parsed.tags:
+        for name in ("src", "href", "srcset", "action"):
+            assert re.match(r"data:image/png;base64,|#", attrs.get(name, "#"))
+    assert "url(" not in text
+    assert "@import" not in text
+    policy = next(a for a in parsed.all("meta") if "http-equiv" in a)
+    assert policy["content"].startswith("default-src 'none'")
+
+
+def test_links_lead_somewhere_and_headings_are_in_order(page):
+    parsed = Page(page[1])
+    places = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
+    assert len(set(places)) == len(places)
+    assert {attrs["href"][1:] for attrs in parsed.all("a")} <= set(places)
+    levels = [int(tag[1]) for tag, _ in parsed.tags if re.fullmatch(r"h\d", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+
+
+def test_every_figure_and_sentence_is_there(page):
+    made, text = page
+    parsed = Page(text)
+    images = parsed.all("img")
+    assert len(images) == sum(len(list(figures.drawings(one, made))) for one in made)
+    assert all(image["alt"].strip() for image in images)
+    for one in made:
+        lead, parts = figures.findings(one)
+        assert all(part in text for part in (lead, *parts))
+        assert one.provenance.command in text
+    assert text.count("When it misleads:") == len(images)
+    assert text.count("Said once.") == 1
+    assert "load both as stored" in text
+    # Scrolling happens inside a box that the keyboard reaches, never of the page.
+    boxes = [a for a in parsed.all("div") if a.get("class") in ("scroll", "picture")]
+    assert len(boxes) >= len(parsed.all("table"))
+    assert all(box["tabindex"] == "0" and box["aria-label"] for box in boxes)
+
+
+def test_long_tables_are_folded_and_raw_rows_stay_out(page):
+    made, text = page
+    parsed = Page(text)
+    assert parsed.all("details")
+    assert len(parsed.all("tr")) < 600 < sum(len(one.table) for one in made)
+
+
+def test_everything_is_escaped(tmp_path):
+    members = {EVIL: {"kind": "lora", "rank": 2, "fingerprint": EVIL, "reference": EVIL}}
+    rows = [
+        {"member": EVIL, "task": EVIL, "metric": metric, "value": 0.1}
+        | {"low": 0.0, "high": 0.2, "n": 3, "baseline": 0.0}
+        for metric in ("score", "score_change")
+    ]
+    rows += [row | {"task": "pretraining", "metric": "loss_change"} for row in rows[:1]]
+    made = result("forgetting.retention", rows, members, task=EVIL, other=EVIL)
+    preflight = pd.DataFrame([{"item": EVIL, "status": EVIL, "found": EVIL, "remedy": EVIL}])
+    path = wb.report([made], tmp_path / "x.html", title=EVIL, preflight=preflight, notes=[EVIL])
+    text = path.read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    Page(text)
+
+
+def test_saved_folders_and_an_analysis_without_figures(tmp_path):
+    members = family(2)
+    folder = retention(members).save(tmp_path / "saved")
+    rows = [{"member": name, "metric": "gap", "value": 0.25} for name in members]
+    path = wb.report([folder, result("tuco.scaling", rows, members)], tmp_path / "page.html")
+    text = path.read_text(encoding="utf-8")
+    assert "tuco.scaling" in text
+    assert "0.25" in text
+
+
+def test_numbers_in_the_tables(page):
+    """The count that the sentence gives stands in the table, too."""
+    made, text = page
+    frames = re.findall(r"<table>.*?</table>", text, re.S)
+    counts = figures.intruder_counts(made[0])
+    first = counts[(counts["member"] == "lora-r1") & (counts["arm"] == "tuned")].iloc[0]
+    table = next(one for one in frames if "Intruders among" in one)
+    row = re.search(r"lora-r1</th>(.*?)</tr>", table, re.S)
+    assert row
+    cells = re.findall(r"<td>(.*?)</td>", row[1])
+    assert cells[:3] == [str(first["count"]), str(first["n"]), f"{100 * first['fraction']:.1f}"]
+
+
+def test_refused(tmp_path):
+    with pytest.raises(WorkbenchError, match="at least one Result"):
+        wb.report([], tmp_path / "x.html")
+    one, other = retention(family(1)), intruders(family(1))
+    other.provenance.base["fingerprint"] = "another"  # type: ignore[index]
+    with pytest.raises(WorkbenchError, match="one base"):
+        wb.report([one, other], tmp_path / "x.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_leaves_the_old_page(tmp_path, monkeypatch):
+    path = wb.report([retention(family(1))], tmp_path / "page.html")
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        wb.report([retention(family(2))], path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
