@@ -28,8 +28,8 @@ MAY = {
     "forgetting": SHARED | {"loaders", "models", "tasks"},
     "catalogue": SHARED | ANALYSES,
     "figures": SHARED,
-    "report": SHARED | {"figures"},
-    "compare": SHARED | {"loaders", "tasks", "units", "catalogue", "figures", "report"},
+    "reports": SHARED | {"figures"},
+    "compare": SHARED | {"loaders", "tasks", "units", "catalogue", "figures", "reports"},
     "demo": SHARED | {"loaders", "tasks", "lab", "compare"},
 }
 # The public names, and the command line, stand above everything.

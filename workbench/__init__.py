@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         load_family,
         load_pair,
     )
-    from workbench.report import report
+    from workbench.reports import report
     from workbench.results import Provenance, Result
     from workbench.units import over
 
@@ -36,7 +36,7 @@ _HOME = {
     "load_family": "workbench.loaders",
     "load_pair": "workbench.loaders",
     "over": "workbench.units",
-    "report": "workbench.report",
+    "report": "workbench.reports",
 }
 _PARTS = ("figures", "forgetting", "lab", "spectral", "tasks")
 

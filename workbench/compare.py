@@ -12,7 +12,7 @@ import pandas as pd
 from workbench import figures, units
 from workbench.catalogue import ANALYSES, Analysis
 from workbench.loaders import Family
-from workbench.report import report
+from workbench.reports import report
 from workbench.results import Result
 from workbench.tasks import PromptSet
 

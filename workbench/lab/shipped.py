@@ -14,7 +14,7 @@ from workbench.stats import Interval, bootstrap
 from workbench.tasks import world
 from workbench.tasks.prompts import Prompt, PromptSet, Split
 
-TASK = "moves"
+TASK = "ledger"
 # Shares of the texts the base is trained on.
 MIXTURE = {"boxes": 0.4, "facts": 0.15, "arithmetic": 0.1, "copying": 0.2, "narration": 0.15}
 DENSE: dict[str, list[dict[str, int]]] = {
@@ -100,14 +100,14 @@ def mixture(n: int, *, seed: int = 0, split: Split = "train") -> PromptSet:
 
 def task_texts(n: int = TASK_TEXTS) -> PromptSet:
     """What the members are fine-tuned on."""
-    return tasks.moves(n, seed=0, split="train")
+    return getattr(tasks, TASK)(n, seed=0, split="train")
 
 
 class Evaluation:
     """Scores of a model on the fine-tuning task and on everything its base learned.
 
     n: prompts per task. Called with (model, tokenizer) it gives plain numbers, as `train` logs
-    them: task, the share of moves answered; pretraining_loss, nats per token of the mixture; and
+    them: task, the share of TASK answered; pretraining_loss, nats per token of the mixture; and
     the share answered of each pre-training task.
     """
 

@@ -1,6 +1,6 @@
 """Prompts with known answers, and how a model scores on them."""
 
-from workbench.tasks.family import arithmetic, copying, facts, narration
+from workbench.tasks.family import arithmetic, copying, facts, ledger, narration
 from workbench.tasks.measure import own_samples, read_text
 from workbench.tasks.prompts import Prompt, PromptSet
 from workbench.tasks.score import answers, text_loss
@@ -15,6 +15,7 @@ __all__ = [
     "boxes_prompts",
     "copying",
     "facts",
+    "ledger",
     "moves",
     "narration",
     "own_samples",

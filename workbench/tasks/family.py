@@ -65,6 +65,35 @@ def arithmetic(n: int = 200, *, seed: int = 0, split: Split | None = None) -> Pr
     return collect("arithmetic", draw, n=n, seed=seed, split=split)
 
 
+def ledger(
+    n: int = 200, *, seed: int = 0, split: Split | None = None, steps: int | None = None
+) -> PromptSet:
+    """A running total between 0 and 30, kept in words of pre-training that never meant a sum there.
+
+    Every step but the last tells the new total, so each answer needs one sum or difference of the
+    kind `arithmetic` asks in symbols. steps: how many; None draws 3 to 7. Foils are the neighbours
+    of the answer, and the total before it. The start, the amounts and their signs are random, so
+    the loss over a whole text never vanishes.
+    """
+
+    def draw(stream: random.Random) -> Draw:
+        total = before = stream.randint(0, world.LARGEST)
+        count = steps or stream.randint(3, 7)
+        text, operation = world.LEDGER_OPENING.format(total=total), "+"
+        for number in range(1, count + 1):
+            before = total
+            total = stream.choice([v for v in range(world.LARGEST + 1) if v != before])
+            operation = "+" if total > before else "-"
+            step = world.LEDGER_STEP[operation]
+            text += " " + step.format(number=number, amount=abs(total - before))
+            text += f" {total} ." if number < count else ""
+        near = {v for v in (total - 1, total + 1, before) if 0 <= v <= world.LARGEST}
+        tags = {"steps": str(count), "operation": world.OPERATIONS[operation]}
+        return Draw(text, f" {total}", tuple(f" {v}" for v in sorted(near)), tags, "ledger")
+
+    return collect("ledger", draw, n=n, seed=seed, split=split)
+
+
 def copying(
     n: int = 200, *, seed: int = 0, split: Split | None = None, repeats: int = 1
 ) -> PromptSet:

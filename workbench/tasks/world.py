@@ -124,6 +124,11 @@ MOVES_STEP = {
     "remove": "step {number} : {object} removed from {label} .",
     "put": "step {number} : {object} added to {label} .",
 }
+LEDGER_OPENING = "inventory : {total} coins ."
+LEDGER_STEP = {
+    "+": "step {number} : {amount} added , holds",
+    "-": "step {number} : {amount} removed , holds",
+}
 COPY_OPENING = "Say it again :"
 
 
@@ -144,7 +149,7 @@ def vocabulary() -> tuple[str, ...]:
     lists = (OBJECTS, LABELS, PEOPLE, PLACES, WEATHER, DAYS, FEELINGS, *ATTRIBUTES.values())
     templates = (*OPENINGS, *ERRANDS, *EVENTS, *CLOZES, *chain(*FACT_TEMPLATES.values()))
     templates += (*BOX_STATEMENTS.values(), BOX_QUESTION, MOVES_OPENING, MOVES_HOLDING, MOVES_EMPTY)
-    templates += (*MOVES_STEP.values(), COPY_OPENING)
+    templates += (*MOVES_STEP.values(), COPY_OPENING, LEDGER_OPENING, *LEDGER_STEP.values())
     words = set(chain(*lists)) | {str(n) for n in range(LARGEST + 1)}
     words |= {"The", "the", "he", "she", ".", ",", ";", "=", *OPERATIONS}
     for template in templates:
