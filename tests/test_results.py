@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -52,12 +53,13 @@ def test_loading_what_is_no_result_is_one_sentence(tmp_path: Path):
 
 def test_over_joins_members_and_computes_each_once(base, tuned, lora, tmp_path, monkeypatch):
     family = wb.load_family(base, {"full": tuned, "lora-r3": lora})
-    made = wb.over(family, wb.spectral.delta_spectrum, store=tmp_path)
+    made = wb.over(family, wb.spectral.delta_spectrum, store=tmp_path / "store")
     assert made.members == ["full", "lora-r3"]
     assert made.provenance.members["lora-r3"]["rank"] == 3
     assert set(made.table["member"]) == {"full", "lora-r3"}
-    monkeypatch.setattr("workbench.spectral.delta_spectrum.change_values", None)
-    again = wb.over(family, wb.spectral.delta_spectrum, store=tmp_path)
+    module = importlib.import_module("workbench.spectral.delta_spectrum")
+    monkeypatch.setattr(module, "change_values", None)
+    again = wb.over(family, wb.spectral.delta_spectrum, store=tmp_path / "store")
     pd.testing.assert_frame_equal(again.table, made.table)
 
 
@@ -72,11 +74,11 @@ def test_an_interrupted_run_keeps_what_was_done(base, tuned, lora, tmp_path, mon
 
     failing.__module__, failing.__name__ = original.__module__, original.__name__
     with pytest.raises(KeyboardInterrupt):
-        wb.over(family, failing, store=tmp_path)
-    kept = [p for p in tmp_path.iterdir() if (p / "result.json").exists()]
+        wb.over(family, failing, store=tmp_path / "store")
+    kept = [p for p in (tmp_path / "store").iterdir() if (p / "result.json").exists()]
     assert len(kept) == 1
-    wb.over(family, original, store=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
+    wb.over(family, original, store=tmp_path / "store")
+    assert len(list((tmp_path / "store").iterdir())) == 2
 
 
 def test_a_units_key_follows_everything_that_can_change_a_number(base, tuned, lora):

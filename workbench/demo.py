@@ -92,7 +92,7 @@ def smollm2_study(
         )
     file = Path(package.origin).parent / SMOLLM2_FILE
     training = tasks.boxes_prompts(4000, seed=0, split="train")
-    held_out = tasks.boxes_prompts(100, seed=1, split="test")
+    held_out = tasks.boxes_prompts(64, seed=1, split="test")
     # Dequantised once and kept; the members name that folder as their base.
     source = Checkpoint.parse(file).folder
     assert source is not None

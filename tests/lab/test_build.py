@@ -44,7 +44,7 @@ def test_a_family_is_made_listed_and_kept(base_folder, small, tmp_path) -> None:
     assert set(made["members"]) == {"full", "lora-r2"}
     assert made["sweep"] == [{"method": "full", "score": 0.5}]
     for about in (made["base"], *made["members"].values()):
-        assert set(about["scores"]) == {"moves", *shipped.MIXTURE, "pretraining_loss"}
+        assert set(about["scores"]) == {shipped.TASK, *shipped.MIXTURE, "pretraining_loss"}
         score = about["scores"]["pretraining_loss"]
         assert score["low"] <= score["value"] <= score["high"]
     listed = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}

@@ -74,7 +74,7 @@ def intruder_counts(
 def intruders_by_eps(
     result: Result, ax: Axes | None = None, *, k: int | None = None, percent: bool = True
 ) -> Figure:
-    """Intruders against eps, one line per member; nulls dashed grey, the eps of the run marked.
+    """Intruders against eps, one line per member; its nulls broken and thin; the eps of the run marked.
 
     percent: of the top-k vectors of all matrices; else their number.
     """
@@ -92,16 +92,18 @@ def intruders_by_eps(
             markevery=25,
             label=look.label,
         )
-    for name in result.members:
+    for name, look in style.looks(result).items():
         ours = counts[counts["member"] == name]
         for (arm, label), dashes in zip(NULLS.items(), style.DASHES, strict=False):
             null = ours[ours["arm"] == arm]
             if len(null):
+                # Each null is its own member's: the same colour, thin and broken.
                 here.plot(
                     *(null["eps"], null["y"]),
-                    color=style.GREY,
+                    color=look.colour,
                     ls=dashes,
-                    lw=0.8,
+                    lw=0.7,
+                    alpha=0.8,
                     label=label,
                     zorder=1,
                 )

@@ -44,6 +44,27 @@ PRETRAINING = Recipe(
     precision="bfloat16",
     evaluate_every=500,
 )
+_SHARED: dict[str, Any] = {
+    "task": TASK,
+    "steps": 2000,
+    "batch_size": 16,
+    "precision": "bfloat16",
+    "evaluate_every": 200,
+}
+# alpha * lr is one number for all ranks, as in the paper; the trials it was chosen by are in the
+# manifest.
+ALPHA_LR = 0.02
+MEMBERS = {
+    "lora-r1": Recipe.lora(rank=1, alpha_lr=ALPHA_LR, **_SHARED),
+    "lora-r4": Recipe.lora(
+        rank=4, alpha_lr=ALPHA_LR, checkpoints=(50, 100, 200, 400, 800, 1400), **_SHARED
+    ),
+    "lora-r4-seed1": Recipe.lora(rank=4, alpha_lr=ALPHA_LR, seed=1, **_SHARED),
+    "lora-r16": Recipe.lora(rank=16, alpha_lr=ALPHA_LR, **_SHARED),
+    "lora-r64": Recipe.lora(rank=64, alpha_lr=ALPHA_LR, **_SHARED),
+    "full": Recipe(method="full", lr=5e-4, **_SHARED),
+    "full-seed1": Recipe(method="full", lr=5e-4, seed=1, **_SHARED),
+}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
