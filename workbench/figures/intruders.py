@@ -74,7 +74,7 @@ def intruder_counts(
 def intruders_by_eps(
     result: Result, ax: Axes | None = None, *, k: int | None = None, percent: bool = True
 ) -> Figure:
-    """Intruders against eps, one line per member; its nulls broken and thin; the eps of the run marked.
+    """Intruders against eps, a line per member, its nulls broken and thin; the run's eps marked.
 
     percent: of the top-k vectors of all matrices; else their number.
     """

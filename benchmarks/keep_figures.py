@@ -1,0 +1,25 @@
+"""Copy what a finished run drew, and the numbers behind it, to a folder that is kept.
+
+python -m benchmarks.keep_figures out/family figures/family
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from workbench.results import replacing
+
+
+def keep(run: Path, target: Path) -> None:
+    """PNG figures, report.html, and every Result with its provenance; PDFs can be drawn again."""
+    with replacing(target) as fresh:
+        for figure in sorted((run / "figures").glob("*.png")):
+            shutil.copy(figure, fresh / figure.name)
+        shutil.copy(run / "report.html", fresh / "report.html")
+        shutil.copytree(run / "results", fresh / "results")
+
+
+if __name__ == "__main__":
+    keep(Path(sys.argv[1]), Path(sys.argv[2]))
