@@ -163,13 +163,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--quick", action="store_true", help="1024 x 1024 only, 0.5 GB checkpoint")
+    parser.add_argument("--largest", type=int, default=4096, help="skip matrices with more rows")
     chosen = parser.parse_args()
     os.environ["WORKBENCH_CACHE"] = tempfile.mkdtemp(prefix="workbench-bench-")
     large = large_checkpoint(0.5 if chosen.quick else 8)
     print(json.dumps(large), flush=True)
     cases = [(1024, 1024, 1), (2048, 2048, 1), (4096, 4096, 1), (4096, 11008, 1), (2048, 2048, 5)]
     rows = []
-    for height, width, members in cases[:1] if chosen.quick else cases:
+    cases = cases[:1] if chosen.quick else [c for c in cases if c[0] <= chosen.largest]
+    for height, width, members in cases:
         for kind in ("lora-r8", "full"):
             shutil.rmtree(os.environ["WORKBENCH_CACHE"])
             rows.append(one_size(height, width, kind, members))

@@ -270,7 +270,7 @@ def _dequantised(path: Path) -> Path:
             f"{path} could not be read as GGUF ({error}); download it again."
         ) from error
     # The tensors are plain float32 by now; what is left says GGUF and forbids saving.
-    model.hf_quantizer = None
+    setattr(model, "hf_quantizer", None)  # noqa: B010 - declared as a module by its class
     if hasattr(model.config, "quantization_config"):
         delattr(model.config, "quantization_config")
     with replacing(target) as fresh:
