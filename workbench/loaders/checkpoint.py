@@ -72,11 +72,12 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """The reference as a person would write it."""
+        """The reference as a person would write it: from here, or from home, where it can be."""
         if isinstance(self.reference, nn.Module):
             return f"{type(self.reference).__name__} in memory"
         at = f"@{self.revision}" if self.revision else ""
-        return f"{self.reference}{at}" + (f"+{self.adapter}" if self.adapter else "")
+        own = _shortened(self.reference) + at
+        return f"{own}+{_shortened(self.adapter)}" if self.adapter else own
 
     @property
     def bare(self) -> Checkpoint:
@@ -212,6 +213,16 @@ class Checkpoint:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
+
+
+def _shortened(reference: str) -> str:
+    """A path without what is only true of this machine; a hub id as it is."""
+    path = Path(reference).expanduser()
+    if path.is_absolute():
+        for root, sign in ((Path.cwd(), ""), (Path.home(), "~/")):
+            if path.is_relative_to(root):
+                return sign + str(path.relative_to(root))
+    return reference
 
 
 def is_adapter(path: str | Path) -> bool:
