@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 import workbench as wb
 from workbench import tasks
 from workbench.demo import FAMILY
+from workbench.lab import shipped
 from workbench.models import merged, overlay
 from workbench.spectral.scale import direction, find
 
 BASE = FAMILY / "base"
-TEXTS = ["the red dog ran home .", "Anna has a dog . Anna has a dog ."]
+TEXTS = shipped.mixture(30, seed=1, split="test").texts
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +26,10 @@ def spiked(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("spiked") / "tuned"
     shutil.copytree(BASE, folder)
     state = load_file(folder / "model.safetensors")
-    weight = state["model.layers.2.mlp.up_proj.weight"]
+    weight = state["model.layers.2.self_attn.o_proj.weight"]
     generator = torch.Generator().manual_seed(0)
     u, v = (torch.randn(n, generator=generator) for n in weight.shape)
-    weight += 3 * torch.linalg.matrix_norm(weight, 2) * torch.outer(u / u.norm(), v / v.norm())
+    weight += 30 * torch.linalg.matrix_norm(weight, 2) * torch.outer(u / u.norm(), v / v.norm())
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
@@ -79,7 +80,7 @@ def test_lambda_one_is_the_tuned_model_and_zero_removes_the_plant(spiked: Path):
 
 def test_scaling_changes_no_singular_value_but_its_own(spiked: Path):
     (found,) = find(wb.load_pair(BASE, spiked), 10, 0.5, "cpu")
-    assert found.delta.site.component == "mlp.up_proj"
+    assert found.delta.site.component == "self_attn.o_proj"
     assert found.top == 0
     part = direction(found, "top", 0)
     assert part is not None
