@@ -34,8 +34,8 @@ MAY = {
 }
 # The public names, and the command line, stand above everything.
 ABOVE = {"__init__", "cli"}
-# Result.plot() is a convenience that looks up its figure when it is called.
-DEFERRED = {("results", "figures")}
+# Result.plot(), pair.models() and the like are conveniences looked up when they are called.
+DEFERRED = {("results", "figures"), ("loaders", "models")}
 
 
 def part(file: Path) -> str:
@@ -43,9 +43,10 @@ def part(file: Path) -> str:
 
 
 def imported(tree: ast.AST, where: ast.AST | None = None):
-    """(part of the workbench, whether the import is inside a function)."""
+    """(part of the workbench, whether the import waits for a call or is for types alone)."""
     for node in ast.iter_child_nodes(tree):
-        inside = where is not None or isinstance(node, ast.FunctionDef)
+        types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        inside = where is not None or isinstance(node, ast.FunctionDef) or types
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "workbench":
             names = (node.module or "").split(".")[1:2] or [alias.name for alias in node.names]
             yield from ((name, inside) for name in names)

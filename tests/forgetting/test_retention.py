@@ -13,7 +13,8 @@ import workbench as wb
 from workbench import tasks
 from workbench.demo import FAMILY
 from workbench.lab import shipped
-from workbench.models import merged, overlay
+from workbench.models import merged
+from workbench.models.edits import overlay
 from workbench.spectral.scale import direction, find
 
 BASE = FAMILY / "base"

@@ -19,7 +19,10 @@ from workbench.loaders.weights import Weights
 from workbench.results import Provenance
 
 if TYPE_CHECKING:
+    import contextlib
+
     from workbench.loaders.check import PairReport
+    from workbench.models.sides import Sides
 
 Reference = str | Path | nn.Module | Checkpoint
 Select = Literal["matrices", "all"]
@@ -164,6 +167,45 @@ class CheckpointPair:
         from workbench.loaders.check import check
 
         return check(self, read=read)
+
+    def models(
+        self,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        *,
+        base: Literal["memory", "disk"] = "memory",
+    ) -> contextlib.AbstractContextManager[Sides]:
+        """Both sides to run, in as little memory as they need; see `workbench.models.models`."""
+        from workbench.models.sides import models
+
+        return models(self, device, dtype, base=base)
+
+    def to_transformer_lens(
+        self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    ) -> tuple[Any, Any]:
+        """(base, tuned) as TransformerLens bridges, each over its own copy of the weights.
+
+        Offline, from what the pair was loaded from; adapters stay unmerged. Needs a tokenizer
+        beside the base.
+        """
+        from workbench.models.transformer_lens import bridge
+
+        words = self.base.tokenizer()
+        sides = (self.base, self.tuned)
+        base, tuned = (
+            bridge(s.load(device, dtype), words, own=isinstance(s.reference, str)) for s in sides
+        )
+        return base, tuned
+
+    def to_nnsight(
+        self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    ) -> tuple[Any, Any]:
+        """(base, tuned) as nnsight LanguageModels; adapters stay unmerged."""
+        from workbench.models.nnsight import wrap
+
+        words = self.base.tokenizer()
+        base, tuned = (wrap(s.load(device, dtype), words) for s in (self.base, self.tuned))
+        return base, tuned
 
     def provenance(self, **known: Any) -> Provenance:
         """Provenance of one analysis of this pair, with the preflight's notes."""

@@ -1,5 +1,26 @@
-"""Running checkpoints: models loaded to measure, and edits of their weights."""
+"""Running checkpoints: places in a model, activations read and replaced, both sides of a pair, and
+edits of their weights."""
 
-from workbench.models.edits import merged, overlay
+from workbench.models.edits import Edit, edit, entries, merged, one_bit, only, tiered, truncated
+from workbench.models.hooks import capture, replace, run
+from workbench.models.sides import Sides, models
+from workbench.models.sites import KINDS, Layout, Site
 
-__all__ = ["merged", "overlay"]
+__all__ = [
+    "KINDS",
+    "Edit",
+    "Layout",
+    "Sides",
+    "Site",
+    "capture",
+    "edit",
+    "entries",
+    "merged",
+    "models",
+    "one_bit",
+    "only",
+    "replace",
+    "run",
+    "tiered",
+    "truncated",
+]

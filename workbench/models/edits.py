@@ -1,16 +1,198 @@
-"""Edits of a running model's weights that leave checkpoint and model as they were."""
+"""Edits of the weights: theta = theta_0 + sum over parts of alpha . m * P(delta).
+
+delta is one parameter's change in a pair, m a mask (everything, whole layers or components, single
+entries), P a projection (the change itself, its best rank-k, 1-bit or tiered approximation). Edits
+of one base add up. Nothing is written in place: a model runs with other tensors for as long as a
+block lasts and has its own again afterwards; checkpoints are never touched. alpha = 0 or m = 0
+gives the base's parameter bit for bit, alpha = 1 without mask and projection the tuned one.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
-from workbench.loaders import CheckpointPair
-from workbench.loaders.names import align, is_conv1d
+from workbench.loaders import CheckpointPair, Delta
+from workbench.loaders.names import ParameterSite, align, is_conv1d
+
+Mask = Callable[[ParameterSite], bool | float | Tensor]
+Projection = Callable[[Delta], Tensor | None]
+TIERS = ((2, 8), (32, 3), (968, 2))  # Delta-CoMe's (singular vectors, bits), arXiv 2406.08903
+
+
+@dataclass(frozen=True)
+class Part:
+    """alpha . m * P(delta) of one pair. mask None: everywhere; projection None: the change."""
+
+    pair: CheckpointPair
+    alpha: float = 1.0
+    mask: Mask | None = None
+    projection: Projection | None = None
+
+    def edited(self, site: ParameterSite) -> Tensor | None:
+        """The parameter with this part alone; None where it changes nothing. Where nothing but the
+        change itself is asked for, the tuned entries are taken as they are: base + (tuned - base)
+        would round."""
+        weight = self._weight(site)
+        if weight is None:
+            return None
+        delta = self.pair.delta(site)
+        if not delta.changed:
+            return None
+        if self.projection is None and self.alpha == 1:
+            if weight is True:
+                return delta.tuned
+            if isinstance(weight, Tensor) and weight.dtype == torch.bool:
+                return torch.where(weight, delta.tuned, delta.base)
+        change = self.change(site)
+        return None if change is None else delta.base.float() + change
+
+    def change(self, site: ParameterSite) -> Tensor | None:
+        """alpha . m * P(delta) in float32, (out, in) or (n,); None where it is zero."""
+        weight = self._weight(site)
+        if weight is None:
+            return None
+        delta = self.pair.delta(site)
+        found = delta.change if self.projection is None else self.projection(delta)
+        if found is None:
+            return None
+        if isinstance(weight, Tensor):
+            return self.alpha * weight.to(found.device) * found
+        return self.alpha * float(weight) * found
+
+    def _weight(self, site: ParameterSite) -> bool | float | Tensor | None:
+        """The mask at one parameter; None where nothing of it is left."""
+        weight = True if self.mask is None else self.mask(site)
+        if self.alpha == 0 or (not isinstance(weight, Tensor) and not weight):
+            return None
+        return weight
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A sum of parts over one base; `edit(pair, ...)` makes one, `+` adds two."""
+
+    parts: tuple[Part, ...]
+
+    def __add__(self, other: Edit) -> Edit:
+        bases = {part.pair.base.fingerprint for part in (*self.parts, *other.parts)}
+        if len(bases) > 1:
+            raise WorkbenchError(
+                "Edits add up over one base only; these pairs have different ones."
+            )
+        return Edit(self.parts + other.parts)
+
+    @cached_property
+    def pair(self) -> CheckpointPair:
+        return self.parts[0].pair
+
+    def tensor(self, site: ParameterSite) -> Tensor | None:
+        """The edited parameter, (out, in) or (n,); None where it is the base's."""
+        # The first part may be a whole tuned side, whose exact tensor the others are added to.
+        first, *others = self.parts
+        total = first.edited(site)
+        for part in others:
+            change = part.change(site)
+            if change is not None:
+                start = self.pair.delta(site).base if total is None else total
+                total = start.float().to(change.device) + change
+        return total
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Base name -> edited parameter, for every parameter that is not the base's."""
+        found = {}
+        for site in self.pair.sites("all"):
+            tensor = self.tensor(site)
+            if tensor is not None:
+                found[site.name] = tensor
+        return found
+
+    @contextlib.contextmanager
+    def on(self, model: nn.Module) -> Iterator[nn.Module]:
+        """`model`, a plain (not PEFT) model of the base's architecture, with the edited parameters.
+
+        Every other parameter must be the base's already.
+        """
+        with overlay(model, self.tensors(), self.pair) as edited:
+            yield edited
+
+
+def edit(
+    pair: CheckpointPair,
+    alpha: float = 1.0,
+    mask: Mask | None = None,
+    projection: Projection | None = None,
+) -> Edit:
+    """theta_0 + alpha . mask * projection(delta), as an Edit of one part."""
+    return Edit((Part(pair, alpha, mask, projection),))
+
+
+def only(layers: Collection[int] | None = None, components: Collection[str] | None = None) -> Mask:
+    """A mask of whole matrices: these layers, these components ("self_attn.q_proj"), or both."""
+
+    def mask(site: ParameterSite) -> bool:
+        return (layers is None or site.layer in layers) and (
+            components is None or site.component in components
+        )
+
+    return mask
+
+
+def entries(masks: Mapping[str, Tensor]) -> Mask:
+    """A mask of single entries: base name -> tensor of the parameter's shape, (out, in); bool, or
+    float for a soft mask. Parameters without one stay the base's."""
+    return lambda site: masks.get(site.name, False)
+
+
+def truncated(rank: int) -> Projection:
+    """The best rank-k approximation of a matrix's change (Eckart & Young 1936); vectors whole."""
+
+    def project(delta: Delta) -> Tensor:
+        if delta.change.ndim < 2:
+            return delta.change
+        left, values, right = torch.linalg.svd(delta.change, full_matrices=False)
+        return (left[:, :rank] * values[:rank]) @ right[:rank]
+
+    return project
+
+
+def one_bit() -> Projection:
+    """sign(delta) . mean|delta|, the L2-optimal single scale (BitDelta, arXiv 2402.10193)."""
+    return lambda delta: delta.change.sign() * delta.change.abs().mean()
+
+
+def tiered(tiers: Sequence[tuple[int, int]] = TIERS) -> Projection:
+    """Singular vectors of the change at fewer bits the smaller their value, the rest dropped.
+
+    tiers: (how many vectors, bits) from the largest on. Each vector is rounded to 2^bits - 1 even
+    steps over its largest magnitude; the published method quantises with calibration data instead.
+    """
+
+    def project(delta: Delta) -> Tensor:
+        if delta.change.ndim < 2:
+            return delta.change
+        left, values, right = torch.linalg.svd(delta.change, full_matrices=False)
+        total, start = torch.zeros_like(delta.change), 0
+        for count, bits in tiers:
+            part = slice(start, start + count)
+            coarse = _rounded(left[:, part] * values[part].sqrt(), bits, 0)
+            total += coarse @ _rounded(values[part].sqrt()[:, None] * right[part], bits, 1)
+            start += count
+        return total
+
+    return project
+
+
+def _rounded(vectors: Tensor, bits: int, axis: int) -> Tensor:
+    steps = max(1, 2 ** (bits - 1) - 1)
+    scale = vectors.abs().amax(axis, keepdim=True).clamp(min=torch.finfo(vectors.dtype).tiny)
+    return (vectors / scale * steps).round() / steps * scale
 
 
 def merged(
@@ -28,7 +210,7 @@ def merged(
     if pair.tuned.lora is not None:
         touched = {*pair.adapted, *pair.replaced}
         sites = [s for s in pair.sites("all") if pair.comparable[s.name] in touched]
-        _write(model, {s.name: pair.delta(s).tuned for s in sites}, pair)
+        _swap(model, {s.name: pair.delta(s).tuned for s in sites}, pair)
     return model.to(device=device, dtype=dtype)
 
 
@@ -36,33 +218,47 @@ def merged(
 def overlay(
     model: nn.Module, tensors: Mapping[str, Tensor], pair: CheckpointPair
 ) -> Iterator[nn.Module]:
-    """`model` with these parameters, (out, in) by base name, then bit for bit as it was.
+    """`model` with these parameters, (out, in) by base name, then with its own again.
 
-    Raises WorkbenchError for a name the model does not have, before anything is changed.
+    The model's own parameters are set aside, not written to, so that another model that shares them
+    is not changed. Raises WorkbenchError for a name the model does not have, before any change.
     """
-    parameters = dict(model.named_parameters())
-    kept = {n: parameters[t].detach().clone() for n, t in _targets(model, tensors).items()}
+    undo = _swap(model, tensors, pair)
     try:
-        _write(model, tensors, pair)
         yield model
     finally:
-        with torch.no_grad():
-            for name, target in _targets(model, tensors).items():
-                parameters[target].copy_(kept[name])
+        for module, name, parameter in undo:
+            module._parameters[name] = parameter
 
 
-def _targets(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    found = align(list(tensors), [name for name, _ in model.named_parameters()])
+def _swap(
+    model: nn.Module, tensors: Mapping[str, Tensor], pair: CheckpointPair
+) -> list[tuple[nn.Module, str, nn.Parameter | None]]:
+    """Give the model these parameters; returns (module, name, parameter) of what was there."""
+    homes = parameter_homes(model)
+    own = dict(model.named_parameters())
+    found = align(list(tensors), list(own))
     missing = [name for name in tensors if name not in found]
     if missing:
         raise WorkbenchError(f"{type(model).__name__} has no parameter {missing[0]}.")
-    return found
-
-
-@torch.no_grad()
-def _write(model: nn.Module, tensors: Mapping[str, Tensor], pair: CheckpointPair) -> None:
-    parameters = dict(model.named_parameters())
     kind = pair.tuned.config.get("model_type")
-    for name, target in _targets(model, tensors).items():
+    undo: list[tuple[nn.Module, str, nn.Parameter | None]] = []
+    for name, target in found.items():
+        old = own[target]
         tensor = tensors[name].T if is_conv1d(name, kind) else tensors[name]
-        parameters[target].copy_(tensor.reshape(parameters[target].shape))
+        fresh = tensor.reshape(old.shape).to(device=old.device, dtype=old.dtype).contiguous()
+        parameter = nn.Parameter(fresh, requires_grad=old.requires_grad)
+        for module, attribute in homes[id(old)]:
+            undo.append((module, attribute, module._parameters[attribute]))
+            module._parameters[attribute] = parameter
+    return undo
+
+
+def parameter_homes(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Every place a parameter stands in; tied ones stand in several."""
+    homes: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                homes.setdefault(id(parameter), []).append((module, name))
+    return homes

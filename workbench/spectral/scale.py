@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Delta
-from workbench.models import merged, overlay
+from workbench.loaders.names import ParameterSite
+from workbench.models import Edit, edit, merged
 from workbench.results import Result, describe
 from workbench.spectral.intruders import cosines
 from workbench.spectral.linalg import Operator, Triplets, base_triplets, dense_triplets
@@ -142,8 +143,7 @@ def scale_intruders(
         rows += _rows(pair.name, arm, 1.0, start, start, seed)
         directions = {f.delta.site.name: direction(f, arm, seed) for f in found}
         for x in grid:
-            edited = _edited(found, directions, x)
-            with overlay(model, edited, pair):
+            with _scaled(pair, directions, x).on(model):
                 rows += _rows(pair.name, arm, x, measure(), start, seed)
     columns = ["member", "arm", "x", "task", "metric", "value", "low", "high", "n", "baseline"]
     parameters = {
@@ -160,16 +160,17 @@ def _edited_note(pair: CheckpointPair, found: Sequence[Found]) -> str:
     return f"{pair.name}: an intruder was scaled in {len(found)} of {len(pair.sites())} matrices."
 
 
-def _edited(
-    found: Sequence[Found], directions: dict[str, Tensor | None], x: float
-) -> dict[str, Tensor]:
-    tensors = {}
-    for one in found:
-        part = directions[one.delta.site.name]
-        if part is not None:
-            tuned = one.delta.tuned.float().to(part.device)
-            tensors[one.delta.site.name] = tuned + (x - 1) * part
-    return tensors
+def _scaled(pair: CheckpointPair, directions: dict[str, Tensor | None], x: float) -> Edit:
+    """W_tuned + (x - 1) D in every matrix with a direction D; the rest stays the tuned model's."""
+    here = {name for name, part in directions.items() if part is not None}
+
+    def inside(site: ParameterSite) -> bool:
+        return site.name in here
+
+    def along(delta: Delta) -> Tensor | None:
+        return directions[delta.site.name]
+
+    return edit(pair, mask=inside) + edit(pair, x - 1, mask=inside, projection=along)
 
 
 def _rows(

@@ -1,0 +1,138 @@
+"""theta_0 + alpha . m * P(delta): endpoints bit for bit, compositions, projections by their law."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import workbench as wb
+from tests.models.conftest import batch, decoder, write_base, write_member
+from workbench.models import edit, entries, merged, one_bit, only, tiered, truncated
+
+NAME = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.fixture(params=["full", "lora"])
+def pair(request, tmp_path: Path):
+    base = write_base("llama", tmp_path / "base")
+    return wb.load_pair(base, write_member("llama", request.param, tmp_path / request.param))
+
+
+def load(folder) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def parameters(model) -> dict[str, torch.Tensor]:
+    return {name: p.clone() for name, p in model.named_parameters()}
+
+
+def equal(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("how", ["full", "lora"])
+def test_endpoints_are_the_checkpoints_bit_for_bit(kind: str, how: str, tmp_path: Path):
+    base, member = write_base(kind, tmp_path / "b"), write_member(kind, how, tmp_path / "m")
+    pair = wb.load_pair(base, member)
+    model = load(base)
+    plain = parameters(model)
+    whole = parameters(merged(pair))
+    assert not equal(plain, whole)
+    with edit(pair).on(model):
+        assert equal(parameters(model), whole)
+    assert equal(parameters(model), plain)
+    for nothing in (edit(pair, 0.0), edit(pair, mask=only(layers=()))):
+        assert nothing.tensors() == {}
+        with nothing.on(model):
+            assert equal(parameters(model), plain)
+
+
+def test_alpha_walks_the_line_between(pair):
+    model, whole = load(pair.base.folder), parameters(merged(pair))
+    plain = parameters(model)
+    with edit(pair, 0.25).on(model):
+        for name, found in parameters(model).items():
+            line = plain[name] + 0.25 * (whole[name] - plain[name])
+            torch.testing.assert_close(found, line)
+
+
+def test_masks_choose_layers_components_and_entries(pair):
+    model, whole = load(pair.base.folder), parameters(merged(pair))
+    plain = parameters(model)
+    with edit(pair, mask=only(layers=[1], components=["mlp.up_proj"])).on(model):
+        found = parameters(model)
+    assert {n for n in found if not torch.equal(found[n], plain[n])} == {NAME}
+    keep = torch.rand(plain[NAME].shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    with edit(pair, mask=entries({NAME: keep})).on(model):
+        found = parameters(model)
+    assert torch.equal(found[NAME], torch.where(keep, whole[NAME], plain[NAME]))
+    assert all(torch.equal(found[n], plain[n]) for n in plain if n != NAME)
+
+
+def test_disjoint_masks_add_up_to_the_whole(pair):
+    parts = edit(pair, mask=only(layers=[0])) + edit(pair, mask=lambda site: site.layer != 0)
+    model = load(pair.base.folder)
+    with parts.on(model):
+        found = parameters(model)
+    for name, tensor in parameters(merged(pair)).items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=1e-6)
+
+
+def test_edits_of_different_bases_do_not_add(pair, tmp_path: Path):
+    other = decoder("llama")
+    other.model.layers[0].mlp.up_proj.weight.data += 1
+    other.save_pretrained(tmp_path / "other")
+    stranger = wb.load_pair(tmp_path / "other", pair.base.folder)
+    with pytest.raises(wb.WorkbenchError, match="one base only"):
+        edit(pair) + edit(stranger)
+
+
+def test_truncation_has_eckart_youngs_error(pair):
+    delta = next(d for d in pair.deltas() if d.site.name == NAME)
+    values = torch.linalg.svdvals(delta.change)
+    for rank in (1, 2, 5):
+        left = delta.change - truncated(rank)(delta)
+        tail = values[rank:].square().sum()
+        torch.testing.assert_close(left.square().sum(), tail, atol=1e-5, rtol=1e-4)
+
+
+def test_the_mean_is_the_best_single_scale(pair):
+    delta = next(d for d in pair.deltas() if d.site.name == NAME)
+    coarse = one_bit()(delta)
+    assert coarse is not None
+    best = (delta.change - coarse).square().sum()
+    for factor in (0.95, 1.05):
+        assert (delta.change - factor * coarse).square().sum() > best
+
+
+def test_more_bits_come_nearer(pair):
+    delta = next(d for d in pair.deltas() if d.site.name == NAME)
+    size = min(delta.change.shape)
+    errors = [
+        float((delta.change - tiered([(size, bits)])(delta)).norm()) for bits in (2, 4, 8, 16)
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-3 * float(delta.change.norm())
+
+
+def test_an_edit_leaves_a_sharing_model_alone(pair):
+    """Two models may share parameters; only the edited one changes."""
+    model, other = load(pair.base.folder), load(pair.base.folder)
+    other.model.layers[1].mlp.up_proj.weight = model.model.layers[1].mlp.up_proj.weight
+    before = other(**batch()).logits
+    with edit(pair).on(model):
+        assert torch.equal(other(**batch()).logits, before)
+
+
+def test_tied_weights_stay_tied(tmp_path: Path):
+    base = write_base("gemma", tmp_path / "b")
+    pair = wb.load_pair(base, write_member("gemma", "full", tmp_path / "m"))
+    model = load(base)
+    with edit(pair).on(model):
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+        assert torch.equal(model(**batch()).logits, merged(pair)(**batch()).logits)

@@ -1,0 +1,224 @@
+"""The reference engine: read and replace activations at sites with plain forward hooks.
+
+    with capture(model, [Site("z", 4)]) as seen:
+        model(input_ids=ids)
+    with replace(model, {Site("resid_post", 3, position=-1): value}):
+        logits = model(input_ids=ids).logits
+
+Both leave the model as it was, also after an exception. Hooks act in the order in which the blocks
+were entered: a capture inside a replace sees the replaced value. Gradients flow through both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from workbench.errors import WorkbenchError
+from workbench.models.sites import Layout, Site, end, pick, put
+
+Where = Callable[[int | str], Tensor]  # position -> (batch, p) token numbers
+Value = Tensor | Callable[[Tensor], Tensor]
+Change = Callable[[Tensor], Tensor]
+
+
+class Run(NamedTuple):
+    """logits: (batch, token, vocabulary); captured: site -> tensor, shapes as in Site."""
+
+    logits: Tensor
+    captured: dict[Site, Tensor]
+
+
+@contextlib.contextmanager
+def capture(
+    model: nn.Module,
+    sites: Iterable[Site],
+    *,
+    at: Where | None = None,
+    reduce: Callable[[Site, Tensor], Tensor] | None = None,
+) -> Iterator[dict[Site, Tensor]]:
+    """Fill a dict site -> activation while the model runs; a second forward overwrites the first.
+
+    at: turns positions into token numbers, row by row (a prompt batch's `index`); None counts
+    tokens of the row as it is, padding included. reduce: applied at once, so that only its result
+    is kept. Raises WorkbenchError for a site that was never reached.
+    """
+    found: dict[Site, Tensor] = {}
+    wanted = list(sites)
+    layout = Layout(model)
+
+    def reader(site: Site) -> Change:
+        def read(raw: Tensor) -> Tensor:
+            full = layout.view(site, raw)
+            # A copy: resid_mid may be written in place by a later replacement.
+            own = pick(site, full, token_index(site, full, at)).clone()
+            found[site] = own if reduce is None else reduce(site, own)
+            return raw
+
+        return read
+
+    with _attached(layout, {site: reader(site) for site in wanted}):
+        yield found
+    _all_reached(wanted, set(found), "read")
+
+
+@contextlib.contextmanager
+def replace(
+    model: nn.Module, values: Mapping[Site, Value], *, at: Where | None = None
+) -> Iterator[None]:
+    """Run the model with other activations at these sites.
+
+    values: a tensor that broadcasts to the site's shape, or a function from the activation to the
+    new one. at: as in `capture`. Raises WorkbenchError where a replacement was never reached, which
+    would otherwise look like an effect of zero.
+    """
+    layout = Layout(model)
+    reached: set[Site] = set()
+
+    def writer(site: Site) -> Change:
+        def write(raw: Tensor) -> Tensor:
+            reached.add(site)
+            return rewritten(site, raw, values[site], at, partial(layout.view, site))
+
+        return write
+
+    with _attached(layout, {site: writer(site) for site in values}):
+        yield
+    _all_reached(values, reached, "replaced")
+
+
+def run(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    *,
+    read: Iterable[Site] = (),
+    write: Mapping[Site, Value] | None = None,
+    at: Where | None = None,
+) -> Run:
+    """One forward pass with these sites replaced and these read (after replacement).
+
+    inputs: input_ids and attention_mask. The same call exists in `transformer_lens` and `nnsight`.
+    """
+    wanted = list(read)
+    with replace(model, write or {}, at=at), capture(model, wanted, at=at) as found:
+        logits = model(**inputs, use_cache=False).logits
+    return Run(logits, {site: found[site] for site in wanted})
+
+
+def rewritten(
+    site: Site,
+    raw: Tensor,
+    value: Value,
+    at: Where | None,
+    view: Callable[[Tensor], Tensor] = lambda raw: raw,
+) -> Tensor:
+    """`raw` with the site's part of its `view` replaced by a value, or by a function of it."""
+    # The stream before the MLP is read twice, by its norm and by the residual addition; only
+    # writing into it reaches both.
+    fresh = raw if site.kind == "resid_mid" else raw.clone()
+    full = view(fresh)
+    index = token_index(site, full, at)
+    new = value if isinstance(value, Tensor) else value(pick(site, full, index).clone())
+    put(site, full, index, new)
+    return fresh
+
+
+def token_index(site: Site, full: Tensor, at: Where | None) -> Tensor | None:
+    """(batch, p) token numbers of a site's position, None for every token."""
+    if site.position is None:
+        return None
+    if at is not None:
+        return at(site.position).to(full.device)
+    if isinstance(site.position, str):
+        raise WorkbenchError(
+            f"{site}: a named position needs at=, which knows the spans of the prompts."
+        )
+    length = full.shape[2] if site.kind == "pattern" else full.shape[1]
+    return torch.full((len(full), 1), site.position % length, device=full.device)
+
+
+class _Softmax(TorchFunctionMode):
+    """Passes the result of every softmax through the given functions while it is active."""
+
+    def __init__(self, changes: list[Change]) -> None:
+        super().__init__()
+        self.changes = changes
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        if func in (nn.functional.softmax, torch.softmax, Tensor.softmax):
+            for change in self.changes:
+                found = change(found)
+        return found
+
+
+@contextlib.contextmanager
+def _attached(layout: Layout, changes: Mapping[Site, Change]) -> Iterator[None]:
+    """Every change hooked to its module; patterns run with eager attention."""
+    with contextlib.ExitStack() as stack:
+        if any(site.kind == "pattern" for site in changes):
+            stack.enter_context(_eager(layout.root))
+        for site, change in changes.items():
+            for handle in _hooked(layout.module(site), end(site), change):
+                stack.callback(handle.remove)
+        yield
+
+
+def _hooked(module: nn.Module, where: str, change: Change) -> list[Any]:
+    if where == "input":
+
+        def before(_module, args, kwargs):
+            if args:
+                return (change(args[0]), *args[1:]), kwargs
+            return args, kwargs | {"hidden_states": change(kwargs["hidden_states"])}
+
+        return [module.register_forward_pre_hook(before, with_kwargs=True)]
+    if where == "output":
+
+        def after(_module, _args, output):
+            if isinstance(output, tuple):
+                return (change(output[0]), *output[1:])
+            return change(output)
+
+        return [module.register_forward_hook(after)]
+    entered: list[_Softmax] = []
+
+    def enter(_module, _args) -> None:
+        entered.append(_Softmax([change]))
+        entered[-1].__enter__()
+
+    def leave(_module, _args, _output) -> None:
+        if entered:
+            entered.pop().__exit__(None, None, None)
+
+    return [
+        module.register_forward_pre_hook(enter),
+        module.register_forward_hook(leave, always_call=True),
+    ]
+
+
+@contextlib.contextmanager
+def _eager(root: Any) -> Iterator[None]:
+    """Attention that forms its pattern; fused kernels never do."""
+    kept = root.config._attn_implementation
+    if kept != "eager":
+        root.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        if kept != "eager":
+            root.set_attn_implementation(kept)
+
+
+def _all_reached(wanted: Iterable[Site], reached: set[Site], what: str) -> None:
+    missed = [str(site) for site in wanted if site not in reached]
+    if missed:
+        raise WorkbenchError(
+            f"{', '.join(missed)} was never {what}: the model did not run, or not through there."
+        )

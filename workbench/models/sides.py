@@ -1,0 +1,275 @@
+"""Both sides of a pair, ready to run, in as little memory as they need.
+
+A LoRA pair is one copy of the weights whose adapters are switched off for the base; a full pair is
+two models that share every parameter fine-tuning left alone. The base can also be read from disk
+block by block, where two models do not fit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from workbench.errors import WorkbenchError
+from workbench.loaders import CheckpointPair
+from workbench.loaders.names import align
+from workbench.models.edits import parameter_homes
+from workbench.models.sites import Layout
+
+Where = Literal["memory", "disk"]
+Block = Callable[[tuple[Any, ...], Mapping[str, Any]], Any]
+MEBI = 2**20
+
+
+@dataclass
+class Sides:
+    """base, tuned: transformers models to call, in eval mode. base is None where its blocks are
+    read from disk. changed: layers in which any parameter differs. elsewhere: base names of changed
+    parameters outside the blocks (embedding, final norm, head). weights: "unmerged" where adapters
+    are run beside the base's matrices, else "plain"."""
+
+    base: Any
+    tuned: Any
+    layout: Layout
+    changed: frozenset[int]
+    elsewhere: tuple[str, ...]
+    weights: Literal["unmerged", "plain"]
+    _blocks: Callable[[int], Block] = field(repr=False)
+
+    def base_block(self, layer: int) -> Block:
+        """The base's block: (args, kwargs) of a call of the tuned block -> the base's output."""
+        return self._blocks(layer)
+
+
+class WithoutAdapters(nn.Module):
+    """A PEFT model seen as its base: every call runs with the adapters switched off."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self._switches = switches(model)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with off(self._switches):
+            return self.model(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        with off(self._switches):
+            return self.model.generate(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+
+def switches(module: nn.Module) -> list[Any]:
+    """The modules below `module` in which PEFT's adapters can be switched off."""
+    return [m for m in module.modules() if _switch(m)]
+
+
+@contextlib.contextmanager
+def off(modules: list[Any]) -> Iterator[None]:
+    """These modules without their adapters."""
+    before = [m._disable_adapters for m in modules]
+    # PEFT's public switch also changes requires_grad and walks all adapters: 23 ms per model.
+    try:
+        for module in modules:
+            module._disable_adapters = True
+        yield
+    finally:
+        for module, was in zip(modules, before, strict=True):
+            module._disable_adapters = was
+
+
+@contextlib.contextmanager
+def models(
+    pair: CheckpointPair,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    base: Where = "memory",
+) -> Iterator[Sides]:
+    """Both sides of `pair`, loaded for as long as the block lasts.
+
+    dtype: None runs each side as stored. base: "disk" keeps only the tuned model in memory and
+    reads the base's blocks from its safetensors when they are run (`Sides.base_block`); for a LoRA
+    pair there is no second model in either case. Prints the memory plan to stderr; raises
+    WorkbenchError, with the numbers, where it cannot fit.
+    """
+    _announce(pair, device, dtype, base)
+    made = _adapter_sides(pair, device, dtype)
+    if made is None:
+        make = _streamed_sides if base == "disk" else _full_sides
+        made = make(pair, device, dtype)
+    yield made
+
+
+def one_copy(pair: CheckpointPair) -> bool:
+    """Whether the base is the tuned model with its adapters off."""
+    lora = pair.tuned.lora
+    return lora is not None and pair.shared_base and lora.config.get("bias", "none") == "none"
+
+
+def _adapter_sides(
+    pair: CheckpointPair, device: str | torch.device, dtype: torch.dtype | None
+) -> Sides | None:
+    if not one_copy(pair):
+        return None
+    tuned: Any = pair.tuned.load(device, dtype)
+    layout = Layout(tuned)
+    inside = [switches(layout.block(layer)) for layer in range(layout.layers)]
+    known = {id(m) for own in inside for m in own}
+    elsewhere = [n for n, m in layout.root.named_modules() if _switch(m) and id(m) not in known]
+
+    def blocks(layer: int) -> Block:
+        def run(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            with off(inside[layer]):
+                return layout.block(layer)(*args, **kwargs)
+
+        return run
+
+    changed = frozenset(layer for layer, own in enumerate(inside) if own)
+    base = WithoutAdapters(tuned)
+    return Sides(base, tuned, layout, changed, tuple(elsewhere), "unmerged", blocks)
+
+
+def _full_sides(
+    pair: CheckpointPair, device: str | torch.device, dtype: torch.dtype | None
+) -> Sides:
+    base: Any = pair.base.load("cpu", dtype)
+    tuned: Any = pair.tuned.load("cpu", dtype)
+    ours, theirs = Layout(base), Layout(tuned)
+    in_memory = isinstance(pair.base.reference, nn.Module) or isinstance(
+        pair.tuned.reference, nn.Module
+    )
+    changed, elsewhere = _split(theirs, _share(ours.root, theirs.root, only_look=in_memory))
+    weights = "plain" if pair.tuned.lora is None else "unmerged"
+
+    def blocks(layer: int) -> Block:
+        block = (ours if layer in changed else theirs).block(layer)
+        return lambda args, kwargs: block(*args, **kwargs)
+
+    base, tuned = base.to(device), tuned.to(device)
+    return Sides(base, tuned, theirs, changed, elsewhere, weights, blocks)
+
+
+def _streamed_sides(
+    pair: CheckpointPair, device: str | torch.device, dtype: torch.dtype | None
+) -> Sides:
+    """The base's changed blocks run inside the tuned modules, on parameters read from disk."""
+    if isinstance(pair.base.reference, nn.Module) or pair.tuned.lora is not None:
+        raise WorkbenchError(
+            'base="disk" reads a full fine-tune\'s base from its files; give a base on disk and a '
+            "member without an adapter (merge it first)."
+        )
+    tuned: Any = pair.tuned.load(device, dtype)
+    layout, stored = Layout(tuned), pair.base.weights()
+    own = dict(layout.root.named_parameters())
+    named = align(list(own), list(stored))
+    differ = [n for n in own if n not in named or not _same(stored[named[n]], own[n])]
+    changed, elsewhere = _split(layout, differ)
+
+    def blocks(layer: int) -> Block:
+        prefix = f"{layout.architecture.layers}.{layer}."
+        inside = {n.removeprefix(prefix): n for n in differ if n.startswith(prefix)}
+
+        def run(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            read = {short: stored[named[full]].to(own[full]) for short, full in inside.items()}
+            return functional_call(layout.block(layer), read, args, dict(kwargs))
+
+        return run
+
+    return Sides(None, tuned, layout, changed, elsewhere, "plain", blocks)
+
+
+def _share(base: nn.Module, tuned: nn.Module, *, only_look: bool) -> list[str]:
+    """Give both models one copy of what is equal; returns the tuned parameters that differ."""
+    named = align([n for n, _ in tuned.named_parameters()], [n for n, _ in base.named_parameters()])
+    ours, theirs = dict(base.named_parameters()), dict(tuned.named_parameters())
+    homes = parameter_homes(tuned)
+    differ = []
+    for name, parameter in theirs.items():
+        match = ours.get(named.get(name, ""))
+        if match is None or not _same(match, parameter):
+            differ.append(name)
+        elif not only_look:
+            for module, attribute in homes[id(parameter)]:
+                module._parameters[attribute] = match
+    return differ
+
+
+def _same(base: Tensor, tuned: Tensor) -> bool:
+    return base.shape == tuned.shape and torch.equal(base.to(tuned), tuned)
+
+
+def _split(layout: Layout, names: list[str]) -> tuple[frozenset[int], tuple[str, ...]]:
+    """Parameter names as the layers they lie in, and the names outside the blocks."""
+    prefix = layout.architecture.layers + "."
+    layers = frozenset(
+        int(name.removeprefix(prefix).split(".")[0]) for name in names if name.startswith(prefix)
+    )
+    return layers, tuple(name for name in names if not name.startswith(prefix))
+
+
+def plan(
+    pair: CheckpointPair, dtype: torch.dtype | None, base: Where = "memory"
+) -> tuple[int, str]:
+    """(bytes of weights at most, one sentence), from the files' headers alone."""
+    ours, theirs = _bytes(pair.base, dtype), _bytes(pair.tuned, dtype)
+    adapter = sum(math.prod(i.shape) * 4 for i in pair.tuned.lora.weights.info.values()) if (
+        pair.tuned.lora
+    ) else 0  # fmt: skip
+    if one_copy(pair):
+        return ours + adapter, "one copy of the weights, adapters switched off for the base"
+    if base == "disk":
+        return theirs + adapter, "the tuned model, the base read from disk block by block"
+    return ours + theirs + adapter, "two models, less every parameter that did not change"
+
+
+def free(device: str | torch.device) -> int | None:
+    """Bytes that can still be allocated on `device`; None where nothing tells."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cpu":
+        import psutil
+
+        return psutil.virtual_memory().available
+    return None
+
+
+def _announce(
+    pair: CheckpointPair, device: str | torch.device, dtype: torch.dtype | None, base: Where
+) -> None:
+    needed, how = plan(pair, dtype, base)
+    room = free(device)
+    told = f"{needed / MEBI:,.0f} MiB" + (
+        "" if room is None else f" of {room / MEBI:,.0f} MiB free on {device}"
+    )
+    if room is not None and needed > room:
+        raise WorkbenchError(
+            f"{pair.name} needs {told} ({how}); use a smaller dtype, another device, or "
+            'base="disk" for a full fine-tune.'
+        )
+    print(f"{pair.name}: {how}: {told}", file=sys.stderr)
+
+
+def _bytes(checkpoint: Any, dtype: torch.dtype | None) -> int:
+    return sum(
+        math.prod(info.shape) * (dtype or info.dtype or torch.float32).itemsize
+        for info in checkpoint.weights().info.values()
+    )
+
+
+def _switch(module: nn.Module) -> bool:
+    return hasattr(module, "_disable_adapters")

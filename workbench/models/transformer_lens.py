@@ -1,0 +1,107 @@
+"""The contract of `hooks` on TransformerLens: the same sites, read and replaced by its own hooks.
+
+TransformerBridge rewrites the transformers model it is given, so it always gets a copy of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from workbench.errors import WorkbenchError
+from workbench.models.hooks import Run, Value, Where, rewritten, token_index
+from workbench.models.sites import Layout, Site, pick
+
+
+def bridge(model: nn.Module, tokenizer: Any, *, own: bool = False) -> Any:
+    """A TransformerBridge over a copy of `model`; a PEFT model with its adapters unmerged, but for
+    those on a fused q, k, v projection, which are merged.
+
+    own: the model may be rewritten, so that no copy is needed.
+    Raises WorkbenchError for an architecture that TransformerLens does not know.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    layout = Layout(model)
+    root: Any = layout.root if own else copy.deepcopy(layout.root)
+    if layout.architecture.fused:
+        _merge_fused(root, layout)
+    # The pattern's hook needs attention that forms it.
+    root.set_attn_implementation("eager")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), _from_folder(tokenizer) as words:
+            made = TransformerBridge.boot_transformers(
+                root.config.model_type, hf_model=root, tokenizer=words
+            )
+    except ValueError as error:
+        raise WorkbenchError(
+            f"TransformerLens cannot take {type(root).__name__}: {error}"
+        ) from error
+    return made.eval()
+
+
+def _merge_fused(root: nn.Module, layout: Layout) -> None:
+    """Merge adapters on a fused q, k, v projection, in the bridge's own copy: the bridge splits the
+    matrix under them and would drop them in silence."""
+    for layer in range(layout.layers):
+        path = layout.path(Site("q", layer))
+        module: Any = root.get_submodule(path)
+        if hasattr(module, "merge"):
+            module.merge()
+            parent, _, name = path.rpartition(".")
+            setattr(root.get_submodule(parent), name, module.get_base_layer())
+
+
+@contextlib.contextmanager
+def _from_folder(tokenizer: Any) -> Iterator[Any]:
+    """The tokenizer as loaded from a folder: TransformerLens loads it once more from there."""
+    from transformers import AutoTokenizer
+
+    if "name_or_path" in getattr(tokenizer, "init_kwargs", {}):
+        yield tokenizer
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        yield AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def run(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    *,
+    layout: Layout,
+    read: Iterable[Site] = (),
+    write: Mapping[Site, Value] | None = None,
+    at: Where | None = None,
+) -> Run:
+    """As `hooks.run`. model: what `bridge` made; layout: `Layout` of the plain model."""
+    found: dict[Site, Tensor] = {}
+    reached: set[Site] = set()
+    hooks: list[tuple[str, Any]] = []
+    for site, value in (write or {}).items():
+
+        def change(full: Tensor, hook: Any, site: Site = site, value: Value = value) -> Tensor:
+            reached.add(site)
+            return rewritten(site, full, value, at)
+
+        hooks.append((layout.lens(site), change))
+    for site in read:
+
+        def keep(full: Tensor, hook: Any, site: Site = site) -> None:
+            found[site] = pick(site, full, token_index(site, full, at)).clone()
+
+        hooks.append((layout.lens(site), keep))
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    logits = model.run_with_hooks(
+        ids, return_type="logits", fwd_hooks=hooks, attention_mask=mask, prepend_bos=False
+    )
+    missed = [str(s) for s in (*(write or {}), *read) if s not in reached and s not in found]
+    if missed:
+        raise WorkbenchError(f"TransformerLens never reached {', '.join(missed)}.")
+    return Run(logits, found)
