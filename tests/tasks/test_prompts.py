@@ -58,12 +58,44 @@ def test_bad_lines_are_named(tmp_path, line: str, said: str) -> None:
         PromptSet.load(path)
 
 
-def test_missing_file_header_and_repeated_ids_are_said(tmp_path) -> None:
+def test_missing_file_empty_file_and_repeated_ids_are_said(tmp_path) -> None:
     with pytest.raises(WorkbenchError, match="no file is there"):
         PromptSet.load(tmp_path / "none.jsonl")
-    (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(WorkbenchError, match="line 1"):
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(WorkbenchError, match="no prompts"):
         PromptSet.load(tmp_path / "empty.jsonl")
     same = Prompt("a", "x", " y")
     with pytest.raises(WorkbenchError, match="'a' repeats"):
         PromptSet("s", (same, same))
+
+
+def test_every_bad_line_is_named(tmp_path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"prompt": "a", "target": " b"}\n"text"\n\n{"prompt": "a"}\n')
+    with pytest.raises(WorkbenchError, match=r"line 2: .*found str.* line 4: .*missing"):
+        PromptSet.load(path)
+
+
+def test_plain_lines_and_csv_give_the_same_prompts(tmp_path) -> None:
+    lines = [
+        {"prompt": "Two, three,", "target": " four", "foils": [" five", " six"]},
+        {"prompt": 'He said "no"\nand', "target": " left", "tags": {"kind": "story"}},
+    ]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "mine.csv").write_text(
+        "prompt,target,foils,kind\n"
+        '"Two, three,"," four"," five| six",\n'
+        '"He said ""no""\nand"," left",,story\n'
+    )
+    ours, theirs = PromptSet.load(tmp_path / "mine.jsonl"), PromptSet.load(tmp_path / "mine.csv")
+    assert ours.name == theirs.name == "mine"
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.prompt, a.target, a.foils, a.tags) == (b.prompt, b.target, b.foils, b.tags)
+
+
+def test_spans_survive_a_file_and_must_lie_in_the_prompt(tmp_path) -> None:
+    one = Prompt("a", "Box F holds", " it", spans={"label": (4, 5)})
+    back = PromptSet.load(PromptSet("s", (one,)).save(tmp_path / "s.jsonl"))
+    assert back.prompts[0] == one
+    with pytest.raises(WorkbenchError, match="11 characters"):
+        Prompt("a", "Box F holds", " it", spans={"label": (4, 50)})

@@ -144,17 +144,17 @@ def test_a_batch_that_does_not_fit_is_halved(model, monkeypatch, capsys) -> None
     expected = tasks.answers(model, words, prompts)
     real = score._forward
 
-    def tight(model, encoded, rows, device, fill):
+    def tight(model, encoded, device, fill, rows):
         if len(rows) > 2:
             raise torch.OutOfMemoryError("out of memory")
-        return real(model, encoded, rows, device, fill)
+        return real(model, encoded, device, fill, rows)
 
     monkeypatch.setattr(score, "_forward", tight)
     table = tasks.answers(model, words, prompts, batch_size=8)
     assert table.log_probability.to_numpy() == pytest.approx(
         expected.log_probability.to_numpy(), abs=1e-4
     )
-    assert capsys.readouterr().out.count("halved") == 2
+    assert capsys.readouterr().err.count("halved") == 2
 
 
 def test_errors_are_said(model) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from workbench.errors import WorkbenchError
 from workbench.results import writing
@@ -22,7 +24,8 @@ class Prompt:
 
     target: the right continuation; it carries its own leading space.
     foils: wrong continuations of the same kind, each with its leading space; may be empty.
-    template: which wording the generator used.
+    template: which wording the generator used. spans: name -> (first, last + 1) character of the
+    prompt's parts that a site can be placed at ("query box").
     """
 
     id: str
@@ -32,6 +35,7 @@ class Prompt:
     split: Split = "test"
     tags: Mapping[str, str] = field(default_factory=dict)
     template: str = ""
+    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("id", "prompt", "target", "template"):
@@ -48,6 +52,14 @@ class Prompt:
             raise WorkbenchError(f"Prompt {self.id!r}: foils must be a list of texts.")
         if not isinstance(self.tags, Mapping):
             raise WorkbenchError(f"Prompt {self.id!r}: tags must map names to texts.")
+        spans = {name: tuple(span) for name, span in dict(self.spans).items()}
+        for name, span in spans.items():
+            if len(span) != 2 or not 0 <= span[0] < span[1] <= len(self.prompt):
+                raise WorkbenchError(
+                    f"Prompt {self.id!r}: span {name!r} must be [first, last + 1] within the "
+                    f"prompt's {len(self.prompt)} characters, not {span}."
+                )
+        object.__setattr__(self, "spans", spans)
         object.__setattr__(self, "foils", tuple(self.foils))
         object.__setattr__(self, "tags", dict(self.tags))
 
@@ -120,40 +132,68 @@ class PromptSet:
 
     @classmethod
     def load(cls, path: str | Path) -> PromptSet:
-        """Read what `save` wrote; raises WorkbenchError naming the first bad line."""
+        """Prompts from JSON lines, as `save` writes them or one object a line, or from CSV.
+
+        A line needs prompt and target; id is its number, where there is none. In CSV foils are
+        separated by "|" and further columns are tags. Raises WorkbenchError naming every bad line.
+        """
         path = Path(path)
         if not path.is_file():
-            raise WorkbenchError(f"Expected a prompt set (JSON lines) at {path}; no file is there.")
-        lines = path.read_text(encoding="utf-8").splitlines()
-        rows = [_row(line, f"{path}, line {i}") for i, line in enumerate(lines, 1)]
-        if not rows or not {"name", "seed"} <= rows[0].keys():
-            raise WorkbenchError(
-                f"{path}, line 1: expected the set's name and seed, as PromptSet.save writes them."
-            )
-        prompts = [_prompt(row, f"{path}, line {i}") for i, row in enumerate(rows[1:], 2)]
-        return cls(rows[0]["name"], tuple(prompts), rows[0]["seed"])
+            raise WorkbenchError(f"Expected prompts (.jsonl or .csv) at {path}; no file is there.")
+        text = path.read_text(encoding="utf-8-sig")
+        lines = _csv_rows(text) if path.suffix == ".csv" else _json_rows(text)
+        name, seed, prompts, faults = path.stem, 0, [], []
+        for number, row in lines:
+            if isinstance(row, dict) and number == 1 and row.keys() == {"name", "seed"}:
+                name, seed = row["name"], row["seed"]
+                continue
+            try:
+                prompts.append(_prompt(row, str(number)))
+            except WorkbenchError as error:
+                faults.append(f"line {number}: {error}")
+        if faults:
+            more = f" (and {len(faults) - 5} more)" if len(faults) > 5 else ""
+            raise WorkbenchError(f"{path}: " + " ".join(faults[:5]) + more)
+        if not prompts:
+            raise WorkbenchError(f"{path} holds no prompts; give one JSON object a line.")
+        return cls(name, tuple(prompts), seed)
 
 
-def _row(line: str, where: str) -> dict:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise WorkbenchError(f"{where}: not JSON ({error}); mend or remove the line.") from error
+def _json_rows(text: str) -> Iterator[tuple[int, Any]]:
+    """(line number, object), or the parser's complaint in its place; empty lines are skipped."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                yield number, WorkbenchError(f"not JSON ({error}); mend or remove the line.")
+
+
+def _csv_rows(text: str) -> Iterator[tuple[int, Any]]:
+    """(line number, object) of a CSV table with a header; unknown columns are tags."""
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    known = {f.name for f in fields(Prompt)} - {"tags", "spans"}
+    for row in reader:
+        plain = {k: v for k, v in row.items() if k in known and v}
+        if "foils" in plain:
+            plain["foils"] = plain["foils"].split("|")
+        tags = {k: v for k, v in row.items() if k is not None and k not in known and v}
+        yield reader.line_num, plain | ({"tags": tags} if tags else {})
+
+
+def _prompt(row: Any, name: str) -> Prompt:
+    """One line as a Prompt; raises WorkbenchError that says what is wrong with it."""
+    if isinstance(row, WorkbenchError):
+        raise row
     if not isinstance(row, dict):
-        raise WorkbenchError(f"{where}: expected a JSON object, found {type(row).__name__}.")
-    return row
-
-
-def _prompt(row: dict, where: str) -> Prompt:
+        raise WorkbenchError(f"expected a JSON object, found {type(row).__name__}.")
     known = {f.name for f in fields(Prompt)}
-    missing, unknown = {"id", "prompt", "target"} - row.keys(), row.keys() - known
+    missing, unknown = {"prompt", "target"} - row.keys(), row.keys() - known
     if missing or unknown:
         raise WorkbenchError(
-            f"{where}: a prompt needs id, prompt and target and may have "
-            f"{', '.join(sorted(known - {'id', 'prompt', 'target'}))}; "
+            f"a prompt needs prompt and target and may have "
+            f"{', '.join(sorted(known - {'prompt', 'target'}))}; "
             f"missing {sorted(missing)}, unknown {sorted(unknown)}."
         )
-    try:
-        return Prompt(**row)
-    except WorkbenchError as error:
-        raise WorkbenchError(f"{where}: {error}") from error
+    values: dict[str, Any] = {"id": name} | row
+    return Prompt(**values)

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 
 from workbench.errors import WorkbenchError
+from workbench.tasks.batching import Encoded, encode, in_batches, pad_id, padded
 from workbench.tasks.prompts import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-class Encoded(NamedTuple):
-    """Token ids of one text, special tokens included; `start` is the first scored position."""
-
-    ids: list[int]
-    start: int
 
 
 def answers(
@@ -103,36 +98,6 @@ def text_loss(
     return pd.DataFrame({"id": range(len(texts)), "loss": losses, "tokens": counts})
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Encoded:
-    """Token ids of prompt + target and where the target's tokens begin.
-
-    The full text is tokenised at once; target tokens are those that end after the prompt's last
-    character. A token across the boundary belongs to the target unless only the boundary's white
-    space ties it to the prompt.
-    """
-    if not tokenizer.is_fast:
-        raise WorkbenchError(
-            f"Expected a fast tokenizer, which tells each token's place in the text; "
-            f"{type(tokenizer).__name__} does not. Load it with AutoTokenizer."
-        )
-    coded = tokenizer(prompt.text, return_offsets_mapping=True)
-    ids, offsets = coded["input_ids"], coded["offset_mapping"]
-    boundary = len(prompt.prompt)
-    own = [i for i, (a, b) in enumerate(offsets) if b > boundary and b > a]
-    if not own or own[0] == 0:
-        what = "has no token of its own" if not own else "begins at the text's first token"
-        raise WorkbenchError(
-            f"The target {prompt.target!r} of prompt {prompt.id!r} {what}; an answer must follow "
-            "at least one token."
-        )
-    return Encoded(ids[: own[-1] + 1], own[0])
-
-
-def pad_id(tokenizer: Any) -> int:
-    """A token id to fill rows with; its value never matters, since it is masked."""
-    return next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
-
-
 def _foil_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, encoded: Encoded) -> list[int]:
     """The first token of each foil, where it differs from the target's."""
     tokens = []
@@ -170,51 +135,23 @@ def _logits(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """(index, logits) for each text; logits (scored tokens, vocabulary) predict ids[start:].
 
-    Rows are padded on the right, whatever the tokenizer's side: causal attention then never
-    reaches the filling, and positions need no correction. Only one batch's logits live at a time.
+    Only one batch's logits live at a time.
     """
-    if batch_size < 1:
-        raise WorkbenchError(f"batch_size must be at least 1, not {batch_size}.")
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids))
-    begin = 0
-    while begin < len(order):
-        chosen = order[begin : begin + batch_size]
-        batch = _halving(lambda rows: _forward(model, encoded, rows, device, fill), chosen)
-        batch_size = min(batch_size, len(batch)) if len(batch) < len(chosen) else batch_size
-        for row, index in enumerate(chosen[: len(batch)]):
+    lengths = [len(one.ids) for one in encoded]
+    run = partial(_forward, model, encoded, device, fill)
+    for places, logits in in_batches(lengths, batch_size, run):
+        for row, index in enumerate(places):
             ids, start = encoded[index]
-            yield index, batch[row, start - 1 : len(ids) - 1]
-        begin += len(batch)
+            yield index, logits[row, start - 1 : len(ids) - 1]
 
 
 def _forward(
     model: PreTrainedModel,
     encoded: Sequence[Encoded],
-    rows: Sequence[int],
     device: torch.device,
     fill: int,
+    places: Sequence[int],
 ) -> torch.Tensor:
-    """Logits (rows, longest, vocabulary) of the right-padded rows."""
-    length = max(len(encoded[i].ids) for i in rows)
-    ids = torch.full((len(rows), length), fill)
-    mask = torch.zeros_like(ids)
-    for row, index in enumerate(rows):
-        own = encoded[index].ids
-        ids[row, : len(own)] = torch.tensor(own)
-        mask[row, : len(own)] = 1
-    out = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
-    return out.logits
-
-
-def _halving(run: Callable[[Sequence[int]], torch.Tensor], rows: Sequence[int]) -> torch.Tensor:
-    """Run on all rows, or on the first half, quarter, ... that fits in memory."""
-    while True:
-        try:
-            return run(rows)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            # The CPU allocator has no exception class of its own.
-            memory = isinstance(error, torch.OutOfMemoryError) or "memory" in str(error)
-            if not memory or len(rows) == 1:
-                raise
-            rows = rows[: len(rows) // 2]
-            print(f"halved: {len(rows)} texts a batch")
+    """Logits (rows, longest, vocabulary) of the texts at these places."""
+    ids, mask = padded([encoded[i].ids for i in places], fill)
+    return model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits

@@ -1,0 +1,60 @@
+"""Rows, positions and spans of prompt batches, by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from workbench.errors import WorkbenchError
+from workbench.lab import shipped
+from workbench.tasks.batching import batch, in_batches, rows
+from workbench.tasks.prompts import Prompt
+
+SHORT = Prompt("a", "the apple is in Box F", " .", spans={"label": (20, 21), "object": (0, 9)})
+LONG = Prompt("b", "the book and the cup", " .", spans={"object": (0, 8)})
+
+
+def test_positions_count_from_each_rows_own_end():
+    words = shipped.tokenizer()
+    made = batch(rows(words, [SHORT, LONG]), [0, 1], "cpu", 0)
+    assert made.mask.sum(1).tolist() == [7, 6]
+    assert made.last.tolist() == [6, 5]
+    assert made.index(-1).tolist() == [[6], [5]]
+    assert made.index(-2).tolist() == [[5], [4]]
+    assert made.index(1).tolist() == [[1], [1]]
+    assert made.index("object").tolist() == [[1, 2], [1, 2]]
+    last = made.ids[torch.arange(2), made.last].tolist()
+    assert words.convert_ids_to_tokens(last) == ["F", "cup"]
+
+
+def test_places_that_are_not_there():
+    made = batch(rows(shipped.tokenizer(), [SHORT, LONG]), [0, 1], "cpu", 0)
+    for position, said in (("label", "'b' has no span 'label'"), (-7, "outside"), (6, "outside")):
+        with pytest.raises(WorkbenchError, match=said):
+            made.index(position)
+
+
+def test_plain_texts_are_run_whole():
+    (row,) = rows(shipped.tokenizer(), ["the apple"])
+    assert len(row.ids) == 3
+    with pytest.raises(WorkbenchError, match="none"):
+        rows(shipped.tokenizer(), [])
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 8])
+def test_every_place_comes_once_however_small_the_memory(room: int):
+    def run(places: list[int]) -> list[int]:
+        if len(places) > room:
+            raise RuntimeError("not enough memory")
+        return places
+
+    done = [place for _, made in in_batches([5, 3, 9, 1, 7], 4, run) for place in made]
+    assert done == [3, 1, 0, 4, 2]
+
+
+def test_other_errors_are_not_swallowed():
+    def run(places: list[int]) -> None:
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(in_batches([1, 2], 2, run))

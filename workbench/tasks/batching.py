@@ -1,0 +1,178 @@
+"""Texts of unequal length as right-padded batches, with named places in each row.
+
+Rows are padded on the right, whatever the tokenizer's side: causal attention then never reaches the
+filling, and positions need no correction.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from workbench.errors import WorkbenchError
+from workbench.tasks.prompts import Prompt, PromptSet
+
+Made = TypeVar("Made")
+
+
+class Encoded(NamedTuple):
+    """Token ids of one text, special tokens included; `start` is the first scored position."""
+
+    ids: list[int]
+    start: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt to run. spans: name -> (first, last + 1) token numbers."""
+
+    name: str
+    ids: list[int]
+    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """ids, mask: (batch, longest), int64. last: (batch,), each row's last token. places: the rows'
+    numbers among all prompts."""
+
+    rows: tuple[Row, ...]
+    places: tuple[int, ...]
+    ids: Tensor
+    mask: Tensor
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What a transformers model is called with."""
+        return {"input_ids": self.ids, "attention_mask": self.mask}
+
+    @property
+    def last(self) -> Tensor:
+        return self.mask.sum(1) - 1
+
+    def index(self, position: int | str) -> Tensor:
+        """(batch, p) token numbers of a position: an integer, from the row's own end where
+        negative, or a span's name. Raises for a span that is missing or of unequal length."""
+        lengths = self.mask.sum(1)
+        if isinstance(position, int):
+            found = (lengths + position if position < 0 else torch.full_like(lengths, position))[
+                :, None
+            ]
+            if bool((found < 0).any() or (found[:, 0] >= lengths).any()):
+                raise WorkbenchError(
+                    f"Position {position} lies outside a prompt of {int(lengths.min())} tokens."
+                )
+            return found
+        missing = [row.name for row in self.rows if position not in row.spans]
+        if missing:
+            known = sorted({name for row in self.rows for name in row.spans})
+            raise WorkbenchError(f"Prompt {missing[0]!r} has no span {position!r}; known: {known}.")
+        spans = [row.spans[position] for row in self.rows]
+        sizes = sorted({end - start for start, end in spans})
+        if len(sizes) > 1:
+            raise WorkbenchError(
+                f"Span {position!r} has {sizes[0]} to {sizes[-1]} tokens; a site needs one number."
+            )
+        starts = torch.tensor([start for start, _ in spans], device=self.ids.device)
+        return starts[:, None] + torch.arange(sizes[0], device=self.ids.device)
+
+
+def rows(tokenizer: Any, prompts: PromptSet | Sequence[Prompt | str]) -> list[Row]:
+    """Every prompt up to its answer, or every plain text as a whole, tokenised."""
+    made = []
+    for number, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            made.append(Row(str(number), tokenizer(prompt)["input_ids"]))
+            continue
+        ids = encode(tokenizer, prompt)
+        offsets = tokenizer(prompt.text, return_offsets_mapping=True)["offset_mapping"]
+        spans = {name: _tokens(offsets, *span) for name, span in prompt.spans.items()}
+        made.append(Row(prompt.id, ids.ids[: ids.start], spans))
+    if not made or not all(row.ids for row in made):
+        raise WorkbenchError("Expected prompts of at least one token each; found none or an empty.")
+    return made
+
+
+def batch(given: Sequence[Row], places: Sequence[int], device: Any, fill: int) -> Batch:
+    """The rows at these places, as one batch."""
+    chosen = tuple(given[i] for i in places)
+    ids, mask = padded([row.ids for row in chosen], fill)
+    return Batch(chosen, tuple(places), ids.to(device), mask.to(device))
+
+
+def padded(texts: Sequence[list[int]], fill: int) -> tuple[Tensor, Tensor]:
+    """ids and mask, (rows, longest), filled on the right."""
+    ids = torch.full((len(texts), max(map(len, texts))), fill)
+    mask = torch.zeros_like(ids)
+    for row, own in enumerate(texts):
+        ids[row, : len(own)] = torch.tensor(own)
+        mask[row, : len(own)] = 1
+    return ids, mask
+
+
+def in_batches(
+    lengths: Sequence[int], batch_size: int, run: Callable[[list[int]], Made]
+) -> Iterator[tuple[list[int], Made]]:
+    """(places, run(places)) for texts of these lengths, shortest first, every place once.
+
+    A batch that does not fit in memory is halved, with a word, and so are those after it.
+    """
+    if batch_size < 1:
+        raise WorkbenchError(f"batch_size must be at least 1, not {batch_size}.")
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    begin = 0
+    while begin < len(order):
+        chosen = order[begin : begin + batch_size]
+        try:
+            made = run(chosen)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            # The CPU allocator has no exception class of its own.
+            memory = isinstance(error, torch.OutOfMemoryError) or "memory" in str(error)
+            if not memory or len(chosen) == 1:
+                raise
+            batch_size = len(chosen) // 2
+            print(f"halved: {batch_size} texts a batch", file=sys.stderr)
+            continue
+        yield chosen, made
+        begin += len(chosen)
+
+
+def encode(tokenizer: Any, prompt: Prompt) -> Encoded:
+    """Token ids of prompt + target and where the target's tokens begin.
+
+    The full text is tokenised at once; target tokens are those that end after the prompt's last
+    character. A token across the boundary belongs to the target unless only the boundary's white
+    space ties it to the prompt.
+    """
+    if not tokenizer.is_fast:
+        raise WorkbenchError(
+            f"Expected a fast tokenizer, which tells each token's place in the text; "
+            f"{type(tokenizer).__name__} does not. Load it with AutoTokenizer."
+        )
+    coded = tokenizer(prompt.text, return_offsets_mapping=True)
+    ids, offsets = coded["input_ids"], coded["offset_mapping"]
+    boundary = len(prompt.prompt)
+    own = [i for i, (a, b) in enumerate(offsets) if b > boundary and b > a]
+    if not own or own[0] == 0:
+        what = "has no token of its own" if not own else "begins at the text's first token"
+        raise WorkbenchError(
+            f"The target {prompt.target!r} of prompt {prompt.id!r} {what}; an answer must follow "
+            "at least one token."
+        )
+    return Encoded(ids[: own[-1] + 1], own[0])
+
+
+def pad_id(tokenizer: Any) -> int:
+    """A token id to fill rows with; its value never matters, since it is masked."""
+    return next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
+
+
+def _tokens(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
+    """The tokens that touch the characters start to end."""
+    own = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
+    return own[0], own[-1] + 1
