@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1] / "workbench"
 
 # What each part may import of the workbench. A part not listed may not exist.
 SHARED = {"errors", "stats", "results", "cache"}
-ANALYSES = {"spectral", "forgetting"}
+ANALYSES = {"spectral", "forgetting", "tuco"}
 MAY = {
     "errors": set(),
     "stats": set(),
@@ -26,6 +26,7 @@ MAY = {
     "units": SHARED | {"loaders"},
     "spectral": SHARED | {"loaders", "models", "tasks"},
     "forgetting": SHARED | {"loaders", "models", "tasks"},
+    "tuco": SHARED | {"loaders", "models", "tasks"},
     "catalogue": SHARED | ANALYSES,
     "figures": SHARED,
     "reports": SHARED | {"figures"},

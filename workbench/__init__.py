@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench import figures, forgetting, lab, spectral, tasks
+    from workbench import figures, forgetting, lab, models, spectral, tasks, tuco
     from workbench.errors import WorkbenchError
     from workbench.loaders import (
         Checkpoint,
@@ -38,7 +38,7 @@ _HOME = {
     "over": "workbench.units",
     "report": "workbench.reports",
 }
-_PARTS = ("figures", "forgetting", "lab", "spectral", "tasks")
+_PARTS = ("figures", "forgetting", "lab", "models", "spectral", "tasks", "tuco")
 
 __all__ = [
     "Checkpoint",
@@ -52,10 +52,12 @@ __all__ = [
     "lab",
     "load_family",
     "load_pair",
+    "models",
     "over",
     "report",
     "spectral",
     "tasks",
+    "tuco",
 ]
 
 

@@ -91,15 +91,22 @@ def off(modules: list[Any]) -> Iterator[None]:
             module._disable_adapters = was
 
 
-@contextlib.contextmanager
-def models(
+def named_dtype(name: str | None) -> torch.dtype | None:
+    """ "float32" or "bfloat16" as torch's; None stays None (as stored)."""
+    known = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name not in known:
+        raise WorkbenchError(f"Expected dtype float32 or bfloat16, found {name!r}.")
+    return known[name]
+
+
+def load(
     pair: CheckpointPair,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     *,
     base: Where = "memory",
-) -> Iterator[Sides]:
-    """Both sides of `pair`, loaded for as long as the block lasts.
+) -> Sides:
+    """Both sides of `pair`, loaded.
 
     dtype: None runs each side as stored. base: "disk" keeps only the tuned model in memory and
     reads the base's blocks from its safetensors when they are run (`Sides.base_block`); for a LoRA
@@ -111,7 +118,21 @@ def models(
     if made is None:
         make = _streamed_sides if base == "disk" else _full_sides
         made = make(pair, device, dtype)
+    return made
+
+
+@contextlib.contextmanager
+def models(
+    pair: CheckpointPair,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    base: Where = "memory",
+) -> Iterator[Sides]:
+    """As `load`, for as long as a block lasts; memory is given back behind it."""
+    made = load(pair, device, dtype, base=base)
     yield made
+    made.base = made.tuned = None
 
 
 def one_copy(pair: CheckpointPair) -> bool:

@@ -1,0 +1,68 @@
+"""Pairs of every architecture, and models whose blocks add exactly what a test says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import workbench as wb
+from tests.models.conftest import ARCHITECTURES, decoder, write_base, write_member
+from workbench.lab import shipped
+from workbench.models import Layout
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def kind(request) -> str:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def silence(model: Any, parts: tuple[str, ...] = ("o", "down")) -> Any:
+    """The output projections set to zero: the sublayers then add nothing."""
+    layout = Layout(model)
+    for layer in range(layout.layers):
+        for part in parts:
+            module = layout.block(layer).get_submodule(getattr(layout.architecture, part))
+            for parameter in module.parameters():
+                parameter.zero_()
+    return model
+
+
+def mlp_times(model: Any, factor: float) -> Any:
+    """What every MLP adds to the stream, times `factor`."""
+    layout = Layout(model)
+    for layer in range(layout.layers):
+        block = layout.block(layer)
+        if model.config.model_type == "gemma2":
+            norm: Any = block.get_submodule(layout.architecture.mlp_out)
+            norm.weight.copy_(factor * (1 + norm.weight) - 1)
+        else:
+            for parameter in block.get_submodule(layout.architecture.down).parameters():
+                parameter *= factor
+    return model
+
+
+def write(model: Any, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    shipped.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def paired(base: Any, tuned: Any, folder: Path) -> wb.CheckpointPair:
+    return wb.load_pair(write(base, folder / "base"), write(tuned, folder / "tuned"))
+
+
+def pair_of(kind: str, how: str, folder: Path) -> wb.CheckpointPair:
+    base = write_base(kind, folder / "base")
+    return wb.load_pair(base, write_member(kind, how, folder / how))
+
+
+__all__ = ["decoder", "mlp_times", "pair_of", "paired", "silence", "write"]

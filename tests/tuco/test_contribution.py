@@ -1,0 +1,213 @@
+"""TuCo's ground truths, on tiny models of every architecture, LoRA and full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import workbench as wb
+from tests.conftest import adapter
+from tests.models.conftest import batch as inputs_of
+from tests.models.conftest import write_base, write_member
+from tests.tuco.conftest import decoder, mlp_times, pair_of, paired, silence
+from workbench.lab import shipped
+from workbench.models import Site, hooks
+from workbench.tasks.batching import Batch, Row, batch
+from workbench.tuco.contribution import contribution, decompose, measure, per_prompt
+from workbench.tuco.lockstep import lockstep
+
+
+def prompts(lengths=(9, 6), seed: int = 0) -> list[Row]:
+    draw = torch.Generator().manual_seed(seed)
+    return [
+        Row(str(i), torch.randint(3, 64, (n,), generator=draw).tolist())
+        for i, n in enumerate(lengths)
+    ]
+
+
+def one_batch(given: list[Row]) -> Batch:
+    return batch(given, range(len(given)), "cpu", 0)
+
+
+def scores(pair: wb.CheckpointPair, **options: Any) -> dict[str, np.ndarray]:
+    with pair.models(**options) as sides:
+        sums, _ = decompose(sides, one_batch(prompts()))
+        return {name: value.numpy() for name, value in per_prompt(sums).items()}
+
+
+@pytest.mark.parametrize("how", ["full", "lora"])
+def test_the_stream_is_the_embedding_and_both_contributions(kind: str, how: str, tmp_path: Path):
+    """x_L = x_0 + sum PTC + sum FTC, and x_L is the tuned model's own."""
+    with pair_of(kind, how, tmp_path).models() as sides:
+        made = one_batch(prompts())
+        sums, final = decompose(sides, made)
+        ends = [Site("resid_pre", 0), Site("resid_post", 2)]
+        first, last = hooks.run(sides.tuned, made.inputs, read=ends).captured.values()
+        assert torch.equal(final, last)
+        assert float(sums.ftc.abs().sum()) > 0
+        torch.testing.assert_close(first + sums.ptc + sums.ftc, last, atol=1e-4, rtol=1e-4)
+
+
+def test_a_base_against_itself_contributes_nothing(kind: str, tmp_path: Path):
+    base = write_base(kind, tmp_path / "base")
+    found = scores(wb.load_pair(base, base))
+    for name in ("tuco", "tuco_l2", "tuco_sum", "beta"):
+        assert (found[name] == 0).all()
+    assert (found["preco"] == 1).all()
+
+
+def test_an_adapter_of_zeros_contributes_nothing(tmp_path: Path):
+    """Its blocks are run twice, and come out the same bit for bit."""
+    base = write_base("llama", tmp_path / "base")
+    adapter(decoder("llama"), tmp_path / "m", init_lora_weights=True)
+    pair = wb.load_pair(base, tmp_path / "m")
+    with pair.models() as sides:
+        assert sides.changed
+    assert (scores(pair)["tuco"] == 0).all()
+
+
+def test_a_silent_base_leaves_everything_to_fine_tuning(kind: str, tmp_path: Path):
+    found = scores(paired(silence(decoder(kind)), decoder(kind), tmp_path))
+    for name in ("tuco", "tuco_l2", "tuco_sum"):
+        np.testing.assert_allclose(found[name], 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [3.0, 0.25, -1.0])
+def test_scaled_blocks_have_the_share_of_their_factor(kind: str, factor: float, tmp_path: Path):
+    """f_tuned = c f_base: TuCo = |c - 1| / (1 + |c - 1|), in every norm."""
+    base = silence(decoder(kind), parts=("o",))
+    tuned = mlp_times(silence(decoder(kind), parts=("o",)), factor)
+    found = scores(paired(base, tuned, tmp_path))
+    expected = abs(factor - 1) / (1 + abs(factor - 1))
+    for name in ("tuco", "tuco_l2", "tuco_sum", "beta"):
+        np.testing.assert_allclose(found[name], expected, rtol=1e-4)
+
+
+def biased(*added: dict[int, float]) -> Any:
+    """A GPT-2 whose layer l adds the vector with these entries to the stream, whatever it reads."""
+    model = silence(decoder("gpt2"))
+    for layer, entries in enumerate(added):
+        for place, value in entries.items():
+            model.transformer.h[layer].mlp.c_proj.bias[place] = value
+    return model
+
+
+def test_by_hand(tmp_path: Path):
+    """PTC = (1, 0, 0), FTC = (0, 2, 0): 2/3, not the sums of absolute entries of the stream."""
+    found = scores(paired(biased({0: 1.0}), biased({0: 1.0, 1: 2.0}), tmp_path))
+    np.testing.assert_allclose(found["tuco"], 2 / 3, rtol=1e-6)
+    # Layers that do not add up: FTC = (3, 0) - (1, 0) + (0, 1) has norms 2 + 1 in sum, 4 + 1 apart.
+    tuned = biased({0: 1.0, 5: 3.0}, {5: -1.0}, {6: 1.0})
+    found = scores(paired(biased({0: 1.0}), tuned, tmp_path / "b"))
+    np.testing.assert_allclose(found["tuco"], 3 / 4, rtol=1e-6)
+    np.testing.assert_allclose(found["tuco_sum"], 5 / 6, rtol=1e-6)
+    np.testing.assert_allclose(found["tuco_l2"], 5**0.5 / (1 + 5**0.5), rtol=1e-6)
+    np.testing.assert_allclose(found["beta"], 3 / 4, rtol=1e-6)
+
+
+def test_contributions_that_cancel_are_its_blind_spot(tmp_path: Path):
+    tuned = biased({0: 1.0, 5: 3.0}, {5: -3.0})
+    found = scores(paired(biased({0: 1.0}), tuned, tmp_path))
+    np.testing.assert_allclose(found["tuco"], 0, atol=1e-6)
+    np.testing.assert_allclose(found["tuco_sum"], 6 / 7, rtol=1e-6)
+    np.testing.assert_allclose(found["beta"], 3 / 4, rtol=1e-6)
+
+
+def test_nothing_over_nothing_is_not_a_number(tmp_path: Path):
+    found = scores(paired(biased(), biased(), tmp_path))
+    assert np.isnan(found["tuco"]).all()
+
+
+@pytest.mark.parametrize("how", ["full", "lora"])
+def test_padding_and_batch_size_change_nothing(kind: str, how: str, tmp_path: Path):
+    words = shipped.tokenizer()
+    given = prompts((9, 4, 7, 5, 9))
+    with pair_of(kind, how, tmp_path).models() as sides:
+        tables = [measure(sides, "g", given, words, 5, size, "cpu") for size in (1, 2, 5)]
+    for other in tables[1:]:
+        np.testing.assert_allclose(tables[0].prompts, other.prompts, rtol=2e-4, atol=1e-5)
+        np.testing.assert_allclose(tables[0].layers, other.layers, rtol=2e-3, atol=1e-4)
+        assert sorted((t["prompt"], t["position"]) for t in tables[0].tokens) == sorted(
+            (t["prompt"], t["position"]) for t in other.tokens
+        )
+
+
+def test_a_base_on_disk_gives_the_same(kind: str, tmp_path: Path):
+    pair = pair_of(kind, "full", tmp_path)
+    held, streamed = scores(pair), scores(pair, base="disk")
+    for name in held:
+        np.testing.assert_array_equal(held[name], streamed[name])
+
+
+def test_untouched_blocks_are_not_run_twice(tmp_path: Path):
+    base = write_base("llama", tmp_path / "base")
+    adapter(decoder("llama"), tmp_path / "m", layers_to_transform=[2], target_modules=["q_proj"])
+    with wb.load_pair(base, tmp_path / "m").models() as sides:
+        runs = [0, 0, 0]
+        for layer in range(3):
+
+            def count(*_: Any, layer: int = layer) -> None:
+                runs[layer] += 1
+
+            mlp = sides.layout.block(layer).get_submodule("mlp")
+            mlp.register_forward_hook(count)
+        decompose(sides, one_batch(prompts()))
+    assert runs == [1, 1, 2]
+
+
+def test_massive_activations_do_not_drown_it_in_bfloat16(tmp_path: Path):
+    """With a stream of thousands, block(x) - x is rounding noise in bfloat16; the sublayers' own
+    outputs are not."""
+    base, tuned = decoder("llama"), mlp_times(decoder("llama"), 1.5)
+    for model in (base, tuned):
+        model.model.embed_tokens.weight *= 1e4
+    pair = paired(base, tuned, tmp_path)
+    exact, coarse = scores(pair)["tuco"], scores(pair, dtype=torch.bfloat16)["tuco"]
+    np.testing.assert_allclose(coarse, exact, atol=0.05)
+    naive = []
+    with pair.models(dtype=torch.bfloat16) as sides:
+
+        def visit(step: Any) -> None:
+            parts = (step.base.out - step.stream, step.tuned.out - step.base.out)
+            naive.append([part.float() for part in parts])
+
+        made = one_batch(prompts())
+        with lockstep(sides, visit):
+            sides.tuned(**made.inputs, use_cache=False)
+        totals = [torch.stack(part).sum(0) for part in zip(*naive, strict=True)]
+        ptc, ftc = (t[torch.arange(2), made.last].abs().sum(-1) for t in totals)
+    assert float(abs((ftc / (ptc + ftc)).numpy() - exact).max()) > 0.05
+
+
+def test_the_models_are_left_as_they_were(tmp_path: Path):
+    with pair_of("llama", "lora", tmp_path).models() as sides:
+        before = sides.tuned(**inputs_of(), use_cache=False).logits
+        decompose(sides, one_batch(prompts()))
+        assert torch.equal(sides.tuned(**inputs_of(), use_cache=False).logits, before)
+        assert not any(m._forward_hooks for m in sides.tuned.modules())
+
+
+def test_a_result_has_groups_layers_tokens_and_what_it_cannot_see(tmp_path: Path):
+    base = write_base("gpt2", tmp_path / "base", vocab_size=600)
+    pair = wb.load_pair(base, write_member("gpt2", "full", tmp_path / "full", vocab_size=600))
+    groups = {"short": ["the apple is"] * 3 + ["the book"], "long": ["the cup is in Box F"] * 4}
+    result = contribution(pair, groups, tokens=1)
+    table = result.table
+    assert set(table["member"]) == {"full"}
+    measures = {"tuco", "preco", "output_co", "base_loss", "length", "auc:tuco", "token_tuco"}
+    assert measures <= set(table["metric"])
+    assert set(result.metric("layer_ftc")["layer"]) == {0, 1, 2}
+    mean = result.metric("mean:tuco").set_index("group")["value"]
+    own = result.metric("tuco").groupby("group")["value"].mean()
+    np.testing.assert_allclose(mean.sort_index(), own.sort_index())
+    tokens = result.metric("token_tuco")
+    first = tokens[tokens["group"] == "long"]
+    assert [t.strip() for t in first["token"]][1:] == ["the", "cup", "is", "in", "Box", "F"]
+    last = first.sort_values("position")["value"].iloc[-1]
+    assert last == pytest.approx(result.metric("tuco").query("group == 'long'")["value"].iloc[0])
+    assert {"wte", "wpe", "ln_f"} <= set(result.metric("invisible")["component"])
+    assert result.provenance.parameters["weights"] == "plain"

@@ -1,0 +1,155 @@
+"""FTC scaling: what does more, or less, of the fine-tuning do to the answers?
+
+x_{l+1} = x_l + PTC_l + alpha FTC_l, base and tuned blocks in lockstep (arXiv 2506.23423). alpha = 1
+is the tuned model, alpha = 0 the base's blocks between the tuned embedding and head (the base,
+where those are shared). The best alpha is chosen on one half of the prompts and its gain reported
+on the other: the best of several noisy values always looks better than it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from workbench.errors import WorkbenchError
+from workbench.loaders import CheckpointPair
+from workbench.models import Sides
+from workbench.models.sides import load, named_dtype
+from workbench.results import Result, describe
+from workbench.stats import Interval, bootstrap
+from workbench.tasks import PromptSet, answers
+from workbench.tasks.measure import losses
+from workbench.tuco.lockstep import Step, lockstep
+
+ALPHAS = (0.0, 0.75, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25)
+MEASURES = {"score": "correct", "log_probability": "log_probability"}
+
+
+class Scaled(nn.Module):
+    """The tuned model with every block's fine-tuning contribution times alpha. Call it and let it
+    generate like a transformers model; both sides keep keys and values of their own."""
+
+    def __init__(self, sides: Sides, alpha: float) -> None:
+        super().__init__()
+        self.tuned: Any = sides.tuned
+        self.alpha = alpha
+        self._sides = sides
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with lockstep(self._sides, self._mixed):
+            return self.tuned(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("num_beams", 1) > 1:
+            raise WorkbenchError("A scaled model generates greedily or by sampling, not by beams.")
+        with lockstep(self._sides, self._mixed):
+            return self.tuned.generate(*args, **kwargs)
+
+    @property
+    def config(self) -> Any:
+        return self.tuned.config
+
+    def _mixed(self, step: Step) -> Tensor | None:
+        if self.alpha == 1 or not step.changed:
+            return None
+        if self.alpha == 0:
+            return step.base.out
+        more = step.tuned.added - step.base.added
+        return step.base.out.float() + self.alpha * more
+
+
+def scaled(
+    pair: CheckpointPair,
+    alpha: float,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+) -> Scaled:
+    """The tuned model with its fine-tuning contribution times alpha, to call or generate with."""
+    return Scaled(load(pair, device, named_dtype(dtype)), alpha)
+
+
+def scaling(
+    pair: CheckpointPair,
+    prompts: PromptSet,
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    texts: Sequence[str] | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str | None = None,
+) -> Result:
+    """Scores over alpha, and whether the best alpha is better than 1.
+
+    prompts: with answers. alphas: 1 is added where it is missing (default: the paper's, and 0).
+    texts: pre-training-like text whose loss is measured too. dtype: "float32" or "bfloat16"; None
+    as stored.
+
+    Returns a Result with column x (alpha) and metrics score (greedy exact match), log_probability
+    (nats per answer) and, with texts, loss (nats per token), and each with `_change`: against
+    alpha = 1, paired over items; 95% bootstrap intervals, n; baseline is the value at alpha = 1.
+    `best` (x: the alpha whose log-probability is best on a random half of the prompts) and
+    `gain_score`, `gain_log_probability`: what it gains over alpha = 1 on the other half.
+    Raises WorkbenchError without prompts to split in two.
+    """
+    if len(prompts) < 4:
+        raise WorkbenchError(f"Expected at least 4 prompts, to split in two; found {len(prompts)}.")
+    words = pair.base.tokenizer()
+    grid = sorted({*alphas, 1.0})
+    items: dict[float, dict[str, tuple[Any, ...]]] = {}
+    sides = load(pair, device, named_dtype(dtype))
+    for alpha in tqdm(grid, desc=f"alpha {pair.name}", disable=None, leave=False):
+        model: Any = Scaled(sides, alpha)
+        found = answers(model, words, prompts, batch_size=batch_size)
+        items[alpha] = {m: (found[c].to_numpy(float), None) for m, c in MEASURES.items()}
+        if texts is not None:
+            items[alpha]["loss"] = tuple(losses(model, words, texts, batch_size))
+    made = [row for alpha in grid for row in _rows(alpha, items[alpha], items[1.0], seed)]
+    values = {a: {m: items[a][m][0] for m in MEASURES} for a in grid}
+    table = pd.DataFrame([*made, *best(values, seed)])
+    table.insert(0, "member", pair.name)
+    parameters = {
+        "prompts": describe(prompts), "alphas": list(grid), "weights": sides.weights,
+        "texts": None if texts is None else describe(list(texts)),
+    }  # fmt: skip
+    known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
+    return Result("tuco.scaling", table, pair.provenance(parameters=parameters, **known))
+
+
+def best(values: dict[float, dict[str, np.ndarray]], seed: int) -> list[dict[str, Any]]:
+    """The alpha of the best mean log-probability on one random half, and its gain on the other.
+
+    values: alpha -> measure -> (prompts,), the same prompts for every alpha.
+    """
+    size = len(values[1.0]["score"])
+    order = np.random.default_rng(seed).permutation(size)
+    choose, report = order[: size // 2], order[size // 2 :]
+    chosen = max(values, key=lambda alpha: values[alpha]["log_probability"][choose].mean())
+    made: list[dict[str, Any]] = [
+        {"x": chosen, "metric": "best", "value": chosen, "n": len(choose), "baseline": 1.0}
+    ]
+    for measure in MEASURES:
+        gain = values[chosen][measure][report] - values[1.0][measure][report]
+        interval = bootstrap(gain, seed=seed)
+        made.append(
+            {"x": chosen, "metric": f"gain_{measure}", "baseline": 0.0} | interval._asdict()
+        )
+    return made
+
+
+def _rows(alpha: float, now: dict, at_one: dict, seed: int) -> list[dict[str, Any]]:
+    made = []
+    for measure, (values, weights) in now.items():
+        first = bootstrap(*at_one[measure], seed=seed).value
+        change = bootstrap(values - at_one[measure][0], weights, seed=seed)
+        whole: Interval = bootstrap(values, weights, seed=seed)
+        about = {"x": alpha, "baseline": first}
+        made.append(about | {"metric": measure} | whole._asdict())
+        made.append(about | {"metric": f"{measure}_change"} | change._asdict())
+    return made
