@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from workbench.forgetting import retention
 from workbench.results import Result
 from workbench.spectral import delta_spectrum, intruders, scale_intruders, similarity
+from workbench.tuco import contribution, scaling
 
 
 @dataclass(frozen=True)
 class Analysis:
     """key: as in Result.analysis. needs: "weights", and where the model is run, "task" (a prompt
-    set) or "texts" (pre-training-like text)."""
+    set) or "texts" (pre-training-like text); "groups" takes prompt sets by name, "prompts" the
+    task."""
 
     key: str
     question: str
@@ -51,5 +53,17 @@ ANALYSES = (
         "Do the new directions carry the task, or the forgetting?",
         ("weights", "task", "texts"),
         scale_intruders,
+    ),
+    Analysis(
+        "tuco.contribution",
+        "How much of one answer did fine-tuning contribute?",
+        ("weights", "task", "groups"),
+        contribution,
+    ),
+    Analysis(
+        "tuco.scaling",
+        "What does more, or less, of the fine-tuning do?",
+        ("weights", "task", "texts", "prompts"),
+        scaling,
     ),
 )

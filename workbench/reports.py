@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,11 @@ HEADINGS = {
     "spectral.delta_spectrum": "Spectrum of the change",
     "spectral.scale": "Scaling the intruders",
     "forgetting.retention": "What was kept and what was forgotten",
+    "tuco.contribution": "The contribution of fine-tuning to an answer",
+    "tuco.scaling": "Scaling the contribution",
 }
+KEYS = ("member", "group", "task", "arm", "x", "layer", "component")  # what tells means apart
+X = {"spectral.scale": "lambda", "tuco.scaling": "alpha"}
 ABOUT = ("kind", "rank", "alpha", "step", "seed", "reference", "fingerprint")
 SHORT = 12  # characters of a fingerprint
 LONG = 16  # rows above which a table is folded away
@@ -180,6 +184,8 @@ def tables(result: Result) -> Iterator[Table]:
     """The summary tables of one Result: per member, rounded; never its raw rows."""
     if result.analysis == "spectral.intruders":
         yield from _counts(result)
+    elif "group" in result.table:
+        yield from _groups(result)
     elif {"low", "high"} <= set(result.table):
         yield _means(result)
     else:
@@ -212,10 +218,24 @@ def _counts(result: Result) -> Iterator[Table]:
     yield _cells("Intruders by component, over all layers", places.reset_index())
 
 
-def _means(result: Result) -> Table:
+def _groups(result: Result) -> Iterator[Table]:
+    """Means per member and group of prompts, and how well every two groups are told apart."""
+    table = result.table
+    over = table["n"].notna() & table["layer"].isna()
+    for sign, caption in ((" > ", "First group above the second"), ("", "Groups of prompts")):
+        rows = table[over & table["group"].str.contains(" > ", regex=False).eq(bool(sign))]
+        if len(rows):
+            short = rows.assign(metric=rows["metric"].str.removeprefix("mean:"))
+            yield _means(replace(result, table=short), caption)
+    if (table["metric"] == "invisible").any():
+        rows = table.loc[table["metric"] == "invisible", ["member", "component", "value"]]
+        yield _cells("Changes outside the blocks, |change| / |base|", rows)
+
+
+def _means(result: Result, caption: str = "Means") -> Table:
     """Means with their intervals: a row per member and whatever else is told apart."""
     table = result.table
-    keys = [key for key in ("member", "task", "arm", "x", "layer", "component") if key in table]
+    keys = [key for key in KEYS if key in table and table[key].notna().any()]
     shown = table.assign(
         cell=[
             figures.interval(row.value, row.low, row.high) for row in table.itertuples(index=False)
@@ -226,7 +246,9 @@ def _means(result: Result) -> Table:
     counts = shown.groupby(keys, sort=False, dropna=False)["n"].max() if "n" in table else None
     if counts is not None:
         wide = wide.merge(counts.reset_index(), on=keys)
-    return _cells("Means with 95% intervals", wide.rename(columns={"x": "lambda"}))
+    return _cells(
+        f"{caption}, 95% intervals", wide.rename(columns={"x": X.get(result.analysis, "x")})
+    )
 
 
 def _medians(result: Result) -> Table:

@@ -175,7 +175,64 @@ def retention(members: dict) -> Result:
     return result("forgetting.retention", rows, members, task=TASK)
 
 
+def contribution(members: dict, n: int = 24) -> Result:
+    """Groups of falling TuCo, more of it in late layers; OutputCo tells the groups apart less."""
+    rng = np.random.default_rng(3)
+    rows = []
+    groups = {"fine-tuning-like": 0.4, "pre-training-like": 0.25, "many-shot": 0.3, "renamed": 0.33}
+    for member, about in members.items():
+        for group, level in groups.items():
+            place = {"member": member, "group": group}
+            values = {
+                "tuco": rng.normal(level + 0.2 * strength(about), 0.04, n),
+                "output_co": rng.normal(0.5 + level / 3, 0.08, n),
+            }
+            for metric, array in values.items():
+                rows += [
+                    place | {"prompt": str(i), "metric": metric, "value": float(v)}
+                    for i, v in enumerate(array)
+                ]
+                mean = float(array.mean())
+                rows.append(
+                    place | {"metric": f"mean:{metric}", "value": mean, "n": n}
+                    | {"low": mean - 0.02, "high": mean + 0.02}
+                )  # fmt: skip
+                if group != "fine-tuning-like":
+                    auc = {"value": 0.9, "low": 0.8, "high": 0.95, "n": 2 * n, "baseline": 0.5}
+                    pair = {"member": member, "group": f"fine-tuning-like > {group}"}
+                    rows.append(pair | auc | {"metric": f"auc:{metric}"})
+            for layer in range(LAYERS):
+                value = level * (layer + 1) / LAYERS
+                rows.append(
+                    place | {"layer": layer, "metric": "layer_tuco", "value": value, "n": n}
+                    | {"low": value - 0.02, "high": value + 0.02}
+                )  # fmt: skip
+            rows += [
+                place | {"prompt": "0", "position": i, "token": f" word{i}"}
+                | {"metric": "token_tuco", "value": float(rng.uniform(0, level))}
+                for i in range(30)
+            ]  # fmt: skip
+    return result("tuco.contribution", rows, members)
+
+
+def scaling(members: dict) -> Result:
+    """A score that is best at alpha = 0.9, and a loss that grows with alpha."""
+    rows = []
+    for place, member in enumerate(members):
+        for x in (0.0, 0.75, 0.9, 1.0, 1.1, 1.25):
+            score = 0.9 - (x - 0.9) ** 2 - 0.01 * place
+            for metric, value in (("score", score), ("log_probability", score - 1), ("loss", x)):
+                rows.append(
+                    {"member": member, "x": x, "metric": metric, "value": value, "n": 100}
+                    | {"low": value - 0.05, "high": value + 0.05, "baseline": 0.0}
+                )
+        gain = {"member": member, "x": 0.9, "n": 50, "baseline": 0.0}
+        rows.append(gain | {"metric": "best", "value": 0.9})
+        rows.append(gain | {"metric": "gain_score", "value": 0.01, "low": -0.01, "high": 0.03})
+    return result("tuco.scaling", rows, members)
+
+
 def everything(members: dict) -> list[Result]:
     """One Result of every analysis that has figures."""
-    makers = (intruders, delta_spectrum, similarity, scale, retention)
+    makers = (intruders, delta_spectrum, similarity, scale, retention, contribution, scaling)
     return [make(members) for make in makers]

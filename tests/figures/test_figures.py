@@ -53,6 +53,7 @@ def test_one_and_eight_members(results):
         check(name, figure)
         names.append(name)
     expected = {"count", "places", "matrix", "spectrum", "effective-rank", "sweep", "rank"}
+    expected |= {"groups", "layers", "tokens", "output", "alpha"}
     assert expected <= set(names)
     assert ("forgetting" in names) == (len(results[0].members) > 2)
 
@@ -145,8 +146,8 @@ def test_the_callers_settings_stay_as_they_were(results):
 
 def test_draw_is_the_first_figure_and_result_plot_calls_it(results):
     assert isinstance(results[0].plot(), Figure)
-    other = result("tuco.scaling", [{"metric": "gap", "value": 1.0}], {"a": {}})
-    with pytest.raises(WorkbenchError, match=r"No figure of 'tuco\.scaling'"):
+    other = result("patching.path", [{"metric": "gap", "value": 1.0}], {"a": {}})
+    with pytest.raises(WorkbenchError, match=r"No figure of 'patching\.path'"):
         figures.draw(other)
 
 

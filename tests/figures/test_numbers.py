@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 
-from tests.figures.synthetic import everything, family, result, retention, scale, stepped
+from tests.figures.synthetic import everything, family, intruders, result, retention, scale, stepped
 from workbench import figures
 from workbench.errors import WorkbenchError
 from workbench.figures.delta import effective_rank, quarter_circle
@@ -60,6 +64,23 @@ def test_counts_by_place_and_many_eps_add_up():
 def test_a_larger_k_than_stored_is_refused():
     with pytest.raises(WorkbenchError, match="from 1 to 3"):
         figures.intruder_counts(intruders_of(three()), 0.5, 4)
+
+
+def test_a_result_decided_at_one_eps_is_counted_there_and_nowhere_else(tmp_path: Path):
+    full = intruders(stepped())
+    rows = full.table[~full.table["metric"].str.startswith("max_cosine")]
+    null = rows[rows["metric"] == "intruder"].assign(metric="intruder:random_delta", value=0.0)
+    decided = replace(full, table=pd.concat([rows, null]))
+    ours, theirs = (figures.intruder_counts(r).query("arm == 'tuned'") for r in (decided, full))
+    assert ours["count"].tolist() == theirs["count"].tolist()
+    assert figures.headline(decided).count("random delta: 0") == len(full.members)
+    with pytest.raises(WorkbenchError, match=r"eps 0.5, at which .* found 0.3; run"):
+        figures.intruder_counts(decided, 0.3)
+    with pytest.raises(WorkbenchError, match="and their cosines"):
+        figures.training_steps(decided)
+    names = [path.name for path in figures.save_all([decided], tmp_path)]
+    assert "spectral.intruders.count.png" in names
+    assert "spectral.intruders.training.png" not in names
 
 
 def test_the_strongest_intruder_weighs_novelty_by_sigma():
@@ -138,5 +159,5 @@ def test_every_analysis_has_one_sentence_and_an_unknown_one_a_general_one():
     for made in everything(family(3)):
         assert figures.headline(made).endswith(".")
         assert all(name in figures.headline(made) for name in made.members)
-    other = result("tuco.scaling", [{"metric": "gap", "value": 1.0}], stepped())
+    other = result("patching.path", [{"metric": "gap", "value": 1.0}], stepped())
     assert "1 values of gap" in figures.headline(other)

@@ -17,7 +17,7 @@ import workbench as wb
 from tests.conftest import adapter, nudged, saved, tiny
 from workbench.loaders import CheckpointPair
 from workbench.loaders.adapters import Factors
-from workbench.spectral.intruders import cosines, describe, tuned_triplets
+from workbench.spectral.intruders import Method, cosines, describe, tuned_triplets
 from workbench.spectral.linalg import (
     ANGLE,
     Operator,
@@ -67,7 +67,7 @@ def test_base_against_itself_is_the_exact_null(method, side, tmp_path: Path):
 @pytest.mark.parametrize(("q", "is_intruder"), [(3, False), (5, True)])
 @pytest.mark.parametrize("method", ["auto", "exact"])
 def test_a_strong_spike_mixing_q_directions_has_cosine_one_over_root_q(
-    q: int, is_intruder: bool, method: str, tmp_path: Path
+    q: int, is_intruder: bool, method: Method, tmp_path: Path
 ):
     w = power_law(160, 200)
     u, _, vt = torch.linalg.svd(w, full_matrices=False)

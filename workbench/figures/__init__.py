@@ -18,6 +18,13 @@ from workbench.figures.similarity import similarity_matrix
 from workbench.figures.style import family
 from workbench.figures.sweep import scale_sweep
 from workbench.figures.training import strongest, training_steps
+from workbench.figures.tuco import (
+    scaling_curve,
+    tuco_against_output,
+    tuco_by_group,
+    tuco_by_layer,
+    tuco_by_token,
+)
 
 __all__ = [
     "CATALOGUE",
@@ -41,7 +48,12 @@ __all__ = [
     "png",
     "save_all",
     "scale_sweep",
+    "scaling_curve",
     "similarity_matrix",
     "strongest",
     "training_steps",
+    "tuco_against_output",
+    "tuco_by_group",
+    "tuco_by_layer",
+    "tuco_by_token",
 ]

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
-from workbench.figures import delta, forgetting, intruders, similarity, style, sweep, training
+from workbench.figures import delta, forgetting, intruders, similarity, style, sweep, training, tuco
 from workbench.results import Result, writing
 
 
@@ -158,6 +158,62 @@ CATALOGUE: tuple[Drawing, ...] = (
         "Members are comparable only where the task score beside is: a rank that learned less "
         "forgets less. Intervals are over items of one training run, not over seeds.",
         applies=_metric("loss_change"),
+    ),
+    Drawing(
+        tuco.KEY,
+        "groups",
+        "Contribution of fine-tuning by group of prompts",
+        tuco.tuco_by_group,
+        "TuCo of every prompt (dots), with each group's mean and 95% interval. The number above a "
+        "group is the chance that a prompt of the first group has the larger TuCo (AUC; 0.5 is a "
+        "random order). Dashed: the base against itself, which has TuCo 0.",
+        "Prompts of other length or perplexity have another TuCo for that alone: the table's "
+        "auc_matched compares only prompts that agree in both. Contributions of several layers "
+        "that cancel do not show, nor do changes of embedding, final norm and head.",
+    ),
+    Drawing(
+        tuco.KEY,
+        "layers",
+        "Contribution of fine-tuning by layer",
+        tuco.tuco_by_layer,
+        "Size of the fine-tuning part of each block's output over both parts, |FTC| / (|PTC| + "
+        "|FTC|), at the last prompt token: mean and 95% interval over prompts.",
+        "Layers that add large vectors count no more here than layers that add small ones, while "
+        "in TuCo they do; the sum over layers is a sum of vectors, not of these bars.",
+    ),
+    Drawing(
+        tuco.KEY,
+        "tokens",
+        "Contribution of fine-tuning token by token",
+        tuco.tuco_by_token,
+        "TuCo at every token of one prompt per group, as if the prompt ended there; a row per "
+        "member, one colour scale.",
+        "One prompt each, not an average. The first tokens carry massive activations in many "
+        "models, against which any contribution looks small.",
+        applies=_metric("token_tuco"),
+    ),
+    Drawing(
+        tuco.KEY,
+        "output",
+        "TuCo against the difference of the outputs",
+        tuco.tuco_against_output,
+        "A point per prompt: TuCo against OutputCo, the difference of the two models' final "
+        "streams, which needs no decomposition. Above each panel the AUC of the first group over "
+        "the second by either: TuCo earns its cost where it separates better.",
+        "OutputCo compares two models that have drifted apart layer by layer, TuCo the two halves "
+        "of one; large values of one and small of the other are no contradiction.",
+        applies=_metric("output_co"),
+    ),
+    Drawing(
+        tuco.SCALING,
+        "alpha",
+        "Scaling the contribution of fine-tuning",
+        tuco.scaling_curve,
+        "Scores when every block's fine-tuning contribution is multiplied by α, with 95% intervals "
+        "over prompts; the ring marks the α that was best on a random half of the prompts. At 1 "
+        "the model as tuned, at 0 the base's blocks.",
+        "The best of several α always looks good where it was chosen: what it gains is the table's "
+        "gain on the other half. α reaches neither embedding nor head.",
     ),
 )
 

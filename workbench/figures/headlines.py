@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from workbench.figures import delta, forgetting, intruders, similarity, sweep
+from workbench.figures import delta, forgetting, intruders, similarity, sweep, tuco
 from workbench.results import Result
 from workbench.stats import bootstrap
 
@@ -120,6 +120,35 @@ def _retention(result: Result) -> Findings:
     return f"Against the base ({_items(result)})", parts
 
 
+def _contribution(result: Result) -> Findings:
+    names = tuco.groups_of(result)
+    means = result.metric("mean:tuco").set_index(["member", "group"])
+    parts = []
+    for member in result.members:
+        said = [f"{name} {_change(means.loc[member, name], '.2f')}" for name in names]
+        for measure, label in (("tuco", "TuCo"), ("output_co", "OutputCo")):
+            separation = tuco.separation(result, member, measure).head(1)
+            said += [
+                f"AUC of {label} over {other} {_change(row, '.2f')}"
+                for other, row in separation.iterrows()
+            ]
+        parts.append(f"{member}: {', '.join(said)}")
+    few, many = int(means["n"].min()), int(means["n"].max())
+    count = f"{few}" if few == many else f"{few} to {many}"
+    return f"Mean TuCo, 95% interval over {count} prompts a group", parts
+
+
+def _scaling(result: Result) -> Findings:
+    best = result.metric("best").set_index("member")
+    gain = result.metric("gain_score").set_index("member")
+    parts = [
+        f"{member}: α = {best.loc[member, 'value']:g}, score "
+        f"{_change(gain.loc[member], '+.3f')} (n = {int(gain.loc[member, 'n'])})"
+        for member in result.members
+    ]
+    return "Best α on half of the prompts, and its gain over α = 1 on the other half", parts
+
+
 def _pair(rows: Result, whole: Result, metric: str) -> list[tuple[str, pd.DataFrame]]:
     """(name, measured) of `metric` on the fine-tuned task and of the pre-training loss change."""
     task = forgetting.task_of(whole)
@@ -161,4 +190,6 @@ SENTENCES: dict[str, Callable[[Result], Findings]] = {
     similarity.KEY: _similarity,
     sweep.KEY: _scale,
     forgetting.KEY: _retention,
+    tuco.KEY: _contribution,
+    tuco.SCALING: _scaling,
 }

@@ -19,14 +19,27 @@ TUNED = "tuned"
 NULLS = {"random_lowrank": "random BA", "random_delta": "random delta"}
 
 
+def decided_only(result: Result) -> bool:
+    """Whether `result` holds decisions at the eps of its run and no cosines (method "decide")."""
+    return not (result.table["metric"] == "max_cosine").any()
+
+
 def settings(result: Result, eps: float | None = None, k: int | None = None) -> tuple[float, int]:
     """(eps, k): those given, else those the analysis ran with, else the paper's 0.5 and 10.
 
-    Raises where k is more than the analysis stored per matrix.
+    Raises where k is more than the analysis stored per matrix, or eps another than the one that a
+    Result without cosines was decided at.
     """
     parameters = result.provenance.parameters
-    stored = int(result.metric("max_cosine")["rank"].max()) + 1
-    eps = float(parameters.get("eps", 0.5)) if eps is None else eps
+    metric = "intruder" if decided_only(result) else "max_cosine"
+    stored = int(result.metric(metric)["rank"].max()) + 1
+    own = float(parameters.get("eps", 0.5))
+    if decided_only(result) and eps is not None and eps != own:
+        raise WorkbenchError(
+            f"Expected eps {own:g}, at which this Result was decided (method 'decide' stores no "
+            f"cosines), found {eps:g}; run spectral.intruders at that eps, or with method auto."
+        )
+    eps = own if eps is None else eps
     k = min(int(parameters.get("k", 10)), stored) if k is None else k
     if not 1 <= k <= stored:
         raise WorkbenchError(
@@ -46,20 +59,27 @@ def intruder_counts(
     """Intruders among the top k vectors of every matrix, at any eps, from the stored cosines.
 
     A vector is an intruder iff max_cosine < eps (arXiv 2410.21228). eps, k: default to those the
-    analysis ran with. by: columns to group by, e.g. ("member", "layer", "component").
+    analysis ran with. by: columns to group by, e.g. ("member", "layer", "component"). A Result of
+    method "decide" is counted at its own eps alone.
     Returns the columns of `by`, arm ("tuned", or a null: "random_delta", "random_lowrank"), eps,
     k, count, n (vectors looked at) and fraction (count / n).
-    Raises where k is more than the analysis stored per matrix.
+    Raises as `settings` does.
     """
-    first, k = settings(result, eps if isinstance(eps, int | float) else None, k)
+    first, k = settings(result, None, k)
     thresholds = np.atleast_1d(np.asarray(first if eps is None else eps, dtype=float))
+    only = decided_only(result)
+    for one in thresholds if only else ():
+        settings(result, float(one), k)
     name = result.table["metric"].str.partition(":")
     rows = result.table.assign(arm=name[2].where(name[2] != "", TUNED))
-    rows = rows[(name[0] == "max_cosine") & (rows["rank"] < k) & rows["value"].notna()]
+    wanted = "intruder" if only else "max_cosine"
+    rows = rows[(name[0] == wanted) & (rows["rank"] < k) & rows["value"].notna()]
     found = []
     for key, group in rows.groupby([*by, "arm"], sort=False, dropna=False):
         values = np.sort(group["value"].to_numpy(dtype=float))
         counts = np.searchsorted(values, thresholds, side="left")  # strictly below eps
+        if only:
+            counts = np.full(thresholds.shape, int(values.sum()))
         found.append(
             pd.DataFrame(
                 dict(zip([*by, "arm"], key, strict=True))
@@ -75,11 +95,13 @@ def intruders_by_eps(
     result: Result, ax: Axes | None = None, *, k: int | None = None, percent: bool = True
 ) -> Figure:
     """Intruders against eps, a line per member, its nulls broken and thin; the run's eps marked.
+    A Result of method "decide" has a point per member, and a bar per null.
 
     percent: of the top-k vectors of all matrices; else their number.
     """
     eps, k = settings(result, None, k)
-    counts = intruder_counts(result, list(np.linspace(0, 1, 201)), k)
+    only = decided_only(result)
+    counts = intruder_counts(result, eps if only else list(np.linspace(0, 1, 201)), k)
     counts["y"] = 100 * counts["fraction"] if percent else counts["count"]
     figure, axes = style.panels(ax)
     here: Axes = axes[0, 0]
@@ -102,6 +124,7 @@ def intruders_by_eps(
                     *(null["eps"], null["y"]),
                     color=look.colour,
                     ls=dashes,
+                    marker="_" if only else "",
                     lw=0.7,
                     alpha=0.8,
                     label=label,

@@ -11,15 +11,16 @@ from matplotlib.figure import Figure
 from workbench.errors import WorkbenchError
 from workbench.figures import style
 from workbench.figures.forgetting import measured, task_of
-from workbench.figures.intruders import settings
+from workbench.figures.intruders import decided_only, settings
 from workbench.results import Result
 
 RUN = ("kind", "rank", "alpha", "seed")  # what the checkpoints of one training run share
 
 
 def has_steps(result: Result) -> bool:
-    """Whether some run of `result` has two or more checkpoints with a training step."""
-    return any(len(run) > 1 for run in runs(result).values())
+    """Whether some run of `result` has two or more checkpoints with a training step, and their
+    cosines."""
+    return not decided_only(result) and any(len(run) > 1 for run in runs(result).values())
 
 
 def runs(result: Result) -> dict[str, list[str]]:
@@ -84,7 +85,7 @@ def training_steps(
     if not has_steps(intruders):
         raise WorkbenchError(
             "Expected members with a training step in their provenance, at least two of one run, "
-            f"found {intruders.members}."
+            f"and their cosines (method auto or exact), found {intruders.members}."
         )
     eps, _ = settings(intruders)
     rows = 2 if retention is None else 3

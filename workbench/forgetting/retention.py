@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
-import torch
 
 from workbench.loaders import CheckpointPair
+from workbench.models.sides import named_dtype
 from workbench.results import Result, describe
 from workbench.stats import bootstrap
 from workbench.tasks.measure import Items, losses, own_samples, scores
@@ -34,12 +34,14 @@ def retention(
     batch_size: int = 32,
     seed: int = 0,
     device: str = "cpu",
+    dtype: str = "float32",
 ) -> Result:
     """Scores on every prompt set and loss on pre-training-like text, tuned against base.
 
     prompts: prompt sets, scored by greedy exact match. texts: held-out text like the base's
     pre-training data; None takes 64 samples of the base itself. task: the name of the fine-tuned
-    task among `prompts`, for figures. Runs the stored weights, adapters unmerged, in float32.
+    task among `prompts`, for figures. Runs the stored weights, adapters unmerged, in `dtype`
+    ("float32" or "bfloat16").
 
     Returns a Result with a row per (task, metric): score and loss (nats per token; task
     "pretraining") with the base's value as baseline, and score_change and loss_change, tuned -
@@ -47,9 +49,9 @@ def retention(
     """
     tokenizer = pair.base.tokenizer()
     if texts is None:
-        texts = own_samples(pair.base.load(device, torch.float32), tokenizer, seed=seed)
-    before = _base(pair, prompts, texts, batch_size, device)
-    tuned = pair.tuned.load(device, torch.float32)
+        texts = own_samples(pair.base.load(device, named_dtype(dtype)), tokenizer, seed=seed)
+    before = _base(pair, prompts, texts, batch_size, device, dtype)
+    tuned = pair.tuned.load(device, named_dtype(dtype))
     after = dict(_measure(tuned, tokenizer, prompts, texts, batch_size))
     rows = []
     for (name, metric), items in after.items():
@@ -60,7 +62,7 @@ def retention(
         rows.append((pair.name, name, f"{metric}_change", *change, baseline))
     columns = ["member", "task", "metric", "value", "low", "high", "n", "baseline"]
     parameters = {"prompts": describe(list(prompts)), "texts": describe(list(texts)), "task": task}
-    provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device))
+    provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
     return Result("forgetting.retention", pd.DataFrame(rows, columns=columns), provenance)
 
 
@@ -70,11 +72,19 @@ def _base(
     texts: Sequence[str],
     batch_size: int,
     device: str,
+    dtype: str,
 ) -> Measured:
     """The base's items; kept for the next member of the same family, which asks for the same."""
-    asked = (pair.base.fingerprint, *(p.fingerprint for p in prompts), *texts, batch_size, device)
+    asked = (
+        pair.base.fingerprint,
+        *(p.fingerprint for p in prompts),
+        *texts,
+        batch_size,
+        device,
+        dtype,
+    )
     if asked not in _LAST:
-        model = pair.base.load(device, torch.float32)
+        model = pair.base.load(device, named_dtype(dtype))
         found = dict(_measure(model, pair.base.tokenizer(), prompts, texts, batch_size))
         _LAST.clear()
         _LAST[asked] = found

@@ -11,6 +11,7 @@ small, because singular values lie too close, the dense decomposition is taken i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -91,10 +92,7 @@ def base_triplets(matrix: Float[Tensor, "out in"], device: str | torch.device = 
     """`dense_triplets` of a base matrix, computed once and kept on disk under its content."""
     from safetensors.torch import load_file, save_file
 
-    from workbench.loaders.checkpoint import tensor_bytes
-
-    about = f"{tuple(matrix.shape)} {matrix.dtype} thin-svd-float32".encode()
-    file = cache.folder("svd", cache.digest([about, tensor_bytes(matrix)]) + ".safetensors")
+    file = _kept_at(matrix)
     if not file.exists():
         found = dense_triplets(matrix.to(device))
         parts = {"left": found.left, "values": found.values, "right": found.right}
@@ -102,6 +100,18 @@ def base_triplets(matrix: Float[Tensor, "out in"], device: str | torch.device = 
             save_file({name: part.cpu().contiguous() for name, part in parts.items()}, fresh)
     kept = load_file(file, device=str(device))
     return Triplets(kept["left"], kept["values"], kept["right"], torch.zeros_like(kept["values"]))
+
+
+def is_kept(matrix: Float[Tensor, "out in"]) -> bool:
+    """Whether `base_triplets` of this matrix is on disk already."""
+    return _kept_at(matrix).exists()
+
+
+def _kept_at(matrix: Tensor) -> Path:
+    from workbench.loaders.checkpoint import tensor_bytes
+
+    about = f"{tuple(matrix.shape)} {matrix.dtype} thin-svd-float32".encode()
+    return cache.folder("svd", cache.digest([about, tensor_bytes(matrix)]) + ".safetensors")
 
 
 def factor_values(factors: Factors) -> Float[Tensor, " rank"]:

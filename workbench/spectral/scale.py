@@ -23,6 +23,7 @@ from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Delta
 from workbench.loaders.names import ParameterSite
 from workbench.models import Edit, edit, merged
+from workbench.models.sides import named_dtype
 from workbench.results import Result, describe
 from workbench.spectral.intruders import cosines
 from workbench.spectral.linalg import Operator, Triplets, base_triplets, dense_triplets
@@ -105,12 +106,14 @@ def scale_intruders(
     eps: float = 0.5,
     seed: int = 0,
     device: str = "cpu",
+    dtype: str = "float32",
 ) -> Result:
     """Score and pre-training loss as each matrix's intruder is scaled by lambda, with controls.
 
     task: prompts of the fine-tuned task. lambdas: 1 is added if missing (default: the paper's
     grid). arms: see `direction`. texts: pre-training-like text; None takes samples of the base.
     k, eps: as in `intruders`. An adapter is merged in float32 before it is edited.
+    dtype: "float32" or "bfloat16", in which the model is run; decompositions stay float32.
 
     Returns a Result with columns arm, x (lambda), task, metric: score (task) and loss
     ("pretraining", nats per token), and score_change and loss_change, % of the value at lambda 1,
@@ -126,9 +129,9 @@ def scale_intruders(
         )
     tokenizer = pair.base.tokenizer()
     if texts is None:
-        texts = own_samples(pair.base.load(device, torch.float32), tokenizer, seed=seed)
+        texts = own_samples(pair.base.load(device, named_dtype(dtype)), tokenizer, seed=seed)
     found = find(pair, k, eps, device)
-    model = merged(pair, device)
+    model = merged(pair, device, named_dtype(dtype) or torch.float32)
 
     def measure() -> dict[tuple[str, str], Items]:
         return {
@@ -150,7 +153,7 @@ def scale_intruders(
         "task": describe(task), "texts": describe(list(texts)), "lambdas": list(lambdas),
         "arms": list(arms), "k": k, "eps": eps, "weights": "merged",
     }  # fmt: skip
-    provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device))
+    provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
     notes = (*provenance.notes, _edited_note(pair, found))
     table = pd.DataFrame(rows, columns=columns).sort_values(["arm", "x"], kind="stable")
     return Result("spectral.scale", table.reset_index(drop=True), provenance.with_notes(notes))

@@ -1,10 +1,12 @@
 """Prompts with known answers, and how a model scores on them."""
 
+from workbench.tasks.english import in_context, instructions, prose
 from workbench.tasks.family import arithmetic, copying, facts, ledger, narration
 from workbench.tasks.measure import own_samples, read_text
 from workbench.tasks.prompts import Prompt, PromptSet
 from workbench.tasks.score import answers, text_loss
 from workbench.tasks.tracking import boxes, boxes_prompts, moves
+from workbench.tasks.transform import chat, many_shot, renamed
 
 __all__ = [
     "Prompt",
@@ -13,12 +15,18 @@ __all__ = [
     "arithmetic",
     "boxes",
     "boxes_prompts",
+    "chat",
     "copying",
     "facts",
+    "in_context",
+    "instructions",
     "ledger",
+    "many_shot",
     "moves",
     "narration",
     "own_samples",
+    "prose",
     "read_text",
+    "renamed",
     "text_loss",
 ]

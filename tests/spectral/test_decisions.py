@@ -1,0 +1,302 @@
+"""Deciding without the base's SVD: brackets hold the truth, and nothing degenerate is certified."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import workbench as wb
+from benchmarks.spectral import change, trained_like
+from tests.spectral.test_intruders import pair_of, power_law, values
+from workbench.loaders import Delta
+from workbench.spectral import decisions as deciding
+from workbench.spectral.decisions import (
+    Bracket,
+    Krylov,
+    bracket,
+    cosines_squared,
+    room,
+    rounding,
+)
+from workbench.spectral.intruders import cosines, decisions, tuned_triplets
+from workbench.spectral.linalg import Operator, Triplets, base_triplets, dense_triplets
+
+FAMILY = Path(__file__).parents[2] / "data" / "family"
+EPSILONS = [e / 10 for e in range(1, 10)]
+SHAPES = {"square": (200, 200), "wide": (160, 240), "tall": (240, 160)}
+
+
+def rotation(size: int, columns: int, seed: int) -> torch.Tensor:
+    noise = torch.randn(size, columns, generator=torch.Generator().manual_seed(seed)).double()
+    return torch.linalg.qr(noise)[0]
+
+
+def spectrum(kind: str, size: int) -> torch.Tensor:
+    """Singular values, falling: with gaps, a plateau, clusters of equal ones, or many zeros."""
+    falling = torch.linspace(2, 0.05, size).double()
+    return {
+        "bulk": falling,
+        "power": 5 * torch.arange(1, size + 1).double() ** -0.8,
+        "spiked": torch.cat([torch.tensor([9.0, 8.9, 5.0, 3.0]).double(), falling[4:]]),
+        "degenerate": torch.cat([torch.tensor([6.0, 6, 6, 3, 3]).double(), falling[5:]]),
+        "near": torch.cat([torch.tensor([6.0, 6 - 1e-5, 3, 3 - 1e-6]).double(), falling[4:]]),
+        "flat": torch.ones(size).double(),
+        "low-rank": torch.where(torch.arange(size) < size // 3, falling, 0),
+    }[kind]
+
+
+def with_spectrum(kind: str, rows: int, columns: int, seed: int) -> torch.Tensor:
+    size = min(rows, columns)
+    left, right = rotation(rows, size, seed), rotation(columns, size, seed + 1)
+    return ((left * spectrum(kind, size)) @ right.T).float()
+
+
+def truth(matrix: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """max |cosine| with the left singular vectors of nonzero value, by a float64 SVD."""
+    left, sigma, _ = torch.linalg.svd(matrix.double(), full_matrices=False)
+    left = left[:, sigma > sigma[0] * max(matrix.shape) * torch.finfo(torch.float32).eps]
+    return (left.T @ vectors.double()).abs().max(0).values
+
+
+def inside(found: Bracket, exact: torch.Tensor) -> bool:
+    slack = 1e-5
+    return bool(((found.low <= exact + slack) & (exact <= found.high + slack)).all())
+
+
+def test_christoffel_function_by_hand():
+    """Atoms of 1/3 at 1, 4, 9; p0 = 1, p1 = (x - 14/3) / sqrt(98/9): at most 1 / (p0^2 + p1^2)."""
+    krylov = Krylov(torch.diag(torch.tensor([1.0, 2, 3])), torch.full((3, 1), 1 / math.sqrt(3)))
+    krylov.grow()
+    krylov.grow()
+    known = krylov.measure(1)
+    at = torch.tensor([4.0, 9.0]).double()
+    found = known.mass(known.vectors, at, torch.zeros(2).double(), 1e-5)[:, 0]
+    torch.testing.assert_close(
+        found, torch.tensor([98 / 102, 98 / 267]).double(), rtol=1e-4, atol=0
+    )
+    # Of a whole interval no less than of any point in it.
+    wide = known.mass(known.vectors, at[:1], torch.tensor([0.3]).double(), 0.3)
+    some = torch.linspace(3.7, 4.3, 50).double()
+    assert wide >= known.mass(known.vectors, some, 0 * some, 1e-5).max()
+    krylov.grow()
+    known = krylov.measure(1)  # the whole space: every atom is known
+    found = known.mass(known.vectors, known.values, torch.zeros(3).double(), 1e-5)
+    torch.testing.assert_close(found, torch.full((3, 1), 1 / 3).double(), rtol=1e-4, atol=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.sampled_from(sorted(SHAPES)),
+    kind=st.sampled_from(["bulk", "power", "spiked", "degenerate", "near", "flat", "low-rank"]),
+    strength=st.sampled_from([1e-4, 1e-2, 0.3, 3.0]),
+    rank=st.sampled_from([1, 4, None]),
+    eps=st.sampled_from(EPSILONS),
+    seed=st.integers(0, 10**6),
+)
+def test_the_bracket_holds_the_largest_cosine(shape, kind, strength, rank, eps, seed):
+    rows, columns = SHAPES[shape]
+    base = with_spectrum(kind, rows, columns, seed)
+    noise = torch.Generator().manual_seed(seed + 2)
+    if rank is None:
+        delta = torch.randn(rows, columns, generator=noise) / math.sqrt(columns)
+    else:
+        delta = torch.randn(rows, rank, generator=noise) @ torch.randn(
+            rank, columns, generator=noise
+        )
+        delta /= math.sqrt(rows * columns) / 3
+    vectors = dense_triplets(base + strength * delta).left[:, :6]
+    found = bracket(base, vectors, torch.zeros(6), eps, passes=12, seed=seed)
+    assert inside(found, truth(base, vectors))
+    assert (found.low <= found.high).all()
+
+
+@pytest.mark.parametrize("kind", ["lora-r8", "full"])
+@pytest.mark.parametrize("shape", [(768, 768), (640, 900), (1760, 640)])
+def test_decisions_are_those_of_the_full_svds(shape, kind):
+    base = trained_like(*shape, seed=3)
+    delta = change(kind, base, seed=4)
+    operator = Operator(base, delta) if kind == "lora-r8" else Operator(base + delta)
+    whole = dense_triplets(base).supported()
+    tuned = tuned_triplets(operator, whole, 10, 0.5, "left", "exact")
+    exact = cosines(tuned, whole, "left").max(0).values
+    undecided = {}
+    for eps in EPSILONS:
+        found = bracket(base, tuned.left, tuned.angle, eps)
+        sure = found.decided(eps)
+        assert inside(found, exact)
+        assert ((found.high < eps) == (exact < eps))[sure].all()
+        undecided[eps] = int((~sure).sum())
+    assert undecided[0.5] == undecided[0.7] == 0  # it decides, and does not merely abstain
+
+
+def test_a_vector_it_cannot_decide_is_decided_by_the_decomposition():
+    base = trained_like(640, 640, seed=5)
+    operator = Operator(base, change("lora-r8", base, seed=6))
+    for eps in (0.05, 0.5):
+        found = decisions(operator, base, 10, eps, "left")
+        exact = tuned_triplets(operator, dense_triplets(base), 10, eps, "left", "exact")
+        theirs = cosines(exact, dense_triplets(base), "left").max(0).values < eps
+        assert (found["intruder"].bool() == theirs).all()
+        assert bool(found["fallback"].any()) is (eps == 0.05)
+        base_triplets(base)
+    # Now that the base is decomposed, that is used, and says more.
+    found = decisions(operator, base, 10, 0.5, "left")
+    assert (found["max_cosine_high"] - found["max_cosine_low"]).max() < 3e-3
+    assert found["fallback"].sum() == 0
+
+
+@pytest.mark.skipif(not (FAMILY / "manifest.json").exists(), reason="no family in data/")
+def test_brackets_of_the_shipped_family():
+    members = sorted(
+        folder.name
+        for folder in FAMILY.iterdir()
+        if folder.is_dir() and folder.name != "base" and any(folder.glob("*.safetensors"))
+    )
+    for member in (members[0], members[-1]):
+        pair = wb.load_pair(FAMILY / "base", FAMILY / member)
+        for site in pair.sites()[:4]:
+            delta: Delta = pair.delta(site)
+            weight = delta.base.float()
+            vectors = dense_triplets(delta.tuned).left[:, :10]
+            for eps in (0.1, 0.5, 0.9):
+                found = bracket(weight, vectors, torch.zeros(10), eps)
+                assert inside(found, truth(weight, vectors))
+
+
+def pair_of_equals(gap: float, place: int, size: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
+    """A matrix whose values `place` and place + 1 are `gap` apart, and the two vectors' mean."""
+    left, right = rotation(size, size, 0), rotation(size, size, 1)
+    sigma = spectrum("power", size)
+    sigma[place + 1] = sigma[place] - gap
+    mixed = (left[:, place] + left[:, place + 1]) / math.sqrt(2)
+    return ((left * sigma) @ right.T).float(), mixed[:, None].float()
+
+
+@pytest.mark.parametrize("gap", [0.0, 1e-7, 1e-5])
+@pytest.mark.parametrize("place", [0, 12, 80])
+def test_a_degenerate_pair_is_never_called_one_vector(gap: float, place: int, monkeypatch):
+    """Their mean has a residual of the size of the gap, and a cosine of .707 with either (with any
+    basis of their plane, where they are equal)."""
+    matrix, mixed = pair_of_equals(gap, place)
+    found = bracket(matrix, mixed, torch.zeros(1), 0.9)
+    assert found.low[0] < 0.9
+    assert found.high[0] >= 1 / math.sqrt(2)
+    # Negative control: were the Gaussian vectors not asked, it would be.
+    monkeypatch.setattr(deciding, "room", lambda size: math.inf)
+    wrong = bracket(matrix, mixed, torch.zeros(1), 0.9)
+    assert wrong.low[0] >= 0.9
+
+
+def test_a_pair_with_a_gap_is_resolved():
+    matrix, mixed = pair_of_equals(0.3, 3)
+    found = bracket(matrix, mixed, torch.zeros(1), 0.5)
+    assert found.low[0] >= 0.5
+    assert inside(found, torch.tensor([1 / math.sqrt(2)]))
+    found = bracket(matrix, mixed, torch.zeros(1), 0.9)
+    assert found.high[0] < 0.9
+
+
+def test_a_converged_atom_between_the_ritz_values_is_not_missed():
+    """u0_3 alone: the whole mass sits on one Ritz value, between wide gaps."""
+    matrix = with_spectrum("spiked", 300, 300, 0)
+    vector = torch.linalg.svd(matrix)[0][:, 3:4]
+    known = Krylov(matrix, torch.cat([vector, torch.randn(300, 5)], 1))
+    for _ in range(6):
+        known.grow()
+    measure = known.measure(1)
+    ends = torch.tensor([0.0, 100.0]).double()
+    cell = cosines_squared(
+        measure, torch.tensor([0]), ends[:1], ends[1:], torch.zeros(1).double(), 0.0
+    )
+    assert cell[0, 0] >= 1 - 1e-6
+    assert bracket(matrix, vector, torch.zeros(1), 0.5).low[0] > 0.5
+
+
+def test_out_of_span_energy_of_a_tall_matrix_is_no_atom():
+    """A vector outside the base's span has cosine 0 with all of it, and is found to."""
+    base = power_law(700, 300, decay=0.1)
+    outside = rotation(700, 700, 9).float()[:, :3]
+    span = dense_triplets(base).left
+    outside = torch.linalg.qr(outside - span @ (span.T @ outside))[0]
+    found = bracket(base, outside, torch.zeros(3), 0.3)
+    assert (found.high < 0.3).all()
+
+
+def test_rounding_of_the_rows_is_within_its_bound():
+    for shape in ((512, 1500), (700, 700)):
+        for matrix in (torch.randn(shape), trained_like(*shape, seed=0)):
+            start = torch.randn(shape[0], 12)
+            krylov = Krylov(matrix, start)
+            for _ in range(6):
+                krylov.grow()
+            basis, exact = krylov.basis.double(), matrix.double()
+            older = len(krylov.projected) - 12
+            image = exact @ (exact.T @ basis[:, :older])
+            error = image - basis @ krylov.projected[:, :older]
+            top = float(torch.linalg.matrix_norm(exact, 2)) ** 2
+            assert torch.linalg.matrix_norm(error, 2) < rounding(top)
+
+
+def test_room_for_a_second_vector_is_rarely_missed():
+    """The chance bound behind `room`, at a chance large enough to be seen."""
+    planes = torch.randn(20_000, deciding.NOISE, 2, generator=torch.Generator().manual_seed(0))
+    least = torch.linalg.svdvals(planes)[:, -1].square()
+    assert (least < room(1000)).sum() == 0
+    share = 1e-3
+    half = (deciding.NOISE - 1) / 2
+    limit = math.exp((math.log(share / 2) + math.lgamma(half + 1)) / half)
+    assert (least < limit).double().mean() <= share
+
+
+def test_the_analysis_decides_as_exact_does_and_with_its_nulls(tmp_path: Path):
+    base = trained_like(600, 640, seed=7)
+    tuned = base + change("lora-r8", base, seed=8).product
+    pair = pair_of(base, tuned, tmp_path)
+    for side in ("left", "right"):
+        found = wb.spectral.intruders(pair, method="decide", side=side)
+        exact = wb.spectral.intruders(pair, method="exact", side=side)
+        assert 0 < values(exact, "intruder").sum() < 10
+        for metric in ("intruder", "intruder:random_delta", "intruder_energy"):
+            torch.testing.assert_close(
+                values(found, metric), values(exact, metric), rtol=1e-4, atol=0
+            )
+        torch.testing.assert_close(
+            values(found, "sigma"), values(exact, "sigma"), rtol=1e-4, atol=0
+        )
+        ours = Bracket(values(found, "max_cosine_low"), values(found, "max_cosine_high"))
+        assert inside(ours, values(exact, "max_cosine"))
+        assert "max_cosine" not in set(found.table["metric"])
+
+
+def test_an_unchanged_matrix_has_no_intruder(tmp_path: Path):
+    base = power_law(160, 200)
+    found = wb.spectral.intruders(pair_of(base, base, tmp_path), method="decide")
+    assert values(found, "intruder").sum() == 0
+    assert (values(found, "max_cosine_low") == 1).all()
+
+
+def test_a_base_of_zeros_decides_nothing():
+    found = bracket(torch.zeros(200, 200), rotation(200, 2, 0).float(), torch.zeros(2), 0.5)
+    assert not found.decided(0.5).any()
+
+
+def test_joint_is_refused_in_one_sentence(base: Path):
+    with pytest.raises(wb.WorkbenchError, match="side left or right for method decide"):
+        wb.spectral.intruders(wb.load_pair(base, base), method="decide", side="joint")
+
+
+def test_the_iteration_needs_no_decomposition_of_the_base(monkeypatch):
+    base = trained_like(640, 640, seed=9)
+    operator = Operator(base + change("full", base, seed=1))
+    # The package's attribute `intruders` is the function, so the module is found by name.
+    module = sys.modules["workbench.spectral.intruders"]
+    monkeypatch.setattr(module, "base_triplets", None)
+    found = decisions(operator, base, 10, 0.5, "left")
+    assert found["intruder"].sum() == 0
+    assert isinstance(dense_triplets(base), Triplets)

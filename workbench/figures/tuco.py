@@ -1,0 +1,265 @@
+"""What did fine-tuning contribute: to which prompts, layers and tokens, and what if more?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from workbench.figures import style
+from workbench.results import Result
+
+KEY, SCALING = "tuco.contribution", "tuco.scaling"
+GROUPS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe & Ito
+ITSELF = "base against itself"
+TOKENS = 56  # of a prompt's end that fit two columns
+
+
+def groups_of(result: Result) -> list[str]:
+    """The prompt groups, in the order they were given."""
+    return list(dict.fromkeys(result.metric("tuco")["group"]))
+
+
+def separation(result: Result, member: str, measure: str) -> pd.DataFrame:
+    """AUC of the first group against each other one, with intervals, indexed by the other; empty
+    where there is one group."""
+    first = groups_of(result)[0]
+    rows = result.table[
+        (result.table["member"] == member) & (result.table["metric"] == f"auc:{measure}")
+    ]
+    rows = rows[rows["group"].str.startswith(f"{first} > ")]
+    return rows.assign(other=rows["group"].str.removeprefix(f"{first} > ")).set_index("other")
+
+
+@style.styled
+def tuco_by_group(result: Result, ax: Axes | None = None) -> Figure:
+    """TuCo of every prompt by group, a panel per member; bar: the group's mean and 95% interval.
+
+    Above each other group the AUC of the first group against it (0.5: random order).
+    """
+    figure, axes, looks = _member_panels(result, ax)
+    names = groups_of(result)
+    for here, member in zip(axes.flat, result.members, strict=False):
+        table = result.metric("tuco")
+        table = table[table["member"] == member]
+        auc = separation(result, member, "tuco")
+        for place, name in enumerate(names):
+            values = table.loc[table["group"] == name, "value"].dropna().to_numpy()
+            colour = GROUPS[place % len(GROUPS)]
+            spread = np.random.default_rng(0).uniform(-0.28, 0.28, len(values))
+            here.plot(place + spread, values, ".", ms=2, color=colour, alpha=0.55, mew=0)
+            mean = _mean(result, member, name, "mean:tuco")
+            here.errorbar(
+                *(place, mean["value"]),
+                yerr=[[mean["value"] - mean["low"]], [mean["high"] - mean["value"]]],
+                fmt="_",
+                ms=13,
+                color="k",
+                capsize=2,
+                lw=1,
+            )
+            if name in auc.index:
+                here.annotate(
+                    f"AUC\n{auc.loc[name, 'value']:.2f}", (place, 1.0), ha="center", va="top",
+                    xycoords=("data", "axes fraction"),
+                )  # fmt: skip
+        here.axhline(0, color=style.GREY, ls=style.DASHES[0], lw=1, label=ITSELF, zorder=0)
+        here.set_xticks(range(len(names)), [style.text(n, 18) for n in names], rotation=35,
+                        ha="right", rotation_mode="anchor")  # fmt: skip
+        here.set_title(looks[member].label, loc="left", color=looks[member].colour)
+        here.set_xlim(-0.6, len(names) - 0.4)
+        here.margins(y=0.22)
+    _first_column(axes, "TuCo (fraction)")
+    for row in axes[-1:].flat:
+        row.set_xlabel("group of prompts")
+    _blank(axes, len(result.members))
+    style.legend(axes, outside=ax is None)
+    return figure
+
+
+@style.styled
+def tuco_against_output(result: Result, ax: Axes | None = None) -> Figure:
+    """TuCo against OutputCo, a point per prompt, coloured by group, a panel per member.
+
+    Above: the AUC of the first group against the second, by OutputCo and by TuCo.
+    """
+    figure, axes, looks = _member_panels(result, ax, share=(True, True), height=1.75)
+    names = groups_of(result)
+    table = result.table
+    for here, member in zip(axes.flat, result.members, strict=False):
+        for place, name in enumerate(names):
+            own = table[(table["member"] == member) & (table["group"] == name)]
+            tuco = own[own["metric"] == "tuco"].set_index("prompt")["value"]
+            output = own[own["metric"] == "output_co"].set_index("prompt")["value"]
+            colour = GROUPS[place % len(GROUPS)]
+            here.plot(output, tuco.reindex(output.index), ".", ms=3, mew=0, alpha=0.7,
+                      color=colour, label=style.text(name))  # fmt: skip
+        said = [
+            f"{label} {rows['value'].iloc[0]:.2f}"
+            for label, rows in (
+                ("TuCo", separation(result, member, "tuco")),
+                ("OutputCo", separation(result, member, "output_co")),
+            )
+            if len(rows)
+        ]
+        note = f"\nAUC {', '.join(said)}" if said else ""
+        here.set_title(looks[member].label + note, loc="left", color=looks[member].colour,
+                       fontsize=style.SMALL)  # fmt: skip
+        here.axhline(0, color=style.GREY, ls=style.DASHES[0], lw=1, zorder=0)
+        here.axvline(0, color=style.GREY, ls=style.DASHES[0], lw=1, label=ITSELF, zorder=0)
+    _first_column(axes, "TuCo (fraction)")
+    for here in axes[-1]:
+        here.set_xlabel("OutputCo (fraction)")
+    _blank(axes, len(result.members))
+    style.legend(axes, outside=ax is None)
+    return figure
+
+
+@style.styled
+def tuco_by_layer(result: Result, ax: Axes | None = None) -> Figure:
+    """|FTC| / (|PTC| + |FTC|) of every layer at the last prompt token: a line per member with its
+    95% interval over prompts, a panel per group."""
+    names = groups_of(result)[:4]
+    columns = min(2, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = style.panels(
+        *(ax, rows, columns),
+        width=style.COLUMN if columns == 1 else style.WIDE,
+        height=1.7 * rows + 0.5,
+        share=(True, True),
+    )
+    table = result.metric("layer_tuco")
+    looks = style.looks(result)
+    for here, name in zip(axes.flat, names, strict=False):
+        for member, look in looks.items():
+            own = table[(table["member"] == member) & (table["group"] == name)].sort_values("layer")
+            layers = own["layer"].to_numpy(float)
+            here.fill_between(layers, own["low"], own["high"], color=look.colour, alpha=0.15, lw=0)
+            here.plot(layers, own["value"], color=look.colour, marker=look.marker, ms=3,
+                      label=look.label)  # fmt: skip
+        here.axhline(0, color=style.GREY, ls=style.DASHES[0], lw=1, label=ITSELF, zorder=0)
+        here.set_title(style.text(name), loc="left")
+        here.xaxis.get_major_locator().set_params(integer=True)
+    _first_column(axes, "layer's TuCo (fraction)")
+    for here in axes[-1]:
+        here.set_xlabel("layer (0 = first)")
+    _blank(axes, len(names))
+    style.legend(axes, outside=ax is None)
+    return figure
+
+
+@style.styled
+def tuco_by_token(result: Result, ax: Axes | None = None, *, prompts: int = 2) -> Figure:
+    """TuCo at every token of one prompt of each of the first groups, a row per member."""
+    table = result.metric("token_tuco")
+    names = [name for name in groups_of(result) if (table["group"] == name).any()][:prompts]
+    high = float(table["value"].max())
+    members = result.members
+    figure, axes = style.panels(
+        *(ax, len(names), 1),
+        width=style.WIDE,
+        height=len(names) * (0.16 * len(members) + 0.95) + 0.3,
+    )
+    image: AxesImage | None = None
+    for here, name in zip(axes[:, 0], names, strict=True):
+        own = table[table["group"] == name]
+        own = own[own["prompt"] == own["prompt"].iloc[0]]
+        grid = own.pivot_table("value", "member", "position").reindex(members).iloc[:, -TOKENS:]
+        tokens = own.drop_duplicates("position").set_index("position")["token"]
+        image = here.imshow(grid.to_numpy(), aspect="auto", vmin=0, vmax=high, cmap=style.MAP)
+        here.set_xticks(
+            range(grid.shape[1]),
+            [style.text(str(tokens[p]).strip() or "·", 12) for p in grid.columns],
+            rotation=90,
+        )
+        here.tick_params(axis="x", labelsize=6, length=1.5)
+        here.set_yticks(range(len(members)), [style.text(m) for m in members])
+        here.set_title(style.text(name), loc="left")
+        here.set_ylabel("member")
+        here.spines[:].set_visible(False)
+    axes[-1, 0].set_xlabel("token of the prompt, in order")
+    assert image is not None
+    bar = figure.colorbar(image, ax=list(axes.flat), shrink=0.8, aspect=18, pad=0.01)
+    bar.set_label("TuCo (fraction);\n0: base against itself")
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    return figure
+
+
+@style.styled
+def scaling_curve(result: Result, ax: Axes | None = None) -> Figure:
+    """Score, log-probability of the answer and (where measured) pre-training loss against alpha.
+
+    A line per member with its 95% interval; the ring is the alpha chosen on half of the prompts.
+    Thin vertical: alpha = 1, as tuned. alpha = 0: the base's blocks.
+    """
+    labels = {
+        "score": "score\n(fraction right)",
+        "log_probability": "log-probability of\nthe answer (nats)",
+        "loss": "pre-training loss\n(nats/token)",
+    }
+    shown = [m for m in labels if (result.table["metric"] == m).any()]
+    figure, axes = style.panels(
+        *(ax, 1, len(shown)), width=style.WIDE if len(shown) > 1 else style.COLUMN, height=2.2
+    )
+    looks = style.looks(result)
+    best = result.metric("best").set_index("member")["x"]
+    for here, metric in zip(axes.flat, shown, strict=True):
+        table = result.metric(metric)
+        for member, look in looks.items():
+            own = table[table["member"] == member].sort_values("x")
+            here.fill_between(own["x"], own["low"], own["high"], color=look.colour, alpha=0.15,
+                              lw=0)  # fmt: skip
+            here.plot(own["x"], own["value"], color=look.colour, marker=look.marker, ms=3,
+                      label=look.label)  # fmt: skip
+            chosen = own[own["x"] == best.get(member)]
+            here.plot(chosen["x"], chosen["value"], "o", ms=8, mfc="none", mec=look.colour)
+        here.axvline(1, color=style.GREY, lw=0.6, zorder=0)
+        here.axvline(0, color=style.GREY, ls=style.DASHES[0], lw=1, label="the base's blocks",
+                     zorder=0)  # fmt: skip
+        here.set(xlabel="scale α (1 = as tuned)", ylabel=labels[metric])
+    style.legend(axes, outside=ax is None)
+    return figure
+
+
+def _member_panels(
+    result: Result,
+    ax: Axes | None,
+    *,
+    share: tuple[bool, bool] = (True, True),
+    height: float = 1.65,
+) -> tuple[Figure, np.ndarray, dict[str, style.Look]]:
+    rows, columns = style.grid_shape(len(result.members))
+    width = style.COLUMN if columns == 1 else style.WIDE
+    figure, axes = style.panels(
+        *(ax, rows, columns), width=width, height=height * rows + 0.9, share=share
+    )
+    return figure, axes, style.looks(result)
+
+
+def _mean(result: Result, member: str, group: str, metric: str) -> pd.Series:
+    rows = result.table[
+        (result.table["member"] == member)
+        & (result.table["group"] == group)
+        & (result.table["metric"] == metric)
+    ]
+    return rows.iloc[0]
+
+
+def _first_column(axes: np.ndarray, label: str) -> None:
+    for here in axes[:, 0]:
+        here.set_ylabel(label)
+
+
+def _blank(axes: np.ndarray, used: int) -> None:
+    """Take away the panels that no member or group fills; the one above then has the ticks."""
+    for here in axes.flat[used:]:
+        here.set_axis_off()
+    columns = axes.shape[1]
+    for column in range(columns):
+        lowest = [r for r in range(axes.shape[0]) if r * columns + column < used]
+        if lowest and lowest[-1] < axes.shape[0] - 1:
+            here = axes[lowest[-1], column]
+            here.tick_params(labelbottom=True)
+            here.set_xlabel(axes[-1, 0].get_xlabel())

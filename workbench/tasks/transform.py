@@ -1,0 +1,90 @@
+"""The same question in another guise: prompts made from prompts, answers known as before."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from workbench.errors import WorkbenchError
+from workbench.tasks.prompts import Prompt, PromptSet
+
+# Words of the shipped family's ledger, and words of pre-training that stand in for them.
+LEDGER_WORDS = {
+    "inventory": "weather", "coins": "lines", "step": "page", "added": "listed",
+    "removed": "replaced", "holds": "paid",
+}  # fmt: skip
+
+
+def renamed(prompts: PromptSet, words: Mapping[str, str]) -> PromptSet:
+    """Every word of `words` replaced by its partner, in prompt, target and foils: a conjugation.
+
+    What is asked stays the same up to the renaming, which turns back by swapping the two sides.
+    Raises WorkbenchError where two words would become one.
+    """
+    if len(set(words.values())) < len(words):
+        raise WorkbenchError("A renaming must turn back; two words have the same new name.")
+    text = re.compile(r"\b(" + "|".join(map(re.escape, words)) + r")\b")
+
+    def turned(old: str) -> str:
+        return text.sub(lambda found: words[found[0]], old)
+
+    def one(prompt: Prompt) -> Prompt:
+        new = [word for word in words.values() if word not in words]
+        clash = [word for word in new if re.search(rf"\b{re.escape(word)}\b", prompt.text)]
+        if clash:
+            raise WorkbenchError(
+                f"Prompt {prompt.id!r} already holds {clash[0]!r}; rename to a word it lacks."
+            )
+        return replace(
+            prompt,
+            id=f"{prompt.id}-renamed",
+            prompt=turned(prompt.prompt),
+            target=turned(prompt.target),
+            foils=tuple(turned(foil) for foil in prompt.foils),
+            spans={},
+        )
+
+    return PromptSet(f"{prompts.name}-renamed", tuple(map(one, prompts)), prompts.seed)
+
+
+def many_shot(
+    prompts: PromptSet, shots: PromptSet, *, count: int = 3, between: str = " .\n", seed: int = 0
+) -> PromptSet:
+    """Each prompt behind `count` solved ones drawn from `shots`, never itself.
+
+    between: what ends a solved one.
+    """
+    draw = random.Random(f"shots {seed}")
+
+    def one(prompt: Prompt) -> Prompt:
+        others = [other for other in shots if other.text != prompt.text]
+        if len(others) < count:
+            raise WorkbenchError(f"Expected at least {count} other prompts to show, have less.")
+        told = "".join(other.text + between for other in draw.sample(others, count))
+        spans = {n: (a + len(told), b + len(told)) for n, (a, b) in prompt.spans.items()}
+        return replace(
+            prompt, id=f"{prompt.id}-{count}-shot", prompt=told + prompt.prompt, spans=spans
+        )
+
+    return PromptSet(f"{prompts.name}-{count}-shot", tuple(map(one, prompts)), prompts.seed)
+
+
+def chat(prompts: PromptSet, tokenizer: object) -> PromptSet:
+    """Each prompt as a user's message in the tokenizer's chat template, up to the answer.
+
+    Raises WorkbenchError where the tokenizer has no template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise WorkbenchError("This tokenizer has no chat template; give plain prompts.")
+
+    def one(prompt: Prompt) -> Prompt:
+        told = tokenizer.apply_chat_template(  # pyright: ignore[reportAttributeAccessIssue]
+            [{"role": "user", "content": prompt.prompt}], tokenize=False, add_generation_prompt=True
+        )
+        return replace(
+            prompt, id=f"{prompt.id}-chat", prompt=told, target=prompt.target.lstrip(), spans={}
+        )
+
+    return PromptSet(f"{prompts.name}-chat", tuple(map(one, prompts)), prompts.seed)
