@@ -32,6 +32,7 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(RUN)/python -m benchmarks.spectral --out benchmarks/results
+	$(RUN)/python -m benchmarks.tuco --out benchmarks/results
 
 figures: $(VENV)/installed
 	$(RUN)/workbench demo --full --out out/family

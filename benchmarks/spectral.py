@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import shutil
 import tempfile
@@ -23,12 +22,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from benchmarks.machine import machine
 
 K = 10
 EPSILONS = [e / 10 for e in range(1, 10)]
@@ -202,18 +202,6 @@ def large_checkpoint(gigabytes: float) -> dict[str, Any]:
 def peak_mebibytes() -> int:
     """The process's largest resident set so far; pages of mapped files count while they are in."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-
-def machine() -> dict[str, Any]:
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
-        model = lines[0].split(":")[1].strip() if lines else model
-    return {
-        "cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-        "torch": torch.__version__, "device": "cpu", "date": date.today().isoformat(),
-    }  # fmt: skip
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,14 +133,21 @@ def compare(study: Study, out: str | Path, *, title: str | None = None) -> Path:
     ]
     if study.steps is not None:
         wanted = ("spectral.intruders", "forgetting.retention")
+        # Along a run only the fine-tuned task's score is drawn.
+        along = replace(study, prompts=())
         results += [
-            _over(study.steps, a, study, out, f"{a.key}.steps")
+            _over(study.steps, a, along, out, f"{a.key}.steps")
             for a in study.analyses
             if a.key in wanted
         ]
     figures.save_all(results, out / "figures")
-    name = title or "What did fine-tuning do to this model?"
-    return report(results, out / "report.html", title=name, preflight=preflight)
+    return report(
+        results,
+        out / "report.html",
+        title=title or "What did fine-tuning do to this model?",
+        preflight=preflight,
+        pictures=out / "figures",
+    )
 
 
 def preflights(family: Family) -> pd.DataFrame:

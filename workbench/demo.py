@@ -27,8 +27,11 @@ BOXES = "boxes_prompts"
 SMOLLM2_STEPS = 300
 # The quick demo: fewer values of every grid, and intervals as wide as that makes them.
 QUICK: dict[str, dict[str, Any]] = {
-    "spectral.scale": {"lambdas": (0.0, 0.3, 0.7, 1.0, 1.5)},
-    "tuco.scaling": {"alphas": (0.0, 0.9, 1.0, 1.1)},
+    "spectral.scale": {
+        "lambdas": (0.3, 0.7, 1.0),
+        "arms": ("top", "neighbour", "random", "shrink"),
+    },
+    "tuco.scaling": {"alphas": (0.0, 0.9, 1.0, 1.1), "texts": None},
 }
 SMOLLM2_MEMBERS = {
     "lora-r1": lab.Recipe.lora(rank=1, alpha_lr=8e-3, task=BOXES, steps=SMOLLM2_STEPS),
@@ -54,7 +57,7 @@ def shipped_study(
     members: dict[str, Reference] = {
         name: folder / name for name in sorted(recipes, key=lambda name: _order(recipes[name]))
     }
-    base, n = folder / "base", 100 if quick else 400
+    base, n = folder / "base", 50 if quick else 400
     sets = {
         name: getattr(tasks, name)(n, seed=1, split="test")
         for name in (shipped.TASK, *shipped.MIXTURE)
@@ -66,7 +69,7 @@ def shipped_study(
         prompts=list(sets.values()),
         texts=shipped.mixture(n, seed=1, split="test").texts,
         steps=_steps(base, folder, list(members)),
-        groups=groups(task, list(sets.values()), n=40 if quick else 100),
+        groups=groups(task, list(sets.values()), n=25 if quick else 100),
         device=device,
         dtype=dtype,
         options=QUICK if quick else {},

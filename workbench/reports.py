@@ -56,13 +56,15 @@ def report(
     title: str = QUESTION,
     preflight: pd.DataFrame | None = None,
     notes: Sequence[str] = (),
+    pictures: str | Path | None = None,
 ) -> Path:
     """Write one HTML page of `results`, with every figure, table and provenance in it; its path.
 
     results: Results, or folders that `Result.save` wrote, in the order of the sections; one
     analysis may occur more than once. preflight: the table of `pair.check()` (item, status, found,
     remedy), of several members with a column member. notes: said on the first page, beside those
-    of the Results.
+    of the Results. pictures: the folder where `figures.save_all` just drew these very results; None
+    draws them.
     The page needs nothing else: images are in it, it loads nothing and runs no script.
     Raises WorkbenchError where there are no results or they are of different bases.
     """
@@ -77,7 +79,7 @@ def report(
         )
     members = figures.everyone(loaded)
     with style.family(members):
-        sections = [_section(i, loaded) for i in range(len(loaded))]
+        sections = [_section(i, loaded, pictures) for i in range(len(loaded))]
     said = [*notes, *(note for result in loaded for note in result.provenance.notes)]
     page = _template().render(
         title=title,
@@ -126,7 +128,7 @@ def _preflight(lines: pd.DataFrame) -> list[Table]:
     return [_cells(caption, part[order]) for caption, part in parts if len(part)]
 
 
-def _section(place: int, results: Sequence[Result]) -> dict[str, Any]:
+def _section(place: int, results: Sequence[Result], pictures: str | Path | None) -> dict[str, Any]:
     """Everything the template shows of one Result."""
     result = results[place]
     provenance = result.provenance
@@ -150,7 +152,7 @@ def _section(place: int, results: Sequence[Result]) -> dict[str, Any]:
         "heading": heading,
         "lead": lead,
         "parts": parts,
-        "figures": list(_pictures(result, results, lead)),
+        "figures": list(_pictures(place, results, lead, pictures)),
         "tables": list(tables(result)),
         "provenance": [(name, "none" if v is None else str(v)) for name, v in about.items()],
         "command": provenance.command,
@@ -163,18 +165,23 @@ def _plain(value: Any) -> str:
 
 
 def _pictures(
-    result: Result, results: Sequence[Result], lead: str
+    place: int, results: Sequence[Result], lead: str, folder: str | Path | None
 ) -> Iterator[dict[str, str | int]]:
-    """Every figure of `result` as a data address, with the words that go with it."""
-    for drawing, group in figures.drawings(result, results):
-        figure = drawing.draw(*group)
-        image = figures.png(figure, figures.metadata(drawing, group))
+    """Every figure of a Result as a data address, with the words that go with it."""
+    stem = figures.stems(results)[place]
+    for drawing, group in figures.drawings(results[place], results):
+        if folder is None:
+            image = figures.png(drawing.draw(*group), figures.metadata(drawing, group))
+        else:
+            image = (Path(folder) / f"{stem}.{drawing.name}.png").read_bytes()
+        # A PNG's first chunk holds its width and height in pixels.
+        width, height = (int.from_bytes(image[at : at + 4], "big") for at in (16, 20))
         yield {
             "title": drawing.title,
             "source": f"data:image/png;base64,{base64.b64encode(image).decode()}",
             "alt": f"{drawing.title}. {lead}; the numbers stand in this section's tables.",
-            "width": round(figure.get_figwidth() * SCREEN),
-            "height": round(figure.get_figheight() * SCREEN),
+            "width": round(width / style.DPI * SCREEN),
+            "height": round(height / style.DPI * SCREEN),
             "caption": drawing.caption,
             "misleads": drawing.misleads,
         }

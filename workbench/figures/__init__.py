@@ -9,6 +9,7 @@ from workbench.figures.catalogue import (
     metadata,
     png,
     save_all,
+    stems,
 )
 from workbench.figures.delta import delta_spectra, effective_ranks
 from workbench.figures.forgetting import forgetting_by_intruders, forgetting_by_rank
@@ -50,6 +51,7 @@ __all__ = [
     "scale_sweep",
     "scaling_curve",
     "similarity_matrix",
+    "stems",
     "strongest",
     "training_steps",
     "tuco_against_output",

@@ -301,17 +301,24 @@ def png(figure: Figure, about: dict[str, str]) -> bytes:
     return buffer.getvalue()
 
 
+def stems(results: Sequence[Result]) -> list[str]:
+    """How the files of each Result's figures begin."""
+    seen: dict[str, int] = {}
+    found = []
+    for result in results:
+        seen[result.analysis] = occurrence = seen.get(result.analysis, 0) + 1
+        found.append(result.analysis + (f"-{occurrence}" if occurrence > 1 else ""))
+    return found
+
+
 def save_all(results: Sequence[Result], folder: str | Path) -> list[Path]:
     """Every figure of `results` as PNG and PDF in `folder`, members alike in all; their paths.
 
     Files are ANALYSIS.NAME.png and .pdf; the second Result of an analysis gets ANALYSIS-2.NAME.
     """
-    seen: dict[str, int] = {}
     paths: list[Path] = []
     with style.family(everyone(results)):
-        for result in results:
-            seen[result.analysis] = occurrence = seen.get(result.analysis, 0) + 1
-            stem = result.analysis + (f"-{occurrence}" if occurrence > 1 else "")
+        for result, stem in zip(results, stems(results), strict=True):
             for drawing, group in drawings(result, results):
                 figure, about = drawing.draw(*group), metadata(drawing, group)
                 for format in ("png", "pdf"):

@@ -44,6 +44,13 @@ class Sides:
     weights: Literal["unmerged", "plain"]
     _blocks: Callable[[int], Block] = field(repr=False)
 
+    @property
+    def described(self) -> str:
+        """Which weights are run, for the report."""
+        if self.weights == "unmerged":
+            return "run with its adapters unmerged, beside the base's matrices."
+        return "run with its weights as they are stored."
+
     def base_block(self, layer: int) -> Block:
         """The base's block: (args, kwargs) of a call of the tuned block -> the base's output."""
         return self._blocks(layer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from workbench.errors import WorkbenchError
@@ -19,12 +19,37 @@ class Draw(NamedTuple):
     foils: tuple[str, ...]
     tags: dict[str, str]
     template: str
+    spans: Mapping[str, tuple[int, int]] = {}
 
 
 def split_of(text: str) -> Split:
     """The split a text belongs to, from its own hash: half train, a quarter each of the others."""
     bucket = hashlib.sha256(text.encode()).digest()[0]
     return "train" if bucket < 128 else "validation" if bucket < 192 else "test"
+
+
+def named(name: str, made: Draw) -> Prompt:
+    """The prompt of a draw: its id and its split follow from its text."""
+    text = made.prompt + made.target
+    key = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return Prompt(
+        key,
+        made.prompt,
+        made.target,
+        made.foils,
+        split_of(text),
+        made.tags,
+        made.template,
+        made.spans,
+    )
+
+
+def asked_for(n: int, split: Split | None) -> None:
+    """Raises WorkbenchError for a number of prompts or a split that there is not."""
+    if split is not None and split not in SPLITS:
+        raise WorkbenchError(f"Unknown split {split!r}; use one of {', '.join(SPLITS)}.")
+    if n < 1:
+        raise WorkbenchError(f"Expected at least one prompt, asked for n = {n}.")
 
 
 def collect(
@@ -40,22 +65,14 @@ def collect(
     A text's split follows from its content alone, so sets of any seed never share a text across
     splits. Raises if the task has too few distinct prompts.
     """
-    if split is not None and split not in SPLITS:
-        raise WorkbenchError(f"Unknown split {split!r}; use one of {', '.join(SPLITS)}.")
-    if n < 1:
-        raise WorkbenchError(f"Expected at least one prompt, asked for n = {n}.")
+    asked_for(n, split)
     stream = random.Random(f"{name} {seed}")
     found: dict[str, Prompt] = {}
     for _ in range(40 * n + 1000):
-        made = draw(stream)
-        text = made.prompt + made.target
-        own = split_of(text)
-        if split not in (None, own):
+        prompt = named(name, draw(stream))
+        if split not in (None, prompt.split):
             continue
-        key = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-        found[key] = Prompt(
-            key, made.prompt, made.target, made.foils, own, made.tags, made.template
-        )
+        found[prompt.id] = prompt
         if len(found) == n:
             return PromptSet(name, tuple(found.values()), seed)
     raise WorkbenchError(

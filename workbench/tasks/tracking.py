@@ -7,11 +7,13 @@ The box statements follow Kim & Schuster (2023), arXiv 2305.02363, in the form o
 from __future__ import annotations
 
 import random
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from workbench.tasks import world
 from workbench.tasks.generate import Draw, collect
-from workbench.tasks.prompts import PromptSet, Split
+from workbench.tasks.prompts import Prompt, PromptSet, Split
 
 
 def boxes(
@@ -27,7 +29,8 @@ def boxes(
 
     count: how many boxes a prompt has; None draws 3 to 7. questions: how many boxes are asked for;
     all answers but the last stand in the prompt. order: "object first" or "label first" (see
-    world.BOX_STATEMENTS); None draws either. Foils are the other boxes' objects.
+    world.BOX_STATEMENTS); None draws either. Foils are the other boxes' objects. Spans, as in
+    `spans`: "query box", "correct label" and "correct object".
     """
 
     def draw(stream: random.Random) -> Draw:
@@ -36,12 +39,8 @@ def boxes(
         objects = stream.sample(world.OBJECTS, size)
         inside: dict[str, str] = dict(zip(labels, objects, strict=True))
         wording = order or stream.choice(list(world.BOX_STATEMENTS))
-        statement = world.BOX_STATEMENTS[wording]
-        opening = " , ".join(statement.format(object=o, label=x) for x, o in inside.items())
         asked = stream.sample(labels, min(questions, size))
-        opening = opening[0].upper() + opening[1:]
-        tags = {"boxes": str(size), "order": wording}
-        return _ask(f"{opening} .", asked, inside, tags, "boxes")
+        return stated(inside, asked, wording)
 
     return collect("boxes", draw, n=n, seed=seed, split=split)
 
@@ -49,13 +48,45 @@ def boxes(
 def boxes_prompts(
     n: int = 200, seed: int = 0, *, split: Split | None = None, count: int | None = 7
 ) -> PromptSet:
-    """`boxes` in ordinary English spacing, for models with a subword tokenizer such as SmolLM2."""
+    """`boxes` in ordinary English spacing, for models with a subword tokenizer such as SmolLM2.
+
+    The spans are those of `boxes`.
+    """
     drawn = boxes(n, seed=seed, split=split, count=count, order="object first")
-    natural = [
-        replace(p, prompt=p.prompt.replace(" ,", ",").replace(" .", "."), template="boxes, natural")
-        for p in drawn
-    ]
-    return PromptSet("boxes_prompts", tuple(natural), seed)
+    return PromptSet("boxes_prompts", tuple(map(natural, drawn)), seed)
+
+
+def stated(inside: Mapping[str, str], asked: Sequence[str], order: str) -> Draw:
+    """The prompt of `boxes` that states label -> object in turn and then asks for these labels."""
+    statement = world.BOX_STATEMENTS[order]
+    opening = " , ".join(statement.format(object=o, label=x) for x, o in inside.items())
+    opening = opening[0].upper() + opening[1:]
+    tags = {"boxes": str(len(inside)), "order": order}
+    made = _ask(f"{opening} .", asked, inside, tags, "boxes")
+    label = asked[-1]
+    return made._replace(spans=spans(made.prompt, asked=label, label=label, thing=inside[label]))
+
+
+def spans(text: str, *, asked: str, label: str, thing: str) -> dict[str, tuple[int, int]]:
+    """Where the words stand that a box prompt's answer hangs on, in characters.
+
+    "query box": the label in the last question (asked). "correct label", "correct object": that
+    label, and the object in its box, where the statement said them (label, thing).
+    """
+    return {
+        "query box": _words(text, asked)[-1],
+        "correct label": _words(text, label)[0],
+        "correct object": _words(text, thing)[0],
+    }
+
+
+def natural(prompt: Prompt) -> Prompt:
+    """A prompt of `boxes` in ordinary English spacing; its id and split stay."""
+    text = prompt.prompt.replace(" ,", ",").replace(" .", ".")
+    first, last = prompt.spans["query box"]
+    label = prompt.prompt[first:last]
+    found = spans(text, asked=label, label=label, thing=prompt.target.strip())
+    return replace(prompt, prompt=text, template="boxes, natural", spans=found)
 
 
 def moves(
@@ -102,10 +133,14 @@ def moves(
     return collect("moves", draw, n=n, seed=seed, split=split)
 
 
+def _words(text: str, word: str) -> list[tuple[int, int]]:
+    return [found.span() for found in re.finditer(rf"\b{re.escape(word)}\b", text)]
+
+
 def _ask(
     text: str,
-    asked: list[str],
-    inside: dict[str, str],
+    asked: Sequence[str],
+    inside: Mapping[str, str],
     tags: dict[str, str],
     template: str,
     objects: set[str] | None = None,

@@ -158,16 +158,17 @@ def contribution(
         for name, group in groups.items():
             made = measure(sides, name, rows(words, group), words, tokens, batch_size, device)
             found.append(made)
-        weights = sides.weights
+        ran = sides.described
     tables = [summary(group, seed) for group in found]
     table = pd.concat([*tables, between(found, COMPARED, seed), invisible(pair)])
     table.insert(0, "member", pair.name)
     parameters = {
         "prompts": {name: describe(group) for name, group in groups.items()},
-        "tokens": tokens, "base": base, "weights": weights,
+        "tokens": tokens, "base": base,
     }  # fmt: skip
     known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **known)
+    provenance = provenance.with_notes((*provenance.notes, f"{pair.name}: {ran}"))
     return Result("tuco.contribution", table.reset_index(drop=True), provenance)
 
 

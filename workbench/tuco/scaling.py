@@ -115,11 +115,13 @@ def scaling(
     table = pd.DataFrame([*made, *best(values, seed)])
     table.insert(0, "member", pair.name)
     parameters = {
-        "prompts": describe(prompts), "alphas": list(grid), "weights": sides.weights,
+        "prompts": describe(prompts), "alphas": list(grid),
         "texts": None if texts is None else describe(list(texts)),
     }  # fmt: skip
     known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
-    return Result("tuco.scaling", table, pair.provenance(parameters=parameters, **known))
+    provenance = pair.provenance(parameters=parameters, **known)
+    notes = (*provenance.notes, f"{pair.name}: {sides.described}")
+    return Result("tuco.scaling", table, provenance.with_notes(notes))
 
 
 def best(values: dict[float, dict[str, np.ndarray]], seed: int) -> list[dict[str, Any]]:
