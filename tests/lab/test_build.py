@@ -9,9 +9,10 @@ import pytest
 from workbench import lab
 from workbench.errors import WorkbenchError
 from workbench.lab import shipped
-from workbench.lab.build import member_model, scaled
+from workbench.lab.build import scaled
 from workbench.lab.recipe import Recipe
 from workbench.lab.train import train
+from workbench.loaders import Checkpoint
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_a_family_is_made_listed_and_kept(base_folder, small, tmp_path) -> None:
     digest = hashlib.sha256(adapter.read_bytes()).hexdigest()
     assert made["sha256"]["lora-r2/adapter_model.safetensors"] == digest
     assert (tmp_path / "lora-r2/steps/step-000002/adapter_config.json").is_file()
-    assert member_model(tmp_path / "lora-r2").peft_config["default"].r == 2
+    assert Checkpoint.parse(tmp_path / "lora-r2").about["rank"] == 2
     stamp = adapter.stat().st_mtime_ns
     lab.build(tmp_path, recipes=small, members=["lora-r2"])
     assert adapter.stat().st_mtime_ns == stamp

@@ -1,5 +1,6 @@
 """Every answer is right by an independent reading of its text; splits and seeds do as told."""
 
+import hashlib
 import re
 
 import pytest
@@ -8,6 +9,7 @@ from workbench import tasks
 from workbench.errors import WorkbenchError
 from workbench.lab import shipped
 from workbench.tasks import world
+from workbench.tasks.batching import batch, rows
 
 GENERATORS = [
     tasks.boxes,
@@ -62,6 +64,49 @@ def test_natural_boxes_have_english_spacing() -> None:
         assert re.fullmatch(
             r"The \w+ is in Box \w(, the \w+ is in Box \w){6}\. Box \w contains the", p.prompt
         )
+
+
+def test_box_spans_are_the_words_that_the_answer_hangs_on() -> None:
+    drawn = [
+        *tasks.boxes(150, seed=1),
+        *tasks.boxes(100, seed=2, questions=3),
+        *tasks.boxes_prompts(50, seed=3),
+    ]
+    for p in drawn:
+        said = {name: p.prompt[a:b] for name, (a, b) in p.spans.items()}
+        label, thing = said["query box"], said["correct object"]
+        assert p.prompt.endswith(f"Box {label} contains the")
+        assert p.spans["query box"][1] == len(p.prompt) - len(" contains the")
+        assert said == {"query box": label, "correct label": label, "correct object": p.target[1:]}
+        (at, to), (first, last) = p.spans["correct label"], p.spans["correct object"]
+        if p.tags["order"] == "object first":
+            assert p.prompt[first - 3 : to] == f"he {thing} is in Box {label}"
+        else:
+            assert p.prompt[at - 4 : last] == f"Box {label} holds the {thing}"
+
+
+def test_box_spans_are_one_token_of_the_family_each() -> None:
+    words, drawn = shipped.tokenizer(), tasks.boxes(40, seed=1)
+    made = batch(rows(words, drawn), range(40), "cpu", 0)
+    for name in ("query box", "correct label", "correct object"):
+        ids = made.ids.gather(1, made.index(name))
+        told = [p.prompt[slice(*p.spans[name])] for p in drawn]
+        assert words.convert_ids_to_tokens(ids[:, 0].tolist()) == told
+    assert made.index("query box").flatten().tolist() == (made.last - 2).tolist()
+
+
+@pytest.mark.parametrize(
+    ("generate", "digest"),
+    [
+        (tasks.boxes, "2a762fc91160dfcb"),
+        (tasks.boxes_prompts, "071d6ab5c930ce1b"),
+        (tasks.moves, "240a04e6b37af31d"),
+    ],
+)
+def test_texts_are_those_the_shipped_family_was_trained_on(generate, digest: str) -> None:
+    drawn = [*generate(150, seed=0), *generate(50, seed=7, split="train")]
+    content = "\n".join(f"{p.id} {p.split} {p.text} {p.foils}" for p in drawn)
+    assert hashlib.sha256(content.encode()).hexdigest()[:16] == digest
 
 
 def simulate(text: str) -> dict[str, str | None]:

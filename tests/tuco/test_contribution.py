@@ -17,7 +17,13 @@ from tests.tuco.conftest import decoder, mlp_times, pair_of, paired, silence
 from workbench.lab import shipped
 from workbench.models import Site, hooks
 from workbench.tasks.batching import Batch, Row, batch
-from workbench.tuco.contribution import contribution, decompose, measure, per_prompt
+from workbench.tuco.contribution import (
+    contribution,
+    decompose,
+    measure,
+    per_prompt,
+    stream_bound,
+)
 from workbench.tuco.lockstep import lockstep
 
 
@@ -115,6 +121,23 @@ def test_contributions_that_cancel_are_its_blind_spot(tmp_path: Path):
     np.testing.assert_allclose(found["tuco"], 0, atol=1e-6)
     np.testing.assert_allclose(found["tuco_sum"], 6 / 7, rtol=1e-6)
     np.testing.assert_allclose(found["beta"], 3 / 4, rtol=1e-6)
+
+
+def test_the_bound_holds_where_blocks_are_constant(tmp_path: Path):
+    """Constant blocks have Lipschitz constant 0: the streams differ by the sum of FTC."""
+    base = biased({0: 1.0, 1: 2.0}, {2: -1.5}, {0: 0.5})
+    tuned = biased({0: 1.0, 1: 1.0}, {2: -1.0, 7: 2.0}, {0: 0.5})
+    with paired(base, tuned, tmp_path).models() as sides:
+        sums, final = decompose(sides, one_batch(prompts()))
+        end = Site("resid_post", 2)
+        plain = hooks.run(sides.base, one_batch(prompts()).inputs, read=[end]).captured[end]
+        beta = float(per_prompt(sums)["beta"][0])
+        largest = max(float(ptc[0]) for ptc, _, _ in sums.layers)
+    moved = float((final - plain)[0, 0].abs().sum())
+    assert moved == pytest.approx(1 + 0.5 + 2)
+    assert moved <= stream_bound(beta, 3, largest, 0)
+    assert stream_bound(0, 3, largest, 0) == 0
+    assert stream_bound(1, 3, largest, 0) == float("inf")
 
 
 def test_nothing_over_nothing_is_not_a_number(tmp_path: Path):

@@ -132,6 +132,13 @@ def _contribution(result: Result) -> Findings:
                 f"AUC of {label} over {other} {_change(row, '.2f')}"
                 for other, row in separation.iterrows()
             ]
+        for other, row in tuco.separation(result, member, "tuco", matched=True).head(1).iterrows():
+            pairs = int(row["n"])
+            said.append(
+                f"matched in length and perplexity {_change(row, '.2f')} (n = {pairs} pairs)"
+                if pairs
+                else f"no prompt of {other} matches one in length and perplexity"
+            )
         parts.append(f"{member}: {', '.join(said)}")
     few, many = int(means["n"].min()), int(means["n"].max())
     count = f"{few}" if few == many else f"{few} to {many}"

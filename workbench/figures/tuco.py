@@ -22,13 +22,12 @@ def groups_of(result: Result) -> list[str]:
     return list(dict.fromkeys(result.metric("tuco")["group"]))
 
 
-def separation(result: Result, member: str, measure: str) -> pd.DataFrame:
+def separation(result: Result, member: str, measure: str, *, matched: bool = False) -> pd.DataFrame:
     """AUC of the first group against each other one, with intervals, indexed by the other; empty
-    where there is one group."""
+    where there is one group. matched: over pairs that agree in length and perplexity."""
     first = groups_of(result)[0]
-    rows = result.table[
-        (result.table["member"] == member) & (result.table["metric"] == f"auc:{measure}")
-    ]
+    metric = f"auc_matched:{measure}" if matched else f"auc:{measure}"
+    rows = result.table[(result.table["member"] == member) & (result.table["metric"] == metric)]
     rows = rows[rows["group"].str.startswith(f"{first} > ")]
     return rows.assign(other=rows["group"].str.removeprefix(f"{first} > ")).set_index("other")
 

@@ -9,10 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from workbench.errors import WorkbenchError
 from workbench.lab import shipped
 from workbench.lab.recipe import Recipe
 from workbench.lab.train import train
+from workbench.loaders import Checkpoint
 from workbench.results import versions, writing
 
 LOGGED, SCORED = 64, 400
@@ -89,7 +92,7 @@ def manifest(out: str | Path) -> dict[str, Any]:
     members: dict[str, Any] = {}
     for folder in sorted(f.parent for f in out.glob("[!.]*/training.json")):
         about = json.loads((folder / "training.json").read_text())
-        intervals = evaluate.intervals(member_model(folder), words)
+        intervals = evaluate.intervals(Checkpoint.parse(folder).load(dtype=torch.float32), words)
         scores = {
             name: {k: v if k == "n" else round(v, 5) for k, v in interval._asdict().items()}
             for name, interval in intervals.items()
@@ -115,21 +118,3 @@ def manifest(out: str | Path) -> dict[str, Any]:
     with writing(out / "manifest.json") as temporary:
         temporary.write_text(json.dumps(made, indent=1))
     return made
-
-
-def member_model(folder: str | Path) -> Any:
-    """The model in `folder`, float32; an adapter stands on the base that it names."""
-    from transformers import AutoModelForCausalLM
-
-    folder = Path(folder)
-    adapter = folder / "adapter_config.json"
-    if not adapter.is_file():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
-    from peft import PeftModel
-
-    named = json.loads(adapter.read_text())["base_model_name_or_path"]
-    local = folder / named
-    model = AutoModelForCausalLM.from_pretrained(
-        local if local.is_dir() else named, dtype="float32"
-    )
-    return PeftModel.from_pretrained(model, str(folder))

@@ -1,5 +1,12 @@
 """Prompts with known answers, and how a model scores on them."""
 
+from workbench.tasks.desiderata import (
+    Counterfactual,
+    Counterfactuals,
+    corrupt,
+    desiderata,
+    whole_words,
+)
 from workbench.tasks.english import in_context, instructions, prose
 from workbench.tasks.family import arithmetic, copying, facts, ledger, narration
 from workbench.tasks.measure import own_samples, read_text
@@ -9,6 +16,8 @@ from workbench.tasks.tracking import boxes, boxes_prompts, moves
 from workbench.tasks.transform import chat, many_shot, renamed
 
 __all__ = [
+    "Counterfactual",
+    "Counterfactuals",
     "Prompt",
     "PromptSet",
     "answers",
@@ -17,6 +26,8 @@ __all__ = [
     "boxes_prompts",
     "chat",
     "copying",
+    "corrupt",
+    "desiderata",
     "facts",
     "in_context",
     "instructions",
@@ -29,4 +40,5 @@ __all__ = [
     "read_text",
     "renamed",
     "text_loss",
+    "whole_words",
 ]

@@ -121,6 +121,15 @@ def output_contribution(tuned: Tensor, base: Tensor) -> Tensor:
     return moved / (base.float().abs().sum(-1) + moved)
 
 
+def stream_bound(beta: float, layers: int, largest_ptc: float, lipschitz: float) -> float:
+    """Upper bound on |x_L tuned - x_L base|_1 where every base block is `lipschitz` in L1 and adds
+    at most `largest_ptc`: L sup|PTC|_1 (1 + Lip)^L beta / (1 - beta). beta is cumulated up to and
+    including a layer, as the paper's proof needs it (its statement stops one short)."""
+    if beta >= 1:
+        return float("inf")
+    return layers * largest_ptc * (1 + lipschitz) ** layers * beta / (1 - beta)
+
+
 def contribution(
     pair: CheckpointPair,
     prompts: Prompts | Mapping[str, Prompts],
