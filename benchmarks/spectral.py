@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.machine import machine
+from benchmarks.common import machine, table
 
 K = 10
 EPSILONS = [e / 10 for e in range(1, 10)]
@@ -236,7 +236,6 @@ def write(out: Path, found: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "spectral.json").write_text(json.dumps(found, indent=1))
     host, large = found["machine"], found["large_checkpoint"]
-    names = list(found["intruders"][0])
     lines = [
         "# Intruder dimensions: this workbench against the published algorithm",
         "",
@@ -244,12 +243,8 @@ def write(out: Path, found: dict[str, Any]) -> None:
         f"{host['threads']} threads for both, {host['date']}. Seconds per matrix; ratios are "
         "published / ours; decisions are compared with the published ones at eps .1 to .9.",
         "",
-        "| " + " | ".join(names) + " |",
-        "|" + "---|" * len(names),
+        *table(found["intruders"], list(found["intruders"][0])),
     ]
-    for row in found["intruders"]:
-        cells = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()]
-        lines.append("| " + " | ".join(cells) + " |")
     if large is not None:
         lines += large_lines(large)
     (out / "spectral.md").write_text("\n".join([*lines, ""]))

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import machine
+from benchmarks.common import machine, table
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6,
@@ -210,14 +210,7 @@ def write(out: Path, name: str, found: dict[str, Any]) -> None:
         f"{found['dtype']}, {found['rows']} x {found['tokens']} tokens; medians. A TuCo pass needs "
         "no output head, which the plain forward pass includes.",
         "",
-        "| " + " | ".join(columns) + " |",
-        "|" + "---|" * len(columns),
-    ]
-    for row in found["passes"]:
-        cells = [row.get(name, "") for name in columns]
-        text = [f"{c:.3g}" if isinstance(c, float) else str(c) for c in cells]
-        lines.append("| " + " | ".join(text) + " |")
-    lines += [
+        *table(found["passes"], columns),
         "",
         f"Peak memory of a process of its own: one model and a forward pass {peaks['base']} MiB, a "
         f"LoRA pair and a TuCo pass {peaks['lora']} MiB ({peaks['lora'] / peaks['base']:.2f}x), a "

@@ -5,24 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-import torch
-
 import workbench as wb
-from tests.models.conftest import ARCHITECTURES, decoder, write_base, write_member
+from tests.models.conftest import decoder, kind, no_gradients, write_base, write_member
 from workbench.lab import shipped
 from workbench.models import Layout
-
-
-@pytest.fixture(params=ARCHITECTURES)
-def kind(request) -> str:
-    return request.param
-
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
 
 
 def silence(model: Any, parts: tuple[str, ...] = ("o", "down")) -> Any:
@@ -65,4 +51,6 @@ def pair_of(kind: str, how: str, folder: Path) -> wb.CheckpointPair:
     return wb.load_pair(base, write_member(kind, how, folder / how))
 
 
-__all__ = ["decoder", "mlp_times", "pair_of", "paired", "silence", "write"]
+__all__ = [
+    "decoder", "kind", "mlp_times", "no_gradients", "pair_of", "paired", "silence", "write",
+]  # fmt: skip

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -189,16 +191,22 @@ class Checkpoint:
         if isinstance(self.reference, nn.Module):
             return self.reference.eval()
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
+        if not sys.stderr.isatty():
+            logging.disable_progress_bar()
         model: nn.Module = AutoModelForCausalLM.from_pretrained(
             str(self.folder), dtype=dtype or "auto", local_files_only=True, trust_remote_code=False
         )
         if self.lora is not None:
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(
-                model, self.lora.reference, autocast_adapter_dtype=False
-            )
+            with warnings.catch_warnings():
+                # peft asks transformers by a name that transformers gives up.
+                warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+                model = PeftModel.from_pretrained(
+                    model, self.lora.reference, autocast_adapter_dtype=False
+                )
         return model.to(torch.device(device)).eval()  # pyright: ignore[reportArgumentType]
 
     def tokenizer(self) -> Any:

@@ -1,4 +1,4 @@
-"""On what did a benchmark run?"""
+"""On what did a benchmark run, and how is its table written?"""
 
 from __future__ import annotations
 
@@ -23,3 +23,13 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
         "torch": torch.__version__, "device": accelerator, "date": date.today().isoformat(),
     }  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]], columns: list[str]) -> list[str]:
+    """`rows` as a Markdown table; numbers to three digits, what a row lacks left empty."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for row in rows:
+        cells = [row.get(name, "") for name in columns]
+        text = [f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells]
+        lines.append("| " + " | ".join(text) + " |")
+    return lines
