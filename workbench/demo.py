@@ -160,7 +160,7 @@ def smollm2_study(
         steps=_steps(file, home, list(members)),
         groups={
             BOXES: tasks.boxes_prompts(32, seed=2, split="test"),
-            "instructions in the chat template": chat(
+            "chat instructions": chat(
                 tasks.instructions(32, seed=0), Checkpoint.parse(file).tokenizer()
             ),
             "plain prose": tasks.prose(32, seed=0),

@@ -13,7 +13,7 @@ import workbench as wb
 from tests.conftest import tiny
 from workbench import cache
 
-WORDS = ["<pad>", "<s>", "</s>", *(chr(c) for c in range(33, 80))]
+WORDS = ["<pad>", "<s>", "</s>", *(chr(c) for c in range(33, 79)), "AB"]
 NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
@@ -45,7 +45,7 @@ def write(model, path: Path) -> Path:
     made.add_tokenizer_model("gpt2")
     made.add_token_list(WORDS)
     made.add_token_types([3, 3, 3] + [1] * (len(WORDS) - 3))
-    made.add_token_merges(["! !"])
+    made.add_token_merges(["A B"])
     made.add_bos_token_id(1)
     made.add_eos_token_id(2)
     made.add_pad_token_id(0)
