@@ -35,7 +35,7 @@ bench: $(VENV)/installed
 	$(RUN)/python -m benchmarks.tuco --out benchmarks/results
 
 figures: $(VENV)/installed
-	$(RUN)/workbench demo --full --out out/family
+	$(RUN)/workbench demo --out out/family
 	$(RUN)/python -m benchmarks.keep_figures out/family figures/family
 
 clean:
