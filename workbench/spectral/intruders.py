@@ -44,8 +44,9 @@ CLUSTER = 0.01  # base values within 1% of the nearest one's count as one cluste
 def cosines(tuned: Triplets, base: Triplets, side: Side) -> Float[Tensor, "base k"]:
     """|cosine| of every base vector with each tuned one; "joint" is the product of both sides,
     which is 1 only where the same input still leads to the same output."""
-    left = base.left.T @ tuned.left if side != "right" else None
-    right = base.right.T @ tuned.right if side != "left" else None
+    # Vectors times basis reads the base's matrix along its rows; basis.T @ vectors is 20x slower.
+    left = (tuned.left.T @ base.left).T if side != "right" else None
+    right = (tuned.right.T @ base.right).T if side != "left" else None
     if left is None or right is None:
         found = left if right is None else right
         assert found is not None
