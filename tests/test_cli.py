@@ -56,6 +56,9 @@ def test_check_prints_and_exits_by_what_it_found(base: Path, tuned: Path, tmp_pa
         (["compare", "BASE", "--member", "a=BASE", "--text", "/nowhere"], "text file"),
         (["demo", "--model", "other"], "family or smollm2"),
         (["report", "/nowhere"], "saved Result"),
+        (["tuco", "BASE", "BASE", "--prompts", "a.txt", "--prompts", "b/a.txt"], "same name"),
+        (["tuco", "BASE", "BASE", "--prompts", "a.txt", "--alphas", "0,1"], "with answers"),
+        (["compare", "BASE", "--member", "a=BASE", "--only", "tuco.scaling"], "give --task"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(arguments, says: str, base: Path):
@@ -73,3 +76,59 @@ def test_dry_run_plans_and_writes_nothing(base: Path, tuned: Path, tmp_path: Pat
     assert "spectral.intruders" in done.stdout
     assert "peak_MiB" in done.stdout
     assert not out.exists()
+
+
+FAMILY = Path(__file__).parents[1] / "data" / "family"
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    lines = [
+        {"prompt": f"inventory : {n} coins . step 1 : 2 added , holds", "target": f" {n + 2}"}
+        for n in (3, 5, 7, 9)
+    ]
+    path = tmp_path / "task.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def test_tuco_of_two_groups_is_the_functions_table(prompts: Path, tmp_path: Path):
+    (tmp_path / "plain.txt").write_text("Anna lives in Paris .\n\n\nThe pet of Adam is a dog .\n\n")
+    pair = (FAMILY / "base", FAMILY / "lora-r1")
+    files = ("--prompts", prompts, "--prompts", tmp_path / "plain.txt")
+    done = workbench("tuco", *pair, *files, "--json", "--tokens", 0)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    found = {(r["group"], r["prompt"]): r["value"] for r in rows if r["metric"] == "tuco"}
+    groups = {
+        "task": wb.tasks.PromptSet.load(prompts),
+        "plain": ["Anna lives in Paris .", "The pet of Adam is a dog ."],
+    }
+    expected = wb.tuco.contribution(wb.load_pair(*pair), groups, tokens=0).metric("tuco")
+    assert len(found) == len(expected) == 6
+    for row in expected.itertuples():
+        assert found[row.group, row.prompt] == pytest.approx(row.value, abs=1e-5)
+
+
+def test_tuco_over_alphas(prompts: Path, tmp_path: Path):
+    pair = (FAMILY / "base", FAMILY / "lora-r1")
+    done = workbench(
+        "tuco", *pair, "--prompts", prompts, "--alphas", "0,0.9", "--out", tmp_path / "kept"
+    )
+    assert done.returncode == 0, done.stderr
+    result = wb.Result.load(tmp_path / "kept")
+    assert result.analysis == "tuco.scaling"
+    assert sorted(result.metric("score")["x"]) == [0.0, 0.9, 1.0]
+
+
+def test_only_some_analyses_are_planned():
+    members = ("--member", f"lora={FAMILY / 'lora-r1'}")
+    chosen = ("--only", "spectral.delta_spectrum", "--dry-run", "--json")
+    done = workbench("compare", FAMILY / "base", *members, *chosen)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["analysis"] for row in rows] == ["spectral.delta_spectrum"]
+    assert rows[0]["matrices"] == 42
+    done = workbench("compare", FAMILY / "base", *members, "--only", "everything")
+    assert done.returncode == 2
+    assert "Unknown analysis 'everything'" in done.stderr

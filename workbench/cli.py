@@ -213,10 +213,13 @@ def tuco(
         list[Path], typer.Option(help="A group: .jsonl, .csv, or a .txt of lines. May repeat.")
     ],
     alphas: Annotated[
-        str, typer.Option(help="Score the first group at these scales instead, e.g. 0,0.9,1,1.1.")
+        str,
+        typer.Option(help="Instead score prompts with answers at these scales, e.g. 0,0.9,1,1.1."),
     ] = "",
     tokens: Annotated[int, typer.Option(help="Prompts per group profiled token by token.")] = 2,
-    streamed: Annotated[bool, typer.Option(help="Read the base block by block.")] = False,
+    streamed: Annotated[
+        bool, typer.Option(help="Read the base block by block; no OutputCo.")
+    ] = False,
     out: Save = None,
     json: Json = False,
     device: Device = "cpu",
@@ -229,7 +232,14 @@ def tuco(
     """
     import workbench as wb
 
-    pair, groups = wb.load_pair(base, tuned), {path.stem: _group(path) for path in prompts}
+    named = {path.stem: path for path in prompts}
+    if len(named) < len(prompts):
+        raise wb.WorkbenchError("Two files of --prompts have the same name; rename one.")
+    if alphas and (len(prompts) > 1 or prompts[0].suffix not in (".jsonl", ".csv") or streamed):
+        raise wb.WorkbenchError(
+            "--alphas scores one group with answers (.jsonl or .csv) on both models in memory."
+        )
+    pair, groups = wb.load_pair(base, tuned), {name: _group(p) for name, p in named.items()}
     shared: dict[str, Any] = {"device": device, "dtype": dtype, "seed": seed}
     if alphas:
         first = wb.tasks.PromptSet.load(prompts[0])
@@ -370,7 +380,8 @@ def _group(path: Path) -> Any:
 
     if path.suffix in (".jsonl", ".csv"):
         return wb.tasks.PromptSet.load(path)
-    return [piece.strip() for piece in wb.tasks.read_text(path, characters=1, most=256)]
+    pieces = wb.tasks.read_text(path, characters=1, most=100_000)
+    return [piece.strip() for piece in pieces if piece.strip()]
 
 
 def _show(table: Any, json: bool) -> None:

@@ -60,7 +60,10 @@ class Study:
     def analyses(self) -> list[Analysis]:
         """The catalogue, or `only` these of it, less what this study has no data for."""
         found = [a for a in ANALYSES if not self.only or a.key in self.only]
-        return [a for a in found if self.task is not None or "task" not in a.needs]
+        found = [a for a in found if self.task is not None or "task" not in a.needs]
+        if not found:
+            raise WorkbenchError(f"{', '.join(self.only)} needs prompts of the task; give --task.")
+        return found
 
     def arguments(self, analysis: Analysis) -> dict[str, Any]:
         """What one analysis is called with."""

@@ -10,8 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import workbench as wb
+from tests.conftest import adapter
 from tests.models.conftest import batch, decoder, write_base, write_member
 from workbench.models import edit, entries, merged, one_bit, only, tiered, truncated
+from workbench.models.edits import overlay
 
 NAME = "model.layers.1.mlp.up_proj.weight"
 
@@ -127,6 +129,25 @@ def test_an_edit_leaves_a_sharing_model_alone(pair):
     before = other(**batch()).logits
     with edit(pair).on(model):
         assert torch.equal(other(**batch()).logits, before)
+
+
+@pytest.mark.parametrize("saved", ["lm_head", "embed_tokens"])
+def test_an_adapter_that_unties_cannot_be_an_edit(saved: str, tmp_path: Path):
+    base = write_base("gemma", tmp_path / "b")
+    adapter(decoder("gemma"), tmp_path / "m", target_modules=["q_proj"], modules_to_save=[saved])
+    pair = wb.load_pair(base, tmp_path / "m")
+    for made in (lambda: edit(pair).tensors(), lambda: merged(pair)):
+        with pytest.raises(wb.WorkbenchError, match="ties to the head"):
+            made()
+
+
+def test_a_wrong_shape_leaves_the_model_alone(pair):
+    model = load(pair.base.folder)
+    plain = parameters(model)
+    wrong = {NAME: torch.zeros(48, 32), "model.layers.1.mlp.down_proj.weight": torch.zeros(3)}
+    with pytest.raises(wb.WorkbenchError, match="shape"), overlay(model, wrong, pair):
+        pass
+    assert equal(parameters(model), plain)
 
 
 def test_tied_weights_stay_tied(tmp_path: Path):

@@ -151,6 +151,25 @@ def test_the_model_is_left_as_it_was_after_an_exception():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+def test_an_interrupt_leaves_no_softmax_changed():
+    """KeyboardInterrupt skips forward hooks, also those that are always called."""
+    model, inputs = decoder("llama"), batch()
+
+    def interrupts(value: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    before = torch.arange(4.0).softmax(0)
+    with pytest.raises(KeyboardInterrupt), replace(model, {Site("pattern", 0): interrupts}):
+        model(**inputs)
+    assert torch.equal(torch.arange(4.0).softmax(0), before)
+
+
+def test_positions_outside_a_row_are_refused():
+    for position in (9, -10):
+        with pytest.raises(WorkbenchError, match="outside a row of 9 tokens"):
+            hooks.run(decoder("llama"), batch(), read=[Site("resid_post", 0, position=position)])
+
+
 def test_a_replacement_that_never_ran_is_an_error():
     model = decoder("llama")
     with (

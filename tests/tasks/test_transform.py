@@ -36,6 +36,12 @@ def test_renamings_that_cannot_turn_back():
     assert swapped.prompts[0].text == "the hat and the cup hat"
 
 
+def test_a_renaming_that_renames_nothing_is_refused():
+    for words in ({}, {"zebra": "lion"}):
+        with pytest.raises(WorkbenchError):
+            tasks.renamed(tasks.ledger(3, seed=0), words)
+
+
 def test_shots_are_other_solved_prompts():
     plain = tasks.ledger(10, seed=0)
     shown = tasks.many_shot(plain, plain, count=3, between=" . ")

@@ -206,6 +206,22 @@ def test_massive_activations_do_not_drown_it_in_bfloat16(tmp_path: Path):
     assert float(abs((ftc / (ptc + ftc)).numpy() - exact).max()) > 0.05
 
 
+def test_a_block_that_does_something_else_is_refused(tmp_path: Path):
+    pair = pair_of("llama", "lora", tmp_path)
+    with pair.models() as sides:
+        block: Any = sides.layout.block(0)
+        block.register_forward_hook(lambda _module, _args, output: 1.1 * output)
+        with pytest.raises(wb.WorkbenchError, match="does not add its attention and MLP"):
+            decompose(sides, one_batch(prompts()))
+
+
+def test_one_text_is_not_a_list_of_letters(tmp_path: Path):
+    pair = pair_of("llama", "lora", tmp_path)
+    for wrong in ("hello there", {"a": "hi"}, {}):
+        with pytest.raises(wb.WorkbenchError, match="wrap one text in a list"):
+            contribution(pair, wrong)
+
+
 def test_the_models_are_left_as_they_were(tmp_path: Path):
     with pair_of("llama", "lora", tmp_path).models() as sides:
         before = sides.tuned(**inputs_of(), use_cache=False).logits

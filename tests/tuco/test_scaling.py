@@ -67,6 +67,27 @@ def test_generation_keeps_both_sides_keys_and_values(
         assert torch.equal(found, model.tuned.generate(**ids, **OPTIONS))
 
 
+@pytest.mark.parametrize("how", ["full", "lora"])
+def test_a_cache_goes_on_from_call_to_call(kind: str, how: str, tmp_path: Path):
+    """Token by token with a cache as in one pass without."""
+    model = Scaled(load(pair_of(kind, how, tmp_path)), 0.6)
+    ids = batch()["input_ids"][:1]
+    first = model(input_ids=ids[:, :-2], use_cache=True)
+    second = model(
+        input_ids=ids[:, -2:], past_key_values=first.past_key_values, use_cache=True
+    ).logits
+    whole = model(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(second, whole[:, -2:], atol=1e-4, rtol=1e-4)
+
+
+def test_a_cache_of_another_model_is_refused(tmp_path: Path):
+    sides = load(pair_of("llama", "lora", tmp_path))
+    ids = batch()["input_ids"][:1]
+    cache = sides.tuned(input_ids=ids[:, :-1], use_cache=True).past_key_values
+    with pytest.raises(wb.WorkbenchError, match="filled by another model"):
+        Scaled(sides, 0.6)(input_ids=ids[:, -1:], past_key_values=cache)
+
+
 def test_beams_are_refused(tmp_path: Path):
     model = scaled(pair_of("llama", "lora", tmp_path), 0.5)
     with pytest.raises(wb.WorkbenchError, match="beams"):

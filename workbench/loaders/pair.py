@@ -200,12 +200,17 @@ class CheckpointPair:
     def to_nnsight(
         self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
     ) -> tuple[Any, Any]:
-        """(base, tuned) as nnsight LanguageModels; adapters stay unmerged."""
+        """(base, tuned) as nnsight LanguageModels with eager attention; adapters stay unmerged."""
         from workbench.models.nnsight import wrap
+        from workbench.models.sites import Layout
 
-        words = self.base.tokenizer()
-        base, tuned = (wrap(s.load(device, dtype), words) for s in (self.base, self.tuned))
-        return base, tuned
+        words, made = self.base.tokenizer(), []
+        for side in (self.base, self.tuned):
+            model = side.load(device, dtype)
+            if isinstance(side.reference, str):
+                Layout(model).root.set_attn_implementation("eager")
+            made.append(wrap(model, words))
+        return made[0], made[1]
 
     def provenance(self, **known: Any) -> Provenance:
         """Provenance of one analysis of this pair, with the preflight's notes."""

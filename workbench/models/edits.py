@@ -106,6 +106,8 @@ class Edit:
 
     def tensors(self) -> dict[str, Tensor]:
         """Base name -> edited parameter, for every parameter that is not the base's."""
+        for part in self.parts:
+            _require_tied(part.pair)
         found = {}
         for site in self.pair.sites("all"):
             tensor = self.tensor(site)
@@ -152,6 +154,8 @@ def entries(masks: Mapping[str, Tensor]) -> Mask:
 
 def truncated(rank: int) -> Projection:
     """The best rank-k approximation of a matrix's change (Eckart & Young 1936); vectors whole."""
+    if rank < 1:
+        raise WorkbenchError(f"Expected a rank of at least 1, found {rank}.")
 
     def project(delta: Delta) -> Tensor:
         if delta.change.ndim < 2:
@@ -206,6 +210,7 @@ def merged(
         raise WorkbenchError(
             "Expected a checkpoint on disk, found a model in memory; save it and give the folder."
         )
+    _require_tied(pair)
     model = pair.tuned.bare.load("cpu", torch.float32)
     if pair.tuned.lora is not None:
         touched = {*pair.adapted, *pair.replaced}
@@ -242,16 +247,36 @@ def _swap(
     if missing:
         raise WorkbenchError(f"{type(model).__name__} has no parameter {missing[0]}.")
     kind = pair.tuned.config.get("model_type")
-    undo: list[tuple[nn.Module, str, nn.Parameter | None]] = []
+    fresh: dict[str, nn.Parameter] = {}
     for name, target in found.items():
         old = own[target]
         tensor = tensors[name].T if is_conv1d(name, kind) else tensors[name]
-        fresh = tensor.reshape(old.shape).to(device=old.device, dtype=old.dtype).contiguous()
-        parameter = nn.Parameter(fresh, requires_grad=old.requires_grad)
-        for module, attribute in homes[id(old)]:
+        if tensor.numel() != old.numel():
+            raise WorkbenchError(
+                f"{name} has the shape {tuple(tensor.shape)} but the model's {tuple(old.shape)}."
+            )
+        tensor = tensor.reshape(old.shape).to(device=old.device, dtype=old.dtype).contiguous()
+        fresh[target] = nn.Parameter(tensor, requires_grad=old.requires_grad)
+    undo: list[tuple[nn.Module, str, nn.Parameter | None]] = []
+    for target, parameter in fresh.items():
+        for module, attribute in homes[id(own[target])]:
             undo.append((module, attribute, module._parameters[attribute]))
             module._parameters[attribute] = parameter
     return undo
+
+
+def _require_tied(pair: CheckpointPair) -> None:
+    """An adapter with its own embedding or head over tied ones unties them where it is run, which
+    no edit of the tied tensor can show."""
+    lora = pair.tuned.lora
+    if lora is None or not pair.tuned.config.get("tie_word_embeddings"):
+        return
+    apart = [n for n in lora.replaced if "embed" in n or "lm_head" in n or n.endswith("wte.weight")]
+    if apart:
+        raise WorkbenchError(
+            f"{pair.name} saves its own {apart[0]} over embeddings that its base ties to the head; "
+            "run it unmerged (pair.models()), it cannot be written as an edit of the base."
+        )
 
 
 def parameter_homes(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:

@@ -140,6 +140,8 @@ def token_index(site: Site, full: Tensor, at: Where | None) -> Tensor | None:
             f"{site}: a named position needs at=, which knows the spans of the prompts."
         )
     length = full.shape[2] if site.kind == "pattern" else full.shape[1]
+    if not -length <= site.position < length:
+        raise WorkbenchError(f"{site} lies outside a row of {length} tokens.")
     return torch.full((len(full), 1), site.position % length, device=full.device)
 
 
@@ -165,12 +167,13 @@ def _attached(layout: Layout, changes: Mapping[Site, Change]) -> Iterator[None]:
         if any(site.kind == "pattern" for site in changes):
             stack.enter_context(_eager(layout.root))
         for site, change in changes.items():
-            for handle in _hooked(layout.module(site), end(site), change):
-                stack.callback(handle.remove)
+            for undo in _hooked(layout.module(site), end(site), change):
+                stack.callback(undo)
         yield
 
 
-def _hooked(module: nn.Module, where: str, change: Change) -> list[Any]:
+def _hooked(module: nn.Module, where: str, change: Change) -> list[Callable[[], None]]:
+    """Hook the change to one end of a module; returns what takes it away again."""
     if where == "input":
 
         def before(_module, args, kwargs):
@@ -178,7 +181,7 @@ def _hooked(module: nn.Module, where: str, change: Change) -> list[Any]:
                 return (change(args[0]), *args[1:]), kwargs
             return args, kwargs | {"hidden_states": change(kwargs["hidden_states"])}
 
-        return [module.register_forward_pre_hook(before, with_kwargs=True)]
+        return [module.register_forward_pre_hook(before, with_kwargs=True).remove]
     if where == "output":
 
         def after(_module, _args, output):
@@ -186,20 +189,22 @@ def _hooked(module: nn.Module, where: str, change: Change) -> list[Any]:
                 return (change(output[0]), *output[1:])
             return change(output)
 
-        return [module.register_forward_hook(after)]
+        return [module.register_forward_hook(after).remove]
     entered: list[_Softmax] = []
 
     def enter(_module, _args) -> None:
         entered.append(_Softmax([change]))
         entered[-1].__enter__()
 
-    def leave(_module, _args, _output) -> None:
+    def leave(*_: Any) -> None:
         if entered:
             entered.pop().__exit__(None, None, None)
 
+    # Called once more at the end: an interrupt from the keyboard skips forward hooks.
     return [
-        module.register_forward_pre_hook(enter),
-        module.register_forward_hook(leave, always_call=True),
+        module.register_forward_pre_hook(enter).remove,
+        module.register_forward_hook(leave, always_call=True).remove,
+        leave,
     ]
 
 

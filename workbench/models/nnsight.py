@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from workbench.errors import WorkbenchError
 from workbench.models.hooks import Run, Value, Where, rewritten, token_index
 from workbench.models.sites import KINDS, End, Layout, Site, end, pick
 
@@ -39,6 +40,12 @@ def run(
     changes, wanted = dict(write or {}), list(read)
     found: dict[Site, Tensor] = {}
     kept: list[Tensor] = []
+    eager = layout.root.config._attn_implementation == "eager"
+    if not eager and any(site.kind == "pattern" for site in (*changes, *wanted)):
+        raise WorkbenchError(
+            "Patterns need attention that forms them: load the model with "
+            'attn_implementation="eager", or call set_attn_implementation("eager") on it.'
+        )
     places = sorted({site.order for site in (*changes, *wanted)})
     for layer, kind in places:
         if KINDS[kind] == "pattern":

@@ -138,8 +138,10 @@ def models(
 ) -> Iterator[Sides]:
     """As `load`, for as long as a block lasts; memory is given back behind it."""
     made = load(pair, device, dtype, base=base)
-    yield made
-    made.base = made.tuned = None
+    try:
+        yield made
+    finally:
+        made.base = made.tuned = None
 
 
 def one_copy(pair: CheckpointPair) -> bool:
@@ -268,6 +270,8 @@ def free(device: str | torch.device) -> int | None:
     """Bytes that can still be allocated on `device`; None where nothing tells."""
     device = torch.device(device)
     if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise WorkbenchError("There is no CUDA device here; use --device cpu.")
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "cpu":
         import psutil

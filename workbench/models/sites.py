@@ -166,6 +166,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
 }
 
+# Norms behind a sublayer that the records above do not place: GLM-4 has Llama's other names too.
+BEHIND = ("post_self_attn_layernorm", "post_mlp_layernorm")
 # Sublayer outputs are scaled before they are added, so that attn_out would not be what is added.
 SCALED = ("residual_multiplier", "scale_depth")
 LENS = {
@@ -301,7 +303,11 @@ def _recognised(root: nn.Module) -> Architecture:
         if not all(_has(root, path) for path in (names.layers, names.embed, names.norm)):
             continue
         blocks = list(_at(root, names.layers))
-        if blocks and all(_has(blocks[0], path) for path in names.inside()):
+        if (
+            blocks
+            and all(_has(blocks[0], path) for path in names.inside())
+            and not any(_has(blocks[0], path) for path in BEHIND)
+        ):
             break
     else:
         raise WorkbenchError(

@@ -175,4 +175,6 @@ def pad_id(tokenizer: Any) -> int:
 def _tokens(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
     """The tokens that touch the characters start to end."""
     own = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
+    if not own:
+        raise WorkbenchError(f"The span of characters {start} to {end} holds no token of a prompt.")
     return own[0], own[-1] + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 
+from workbench.errors import WorkbenchError
 from workbench.tasks.generate import Draw, collect
 from workbench.tasks.prompts import PromptSet, Split
 
@@ -89,6 +90,12 @@ def in_context(
     relation: "capital", "opposite", "past" or "plural"; None draws one. shots: solved pairs. Foils
     are other answers of the relation.
     """
+
+    if relation not in (None, *RELATIONS) or not 0 <= shots < 18:
+        raise WorkbenchError(
+            f"Expected a relation of {', '.join(RELATIONS)} and 0 to 17 shots, found {relation!r} "
+            f"and {shots}."
+        )
 
     def draw(stream: random.Random) -> Draw:
         name = relation or stream.choice(sorted(RELATIONS))

@@ -140,7 +140,12 @@ class PromptSet:
         path = Path(path)
         if not path.is_file():
             raise WorkbenchError(f"Expected prompts (.jsonl or .csv) at {path}; no file is there.")
-        text = path.read_text(encoding="utf-8-sig")
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise WorkbenchError(
+                f"{path} is not UTF-8 text ({error}); save it as UTF-8."
+            ) from error
         lines = _csv_rows(text) if path.suffix == ".csv" else _json_rows(text)
         name, seed, prompts, faults = path.stem, 0, [], []
         for number, row in lines:

@@ -25,6 +25,8 @@ def renamed(prompts: PromptSet, words: Mapping[str, str]) -> PromptSet:
     """
     if len(set(words.values())) < len(words):
         raise WorkbenchError("A renaming must turn back; two words have the same new name.")
+    if not words:
+        raise WorkbenchError("Expected words to rename, found none.")
     text = re.compile(r"\b(" + "|".join(map(re.escape, words)) + r")\b")
 
     def turned(old: str) -> str:
@@ -46,7 +48,10 @@ def renamed(prompts: PromptSet, words: Mapping[str, str]) -> PromptSet:
             spans={},
         )
 
-    return PromptSet(f"{prompts.name}-renamed", tuple(map(one, prompts)), prompts.seed)
+    made = tuple(map(one, prompts))
+    if all(new.prompt == old.prompt for new, old in zip(made, prompts, strict=True)):
+        raise WorkbenchError(f"None of the words {', '.join(words)} occurs in {prompts.name!r}.")
+    return PromptSet(f"{prompts.name}-renamed", made, prompts.seed)
 
 
 def many_shot(
@@ -83,6 +88,10 @@ def chat(prompts: PromptSet, tokenizer: object) -> PromptSet:
         told = tokenizer.apply_chat_template(  # pyright: ignore[reportAttributeAccessIssue]
             [{"role": "user", "content": prompt.prompt}], tokenize=False, add_generation_prompt=True
         )
+        # The tokenizer adds its own start token when the prompt is run.
+        start = getattr(tokenizer, "bos_token", None)
+        if start and tokenizer("").input_ids:  # pyright: ignore[reportCallIssue]
+            told = told.removeprefix(start)
         return replace(
             prompt, id=f"{prompt.id}-chat", prompt=told, target=prompt.target.lstrip(), spans={}
         )

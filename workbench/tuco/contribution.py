@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models import Sides, Site, capture
 from workbench.models.sides import Where, named_dtype
@@ -146,7 +147,8 @@ def contribution(
     prompts: a prompt set or texts, or several groups of them by name; a prompt is taken up to its
     answer. tokens: prompts per group whose every token is profiled. base: "disk" reads the base
     block by block, for a full fine-tune that does not fit twice (OutputCo and the prompt's loss,
-    which need the whole base, are then left out). dtype: "float32" or "bfloat16"; None as stored.
+    which need the whole base, are then left out). dtype: "float32" or "bfloat16"; None as stored
+    (the command line says float32).
 
     Returns a Result. Per prompt (columns group, prompt): `tuco`, `preco`, `tuco_l2`, `tuco_sum`,
     `beta`, `output_co` (the baseline that TuCo must beat), `length` in tokens and `base_loss`, nats
@@ -161,6 +163,10 @@ def contribution(
     groups = {prompts.name: prompts} if isinstance(prompts, PromptSet) else prompts
     if not isinstance(groups, Mapping):
         groups = {"texts": groups}
+    if not groups or any(isinstance(group, str) for group in groups.values()):
+        raise WorkbenchError(
+            "Expected prompts, or groups of them by name; wrap one text in a list."
+        )
     words = pair.base.tokenizer()
     found: list[Group] = []
     with pair.models(device, named_dtype(dtype), base=base) as sides:

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
+from workbench.errors import WorkbenchError
 from workbench.models import Layout, Sides, Site
 
 Visit = Callable[["Step"], Tensor | None]
@@ -49,14 +51,20 @@ class Step(NamedTuple):
         return self.base is not self.tuned
 
 
+# A key-value cache of the tuned model -> the base's own.
+Twins = WeakKeyDictionary[Any, Any]
+
+
 @contextlib.contextmanager
-def lockstep(sides: Sides, visit: Visit) -> Iterator[None]:
+def lockstep(sides: Sides, visit: Visit, twins: Twins | None = None) -> Iterator[None]:
     """While the block lasts, every forward of `sides.tuned` calls visit(step) behind each block.
 
     A tensor that visit returns takes the place of the block's output. Generation works: the base's
-    blocks keep keys and values of their own.
+    blocks keep keys and values of their own, in `twins`, which must be handed in again where a
+    cache lives longer than the block. Raises WorkbenchError for a cache that was filled elsewhere,
+    and for a model whose stream is not x + attention + MLP.
     """
-    walk = _Walk(sides, visit)
+    walk = _Walk(sides, visit, WeakKeyDictionary() if twins is None else twins)
     with contextlib.ExitStack() as stack:
         for module, name in _sublayers(sides):
             handle = module.register_forward_hook(walk.keeper(name))
@@ -72,12 +80,12 @@ def lockstep(sides: Sides, visit: Visit) -> Iterator[None]:
 class _Walk:
     sides: Sides
     visit: Visit
+    twins: Twins
 
     def __post_init__(self) -> None:
         self._latest: dict[str, Tensor] = {}
         self._inside = False
-        # The base's keys and values, one cache for each of the tuned model's.
-        self._twins: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+        self._checked = False
 
     def keeper(self, name: str) -> Callable[..., None]:
         def keep(_module: nn.Module, _args: Any, output: Any) -> None:
@@ -92,6 +100,9 @@ class _Walk:
                 return None
             stream = args[0] if args else kwargs["hidden_states"]
             tuned = base = self._block(output)
+            if not self._checked:
+                _is_a_sum(stream, tuned)
+                self._checked = True
             if layer in self.sides.changed:
                 base = self._base(layer, args, kwargs)
             new = self.visit(Step(layer, stream, tuned, base))
@@ -109,20 +120,42 @@ class _Walk:
     def _base(self, layer: int, args: Any, kwargs: Mapping[str, Any]) -> Block:
         self._inside = True
         try:
-            own_args = tuple(self._own_cache(value) for value in args)
-            own = {name: self._own_cache(value) for name, value in kwargs.items()}
+            seen = (args[0] if args else kwargs["hidden_states"]).shape[1]
+            own_args = tuple(self._own_cache(value, layer, seen) for value in args)
+            own = {name: self._own_cache(value, layer, seen) for name, value in kwargs.items()}
             return self._block(self.sides.base_block(layer)(own_args, own))
         finally:
             self._inside = False
 
-    def _own_cache(self, value: Any) -> Any:
+    def _own_cache(self, value: Any, layer: int, seen: int) -> Any:
+        """The base's keys and values for a cache of the tuned model, anything else as it is."""
         from transformers import Cache, DynamicCache
 
         if not isinstance(value, Cache):
             return value
-        if value not in self._twins:
-            self._twins[value] = DynamicCache(config=self.sides.layout.root.config)
-        return self._twins[value]
+        if type(value) is not DynamicCache:
+            raise WorkbenchError(
+                f"Base and tuned blocks run with a DynamicCache, not a {type(value).__name__}."
+            )
+        if value not in self.twins:
+            if value.get_seq_length(layer) > seen:
+                raise WorkbenchError(
+                    "This key-value cache was filled by another model; the base's blocks know "
+                    "nothing of it. Start from the whole text."
+                )
+            self.twins[value] = DynamicCache(config=self.sides.layout.root.config)
+        return self.twins[value]
+
+
+def _is_a_sum(stream: Tensor, block: Block) -> None:
+    """Raise where a block does something else to the stream than adding its sublayers' outputs."""
+    out = block.out.float()
+    apart = (stream.float() + block.added - out).abs().max() / out.abs().max().clamp(min=1e-20)
+    if apart > (1e-3 if stream.dtype == torch.float32 else 0.1):
+        raise WorkbenchError(
+            f"A block of this model does not add its attention and MLP to the stream (off by "
+            f"{float(apart):.0%}); it needs a record of its own in workbench.models.sites."
+        )
 
 
 def _sublayers(sides: Sides) -> list[tuple[nn.Module, str]]:

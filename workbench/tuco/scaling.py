@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ from workbench.results import Result, describe
 from workbench.stats import Interval, bootstrap
 from workbench.tasks import PromptSet, answers
 from workbench.tasks.measure import losses
-from workbench.tuco.lockstep import Step, lockstep
+from workbench.tuco.lockstep import Step, Twins, lockstep
 
 ALPHAS = (0.0, 0.75, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25)
 MEASURES = {"score": "correct", "log_probability": "log_probability"}
@@ -39,20 +40,26 @@ class Scaled(nn.Module):
         self.tuned: Any = sides.tuned
         self.alpha = alpha
         self._sides = sides
+        self._twins: Twins = WeakKeyDictionary()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with lockstep(self._sides, self._mixed):
+        with lockstep(self._sides, self._mixed, self._twins):
             return self.tuned(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("num_beams", 1) > 1:
+        asked = kwargs.get("generation_config") or self.tuned.generation_config
+        if (kwargs.get("num_beams") or getattr(asked, "num_beams", None) or 1) > 1:
             raise WorkbenchError("A scaled model generates greedily or by sampling, not by beams.")
-        with lockstep(self._sides, self._mixed):
+        with lockstep(self._sides, self._mixed, self._twins):
             return self.tuned.generate(*args, **kwargs)
 
     @property
     def config(self) -> Any:
         return self.tuned.config
+
+    @property
+    def device(self) -> Any:
+        return self.tuned.device
 
     def _mixed(self, step: Step) -> Tensor | None:
         if self.alpha == 1 or not step.changed:
@@ -98,6 +105,8 @@ def scaling(
     `gain_score`, `gain_log_probability`: what it gains over alpha = 1 on the other half.
     Raises WorkbenchError without prompts to split in two.
     """
+    if not np.isfinite(list(alphas)).all():
+        raise WorkbenchError(f"Expected finite alphas, found {list(alphas)}.")
     if len(prompts) < 4:
         raise WorkbenchError(f"Expected at least 4 prompts, to split in two; found {len(prompts)}.")
     words = pair.base.tokenizer()
