@@ -57,7 +57,8 @@ class Sides:
 
 
 class WithoutAdapters(nn.Module):
-    """A PEFT model seen as its base: every call runs with the adapters switched off."""
+    """A PEFT model seen as its base: calls and `generate` run with the adapters switched off. Its
+    modules called on their own (`get_base_model()`) run with them."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
