@@ -150,7 +150,11 @@ def _adapter(pair: CheckpointPair) -> Iterator[Line]:
     lost += [p for p in lora.replaced if p not in set(pair.replaced.values())]
     if lost:
         all_lost = not pair.adapted and not pair.replaced
-        remedy = "Give the base it was trained on." if all_lost else "They change nothing here."
+        remedy = "Give the base it was trained on."
+        if not all_lost:
+            remedy = (
+                "Analyses of the weights do not see them, a run of the model may; check the base."
+            )
         found = f"{len(lost)} adapter keys match nothing in the base: {_some(lost)}"
         yield "adapter keys", STOP if all_lost else WARN, found, remedy
     else:
