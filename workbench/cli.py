@@ -242,8 +242,8 @@ def tuco(
     pair, groups = wb.load_pair(base, tuned), {name: _group(p) for name, p in named.items()}
     shared: dict[str, Any] = {"device": device, "dtype": dtype, "seed": seed}
     if alphas:
-        first = wb.tasks.PromptSet.load(prompts[0])
-        result = wb.tuco.scaling(pair, first, alphas=_numbers(alphas), **shared)
+        (only,) = groups.values()
+        result = wb.tuco.scaling(pair, only, alphas=_numbers(alphas), **shared)
     else:
         where = "disk" if streamed else "memory"
         result = wb.tuco.contribution(pair, groups, tokens=tokens, base=where, **shared)

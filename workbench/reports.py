@@ -234,8 +234,8 @@ def _groups(result: Result) -> Iterator[Table]:
         if len(rows):
             short = rows.assign(metric=rows["metric"].str.removeprefix("mean:"))
             yield _means(replace(result, table=short), caption)
-    if (table["metric"] == "invisible").any():
-        rows = table.loc[table["metric"] == "invisible", ["member", "component", "value"]]
+    if result.has("invisible"):
+        rows = result.metric("invisible")[["member", "component", "value"]]
         yield _cells("Changes outside the blocks, |change| / |base|", rows)
 
 

@@ -111,6 +111,10 @@ class Result:
         """Member names, in the order they were given."""
         return list(self.provenance.members)
 
+    def has(self, metric: str) -> bool:
+        """Whether the table has rows of this metric."""
+        return bool((self.table["metric"] == metric).any())
+
     def metric(self, name: str) -> pd.DataFrame:
         """The rows of one metric; raises if the table has none of it."""
         rows = self.table.loc[self.table["metric"] == name]

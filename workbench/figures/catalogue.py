@@ -39,7 +39,7 @@ class Drawing:
 
 
 def _metric(name: str) -> Callable[..., bool]:
-    return lambda result, *others: bool((result.table["metric"] == name).any())
+    return lambda result, *others: result.has(name)
 
 
 def _share(count: int) -> Callable[[Result, Result], bool]:

@@ -134,7 +134,7 @@ def _contribution(result: Result) -> Findings:
             ]
         for other, row in tuco.separation(result, member, "tuco", matched=True).head(1).iterrows():
             pairs = int(row["n"])
-            by = "length and perplexity" if _has(result, "base_loss") else "length"
+            by = "length and perplexity" if result.has("base_loss") else "length"
             said.append(
                 f"matched in {by} {_change(row, '.2f')} (n = {pairs} pairs)"
                 if pairs
@@ -144,10 +144,6 @@ def _contribution(result: Result) -> Findings:
     few, many = int(means["n"].min()), int(means["n"].max())
     count = f"{few}" if few == many else f"{few} to {many}"
     return f"Mean TuCo, 95% interval over {count} prompts a group", parts
-
-
-def _has(result: Result, metric: str) -> bool:
-    return bool((result.table["metric"] == metric).any())
 
 
 def _scaling(result: Result) -> Findings:

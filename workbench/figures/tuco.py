@@ -38,7 +38,7 @@ def tuco_by_group(result: Result, ax: Axes | None = None) -> Figure:
 
     Above each other group the AUC of the first group against it (0.5: random order).
     """
-    figure, axes, looks = _member_panels(result, ax)
+    figure, axes, looks = _member_panels(result, ax, 1.65)
     names = groups_of(result)
     for here, member in zip(axes.flat, result.members, strict=False):
         table = result.metric("tuco")
@@ -71,8 +71,8 @@ def tuco_by_group(result: Result, ax: Axes | None = None) -> Figure:
         here.set_xlim(-0.6, len(names) - 0.4)
         here.margins(y=0.22)
     _first_column(axes, "TuCo (fraction)")
-    for row in axes[-1:].flat:
-        row.set_xlabel("group of prompts")
+    for here in axes[-1]:
+        here.set_xlabel("group of prompts")
     _blank(axes, len(result.members))
     style.legend(axes, outside=ax is None)
     return figure
@@ -84,7 +84,7 @@ def tuco_against_output(result: Result, ax: Axes | None = None) -> Figure:
 
     Above: the AUC of the first group against the second, by OutputCo and by TuCo.
     """
-    figure, axes, looks = _member_panels(result, ax, share=(True, True), height=1.75)
+    figure, axes, looks = _member_panels(result, ax, 1.75)
     names = groups_of(result)
     table = result.table
     for here, member in zip(axes.flat, result.members, strict=False):
@@ -134,10 +134,7 @@ def tuco_by_layer(result: Result, ax: Axes | None = None) -> Figure:
     for here, name in zip(axes.flat, names, strict=False):
         for member, look in looks.items():
             own = table[(table["member"] == member) & (table["group"] == name)].sort_values("layer")
-            layers = own["layer"].to_numpy(float)
-            here.fill_between(layers, own["low"], own["high"], color=look.colour, alpha=0.15, lw=0)
-            here.plot(layers, own["value"], color=look.colour, marker=look.marker, ms=3,
-                      label=look.label)  # fmt: skip
+            _line(here, own["layer"].to_numpy(float), own, look)
         here.axhline(0, color=style.GREY, ls=style.DASHES[0], lw=1, label=ITSELF, zorder=0)
         here.set_title(style.text(name), loc="left")
         here.xaxis.get_major_locator().set_params(integer=True)
@@ -198,7 +195,7 @@ def scaling_curve(result: Result, ax: Axes | None = None) -> Figure:
         "log_probability": "log-probability of\nthe answer (nats)",
         "loss": "pre-training loss\n(nats/token)",
     }
-    shown = [m for m in labels if (result.table["metric"] == m).any()]
+    shown = [metric for metric in labels if result.has(metric)]
     figure, axes = style.panels(
         *(ax, 1, len(shown)), width=style.WIDE if len(shown) > 1 else style.COLUMN, height=2.2
     )
@@ -208,10 +205,7 @@ def scaling_curve(result: Result, ax: Axes | None = None) -> Figure:
         table = result.metric(metric)
         for member, look in looks.items():
             own = table[table["member"] == member].sort_values("x")
-            here.fill_between(own["x"], own["low"], own["high"], color=look.colour, alpha=0.15,
-                              lw=0)  # fmt: skip
-            here.plot(own["x"], own["value"], color=look.colour, marker=look.marker, ms=3,
-                      label=look.label)  # fmt: skip
+            _line(here, own["x"].to_numpy(float), own, look)
             chosen = own[own["x"] == best.get(member)]
             here.plot(chosen["x"], chosen["value"], "o", ms=8, mfc="none", mec=look.colour)
         here.axvline(1, color=style.GREY, lw=0.6, zorder=0)
@@ -223,18 +217,21 @@ def scaling_curve(result: Result, ax: Axes | None = None) -> Figure:
 
 
 def _member_panels(
-    result: Result,
-    ax: Axes | None,
-    *,
-    share: tuple[bool, bool] = (True, True),
-    height: float = 1.65,
+    result: Result, ax: Axes | None, height: float
 ) -> tuple[Figure, np.ndarray, dict[str, style.Look]]:
+    """A panel per member, on common axes, and how each member looks. height: inches a row."""
     rows, columns = style.grid_shape(len(result.members))
     width = style.COLUMN if columns == 1 else style.WIDE
     figure, axes = style.panels(
-        *(ax, rows, columns), width=width, height=height * rows + 0.9, share=share
+        *(ax, rows, columns), width=width, height=height * rows + 0.9, share=(True, True)
     )
     return figure, axes, style.looks(result)
+
+
+def _line(here: Axes, x: np.ndarray, rows: pd.DataFrame, look: style.Look) -> None:
+    """One member's values over x, with their 95% intervals as a band."""
+    here.fill_between(x, rows["low"], rows["high"], color=look.colour, alpha=0.15, lw=0)
+    here.plot(x, rows["value"], color=look.colour, marker=look.marker, ms=3, label=look.label)
 
 
 def _mean(result: Result, member: str, group: str, metric: str) -> pd.Series:

@@ -32,9 +32,9 @@ MEBI = 2**20
 @dataclass
 class Sides:
     """base, tuned: transformers models to call, in eval mode. base is None where its blocks are
-    read from disk. changed: layers in which any parameter differs. elsewhere: base names of changed
-    parameters outside the blocks (embedding, final norm, head). weights: "unmerged" where adapters
-    are run beside the base's matrices, else "plain"."""
+    read from disk. changed: layers in which any parameter differs. elsewhere: what differs
+    outside the blocks (embedding, final norm, head), as the tuned model names it. weights:
+    "unmerged" where adapters are run beside the base's matrices, else "plain"."""
 
     base: Any
     tuned: Any
@@ -257,9 +257,8 @@ def plan(
 ) -> tuple[int, str]:
     """(bytes of weights at most, one sentence), from the files' headers alone."""
     ours, theirs = _bytes(pair.base, dtype), _bytes(pair.tuned, dtype)
-    adapter = sum(math.prod(i.shape) * 4 for i in pair.tuned.lora.weights.info.values()) if (
-        pair.tuned.lora
-    ) else 0  # fmt: skip
+    factors = pair.tuned.lora.weights.info.values() if pair.tuned.lora else ()
+    adapter = sum(4 * math.prod(info.shape) for info in factors)
     if one_copy(pair):
         return ours + adapter, "one copy of the weights, adapters switched off for the base"
     if base == "disk":

@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.tasks.prompts import Prompt, PromptSet
@@ -76,7 +77,7 @@ def many_shot(
     return PromptSet(f"{prompts.name}-{count}-shot", tuple(map(one, prompts)), prompts.seed)
 
 
-def chat(prompts: PromptSet, tokenizer: object) -> PromptSet:
+def chat(prompts: PromptSet, tokenizer: Any) -> PromptSet:
     """Each prompt as a user's message in the tokenizer's chat template, up to the answer.
 
     Raises WorkbenchError where the tokenizer has no template.
@@ -85,13 +86,12 @@ def chat(prompts: PromptSet, tokenizer: object) -> PromptSet:
         raise WorkbenchError("This tokenizer has no chat template; give plain prompts.")
 
     def one(prompt: Prompt) -> Prompt:
-        told = tokenizer.apply_chat_template(  # pyright: ignore[reportAttributeAccessIssue]
+        told = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt.prompt}], tokenize=False, add_generation_prompt=True
         )
         # The tokenizer adds its own start token when the prompt is run.
-        start = getattr(tokenizer, "bos_token", None)
-        if start and tokenizer("").input_ids:  # pyright: ignore[reportCallIssue]
-            told = told.removeprefix(start)
+        if tokenizer.bos_token and tokenizer("").input_ids:
+            told = told.removeprefix(tokenizer.bos_token)
         return replace(
             prompt, id=f"{prompt.id}-chat", prompt=told, target=prompt.target.lstrip(), spans={}
         )
