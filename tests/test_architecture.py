@@ -13,19 +13,20 @@ ROOT = Path(__file__).parents[1] / "workbench"
 
 # What each part may import of the workbench. A part not listed may not exist.
 SHARED = {"errors", "stats", "results", "cache"}
-ANALYSES = {"spectral", "forgetting", "tuco"}
+ANALYSES = {"spectral", "forgetting", "patching", "tuco"}
 MAY = {
     "errors": set(),
     "stats": set(),
     "results": {"errors"},
     "cache": {"results"},
     "loaders": SHARED,
-    "models": SHARED | {"loaders"},
+    "models": SHARED | {"loaders", "tasks"},
     "tasks": SHARED,
     "lab": SHARED | {"loaders", "models", "tasks"},
     "units": SHARED | {"loaders"},
     "spectral": SHARED | {"loaders", "models", "tasks"},
     "forgetting": SHARED | {"loaders", "models", "tasks"},
+    "patching": SHARED | {"loaders", "models", "tasks"},
     "tuco": SHARED | {"loaders", "models", "tasks"},
     "catalogue": SHARED | ANALYSES,
     "figures": SHARED,

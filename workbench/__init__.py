@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench import figures, forgetting, lab, models, spectral, tasks, tuco
+    from workbench import figures, forgetting, lab, models, patching, spectral, tasks, tuco
     from workbench.errors import WorkbenchError
     from workbench.loaders import (
         Checkpoint,
@@ -38,7 +38,7 @@ _HOME = {
     "over": "workbench.units",
     "report": "workbench.reports",
 }
-_PARTS = ("figures", "forgetting", "lab", "models", "spectral", "tasks", "tuco")
+_PARTS = ("figures", "forgetting", "lab", "models", "patching", "spectral", "tasks", "tuco")
 
 __all__ = [
     "Checkpoint",
@@ -54,6 +54,7 @@ __all__ = [
     "load_pair",
     "models",
     "over",
+    "patching",
     "report",
     "spectral",
     "tasks",

@@ -1,4 +1,4 @@
-"""Pure maths that two analyses share: intervals for means and ratios over items."""
+"""Pure maths that analyses share: intervals for means and ratios over items."""
 
 from __future__ import annotations
 
@@ -36,6 +36,51 @@ def bootstrap(
     low, high = np.quantile(means, [0.025, 0.975])
     value = float((values * weights).sum() / weights.sum())
     return Interval(value, float(low), float(high), int(values.size))
+
+
+class Intervals(NamedTuple):
+    """Many statistics over the same `n` items: value, low, high, each (k,)."""
+
+    value: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    n: NDArray[np.int64]
+
+
+def ratios(
+    tops: ArrayLike, bottoms: ArrayLike | None = None, *, seed: int = 0, draws: int = 1000
+) -> Intervals:
+    """Ratios of sums over items, or means, each with a 95% percentile bootstrap over the items.
+
+    tops: (k, items). bottoms: (items,) or (k, items); None for means. Items that are NaN in either
+    are left out of that ratio, and out of its n. All k are resampled together, so that they can be
+    compared. A ratio whose bottom sums to zero is NaN.
+    """
+    above = np.atleast_2d(np.asarray(tops, dtype=float))
+    below = np.ones_like(above) if bottoms is None else np.asarray(bottoms, dtype=float)
+    below = np.broadcast_to(below, above.shape)
+    known = np.isfinite(above) & np.isfinite(below)
+    above, below = np.where(known, above, 0.0), np.where(known, below, 0.0)
+    items = above.shape[1]
+    chances = np.full(max(items, 1), 1 / max(items, 1))
+    times = np.random.default_rng(seed).multinomial(items, chances, size=draws)[:, :items]
+    found = np.full((3, len(above)), np.nan)
+    for begin in range(0, len(above), 1000):  # bounds the memory of (draws, k)
+        part = slice(begin, begin + 1000)
+        whole = _quotient(above[part].sum(1), below[part].sum(1))
+        drawn = _quotient(times @ above[part].T, times @ below[part].T)
+        low, high = np.nanquantile(np.where(np.isfinite(whole), drawn, 0.0), [0.025, 0.975], axis=0)
+        found[:, part] = (
+            whole,
+            *(np.where(np.isfinite(whole), edge, np.nan) for edge in (low, high)),
+        )
+    return Intervals(*found, known.sum(1))
+
+
+def _quotient(top: NDArray[np.float64], bottom: NDArray[np.float64]) -> NDArray[np.float64]:
+    """top / bottom, NaN where the bottom is nothing but rounding."""
+    vanishes = np.abs(bottom) < 1e-9
+    return np.where(vanishes, np.nan, top / np.where(vanishes, 1.0, bottom))
 
 
 def auc(first: ArrayLike, second: ArrayLike, *, seed: int = 0, draws: int = 2000) -> Interval:

@@ -58,12 +58,16 @@ class Sides:
 
 class WithoutAdapters(nn.Module):
     """A PEFT model seen as its base: calls and `generate` run with the adapters switched off. Its
-    modules called on their own (`get_base_model()`) run with them."""
+    modules called on their own (`get_base_model()`) run with them, but inside `as_run()`."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
         self._switches = switches(model)
+
+    def as_run(self) -> contextlib.AbstractContextManager[None]:
+        """Its modules run without adapters inside this block."""
+        return off(self._switches)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with off(self._switches):

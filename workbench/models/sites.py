@@ -37,41 +37,51 @@ End = Literal["input", "output", "softmax"]
 class Site:
     """One place. head: None for all of them. position: None for every token; an integer counts
     from the prompt's end where negative (-1: its last token) and from its first token otherwise; a
-    name is a span of the prompt ("query box").
+    name is a span of the prompt ("query box"). neuron: one of mlp_hidden's; None for all of them.
 
     Shapes: residual and sublayer sites (batch, token, width); q and z (batch, token, head, d_head);
-    k and v the same with key-value heads; pattern (batch, head, query, key). A head drops the head
-    axis; a position picks tokens (for pattern: queries).
+    k and v the same with key-value heads; pattern (batch, head, query, key). A head or a neuron
+    drops its axis; a position picks tokens (for pattern: queries).
     """
 
     kind: Kind
     layer: int
     head: int | None = None
     position: int | str | None = None
+    neuron: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise WorkbenchError(f"Unknown site {self.kind!r}; the kinds are {', '.join(KINDS)}.")
         if self.head is not None and self.kind not in HEADED:
             raise WorkbenchError(f"{self.kind} has no heads; leave head out, or use z.")
+        if self.neuron is not None and self.kind != "mlp_hidden":
+            raise WorkbenchError(
+                f"{self.kind} has no neurons; leave neuron out, or use mlp_hidden."
+            )
 
     def __str__(self) -> str:
-        head = "" if self.head is None else f".h{self.head}"
-        return f"{self.layer}.{self.kind}{head}" + (
-            "" if self.position is None else f"@{self.position}"
-        )
+        parts = [str(self.layer), self.kind]
+        parts += [] if self.head is None else [f"h{self.head}"]
+        parts += [] if self.neuron is None else [f"n{self.neuron}"]
+        return ".".join(parts) + ("" if self.position is None else f"@{self.position}")
 
     @classmethod
     def parse(cls, text: str) -> Site:
-        """What `str` gives: "4.resid_post", "2.z.h3@-1", "0.mlp_out@query box"."""
-        found = re.fullmatch(r"(\d+)\.([a-z_]+)(?:\.h(\d+))?(?:@(.+))?", text)
+        """What `str` gives: "4.resid_post", "2.z.h3@-1", "0.mlp_hidden.n7", "0.v@query box"."""
+        found = re.fullmatch(r"(\d+)\.([a-z_]+)(?:\.([hn])(\d+))?(?:@(.+))?", text)
         if not found:
             raise WorkbenchError(f'Expected a site such as "2.z.h3@-1", found {text!r}.')
-        layer, kind, head, position = found.groups()
-        where = position
-        if position is not None and re.fullmatch(r"-?\d+", position):
-            where = int(position)
-        return cls(cast(Kind, kind), int(layer), None if head is None else int(head), where)
+        layer, kind, letter, number, place = found.groups()
+        position = int(place) if re.fullmatch(r"-?\d+", place or "") else place
+        head = int(number) if letter == "h" else None
+        neuron = int(number) if letter == "n" else None
+        return cls(cast(Kind, kind), int(layer), head, position, neuron)
+
+    @property
+    def whole(self) -> Site:
+        """All heads, neurons and tokens of this kind and layer."""
+        return Site(self.kind, self.layer)
 
     @property
     def order(self) -> tuple[int, int]:
@@ -196,6 +206,14 @@ class Layout:
         self.d_head = getattr(config, "head_dim", None) or config.hidden_size // self.heads
 
     @cached_property
+    def neurons(self) -> int:
+        """Width of mlp_hidden, the input of the MLP's output projection."""
+        down: Any = self.module(Site("mlp_hidden", 0))
+        down = getattr(down, "base_layer", down)
+        # GPT-2's Conv1D keeps (in, out) and names no widths.
+        return getattr(down, "in_features", None) or down.weight.shape[0]
+
+    @cached_property
     def parallel(self) -> bool:
         """Whether attention and MLP read the same stream, so that there is no resid_mid."""
         return bool(getattr(self.root.config, "use_parallel_residual", False))
@@ -215,6 +233,8 @@ class Layout:
         heads = self.kv_heads if site.kind in ("k", "v") else self.heads
         if site.head is not None and not 0 <= site.head < heads:
             raise WorkbenchError(f"{site}: {site.kind} has heads 0 to {heads - 1}.")
+        if site.neuron is not None and not 0 <= site.neuron < self.neurons:
+            raise WorkbenchError(f"{site}: {site.kind} has neurons 0 to {self.neurons - 1}.")
         if site.kind == "resid_mid" and self.parallel:
             raise WorkbenchError(
                 f"{site}: in this model attention and MLP read the same stream; use resid_pre."
@@ -284,6 +304,8 @@ def put(site: Site, full: Tensor, index: Tensor | None, value: Tensor) -> None:
 
 
 def _head(site: Site, full: Tensor) -> Tensor:
+    if site.neuron is not None:
+        return full[..., site.neuron]
     if site.head is None:
         return full
     return full[:, site.head] if site.kind == "pattern" else full[..., site.head, :]

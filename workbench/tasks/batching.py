@@ -29,17 +29,26 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt to run. spans: name -> (first, last + 1) token numbers."""
+    """One prompt to run. spans: name -> (first, last + 1) token numbers. answer: the target's
+    tokens, which are fed behind the prompt up to the last (none for a plain text). foils: the first
+    token of each foil that differs from the answer's."""
 
     name: str
     ids: list[int]
     spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    answer: tuple[int, ...] = ()
+    foils: tuple[int, ...] = ()
+
+    @property
+    def fed(self) -> list[int]:
+        """What the model is given: the prompt and all of the answer but its last token."""
+        return [*self.ids, *self.answer[:-1]]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """ids, mask: (batch, longest), int64. last: (batch,), each row's last token. places: the rows'
-    numbers among all prompts."""
+    """ids, mask: (batch, longest), int64. last: (batch,), each prompt's last token. places: the
+    rows' numbers among all prompts."""
 
     rows: tuple[Row, ...]
     places: tuple[int, ...]
@@ -52,13 +61,18 @@ class Batch:
         return {"input_ids": self.ids, "attention_mask": self.mask}
 
     @property
+    def lengths(self) -> Tensor:
+        """(batch,) tokens of each prompt, without its answer."""
+        return torch.tensor([len(row.ids) for row in self.rows], device=self.ids.device)
+
+    @property
     def last(self) -> Tensor:
-        return self.mask.sum(1) - 1
+        return self.lengths - 1
 
     def index(self, position: int | str) -> Tensor:
         """(batch, p) token numbers of a position: an integer, from the row's own end where
         negative, or a span's name. Raises for a span that is missing or of unequal length."""
-        lengths = self.mask.sum(1)
+        lengths = self.lengths
         if isinstance(position, int):
             found = (lengths + position if position < 0 else torch.full_like(lengths, position))[
                 :, None
@@ -82,8 +96,11 @@ class Batch:
         return starts[:, None] + torch.arange(sizes[0], device=self.ids.device)
 
 
-def rows(tokenizer: Any, prompts: PromptSet | Sequence[Prompt | str]) -> list[Row]:
-    """Every prompt up to its answer, or every plain text as a whole, tokenised."""
+def rows(
+    tokenizer: Any, prompts: PromptSet | Sequence[Prompt | str], *, answers: bool = False
+) -> list[Row]:
+    """Every prompt up to its answer, or every plain text as a whole, tokenised; with `answers` the
+    answer is fed too and the foils are known."""
     made = []
     for number, prompt in enumerate(prompts):
         if isinstance(prompt, str):
@@ -92,7 +109,8 @@ def rows(tokenizer: Any, prompts: PromptSet | Sequence[Prompt | str]) -> list[Ro
         ids = encode(tokenizer, prompt)
         offsets = tokenizer(prompt.text, return_offsets_mapping=True)["offset_mapping"]
         spans = {name: _tokens(offsets, *span) for name, span in prompt.spans.items()}
-        made.append(Row(prompt.id, ids.ids[: ids.start], spans))
+        scored = (tuple(ids.ids[ids.start :]), foil_tokens(tokenizer, prompt, ids))
+        made.append(Row(prompt.id, ids.ids[: ids.start], spans, *(scored if answers else ())))
     if not made or not all(row.ids for row in made):
         raise WorkbenchError("Expected prompts of at least one token each; found none or an empty.")
     return made
@@ -101,7 +119,7 @@ def rows(tokenizer: Any, prompts: PromptSet | Sequence[Prompt | str]) -> list[Ro
 def batch(given: Sequence[Row], places: Sequence[int], device: Any, fill: int) -> Batch:
     """The rows at these places, as one batch."""
     chosen = tuple(given[i] for i in places)
-    ids, mask = padded([row.ids for row in chosen], fill)
+    ids, mask = padded([row.fed for row in chosen], fill)
     return Batch(chosen, tuple(places), ids.to(device), mask.to(device))
 
 
@@ -165,6 +183,15 @@ def encode(tokenizer: Any, prompt: Prompt) -> Encoded:
             "at least one token."
         )
     return Encoded(ids[: own[-1] + 1], own[0])
+
+
+def foil_tokens(tokenizer: Any, prompt: Prompt, encoded: Encoded) -> tuple[int, ...]:
+    """The first token of each foil, where it differs from the target's."""
+    firsts = []
+    for foil in prompt.foils:
+        other = encode(tokenizer, Prompt(prompt.id, prompt.prompt, foil))
+        firsts.append(other.ids[other.start])
+    return tuple(token for token in firsts if token != encoded.ids[encoded.start])
 
 
 def pad_id(tokenizer: Any) -> int:

@@ -207,14 +207,15 @@ def corrupt(prompts: PromptSet, seed: int = 0, *, tokenizer: Any = None) -> Prom
     on them. A partner depends on its prompt and the seed alone. tokenizer: one that all words must
     be one token in (see `whole_words`), so that the partner has the prompt's length.
     """
-    pools = _single(world.LABELS, tokenizer), _single(world.OBJECTS, tokenizer)
+    comma = _comma(prompts)
+    pools = _single(world.LABELS, tokenizer, comma), _single(world.OBJECTS, tokenizer, comma)
     made = [_partner(random.Random(f"corrupt {seed} {p.id}"), p, *pools) for p in prompts]
     return PromptSet(f"{prompts.name}-corrupt", tuple(made), seed)
 
 
 def whole_words(prompts: PromptSet, tokenizer: Any) -> PromptSet:
     """The box prompts whose every object and label is one token: all statements have one length."""
-    single = {*_single(world.LABELS, tokenizer), *_single(world.OBJECTS, tokenizer)}
+    single = {*_single((*world.LABELS, *world.OBJECTS), tokenizer, _comma(prompts))}
     kept = [p for p in prompts if {*chain(*_stated(p))} <= single]
     return PromptSet(prompts.name, tuple(kept), prompts.seed)
 
@@ -268,14 +269,19 @@ def _stated(prompt: Prompt) -> tuple[list[str], list[str]]:
     return labels, objects
 
 
-def _single(words: Sequence[str], tokenizer: Any) -> list[str]:
+def _comma(prompts: PromptSet) -> str:
+    """How these prompts write a comma: set apart, or in ordinary spacing."""
+    return " ," if any(" ," in p.prompt for p in prompts) else ","
+
+
+def _single(words: Sequence[str], tokenizer: Any, comma: str = ",") -> list[str]:
     """The words that are one token inside a sentence, also before a comma; all for no tokenizer."""
     if tokenizer is None:
         return list(words)
     before = "Box Q, the "
 
     def alone(word: str) -> bool:
-        coded = tokenizer(f"{before}{word}, the", return_offsets_mapping=True)
+        coded = tokenizer(f"{before}{word}{comma} the", return_offsets_mapping=True)
         first, last = len(before), len(before) + len(word)
         ends = [b for a, b in coded["offset_mapping"] if a < last and b > first]
         return ends == [last]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from workbench.errors import WorkbenchError
-from workbench.tasks.batching import Encoded, encode, in_batches, pad_id, padded
+from workbench.tasks.batching import Encoded, encode, foil_tokens, in_batches, pad_id, padded
 from workbench.tasks.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def answers(
     """
     prompts = list(prompts)
     encoded = [encode(tokenizer, p) for p in prompts]
-    foils = [_foil_tokens(tokenizer, p, e) for p, e in zip(prompts, encoded, strict=True)]
+    foils = [list(foil_tokens(tokenizer, p, e)) for p, e in zip(prompts, encoded, strict=True)]
     rows: list[dict] = [{} for _ in prompts]
     with _ready(model, device) as where:
         for index, logits in _logits(model, encoded, batch_size, where, pad_id(tokenizer)):
@@ -96,15 +96,6 @@ def text_loss(
             counts[owners[index]] += len(targets)
     losses = [s / c if c else float("nan") for s, c in zip(sums, counts, strict=True)]
     return pd.DataFrame({"id": range(len(texts)), "loss": losses, "tokens": counts})
-
-
-def _foil_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, encoded: Encoded) -> list[int]:
-    """The first token of each foil, where it differs from the target's."""
-    tokens = []
-    for foil in prompt.foils:
-        other = encode(tokenizer, Prompt(prompt.id, prompt.prompt, foil))
-        tokens.append(other.ids[other.start])
-    return [token for token in tokens if token != encoded.ids[encoded.start]]
 
 
 @contextlib.contextmanager

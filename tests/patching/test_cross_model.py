@@ -1,0 +1,171 @@
+"""Cross-model patching and restoration find what was planted, and nothing elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import workbench as wb
+from tests.conftest import adapter, nudged
+from tests.patching.conftest import boxes, model, paired, planted, value, write
+from workbench.errors import WorkbenchError
+from workbench.models import Layout, merged
+from workbench.tasks import Prompt, PromptSet
+
+LAYER = 1  # of three
+
+
+@pytest.mark.parametrize("direction", ["tuned->base", "base->tuned"])
+def test_a_change_in_one_layer(tmp_path, direction):
+    """The stream 0 before it and 1 from it on, the MLP 1 at it, parameters 0 / 1 / 0."""
+    pair, prompts = planted(tmp_path, LAYER, "down"), boxes()
+    found = wb.patching.cross_model(pair, prompts, direction=direction)
+    for metric in ("krs", "recovered:log_probability", "recovered:logit_difference"):
+        stream = value(found, metric, component="resid_post")
+        torch.testing.assert_close(stream, torch.tensor([0.0, 1.0, 1.0]).double())
+        mlp = value(found, metric, component="mlp_out")
+        assert mlp[0] == 0
+        torch.testing.assert_close(mlp[1], torch.tensor(1.0).double())
+        restored = wb.patching.restore(pair, prompts, direction=direction)
+        exact = value(restored, metric, component="layer")
+        torch.testing.assert_close(exact, torch.tensor([0.0, 1.0, 0.0]).double())
+    # A patch behind the change moves the output although nothing was changed there.
+    assert abs(value(found, "krs", component="mlp_out")[2]) > 1e-3
+    matrices = wb.patching.restore(
+        pair, prompts, direction=direction, components=["mlp.down_proj", "mlp.up_proj"]
+    )
+    assert torch.all(value(matrices, "krs", component="mlp.up_proj") == 0)
+    assert value(matrices, "krs", component="mlp.down_proj")[1] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
+def test_a_planted_head_is_found(tmp_path, name):
+    """One head's columns of the output projection scaled; llama has grouped-query heads."""
+    base, tuned = model(name), model(name)
+    layout = Layout(tuned)
+    module: Any = layout.block(LAYER).get_submodule(layout.architecture.o)
+    columns = slice(2 * layout.d_head, 3 * layout.d_head)
+    if name == "gpt2":
+        module.weight[columns] *= 4
+    else:
+        module.weight[:, columns] *= 4
+    pair = paired(base, tuned, tmp_path)
+    found = wb.patching.cross_model(pair, boxes(), sites=["head"]).metric("krs")
+    found = found[found["arm"] == "patch"].set_index(["layer", "head"])["value"]
+    assert found[LAYER, 2] == pytest.approx(1, abs=1e-5)
+    assert (found.loc[LAYER].drop(2).abs() < 1e-6).all()
+    assert (found.loc[0].abs() < 1e-6).all()
+    # z alone cannot see it: what was changed stands behind it.
+    z = wb.patching.cross_model(pair, boxes(), sites=[f"{LAYER}.z.h2"])
+    assert value(z, "krs").abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("direction", ["tuned->base", "base->tuned"])
+def test_the_last_stream_is_the_source(tmp_path, kind, direction):
+    """Blocks that all differ, between one embedding and one head: the endpoint, and the null."""
+    base, tuned = model(kind), model(kind)
+    layout = Layout(tuned)
+    for layer in range(layout.layers):
+        nudged(layout.block(layer))
+    pair = paired(base, tuned, tmp_path)
+    found = wb.patching.cross_model(
+        pair, boxes(), sites=["resid_post", "attn_out"], direction=direction
+    )
+    last = found.table[
+        (found.table["layer"] == layout.layers - 1) & (found.table["arm"] == "patch")
+    ]
+    last = last.set_index(["component", "metric"])["value"]
+    for metric in ("krs", "kl_krs", "agreement", "recovered:logit_difference"):
+        assert last["resid_post", metric] == pytest.approx(1, abs=1e-5)
+    assert last["attn_out", "krs"] < 0.9
+    same = wb.load_pair(tmp_path / "base", tmp_path / "base")
+    null = wb.patching.cross_model(same, boxes(), sites=["resid_pre", "z"])
+    assert np.isnan(value(null, "krs")).all()
+    assert np.isnan(value(null, "recovered:score")).all()
+    assert sum("not meaningful" in note for note in null.provenance.notes) == 3
+
+
+def test_adapters_and_merged_weights_agree(tmp_path):
+    folder = write(model(), tmp_path / "base")
+    lora = wb.load_pair(folder, adapter(model(), tmp_path / "lora"))
+    full = wb.load_pair(folder, write(merged(lora), tmp_path / "merged"))
+    prompts = boxes()
+    for direction in ("tuned->base", "base->tuned"):
+        options = {"sites": ["resid_post", "head", "mlp_out"], "direction": direction}
+        one, other = (wb.patching.cross_model(p, prompts, **options) for p in (lora, full))
+        torch.testing.assert_close(value(one, "krs"), value(other, "krs"), atol=1e-4, rtol=1e-4)
+    one, other = (wb.patching.restore(p, prompts) for p in (lora, full))
+    torch.testing.assert_close(value(one, "krs"), value(other, "krs"), atol=1e-4, rtol=1e-4)
+
+
+def test_krs_by_hand_and_sliced_right_under_padding(tmp_path):
+    """Two-token answers behind prompts of unequal length, against plain forward passes."""
+    pair = planted(tmp_path, LAYER, "down")
+    prompts = PromptSet(
+        "two",
+        (
+            Prompt("a", "apple ball card dice", " coin cup", (" ball",)),
+            Prompt("b", "Box K contains the", " key ring", (" cup",)),
+            Prompt("c", "the lamp", " book coin", (" cup",)),
+        ),
+    )
+    site = f"{LAYER}.attn_out"
+    found = wb.patching.cross_model(pair, prompts, sites=[site], direction="base->tuned")
+    words = pair.base.tokenizer()
+    base, tuned = pair.base.load(), pair.tuned.load()
+    before = after = 0.0
+    for prompt in prompts:
+        ids = torch.tensor([words(prompt.text)["input_ids"]])
+        start = len(words(prompt.prompt)["input_ids"])
+        kept = {}
+        with wb.models.capture(base, [wb.models.Site("attn_out", LAYER)]) as seen:
+            goal = base(input_ids=ids).logits[0, start - 1 : -1]
+        kept = dict(seen)
+        plain = tuned(input_ids=ids).logits[0, start - 1 : -1]
+        with wb.models.replace(tuned, kept):
+            patched = tuned(input_ids=ids).logits[0, start - 1 : -1]
+        before += float((plain - goal).square().sum())
+        after += float((patched - goal).square().sum())
+    assert value(found, "krs").item() == pytest.approx(1 - after / before, abs=1e-4)
+    assert found.metric("krs")["n"].iloc[0] == 3
+
+
+def test_the_answer_can_be_what_the_base_says(tmp_path):
+    pair = planted(tmp_path, LAYER, "down")
+    found = wb.patching.cross_model(
+        pair, boxes(), sites=["resid_post"], direction="base->tuned", answer="base", answer_tokens=3
+    )
+    rows = found.table[(found.table["metric"] == "score") & (found.table["arm"] == "source")]
+    assert rows["value"].item() == 1.0
+    assert value(found, "krs")[-1] == pytest.approx(1)
+
+
+def test_groups_stand_beside_random_ones(tmp_path):
+    pair = planted(tmp_path, LAYER, "o")
+    layer = [f"{LAYER}.z.h{head}" for head in range(4)]
+    found = wb.patching.cross_model(pair, boxes(), groups={"planted": layer, "other": ["2.z.h0"]})
+    krs = found.metric("krs").set_index(["arm", "group"])["value"]
+    assert krs["patch", "planted"] == pytest.approx(1)
+    assert krs["random", "planted"] < 0.9
+    assert krs["patch", "other"] < 0.9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"direction": "up"}, "tuned->base"),
+        ({"sites": ["resid"]}, "Unknown site 'resid'"),
+        ({"window": 2}, "odd window"),
+        ({"sites": ["9.resid_post"]}, "layers 0 to 2"),
+        ({"positions": "each"}, "one length"),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path, options, message):
+    pair = planted(tmp_path, LAYER, "down")
+    prompts = boxes(8, count=None)
+    with pytest.raises(WorkbenchError, match=message):
+        wb.patching.cross_model(pair, prompts, **options)

@@ -1,0 +1,215 @@
+"""Prompts run once; of what follows a change, only that is run again.
+
+A patch at layer l and token t changes no layer before l and, attention being causal, no token
+before t. So the residual stream, the keys and the values of one plain run are kept, and a patched
+run enters at layer l with the tokens from t on. Logits are made at the answer's predictors alone,
+and several patches of one batch can share a forward pass.
+
+    once = Rerun(model, inputs, read=[Site("z", 4)])
+    once.logits                                             (1, batch, answer, vocabulary)
+    once.again([{Site("z", 4, head=2): other}, ...])        (patches, batch, answer, vocabulary)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace as replace_site
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from workbench.errors import WorkbenchError
+from workbench.models.hooks import Where, capture, replace
+from workbench.models.sites import Layout, Site, pick, put
+from workbench.tasks.batching import Batch
+
+Writes = Mapping[Site, Tensor]
+
+
+class Rerun:
+    """A plain run of `inputs`, which carry their answers, ready to be run again with patches.
+
+    read: sites kept from the plain run, in `kept`. logits: (1, batch, answer, vocabulary), as the
+    model gives them, at the tokens that predict the answer's. forwards: what all runs have cost so
+    far, in plain forward passes of one batch (layers times tokens, as far as they were run).
+    """
+
+    def __init__(self, model: Any, inputs: Batch, read: Iterable[Site] = ()) -> None:
+        self.model, self.inputs, self.layout = model, inputs, Layout(model)
+        self.scored = _predictors(inputs)
+        self._stream = [Site("resid_pre", layer) for layer in range(self.layout.layers)]
+        wanted = {*self._stream, *read}
+        cache = DynamicCache()
+        with torch.no_grad(), capture(model, wanted, at=inputs.index) as kept:
+            self.logits = self._call(cache, 1, 0)[None]
+        self.kept = dict(kept)
+        layers: Any = cache.layers
+        self._cached = [(layer.keys, layer.values) for layer in layers]
+        self.forwards = 1.0
+
+    def read(self, site: Site, inputs: Batch | None = None) -> Tensor:
+        """The site's activation in the plain run, from what was kept of its whole kind and layer.
+
+        inputs: whose positions are meant, where the run's own batch is not (equal rows).
+        """
+        full = self.kept[site.whole]
+        if site.position is None:
+            return pick(site, full, None)
+        return pick(site, full, (inputs or self.inputs).index(site.position))
+
+    def added(self, site: Site) -> Tensor:
+        """What one head (a z site) adds to the stream through its own model's output projection,
+        (batch, p, width), in the plain run."""
+        value = self.read(replace_site(site, head=None))
+        alone = torch.zeros_like(value)
+        alone[:, :, site.head] = value[:, :, site.head]
+        module: Any = self.layout.module(site)
+        with torch.no_grad(), getattr(self.model, "as_run", contextlib.nullcontext)():
+            flat = torch.stack([alone, torch.zeros_like(alone)]).flatten(-2)
+            own, bias = module(flat)
+        return own - bias
+
+    def again(
+        self,
+        patches: Sequence[Writes],
+        *,
+        layer: int | None = None,
+        whole: bool = False,
+    ) -> Tensor:
+        """Logits (patches, batch, answer, vocabulary) with each patch's sites replaced.
+
+        Values have the sites' shapes. layer: enter there although no site is replaced (parameters
+        were). whole: run every token, so that an unchanged patch gives the plain run bit for bit.
+        """
+        return self.observed(patches, layer=layer, whole=whole)[0]
+
+    def observed(
+        self,
+        patches: Sequence[Writes],
+        read: Iterable[Site] = (),
+        *,
+        layer: int | None = None,
+        whole: bool = False,
+    ) -> tuple[Tensor, dict[Site, Tensor]]:
+        """As `again`, with these sites read in the patched runs, (patches, batch, ...) each; they
+        must not lie before the first patch, in layers or in tokens."""
+        sites = [self.layout.check(site) for patch in patches for site in patch]
+        read = list(read)
+        start = min([site.layer for site in sites] + ([] if layer is None else [layer]))
+        plain = whole or layer is not None or any(_reads_whole(self, s) for s in [*sites, *read])
+        first = 0 if plain else self._first(sites, read)
+        cache = self._prefix(len(patches), first)
+        at = self._at(len(patches), first)
+        with (
+            torch.no_grad(),
+            self._entered(start, len(patches), first),
+            replace(self.model, self._changes(patches, first)),
+            capture(self.model, read, at=at) as found,
+        ):
+            logits = self._call(cache, len(patches), first)
+        layers, tokens = self.layout.layers, self.inputs.ids.shape[1]
+        self.forwards += len(patches) * (1 - start / layers) * (1 - first / tokens)
+        shape = (len(patches), len(self.inputs.ids))
+        return logits.unflatten(0, shape), {s: t.unflatten(0, shape) for s, t in found.items()}
+
+    def _call(self, cache: DynamicCache, times: int, first: int) -> Tensor:
+        """Logits at the predictors, (times * batch, answer, vocabulary)."""
+        ids, mask = (t.repeat(times, 1) for t in (self.inputs.ids, self.inputs.mask))
+        with _only(self.layout, (self.scored - first).repeat(times, 1)):
+            return self.model(
+                input_ids=ids[:, first:], attention_mask=mask, past_key_values=cache, use_cache=True
+            ).logits
+
+    def _first(self, sites: Iterable[Site], read: Iterable[Site]) -> int:
+        """The first token that any of these sites, or the answer, needs."""
+        needed = [int(self.scored.min())]
+        for site in (*sites, *read):
+            assert site.position is not None
+            needed.append(int(self.inputs.index(site.position).min()))
+        return min(needed)
+
+    def _at(self, times: int, first: int) -> Where:
+        return lambda position: (self.inputs.index(position) - first).repeat(times, 1)
+
+    def _prefix(self, times: int, first: int) -> DynamicCache:
+        """Keys and values of the tokens before `first`, for every layer; updates leave ours."""
+        cache = DynamicCache()
+        if first:
+            for layer, (keys, values) in enumerate(self._cached):
+                k, v = (t[:, :, :first].repeat(times, 1, 1, 1) for t in (keys, values))
+                cache.update(k, v, layer)
+        return cache
+
+    @contextlib.contextmanager
+    def _entered(self, start: int, times: int, first: int) -> Iterator[None]:
+        """Blocks before `start` are skipped; the plain run's stream comes out of them."""
+        if start == 0:
+            yield
+            return
+        stream = self.kept[self._stream[start]][:, first:].repeat(times, 1, 1)
+        skipped: list[Any] = [self.layout.block(layer) for layer in range(start)]
+        before = [block.__dict__.get("forward") for block in skipped]
+        try:
+            for block in skipped:
+                block.forward = lambda *_args, **_kwargs: stream
+            yield
+        finally:
+            for block, forward in zip(skipped, before, strict=True):
+                if forward is None:
+                    del block.forward
+                else:
+                    block.forward = forward
+
+    def _changes(self, patches: Sequence[Writes], first: int) -> dict[Site, Any]:
+        """Per place one function that writes every patch's value into its own rows."""
+        size = len(self.inputs.ids)
+        placed: dict[Site, list[tuple[int, Site, Tensor]]] = {}
+        for number, patch in enumerate(patches):
+            for site, value in patch.items():
+                placed.setdefault(site.whole, []).append((number, site, value))
+
+        def change(full: Tensor, own: list[tuple[int, Site, Tensor]]) -> Tensor:
+            for number, site, value in own:
+                rows = full[number * size : (number + 1) * size]
+                index = None
+                if site.position is not None:
+                    index = self.inputs.index(site.position) - first
+                put(site, rows, index, value)
+            return full
+
+        return {whole: lambda full, own=own: change(full, own) for whole, own in placed.items()}
+
+
+def _reads_whole(run: Rerun, site: Site) -> bool:
+    """Whether a site needs every token: all positions, or patterns, whose keys are all tokens."""
+    return site.position is None or site.kind == "pattern"
+
+
+def _predictors(inputs: Batch) -> Tensor:
+    """(batch, answer) the tokens that predict each token of the answer, the last one repeated where
+    answers are shorter; the prompt's last token where there is no answer."""
+    most = max(1, *(len(row.answer) for row in inputs.rows)) if inputs.rows else 0
+    if not most:
+        raise WorkbenchError("Expected prompts to run; found none.")
+    steps = torch.arange(most, device=inputs.ids.device)
+    spare = torch.tensor([max(len(row.answer), 1) - 1 for row in inputs.rows]).to(steps.device)
+    return inputs.last[:, None] + torch.minimum(steps, spare[:, None])
+
+
+@contextlib.contextmanager
+def _only(layout: Layout, index: Tensor) -> Iterator[None]:
+    """The model's head sees these tokens of each row alone, (batch, p)."""
+    rows = torch.arange(len(index), device=index.device)[:, None]
+    head: Any = layout.root.get_output_embeddings()
+
+    def picked(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0][rows, index], *args[1:])
+
+    handle = head.register_forward_pre_hook(picked)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,160 @@
+"""Activation patching: which places carry what the answer hangs on, in each side of a pair?
+
+A clean prompt and a corrupt partner are run on one model. Denoising puts a clean activation into
+the corrupt run, noising a corrupt one into the clean run; the answer is scored on the scale
+
+    recovered = sum(patched - corrupt) / sum(clean - corrupt)          0: corrupt, 1: clean
+
+over prompts (Vig et al. 2020, arXiv 2004.12265; Meng et al. 2022, arXiv 2202.05262; on the two
+directions Heimersheim & Nanda 2024, arXiv 2404.15255). It misleads where the corrupt prompt takes
+the model off its usual inputs, where another component stands in for a noised one (backup heads),
+and where clean and corrupt runs hardly differ: the result says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pandas as pd
+
+from workbench.errors import WorkbenchError
+from workbench.loaders import CheckpointPair
+from workbench.models import Layout
+from workbench.models.sides import named_dtype
+from workbench.patching import patches as places
+from workbench.patching import sweep as shared
+from workbench.patching.patches import Patch, Position, Where
+from workbench.patching.sweep import Side
+from workbench.results import Result, describe
+from workbench.tasks import PromptSet, corrupt
+from workbench.tasks.batching import Row, rows
+
+Direction = Literal["denoising", "noising"]
+SIDES = ("base", "tuned")
+KEY = "patching.activation"
+
+
+def activation(
+    pair: CheckpointPair,
+    prompts: PromptSet,
+    *,
+    corrupted: PromptSet | None = None,
+    sites: Sequence[Where] | Where = ("resid_pre",),
+    positions: Sequence[Position] | Position = "named",
+    sides: Sequence[str] = SIDES,
+    direction: Direction = "denoising",
+    window: int = 1,
+    controls: int = 5,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str | None = None,
+) -> Result:
+    """Patch clean activations into corrupt runs (or the reverse) at every place, in both models.
+
+    prompts: clean ones with answers. corrupted: a partner for each, in their order; None makes them
+    (`tasks.corrupt`, boxes prompts only). sites: kinds, "neuron", kinds joined by "+", or single
+    sites; see `patching.patches`. positions: "named" (every named place the prompts share, and the
+    last token), "all" tokens at once, "each" token in turn (prompts of one length), or a list of
+    these, of names and of counts. sides: of "base" and "tuned". window: layers replaced together.
+    controls: how many of the strongest patches of each component are repeated with activations of
+    another prompt. dtype: "float32" or "bfloat16"; None as stored.
+
+    Returns a Result with columns side, component, layer, head, neuron, position, arm, metric. Arm
+    "patch": `logit_difference`, `log_probability` (nats), `score` (fraction right), and
+    `recovered:` each of them (0 corrupt, 1 clean; paired ratio of sums); "shuffled": the strongest
+    ones with another prompt's activations; "random": what a random place of the component gives;
+    "destination" and "source": the plain runs. 95% intervals over prompts, n. Cost in the notes.
+    Raises WorkbenchError for partners that do not fit.
+    """
+    if direction not in ("denoising", "noising"):
+        raise WorkbenchError(f"Expected direction denoising or noising, found {direction!r}.")
+    unknown = [side for side in sides if side not in SIDES]
+    if unknown or not sides:
+        raise WorkbenchError(f"Expected sides base, tuned or both, found {list(sides)}.")
+    words = pair.base.tokenizer()
+    if corrupted is None:
+        corrupted = corrupt(prompts, seed, tokenizer=words)
+    clean, dirty = _aligned(rows(words, prompts, answers=True), words, prompts, corrupted)
+    tables, notes = [], []
+    with pair.models(device, named_dtype(dtype)) as run:
+        where = places.default_positions(clean) if positions == "named" else positions
+        chosen = places.patches(
+            Layout(run.tuned), sites, places.resolved(clean, where), window=window
+        )
+        for side in sides:
+            model = run.base if side == "base" else run.tuned
+            runs = Side(model, clean), Side(model, dirty)
+            source, destination = runs if direction == "denoising" else runs[::-1]
+            options: dict[str, Any] = {
+                "batch_size": batch_size, "device": device, "label": f"patch {side}",
+            }  # fmt: skip
+            table, told = _one_side(
+                destination, source, chosen, words, direction, controls, seed, options
+            )
+            tables.append(table.assign(side=side))
+            notes += [f"{pair.name}, {side}: {note}" for note in told]
+        notes.append(f"{pair.name}: {run.described}")
+    table = pd.concat(tables, ignore_index=True)
+    table.insert(0, "member", pair.name)
+    parameters = {
+        "prompts": describe(prompts), "corrupted": describe(corrupted), "sites": describe(sites),
+        "positions": describe(positions), "sides": list(sides), "direction": direction,
+        "window": window, "tokens": _tokens(clean, words),
+    }  # fmt: skip
+    known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
+    provenance = pair.provenance(parameters=parameters, **known)
+    return Result(KEY, table, provenance.with_notes((*provenance.notes, *notes)))
+
+
+def _one_side(
+    destination: Side,
+    source: Side,
+    chosen: Sequence[Patch],
+    words: Any,
+    direction: str,
+    controls: int,
+    seed: int,
+    options: dict[str, Any],
+) -> tuple[pd.DataFrame, list[str]]:
+    """One model's rows and notes."""
+    made = shared.sweep(destination, source, chosen, words, **options)
+    ends = (made.destination, made.source)
+    zero, one = ends if direction == "denoising" else ends[::-1]
+    table = shared.summary(made, chosen, zero=zero, one=one, seed=seed)
+    parts = [table, shared.plain(made, seed=seed), shared.random_site(table)]
+    headline = shared.headline_metric(table)
+    again = [chosen[i] for i in shared.strongest(table, chosen, headline, controls)]
+    if again:
+        turned = shared.sweep(destination, source, again, words, shuffled=True, **options)
+        parts.append(shared.summary(turned, again, zero=zero, one=one, arm="shuffled", seed=seed))
+    cost = f"{len(chosen)} patches cost {made.forwards:.1f} plain forward passes of the prompts."
+    notes = [cost, *shared.meaningful(zero, one, "Clean and corrupt runs", seed)]
+    return pd.concat(parts, ignore_index=True), notes
+
+
+def _aligned(
+    clean: list[Row], words: Any, prompts: PromptSet, corrupted: PromptSet
+) -> tuple[list[Row], list[Row]]:
+    """Rows of the prompts and of their partners; raises where they cannot be partners."""
+    if len(prompts) != len(corrupted):
+        raise WorkbenchError(
+            f"Expected a corrupt partner for each of {len(prompts)} prompts, found "
+            f"{len(corrupted)}; give one for each, in their order."
+        )
+    dirty = rows(words, corrupted, answers=True)
+    for one, other, prompt in zip(clean, dirty, prompts, strict=True):
+        if one.answer != other.answer:
+            raise WorkbenchError(
+                f"Prompt {prompt.id!r} and its corrupt partner have different targets; a patched "
+                "run is scored on the clean prompt's answer, so give the partner that one."
+            )
+    return clean, dirty
+
+
+def _tokens(clean: Sequence[Row], words: Any) -> list[str]:
+    """The first prompt's tokens, which label the positions where all prompts are of one length."""
+    if len({len(row.ids) for row in clean}) > 1:
+        return []
+    return [words.decode([token]) for token in clean[0].ids]

@@ -1,0 +1,228 @@
+"""Cross-model activation patching (CMAP): where does one side's behaviour live, seen in the other?
+
+One model runs a prompt with the other's activations on the same prompt at some sites. A share of
+what separates the two is recovered:
+
+    recovered = sum(patched - destination) / sum(source - destination)   over prompts
+    KRS = 1 - sum |patched - source|^2 / sum |destination - source|^2     over the answer's logits
+
+(Prakash et al. 2024, arXiv 2402.14811, for the first; Hong et al. 2024, "Dissecting Fine-Tuning
+Unlearning in LLMs", arXiv 2410.06606, for the second, as a ratio of sums; 1 is full recovery, both
+may be negative). It misleads about *where*: from the place of a change on every later stream
+recovers all of it, so a site that recovers is not one that was changed. `restore` swaps parameters
+instead; read both. Streams of two models are patched as they are, which takes for granted that
+fine-tuning left their bases alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from workbench.errors import WorkbenchError
+from workbench.loaders import CheckpointPair
+from workbench.models import Layout, Site
+from workbench.models.rerun import Rerun
+from workbench.models.sides import named_dtype
+from workbench.patching import patches as places
+from workbench.patching import sweep as shared
+from workbench.patching.patches import Patch, Position, Where
+from workbench.patching.sweep import Side
+from workbench.results import Result, describe
+from workbench.tasks import PromptSet
+from workbench.tasks.batching import Row, batch, in_batches, pad_id, rows
+
+Direction = Literal["tuned->base", "base->tuned"]
+DIRECTIONS = ("tuned->base", "base->tuned")
+KEY = "patching.cross_model"
+RANDOM_SETS = 10
+
+
+def cross_model(
+    pair: CheckpointPair,
+    prompts: PromptSet,
+    *,
+    sites: Sequence[Where] | Where = ("resid_post", "attn_out", "mlp_out"),
+    direction: Direction | Literal["both"] = "tuned->base",
+    positions: Sequence[Position] | Position = "all",
+    groups: Mapping[str, Sequence[Where]] | None = None,
+    window: int = 1,
+    cumulative: bool = False,
+    answer: Literal["target", "base"] = "target",
+    answer_tokens: int = 8,
+    controls: int = 5,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str | None = None,
+) -> Result:
+    """Patch one side's activations into the other on the same prompts.
+
+    prompts: with answers. sites, positions: as in `activation`; default every layer's stream and
+    sublayers, on all tokens; "head" (what a head adds) also sees a changed output projection, which
+    "z" does not. groups: name -> sites ("4.z.h3@-1") replaced together, instead of
+    `sites`; random groups of as many sites of the same kinds and places stand beside them.
+    direction: from -> into, or "both". window: odd number of layers together (5 in the paper).
+    cumulative: every layer up to each. answer: "target", the prompts' own, or "base": what the base
+    itself says, `answer_tokens` greedy tokens (unlearning). controls, dtype: as in `activation`.
+
+    Returns a Result with columns direction, component, layer, head, neuron, position, group, arm,
+    metric. Arm "patch": `score`, `logit_difference`, `log_probability`, `recovered:` each of them,
+    `krs`, `kl_krs`, `agreement` (top-1, with the source, on every answer token); arms "shuffled",
+    "random", "destination", "source" as in `activation`. Undefined shares are NaN.
+    Raises WorkbenchError for unknown sites or directions.
+    """
+    asked = DIRECTIONS if direction == "both" else (direction,)
+    if not set(asked) <= set(DIRECTIONS):
+        raise WorkbenchError(
+            f'Expected direction "tuned->base", "base->tuned" or "both", found {direction!r}.'
+        )
+    words = pair.base.tokenizer()
+    tables, notes = [], []
+    with pair.models(device, named_dtype(dtype)) as run:
+        given = rows(words, prompts, answers=True)
+        if answer == "base":
+            given = continued(run.base, given, answer_tokens, words, batch_size, device)
+        layout = Layout(run.tuned)
+        where = places.default_positions(given) if positions == "named" else positions
+        at = places.resolved(given, where)
+        if groups is None:
+            chosen, random = (
+                places.patches(layout, sites, at, window=window, cumulative=cumulative),
+                [],
+            )
+        else:
+            chosen = places.grouped(layout, groups, added=True)
+            random = random_groups(layout, chosen, seed)
+        for one in asked:
+            models = (run.base, run.tuned) if one == "tuned->base" else (run.tuned, run.base)
+            destination, source = (Side(model, given) for model in models)
+            runs = _Runs(destination, source, words, batch_size, device, f"CMAP {one}")
+            table, told = runs.table(chosen, random, controls, seed)
+            tables.append(table.assign(direction=one))
+            notes += [f"{pair.name}, {one}: {note}" for note in told]
+        notes.append(f"{pair.name}: {run.described}")
+    table = pd.concat(tables, ignore_index=True)
+    table.insert(0, "member", pair.name)
+    parameters = {
+        "prompts": describe(prompts), "sites": describe(sites), "direction": direction,
+        "positions": describe(positions), "groups": describe(groups), "window": window,
+        "cumulative": cumulative, "answer": answer, "answer_tokens": answer_tokens,
+    }  # fmt: skip
+    known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
+    provenance = pair.provenance(parameters=parameters, **known)
+    return Result(KEY, table, provenance.with_notes((*provenance.notes, *notes)))
+
+
+class _Runs(NamedTuple):
+    """One direction, ready to be swept."""
+
+    destination: Side
+    source: Side
+    words: Any
+    batch_size: int
+    device: str
+    label: str
+
+    def sweep(self, chosen: Sequence[Patch], *, shuffled: bool = False) -> shared.Sweep:
+        return shared.sweep(
+            *(self.destination, self.source, chosen, self.words),
+            shuffled=shuffled,
+            batch_size=self.batch_size,
+            device=self.device,
+            label=self.label,
+        )
+
+    def table(
+        self, chosen: Sequence[Patch], random: Sequence[Patch], controls: int, seed: int
+    ) -> tuple[pd.DataFrame, list[str]]:
+        """Every arm's rows, and notes."""
+
+        def rows_of(made: shared.Sweep, patches: Sequence[Patch], arm: str) -> pd.DataFrame:
+            return shared.summary(
+                *(made, patches),
+                zero=made.destination,
+                one=made.source,
+                arm=arm,
+                seed=seed,
+                restored=True,
+            )
+
+        made = self.sweep(chosen)
+        table = rows_of(made, chosen, "patch")
+        parts = [table, shared.plain(made, seed=seed)]
+        if random:
+            drawn = rows_of(self.sweep(random), random, "random")
+            parts.append(shared.random_site(drawn, by=("component", "group")))
+        else:
+            parts.append(shared.random_site(table))
+        headline = shared.headline_metric(table)
+        again = [chosen[i] for i in shared.strongest(table, chosen, headline, controls)]
+        if again:
+            parts.append(rows_of(self.sweep(again, shuffled=True), again, "shuffled"))
+        cost = f"{len(chosen)} patches cost {made.forwards:.1f} plain forward passes."
+        what = "The two sides"
+        notes = [cost, *shared.meaningful(made.destination, made.source, what, seed)]
+        return pd.concat(parts, ignore_index=True), notes
+
+
+def random_groups(layout: Layout, groups: Sequence[Patch], seed: int) -> list[Patch]:
+    """For each group RANDOM_SETS groups of as many sites of the same kinds and positions, at layers
+    and heads drawn at random, none of the group's own among them where there are enough others."""
+    random = np.random.default_rng(seed)
+    made = []
+    for group in groups:
+        for _ in range(RANDOM_SETS):
+            drawn: list[Site] = []
+            for site in group.sites:
+                free = [
+                    other
+                    for other in _alike(layout, site)
+                    if other not in drawn and other not in group.sites
+                ]
+                free = free or [other for other in _alike(layout, site) if other not in drawn]
+                drawn.append(free[random.integers(len(free))])
+            made.append(Patch(tuple(drawn), group.about, group.added))
+    return made
+
+
+def _alike(layout: Layout, site: Site) -> list[Site]:
+    """Every site of the same kind and position, heads for a head."""
+    heads: Sequence[int | None] = (None,)
+    if site.head is not None:
+        heads = range(layout.kv_heads if site.kind in ("k", "v") else layout.heads)
+    return [
+        Site(site.kind, layer, head, site.position, site.neuron)
+        for layer in range(layout.layers)
+        for head in heads
+    ]
+
+
+def continued(
+    model: Any, given: Sequence[Row], tokens: int, words: Any, batch_size: int, device: str
+) -> list[Row]:
+    """The prompts with the model's own greedy continuation as their answer, and no foils; it ends
+    with the end token where the model says it."""
+    fill = pad_id(words)
+    said: list[list[int]] = [[] for _ in given]
+    stop = words.eos_token_id
+    for _ in range(tokens):
+        going = [i for i, own in enumerate(said) if not own or own[-1] != stop]
+        # One token more than was said: its predictor is the last one scored.
+        asked = [Row(given[i].name, given[i].ids, {}, (*said[i], 0)) for i in going]
+
+        def run(some: list[int], asked: list[Row] = asked) -> list[int]:
+            logits = Rerun(model, batch(asked, some, device, fill)).logits[0]
+            last = torch.tensor([len(asked[i].answer) - 1 for i in some], device=logits.device)
+            return logits[torch.arange(len(some)), last].argmax(-1).tolist()
+
+        for some, best in in_batches([len(row.fed) for row in asked], batch_size, run):
+            for i, token in zip(some, best, strict=True):
+                said[going[i]].append(token)
+    return [
+        Row(row.name, row.ids, row.spans, tuple(own)) for row, own in zip(given, said, strict=True)
+    ]

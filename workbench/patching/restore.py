@@ -1,0 +1,178 @@
+"""Parameter restoration: which of one side's matrices bring back its behaviour in the other?
+
+One model runs with the other's parameters in one matrix, layer or window of layers, everything else
+being its own, and is scored as in cross-model patching: `recovered` of the destination-to-source
+gap, and KRS on the answer's logits (Hong et al. 2024, arXiv 2410.06606). Where a patched activation
+after the place of a change recovers all of it, restored parameters recover only where the change
+is: this, beside `cross_model`, localises. It misleads where several places are redundant (each
+alone then recovers nothing) or act only together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from workbench.errors import WorkbenchError
+from workbench.loaders import CheckpointPair
+from workbench.models import Layout, edit, merged
+from workbench.models.edits import Mask, only, overlay
+from workbench.models.rerun import Rerun
+from workbench.models.sides import named_dtype
+from workbench.patching import sweep as shared
+from workbench.patching.cross_model import DIRECTIONS, Direction, continued
+from workbench.patching.patches import Patch
+from workbench.results import Result, describe
+from workbench.tasks import PromptSet
+from workbench.tasks.batching import batch, in_batches, pad_id, rows
+
+KEY = "patching.restore"
+OUTSIDE = "outside the blocks"
+
+
+def restore(
+    pair: CheckpointPair,
+    prompts: PromptSet,
+    *,
+    direction: Direction = "tuned->base",
+    components: Sequence[str] | Literal["layer", "matrix"] = "layer",
+    window: int = 1,
+    answer: Literal["target", "base"] = "target",
+    answer_tokens: int = 8,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str | None = None,
+) -> Result:
+    """Run one side with the other's parameters, a few at a time.
+
+    direction: whose parameters -> into whom. components: "layer", all of a layer together;
+    "matrix", each matrix alone; or names ("mlp.down_proj"), each alone. window: odd number of
+    layers together. answer, answer_tokens: as in `cross_model`. An adapter is merged in float32.
+    dtype: "float32" or "bfloat16"; None as stored.
+
+    Returns a Result with the columns, arms and metrics of `cross_model`; component is "layer" or
+    the matrix, and parameters outside the blocks that changed are one more row without a layer. Arm
+    "random" is what a random one of these places gives. Restoring an unchanged matrix recovers
+    exactly 0. Raises WorkbenchError for a component no layer has.
+    """
+    if direction not in DIRECTIONS:
+        raise WorkbenchError(f"Expected direction {' or '.join(DIRECTIONS)}, found {direction!r}.")
+    if window < 1 or window % 2 == 0:
+        raise WorkbenchError(f"Expected an odd window of layers (1, 3, 5), found {window}.")
+    words, kind = pair.base.tokenizer(), named_dtype(dtype)
+    base: Any = pair.base.load(device, kind)
+    tuned: Any = merged(pair, device, kind or base.dtype).eval()
+    destination, source = (base, tuned) if direction == "tuned->base" else (tuned, base)
+    given = rows(words, prompts, answers=True)
+    if answer == "base":
+        given = continued(base, given, answer_tokens, words, batch_size, device)
+    layout = Layout(destination)
+    chosen = _places(pair, layout, components, window)
+    made = shared.Sweep({}, {}, {}, 0.0)
+    fill, size = pad_id(words), len(given)
+    bar = tqdm(total=len(chosen) * size, desc=f"restore {direction}", disable=None, leave=False)
+
+    def run(some: list[int]) -> tuple[list[int], list[dict[str, Tensor]]]:
+        inputs = batch(given, some, device, fill)
+        there, here = Rerun(source, inputs), Rerun(destination, inputs)
+        goal = there.logits[0]
+        found = [shared.measured(one.logits, inputs, goal) for one in (here, there)]
+        for place in chosen:
+            with _restored(destination, pair, place.mask, direction):
+                again = here.again([{}], layer=place.start)
+            found.append(shared.measured(again, inputs, goal))
+            bar.update(len(some))
+        return some, found
+
+    with bar:
+        for some, (_, found) in in_batches([len(row.fed) for row in given], batch_size, run):
+            for metric in found[0]:
+                for values, scores in zip((made.destination, made.source), found[:2], strict=True):
+                    kept = values.setdefault(metric, np.full(size, np.nan))
+                    kept[some] = scores[metric][0].cpu().numpy()
+                kept = made.patched.setdefault(metric, np.full((len(chosen), size), np.nan))
+                for number, scores in enumerate(found[2:]):
+                    kept[number, some] = scores[metric][0].cpu().numpy()
+    table = shared.summary(
+        *(made, [place.patch for place in chosen]),
+        zero=made.destination,
+        one=made.source,
+        seed=seed,
+        restored=True,
+    )
+    random = shared.random_site(table[table["layer"].notna()])
+    table = pd.concat([table, shared.plain(made, seed=seed), random], ignore_index=True)
+    table.insert(0, "member", pair.name)
+    parameters = {
+        "prompts": describe(prompts), "direction": direction, "components": describe(components),
+        "window": window, "answer": answer, "answer_tokens": answer_tokens,
+    }  # fmt: skip
+    known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
+    provenance = pair.provenance(parameters=parameters, **known)
+    told = shared.meaningful(made.destination, made.source, "The two sides", seed)
+    notes = (*provenance.notes, *(f"{pair.name}, {direction}: {note}" for note in told))
+    return Result(KEY, table.assign(direction=direction), provenance.with_notes(notes))
+
+
+class _Place(NamedTuple):
+    """Parameters swapped together: a mask, the first layer it touches, and how a table names it."""
+
+    mask: Mask
+    start: int
+    patch: Patch
+
+
+def _places(
+    pair: CheckpointPair, layout: Layout, components: Sequence[str] | str, window: int
+) -> list[_Place]:
+    sites = pair.sites("all")
+    matrices = list(dict.fromkeys(s.component for s in pair.sites() if s.layer is not None))
+    if components == "layer":
+        names: list[str | None] = [None]
+    else:
+        names = [*(matrices if components == "matrix" else components)]
+        known = {s.component for s in sites if s.layer is not None}
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise WorkbenchError(
+                f"No layer has a component {unknown[0]!r}; there are {', '.join(sorted(known))}."
+            )
+    made = []
+    for name in names:
+        for layer in range(layout.layers):
+            near = range(layer - window // 2, layer + window // 2 + 1)
+            layers = [one for one in near if 0 <= one < layout.layers]
+            about = {"component": name or "layer", "layer": layer, "position": "all"}
+            mask = only(layers, None if name is None else [name])
+            made.append(_Place(mask, layers[0], Patch((), about)))
+    if components == "layer" and any(
+        s.layer is None and pair.delta(s).changed for s in sites if s.name in pair.comparable
+    ):
+        about = {"component": OUTSIDE, "position": "all"}
+        made.append(_Place(lambda site: site.layer is None, 0, Patch((), about)))
+    return made
+
+
+@contextlib.contextmanager
+def _restored(
+    model: nn.Module, pair: CheckpointPair, mask: Mask, direction: Direction
+) -> Iterator[None]:
+    """`model` with the source side's parameters wherever the mask says."""
+    if direction == "tuned->base":
+        tensors = edit(pair, mask=mask).tensors()
+    else:
+        tensors = {
+            site.name: delta.base
+            for site in pair.sites("all")
+            if mask(site) and (delta := pair.delta(site)).changed
+        }
+    with overlay(model, tensors, pair), torch.no_grad():
+        yield

@@ -1,0 +1,340 @@
+"""One model's activations put into another run, patch by patch: what every patching method shares.
+
+The destination is run once on each batch of prompts, the source once, and after every patch only
+what follows it is run again (`models.rerun`). All measures are teacher-forced on the answer and
+taken at the tokens that predict it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from workbench.errors import WorkbenchError
+from workbench.models import Layout, Site
+from workbench.models.rerun import Rerun
+from workbench.patching.patches import COLUMNS, Patch
+from workbench.stats import ratios
+from workbench.tasks.batching import Batch, Row, batch, in_batches, pad_id
+
+Values = dict[str, np.ndarray]  # metric -> (prompts,) or (patches, prompts)
+MEASURES = ("logit_difference", "log_probability", "score")
+
+
+class Side(NamedTuple):
+    """A model and the prompts it is run on, with their answers."""
+
+    model: Any
+    rows: Sequence[Row]
+
+
+class Sweep(NamedTuple):
+    """What every prompt scored. destination, source: metric -> (prompts,), the two plain runs.
+    patched: metric -> (patches, prompts). forwards: plain forward passes over all prompts that the
+    sweep has cost, the two plain runs included."""
+
+    destination: Values
+    source: Values
+    patched: Values
+    forwards: float
+
+
+def measured(logits: Tensor, inputs: Batch, reference: Tensor | None = None) -> dict[str, Tensor]:
+    """Measures of every patch and prompt, each (patches, batch), from logits (patches, batch,
+    answer, vocabulary) at the answer's predictors.
+
+    score: whether greedy decoding gives the whole answer. logit_difference: the answer's first
+    token less the best foil (NaN without foils). log_probability: nats, of the whole answer. With a
+    reference, logits (batch, answer, vocabulary) of another run: squared_error, summed over answer
+    tokens and vocabulary; kl, KL(reference || run) in nats, the mean over answer tokens; agreement,
+    whether every most likely token is the reference's.
+    """
+    answer, counted, foils = _targets(inputs)
+    scores = logits.float()
+    best = scores.argmax(-1)
+    log_p = scores.log_softmax(-1)
+    own = log_p.gather(-1, answer.expand(*log_p.shape[:-1])[..., None])[..., 0]
+    first = scores[:, :, 0]
+    right = first.gather(-1, answer[:, :1].expand(len(first), -1, 1))[..., 0]
+    wrong = first.gather(-1, foils.clamp(min=0).expand(len(first), -1, -1))
+    wrong = wrong.masked_fill(foils < 0, -torch.inf).amax(-1)
+    found = {
+        "score": ((best == answer) | ~counted).all(-1).float(),
+        "logit_difference": torch.where(wrong.isfinite(), right - wrong, torch.nan),
+        "log_probability": (own * counted).sum(-1),
+    }
+    if reference is not None:
+        goal = reference.float()
+        error = (scores - goal).square().sum(-1)
+        goal_log_p = goal.log_softmax(-1)
+        divergence = (goal_log_p.exp() * (goal_log_p - log_p)).sum(-1).clamp(min=0)
+        found |= {
+            "squared_error": (error * counted).sum(-1),
+            "kl": (divergence * counted).sum(-1) / counted.sum(-1),
+            "agreement": ((best == goal.argmax(-1)) | ~counted).all(-1).float(),
+        }
+    return found
+
+
+def _targets(inputs: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """answer (batch, a) padded with zeros, counted (batch, a) bool, foils (batch, f) padded with
+    -1."""
+    rows = inputs.rows
+    longest = max(len(row.answer) for row in rows)
+    most = max(1, *(len(row.foils) for row in rows))
+    answer = torch.zeros(len(rows), longest, dtype=torch.long)
+    counted = torch.zeros(len(rows), longest, dtype=torch.bool)
+    foils = torch.full((len(rows), most), -1)
+    for i, row in enumerate(rows):
+        answer[i, : len(row.answer)] = torch.tensor(row.answer)
+        counted[i, : len(row.answer)] = True
+        foils[i, : len(row.foils)] = torch.tensor(row.foils, dtype=torch.long)
+    where = inputs.ids.device
+    return answer.to(where), counted.to(where), foils.to(where)
+
+
+def sweep(
+    destination: Side,
+    source: Side,
+    patches: Sequence[Patch],
+    tokenizer: Any,
+    *,
+    shuffled: bool = False,
+    batch_size: int = 32,
+    device: str = "cpu",
+    label: str = "patches",
+) -> Sweep:
+    """Every patch of the source's activations into the destination's run of every prompt.
+
+    shuffled: take each prompt's activations from another prompt of its batch and length (the
+    control; NaN where there is none). batch_size: prompts, and rows where several patches of few
+    prompts share a forward pass. Raises where whole rows would be patched between prompts of
+    unequal length, and RuntimeError where a patch of a run's own values changed anything.
+    """
+    _require_aligned(destination.rows, source.rows, patches)
+    if any(patch.added for patch in patches):
+        _require_additive(Layout(destination.model))
+    size = len(destination.rows)
+    order = sorted(range(len(patches)), key=lambda i: _entry(patches[i]))
+    fill = pad_id(tokenizer)
+    kinds = {site.whole for patch in patches for site in patch.sites}
+    ours = {end for p in patches if p.added for s in p.sites for end in (s.whole, _sum(s).whole)}
+    made = Sweep({}, {}, {}, 0.0)
+    spent = 0.0
+    bar = tqdm(total=len(patches) * size, desc=label, disable=None, leave=False)
+
+    def run(places: list[int]) -> tuple[Rerun, Rerun, list[tuple[list[int], dict[str, Tensor]]]]:
+        there = Rerun(source.model, batch(source.rows, places, device, fill), kinds)
+        here = Rerun(destination.model, batch(destination.rows, places, device, fill), ours)
+        turn = shuffle(there.inputs) if shuffled else None
+        reference, found = there.logits[0], []
+        for chunk in _chunks(order, max(1, batch_size // len(places))):
+            values = [_values(there, here, patches[i], turn) for i in chunk]
+            logits = here.again(values)
+            scores = measured(logits, here.inputs, reference)
+            if turn is not None:
+                scores = {m: v.masked_fill(turn < 0, torch.nan) for m, v in scores.items()}
+            found.append((chunk, scores))
+        _require_null(here, patches, fill, device)
+        return there, here, found
+
+    with bar:
+        for places, (there, here, found) in in_batches(
+            [len(row.fed) for row in destination.rows], batch_size, run
+        ):
+            plain = measured(here.logits, here.inputs, there.logits[0])
+            ends = measured(there.logits, there.inputs, there.logits[0])
+            for values, scores in ((made.destination, plain), (made.source, ends)):
+                for metric, value in scores.items():
+                    kept = values.setdefault(metric, np.full(size, np.nan))
+                    kept[places] = value[0].cpu().numpy()
+            for chunk, scores in found:
+                for metric, value in scores.items():
+                    kept = made.patched.setdefault(metric, np.full((len(patches), size), np.nan))
+                    kept[np.ix_(chunk, places)] = value.cpu().numpy()
+            spent += (there.forwards + here.forwards) * len(places) / size
+            bar.update(len(places) * len(patches))
+    return made._replace(forwards=spent)
+
+
+def shuffle(inputs: Batch) -> Tensor:
+    """(batch,) for each row another row of its length, or -1 where there is none."""
+    turn = torch.full((len(inputs.rows),), -1)
+    lengths = [len(row.fed) for row in inputs.rows]
+    for length in set(lengths):
+        same = [i for i, own in enumerate(lengths) if own == length]
+        if len(same) > 1:
+            turn[same] = torch.tensor([*same[1:], same[0]])
+    return turn.to(inputs.ids.device)
+
+
+def summary(
+    made: Sweep,
+    patches: Sequence[Patch],
+    *,
+    zero: Values,
+    one: Values,
+    arm: str = "patch",
+    seed: int = 0,
+    measures: Sequence[str] = MEASURES,
+    restored: bool = False,
+) -> pd.DataFrame:
+    """Rows of every patch: each measure's mean (baseline: the destination's), `recovered:MEASURE`,
+    the ratio of sums (patched - zero) / (one - zero), and where `restored` krs, kl_krs and
+    agreement with the source; 95% bootstrap intervals over prompts, n.
+
+    zero, one: the plain runs that stand for 0 and 1.
+    """
+    columns = pd.DataFrame([patch.about for patch in patches])
+    columns = columns.reindex(columns=pd.Index(COLUMNS))
+    tables = []
+
+    def add(metric: str, tops: np.ndarray, bottoms: np.ndarray | None, baseline: float) -> None:
+        about = {"arm": arm, "metric": metric} | ratios(tops, bottoms, seed=seed)._asdict()
+        tables.append(columns.assign(**about, baseline=baseline))
+
+    for measure in measures:
+        values = made.patched[measure]
+        if np.isnan(made.destination[measure]).all():
+            continue
+        add(measure, values, None, float(np.nanmean(made.destination[measure])))
+        add(f"recovered:{measure}", values - zero[measure], one[measure] - zero[measure], 0.0)
+    if restored:
+        for name, error in (("krs", "squared_error"), ("kl_krs", "kl")):
+            before = made.destination[error]
+            add(name, before - made.patched[error], before, 0.0)
+        agreed = made.destination["agreement"]
+        add("agreement", made.patched["agreement"], None, float(np.nanmean(agreed)))
+    table = pd.concat(tables, ignore_index=True)
+    return table.astype({name: "Int64" for name in ("layer", "head", "neuron")})
+
+
+def plain(made: Sweep, *, seed: int = 0, measures: Sequence[str] = MEASURES) -> pd.DataFrame:
+    """Rows of the two runs without a patch, arm "destination" and "source"."""
+    rows = []
+    for arm, values in (("destination", made.destination), ("source", made.source)):
+        for measure in measures:
+            found = ratios(values[measure], seed=seed)
+            row = {name: part[0] for name, part in found._asdict().items()}
+            rows.append({"arm": arm, "metric": measure} | row)
+    return pd.DataFrame(rows)
+
+
+def random_site(table: pd.DataFrame, by: Sequence[str] = ("component", "position")) -> pd.DataFrame:
+    """Arm "random": what a site picked at random among those swept gives, with the interval of
+    middle 95% of them; n counts sites."""
+    rows = []
+    for key, own in table.groupby([*by, "metric"], dropna=False, sort=False):
+        values = own["value"].dropna().to_numpy(float)
+        if values.size < 2:
+            continue
+        low, high = np.quantile(values, [0.025, 0.975])
+        rows.append(
+            dict(zip([*by, "metric"], key, strict=True))
+            | {"arm": "random", "value": values.mean(), "low": low, "high": high, "n": values.size}
+        )
+    return pd.DataFrame(rows)
+
+
+def headline_metric(table: pd.DataFrame) -> str:
+    """The recovered measure to sort by: the logit difference, or without foils the answer's
+    log-probability."""
+    known = set(table["metric"])
+    names = [f"recovered:{m}" for m in ("logit_difference", "log_probability")]
+    return next(name for name in names if name in known)
+
+
+def strongest(table: pd.DataFrame, patches: Sequence[Patch], metric: str, most: int) -> list[int]:
+    """Numbers of the patches with the largest |value| of a metric, of each component."""
+    own = table[table["metric"] == metric].reset_index(drop=True)
+    sizes = own["value"].abs().to_numpy(float)
+    found: list[int] = []
+    for _, part in own.groupby("component", sort=False):
+        order = part.index[np.argsort(-sizes[part.index], kind="stable")]
+        found += [int(i) for i in order[:most] if np.isfinite(sizes[i])]
+    return found
+
+
+def meaningful(zero: Values, one: Values, what: str, seed: int = 0) -> list[str]:
+    """A note for each measure in which the two plain runs do not differ reliably: shares of that
+    difference say nothing then."""
+    notes = []
+    for measure in MEASURES:
+        gap = one[measure] - zero[measure]
+        if np.isnan(gap).all():
+            continue
+        found = ratios(gap, seed=seed)
+        if found.low[0] <= 0 <= found.high[0]:
+            notes.append(
+                f"{what} do not differ reliably in {measure} ({found.value[0]:.3g}, 95% "
+                f"{found.low[0]:.3g} to {found.high[0]:.3g}, n = {found.n[0]}): "
+                f"recovered:{measure} is not meaningful."
+            )
+    return notes
+
+
+def _values(there: Rerun, here: Rerun, patch: Patch, turn: Tensor | None) -> dict[Site, Tensor]:
+    """What the source has at the patch's sites, rows in their own order or turned."""
+
+    def own(value: Tensor) -> Tensor:
+        return value if turn is None else value[turn.clamp(min=0)]
+
+    if not patch.added:
+        return {site: own(there.read(site)) for site in patch.sites}
+    found: dict[Site, Tensor] = {}
+    for site in patch.sites:
+        whole = _sum(site)
+        so_far = found[whole] if whole in found else here.read(whole)
+        found[whole] = so_far + (own(there.added(site)) - here.added(site))
+    return found
+
+
+def _sum(site: Site) -> Site:
+    """Where what a head adds becomes part of the stream."""
+    return Site("attn_out", site.layer, position=site.position)
+
+
+def _chunks(order: Sequence[int], size: int) -> list[list[int]]:
+    return [list(order[i : i + size]) for i in range(0, len(order), size)]
+
+
+def _entry(patch: Patch) -> tuple[int, str]:
+    """Patches that enter the model at one place share a forward pass best."""
+    return min(site.layer for site in patch.sites), str(patch.sites[0].position)
+
+
+def _require_aligned(ours: Sequence[Row], theirs: Sequence[Row], patches: Sequence[Patch]) -> None:
+    whole = any(s.position is None or s.kind == "pattern" for p in patches for s in p.sites)
+    unequal = [a for a, b in zip(ours, theirs, strict=True) if len(a.fed) != len(b.fed)]
+    if whole and unequal:
+        raise WorkbenchError(
+            f"Prompt {unequal[0].name!r} and its partner have different lengths, so that not all "
+            "tokens can be patched; give places (-1, or a named one), or partners of one length."
+        )
+
+
+def _require_additive(layout: Layout) -> None:
+    names = layout.architecture
+    if names.attn_out != names.attention:
+        raise WorkbenchError(
+            "In this model a norm stands behind attention, so that no head adds to the stream by "
+            'itself; patch z instead of "head".'
+        )
+
+
+def _require_null(here: Rerun, patches: Sequence[Patch], fill: int, device: str) -> None:
+    """A patch of a run's own values must change nothing, bit for bit: one patch of each component,
+    on the batch's first prompt."""
+    first = batch(here.inputs.rows, [0], device, fill)
+    for patch in {patch.about["component"]: patch for patch in patches}.values():
+        kinds = {end for s in patch.sites for end in (s.whole, _sum(s).whole)}
+        own = Rerun(here.model, first, kinds)
+        same = own.again([_values(own, own, patch, None)], whole=True)
+        if not torch.equal(same, own.logits):
+            raise RuntimeError(f"A patch of {patch.sites[0]} with its own values changed the run.")
