@@ -8,7 +8,7 @@ import torch
 from tests.models.conftest import decoder
 from workbench.models import KINDS, Layout, Site, hooks
 from workbench.models.rerun import Rerun
-from workbench.models.sites import HEADED
+from workbench.models.sites import HEADED, Kind
 from workbench.tasks.batching import Batch, Row
 from workbench.tasks.batching import batch as batched
 
@@ -25,7 +25,7 @@ def inputs(seed: int = 0) -> Batch:
 
 def places(kind: str) -> list[Site]:
     """Sites of every kind: whole, one place, one head, one neuron."""
-    kinds = [k for k in KINDS if not (kind == "gpt_neox" and k == "resid_mid")]
+    kinds: list[Kind] = [k for k in KINDS if not (kind == "gpt_neox" and k == "resid_mid")]
     own = [Site(k, layer, position=p) for k in kinds for layer in (1, 2) for p in (None, "here")]
     own += [Site(k, 1, head=1, position="here") for k in kinds if k in HEADED]
     return [*own, Site("mlp_hidden", 1, position=-1, neuron=5), Site("mlp_hidden", 0, neuron=2)]

@@ -2,7 +2,10 @@
 within one model (clean and corrupt prompts) and across a pair (the same prompt)."""
 
 from workbench.patching.activation import activation
+from workbench.patching.circuit import circuit, circuits_of
 from workbench.patching.cross_model import cross_model
+from workbench.patching.mask import mask
+from workbench.patching.path import path
 from workbench.patching.restore import restore
 
-__all__ = ["activation", "cross_model", "restore"]
+__all__ = ["activation", "circuit", "circuits_of", "cross_model", "mask", "path", "restore"]

@@ -74,9 +74,7 @@ def activation(
     if unknown or not sides:
         raise WorkbenchError(f"Expected sides base, tuned or both, found {list(sides)}.")
     words = pair.base.tokenizer()
-    if corrupted is None:
-        corrupted = corrupt(prompts, seed, tokenizer=words)
-    clean, dirty = _aligned(rows(words, prompts, answers=True), words, prompts, corrupted)
+    clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
     tables, notes = [], []
     with pair.models(device, named_dtype(dtype)) as run:
         where = places.default_positions(clean) if positions == "named" else positions
@@ -134,23 +132,26 @@ def _one_side(
     return pd.concat(parts, ignore_index=True), notes
 
 
-def _aligned(
-    clean: list[Row], words: Any, prompts: PromptSet, corrupted: PromptSet
-) -> tuple[list[Row], list[Row]]:
-    """Rows of the prompts and of their partners; raises where they cannot be partners."""
+def partners(
+    words: Any, prompts: PromptSet, corrupted: PromptSet | None, seed: int
+) -> tuple[list[Row], list[Row], PromptSet]:
+    """Rows of the prompts and of their corrupt partners, and the partners; None makes them. Raises
+    where they cannot be partners."""
+    if corrupted is None:
+        corrupted = corrupt(prompts, seed, tokenizer=words)
     if len(prompts) != len(corrupted):
         raise WorkbenchError(
             f"Expected a corrupt partner for each of {len(prompts)} prompts, found "
             f"{len(corrupted)}; give one for each, in their order."
         )
-    dirty = rows(words, corrupted, answers=True)
+    clean, dirty = (rows(words, one, answers=True) for one in (prompts, corrupted))
     for one, other, prompt in zip(clean, dirty, prompts, strict=True):
         if one.answer != other.answer:
             raise WorkbenchError(
                 f"Prompt {prompt.id!r} and its corrupt partner have different targets; a patched "
                 "run is scored on the clean prompt's answer, so give the partner that one."
             )
-    return clean, dirty
+    return clean, dirty, corrupted
 
 
 def _tokens(clean: Sequence[Row], words: Any) -> list[str]:

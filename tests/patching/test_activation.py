@@ -1,0 +1,154 @@
+"""Clean and corrupt patching: the scale's ends, both directions, TransformerLens and nnsight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformer_lens import patching as their_patching
+
+import workbench as wb
+from tests.patching.conftest import boxes, model, paired, value
+from workbench.errors import WorkbenchError
+from workbench.models import Layout, Site, nnsight, transformer_lens
+from workbench.patching.activation import Direction
+from workbench.tasks import Prompt, PromptSet
+from workbench.tasks.batching import batch, rows
+
+
+@pytest.fixture
+def pair(tmp_path):
+    return paired(model(seed=0), model(seed=1), tmp_path)
+
+
+def test_the_scale_ends_at_the_two_runs(pair):
+    """All tokens at the embedding make the other run, nothing beyond the answer makes none."""
+    ends: dict[Direction, float] = {"denoising": 1.0, "noising": 0.0}
+    for direction, end in ends.items():
+        found = wb.patching.activation(
+            pair, boxes(), sites=["resid_pre"], positions="all", direction=direction
+        )
+        first = found.metric("recovered:logit_difference")
+        first = first[(first["arm"] == "patch") & (first["layer"] == 0)]
+        assert first["value"].to_numpy() == pytest.approx([end, end], abs=1e-5)
+        assert set(first["side"]) == {"base", "tuned"}
+    # In the last layer a token that is not the last cannot matter any more.
+    early = wb.patching.activation(pair, boxes(), sites=["2.resid_post@query box"])
+    assert (value(early, "recovered:logit_difference") == 0).all()
+
+
+def test_both_sides_are_their_own_models(pair, tmp_path):
+    """The tuned side of a pair is the base side of the pair turned round."""
+    turned = wb.load_pair(pair.tuned.folder, pair.base.folder)
+    one = wb.patching.activation(pair, boxes(), sites=["z"], positions=[-1])
+    other = wb.patching.activation(turned, boxes(), sites=["z"], positions=[-1])
+    ours, theirs = (value(one, "log_probability", side=s) for s in ("base", "tuned"))
+    assert torch.equal(ours, value(other, "log_probability", side="tuned"))
+    assert torch.equal(theirs, value(other, "log_probability", side="base"))
+    assert not torch.allclose(ours, theirs)
+
+
+def test_a_silent_component_carries_nothing(tmp_path):
+    base = model()
+    layout = Layout(base)
+    output: Any = layout.block(1).get_submodule(layout.architecture.o)
+    output.weight.zero_()
+    pair = paired(base, model(seed=1), tmp_path)
+    options = {"sites": ["z", "attn_out"], "positions": "all", "sides": ("base",)}
+    found = wb.patching.activation(pair, boxes(), **options)
+    effect = found.metric("recovered:log_probability")
+    effect = effect[effect["arm"] == "patch"].set_index("layer")["value"]
+    assert (effect[1] == 0).all()
+    assert (effect[0].abs() > 1e-4).all()
+
+
+def test_sweeps_agree_with_transformerlens_and_nnsight(pair):
+    """The same logit difference, patch by patch, as both libraries' own whole runs."""
+    prompts = boxes(4, order="object first")
+    words = pair.base.tokenizer()
+    dirty = wb.tasks.corrupt(prompts, 0, tokenizer=words)
+    found = wb.patching.activation(
+        pair, prompts, sites=["resid_pre"], positions="each", sides=("base",)
+    )
+    ours = value(found, "logit_difference").view(3, -1)
+    clean, corrupt = (
+        batch(rows(words, p, answers=True), range(4), "cpu", 0) for p in (prompts, dirty)
+    )
+    plain = pair.base.load()
+    lens = transformer_lens.bridge(plain, words)
+    _, cache = lens.run_with_cache(clean.ids, prepend_bos=False)
+
+    def difference(logits: torch.Tensor) -> torch.Tensor:
+        last = logits[:, -1].float()
+        right = torch.stack([last[i, row.answer[0]] for i, row in enumerate(clean.rows)])
+        wrong = torch.stack([last[i, list(row.foils)].max() for i, row in enumerate(clean.rows)])
+        return (right - wrong).mean()
+
+    theirs = their_patching.get_act_patch_resid_pre(lens, corrupt.ids, cache, difference)
+    torch.testing.assert_close(ours.float(), theirs.cpu(), atol=1e-4, rtol=1e-4)
+    sight, layout = nnsight.wrap(plain), Layout(plain)
+    site = Site("resid_pre", 1, position=5)
+    kept = nnsight.run(sight, clean.inputs, layout=layout, read=[site]).captured
+    traced = nnsight.run(sight, corrupt.inputs, layout=layout, write=kept, at=corrupt.index)
+    assert difference(traced.logits).item() == pytest.approx(ours[1, 5].item(), abs=1e-4)
+
+
+def test_batches_and_padding_do_not_matter(pair):
+    prompts = boxes(9, count=None)
+    found = [
+        wb.patching.activation(pair, prompts, sites=["resid_mid"], batch_size=size, controls=0)
+        for size in (1, 4, 64)
+    ]
+    first = value(found[0], "log_probability")
+    for other in found[1:]:
+        torch.testing.assert_close(value(other, "log_probability"), first, atol=1e-4, rtol=1e-4)
+
+
+def test_neurons_and_their_layer(pair):
+    """Every neuron of the MLP, each alone: none is the whole, one of them is what it is alone."""
+    options = {"positions": [-1], "sides": ("base",), "controls": 0}
+    each = wb.patching.activation(pair, boxes(), sites=["neuron"], **options)
+    assert len(value(each, "score")) == 3 * 48
+    one = wb.patching.activation(pair, boxes(), sites=["1.mlp_hidden.n7@-1"], **options)
+    rows_of = each.metric("log_probability")
+    same = rows_of[(rows_of["layer"] == 1) & (rows_of["neuron"] == 7)]["value"].item()
+    assert value(one, "log_probability").item() == pytest.approx(same, abs=1e-5)
+
+
+def test_shuffled_and_random_stand_beside(pair):
+    found = wb.patching.activation(pair, boxes(), sites=["z"], positions=[-1], controls=2)
+    arms = found.metric("recovered:logit_difference").groupby(["side", "arm"]).size()
+    assert arms["base", "shuffled"] == 2
+    assert arms["base", "random"] == 1
+    random = found.metric("recovered:logit_difference")
+    random = random[(random["side"] == "base") & (random["arm"] == "random")]["value"].item()
+    own = value(found, "recovered:logit_difference", side="base")
+    assert random == pytest.approx(float(own.mean()))
+
+
+def test_runs_that_hardly_differ_are_said_to(pair):
+    prompts = PromptSet(
+        "same", tuple(Prompt(str(i), f"the a{i} the", " the", (" a1",)) for i in range(4))
+    )
+    found = wb.patching.activation(pair, prompts, corrupted=prompts, positions=[-1])
+    assert np.isnan(value(found, "recovered:log_probability")).all()
+    assert any("not meaningful" in note for note in found.provenance.notes)
+
+
+def test_bad_partners_are_named(pair):
+    prompts = boxes(4)
+    fewer = PromptSet("few", prompts.prompts[:2])
+    with pytest.raises(WorkbenchError, match="partner for each of 4"):
+        wb.patching.activation(pair, prompts, corrupted=fewer)
+    turned = PromptSet("turned", prompts.prompts[::-1])
+    with pytest.raises(WorkbenchError, match="different targets"):
+        wb.patching.activation(pair, prompts, corrupted=turned)
+    with pytest.raises(WorkbenchError, match="denoising or noising"):
+        wb.patching.activation(pair, prompts, direction="sideways")  # pyright: ignore
+    with pytest.raises(WorkbenchError, match="sides"):
+        wb.patching.activation(pair, prompts, sides=("left",))
+    other = PromptSet("plain", (Prompt("a", "the apple", " ball"),))
+    with pytest.raises(WorkbenchError, match="question about one of several boxes"):
+        wb.patching.activation(pair, other)

@@ -1,0 +1,314 @@
+"""Is it the base's own circuit that the fine-tuned model uses, and does the circuit suffice?
+
+A circuit is a set of heads. Every other head is mean-ablated (its z replaced by the mean over other
+prompts at the same token), MLPs stay. With F the mean score and M the whole model,
+
+    faithfulness = F(C) / F(M)                         for accuracy, as in the paper
+    faithfulness = (F(C) - F(0)) / (F(M) - F(0))       for the logit difference, 0: all ablated
+    incompleteness = mean over parts K of C of |F(M without K) - F(C without K)|
+    minimality of a head = F(C) - F(C without it)
+
+(Wang et al. 2022, arXiv 2211.00593; Prakash et al. 2024, arXiv 2402.14811.) Circuits are found on
+one half of the prompts and judged on the other, beside random circuits of as many heads. It
+misleads where ablated heads take the MLPs off their usual inputs, and a circuit of nearly all heads
+is always faithful: read the random ones, and the size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from workbench.errors import WorkbenchError
+from workbench.loaders import CheckpointPair
+from workbench.models import Layout, Site
+from workbench.models.rerun import Rerun
+from workbench.models.sides import named_dtype
+from workbench.patching import sweep as shared
+from workbench.patching.activation import SIDES, partners
+from workbench.patching.discovery import GROUPS, Circuit, discover, heads
+from workbench.patching.path import Head
+from workbench.patching.sweep import Side
+from workbench.results import Result, describe
+from workbench.stats import ratios
+from workbench.tasks import PromptSet
+from workbench.tasks.batching import Row, batch, in_batches, pad_id
+
+KEY = "patching.circuit"
+MEASURES = ("score", "logit_difference")
+RANDOM = 10
+
+
+def circuit(
+    pair: CheckpointPair,
+    prompts: PromptSet,
+    *,
+    corrupted: PromptSet | None = None,
+    circuits: Mapping[str, Circuit] | None = None,
+    sides: Sequence[str] = SIDES,
+    most: int = 8,
+    random: int = RANDOM,
+    minimal: bool = True,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str | None = None,
+) -> Result:
+    """Find the circuit of each side, and judge every circuit in both sides.
+
+    prompts: boxes with answers; a random half finds the circuits, the other half judges them.
+    corrupted: as in `activation`. circuits: name -> group -> [(layer, head), ...], judged too, for
+    instance those of other members (`circuits_of`). sides: which are judged. most: heads a group
+    has at most. random: circuits of the same size. minimal: judge each head and group by leaving it
+    out. dtype: "float32" or "bfloat16"; None as stored.
+
+    Returns a Result with columns side (judged in), circuit (found in, "base" or "tuned", or its
+    name), group, layer, head, arm, metric. `effect` and `logit_change`: the path effects the
+    circuits were found by; `chosen`: its heads; `size`; `score` and `logit_difference` with their
+    `faithfulness:` (arms "patch" and "random", of size-matched ones), `incompleteness:`,
+    `minimality:` (per head); `shared`, `jaccard`: overlap of two circuits ("base & tuned"), its
+    baseline the mean of random ones of the two sizes. 95% intervals over prompts, or over the
+    circuits for arm "random". Raises WorkbenchError without prompts to split in two.
+    """
+    if len(prompts) < 8:
+        raise WorkbenchError(f"Expected at least 8 prompts, to split in two; found {len(prompts)}.")
+    words = pair.base.tokenizer()
+    clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
+    order = np.random.default_rng(seed).permutation(len(clean))
+    find, judge = order[: len(order) // 2].tolist(), order[len(order) // 2 :].tolist()
+    options: dict[str, Any] = {"batch_size": batch_size, "device": device}
+    known: dict[str, Circuit] = dict(circuits or {})
+    tables, notes = [], []
+    with pair.models(device, named_dtype(dtype)) as run:
+        models = {"base": run.base, "tuned": run.tuned}
+        total = run.layout.layers * run.layout.heads
+        for side in SIDES:
+            one, other = (Side(models[side], [rows[i] for i in find]) for rows in (clean, dirty))
+            own, table, cost = discover(one, other, words, most=most, seed=seed, **options)
+            known[side] = own
+            tables += [table.assign(side=side, circuit=side), _chosen(own, side)]
+            notes.append(f"{pair.name}: finding {side}'s circuit cost {cost:.1f} forward passes.")
+        for side in sides:
+            judged = _Judge.of(models[side], clean, find, judge, words, options)
+            for name, own in known.items():
+                table = _judged(judged, own, random, minimal, seed)
+                tables.append(table.assign(side=side, circuit=name))
+    tables.append(overlaps(known, total, seed))
+    table = pd.concat(tables, ignore_index=True)
+    table = table.astype({"layer": "Int64", "head": "Int64"})
+    table.insert(0, "member", pair.name)
+    parameters = {
+        "prompts": describe(prompts), "corrupted": describe(corrupted), "sides": list(sides),
+        "circuits": describe(circuits), "most": most, "random": random, "minimal": minimal,
+    }  # fmt: skip
+    about = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
+    provenance = pair.provenance(parameters=parameters, **about)
+    return Result(KEY, table, provenance.with_notes((*provenance.notes, *notes)))
+
+
+def circuits_of(result: Result) -> dict[str, dict[str, list[Head]]]:
+    """The circuits in a Result, by the model they were found in: "base", or the member's name."""
+    found: dict[str, dict[str, list[Head]]] = {}
+    rows = result.metric("chosen")
+    for (member, side), own in rows.groupby(["member", "circuit"], sort=False):
+        name = "base" if side == "base" else str(member)
+        if side in SIDES:
+            groups = found.setdefault(name, {group.name: [] for group in GROUPS})
+            for group, layer, head in own[["group", "layer", "head"]].drop_duplicates().to_numpy():
+                if (int(layer), int(head)) not in groups.setdefault(group, []):
+                    groups[group].append((int(layer), int(head)))
+    return found
+
+
+class _Judge(NamedTuple):
+    """One model whose heads can be ablated. means: per layer the mean z over the other half's
+    prompts, (1, token or 1, head, d_head)."""
+
+    model: Any
+    rows: Sequence[Row]
+    means: list[Tensor]
+    words: Any
+    options: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        clean: Sequence[Row],
+        find: Sequence[int],
+        judge: Sequence[int],
+        words: Any,
+        options: dict[str, Any],
+    ) -> _Judge:
+        """Means at each token where all prompts are of one length, else over all tokens."""
+        sources = [clean[i] for i in find]
+        aligned = len({len(row.fed) for row in clean}) == 1
+        sums: list[Tensor] = []
+        count = 0
+
+        def run(places: list[int]) -> list[Tensor]:
+            inputs = batch(sources, places, options["device"], pad_id(words))
+            layers = Layout(model).layers
+            seen = Rerun(model, inputs, [Site("z", layer) for layer in range(layers)])
+            keep = inputs.mask[:, :, None, None]
+            axes = (0,) if aligned else (0, 1)
+            return [
+                (seen.kept[Site("z", layer)].float() * keep).sum(axes, keepdim=True)
+                for layer in range(layers)
+            ]
+
+        for places, found in in_batches(
+            [len(row.fed) for row in sources], options["batch_size"], run
+        ):
+            sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
+            count += len(places) if aligned else sum(len(sources[i].fed) for i in places)
+        return cls(model, [clean[i] for i in judge], [s / count for s in sums], words, options)
+
+    @property
+    def every(self) -> list[Head]:
+        layout = Layout(self.model)
+        return [(layer, head) for layer in range(layout.layers) for head in range(layout.heads)]
+
+    def without(self, sets: Sequence[Sequence[Head]]) -> dict[str, np.ndarray]:
+        """metric -> (sets, prompts), with these heads mean-ablated."""
+        patches = [
+            {Site("z", layer, head): self.means[layer][:, :, head] for layer, head in own}
+            for own in sets
+        ]
+        found = {m: np.zeros((len(sets), len(self.rows))) for m in MEASURES}
+        many = self.options["batch_size"]
+
+        def run(places: list[int]) -> dict[str, Tensor]:
+            once = Rerun(
+                self.model, batch(self.rows, places, self.options["device"], pad_id(self.words))
+            )
+            step = max(1, many // len(places))
+            scores = []
+            for begin in range(0, len(patches), step):
+                some = patches[begin : begin + step]
+                logits = once.again(some) if all(some) else _each(once, some)
+                scores.append(shared.measured(logits, once.inputs))
+                bar.update(len(some) * len(places))
+            return {m: _joined([score[m] for score in scores]) for m in MEASURES}
+
+        total = len(sets) * len(self.rows)
+        with tqdm(total=total, desc="circuits", disable=None, leave=False) as bar:
+            lengths = [len(row.fed) for row in self.rows]
+            for places, scores in in_batches(lengths, many, run):
+                for metric, value in scores.items():
+                    found[metric][:, places] = value.cpu().numpy()
+        return found
+
+
+def _each(once: Rerun, patches: Sequence[Mapping[Site, Tensor]]) -> Tensor:
+    """Runs of which some ablate nothing: those are the plain run."""
+    return _joined([once.again([patch]) if patch else once.logits for patch in patches])
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts))
+
+
+def _judged(judge: _Judge, circuit: Circuit, random: int, minimal: bool, seed: int) -> pd.DataFrame:
+    """Faithfulness, incompleteness and minimality of one circuit in one model."""
+    own, every = heads(circuit), judge.every
+    draw = np.random.default_rng(seed)
+    others = [
+        [every[i] for i in sorted(draw.permutation(len(every))[: len(own)])] for _ in range(random)
+    ]
+    groups = {name: list(group) for name, group in circuit.items() if group} if minimal else {}
+    singles = own if minimal else []
+    parts = [*groups.values(), *([head] for head in singles)]
+
+    def outside(kept: Sequence[Head], less: Sequence[Head] = ()) -> list[Head]:
+        return [head for head in every if head not in kept or head in less]
+
+    sets = [[], every, outside(own), *(outside(kept) for kept in others)]
+    sets += [outside(own, less) for less in parts]  # the circuit without K
+    sets += parts  # the model without K
+    made = judge.without(sets)
+    tables = [pd.DataFrame([{"metric": "size", "value": float(len(own)), "n": len(every)}])]
+    for metric in MEASURES:
+        whole, none, kept = made[metric][0], made[metric][1], made[metric][2]
+        drawn = made[metric][3 : 3 + random]
+        less = made[metric][3 + random : 3 + random + len(parts)]
+        without = made[metric][3 + random + len(parts) :]
+        floor = np.zeros_like(none) if metric == "score" else none
+        kinds = {"circuit": kept, "model": whole, "all ablated": none}
+        for arm, values in kinds.items():
+            tables.append(_rows(values[None], None, metric, seed, arm, float(whole.mean())))
+        name = f"faithfulness:{metric}"
+        tables.append(_rows((kept - floor)[None], (whole - floor)[None], name, seed, "patch", 1.0))
+        if random:
+            found = ratios(drawn - floor, whole - floor, seed=seed).value
+            low, high = np.quantile(found, [0.025, 0.975])
+            row = {"value": found.mean(), "low": low, "high": high, "n": random, "baseline": 1.0}
+            tables.append(pd.DataFrame([row | {"arm": "random", "metric": name}]))
+        if parts:
+            gap = np.abs(without.mean(1) - less.mean(1))
+            about = {"arm": "patch", "metric": f"incompleteness:{metric}", "n": len(parts)}
+            row = about | {"value": gap.mean(), "low": gap.min(), "high": gap.max()}
+            tables.append(pd.DataFrame([row]))
+            lost = _rows(kept - less, None, f"minimality:{metric}", seed, "patch", 0.0)
+            names = [{"group": group} for group in groups]
+            names += [{"layer": layer, "head": head} for layer, head in singles]
+            tables.append(pd.concat([pd.DataFrame(names), lost], axis=1))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _rows(
+    tops: np.ndarray,
+    bottoms: np.ndarray | None,
+    metric: str,
+    seed: int,
+    arm: str,
+    baseline: float,
+) -> pd.DataFrame:
+    found = ratios(tops, bottoms, seed=seed)._asdict()
+    return pd.DataFrame({"arm": arm, "metric": metric, "baseline": baseline} | found)
+
+
+def _chosen(circuit: Circuit, side: str) -> pd.DataFrame:
+    rows = [
+        {"group": name, "layer": layer, "head": head, "metric": "chosen", "value": 1.0}
+        for name, own in circuit.items()
+        for layer, head in own
+    ]
+    columns = pd.Index(["group", "layer", "head", "metric", "value"])
+    return pd.DataFrame(rows, columns=columns).assign(side=side, circuit=side)
+
+
+def overlaps(circuits: Mapping[str, Circuit], total: int, seed: int = 0) -> pd.DataFrame:
+    """`shared` and `jaccard` of every two circuits, whole and group by group; baseline: the mean
+    over random circuits of the two sizes among `total` heads, low and high their middle 95%."""
+    rows = []
+    draw = np.random.default_rng(seed)
+    names = list(circuits)
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            a, b = circuits[first], circuits[second]
+            pairs = {None: (set(heads(a)), set(heads(b)))}
+            pairs |= {g: (set(a[g]), set(b.get(g, ()))) for g in a}
+            for group, (ours, theirs) in pairs.items():
+                if not ours and not theirs:
+                    continue
+                chance = draw.hypergeometric(len(ours), total - len(ours), len(theirs), size=2000)
+                for metric, value, null in (
+                    ("shared", len(ours & theirs), chance),
+                    ("jaccard", len(ours & theirs) / len(ours | theirs),
+                     chance / (len(ours) + len(theirs) - chance)),
+                ):  # fmt: skip
+                    low, high = np.quantile(null, [0.025, 0.975])
+                    rows.append({
+                        "circuit": f"{first} & {second}", "group": group, "metric": metric,
+                        "value": float(value), "n": len(ours | theirs),
+                        "baseline": float(null.mean()), "low": low, "high": high,
+                        "arm": "overlap",
+                    })  # fmt: skip
+    return pd.DataFrame(rows)

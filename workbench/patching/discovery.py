@@ -1,0 +1,106 @@
+"""Which heads make up the circuit of a boxes task? Path patching, group by group, backwards.
+
+After Prakash et al. 2024 (arXiv 2402.14811): value fetchers act on the logits at the last token;
+position transmitters on the fetchers' queries there; position detectors on the transmitters' values
+at the label that is asked for; structure readers on the detectors' values where that label was
+stated. Other circuits are other GROUPS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from workbench.models import Site
+from workbench.patching import sweep as shared
+from workbench.patching.patches import Position
+from workbench.patching.path import Head, Part, effects
+from workbench.patching.sweep import Side
+
+Circuit = Mapping[str, Sequence[Head]]  # group -> heads
+
+
+@dataclass(frozen=True)
+class Group:
+    """Heads found by what they do to `receivers`: the logits, or the `part` of an earlier group."""
+
+    name: str
+    receivers: str
+    part: Part = "v"
+    position: Position = -1
+
+
+GROUPS = (
+    Group("value fetcher", "logits"),
+    Group("position transmitter", "value fetcher", "q"),
+    Group("position detector", "position transmitter", "v", "query box"),
+    Group("structure reader", "position detector", "v", "correct label"),
+)
+
+
+def discover(
+    clean: Side,
+    dirty: Side,
+    words: Any,
+    *,
+    groups: Sequence[Group] = GROUPS,
+    most: int = 8,
+    least: float = 0.02,
+    seed: int = 0,
+    **options: Any,
+) -> tuple[dict[str, list[Head]], pd.DataFrame, float]:
+    """One model's circuit, the path effects it was chosen by (columns as in `path`, and group), and
+    the cost in plain forward passes.
+
+    A head belongs to a group where patching it lowers the logit difference by at least `least` of
+    the clean mean, its 95% interval lies below 0, and it is among the `most` strongest. (The mean
+    relative change of the probability, which the paper sorts by, is carried by the few prompts the
+    model is least sure of.) options: batch_size, device. A group whose receivers were not found is
+    empty, and so are those behind it.
+    """
+    plain = shared.sweep(clean, dirty, [], words, **options)
+    scale = float(np.nanmean(plain.destination["logit_difference"]))
+    circuit: dict[str, list[Head]] = {}
+    tables, cost = [], plain.forwards
+    for group in groups:
+        receivers: Any = circuit.get(group.receivers, group.receivers)
+        circuit[group.name] = []
+        # Nothing found, or nothing before it in the model.
+        if not receivers or (receivers != "logits" and max(receivers)[0] == 0):
+            continue
+        table, forwards = effects(
+            *(clean, dirty, words),
+            receivers=receivers,
+            part=group.part,
+            position=group.position,
+            shuffled=False,
+            seed=seed,
+            **options,
+        )
+        cost += forwards
+        tables.append(table.assign(group=group.name))
+        own = table[(table["metric"] == "logit_change") & (table["arm"] == "patch")]
+        strong = own[(own["value"] <= -least * abs(scale)) & (own["high"] < 0)]
+        for row in strong.sort_values("value").head(most).itertuples():
+            circuit[group.name].append((int(row.layer), int(row.head)))  # pyright: ignore
+    return circuit, pd.concat(tables, ignore_index=True), cost
+
+
+def heads(circuit: Circuit) -> list[Head]:
+    """Every head of a circuit once, in the order of the model."""
+    return sorted({head for own in circuit.values() for head in own})
+
+
+def sites(circuit: Circuit, groups: Sequence[Group] = GROUPS) -> dict[str, list[Site]]:
+    """Its groups as sites at their own positions, for `cross_model(groups=...)`; empty ones are
+    left out."""
+    at = {group.name: group.position for group in groups}
+    return {
+        name: [Site("z", layer, head, at.get(name)) for layer, head in own]
+        for name, own in circuit.items()
+        if own
+    }

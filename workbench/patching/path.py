@@ -1,0 +1,244 @@
+"""Path patching: which heads act on the answer directly, or through other heads' queries, keys or
+values?
+
+1. Run clean and corrupt prompts, keeping every head's z.
+2. Per sender head: the clean run with that head's z from the corrupt run and every later head
+   frozen to its clean z, while the MLPs react; keep what the receivers then get.
+3. The clean run again with only the receivers' vectors from step 2. Where the logits receive, step
+   2 is the run itself.
+
+    effect = mean((p_patched - p_clean) / p_clean),   p: probability of the right answer
+
+(Wang et al. 2022, arXiv 2211.00593; Goldowsky-Dill et al. 2023, arXiv 2304.05969; the score as in
+Prakash et al. 2024, arXiv 2402.14811). A negative effect says that the head supports the answer.
+With all later heads frozen nothing moves between tokens, so one position serves sender and
+receivers. It misleads where p_clean is near 0 (see the change of the logit difference beside it)
+and where the corrupt prompts change more than one thing at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from workbench.errors import WorkbenchError
+from workbench.loaders import CheckpointPair
+from workbench.models import Layout, Site
+from workbench.models.rerun import Rerun
+from workbench.models.sides import named_dtype
+from workbench.patching import sweep as shared
+from workbench.patching.activation import SIDES, partners
+from workbench.patching.patches import Position
+from workbench.patching.sweep import Side
+from workbench.results import Result, describe
+from workbench.stats import ratios
+from workbench.tasks import PromptSet
+from workbench.tasks.batching import batch, in_batches, pad_id
+
+Head = tuple[int, int]  # layer, head
+Part = Literal["q", "k", "v"]
+KEY = "patching.path"
+
+
+def path(
+    pair: CheckpointPair,
+    prompts: PromptSet,
+    *,
+    corrupted: PromptSet | None = None,
+    receivers: Sequence[Head] | Literal["logits"] = "logits",
+    part: Part = "v",
+    position: Position = -1,
+    senders: Sequence[Head] | None = None,
+    sides: Sequence[str] = SIDES,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str | None = None,
+) -> Result:
+    """The effect of every sender head on the answer, through these receivers alone.
+
+    prompts, corrupted, sides, dtype: as in `activation`. receivers: "logits", or (layer, query
+    head) pairs whose `part` receives (a key-value head, for k and v, where several queries share
+    one). position: of sender and receivers, None for every token. senders: None for every head
+    before the last receiver.
+
+    Returns a Result with columns side, layer, head, position, arm, metric. Arm "patch": `effect`
+    (mean relative change of the answer's probability) and `logit_change` (of the logit difference);
+    "shuffled": with the z of another prompt's corrupt run; "random": what a random sender gives.
+    95% intervals over prompts, n. The cost in forward passes is in the notes.
+    Raises WorkbenchError for heads a model does not have.
+    """
+    words = pair.base.tokenizer()
+    clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
+    tables, notes = [], []
+    with pair.models(device, named_dtype(dtype)) as run:
+        for side in sides:
+            model = run.base if side == "base" else run.tuned
+            table, forwards = effects(
+                *(Side(model, clean), Side(model, dirty), words),
+                receivers=receivers,
+                part=part,
+                position=position,
+                senders=senders,
+                batch_size=batch_size,
+                seed=seed,
+                device=device,
+            )
+            tables.append(table.assign(side=side))
+            notes.append(f"{pair.name}, {side}: cost {forwards:.1f} plain forward passes.")
+    table = pd.concat(tables, ignore_index=True)
+    table.insert(0, "member", pair.name)
+    parameters = {
+        "prompts": describe(prompts), "corrupted": describe(corrupted), "part": part,
+        "receivers": describe(receivers), "position": position, "senders": describe(senders),
+        "sides": list(sides),
+    }  # fmt: skip
+    known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
+    provenance = pair.provenance(parameters=parameters, **known)
+    return Result(KEY, table, provenance.with_notes((*provenance.notes, *notes)))
+
+
+def effects(
+    clean: Side,
+    dirty: Side,
+    words: Any,
+    *,
+    receivers: Sequence[Head] | Literal["logits"] = "logits",
+    part: Part = "v",
+    position: Position = -1,
+    senders: Sequence[Head] | None = None,
+    shuffled: bool = True,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str = "cpu",
+) -> tuple[pd.DataFrame, float]:
+    """The table of one model, and its cost in plain forward passes over all prompts."""
+    layout = Layout(clean.model)
+    into = _received(layout, receivers, part, position)
+    senders = list(senders or _before(layout, into))
+    if not senders:
+        raise WorkbenchError("No head lies before these receivers; choose receivers further up.")
+    size, fill = len(clean.rows), pad_id(words)
+    kinds = {Site("z", layer) for layer in range(layout.layers)}
+    found = {
+        (arm, metric): np.full((len(senders), size), np.nan)
+        for arm in ("patch", "shuffled")
+        for metric in ("effect", "logit_change")
+    }
+    spent = 0.0
+    arms = {"patch": False} | ({"shuffled": True} if shuffled else {})
+    total = len(senders) * size * len(arms)
+    bar = tqdm(total=total, desc="path patching", disable=None, leave=False)
+
+    def run(places: list[int]) -> tuple[float, dict[str, dict[str, Tensor]]]:
+        own = Rerun(clean.model, batch(clean.rows, places, device, fill), kinds)
+        other = Rerun(dirty.model, batch(dirty.rows, places, device, fill), kinds)
+        before = shared.measured(own.logits, own.inputs)
+        scores = {}
+        for arm, turned in arms.items():
+            turn = shared.shuffle(other.inputs) if turned else None
+            after = [
+                _patched(own, other, senders[i : i + many], into, position, turn)
+                for many in [max(1, batch_size // len(places))]
+                for i in range(0, len(senders), many)
+            ]
+            scores[arm] = _changes(before, after, own, turn)
+        return own.forwards + other.forwards, scores
+
+    with bar:
+        for places, (forwards, scores) in in_batches(
+            [len(row.fed) for row in clean.rows], batch_size, run
+        ):
+            spent += forwards * len(places) / size
+            for arm, changes in scores.items():
+                for metric, value in changes.items():
+                    found[arm, metric][:, places] = value.cpu().numpy()
+            bar.update(len(places) * len(senders) * len(arms))
+    return _table(found, senders, position, seed, arms), spent
+
+
+def _patched(
+    own: Rerun,
+    other: Rerun,
+    senders: Sequence[Head],
+    into: Sequence[Site],
+    position: Position,
+    turn: Tensor | None,
+) -> Tensor:
+    """Logits (senders, batch, answer, vocabulary) of step 3, or of step 2 for the logits."""
+    patches = []
+    for layer, head in senders:
+        site = Site("z", layer, head, position)
+        value = other.read(site)
+        later = range(layer + 1, own.layout.layers)
+        frozen = [Site("z", one, position=position) for one in later]
+        patch = {site: value if turn is None else value[turn.clamp(min=0)]}
+        patches.append(patch | {one: own.read(one) for one in frozen})
+    # Receivers that no sender of these comes before are as they were.
+    reached = [site for site in into if site.layer > min(senders)[0]]
+    logits, seen = own.observed(patches, reached)
+    if not into:
+        return logits
+    return own.again([{site: seen[site][i] for site in reached} for i in range(len(senders))])
+
+
+def _changes(
+    before: dict[str, Tensor], after: Sequence[Tensor], own: Rerun, turn: Tensor | None
+) -> dict[str, Tensor]:
+    """metric -> (senders, batch)."""
+    scores = [shared.measured(logits, own.inputs) for logits in after]
+    gain, logit = (
+        [score[m] - before[m] for score in scores] for m in ("log_probability", "logit_difference")
+    )
+    found = {"effect": torch.cat(gain).expm1(), "logit_change": torch.cat(logit)}
+    if turn is None:
+        return found
+    return {metric: value.masked_fill(turn < 0, torch.nan) for metric, value in found.items()}
+
+
+def _table(
+    found: dict[tuple[str, str], np.ndarray],
+    senders: Sequence[Head],
+    position: Position,
+    seed: int,
+    arms: Sequence[str] | dict[str, bool],
+) -> pd.DataFrame:
+    columns = pd.DataFrame(senders, columns=pd.Index(["layer", "head"])).astype("Int64")
+    columns["position"] = "all" if position is None else str(position)
+    tables = [
+        columns.assign(arm=arm, metric=metric, baseline=0.0, **ratios(value, seed=seed)._asdict())
+        for (arm, metric), value in found.items()
+        if arm in arms and not np.isnan(value).all()
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    random = shared.random_site(table[table["arm"] == "patch"], by=("position",))
+    return pd.concat([table, random], ignore_index=True)
+
+
+def _received(
+    layout: Layout, receivers: Sequence[Head] | str, part: Part, position: Position
+) -> list[Site]:
+    """The sites that receive; none where the logits do."""
+    if isinstance(receivers, str):
+        if receivers != "logits":
+            raise WorkbenchError(f'Expected receivers "logits" or heads, found {receivers!r}.')
+        return []
+    if part not in ("q", "k", "v"):
+        raise WorkbenchError(f"Expected part q, k or v of the receivers, found {part!r}.")
+    if not receivers:
+        raise WorkbenchError('Expected receiver heads (layer, head), or "logits"; found none.')
+    shares = 1 if part == "q" else layout.heads // layout.kv_heads
+    sites = [Site(part, layer, head // shares, position) for layer, head in receivers]
+    return [layout.check(site) for site in dict.fromkeys(sites)]
+
+
+def _before(layout: Layout, into: Sequence[Site]) -> list[Head]:
+    """Every head whose output a receiver can still read."""
+    end = max([site.layer for site in into], default=layout.layers)
+    return [(layer, head) for layer in range(end) for head in range(layout.heads)]
