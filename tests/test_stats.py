@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from workbench.stats import auc, nearest_pairs
+from workbench.stats import auc, nearest_pairs, ratios, spearman
 
 values = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=12)
 
@@ -63,3 +63,35 @@ def test_matching_removes_what_the_covariate_explains():
     larger = (long + noise[0])[ours] > (short + noise[1])[theirs]
     assert 0.35 < larger.mean() < 0.65
     assert len(ours) > 50
+
+
+def test_spearman_by_hand():
+    up = np.array([1.0, 2.0, 3.0, 4.0])
+    assert spearman(up, np.exp(up)).value == pytest.approx(1)
+    assert spearman(up, -up).value == pytest.approx(-1)
+    assert spearman(up, np.array([1.0, 3.0, 2.0, 4.0])).value == pytest.approx(0.8)
+    assert np.isnan(spearman(up, np.ones(4)).value)
+    assert np.isnan(spearman(up[:2], up[:2]).value)
+
+
+def test_ratios_by_hand_and_undefined():
+    """Ratios of sums; a vanishing bottom is NaN, never infinite; NaN items leave their ratio."""
+    tops = np.array([[1.0, 3.0], [2.0, np.nan], [0.0, 0.0]])
+    found = ratios(tops, np.array([2.0, 6.0]))
+    assert found.value == pytest.approx([0.5, 1.0, 0.0])
+    assert found.n.tolist() == [2, 1, 2]
+    assert found.low == pytest.approx([0.5, 1.0, 0.0])
+    assert np.isnan(ratios(tops, np.array([1.0, -1.0])).value[0])
+    assert np.isnan(ratios([1.0, 2.0], [0.0, 0.0])).tolist()[:3] == [[True]] * 3
+    means = ratios(tops[:1])
+    assert means.value == pytest.approx([2.0])
+    assert means.low[0] == 1
+    assert means.high[0] == 3
+
+
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=12), st.integers(0, 3))
+def test_a_ratio_of_ones_is_the_mean(values, seed):
+    found = ratios(values, np.ones(len(values)), seed=seed)
+    assert found.value[0] == pytest.approx(np.mean(values), abs=1e-9)
+    assert found.low[0] <= found.value[0] + 1e-9
+    assert found.high[0] >= found.value[0] - 1e-9

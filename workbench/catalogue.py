@@ -6,6 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from workbench.forgetting import retention
+from workbench.patching import (
+    activation,
+    attribution,
+    circuit,
+    cross_model,
+    groups,
+    lens,
+    mask,
+    patterns,
+    restore,
+)
 from workbench.results import Result
 from workbench.spectral import delta_spectrum, intruders, scale_intruders, similarity
 from workbench.tuco import contribution, scaling
@@ -15,7 +26,7 @@ from workbench.tuco import contribution, scaling
 class Analysis:
     """key: as in Result.analysis. needs: "weights", and where the model is run, "task" (a prompt
     set) or "texts" (pre-training-like text); "groups" takes prompt sets by name, "prompts" the
-    task."""
+    task; "partners" corrupt partners of the task's prompts, "pairs" counterfactual pairs."""
 
     key: str
     question: str
@@ -65,5 +76,59 @@ ANALYSES = (
         "What does more, or less, of the fine-tuning do?",
         ("weights", "task", "texts", "prompts"),
         scaling,
+    ),
+    Analysis(
+        "patching.cross_model",
+        "Where does the tuned behaviour live, seen in the base?",
+        ("weights", "task", "prompts"),
+        cross_model,
+    ),
+    Analysis(
+        "patching.restore",
+        "Which parameters carry it?",
+        ("weights", "task", "prompts"),
+        restore,
+    ),
+    Analysis(
+        "patching.lens",
+        "At which layer does each side come to its answer?",
+        ("weights", "task", "prompts"),
+        lens,
+    ),
+    Analysis(
+        "patching.patterns",
+        "Which heads look elsewhere?",
+        ("weights", "task", "prompts"),
+        patterns,
+    ),
+    Analysis(
+        "patching.activation",
+        "Which places does each side's answer hang on?",
+        ("weights", "task", "prompts", "partners"),
+        activation,
+    ),
+    Analysis(
+        "patching.attribution",
+        "Which places would matter if patched, by the gradient?",
+        ("weights", "task", "prompts", "partners"),
+        attribution,
+    ),
+    Analysis(
+        "patching.circuit",
+        "Is it the base's own circuit?",
+        ("weights", "task", "prompts", "partners"),
+        circuit,
+    ),
+    Analysis(
+        "patching.groups",
+        "Which of the circuit's groups carries the gain?",
+        ("weights", "task", "prompts", "partners"),
+        groups,
+    ),
+    Analysis(
+        "patching.mask",
+        "Which heads carry an object, a label or a position?",
+        ("weights", "pairs"),
+        mask,
     ),
 )

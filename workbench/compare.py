@@ -18,6 +18,7 @@ from workbench.loaders import Family
 from workbench.reports import report
 from workbench.results import Result
 from workbench.tasks import PromptSet
+from workbench.tasks.desiderata import Counterfactuals
 
 # For `plan`: forward passes over every prompt and text, of about so many tokens each.
 PASSES = {
@@ -25,6 +26,15 @@ PASSES = {
     "spectral.scale": 50,
     "tuco.contribution": 3,
     "tuco.scaling": 16,
+    "patching.cross_model": 60,
+    "patching.restore": 25,
+    "patching.activation": 60,
+    "patching.circuit": 80,
+    "patching.lens": 3,
+    "patching.patterns": 2,
+    "patching.attribution": 30,
+    "patching.groups": 30,
+    "patching.mask": 20,
 }
 TOKENS = 100
 
@@ -36,7 +46,10 @@ class Study:
     pre-training-like text; None takes samples of the base. steps: checkpoints along a training
     run. groups: prompts to be told apart by TuCo, the fine-tuning-like ones first; None takes
     task and prompts. dtype: of every run of a model; decompositions are float32. options: analysis
-    key -> arguments other than the defaults. only: keys of the analyses to run; none for all."""
+    key -> arguments other than the defaults. only: keys of the analyses to run; None for all.
+    corrupted: a corrupt partner of each prompt of the task, for patching within one model. pairs:
+    counterfactual pairs, for masks. also: further studies of the same base by name, reported with
+    this one: other members, another behaviour."""
 
     family: Family
     task: PromptSet | None = None
@@ -48,22 +61,42 @@ class Study:
     dtype: str = "float32"
     seed: int = 0
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
-    only: tuple[str, ...] = ()
+    only: tuple[str, ...] | None = None
+    corrupted: PromptSet | None = None
+    pairs: Counterfactuals | None = None
+    also: Mapping[str, Study] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = [a.key for a in ANALYSES]
-        unknown = [key for key in self.only if key not in known]
+        unknown = [key for key in self.only or () if key not in known]
         if unknown:
             raise WorkbenchError(f"Unknown analysis {unknown[0]!r}; there are {', '.join(known)}.")
 
     @property
     def analyses(self) -> list[Analysis]:
         """The catalogue, or `only` these of it, less what this study has no data for."""
-        found = [a for a in ANALYSES if not self.only or a.key in self.only]
-        found = [a for a in found if self.task is not None or "task" not in a.needs]
-        if not found:
-            raise WorkbenchError(f"{', '.join(self.only)} needs prompts of the task; give --task.")
+        here = {"task": self.task, "partners": self.corrupted, "pairs": self.pairs}
+        missing = {need for need, given in here.items() if given is None}
+        found = [a for a in ANALYSES if self.only is None or a.key in self.only]
+        return [a for a in found if not missing & set(a.needs)]
+
+    def narrowed(self, only: Sequence[str]) -> Study:
+        """This study and those beside it with these of their analyses alone; all where none is
+        named. Raises WorkbenchError where a name is unknown, or there is no data for any."""
+        if not only:
+            return self
+        found = self._narrowed(only)
+        if not any(study.analyses for study in (found, *found.also.values())):
+            raise WorkbenchError(
+                f"There is no data for {', '.join(only)}; give prompts of the task (--task)."
+            )
         return found
+
+    def _narrowed(self, only: Sequence[str]) -> Study:
+        replace(self, only=tuple(only))  # an unknown name is told in any case
+        kept = tuple(key for key in only if self.only is None or key in self.only)
+        also = {name: study._narrowed(only) for name, study in self.also.items()}
+        return replace(self, only=kept, also=also)
 
     def arguments(self, analysis: Analysis) -> dict[str, Any]:
         """What one analysis is called with."""
@@ -80,6 +113,10 @@ class Study:
             found["prompts"] = dict(self.groups or sets)
         if "prompts" in analysis.needs:
             found["prompts"] = found.pop("task")
+        if "partners" in analysis.needs:
+            found["corrupted"] = self.corrupted
+        if "pairs" in analysis.needs:
+            found |= {"pairs": self.pairs, "seed": self.seed, "dtype": self.dtype}
         if analysis.key == "forgetting.retention":
             found["prompts"] = [*([self.task] if self.task else []), *self.prompts]
             found["task"] = self.task.name if self.task else None
@@ -89,7 +126,12 @@ class Study:
 def plan(study: Study) -> pd.DataFrame:
     """What will run: per member and analysis the matrices, the peak of memory in MiB, whether the
     model is run, and minutes on this machine, to a factor of about three. Reads headers only."""
-    svd, matmul = _speeds()
+    tables = [_plan(one, *_speeds()) for one in (study, *study.also.values())]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _plan(study: Study, svd: float, matmul: float) -> pd.DataFrame:
+    """`plan` of one study. svd, matmul: as `_speeds` gives them."""
     texts = len(study.texts or ()) or 64
     sets = [*([study.task] if study.task else []), *study.prompts]
     prompts = sum(len(one) for one in sets)
@@ -100,7 +142,7 @@ def plan(study: Study) -> pd.DataFrame:
         weights = sum(math.prod(i.shape) for i in info.values())
         cubic = sum(math.prod(shape) * min(shape) for shape in shapes)
         for analysis in study.analyses:
-            runs = bool({"texts", "task"} & set(analysis.needs))
+            runs = bool({"texts", "task", "pairs"} & set(analysis.needs))
             # A decomposition holds W, U, V and the tuned matrix; a run one model in float32 and
             # about as much again for activations and the edited copies.
             largest = max(map(math.prod, shapes), default=0)
@@ -139,10 +181,16 @@ def compare(study: Study, out: str | Path, *, title: str | None = None) -> Path:
     nothing, an interrupted one goes on. Returns the report's path.
     """
     out = Path(out)
-    preflight = preflights(study.family)
+    families = (study.family, *(other.family for other in study.also.values()))
+    preflight = pd.concat([preflights(family) for family in families], ignore_index=True)
     results = [
         _over(study.family, analysis, study, out, analysis.key) for analysis in study.analyses
     ]
+    for name, other in study.also.items():
+        results += [
+            _over(other.family, analysis, other, out, f"{analysis.key}.{name}")
+            for analysis in other.analyses
+        ]
     if study.steps is not None:
         wanted = ("spectral.intruders", "forgetting.retention")
         # Along a run only the fine-tuned task's score is drawn.

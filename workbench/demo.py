@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from workbench import cache, lab, tasks
+from workbench.catalogue import ANALYSES
 from workbench.compare import Study
 from workbench.errors import WorkbenchError
 from workbench.lab import shipped
+from workbench.lab.shipped import UNLEARNING
 from workbench.loaders import Checkpoint, load_family
 from workbench.loaders.pair import Reference
 from workbench.tasks.prompts import PromptSet
@@ -33,6 +35,8 @@ QUICK: dict[str, dict[str, Any]] = {
     },
     "tuco.scaling": {"alphas": (0.0, 0.9, 1.0, 1.1), "texts": None},
 }
+# What is asked of members that learned boxes.
+PATCHED = tuple(a.key for a in ANALYSES if a.key.startswith("patching"))
 SMOLLM2_MEMBERS = {
     "lora-r1": lab.Recipe.lora(rank=1, alpha_lr=8e-3, task=BOXES, steps=SMOLLM2_STEPS),
     "lora-r16": lab.Recipe.lora(rank=16, alpha_lr=8e-3, task=BOXES, steps=SMOLLM2_STEPS),
@@ -43,9 +47,10 @@ SMOLLM2_MEMBERS = {
 def shipped_study(
     folder: Path = FAMILY, *, quick: bool = False, device: str = "cpu", dtype: str = "float32"
 ) -> Study:
-    """The family under data/family: every member, and one member's checkpoints as steps.
+    """The family under data/family: the members of its main task and one member's checkpoints as
+    steps; beside them the members that learned boxes, and the one that unlearned some facts.
 
-    quick: fewer prompts and a coarser lambda grid, for a run of about a minute.
+    quick: fewer prompts and coarser grids, and one seed per recipe, for a run of about a minute.
     Raises WorkbenchError where the family is not there.
     """
     if not (folder / "manifest.json").exists():
@@ -54,15 +59,15 @@ def shipped_study(
             "make it with `workbench lab build`."
         )
     recipes = json.loads((folder / "manifest.json").read_text())["members"]
-    members: dict[str, Reference] = {
-        name: folder / name for name in sorted(recipes, key=lambda name: _order(recipes[name]))
-    }
+    members = _of(folder, recipes, shipped.TASK, quick)
     base, n = folder / "base", 50 if quick else 400
-    sets = {
-        name: getattr(tasks, name)(n, seed=1, split="test")
-        for name in (shipped.TASK, *shipped.MIXTURE)
-    }
+    sets = {name: shipped.held_out(name, n) for name in (shipped.TASK, *shipped.MIXTURE)}
     task = sets.pop(shipped.TASK)
+    run: dict[str, Any] = {"device": device, "dtype": dtype}
+    also = {
+        "boxes": _boxes_study(base, _of(folder, recipes, "boxes", quick), quick, run),
+        "unlearned": _unlearned_study(base, _of(folder, recipes, UNLEARNING, quick), quick, run),
+    }
     return Study(
         load_family(base, members),
         task=task,
@@ -70,10 +75,63 @@ def shipped_study(
         texts=shipped.mixture(n, seed=1, split="test").texts,
         steps=_steps(base, folder, list(members)),
         groups=groups(task, list(sets.values()), n=25 if quick else 100),
-        device=device,
-        dtype=dtype,
-        options=QUICK if quick else {},
+        options=QUICK if quick else {"patching.cross_model": {"direction": "both"}},
+        only=tuple(a.key for a in ANALYSES if a.key not in PATCHED) if quick else None,
+        also=also,
+        **run,
     )
+
+
+def _boxes_study(
+    base: Path, members: Mapping[str, Reference], quick: bool, run: dict[str, Any]
+) -> Study:
+    """Seven boxes, the object said first, as in arXiv 2402.14811."""
+    prompts = tasks.boxes(24 if quick else 200, seed=1, split="test", count=7, order="object first")
+    if quick:
+        members = {name: members[name] for name in list(members)[-2:]}
+    fewer = {
+        "patching.activation": {"sites": ("resid_pre",), "controls": 3},
+        "patching.circuit": {"minimal": False},
+    }
+    whole = {
+        "patching.activation": {"sites": ("resid_pre", "z")},
+        "patching.cross_model": {"direction": "both"},
+    }
+    return Study(
+        load_family(base, dict(members)),
+        task=prompts,
+        corrupted=tasks.corrupt(prompts),
+        pairs=None if quick else tasks.desiderata("box label", 200, seed=1, split="test"),
+        options=fewer if quick else whole,
+        only=PATCHED,
+        **run,
+    )
+
+
+def _unlearned_study(
+    base: Path, members: Mapping[str, Reference], quick: bool, run: dict[str, Any]
+) -> Study:
+    """Knowledge recovered by activations and by parameters, arXiv 2410.06606: one layer at a time
+    in a model of six, two tokens of what the base says."""
+    shared = {"direction": "base->tuned", "answer": "base", "answer_tokens": 2}
+    return Study(
+        load_family(base, dict(members)),
+        task=shipped.held_out(UNLEARNING, 24 if quick else 100),
+        only=("patching.cross_model", "patching.restore"),
+        options={
+            "patching.cross_model": shared
+            | {"sites": ("mlp_hidden", "attn_out", "mlp_hidden+attn_out")},
+            "patching.restore": shared | {"components": ("mlp.down_proj",)},
+        },
+        **run,
+    )
+
+
+def _of(folder: Path, recipes: Mapping[str, Any], task: str, quick: bool) -> dict[str, Reference]:
+    """The members of one task, LoRA by rising rank before full ones; quick: the first seeds."""
+    chosen = [name for name, about in recipes.items() if about["recipe"]["task"] == task]
+    chosen = [name for name in chosen if not (quick and recipes[name]["seed"])]
+    return {name: folder / name for name in sorted(chosen, key=lambda name: _order(recipes[name]))}
 
 
 def groups(task: PromptSet, pretraining: Sequence[PromptSet], n: int) -> dict[str, PromptSet]:
@@ -153,6 +211,7 @@ def smollm2_study(
             source, run, training, home / name,
             evaluate=_evaluation(), device=device, save_every=50,
         )  # fmt: skip
+    words = Checkpoint.parse(file).tokenizer()
     return Study(
         load_family(file, members),
         task=held_out,
@@ -160,9 +219,7 @@ def smollm2_study(
         steps=_steps(file, home, list(members)),
         groups={
             BOXES: tasks.boxes_prompts(32, seed=2, split="test"),
-            "chat instructions": chat(
-                tasks.instructions(32, seed=0), Checkpoint.parse(file).tokenizer()
-            ),
+            "chat instructions": chat(tasks.instructions(32, seed=0), words),
             "plain prose": tasks.prose(32, seed=0),
         },
         device=device,
@@ -171,6 +228,28 @@ def smollm2_study(
             "spectral.scale": {"lambdas": (0.0, 0.5, 1.0), "arms": ("top", "neighbour", "shrink")},
             "tuco.scaling": {"alphas": (0.0, 0.9, 1.0, 1.1)},
         },
+        only=tuple(a.key for a in ANALYSES if a.key not in PATCHED),
+        also={"boxes": _smollm2_boxes(file, members, words, {"device": device, "dtype": dtype})},
+    )
+
+
+def _smollm2_boxes(
+    file: Path, members: Mapping[str, Reference], words: Any, run: dict[str, Any]
+) -> Study:
+    """Layers, and heads at the last token, on prompts in which every object is one token."""
+    drawn = tasks.whole_words(tasks.boxes_prompts(400, seed=3, split="test"), words)
+    prompts = PromptSet(drawn.name, drawn.prompts[:24], drawn.seed)
+    return Study(
+        load_family(file, dict(members)),
+        task=prompts,
+        corrupted=tasks.corrupt(prompts, tokenizer=words),
+        options={
+            "patching.activation": {"sites": ("resid_pre", "z"), "controls": 3},
+            "patching.circuit": {"minimal": False, "random": 5},
+            "patching.groups": {"direction": "tuned->base"},
+        },
+        only=PATCHED,
+        **run,
     )
 
 

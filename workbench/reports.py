@@ -26,8 +26,20 @@ HEADINGS = {
     "forgetting.retention": "What was kept and what was forgotten",
     "tuco.contribution": "The contribution of fine-tuning to an answer",
     "tuco.scaling": "Scaling the contribution",
+    "patching.cross_model": "One model with the other's activations",
+    "patching.restore": "One model with the other's parameters",
+    "patching.activation": "Where the answer comes from",
+    "patching.lens": "The answer at every layer",
+    "patching.patterns": "Where heads look",
+    "patching.attribution": "Attribution: all places by one gradient",
+    "patching.circuit": "The circuit, in the base and in the members",
+    "patching.mask": "Which heads carry the information",
 }
-KEYS = ("member", "group", "task", "arm", "x", "layer", "component")  # what tells means apart
+# What tells means apart, and places of patches.
+KEYS = ("member", "side", "direction", "circuit", "group", "task", "arm", "x", "layer", "component")
+PLACES = ("side", "direction", "component", "group", "layer", "head", "neuron", "position")
+STRONGEST = ("krs", "recovered:logit_difference", "recovered:log_probability")
+SHOWN = 6  # places per member and side
 X = {"spectral.scale": "lambda", "tuco.scaling": "alpha"}
 ABOUT = ("kind", "rank", "alpha", "step", "seed", "reference", "fingerprint")
 SHORT = 12  # characters of a fingerprint
@@ -191,6 +203,8 @@ def tables(result: Result) -> Iterator[Table]:
     """The summary tables of one Result: per member, rounded; never its raw rows."""
     if result.analysis == "spectral.intruders":
         yield from _counts(result)
+    elif result.analysis.startswith("patching."):
+        yield from _patched(result)
     elif "group" in result.table:
         yield from _groups(result)
     elif {"low", "high"} <= set(result.table):
@@ -223,6 +237,35 @@ def _counts(result: Result) -> Iterator[Table]:
     by = by[by["arm"] == "tuned"]
     places = by.pivot_table("count", "component", "member", sort=False)[result.members]
     yield _cells("Intruders by component, over all layers", places.reset_index())
+
+
+def _patched(result: Result) -> Iterator[Table]:
+    """The strongest places with their controls; what is not a place (scores of runs, circuits and
+    masks, overlaps) as means."""
+    table = result.table
+    own = table[table["metric"].isin(STRONGEST)]
+    own = own[own["metric"] == own["metric"].iloc[0]] if len(own) else own
+    keys = [key for key in PLACES if key in table and table[key].notna().any()]
+    shown = [own[own["arm"] == "random"]]
+    for _, rows in own[own["arm"] == "patch"].groupby(["member", keys[0]], sort=False):
+        order = rows["value"].abs().sort_values(ascending=False).index
+        shown.append(rows.loc[order[:SHOWN]])
+    shown.append(own[own["arm"] == "shuffled"])
+    places = pd.concat(shown)
+    if len(places):
+        cells = [figures.interval(r.value, r.low, r.high) for r in places.itertuples(index=False)]
+        metric = str(places["metric"].iloc[0])
+        wide = places[["member", *keys, "arm"]].assign(**{metric: cells, "n": places["n"]})
+        text = wide.astype(object).where(wide.notna(), "")
+        yield _cells("The strongest patches and their controls, 95% intervals", text)
+    whole = table[~table["metric"].isin(("chosen", "mask", "effect", "logit_change"))]
+    for name in ("layer", "head", "neuron"):
+        whole = whole[whole[name].isna()] if name in whole else whole
+    if "component" in whole:
+        whole = whole[whole["component"].isna() | (result.analysis == "patching.mask")]
+    whole = whole[whole["n"].notna()].drop(columns=["component", "position"], errors="ignore")
+    if len(whole):
+        yield _means(replace(result, table=whole), "Whole runs")
 
 
 def _groups(result: Result) -> Iterator[Table]:

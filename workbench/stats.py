@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
 
 
 class Interval(NamedTuple):
@@ -63,24 +64,43 @@ def ratios(
     above, below = np.where(known, above, 0.0), np.where(known, below, 0.0)
     items = above.shape[1]
     chances = np.full(max(items, 1), 1 / max(items, 1))
-    times = np.random.default_rng(seed).multinomial(items, chances, size=draws)[:, :items]
-    found = np.full((3, len(above)), np.nan)
+    drawn = np.random.default_rng(seed).multinomial(items, chances, size=draws)
+    times = drawn[:, :items].astype(float)
+    value, low, high = (np.full(len(above), np.nan) for _ in range(3))
     for begin in range(0, len(above), 1000):  # bounds the memory of (draws, k)
         part = slice(begin, begin + 1000)
-        whole = _quotient(above[part].sum(1), below[part].sum(1))
-        drawn = _quotient(times @ above[part].T, times @ below[part].T)
-        low, high = np.nanquantile(np.where(np.isfinite(whole), drawn, 0.0), [0.025, 0.975], axis=0)
-        found[:, part] = (
-            whole,
-            *(np.where(np.isfinite(whole), edge, np.nan) for edge in (low, high)),
-        )
-    return Intervals(*found, known.sum(1))
+        value[part] = whole = _quotient(above[part].sum(1), below[part].sum(1))
+        each = _quotient(times @ above[part].T, times @ below[part].T)
+        defined = np.isfinite(whole)
+        edges = np.nanquantile(np.where(defined, each, 0.0), [0.025, 0.975], axis=0)
+        low[part], high[part] = np.where(defined, edges, np.nan)
+    return Intervals(value, low, high, known.sum(1))
 
 
 def _quotient(top: NDArray[np.float64], bottom: NDArray[np.float64]) -> NDArray[np.float64]:
     """top / bottom, NaN where the bottom is nothing but rounding."""
     vanishes = np.abs(bottom) < 1e-9
     return np.where(vanishes, np.nan, top / np.where(vanishes, 1.0, bottom))
+
+
+def spearman(
+    first: NDArray[np.float64], second: NDArray[np.float64], *, seed: int = 0, draws: int = 1000
+) -> Interval:
+    """Spearman's correlation of two (entries,), with a 95% percentile bootstrap over entries; NaN
+    for fewer than three entries, or where one side does not vary."""
+    n = len(first)
+    if n < 3:
+        return Interval(np.nan, np.nan, np.nan, n)
+    drawn = np.random.default_rng(seed).integers(0, n, (draws, n))
+    picks = np.concatenate([np.arange(n)[None], drawn])
+    a, b = (rankdata(values[picks], axis=1) for values in (first, second))
+    a, b = (ranks - ranks.mean(1, keepdims=True) for ranks in (a, b))
+    spread = np.sqrt((a**2).sum(1) * (b**2).sum(1))
+    found = np.where(spread > 0, (a * b).sum(1) / np.where(spread > 0, spread, 1), np.nan)
+    if np.isnan(found[0]):
+        return Interval(np.nan, np.nan, np.nan, n)
+    low, high = np.nanquantile(found[1:], [0.025, 0.975])
+    return Interval(float(found[0]), float(low), float(high), n)
 
 
 def auc(first: ArrayLike, second: ArrayLike, *, seed: int = 0, draws: int = 2000) -> Interval:

@@ -2,7 +2,6 @@
 
 from workbench.figures.catalogue import (
     CATALOGUE,
-    Drawing,
     draw,
     drawings,
     everyone,
@@ -12,9 +11,27 @@ from workbench.figures.catalogue import (
     stems,
 )
 from workbench.figures.delta import delta_spectra, effective_ranks
+from workbench.figures.drawing import Drawing
 from workbench.figures.forgetting import forgetting_by_intruders, forgetting_by_rank
 from workbench.figures.headlines import findings, headline, interval
 from workbench.figures.intruders import NULLS, intruder_counts, intruders_by_eps, intruders_by_place
+from workbench.figures.lenses import (
+    attribution_against_exact,
+    attribution_by_head,
+    lens_by_layer,
+    pattern_differences,
+    pattern_example,
+)
+from workbench.figures.patching import (
+    by_group,
+    by_layer,
+    faithfulness,
+    layer_head,
+    layer_position,
+    masks,
+    overlap,
+    paths,
+)
 from workbench.figures.similarity import similarity_matrix
 from workbench.figures.style import family
 from workbench.figures.sweep import scale_sweep
@@ -31,11 +48,16 @@ __all__ = [
     "CATALOGUE",
     "NULLS",
     "Drawing",
+    "attribution_against_exact",
+    "attribution_by_head",
+    "by_group",
+    "by_layer",
     "delta_spectra",
     "draw",
     "drawings",
     "effective_ranks",
     "everyone",
+    "faithfulness",
     "family",
     "findings",
     "forgetting_by_intruders",
@@ -45,7 +67,15 @@ __all__ = [
     "intruder_counts",
     "intruders_by_eps",
     "intruders_by_place",
+    "layer_head",
+    "layer_position",
+    "lens_by_layer",
+    "masks",
     "metadata",
+    "overlap",
+    "paths",
+    "pattern_differences",
+    "pattern_example",
     "png",
     "save_all",
     "scale_sweep",

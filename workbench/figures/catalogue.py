@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,32 +13,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
-from workbench.figures import delta, forgetting, intruders, similarity, style, sweep, training, tuco
+from workbench.figures import (
+    delta,
+    forgetting,
+    intruders,
+    located,
+    similarity,
+    style,
+    sweep,
+    training,
+    tuco,
+)
+from workbench.figures.drawing import Drawing, has
 from workbench.results import Result, writing
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """One figure of one analysis.
-
-    draw(result, [companion,] ax=None, **options) -> Figure. caption: how to read it. misleads: when
-    not to. companion: the key of the second Result that `draw` takes; alone: it does without, too.
-    applies: whether these Results can be drawn so.
-    """
-
-    analysis: str
-    name: str
-    title: str
-    draw: Callable[..., Figure]
-    caption: str
-    misleads: str
-    companion: str | None = None
-    alone: bool = False
-    applies: Callable[..., bool] = lambda *results: True
-
-
-def _metric(name: str) -> Callable[..., bool]:
-    return lambda result, *others: result.has(name)
 
 
 def _share(count: int) -> Callable[[Result, Result], bool]:
@@ -119,7 +105,7 @@ CATALOGUE: tuple[Drawing, ...] = (
         "of independent random entries.",
         "Scaled by each matrix's largest value, it hides how large the change is; at large index "
         "only the large matrices are left in the median; below about 1e-6 there is only rounding.",
-        applies=_metric("sigma"),
+        applies=has("sigma"),
     ),
     Drawing(
         delta.KEY,
@@ -132,7 +118,7 @@ CATALOGUE: tuple[Drawing, ...] = (
         "It counts directions whatever they do: half-precision rounding of a checkpoint alone "
         "gives a nearly full effective rank. Compare it with the relative norm and the energy in "
         "the first values.",
-        applies=_metric("effective_rank"),
+        applies=has("effective_rank"),
     ),
     Drawing(
         sweep.KEY,
@@ -157,7 +143,7 @@ CATALOGUE: tuple[Drawing, ...] = (
         "over texts and prompts, the dashed line is the base.",
         "Members are comparable only where the task score beside is: a rank that learned less "
         "forgets less. Intervals are over items of one training run, not over seeds.",
-        applies=_metric("loss_change"),
+        applies=has("loss_change"),
     ),
     Drawing(
         tuco.KEY,
@@ -190,7 +176,7 @@ CATALOGUE: tuple[Drawing, ...] = (
         "member, one colour scale.",
         "One prompt each, not an average. The first tokens carry massive activations in many "
         "models, against which any contribution looks small.",
-        applies=_metric("token_tuco"),
+        applies=has("token_tuco"),
     ),
     Drawing(
         tuco.KEY,
@@ -202,7 +188,7 @@ CATALOGUE: tuple[Drawing, ...] = (
         "the second by either: TuCo earns its cost where it separates better.",
         "OutputCo compares two models that have drifted apart layer by layer, TuCo the two halves "
         "of one; large values of one and small of the other are no contradiction.",
-        applies=_metric("output_co"),
+        applies=has("output_co"),
     ),
     Drawing(
         tuco.SCALING,
@@ -215,6 +201,7 @@ CATALOGUE: tuple[Drawing, ...] = (
         "The best of several α always looks good where it was chosen: what it gains is the table's "
         "gain on the other half. α reaches neither embedding nor head.",
     ),
+    *located.DRAWINGS,
 )
 
 

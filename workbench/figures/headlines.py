@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from workbench.figures import delta, forgetting, intruders, similarity, sweep, tuco
+from workbench.figures import delta, forgetting, intruders, patching, similarity, sweep, tuco
 from workbench.results import Result
 from workbench.stats import bootstrap
 
@@ -157,6 +157,82 @@ def _scaling(result: Result) -> Findings:
     return "Best α on half of the prompts, and its gain over α = 1 on the other half", parts
 
 
+def _located(result: Result) -> Findings:
+    """The strongest patch of each component, beside a random one."""
+    table = result.table
+    unlearning = result.provenance.parameters.get("answer") == "base"
+    metric = "krs" if unlearning and result.has("krs") else patching.metric_of(result)
+    by = "side" if "side" in table else "direction"
+    parts = []
+    for member in result.members:
+        own = table[(table["member"] == member) & (table["metric"] == metric)]
+        said = []
+        for (side, component), rows in own.groupby([by, "component"], sort=False):
+            patch = rows[rows["arm"] == "patch"].dropna(subset="value")
+            if patch.empty:
+                said.append(f"{side}, {component}: undefined")
+                continue
+            best = patch.loc[patch["value"].idxmax()]
+            random = rows.loc[rows["arm"] == "random", "value"]
+            beside = f", random {random.mean():.2f}" if len(random) else ""
+            said.append(f"{side}, {component} {_where(best)}: {_change(best, '.2f')}{beside}")
+        parts.append(f"{member}: {', '.join(said)}")
+    prompts = int(table.loc[table["arm"] == "patch", "n"].max())
+    what = metric.replace("recovered:", "recovered ").replace("_", " ")
+    return f"Strongest patch by {what}, 95% interval over {prompts} prompts", parts
+
+
+def _where(row: pd.Series) -> str:
+    if isinstance(row.get("group"), str):
+        return f"({row['group']})"
+    told = [f"layer {row['layer']}"] if pd.notna(row.get("layer")) else []
+    told += [f"head {row['head']}"] if pd.notna(row.get("head")) else []
+    told += [f"at {row['position']}"] if row.get("position") not in (None, "all") else []
+    return f"({', '.join(map(str, told))})"
+
+
+def _circuit(result: Result) -> Findings:
+    table = result.table
+    rows = table[table["metric"] == "faithfulness:score"]
+    shared = table[(table["metric"] == "jaccard") & table["group"].isna()]
+    parts = []
+    for member in result.members:
+        own = rows[rows["member"] == member].set_index(["circuit", "side", "arm"])
+        said = []
+        for circuit, side, told in (
+            ("base", "base", "the base's circuit in the base"),
+            ("base", "tuned", "in the member"),
+            ("tuned", "tuned", "the member's own"),
+        ):
+            if (circuit, side, "patch") in own.index:
+                random = own.loc[(circuit, side, "random"), "value"]
+                value = _change(own.loc[(circuit, side, "patch")], ".2f")
+                said.append(f"{told} {value} (random {random:.2f})")
+        overlap = shared[(shared["member"] == member) & (shared["circuit"] == "base & tuned")]
+        for _, row in overlap.iterrows():
+            said.append(f"heads in common {row['value']:.2f} (chance {row['baseline']:.2f})")
+        parts.append(f"{member}: {', '.join(said)}")
+    return f"Faithfulness by score, 95% interval over {int(rows['n'].max())} prompts", parts
+
+
+def _mask(result: Result) -> Findings:
+    scores = result.metric("score")
+    sizes = result.metric("size")
+    parts = []
+    for member in result.members:
+        said = []
+        for side, rows in scores[scores["member"] == member].groupby("side", sort=False):
+            own = rows.set_index("arm")
+            size = sizes[(sizes["member"] == member) & (sizes["side"] == side)].iloc[0]
+            said.append(
+                f"{side} {_change(own.loc['patch'], '.2f')} with {int(size['value'])} of "
+                f"{int(size['n'])} (random {own.loc['random', 'value']:.2f})"
+            )
+        parts.append(f"{member}: {', '.join(said)}")
+    kind = result.provenance.parameters.get("kind", "the desideratum")
+    return f"Pairs that turn to the {kind}, 95% interval over {int(scores['n'].max())} pairs", parts
+
+
 def _pair(rows: Result, whole: Result, metric: str) -> list[tuple[str, pd.DataFrame]]:
     """(name, measured) of `metric` on the fine-tuned task and of the pre-training loss change."""
     task = forgetting.task_of(whole)
@@ -200,4 +276,9 @@ SENTENCES: dict[str, Callable[[Result], Findings]] = {
     forgetting.KEY: _retention,
     tuco.KEY: _contribution,
     tuco.SCALING: _scaling,
+    patching.ACTIVATION: _located,
+    patching.CROSS: _located,
+    patching.RESTORE: _located,
+    patching.CIRCUIT: _circuit,
+    patching.MASK: _mask,
 }

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, ParamSpec, cast
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import to_hex
@@ -27,6 +28,7 @@ SMALL, NORMAL = 7, 8  # points
 GREY = "#767676"  # base, nulls and controls
 PALE = "#ececec"  # cells without a value
 MAP = "viridis"
+DIVERGING = "RdBu_r"  # centred on 0
 # Okabe & Ito, Color Universal Design (2008); warm, so that no full member looks like a LoRA rank.
 FULL = ("#D55E00", "#E69F00", "#CC79A7", "#A0522D")
 LORA = (0.72, 0.0)  # the part of viridis that reads on white, low rank light, high rank dark
@@ -211,3 +213,28 @@ def short_components(components: list[str]) -> list[str]:
     """Component names without their module path, where that leaves them distinct."""
     ends = [name.rsplit(".", 1)[-1] for name in components]
     return [text(n, 14) for n in (ends if len(set(ends)) == len(ends) else components)]
+
+
+def band(here: Axes, x: np.ndarray, rows: pd.DataFrame, look: Look) -> None:
+    """One member's values over x, with their 95% intervals as a band."""
+    here.fill_between(x, rows["low"], rows["high"], color=look.colour, alpha=0.15, lw=0)
+    here.plot(x, rows["value"], color=look.colour, marker=look.marker, ms=3, label=look.label)
+
+
+def first_column(axes: np.ndarray, label: str) -> None:
+    """One label on the left of every row."""
+    for here in axes[:, 0]:
+        here.set_ylabel(label)
+
+
+def blank(axes: np.ndarray, used: int) -> None:
+    """Take away the panels that no member or group fills; the one above then has the ticks."""
+    for here in axes.flat[used:]:
+        here.set_axis_off()
+    columns = axes.shape[1]
+    for column in range(columns):
+        lowest = [r for r in range(axes.shape[0]) if r * columns + column < used]
+        if lowest and lowest[-1] < axes.shape[0] - 1:
+            here = axes[lowest[-1], column]
+            here.tick_params(labelbottom=True)
+            here.set_xlabel(axes[-1, 0].get_xlabel())

@@ -70,10 +70,10 @@ def tuco_by_group(result: Result, ax: Axes | None = None) -> Figure:
         here.set_title(looks[member].label, loc="left", color=looks[member].colour)
         here.set_xlim(-0.6, len(names) - 0.4)
         here.margins(y=0.22)
-    _first_column(axes, "TuCo (fraction)")
+    style.first_column(axes, "TuCo (fraction)")
     for here in axes[-1]:
         here.set_xlabel("group of prompts")
-    _blank(axes, len(result.members))
+    style.blank(axes, len(result.members))
     style.legend(axes, outside=ax is None)
     return figure
 
@@ -108,10 +108,10 @@ def tuco_against_output(result: Result, ax: Axes | None = None) -> Figure:
                        fontsize=style.SMALL)  # fmt: skip
         here.axhline(0, color=style.GREY, ls=style.DASHES[0], lw=1, zorder=0)
         here.axvline(0, color=style.GREY, ls=style.DASHES[0], lw=1, label=ITSELF, zorder=0)
-    _first_column(axes, "TuCo (fraction)")
+    style.first_column(axes, "TuCo (fraction)")
     for here in axes[-1]:
         here.set_xlabel("OutputCo (fraction)")
-    _blank(axes, len(result.members))
+    style.blank(axes, len(result.members))
     style.legend(axes, outside=ax is None)
     return figure
 
@@ -134,14 +134,14 @@ def tuco_by_layer(result: Result, ax: Axes | None = None) -> Figure:
     for here, name in zip(axes.flat, names, strict=False):
         for member, look in looks.items():
             own = table[(table["member"] == member) & (table["group"] == name)].sort_values("layer")
-            _line(here, own["layer"].to_numpy(float), own, look)
+            style.band(here, own["layer"].to_numpy(float), own, look)
         here.axhline(0, color=style.GREY, ls=style.DASHES[0], lw=1, label=ITSELF, zorder=0)
         here.set_title(style.text(name), loc="left")
         here.xaxis.get_major_locator().set_params(integer=True)
-    _first_column(axes, "layer's TuCo (fraction)")
+    style.first_column(axes, "layer's TuCo (fraction)")
     for here in axes[-1]:
         here.set_xlabel("layer (0 = first)")
-    _blank(axes, len(names))
+    style.blank(axes, len(names))
     style.legend(axes, outside=ax is None)
     return figure
 
@@ -205,7 +205,7 @@ def scaling_curve(result: Result, ax: Axes | None = None) -> Figure:
         table = result.metric(metric)
         for member, look in looks.items():
             own = table[table["member"] == member].sort_values("x")
-            _line(here, own["x"].to_numpy(float), own, look)
+            style.band(here, own["x"].to_numpy(float), own, look)
             chosen = own[own["x"] == best.get(member)]
             here.plot(chosen["x"], chosen["value"], "o", ms=8, mfc="none", mec=look.colour)
         here.axvline(1, color=style.GREY, lw=0.6, zorder=0)
@@ -228,12 +228,6 @@ def _member_panels(
     return figure, axes, style.looks(result)
 
 
-def _line(here: Axes, x: np.ndarray, rows: pd.DataFrame, look: style.Look) -> None:
-    """One member's values over x, with their 95% intervals as a band."""
-    here.fill_between(x, rows["low"], rows["high"], color=look.colour, alpha=0.15, lw=0)
-    here.plot(x, rows["value"], color=look.colour, marker=look.marker, ms=3, label=look.label)
-
-
 def _mean(result: Result, member: str, group: str, metric: str) -> pd.Series:
     rows = result.table[
         (result.table["member"] == member)
@@ -241,21 +235,3 @@ def _mean(result: Result, member: str, group: str, metric: str) -> pd.Series:
         & (result.table["metric"] == metric)
     ]
     return rows.iloc[0]
-
-
-def _first_column(axes: np.ndarray, label: str) -> None:
-    for here in axes[:, 0]:
-        here.set_ylabel(label)
-
-
-def _blank(axes: np.ndarray, used: int) -> None:
-    """Take away the panels that no member or group fills; the one above then has the ticks."""
-    for here in axes.flat[used:]:
-        here.set_axis_off()
-    columns = axes.shape[1]
-    for column in range(columns):
-        lowest = [r for r in range(axes.shape[0]) if r * columns + column < used]
-        if lowest and lowest[-1] < axes.shape[0] - 1:
-            here = axes[lowest[-1], column]
-            here.tick_params(labelbottom=True)
-            here.set_xlabel(axes[-1, 0].get_xlabel())

@@ -39,7 +39,7 @@ class Rerun:
 
     def __init__(self, model: Any, inputs: Batch, read: Iterable[Site] = ()) -> None:
         self.model, self.inputs, self.layout = model, inputs, Layout(model)
-        self.scored = _predictors(inputs)
+        self.scored = predictors(inputs)
         self._stream = [Site("resid_pre", layer) for layer in range(self.layout.layers)]
         wanted = {*self._stream, *read}
         cache = DynamicCache()
@@ -118,7 +118,7 @@ class Rerun:
     def _call(self, cache: DynamicCache, times: int, first: int) -> Tensor:
         """Logits at the predictors, (times * batch, answer, vocabulary)."""
         ids, mask = (t.repeat(times, 1) for t in (self.inputs.ids, self.inputs.mask))
-        with _only(self.layout, (self.scored - first).repeat(times, 1)):
+        with answers_only(self.layout, (self.scored - first).repeat(times, 1)):
             return self.model(
                 input_ids=ids[:, first:], attention_mask=mask, past_key_values=cache, use_cache=True
             ).logits
@@ -188,7 +188,7 @@ def _reads_whole(run: Rerun, site: Site) -> bool:
     return site.position is None or site.kind == "pattern"
 
 
-def _predictors(inputs: Batch) -> Tensor:
+def predictors(inputs: Batch) -> Tensor:
     """(batch, answer) the tokens that predict each token of the answer, the last one repeated where
     answers are shorter; the prompt's last token where there is no answer."""
     most = max(1, *(len(row.answer) for row in inputs.rows)) if inputs.rows else 0
@@ -200,7 +200,7 @@ def _predictors(inputs: Batch) -> Tensor:
 
 
 @contextlib.contextmanager
-def _only(layout: Layout, index: Tensor) -> Iterator[None]:
+def answers_only(layout: Layout, index: Tensor) -> Iterator[None]:
     """The model's head sees these tokens of each row alone, (batch, p)."""
     rows = torch.arange(len(index), device=index.device)[:, None]
     head: Any = layout.root.get_output_embeddings()

@@ -268,7 +268,8 @@ class Layout:
         if self.architecture.fused == "heads":
             return raw.unflatten(-1, (self.heads, 3, self.d_head))[..., part, :]
         if self.architecture.fused == "blocks":
-            raw = raw.chunk(3, -1)[part]
+            # Not chunk, whose views autograd lets nobody write into.
+            raw = raw.unflatten(-1, (3, -1))[..., part, :]
         return raw.unflatten(-1, (-1, self.d_head))
 
 

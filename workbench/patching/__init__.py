@@ -2,10 +2,26 @@
 within one model (clean and corrupt prompts) and across a pair (the same prompt)."""
 
 from workbench.patching.activation import activation
+from workbench.patching.attribution import attribution
 from workbench.patching.circuit import circuit, circuits_of
 from workbench.patching.cross_model import cross_model
+from workbench.patching.groups import groups
+from workbench.patching.lens import lens
 from workbench.patching.mask import mask
 from workbench.patching.path import path
+from workbench.patching.patterns import patterns
 from workbench.patching.restore import restore
 
-__all__ = ["activation", "circuit", "circuits_of", "cross_model", "mask", "path", "restore"]
+__all__ = [
+    "activation",
+    "attribution",
+    "circuit",
+    "circuits_of",
+    "cross_model",
+    "groups",
+    "lens",
+    "mask",
+    "path",
+    "patterns",
+    "restore",
+]

@@ -99,7 +99,7 @@ def activation(
     parameters = {
         "prompts": describe(prompts), "corrupted": describe(corrupted), "sites": describe(sites),
         "positions": describe(positions), "sides": list(sides), "direction": direction,
-        "window": window, "tokens": _tokens(clean, words),
+        "window": window, "tokens": tokens_of(clean, words),
     }  # fmt: skip
     known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **known)
@@ -154,7 +154,7 @@ def partners(
     return clean, dirty, corrupted
 
 
-def _tokens(clean: Sequence[Row], words: Any) -> list[str]:
+def tokens_of(clean: Sequence[Row], words: Any) -> list[str]:
     """The first prompt's tokens, which label the positions where all prompts are of one length."""
     if len({len(row.ids) for row in clean}) > 1:
         return []

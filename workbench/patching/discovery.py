@@ -3,7 +3,8 @@
 After Prakash et al. 2024 (arXiv 2402.14811): value fetchers act on the logits at the last token;
 position transmitters on the fetchers' queries there; position detectors on the transmitters' values
 at the label that is asked for; structure readers on the detectors' values where that label was
-stated. Other circuits are other GROUPS.
+stated. Two groups more, on what the fetchers find: object readers act on their values, order
+markers on their keys, where the right object was stated. Other circuits are other GROUPS.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ GROUPS = (
     Group("position transmitter", "value fetcher", "q"),
     Group("position detector", "position transmitter", "v", "query box"),
     Group("structure reader", "position detector", "v", "correct label"),
+    Group("object reader", "value fetcher", "v", "correct object"),
+    Group("order marker", "value fetcher", "k", "correct object"),
 )
 
 
@@ -59,18 +62,21 @@ def discover(
     A head belongs to a group where patching it lowers the logit difference by at least `least` of
     the clean mean, its 95% interval lies below 0, and it is among the `most` strongest. (The mean
     relative change of the probability, which the paper sorts by, is carried by the few prompts the
-    model is least sure of.) options: batch_size, device. A group whose receivers were not found is
-    empty, and so are those behind it.
+    model is least sure of.) options: batch_size, device. A group whose receivers were not found, or
+    whose named place the prompts do not have, is empty, and so are those behind it.
     """
     plain = shared.sweep(clean, dirty, [], words, **options)
+    places = [*clean.rows, *dirty.rows]
     scale = float(np.nanmean(plain.destination["logit_difference"]))
     circuit: dict[str, list[Head]] = {}
     tables, cost = [], plain.forwards
     for group in groups:
         receivers: Any = circuit.get(group.receivers, group.receivers)
         circuit[group.name] = []
-        # Nothing found, or nothing before it in the model.
+        # Nothing found, nothing before it in the model, or no such place in these prompts.
         if not receivers or (receivers != "logits" and max(receivers)[0] == 0):
+            continue
+        if isinstance(group.position, str) and not all(group.position in r.spans for r in places):
             continue
         table, forwards = effects(
             *(clean, dirty, words),

@@ -117,7 +117,7 @@ def sweep(
     prompts share a forward pass. Raises where whole rows would be patched between prompts of
     unequal length, and RuntimeError where a patch of a run's own values changed anything.
     """
-    _require_aligned(destination.rows, source.rows, patches)
+    require_aligned(destination.rows, source.rows, patches)
     if any(patch.added for patch in patches):
         _require_additive(Layout(destination.model))
     size = len(destination.rows)
@@ -309,7 +309,7 @@ def _entry(patch: Patch) -> tuple[int, str]:
     return min(site.layer for site in patch.sites), str(patch.sites[0].position)
 
 
-def _require_aligned(ours: Sequence[Row], theirs: Sequence[Row], patches: Sequence[Patch]) -> None:
+def require_aligned(ours: Sequence[Row], theirs: Sequence[Row], patches: Sequence[Patch]) -> None:
     whole = any(s.position is None or s.kind == "pattern" for p in patches for s in p.sites)
     unequal = [a for a, b in zip(ours, theirs, strict=True) if len(a.fed) != len(b.fed)]
     if whole and unequal:

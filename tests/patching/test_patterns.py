@@ -1,0 +1,143 @@
+"""Patterns differ where a head was changed, not before it, and not at all from themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import workbench as wb
+from tests.conftest import adapter
+from tests.patching.conftest import boxes, model, paired, planted, write
+from workbench.errors import WorkbenchError
+from workbench.lab import shipped
+from workbench.models import Layout, Site, hooks, merged
+from workbench.patching.patterns import ALL, FIRST, LAST, most_changed, over_queries, patterns
+from workbench.tasks.batching import batch, rows
+
+LAYER, HEAD = 1, 2  # of three and four; llama's heads share keys in twos
+
+
+def heads(found, position: str, metric: str = "tvd", side: str = "tuned - base") -> np.ndarray:
+    """(layer, head)."""
+    own = found.metric(metric)
+    own = own[(own["position"] == position) & (own["side"] == side)]
+    return own.pivot_table("value", "layer", "head").to_numpy(float)
+
+
+def one_query_scaled(folder, kind: str = "llama"):
+    base, tuned = model(kind), model(kind)
+    layout = Layout(tuned)
+    module = layout.module(Site("q", LAYER))
+    weight = module.weight.T if kind == "gpt2" else module.weight
+    rows_of = torch.zeros_like(weight)
+    start = HEAD * layout.d_head * (3 if kind == "gpt_neox" else 1)
+    rows_of[start : start + layout.d_head] = 1
+    factor = 1 + 5 * rows_of
+    module.weight.mul_(factor.T if kind == "gpt2" else factor)
+    if module.bias is not None:
+        module.bias.mul_(factor[:, 0])
+    return paired(base, tuned, folder)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "gemma2"])
+def test_a_planted_head_is_found(tmp_path, kind):
+    found = patterns(one_query_scaled(tmp_path, kind), boxes())
+    for position in (LAST, ALL):
+        apart = heads(found, position)
+        assert (apart[:LAYER] == 0).all()
+        assert np.unravel_index(apart.argmax(), apart.shape) == (LAYER, HEAD)
+        assert (np.delete(apart[LAYER], HEAD) == 0).all()
+        assert (apart[LAYER + 1] > 0).all()
+    assert most_changed(found.table) == (LAYER, HEAD)
+
+
+def test_base_against_itself_is_nothing(tmp_path):
+    folder = write(model(), tmp_path / "base")
+    found = patterns(wb.load_pair(folder, folder), boxes())
+    assert (found.metric("tvd")["value"] == 0).all()
+    paid = found.metric("attention")
+    assert (paid.loc[paid["side"] == "tuned - base", "value"] == 0).all()
+    assert (found.metric("example_tvd")["value"] == 0).all()
+
+
+def test_by_hand(tmp_path):
+    """Against plain attention weights of one prompt after the other, padding nowhere."""
+    pair, prompts = one_query_scaled(tmp_path), boxes(4, count=None)
+    found = patterns(pair, prompts)
+    words = shipped.tokenizer()
+    last, everywhere, query = [], [], []
+    for row in rows(words, prompts):
+        ids = torch.tensor([row.ids])
+        seen = []
+        for side in (pair.base.load(), pair.tuned.load()):
+            with hooks.capture(side, [Site("pattern", LAYER)]) as kept:
+                side(input_ids=ids)
+            seen.append(kept[Site("pattern", LAYER)][0, HEAD])
+        apart = (seen[1] - seen[0]).abs().sum(-1) / 2
+        last.append(float(apart[-1]))
+        everywhere.append(float(apart.mean()))
+        start, stop = row.spans["query box"]
+        query.append(float(seen[1][-1, start:stop].sum()))
+    assert heads(found, LAST)[LAYER, HEAD] == pytest.approx(np.mean(last), abs=1e-5)
+    assert heads(found, ALL)[LAYER, HEAD] == pytest.approx(np.mean(everywhere), abs=1e-5)
+    paid = heads(found, "query box", "attention", "tuned")
+    assert paid[LAYER, HEAD] == pytest.approx(np.mean(query), abs=1e-5)
+    own = found.metric("tvd")
+    assert (own["n"] == 4).all()
+    assert ((own["low"] <= own["value"] + 1e-12) & (own["value"] <= own["high"] + 1e-12)).all()
+
+
+def test_distances_of_no_common_key_are_one():
+    words = shipped.tokenizer()
+    inputs = batch(rows(words, boxes(4, count=None)), range(4), "cpu", 0)
+    length = inputs.ids.shape[1]
+    apart = torch.ones(4, 2, length)
+    apart[inputs.mask[:, None].expand(-1, 2, -1) == 0] = 100.0  # padding must not count
+    found = over_queries(apart, inputs)
+    assert (found[LAST] == 1).all()
+    torch.testing.assert_close(found[ALL], torch.ones(4, 2))
+
+
+def test_adapters_and_merged_weights_agree(tmp_path):
+    folder = write(model(), tmp_path / "base")
+    lora = wb.load_pair(folder, adapter(model(), tmp_path / "lora"))
+    full = wb.load_pair(folder, write(merged(lora), tmp_path / "merged"))
+    one, other = (patterns(pair, boxes()) for pair in (lora, full))
+    assert heads(one, LAST).max() > 1e-3
+    for position in (LAST, ALL):
+        np.testing.assert_allclose(heads(one, position), heads(other, position), atol=1e-4)
+    for name, array in one.tensors.items():
+        np.testing.assert_allclose(array, other.tensors[name], atol=1e-4)
+
+
+def test_padding_and_batch_size_change_nothing(tmp_path):
+    pair, prompts = planted(tmp_path, 0, "o"), boxes(5, count=None)
+    one, other = (patterns(pair, prompts, batch_size=size) for size in (1, 5))
+    for metric in ("tvd", "attention"):
+        sides = (found.metric(metric)["value"].to_numpy() for found in (one, other))
+        np.testing.assert_allclose(*sides, atol=1e-5)
+
+
+def test_examples_hold_whole_patterns(tmp_path):
+    found = patterns(one_query_scaled(tmp_path), boxes(), examples=2)
+    rows_of = found.metric("example_tvd")
+    assert rows_of["prompt"].nunique() == 2
+    assert (rows_of["layer"] == LAYER).all()
+    assert (rows_of["head"] == HEAD).all()
+    count = len(rows_of[rows_of["prompt"] == rows_of["prompt"].iloc[0]])
+    for side in ("base", "tuned"):
+        whole, last = found.tensors[f"0/{side}/head"], found.tensors[f"0/{side}/last"]
+        assert whole.shape == (count, count)
+        assert last.shape == (3, 4, count)
+        np.testing.assert_allclose(whole.sum(-1), 1, atol=1e-5)
+        np.testing.assert_allclose(last[LAYER, HEAD], whole[-1], atol=1e-6)
+        assert (np.triu(whole, 1) == 0).all()
+    text = "".join(rows_of["token"].head(count))
+    assert "box" in text.lower() or "Box" in text
+    assert heads(found, FIRST, "attention", "base").shape == (3, 4)
+
+
+def test_bad_input_is_one_sentence(tmp_path):
+    with pytest.raises(WorkbenchError, match="0 or more examples"):
+        patterns(planted(tmp_path, 0, "o"), boxes(), examples=-1)

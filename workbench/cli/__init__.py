@@ -1,0 +1,217 @@
+"""The command line: one verb per job; each parses, builds the family and calls the library.
+
+Exit codes: 0 done; 1 an error of the workbench itself; 2 bad input, said in one sentence; 3 the
+preflight found what makes a comparison meaningless; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from workbench.cli import lab, patch, spectral
+from workbench.cli.shared import (
+    Base,
+    Device,
+    DryRun,
+    Dtype,
+    Json,
+    Members,
+    Only,
+    Out,
+    Prompts,
+    Save,
+    Seed,
+    Text,
+    Tuned,
+    finish,
+    group_of,
+    named,
+    numbers,
+    run_study,
+    show,
+    texts,
+)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for part, name in ((spectral, "spectral"), (patch, "patch"), (lab, "lab")):
+    app.add_typer(part.app, name=name, help=part.__doc__)
+
+
+def main() -> None:
+    """Entry point: bad input ends in one sentence and exit code 2, never in a traceback."""
+    from workbench.errors import WorkbenchError
+
+    try:
+        app()
+    except WorkbenchError as error:
+        print(f"workbench: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("workbench: interrupted; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def demo(
+    out: Out = Path("out/demo"),
+    model: Annotated[
+        str, typer.Option(help="family (shipped, a minute) or smollm2 (trains 3 members).")
+    ] = "family",
+    text: Text = None,
+    full: Annotated[bool, typer.Option(help="All prompts and lambdas of the family.")] = False,
+    steps: Annotated[int, typer.Option(help="Training steps of each SmolLM2 member.")] = 300,
+    member: Annotated[list[str] | None, typer.Option(help="Only these SmolLM2 members.")] = None,
+    only: Only = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+) -> None:
+    """Compare LoRA with full fine-tuning on the shipped family, or on SmolLM2-135M.
+
+    Example: workbench demo --out out/demo
+    """
+    from workbench.demo import fast_bfloat16, shipped_study, smollm2_study
+    from workbench.errors import WorkbenchError
+
+    shared: dict[str, Any] = {"device": device, "dtype": dtype}
+    if model == "family":
+        study, title = shipped_study(quick=not full, **shared), "The shipped family"
+    elif model == "smollm2":
+        slow = device == "cpu" and not fast_bfloat16()
+        low, high = (round(m * steps / 300 * (6 if slow else 1)) for m in (5, 15))
+        print(
+            f"SmolLM2-135M: its members are trained for {steps} steps each on first use, about "
+            f"{low} to {high} minutes each on 2 cores of this kind; a run that is cut off goes on.",
+            file=sys.stderr,
+        )
+        if dry_run:
+            return
+        study = smollm2_study(texts(text), steps=steps, only_members=member or (), **shared)
+        title = "SmolLM2-135M-Instruct on boxes"
+    else:
+        raise WorkbenchError(f"Expected --model family or smollm2, found {model!r}.")
+    run_study(study.narrowed(only or ()), out, dry_run, json, title)
+
+
+@app.command()
+def check(base: Base, tuned: Tuned, json: Json = False) -> None:
+    """Preflight: do these two checkpoints belong together?
+
+    Example: workbench check data/family/base data/family/lora-r4
+    """
+    from workbench.loaders import Checkpoint, CheckpointPair, load_pair
+    from workbench.loaders.checkpoint import is_adapter
+
+    ours = Checkpoint.parse(base)
+    if is_adapter(tuned):
+        pair = CheckpointPair(ours, Checkpoint(ours.reference, tuned, ours.revision))
+    else:
+        pair = CheckpointPair(ours, Checkpoint.parse(tuned))
+    report = pair.check()
+    show(report.table, json)
+    if report.ok:
+        load_pair(base, tuned)
+    else:
+        raise typer.Exit(3)
+
+
+@app.command()
+def tuco(
+    base: Base,
+    tuned: Tuned,
+    prompts: Annotated[
+        list[Path], typer.Option(help="A group: .jsonl, .csv, or a .txt of lines. May repeat.")
+    ],
+    alphas: Annotated[
+        str,
+        typer.Option(help="Instead score prompts with answers at these scales, e.g. 0,0.9,1,1.1."),
+    ] = "",
+    tokens: Annotated[int, typer.Option(help="Prompts per group profiled token by token.")] = 2,
+    streamed: Annotated[
+        bool, typer.Option(help="Read the base block by block; no OutputCo.")
+    ] = False,
+    out: Save = None,
+    json: Json = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+) -> None:
+    """How much of each answer did fine-tuning contribute? arXiv 2506.23423.
+
+    Example: workbench tuco BASE TUNED --prompts task.jsonl --prompts plain.txt
+    """
+    import workbench as wb
+
+    named = {path.stem: path for path in prompts}
+    if len(named) < len(prompts):
+        raise wb.WorkbenchError("Two files of --prompts have the same name; rename one.")
+    if alphas and (len(prompts) > 1 or prompts[0].suffix not in (".jsonl", ".csv") or streamed):
+        raise wb.WorkbenchError(
+            "--alphas scores one group with answers (.jsonl or .csv) on both models in memory."
+        )
+    pair, groups = wb.load_pair(base, tuned), {name: group_of(p) for name, p in named.items()}
+    shared: dict[str, Any] = {"device": device, "dtype": dtype, "seed": seed}
+    if alphas:
+        (only,) = groups.values()
+        result = wb.tuco.scaling(pair, only, alphas=numbers(alphas), **shared)
+    else:
+        where = "disk" if streamed else "memory"
+        result = wb.tuco.contribution(pair, groups, tokens=tokens, base=where, **shared)
+    finish(result, out, json)
+
+
+@app.command()
+def compare(
+    base: Base,
+    member: Members = None,
+    task: Prompts = None,
+    text: Text = None,
+    out: Out = Path("out/compare"),
+    only: Only = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+) -> None:
+    """Run every analysis over a family and write one report.
+
+    Example: workbench compare BASE --member full=FOLDER --member lora-r8=ADAPTER --task task.jsonl
+    """
+    import workbench as wb
+    from workbench.compare import Study
+
+    members = named(member)
+    study = Study(
+        wb.load_family(base, members),
+        task=wb.tasks.PromptSet.load(task) if task else None,
+        texts=texts(text),
+        device=device,
+        dtype=dtype,
+        seed=seed,
+    )
+    run_study(study.narrowed(only or ()), out, dry_run, json)
+
+
+@app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(help="Folders of saved Results.")],
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+) -> None:
+    """One self-contained HTML page from saved Results.
+
+    Example: workbench report out/demo/results/* --out report.html
+    """
+    import workbench as wb
+
+    print(f"Report: {wb.report([wb.Result.load(folder) for folder in results], out)}")

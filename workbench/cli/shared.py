@@ -1,0 +1,105 @@
+"""What the verbs share: their options, and how they end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Base = Annotated[str, typer.Argument(help="Folder, .gguf file, hub id@revision, or BASE+ADAPTER.")]
+Tuned = Annotated[str, typer.Argument(help="As BASE, or a PEFT LoRA adapter folder.")]
+Out = Annotated[Path, typer.Option(help="Folder for results, figures and the report.")]
+Save = Annotated[Path | None, typer.Option("--out", help="Folder to save the Result in.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the table as JSON lines.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")]
+Dtype = Annotated[str, typer.Option(help="float32 or bfloat16, for every run of a model.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.")]
+Only = Annotated[
+    list[str] | None, typer.Option(help="Only this analysis, e.g. tuco.contribution; may repeat.")
+]
+Members = Annotated[
+    list[str] | None, typer.Option("--member", help="NAME=REFERENCE; once per member.")
+]
+Prompts = Annotated[
+    Path | None, typer.Option(help="Prompts with answers of the fine-tuned task, JSONL.")
+]
+Text = Annotated[
+    Path | None, typer.Option(help="Pre-training-like text file; default: samples of the base.")
+]
+
+
+def finish(result: Any, out: Path | None, json: bool) -> None:
+    from workbench import figures
+
+    if out is not None:
+        result.save(out)
+    if json:
+        print(result.table.to_json(orient="records", lines=True), end="")
+    else:
+        print(figures.headline(result))
+        for note in result.provenance.notes:
+            print(f"note: {note}")
+        print(f"Saved: {out}" if out is not None else "(--out FOLDER keeps the table)")
+
+
+def run_study(study: Any, out: Path, dry_run: bool, json: bool, title: str | None = None) -> None:
+    from workbench.compare import compare, plan
+
+    if dry_run:
+        show(plan(study), json)
+        return
+    made = compare(study, out, title=title)
+    if json:
+        import pandas as pd
+
+        show(pd.DataFrame({"report": [str(made)], "results": [str(out / "results")]}), json)
+    else:
+        print(f"Report: {made}")
+
+
+def group_of(path: Path) -> Any:
+    """One group of prompts: a prompt set, or the lines of a text file."""
+    import workbench as wb
+
+    if path.suffix in (".jsonl", ".csv"):
+        return wb.tasks.PromptSet.load(path)
+    pieces = wb.tasks.read_text(path, characters=1, most=100_000)
+    return [piece.strip() for piece in pieces if piece.strip()]
+
+
+def show(table: Any, json: bool) -> None:
+    if json:
+        print(table.to_json(orient="records", lines=True), end="")
+    else:
+        print(table.to_string(index=False, justify="left"))
+
+
+def named(members: list[str] | None) -> dict[str, str]:
+    from workbench.errors import WorkbenchError
+
+    named = {}
+    for one in members or []:
+        name, equals, reference = one.partition("=")
+        if not (name and equals and reference) or name in named:
+            raise WorkbenchError(
+                f"Expected --member NAME=REFERENCE with a new name, found {one!r}."
+            )
+        named[name] = reference
+    return named
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    from workbench.errors import WorkbenchError
+
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise WorkbenchError(f"Expected numbers separated by commas, found {text!r}.") from error
+
+
+def texts(path: Path | None) -> list[str] | None:
+    from workbench.tasks.measure import read_text
+
+    return None if path is None else read_text(path)

@@ -1,0 +1,432 @@
+"""Attribution patching: what would every patch do, to first order, for one backward pass?
+
+A clean activation put into the corrupt run (denoising) changes the metric m by about
+
+    effect = sum (a_clean - a_corrupt) . dm/da,     the gradient taken in the corrupt run
+
+over a place's tokens and features (Nanda 2023, "Attribution patching"; Syed, Rager & Conmy 2023,
+arXiv 2310.10348). m is the logit difference of the answer, or its log-probability where prompts
+have no foils. Effects are divided by sum(clean - corrupt) over prompts: the scale of `activation`'s
+`recovered:`, 0 corrupt and 1 clean. With steps > 1 the gradient is the mean over runs whose INPUT
+embeddings (the stream before layer 0) are interpolated from the corrupt to the clean prompt's, at
+the middles of as many equal steps (EAP-IG: Hanna, Pezzelle & Belinkov 2024, arXiv 2403.17806).
+Averaged gradients account for all of clean - corrupt together; a single patch leaves the rest of
+the run corrupt, where the plain gradient may rank places better. Compare the two.
+
+It misleads where the metric bends between the two runs: saturated softmaxes have no slope, so
+attention patterns and early layers are understated, and effects of several places add up although
+the patches do not. So the strongest entries, and as many random others, are patched exactly here,
+and the rank correlation of the two stands in the table; trust no entry beyond it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace as replace_site
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from workbench.errors import WorkbenchError
+from workbench.loaders import CheckpointPair
+from workbench.models import Layout, Site, replace
+from workbench.models.rerun import Rerun, answers_only, predictors
+from workbench.models.sides import Sides, named_dtype
+from workbench.models.sites import pick
+from workbench.patching import edges as graph
+from workbench.patching import patches as places
+from workbench.patching import sweep as shared
+from workbench.patching.activation import SIDES, partners, tokens_of
+from workbench.patching.edges import EMBEDDING
+from workbench.patching.patches import COLUMNS, Patch, Position, Where
+from workbench.patching.sweep import Side
+from workbench.results import Result, describe
+from workbench.stats import ratios, spearman
+from workbench.tasks import PromptSet
+from workbench.tasks.batching import Batch, Row, batch, in_batches, pad_id, rows
+
+KEY = "patching.attribution"
+ACROSS = "tuned->base"
+EDGES = 2000  # of the strongest, in the table
+
+
+class Observed(NamedTuple):
+    """One run. metric: (batch,). values, slopes: whole site -> activation, and the gradient of its
+    prompt's metric there (empty unless asked for), shapes as in Site."""
+
+    metric: Tensor
+    values: dict[Site, Tensor]
+    slopes: dict[Site, Tensor]
+
+
+class Attributed(NamedTuple):
+    """First-order effects on the metric itself. effects, shuffled: (patches, prompts); edges:
+    (edges, prompts). zero, one: (prompts,), the metric in the destination's and source's runs."""
+
+    effects: np.ndarray
+    shuffled: np.ndarray
+    edges: np.ndarray
+    zero: np.ndarray
+    one: np.ndarray
+
+
+def observe(
+    model: Any,
+    inputs: Batch,
+    sites: Collection[Site],
+    measure: str,
+    *,
+    slopes: bool = True,
+    stream: Tensor | None = None,
+) -> Observed:
+    """Run `inputs` once and, for the slopes, backwards once, for all whole sites together.
+
+    measure: of `sweep.measured`. stream: (batch, token, width), instead of the embedding.
+    """
+    values: dict[Site, Tensor] = {}
+    zeros: dict[Site, Tensor] = {}
+
+    def keep(site: Site, full: Tensor) -> Tensor:
+        full = stream if stream is not None and site == EMBEDDING else full
+        values[site] = full.detach()
+        if not slopes:
+            return full
+        # Adding zero changes no value, and the gradient of what is added is the activation's.
+        zeros[site] = torch.zeros_like(full, requires_grad=True)
+        return full + zeros[site]
+
+    wanted = {*sites, *([] if stream is None else [EMBEDDING])}
+    with (
+        torch.set_grad_enabled(slopes),
+        replace(model, {site: partial(keep, site) for site in wanted}),
+        answers_only(Layout(model), predictors(inputs)),
+    ):
+        logits = model(**inputs.inputs, use_cache=False).logits
+        metric = shared.measured(logits[None], inputs)[measure][0]
+        found: Sequence[Tensor] = ()
+        if slopes:
+            # Rows do not see each other, so that the sum's gradient is every row's own.
+            found = torch.autograd.grad(
+                metric.nansum(), list(zeros.values()), allow_unused=True, materialize_grads=True
+            )
+    return Observed(metric.detach(), values, dict(zip(zeros, found, strict=False)))
+
+
+def first_order(
+    patches: Sequence[Patch],
+    source: tuple[Batch, Mapping[Site, Tensor]],
+    destination: tuple[Batch, Mapping[Site, Tensor]],
+    slopes: Mapping[Site, Tensor],
+    turn: Tensor | None = None,
+) -> Tensor:
+    """sum (source - destination) . slope over each patch's tokens and features, (patches, batch).
+
+    source, destination: a batch and its activations by whole site. turn: (batch,), which row of
+    the source stands for each row; NaN where it is negative.
+    """
+    products: dict[Site, Tensor] = {}
+
+    def product(place: Site) -> Tensor:
+        def at(inputs: Batch, kept: Mapping[Site, Tensor]) -> Tensor:
+            index = None if place.position is None else inputs.index(place.position)
+            return pick(place, kept[place.whole], index).float()
+
+        wanted = at(*source)
+        if turn is not None:
+            wanted = wanted[turn.clamp(min=0)]
+        return (wanted - at(*destination)) * at(destination[0], slopes)
+
+    found = []
+    for patch in patches:
+        total = torch.zeros(len(destination[0].rows), device=destination[0].ids.device)
+        for site in patch.sites:
+            place = replace_site(site, head=None, neuron=None)
+            if place not in products:
+                products[place] = product(place)
+            own = pick(replace_site(site, position=None), products[place], None)
+            total = total + own.flatten(1).sum(1)
+        found.append(total)
+    made = torch.stack(found)
+    return made if turn is None else made.masked_fill(turn < 0, torch.nan)
+
+
+def attribution(
+    pair: CheckpointPair,
+    prompts: PromptSet,
+    *,
+    corrupted: PromptSet | None = None,
+    sites: Sequence[Where] | Where = ("z", "mlp_out"),
+    positions: Sequence[Position] | Position = "named",
+    sides: Sequence[str] = SIDES,
+    across: bool = False,
+    steps: int = 1,
+    edges: bool = False,
+    exact: int = 20,
+    batch_size: int = 16,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str | None = None,
+) -> Result:
+    """Estimate every patch of clean activations into corrupt runs, in both models.
+
+    prompts, corrupted, sites, positions, dtype: as in `activation` (z, not "head": within one model
+    they say the same). across: also the tuned side's activations put into the base on the same
+    prompts, side "tuned->base", as in `cross_model`; sides may be empty then. steps: of integrated
+    gradients; 1 is the gradient in the corrupt run. edges: also score what every head and MLP sends
+    to every later one (`patching.edges`; not for side "tuned->base"). exact: how many of the
+    strongest entries, and of random others, are patched exactly. steps > 1 and edges need partners
+    of their prompt's length.
+
+    Returns a Result with columns side, component, layer, head, neuron, position, sender, receiver,
+    group, arm, metric. Arm "patch": `attribution`, and for the groups "top" and "random" `exact`,
+    both as a share of clean - corrupt with 95% intervals over prompts; `rank_correlation` of the
+    two (Spearman, interval over entries) per group; with edges `edge_attribution`, `edge_exact` and
+    `edge_rank_correlation`. Arms "shuffled": the top entries with another prompt's activations;
+    "random": what a random place of the component gives.
+    Raises WorkbenchError for partners that do not fit and combinations that have no meaning.
+    """
+    _require(sides, across, steps, sites)
+    words = pair.base.tokenizer()
+    if sides:
+        clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
+    else:
+        clean = dirty = rows(words, prompts, answers=True)
+    measure = "logit_difference" if any(row.foils for row in dirty) else "log_probability"
+    tables, notes = [], []
+    with pair.models(device, named_dtype(dtype)) as run:
+        where = places.default_positions(clean) if positions == "named" else positions
+        chosen = places.patches(Layout(run.tuned), sites, places.resolved(clean, where))
+        settings = (chosen, words, measure, steps)
+        for side, ends in _ends(run, clean, dirty, sides, across).items():
+            job = Job(*ends, *settings, edges and side != ACROSS, batch_size, device)
+            table, told = job.table(exact, seed)
+            tables.append(table.assign(side=side))
+            notes += [f"{pair.name}, {side}: {note}" for note in told]
+        notes.append(f"{pair.name}: {run.described}")
+    table = pd.concat(tables, ignore_index=True)
+    table.insert(0, "member", pair.name)
+    parameters = {
+        "prompts": describe(prompts), "corrupted": describe(corrupted), "sites": describe(sites),
+        "positions": describe(positions), "sides": list(sides), "across": across, "steps": steps,
+        "edges": edges, "exact": exact, "measure": measure, "tokens": tokens_of(clean, words),
+    }  # fmt: skip
+    known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
+    provenance = pair.provenance(parameters=parameters, **known)
+    return Result(KEY, table, provenance.with_notes((*provenance.notes, *notes)))
+
+
+def _require(sides: Sequence[str], across: bool, steps: int, sites: Any) -> None:
+    if not set(sides) <= set(SIDES) or not (sides or across):
+        raise WorkbenchError(
+            f"Expected sides base, tuned or both (none only with across), found {list(sides)}."
+        )
+    if steps < 1:
+        raise WorkbenchError(f"Expected at least one step, found {steps}.")
+    if across and steps > 1:
+        raise WorkbenchError(
+            "across compares two models on one prompt, whose input embeddings leave nothing to "
+            "interpolate; use steps=1."
+        )
+    if places.HEAD in ([sites] if isinstance(sites, str) else sites):
+        raise WorkbenchError(
+            'Attribution takes z, not "head": the output projection is linear, so that within one '
+            "model both have the same effect."
+        )
+
+
+def _ends(
+    run: Sides, clean: Sequence[Row], dirty: Sequence[Row], sides: Sequence[str], across: bool
+) -> dict[str, tuple[Side, Side]]:
+    """side -> (destination, source)."""
+    models = {"base": run.base, "tuned": run.tuned}
+    ends = {side: (Side(models[side], dirty), Side(models[side], clean)) for side in sides}
+    return ends | ({ACROSS: (Side(run.base, clean), Side(run.tuned, clean))} if across else {})
+
+
+class Job(NamedTuple):
+    """One destination and source, ready to be attributed and checked."""
+
+    destination: Side
+    source: Side
+    patches: Sequence[Patch]
+    words: Any
+    measure: str
+    steps: int
+    edges: bool
+    batch_size: int
+    device: str
+
+    def attributed(self) -> Attributed:
+        """Every patch's first-order effect on every prompt."""
+        # Edges are summed over all tokens, and all tokens' embeddings are interpolated.
+        whole = [Patch((EMBEDDING,))] if self.edges or self.steps > 1 else []
+        shared.require_aligned(self.destination.rows, self.source.rows, [*self.patches, *whole])
+        links = graph.links(Layout(self.destination.model)) if self.edges else []
+        size = len(self.destination.rows)
+        shape = (len(self.patches), size)
+        made = Attributed(
+            *(np.full(shape, np.nan), np.full(shape, np.nan), np.full((len(links), size), np.nan)),
+            *(np.full(size, np.nan), np.full(size, np.nan)),
+        )
+        lengths = [len(row.fed) for row in self.destination.rows]
+        for at, found in in_batches(lengths, self.batch_size, self._batch):
+            for kept, value in zip(made, found, strict=True):
+                kept[..., at] = value.cpu().numpy()
+        return made
+
+    def _batch(self, at: list[int]) -> tuple[Tensor, ...]:
+        """As Attributed, for the prompts at these numbers."""
+        fill = pad_id(self.words)
+        there = batch(self.source.rows, at, self.device, fill)
+        here = batch(self.destination.rows, at, self.device, fill)
+        layout = Layout(self.destination.model)
+        kinds = {site.whole for patch in self.patches for site in patch.sites}
+        kinds |= {EMBEDDING, *(graph.needed(layout) if self.edges else ())}
+        goal = observe(self.source.model, there, kinds, self.measure, slopes=False)
+        start = observe(self.destination.model, here, kinds, self.measure, slopes=self.steps == 1)
+        turn = shared.shuffle(there)
+        ends = (there, goal.values), (here, start.values)
+        effects = shuffled = links = torch.zeros(())
+        for step in self._path(start, goal, here, kinds):
+            effects = effects + first_order(self.patches, *ends, step.slopes)
+            shuffled = shuffled + first_order(self.patches, *ends, step.slopes, turn)
+            if self.edges:
+                links = links + graph.scores(
+                    self.destination.model, goal.values, start.values, step.values, step.slopes
+                )
+        unknown = start.metric.isnan()
+        effects, shuffled, links = (
+            (part / self.steps).masked_fill(unknown, torch.nan)
+            for part in (effects, shuffled, links)
+        )
+        return effects, shuffled, links, start.metric, goal.metric
+
+    def _path(
+        self, start: Observed, goal: Observed, here: Batch, kinds: Collection[Site]
+    ) -> Iterator[Observed]:
+        """The runs whose gradients are averaged: the destination's own, or those on the way."""
+        if self.steps == 1:
+            yield start
+            return
+        ends = start.values[EMBEDDING], goal.values[EMBEDDING]
+        for step in range(self.steps):
+            stream = torch.lerp(*ends, (step + 0.5) / self.steps)
+            yield observe(self.destination.model, here, kinds, self.measure, stream=stream)
+
+    def table(self, exact: int, seed: int) -> tuple[pd.DataFrame, list[str]]:
+        """Every row of this side, and notes."""
+        made = self.attributed()
+        gap = made.one - made.zero
+        table = _rows(self.patches, ratios(made.effects, gap, seed=seed), "attribution")
+        groups = strongest_and_random(table["value"].to_numpy(float), exact, seed)
+        top = groups["top"]
+        again = [self.patches[i] for i in top]
+        turned = ratios(made.shuffled[top], gap, seed=seed) if top else None
+        parts = [table, shared.random_site(table)]
+        if turned is not None:
+            parts.append(_rows(again, turned, "attribution").assign(arm="shuffled", group="top"))
+        parts += [self._checked(table, own, name, seed) for name, own in groups.items() if own]
+        notes = [
+            f"{len(self.patches)} patches cost {1 + (self.steps > 1) + self.steps} forward and "
+            f"{self.steps} backward passes of the prompts.",
+            *shared.meaningful(
+                {**_nothing(gap), self.measure: made.zero},
+                {**_nothing(gap), self.measure: made.one},
+                "The two runs",
+                seed,
+            ),
+        ]
+        if self.edges:
+            links, told = self._edges(made.edges, gap, exact, seed)
+            parts.append(links)
+            notes.append(told)
+        whole = pd.concat(parts, ignore_index=True)
+        return whole.astype(dict.fromkeys(("layer", "head", "neuron"), "Int64")), notes
+
+    def _checked(
+        self, table: pd.DataFrame, own: Sequence[int], group: str, seed: int
+    ) -> pd.DataFrame:
+        """These patches made in earnest, and how both order them."""
+        again = [self.patches[i] for i in own]
+        made = shared.sweep(
+            *(self.destination, self.source, again, self.words),
+            batch_size=self.batch_size,
+            device=self.device,
+            label=f"exact, {group}",
+        )
+        zero, one = made.destination, made.source
+        found = shared.summary(made, again, zero=zero, one=one, seed=seed, measures=[self.measure])
+        found = found[found["metric"] == f"recovered:{self.measure}"]
+        agreement = spearman(
+            table["value"].to_numpy(float)[own], found["value"].to_numpy(float), seed=seed
+        )
+        row = {"arm": "patch", "metric": "rank_correlation"} | agreement._asdict()
+        parts = [found.assign(metric="exact"), pd.DataFrame([row])]
+        return pd.concat(parts, ignore_index=True).assign(group=group)
+
+    def _edges(
+        self, effects: np.ndarray, gap: np.ndarray, exact: int, seed: int
+    ) -> tuple[pd.DataFrame, str]:
+        """The strongest edges' rows, some made in earnest, and a note on how many are left out."""
+        links = graph.links(Layout(self.destination.model))
+        names = pd.DataFrame([link.named for link in links])
+        found = ratios(effects, gap, seed=seed)
+        table = names.assign(metric="edge_attribution", **found._asdict())
+        groups = strongest_and_random(found.value, exact, seed)
+        kept = strongest_and_random(found.value, EDGES, seed)["top"]
+        parts = [table.iloc[kept]]
+        for group, own in groups.items():
+            if not own:
+                continue
+            values = ratios(self._exact_edges([links[i] for i in own]), gap, seed=seed)
+            agreement = spearman(found.value[own], values.value, seed=seed)._asdict()
+            rows = names.iloc[own].assign(metric="edge_exact", **values._asdict())
+            agreed = pd.DataFrame([{"metric": "edge_rank_correlation"} | agreement])
+            # The random ones are not among the strongest, and stand in no other row.
+            also = table.iloc[[i for i in own if i not in kept]]
+            parts += [part.assign(group=group) for part in (rows, agreed, also)]
+        table = pd.concat(parts, ignore_index=True).assign(component="edge", arm="patch")
+        return table, f"{len(kept)} strongest of {len(links)} edges are in the table."
+
+    def _exact_edges(self, chosen: Sequence[graph.Link]) -> np.ndarray:
+        """What each edge made in earnest changes the metric by, (edges, prompts)."""
+        found = np.full((len(chosen), len(self.destination.rows)), np.nan)
+        wanted = graph.needed(Layout(self.destination.model))
+
+        def run(at: list[int]) -> Tensor:
+            there, here = (
+                Rerun(side.model, batch(side.rows, at, self.device, pad_id(self.words)), wanted)
+                for side in (self.source, self.destination)
+            )
+            logits = torch.cat([here.logits, graph.exact_logits(there, here, chosen)])
+            metric = shared.measured(logits, here.inputs)[self.measure]
+            return metric[1:] - metric[:1]
+
+        lengths = [len(row.fed) for row in self.destination.rows]
+        for at, change in in_batches(lengths, self.batch_size, run):
+            found[:, at] = change.cpu().numpy()
+        return found
+
+
+def strongest_and_random(values: np.ndarray, most: int, seed: int) -> dict[str, list[int]]:
+    """Numbers of the `most` largest |values|, and of as many random others, in their order."""
+    known = np.flatnonzero(np.isfinite(values))
+    order = known[np.argsort(-np.abs(values[known]), kind="stable")]
+    rest = order[most:]
+    drawn = np.random.default_rng(seed).permutation(rest)[:most]
+    return {"top": order[:most].tolist(), "random": sorted(drawn.tolist())}
+
+
+def _rows(patches: Sequence[Patch], found: Any, metric: str) -> pd.DataFrame:
+    columns = pd.DataFrame([patch.about for patch in patches])
+    columns = columns.reindex(columns=pd.Index(COLUMNS))
+    return columns.assign(arm="patch", metric=metric, **found._asdict(), baseline=0.0)
+
+
+def _nothing(like: np.ndarray) -> dict[str, np.ndarray]:
+    """Measures that were not taken."""
+    return dict.fromkeys(shared.MEASURES, np.full_like(like, np.nan))

@@ -1,0 +1,213 @@
+"""Edge attribution patching: what does every head and MLP send to every later one?
+
+Senders u add to the residual stream: the embedding (the stream before layer 0), each head through
+its output projection, each MLP. Receivers v read it: each head's query, each key-value head's key
+and value, each MLP, and the logits. Their first-order effect on the metric m (Syed, Rager & Conmy
+2023, arXiv 2310.10348) is
+
+    score(u -> v) = sum over tokens (out_clean(u) - out_corrupt(u)) . dm/d(in v)
+
+where in v is the stream before v's norm, and the gradient goes through that norm and v's own
+projection alone. The scores of all edges that leave u add up to u's own attribution, exactly: the
+stream is a sum. `exact_logits` makes an edge in earnest: v reads the corrupt stream with u's
+difference added, everything else follows. It misleads where attribution does (saturated softmaxes),
+and a query edge and a key edge that matter only together look like nothing each.
+
+Gradients are pulled back through the output projections, so that no head's contribution to the
+stream, (batch, token, head, width), is ever formed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from workbench.errors import WorkbenchError
+from workbench.models import Layout, Site
+from workbench.models.rerun import Rerun
+from workbench.models.sites import Kind
+
+Values = Mapping[Site, Tensor]  # whole site -> (batch, token, ...)
+EMBEDDING = Site("resid_pre", 0)
+READ: tuple[Kind, ...] = ("q", "k", "v")
+
+
+class Link(NamedTuple):
+    """sender: resid_pre of layer 0 (the embedding), a head's z, or mlp_out. receiver: a head's q, k
+    or v; mlp_out, which stands for that MLP's input; the last resid_post for the logits'."""
+
+    sender: Site
+    receiver: Site
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The table's columns: "embedding" or "1.mlp_out" -> "3.q.h1", "4.mlp" or "logits"."""
+        ends = {"resid_post": "logits", "mlp_out": f"{self.receiver.layer}.mlp"}
+        return {
+            "sender": "embedding" if self.sender == EMBEDDING else str(self.sender),
+            "receiver": ends.get(self.receiver.kind, str(self.receiver)),
+        }
+
+
+class _Group(NamedTuple):
+    """Receivers that the same senders precede, and how many layers' heads and MLPs those are."""
+
+    receivers: list[Site]
+    heads: int
+    mlps: int
+
+
+def _groups(layout: Layout) -> list[_Group]:
+    made = []
+    for layer in range(layout.layers):
+        for kind in READ:
+            heads = layout.heads if kind == "q" else layout.kv_heads
+            own = [Site(kind, layer, head) for head in range(heads)]
+            made.append(_Group(own, layer, layer))
+        before = layer if layout.parallel else layer + 1
+        made.append(_Group([Site("mlp_out", layer)], before, layer))
+    last = Site("resid_post", layout.layers - 1)
+    return [*made, _Group([last], layout.layers, layout.layers)]
+
+
+def _senders(layout: Layout, group: _Group) -> list[Site]:
+    heads = [Site("z", layer, h) for layer in range(group.heads) for h in range(layout.heads)]
+    return [EMBEDDING, *heads, *(Site("mlp_out", layer) for layer in range(group.mlps))]
+
+
+def links(layout: Layout) -> list[Link]:
+    """Every edge, in the order of `scores`. Raises WorkbenchError where a norm stands behind
+    attention: no head then adds to the stream by itself."""
+    names = layout.architecture
+    if names.attn_out != names.attention:
+        raise WorkbenchError(
+            "In this model a norm stands behind attention, so that no head adds to the stream by "
+            "itself; leave edges out."
+        )
+    return [
+        Link(sender, receiver)
+        for group in _groups(layout)
+        for sender in _senders(layout, group)
+        for receiver in group.receivers
+    ]
+
+
+def needed(layout: Layout) -> set[Site]:
+    """The whole sites whose activations and gradients `scores` reads."""
+    kinds: tuple[Kind, ...] = ("resid_pre", *READ, "z", "mlp_out")
+    kinds = kinds if layout.parallel else (*kinds, "resid_mid")
+    found = {Site(kind, layer) for kind in kinds for layer in range(layout.layers)}
+    return found | {Site("resid_post", layout.layers - 1)}
+
+
+def scores(
+    model: Any, source: Values, destination: Values, values: Values, slopes: Values
+) -> Tensor:
+    """First-order effect of every edge, (edges, batch), in the order of `links`.
+
+    source, destination: the activations of the clean and the corrupt run. values, slopes: those of
+    the run whose gradient is taken, the corrupt one itself or one between the two.
+    """
+    layout = Layout(model)
+    found = []
+    with torch.enable_grad(), _as_run(model):
+        for group in _groups(layout):
+            first = group.receivers[0]
+            if first.kind == "resid_post":
+                pulled = slopes[first][None]
+            else:
+                pulled = _pulled(layout, first.whole, values, slopes[first.whole])
+            sent = _sent(layout, group, pulled, source, destination)
+            found.append(sent.flatten(0, 1))
+    return torch.cat(found)
+
+
+def _pulled(layout: Layout, site: Site, values: Values, slope: Tensor) -> Tensor:
+    """The gradient at the receivers' input, (receivers, batch, token, width), through the norm and
+    through each head's own rows of the projection."""
+    stream = values[_stream(layout, site)]
+    times = 1 if site.kind == "mlp_out" else slope.shape[2]
+    given = stream.detach().repeat(times, 1, 1).requires_grad_()
+    wanted = slope[None]
+    if site.kind != "mlp_out":
+        own = torch.eye(times, device=slope.device, dtype=slope.dtype)
+        wanted = slope[None] * own[:, None, None, :, None]
+    made = _reader(layout, site)(given)
+    (found,) = torch.autograd.grad(made, given, wanted.flatten(0, 1).to(made.dtype))
+    return found.unflatten(0, (times, -1))
+
+
+def _sent(
+    layout: Layout, group: _Group, pulled: Tensor, source: Values, destination: Values
+) -> Tensor:
+    """(senders, receivers, batch): every sender's difference along these gradients."""
+
+    def change(site: Site) -> Tensor:
+        return (source[site] - destination[site]).float()
+
+    def along(site: Site) -> Tensor:
+        return (change(site) * pulled.float()).sum((-2, -1))[None]
+
+    found = [along(EMBEDDING)]
+    for layer in range(group.heads):
+        site = Site("z", layer)
+        project: Any = layout.module(site)
+        flat = torch.zeros_like(destination[site].flatten(-2)).repeat(len(pulled), 1, 1)
+        flat.requires_grad_()
+        made = project(flat)
+        (back,) = torch.autograd.grad(made, flat, pulled.flatten(0, 1).to(made.dtype))
+        back = layout.view(site, back).unflatten(0, (len(pulled), -1)).float()
+        found.append((change(site) * back).sum((2, 4)).permute(2, 0, 1))
+    found += [along(Site("mlp_out", layer)) for layer in range(group.mlps)]
+    return torch.cat(found)
+
+
+def exact_logits(there: Rerun, here: Rerun, chosen: Sequence[Link], size: int = 16) -> Tensor:
+    """Logits (edges, batch, answer, vocabulary) of `here` with each edge alone carrying `there`'s
+    value. Both runs have read `needed`; size: edges that share a forward pass."""
+    found = []
+    for begin in range(0, len(chosen), size):
+        patches = []
+        for link in chosen[begin : begin + size]:
+            place = link.receiver
+            stream = here.kept[_stream(here.layout, place.whole)] + _difference(there, here, link)
+            with torch.no_grad(), _as_run(here.model):
+                value = _reader(here.layout, place.whole)(stream)
+            patches.append({place: value if place.head is None else value[..., place.head, :]})
+        found.append(here.again(patches))
+    return torch.cat(found)
+
+
+def _difference(there: Rerun, here: Rerun, link: Link) -> Tensor:
+    """What the sender adds to the stream in one run, less what it adds in the other."""
+    site = link.sender
+    if site.kind == "z":
+        return there.added(site) - here.added(site)
+    return there.kept[site] - here.kept[site]
+
+
+def _stream(layout: Layout, receiver: Site) -> Site:
+    """Where a receiver reads the stream."""
+    if receiver.kind == "resid_post":
+        return receiver
+    mid = receiver.kind == "mlp_out" and not layout.parallel
+    return Site("resid_mid" if mid else "resid_pre", receiver.layer)
+
+
+def _reader(layout: Layout, receiver: Site) -> Callable[[Tensor], Tensor]:
+    """What a receiver makes of the stream, (batch, token, width) -> the site's tensor."""
+    if receiver.kind == "resid_post":
+        return lambda stream: stream
+    names, block = layout.architecture, layout.block(receiver.layer)
+    norm = block.get_submodule(names.mid if receiver.kind == "mlp_out" else names.norm1)
+    module = layout.module(receiver)
+    return lambda stream: layout.view(receiver, cast(Tensor, module(norm(stream))))
+
+
+def _as_run(model: Any) -> contextlib.AbstractContextManager[None]:
+    """The model's modules called on their own run as inside it."""
+    return getattr(model, "as_run", contextlib.nullcontext)()

@@ -1,0 +1,78 @@
+"""Which groups of the base's own circuit carry what a member does better?
+
+The base's circuit is found by path patching (`discovery`) on one random half of the prompts; on the
+other half each group of heads, all of them together, and random groups of as many heads at the same
+positions are patched from one model into the other (Prakash et al. 2024, arXiv 2402.14811, figure
+on CMAP: there the value fetchers alone recover the whole gain). It misleads where member and base
+score alike: the notes say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+
+from workbench.errors import WorkbenchError
+from workbench.loaders import CheckpointPair
+from workbench.models.sides import named_dtype
+from workbench.patching.activation import partners
+from workbench.patching.cross_model import Direction, cross_model
+from workbench.patching.discovery import discover, sites
+from workbench.patching.sweep import Side
+from workbench.results import Result, describe
+from workbench.tasks import PromptSet
+
+WHOLE = "whole circuit"
+
+
+def groups(
+    pair: CheckpointPair,
+    prompts: PromptSet,
+    *,
+    corrupted: PromptSet | None = None,
+    direction: Direction | Literal["both"] = "both",
+    most: int = 8,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str | None = None,
+) -> Result:
+    """Patch the groups of the base's circuit across the pair.
+
+    prompts: boxes with answers. corrupted: as in `activation`. direction: as in `cross_model`.
+    most: heads a group has at most. dtype: "float32" or "bfloat16"; None as stored.
+
+    Returns a Result of `cross_model` (component "group"); the sites of each group are among its
+    parameters. Raises WorkbenchError where no head of the base acts on the answer, or there are too
+    few prompts to split in two.
+    """
+    if len(prompts) < 8:
+        raise WorkbenchError(f"Expected at least 8 prompts, to split in two; found {len(prompts)}.")
+    words = pair.base.tokenizer()
+    clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
+    order = np.random.default_rng(seed).permutation(len(clean))
+    find, judge = order[: len(order) // 2].tolist(), order[len(order) // 2 :].tolist()
+    options: dict[str, Any] = {"batch_size": batch_size, "device": device}
+    with pair.models(device, named_dtype(dtype)) as run:
+        one, other = (Side(run.base, [rows[i] for i in find]) for rows in (clean, dirty))
+        found, _, cost = discover(one, other, words, most=most, seed=seed, **options)
+    chosen: dict[str, Sequence[Any]] = dict(sites(found))
+    if not chosen:
+        raise WorkbenchError(
+            f"No head of {pair.base.name} acts on the answer to {prompts.name}: there is no "
+            "circuit to patch. Check that the base answers these prompts."
+        )
+    chosen[WHOLE] = list(dict.fromkeys(site for own in chosen.values() for site in own))
+    judged = PromptSet(prompts.name, tuple(prompts.prompts[i] for i in judge), prompts.seed)
+    result = cross_model(
+        *(pair, judged), groups=chosen, direction=direction, seed=seed, dtype=dtype, **options
+    )
+    note = f"{pair.name}: finding the base's circuit cost {cost:.1f} forward passes."
+    parameters = {"all prompts": describe(prompts), "corrupted": describe(corrupted), "most": most}
+    provenance = replace(
+        result.provenance, parameters={**result.provenance.parameters, **parameters}
+    )
+    return replace(result, provenance=provenance.with_notes((*provenance.notes, note)))
