@@ -32,7 +32,7 @@ MAY = {
     "figures": SHARED,
     "reports": SHARED | {"figures"},
     "compare": SHARED | {"loaders", "tasks", "units", "catalogue", "figures", "reports"},
-    "demo": SHARED | {"loaders", "tasks", "lab", "catalogue", "compare"},
+    "demo": SHARED | {"loaders", "tasks", "lab", "patching", "catalogue", "compare"},
 }
 # The public names, and the command line, stand above everything.
 ABOVE = {"__init__", "cli"}

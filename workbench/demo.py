@@ -18,6 +18,7 @@ from workbench.lab import shipped
 from workbench.lab.shipped import UNLEARNING
 from workbench.loaders import Checkpoint, load_family
 from workbench.loaders.pair import Reference
+from workbench.patching.discovery import GROUPS
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.transform import LEDGER_WORDS, chat, many_shot, renamed
 
@@ -236,19 +237,22 @@ def smollm2_study(
 def _smollm2_boxes(
     file: Path, members: Mapping[str, Reference], words: Any, run: dict[str, Any]
 ) -> Study:
-    """Layers, and heads at the last token, on prompts in which every object is one token."""
+    """Layers, and heads at the last token, on prompts in which every object is one token: what a
+    CPU sweeps in half an hour."""
     drawn = tasks.whole_words(tasks.boxes_prompts(400, seed=3, split="test"), words)
-    prompts = PromptSet(drawn.name, drawn.prompts[:24], drawn.seed)
+    prompts = PromptSet(drawn.name, drawn.prompts[:16], drawn.seed)
+    last = {"paths": [group for group in GROUPS if group.position == -1]}
+    keys = ("cross_model", "restore", "lens", "patterns", "activation", "groups")
     return Study(
         load_family(file, dict(members)),
         task=prompts,
         corrupted=tasks.corrupt(prompts, tokenizer=words),
         options={
-            "patching.activation": {"sites": ("resid_pre", "z"), "controls": 3},
-            "patching.circuit": {"minimal": False, "random": 5},
-            "patching.groups": {"direction": "tuned->base"},
+            "patching.cross_model": {"controls": 2},
+            "patching.activation": {"sites": ("resid_pre", "z"), "positions": [-1], "controls": 3},
+            "patching.groups": last | {"direction": "tuned->base"},
         },
-        only=PATCHED,
+        only=tuple(f"patching.{key}" for key in keys),
         **run,
     )
 

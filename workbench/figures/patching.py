@@ -232,7 +232,7 @@ def overlap(result: Result, ax: Axes | None = None) -> Figure:
         rows = own[own["member"] == member].set_index("group").reindex(groups)
         x = np.arange(len(groups)) - 0.35 + step * (number + 0.5)
         here.vlines(x, rows["low"], rows["high"], color="#bbbbbb", lw=4,
-                    label="chance (95%)" if number == 0 else None)  # fmt: skip
+                    label="random circuits (95%)" if number == 0 else None)  # fmt: skip
         here.plot(x, rows["value"], ls="none", marker=look.marker, color=look.colour,
                   label=look.label)  # fmt: skip
     here.set_xticks(range(len(groups)), [style.text(g) for g in groups], rotation=25, ha="right",

@@ -2,8 +2,8 @@
 
 A patch at layer l and token t changes no layer before l and, attention being causal, no token
 before t. So the residual stream, the keys and the values of one plain run are kept, and a patched
-run enters at layer l with the tokens from t on. Logits are made at the answer's predictors alone,
-and several patches of one batch can share a forward pass.
+run enters at layer l with the tokens from t on. The last layer's MLP and the logits are made at the
+answer's predictors alone, and several patches of one batch can share a forward pass.
 
     once = Rerun(model, inputs, read=[Site("z", 4)])
     once.logits                                             (1, batch, answer, vocabulary)
@@ -106,6 +106,9 @@ class Rerun:
         with (
             torch.no_grad(),
             self._entered(start, len(patches), first),
+            self._last_thinned(
+                len(patches), first, whole or any(map(self._in_last, [*sites, *read]))
+            ),
             replace(self.model, self._changes(patches, first)),
             capture(self.model, read, at=at) as found,
         ):
@@ -162,6 +165,40 @@ class Rerun:
                     del block.forward
                 else:
                     block.forward = forward
+
+    def _in_last(self, site: Site) -> bool:
+        """Whether a site lies within the last layer, and not before it."""
+        return site.layer == self.layout.layers - 1 and site.kind != "resid_pre"
+
+    @contextlib.contextmanager
+    def _last_thinned(self, times: int, first: int, off: bool) -> Iterator[None]:
+        """In the last layer what works token by token runs for the answer's predictors alone: of
+        the other tokens only keys and values are read there."""
+        names = self.layout.architecture
+        block = self.layout.block(self.layout.layers - 1)
+        inside = [names.down.rpartition(".")[0], names.o, *([] if names.fused else [names.q])]
+        index = (self.scored - first).repeat(times, 1)
+        rows = torch.arange(len(index), device=index.device)[:, None]
+        tokens = self.inputs.ids.shape[1] - first
+
+        def before(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (args[0][rows, index], *args[1:])
+
+        def after(_module: Any, _args: Any, output: Tensor) -> Tensor:
+            full = output.new_zeros(len(output), tokens, output.shape[-1])
+            full[rows, index] = output
+            return full
+
+        handles = []
+        for name in [] if off else inside:
+            module = block.get_submodule(name)
+            handles += [module.register_forward_pre_hook(before)]
+            handles += [module.register_forward_hook(after)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _changes(self, patches: Sequence[Writes], first: int) -> dict[Site, Any]:
         """Per place one function that writes every patch's value into its own rows."""

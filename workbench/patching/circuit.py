@@ -32,7 +32,7 @@ from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
 from workbench.patching import sweep as shared
 from workbench.patching.activation import SIDES, partners
-from workbench.patching.discovery import GROUPS, Circuit, discover, heads
+from workbench.patching.discovery import GROUPS, Circuit, Group, discover, heads
 from workbench.patching.path import Head
 from workbench.patching.sweep import Side
 from workbench.results import Result, describe
@@ -52,6 +52,7 @@ def circuit(
     corrupted: PromptSet | None = None,
     circuits: Mapping[str, Circuit] | None = None,
     sides: Sequence[str] = SIDES,
+    paths: Sequence[Group] = GROUPS,
     most: int = 8,
     random: int = RANDOM,
     minimal: bool = True,
@@ -64,7 +65,8 @@ def circuit(
 
     prompts: boxes with answers; a random half finds the circuits, the other half judges them.
     corrupted: as in `activation`. circuits: name -> group -> [(layer, head), ...], judged too, for
-    instance those of other members (`circuits_of`). sides: which are judged. most: heads a group
+    instance those of other members (`circuits_of`). sides: which are judged. paths: the groups that
+    are looked for, in order; those of `discovery.GROUPS`. most: heads a group
     has at most. random: circuits of the same size. minimal: judge each head and group by leaving it
     out. dtype: "float32" or "bfloat16"; None as stored.
 
@@ -90,7 +92,9 @@ def circuit(
         total = run.layout.layers * run.layout.heads
         for side in SIDES:
             one, other = (Side(models[side], [rows[i] for i in find]) for rows in (clean, dirty))
-            own, table, cost = discover(one, other, words, most=most, seed=seed, **options)
+            own, table, cost = discover(
+                one, other, words, groups=paths, most=most, seed=seed, **options
+            )
             known[side] = own
             tables += [table.assign(side=side, circuit=side), _chosen(own, side)]
             notes.append(f"{pair.name}: finding {side}'s circuit cost {cost:.1f} forward passes.")
@@ -105,7 +109,8 @@ def circuit(
     table.insert(0, "member", pair.name)
     parameters = {
         "prompts": describe(prompts), "corrupted": describe(corrupted), "sides": list(sides),
-        "circuits": describe(circuits), "most": most, "random": random, "minimal": minimal,
+        "circuits": describe(circuits), "paths": [group.name for group in paths], "most": most,
+        "random": random, "minimal": minimal,
     }  # fmt: skip
     about = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **about)

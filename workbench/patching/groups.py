@@ -20,7 +20,7 @@ from workbench.loaders import CheckpointPair
 from workbench.models.sides import named_dtype
 from workbench.patching.activation import partners
 from workbench.patching.cross_model import Direction, cross_model
-from workbench.patching.discovery import discover, sites
+from workbench.patching.discovery import GROUPS, Group, discover, sites
 from workbench.patching.sweep import Side
 from workbench.results import Result, describe
 from workbench.tasks import PromptSet
@@ -34,6 +34,7 @@ def groups(
     *,
     corrupted: PromptSet | None = None,
     direction: Direction | Literal["both"] = "both",
+    paths: Sequence[Group] = GROUPS,
     most: int = 8,
     batch_size: int = 32,
     seed: int = 0,
@@ -43,7 +44,8 @@ def groups(
     """Patch the groups of the base's circuit across the pair.
 
     prompts: boxes with answers. corrupted: as in `activation`. direction: as in `cross_model`.
-    most: heads a group has at most. dtype: "float32" or "bfloat16"; None as stored.
+    paths: the groups that are looked for, in order. most: heads a group has at most. dtype:
+    "float32" or "bfloat16"; None as stored.
 
     Returns a Result of `cross_model` (component "group"); the sites of each group are among its
     parameters. Raises WorkbenchError where no head of the base acts on the answer, or there are too
@@ -58,8 +60,8 @@ def groups(
     options: dict[str, Any] = {"batch_size": batch_size, "device": device}
     with pair.models(device, named_dtype(dtype)) as run:
         one, other = (Side(run.base, [rows[i] for i in find]) for rows in (clean, dirty))
-        found, _, cost = discover(one, other, words, most=most, seed=seed, **options)
-    chosen: dict[str, Sequence[Any]] = dict(sites(found))
+        found, _, cost = discover(one, other, words, groups=paths, most=most, seed=seed, **options)
+    chosen: dict[str, Sequence[Any]] = dict(sites(found, paths))
     if not chosen:
         raise WorkbenchError(
             f"No head of {pair.base.name} acts on the answer to {prompts.name}: there is no "
@@ -71,7 +73,10 @@ def groups(
         *(pair, judged), groups=chosen, direction=direction, seed=seed, dtype=dtype, **options
     )
     note = f"{pair.name}: finding the base's circuit cost {cost:.1f} forward passes."
-    parameters = {"all prompts": describe(prompts), "corrupted": describe(corrupted), "most": most}
+    parameters = {
+        "all prompts": describe(prompts), "corrupted": describe(corrupted),
+        "paths": [group.name for group in paths], "most": most,
+    }  # fmt: skip
     provenance = replace(
         result.provenance, parameters={**result.provenance.parameters, **parameters}
     )

@@ -121,7 +121,6 @@ def sweep(
     if any(patch.added for patch in patches):
         _require_additive(Layout(destination.model))
     size = len(destination.rows)
-    order = sorted(range(len(patches)), key=lambda i: _entry(patches[i]))
     fill = pad_id(tokenizer)
     kinds = {site.whole for patch in patches for site in patch.sites}
     ours = {end for p in patches if p.added for s in p.sites for end in (s.whole, _sum(s).whole)}
@@ -134,6 +133,7 @@ def sweep(
         here = Rerun(destination.model, batch(destination.rows, places, device, fill), ours)
         turn = shuffle(there.inputs) if shuffled else None
         reference, found = there.logits[0], []
+        order = sorted(range(len(patches)), key=lambda i: _entry(patches[i], here.inputs))
         for chunk in _chunks(order, max(1, batch_size // len(places))):
             values = [_values(there, here, patches[i], turn) for i in chunk]
             logits = here.again(values)
@@ -304,9 +304,11 @@ def _chunks(order: Sequence[int], size: int) -> list[list[int]]:
     return [list(order[i : i + size]) for i in range(0, len(order), size)]
 
 
-def _entry(patch: Patch) -> tuple[int, str]:
-    """Patches that enter the model at one place share a forward pass best."""
-    return min(site.layer for site in patch.sites), str(patch.sites[0].position)
+def _entry(patch: Patch, inputs: Batch) -> tuple[int, int]:
+    """First layer and token a patch changes: those that enter together share a forward pass."""
+    where = {site.position for site in patch.sites}
+    first = 0 if None in where else min(int(inputs.index(p).min()) for p in where if p is not None)
+    return min(site.layer for site in patch.sites), first
 
 
 def require_aligned(ours: Sequence[Row], theirs: Sequence[Row], patches: Sequence[Patch]) -> None:
