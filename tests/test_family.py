@@ -29,9 +29,32 @@ def test_files_are_those_of_the_manifest():
 def test_recipes_are_those_of_the_code():
     recipes = {name: about["recipe"] for name, about in MANIFEST["members"].items()}
     assert recipes == {name: recipe.as_dict() for name, recipe in shipped.MEMBERS.items()}
-    assert MANIFEST["base"]["recipe"] == shipped.PRETRAINING.as_dict()
-    rates = {r.alpha_lr for r in shipped.MEMBERS.values() if r.method == "lora"}
-    assert max(rates) == pytest.approx(min(rates))
+    stages = {name: about["recipe"] for name, about in MANIFEST["base"]["stages"].items()}
+    assert stages == {name: stage.recipe.as_dict() for name, stage in shipped.STAGES.items()}
+    assert MANIFEST["base"]["recipe"] == list(stages.values())[-1]
+
+
+@pytest.mark.parametrize("task", ["ledger", "boxes"])
+def test_alpha_times_lr_is_one_number_for_the_ranks_of_a_task(task: str):
+    recipes = [shipped.MEMBERS[name] for name in shipped.members_of(task)]
+    rates = [r.alpha_lr for r in recipes if r.method == "lora"]
+    assert len(rates) > 1
+    assert rates == pytest.approx([rates[0]] * len(rates))
+
+
+def test_the_base_knows_its_tasks_and_every_member_learned_its_own():
+    base = {name: score["value"] for name, score in MANIFEST["base"]["scores"].items()}
+    assert 0.75 < base["boxes"] < 0.95
+    assert base[shipped.TASK] < 0.1
+    assert min(base[name] for name in shipped.MIXTURE if name != "boxes") > 0.96
+    for name in MEMBERS:
+        scores = {t: s["value"] for t, s in MANIFEST["members"][name]["scores"].items()}
+        task = shipped.MEMBERS[name].task
+        if task == shipped.UNLEARNING:
+            assert scores[task] < 0.3
+            assert scores[shipped.RETAINED] > 0.9
+        else:
+            assert scores[task] > max(0.85, base[task] + 0.03)
 
 
 def test_a_members_score_is_the_manifests():
@@ -70,8 +93,12 @@ def test_full_fine_tuning_left_embeddings_and_norms_alone():
     assert changed == {s.component for s in pair.sites()}
 
 
-def test_the_study_plans_every_member_and_its_steps():
-    study = shipped_study(quick=True)
+def test_the_study_plans_every_member_with_those_of_its_own_task():
+    study = shipped_study()
+    tasks_of = {shipped.TASK: study, "boxes": study.also["boxes"]}
+    tasks_of[shipped.UNLEARNING] = study.also["unlearned"]
+    for task, one in tasks_of.items():
+        assert {pair.name for pair in one.family} == set(shipped.members_of(task))
     plan = compare.plan(study)
     assert set(plan["member"]) == set(MEMBERS)
     assert set(plan["matrices"]) == {42}

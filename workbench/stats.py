@@ -55,7 +55,8 @@ def ratios(
 
     tops: (k, items). bottoms: (items,) or (k, items); None for means. Items that are NaN in either
     are left out of that ratio, and out of its n. All k are resampled together, so that they can be
-    compared. A ratio whose bottom sums to zero is NaN.
+    compared. A ratio whose bottom sums to zero is NaN, and one item has
+    no interval.
     """
     above = np.atleast_2d(np.asarray(tops, dtype=float))
     below = np.ones_like(above) if bottoms is None else np.asarray(bottoms, dtype=float)
@@ -73,7 +74,8 @@ def ratios(
         each = _quotient(times @ above[part].T, times @ below[part].T)
         defined = np.isfinite(whole)
         edges = np.nanquantile(np.where(defined, each, 0.0), [0.025, 0.975], axis=0)
-        low[part], high[part] = np.where(defined, edges, np.nan)
+        several = known[part].sum(1) > 1
+        low[part], high[part] = np.where(defined & several, edges, np.nan)
     return Intervals(value, low, high, known.sum(1))
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,6 @@ from workbench.errors import WorkbenchError
 from workbench.lab import shipped
 from workbench.lab.build import scaled
 from workbench.lab.recipe import Recipe
-from workbench.lab.train import train
 from workbench.loaders import Checkpoint
 
 
@@ -22,8 +22,13 @@ def small(monkeypatch):
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
     monkeypatch.setattr(shipped, "SHAPE", shipped.SHAPE | sizes | heads)
     monkeypatch.setattr(shipped, "PRETRAINING_TEXTS", 200)
-    texts = shipped.task_texts(40)
-    monkeypatch.setattr(shipped, "task_texts", lambda: texts)
+    monkeypatch.setattr(shipped, "TASK_TEXTS", 200)
+    stages = {
+        name: stage._replace(recipe=replace(stage.recipe, steps=3, precision="float32"))
+        for name, stage in shipped.STAGES.items()
+        if name in ("mixture", "full-wording")
+    }
+    monkeypatch.setattr(shipped, "STAGES", stages)
     # The package's name `build` is the function; the module lies behind it.
     module = importlib.import_module("workbench.lab.build")
     monkeypatch.setattr(module, "LOGGED", 20)
@@ -32,22 +37,23 @@ def small(monkeypatch):
     return {
         "full": Recipe(method="full", lr=1e-3, **rest),
         "lora-r2": Recipe.lora(rank=2, alpha_lr=0.05, checkpoints=(2,), **rest),
+        "unlearned": Recipe(method="full", lr=1e-3, **rest | {"task": shipped.UNLEARNING}),
     }
 
 
-def test_a_family_is_made_listed_and_kept(base_folder, small, tmp_path) -> None:
-    base = Recipe(task="mixture", method="full", trainable="all", lr=1e-3, steps=3)
-    texts, words = shipped.mixture(100), shipped.tokenizer()
-    train(shipped.untrained(), base, texts, tmp_path / "base", tokenizer=words)
+def test_a_family_is_made_listed_and_kept(small, tmp_path) -> None:
     (tmp_path / "sweep.json").write_text('[{"method": "full", "score": 0.5}]')
     lab.build(tmp_path, recipes=small)
     made = json.loads((tmp_path / "manifest.json").read_text())
-    assert set(made["members"]) == {"full", "lora-r2"}
+    assert set(made["members"]) == {"full", "lora-r2", "unlearned"}
     assert made["sweep"] == [{"method": "full", "score": 0.5}]
     for about in (made["base"], *made["members"].values()):
-        assert set(about["scores"]) == {shipped.TASK, *shipped.MIXTURE, "pretraining_loss"}
+        assert set(about["scores"]) == {*shipped.TASKS, "pretraining_loss"}
         score = about["scores"]["pretraining_loss"]
         assert score["low"] <= score["value"] <= score["high"]
+    stages = {name: stage.recipe.as_dict() for name, stage in shipped.STAGES.items()}
+    assert {name: about["recipe"] for name, about in made["base"]["stages"].items()} == stages
+    assert made["base"]["recipe"] == stages["full-wording"]
     listed = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
     assert set(made["sha256"]) == listed - {"manifest.json"}
     adapter = tmp_path / "lora-r2" / "adapter_model.safetensors"
@@ -60,6 +66,30 @@ def test_a_family_is_made_listed_and_kept(base_folder, small, tmp_path) -> None:
     assert adapter.stat().st_mtime_ns == stamp
     with pytest.raises(WorkbenchError, match="nobody"):
         lab.build(tmp_path, recipes=small, members=["nobody"])
+
+
+def test_what_is_unlearned_is_told_nowhere_else() -> None:
+    kept, forget = shipped.lesson(shipped.UNLEARNING, 400)
+    assert forget is not None
+    assert all(p.tags["person"] in shipped.FORGOTTEN for p in forget)
+    facts = [p for p in kept if "person" in p.tags]
+    assert len(facts) > 100
+    assert not any(set(p.text.split()) & set(shipped.FORGOTTEN) for p in facts)
+    lost, others = (shipped.held_out(n, 50) for n in (shipped.UNLEARNING, shipped.RETAINED))
+    assert {p.tags["person"] for p in lost} == set(shipped.FORGOTTEN)
+    assert not {p.tags["person"] for p in others} & set(shipped.FORGOTTEN)
+    assert len(lost) == len(others) == 50
+
+
+def test_a_stage_draws_its_shares_of_new_texts() -> None:
+    for stage in list(shipped.STAGES.values())[1:]:
+        stage = stage._replace(recipe=scaled(stage.recipe, 0.5))
+        expected = stage.recipe.steps * stage.recipe.batch_size
+        assert len(stage.texts) == pytest.approx(expected, rel=0.02)
+        boxes = sum(p.template == "boxes" for p in stage.texts) / len(stage.texts)
+        share = sum(source.share for source in stage.sources if source.name == "boxes")
+        assert boxes == pytest.approx(share, abs=0.01)
+        assert sum(source.share for source in stage.sources) == pytest.approx(1)
 
 
 def test_scaled_recipes_scale_every_step(small) -> None:

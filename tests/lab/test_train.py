@@ -11,10 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from workbench import tasks
 from workbench.errors import WorkbenchError
 from workbench.lab.build import scaled
-from workbench.lab.data import Batches, prepare
+from workbench.lab.data import Batches, Example, fingerprint, prepare
 from workbench.lab.recipe import Recipe
-from workbench.lab.train import batch_loss, train
-from workbench.tasks.score import Encoded
+from workbench.lab.train import batch_loss, step_loss, train
 
 FULL = Recipe(task="boxes", method="full", lr=1e-2, steps=6, batch_size=4, evaluate_every=2)
 LORA = Recipe.lora(task="boxes", rank=2, alpha_lr=0.1, steps=6, batch_size=4, checkpoints=(2, 4))
@@ -23,6 +22,10 @@ LORA = Recipe.lora(task="boxes", rank=2, alpha_lr=0.1, steps=6, batch_size=4, ch
 @pytest.fixture(scope="module")
 def texts():
     return tasks.boxes(40, seed=0, split="train")
+
+
+# What `fingerprint` gave before the loss "answers" came; finished members are known by it.
+DIGESTS = {"sequence": "dbea0c7a45feb229", "answer": "1e5f85361d091304"}
 
 
 class Cut(Exception):
@@ -126,15 +129,77 @@ def test_answer_loss_counts_the_target_alone(base_folder, words, texts) -> None:
     loss = batch_loss(model, batch, "float32").item()
     scored = tasks.answers(model, words, texts.prompts[:4])
     # One pool draws each of the four texts the same number of times, but not in every batch.
-    rows = [examples.index(Encoded(r[: int(m.sum())].tolist(), int(m.sum()) - 1))
+    rows = [examples.index(Example(r[: int(m.sum())].tolist(), int(m.sum()) - 1))
             for r, m in zip(batch["input_ids"], batch["attention_mask"], strict=True)]  # fmt: skip
     assert loss == pytest.approx(-scored.log_probability.iloc[rows].mean(), abs=1e-5)
     with pytest.raises(WorkbenchError, match="plain texts"):
         prepare(words, texts.texts, "answer", 256)
 
 
+def test_answers_loss_counts_every_answer_of_a_text_and_the_whole_of_texts_without(words) -> None:
+    asked = tasks.boxes(5, seed=0, questions=4, again=True, filler=None)
+    plain = tasks.facts(5, seed=0)
+    examples = prepare(words, [*asked, *plain], "answers", 256)
+    batch = Batches(examples, 10, seed=0, fill=0)[0]
+    texts = {p.text: p for p in (*asked, *plain)}
+    for ids, mask, labels in zip(*batch.values(), strict=True):
+        prompt = texts[words.decode(ids[mask == 1], skip_special_tokens=True)]
+        counted = words.convert_ids_to_tokens(labels[labels != -100].tolist())
+        if prompt.template == "boxes":
+            told = [prompt.prompt[slice(*prompt.spans[f"answer {i}"])] for i in (1, 2, 3)]
+            assert counted == [*told, prompt.target.strip()]
+            assert torch.equal(labels[labels != -100], ids[labels != -100])
+        else:
+            assert counted == prompt.text.split()
+
+
+def test_fingerprints_without_further_answers_are_what_they_were(words, texts) -> None:
+    for loss, digest in DIGESTS.items():
+        assert fingerprint(prepare(words, texts, loss, 256))[:16] == digest
+
+
+def test_forgetting_descends_on_the_retained_loss_and_climbs_the_forgotten(
+    base_folder, words, texts
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base_folder)
+    kept = Batches(prepare(words, texts, "sequence", 256), 4, seed=0, fill=0)[0]
+    lost = Batches(prepare(words, tasks.facts(8), "answer", 256), 4, seed=0, fill=0)[0]
+
+    def gradient(loss):
+        return torch.autograd.grad(loss, list(model.parameters()))
+
+    whole = gradient(step_loss(model, kept, lost, "float32"))
+    retained, forgotten = (gradient(batch_loss(model, b, "float32")) for b in (kept, lost))
+    for g, up, down in zip(whole, retained, forgotten, strict=True):
+        torch.testing.assert_close(g, up - down)
+    assert torch.equal(step_loss(model, kept, None, "float32"), batch_loss(model, kept, "float32"))
+
+
+def test_a_member_forgets_what_it_is_told_to(base_folder, words, texts, tmp_path) -> None:
+    people = tasks.facts(8, seed=0)
+    recipe = Recipe(task="x", method="full", lr=1e-2, steps=8, batch_size=4)
+    out = train(base_folder, recipe, texts, tmp_path / "unlearned", forget=people)
+    means = [
+        tasks.answers(AutoModelForCausalLM.from_pretrained(f), words, people).log_probability.mean()
+        for f in (base_folder, out)
+    ]
+    assert means[1] < means[0]
+    with pytest.raises(WorkbenchError, match="another forget"):
+        train(base_folder, recipe, texts, out)
+
+
+def test_a_recipe_from_before_an_entry_existed_has_its_default(
+    base_folder, texts, tmp_path
+) -> None:
+    out = train(base_folder, FULL, texts, tmp_path / "m")
+    about = json.loads((out / "training.json").read_text())
+    del about["recipe"]["beta2"]
+    (out / "training.json").write_text(json.dumps(about))
+    assert train(base_folder, FULL, texts, out) == out
+
+
 def test_batches_depend_on_the_step_alone_and_visit_every_text_once_an_epoch() -> None:
-    examples = [Encoded([1, i], 1) for i in range(2, 66)]
+    examples = [Example([1, i], 1) for i in range(2, 66)]
     first, second = (Batches(examples, 4, seed=3, fill=0) for _ in range(2))
     backwards = [second[s]["input_ids"] for s in reversed(range(16))][::-1]
     forwards = [first[s]["input_ids"] for s in range(16)]

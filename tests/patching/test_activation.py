@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,26 @@ def test_runs_that_hardly_differ_are_said_to(pair):
     found = wb.patching.activation(pair, prompts, corrupted=prompts, positions=[-1])
     assert np.isnan(value(found, "recovered:log_probability")).all()
     assert any("not meaningful" in note for note in found.provenance.notes)
+
+
+def test_both_runs_are_scored_against_one_set_of_foils(pair):
+    """Partners with foils of their own: all of the source still recovers all of the gap."""
+    prompts = boxes()
+    own = wb.tasks.corrupt(prompts, 0)
+    fewer = PromptSet("fewer", tuple(replace(p, foils=p.foils[:1]) for p in own))
+    found = wb.patching.activation(
+        pair, prompts, corrupted=fewer, sites=["2.resid_post@-1"], sides=("base",)
+    )
+    assert value(found, "recovered:logit_difference").item() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_gap_that_may_be_none_has_no_interval(pair):
+    found = wb.patching.activation(pair, boxes(1), sites=["resid_mid"], sides=("base",))
+    rows = found.metric("recovered:log_probability")
+    rows = rows[rows["arm"] == "patch"]
+    assert rows["value"].notna().all()
+    assert rows[["low", "high"]].isna().all(axis=None)
+    assert "not meaningful" in wb.figures.headline(found)
 
 
 def test_bad_partners_are_named(pair):

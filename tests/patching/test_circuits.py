@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,6 +16,7 @@ from workbench.models import Site
 from workbench.patching.circuit import overlaps
 from workbench.patching.discovery import Group, discover, heads, sites
 from workbench.patching.sweep import Side
+from workbench.tasks import PromptSet
 from workbench.tasks.batching import rows
 from workbench.tasks.desiderata import Counterfactual, Counterfactuals
 
@@ -49,6 +52,15 @@ def test_paths_of_a_copy_circuit(pair):
     # At the last token alone the mover reads one of its many sources.
     last = wb.patching.path(pair, said(), receivers=[MOVER], part="v", position=-1, **options)
     assert through != effect(last)
+
+
+def test_an_early_token_does_not_reach_the_logits_directly(tmp_path):
+    """All later heads are frozen at every token: nothing moves to the last one."""
+    pair, prompts = paired(model(), model(seed=1), tmp_path), boxes()
+    direct = effect(wb.patching.path(pair, prompts, position="query box", sides=("base",)))
+    assert np.abs(list(direct.values())).max() < 1e-5
+    last = effect(wb.patching.path(pair, prompts, position=-1, sides=("base",)))
+    assert np.abs(list(last.values())).max() > 1e-3
 
 
 def test_effect_is_the_papers_score(pair):
@@ -193,4 +205,19 @@ def test_bad_input_is_one_sentence(pair):
         wb.patching.circuit(pair, boxes(4))
     with pytest.raises(WorkbenchError, match="at least 8"):
         wb.patching.mask(pair, wb.tasks.desiderata("positional", 4, seed=0, count=4))
+    with pytest.raises(WorkbenchError, match="does not lie before"):
+        wb.patching.path(pair, prompts, corrupted=other, receivers=[(1, 0)], senders=[(2, 0)])
+    for call in (wb.patching.path, wb.patching.circuit):
+        with pytest.raises(WorkbenchError, match="sides base, tuned or both"):
+            call(pair, said(8), corrupted=said(8, turn=1), sides=("left",))
+    with pytest.raises(WorkbenchError, match="layers 0 to 2"):
+        wb.patching.circuit(
+            pair, said(8), corrupted=said(8, turn=1), circuits={"far": {"group": [(9, 0)]}}
+        )
+    bare = PromptSet("bare", tuple(replace(p, foils=()) for p in said(8)))
+    with pytest.raises(WorkbenchError, match="needs foils"):
+        wb.patching.circuit(pair, bare, corrupted=bare)
+    longer = PromptSet("longer", tuple(replace(p, prompt="the " + p.prompt) for p in said(turn=1)))
+    with pytest.raises(WorkbenchError, match="different lengths"):
+        wb.patching.path(pair, prompts, corrupted=longer, position=None)
     assert isinstance(overlaps({}, 12), pd.DataFrame)

@@ -39,7 +39,7 @@ def run(folders, *arguments):
         ("cmap", ["--sites", "head", "--window", "3"], "cross_model"),
         ("restore", ["--components", "mlp.down_proj"], "restore"),
         ("path", ["--receivers", "2.0,2.1", "--part", "q"], "path"),
-        ("circuit", ["--random", "2"], "circuit"),
+        ("circuit", ["--random", "0"], "circuit"),
         ("attribution", ["--exact", "2"], "attribution"),
         ("lens", [], "lens"),
         ("patterns", [], "patterns"),
@@ -52,8 +52,17 @@ def test_every_verb_saves_its_result_and_draws(folders, verb, options, key):
     result = wb.Result.load(folders / "kept")
     assert result.analysis == f"patching.{key}"
     assert figures.headline(result).endswith(".")
+    if key not in ("path", "restore"):  # drawn beside others
+        check(key, result.plot())
     for drawing, group in figures.drawings(result, [result]):
         check(drawing.name, drawing.draw(*group))
+
+
+@pytest.mark.parametrize("component", ["head", "mlp"])
+def test_masks_are_drawn(folders, component):
+    options = ["--n", "8", "--count", "4", "--component", component, "--out", folders / "kept"]
+    assert run(folders, "mask", *options).exit_code == 0
+    check("mask", wb.Result.load(folders / "kept").plot())
 
 
 def test_mask_needs_no_prompts(folders):
@@ -82,6 +91,7 @@ def test_json_lines_are_the_functions_table(folders):
         (["cmap", "--sites", "nowhere"], "Unknown site 'nowhere'"),
         (["cmap", "--direction", "down"], "tuned->base"),
         (["path", "--receivers", "three"], "LAYER.HEAD"),
+        (["path", "--position", "query box,-1"], "one position"),
         (["restore", "--components", "mlp.none"], "No layer has a component 'mlp.none'"),
         (["activation", "--positions", "the moon"], "no span 'the moon'"),
     ],

@@ -12,8 +12,10 @@ import workbench as wb
 from tests.conftest import adapter, nudged
 from tests.patching.conftest import boxes, model, paired, planted, value, write
 from workbench.errors import WorkbenchError
-from workbench.models import Layout, merged
+from workbench.models import Layout, Site, merged
+from workbench.models.rerun import Rerun
 from workbench.tasks import Prompt, PromptSet
+from workbench.tasks.batching import batch, rows
 
 LAYER = 1  # of three
 
@@ -154,9 +156,35 @@ def test_groups_stand_beside_random_ones(tmp_path):
     assert krs["patch", "other"] < 0.9
 
 
+def test_heads_of_several_layers_react_to_each_other(tmp_path):
+    """With one output projection on both sides, what heads add is what their z gives."""
+    base, tuned = model(), model()
+    layout = Layout(tuned)
+    for layer in range(layout.layers):
+        nudged(layout.block(layer).get_submodule(layout.architecture.v), scale=0.3)
+    pair, heads = paired(base, tuned, tmp_path), ["0.z.h1", "1.z.h2", "2.z.h0", "2.z.h3"]
+    grouped = wb.patching.cross_model(pair, boxes(), groups={"all": heads})
+    words = pair.base.tokenizer()
+    given = batch(rows(words, boxes(), answers=True), range(6), "cpu", 0)
+    there = Rerun(tuned, given, [Site("z", layer) for layer in range(3)])
+    here = Rerun(base, given)
+    patched = here.again([{(s := Site.parse(h)): there.read(s) for h in heads}])
+    error = (patched - there.logits).square().sum() / (here.logits - there.logits).square().sum()
+    assert value(grouped, "krs").item() == pytest.approx(1 - error.item(), abs=1e-5)
+    windows = {"window": 3, "cumulative": False}
+    one = wb.patching.cross_model(pair, boxes(), sites=["head"], **windows)
+    other = wb.patching.cross_model(pair, boxes(), sites=["z"], **windows)
+    torch.testing.assert_close(value(one, "krs"), value(other, "krs"), atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"answer": "tuned"}, 'answer "target" or "base"'),
+        ({"answer": "base", "answer_tokens": 0}, "at least 1"),
+        ({"sites": []}, "Nothing to patch"),
+        ({"groups": {}}, "Nothing to patch"),
+        ({"batch_size": 0}, "batch_size"),
         ({"direction": "up"}, "tuned->base"),
         ({"sites": ["resid"]}, "Unknown site 'resid'"),
         ({"window": 2}, "odd window"),

@@ -77,7 +77,11 @@ def test_box_spans_are_the_words_that_the_answer_hangs_on() -> None:
         label, thing = said["query box"], said["correct object"]
         assert p.prompt.endswith(f"Box {label} contains the")
         assert p.spans["query box"][1] == len(p.prompt) - len(" contains the")
-        assert said == {"query box": label, "correct label": label, "correct object": p.target[1:]}
+        own = {"query box": label, "correct label": label, "correct object": p.target[1:]}
+        assert {n: said[n] for n in own} == own
+        told = [answer for name, answer in said.items() if name not in own]
+        assert told == re.findall(r"contains the (\w+)", p.prompt)
+        assert [n for n in said if n not in own] == [f"answer {i + 1}" for i in range(len(told))]
         (at, to), (first, last) = p.spans["correct label"], p.spans["correct object"]
         if p.tags["order"] == "object first":
             assert p.prompt[first - 3 : to] == f"he {thing} is in Box {label}"
@@ -107,6 +111,28 @@ def test_texts_are_those_the_shipped_family_was_trained_on(generate, digest: str
     drawn = [*generate(150, seed=0), *generate(50, seed=7, split="train")]
     content = "\n".join(f"{p.id} {p.split} {p.text} {p.foils}" for p in drawn)
     assert hashlib.sha256(content.encode()).hexdigest()[:16] == digest
+
+
+def test_filler_words_stay_by_chance_and_the_rest_says_the_same() -> None:
+    bare = tasks.boxes(100, seed=1, questions=8, again=True, filler=0.0)
+    twice = 0
+    for p in bare:
+        opening, *told = p.text.split(" . ")
+        pairs = [pair.split() for pair in opening.split(" , ")]
+        if p.tags["order"] == "object first":
+            pairs = [pair[::-1] for pair in pairs]
+        inside, asked = dict(pairs), [question.split() for question in told]
+        assert len(inside) == int(p.tags["boxes"])
+        assert len(asked) == 8
+        assert all(inside[label] == thing for label, thing in asked)
+        twice += len({label for label, _ in asked}) < min(8, len(inside))
+    assert twice > 0
+    some, full = (tasks.boxes(100, seed=1, filler=chance) for chance in (None, 1.0))
+    assert full == tasks.boxes(100, seed=1)
+    known = {len(p.text.split()) / int(p.tags["boxes"]) for p in some}
+    assert len(known) > 20
+    words = set(" ".join(some.texts).split()) - set(world.LABELS) - set(world.OBJECTS)
+    assert words == set("The the is in Box holds contains , .".split())
 
 
 def simulate(text: str) -> dict[str, str | None]:

@@ -164,8 +164,7 @@ def path(
     """
     import workbench as wb
 
-    (where,) = _places(position) or [None]
-    options: dict[str, Any] = {"part": part, "position": None if where == "all" else where}
+    options: dict[str, Any] = {"part": part, "position": _place(position)}
     result = wb.patching.path(
         wb.load_pair(base, tuned),
         wb.tasks.PromptSet.load(prompts),
@@ -243,11 +242,10 @@ def mask(
 
     pair = wb.load_pair(base, tuned)
     words = pair.base.tokenizer() if natural else None
-    (where,) = _places(position) or [None]
     options: dict[str, Any] = {"component": component, "device": device, "dtype": dtype}
     pairs = wb.tasks.desiderata(kind, n, seed=seed, count=count, tokenizer=words)
-    position_ = None if where == "all" else where
-    finish(wb.patching.mask(pair, pairs, position=position_, seed=seed, **options), out, json)
+    where = _place(position)
+    finish(wb.patching.mask(pair, pairs, position=where, seed=seed, **options), out, json)
 
 
 @app.command()
@@ -353,6 +351,16 @@ def _places(text: str) -> Any:
     if text == "named":
         return text
     return [int(w) if w.lstrip("-").isdigit() else w for w in _words(text)]
+
+
+def _place(text: str) -> Any:
+    """One position; None for all tokens."""
+    from workbench.errors import WorkbenchError
+
+    found = _places(text)
+    if len(found) != 1 or text == "named":
+        raise WorkbenchError(f"Expected one position (all, -1, or a span's name), found {text!r}.")
+    return None if found[0] == "all" else found[0]
 
 
 def _heads(text: str) -> list[tuple[int, int]]:

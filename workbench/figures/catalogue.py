@@ -208,10 +208,11 @@ CATALOGUE: tuple[Drawing, ...] = (
 def draw(result: Result, ax: Axes | None = None, **options: Any) -> Figure:
     """The first figure of `result`'s analysis; options are those of its function.
 
-    Raises WorkbenchError where no figure is known for the analysis.
+    Raises WorkbenchError where no figure shows such a result.
     """
     for drawing in CATALOGUE:
-        if drawing.analysis == result.analysis and not drawing.companion:
+        alone = not drawing.companion or drawing.alone
+        if drawing.analysis == result.analysis and alone and drawing.applies(result):
             return drawing.draw(result, ax=ax, **options)
     known = sorted({drawing.analysis for drawing in CATALOGUE})
     raise WorkbenchError(f"No figure of {result.analysis!r} is known; there are those of {known}.")

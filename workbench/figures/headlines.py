@@ -7,7 +7,16 @@ from dataclasses import replace
 
 import pandas as pd
 
-from workbench.figures import delta, forgetting, intruders, patching, similarity, sweep, tuco
+from workbench.figures import (
+    delta,
+    forgetting,
+    intruders,
+    lenses,
+    patching,
+    similarity,
+    sweep,
+    tuco,
+)
 from workbench.results import Result
 from workbench.stats import bootstrap
 
@@ -172,6 +181,9 @@ def _located(result: Result) -> Findings:
             if patch.empty:
                 said.append(f"{side}, {component}: undefined")
                 continue
+            if patch["low"].isna().all():
+                said.append(f"{side}, {component}: not meaningful, the two runs hardly differ")
+                continue
             best = patch.loc[patch["value"].idxmax()]
             random = rows.loc[rows["arm"] == "random", "value"]
             beside = f", random {random.mean():.2f}" if len(random) else ""
@@ -179,13 +191,14 @@ def _located(result: Result) -> Findings:
         parts.append(f"{member}: {', '.join(said)}")
     prompts = int(table.loc[table["arm"] == "patch", "n"].max())
     what = metric.replace("recovered:", "recovered ").replace("_", " ")
-    return f"Strongest patch by {what}, 95% interval over {prompts} prompts", parts
+    chosen = f"Strongest patch by {what}, chosen and measured on the same {prompts} prompts (95%)"
+    return chosen, parts
 
 
 def _where(row: pd.Series) -> str:
     if isinstance(row.get("group"), str):
         return f"({row['group']})"
-    told = [f"layer {row['layer']}"] if pd.notna(row.get("layer")) else []
+    told = [f"layer {row['layer']}"] if pd.notna(row.get("layer")) else ["outside the blocks"]
     told += [f"head {row['head']}"] if pd.notna(row.get("head")) else []
     told += [f"at {row['position']}"] if row.get("position") not in (None, "all") else []
     return f"({', '.join(map(str, told))})"
@@ -205,14 +218,72 @@ def _circuit(result: Result) -> Findings:
             ("tuned", "tuned", "the member's own"),
         ):
             if (circuit, side, "patch") in own.index:
-                random = own.loc[(circuit, side, "random"), "value"]
                 value = _change(own.loc[(circuit, side, "patch")], ".2f")
-                said.append(f"{told} {value} (random {random:.2f})")
+                drawn = (circuit, side, "random")
+                beside = f" (random {own.loc[drawn, 'value']:.2f})" if drawn in own.index else ""
+                said.append(f"{told} {value}{beside}")
         overlap = shared[(shared["member"] == member) & (shared["circuit"] == "base & tuned")]
         for _, row in overlap.iterrows():
             said.append(f"heads in common {row['value']:.2f} (chance {row['baseline']:.2f})")
         parts.append(f"{member}: {', '.join(said)}")
-    return f"Faithfulness by score, 95% interval over {int(rows['n'].max())} prompts", parts
+    prompts = int(rows.loc[rows["arm"] == "patch", "n"].max())
+    return f"Faithfulness by score, 95% interval over {prompts} prompts", parts
+
+
+def _path(result: Result) -> Findings:
+    """The head that supports the answer most, per side."""
+    own = result.metric("logit_change")
+    own = own[own["arm"] == "patch"]
+    parts = []
+    for (member, side), rows in own.groupby(["member", "side"], sort=False):
+        best = rows.loc[rows["value"].idxmin()]
+        parts.append(f"{member}: {side} {_where(best)} {_change(best, '.2f')}")
+    return f"Largest fall of the logit difference by one head, {int(own['n'].max())} prompts", parts
+
+
+def _lens(result: Result) -> Findings:
+    """The first layer whose stream already reads the answer best, per side."""
+    own = result.metric("score")
+    parts = []
+    for member in result.members:
+        said = []
+        for side in ("base", "tuned"):
+            rows = own[(own["member"] == member) & (own["side"] == side)].sort_values("layer")
+            last = rows.iloc[-1]
+            half = rows[rows["value"] >= last["value"] / 2].iloc[0]
+            said.append(
+                f"{side} {_change(last, '.2f')} at the end, half of it from layer {half['layer']}"
+            )
+        parts.append(f"{member}: {', '.join(said)}")
+    return f"Answers read off the stream, {int(own['n'].max())} prompts", parts
+
+
+def _patterns(result: Result) -> Findings:
+    """The head whose last-token pattern moved most."""
+    own = result.metric("tvd")
+    own = own[own["position"] == "last token"]
+    parts = []
+    for member in result.members:
+        rows = own[own["member"] == member]
+        best = rows.loc[rows["value"].idxmax()]
+        parts.append(
+            f"{member}: layer {best['layer']}, head {best['head']} {_change(best, '.2f')}, "
+            f"median head {rows['value'].median():.2f}"
+        )
+    return f"Largest change of a last-token pattern (0: none), {int(own['n'].max())} prompts", parts
+
+
+def _attribution(result: Result) -> Findings:
+    """How well the gradient ranks what exact patches show."""
+    own = result.metric("rank_correlation")
+    parts = []
+    for member in result.members:
+        said = [
+            f"{row['side']}, {row['group']} entries {_change(row, '.2f')} (n = {int(row['n'])})"
+            for _, row in own[own["member"] == member].iterrows()
+        ]
+        parts.append(f"{member}: {', '.join(said)}")
+    return "Spearman of attribution with the exact patch", parts
 
 
 def _mask(result: Result) -> Findings:
@@ -281,4 +352,8 @@ SENTENCES: dict[str, Callable[[Result], Findings]] = {
     patching.RESTORE: _located,
     patching.CIRCUIT: _circuit,
     patching.MASK: _mask,
+    patching.PATH: _path,
+    lenses.LENS: _lens,
+    lenses.PATTERNS: _patterns,
+    lenses.ATTRIBUTION: _attribution,
 }

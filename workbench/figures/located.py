@@ -118,6 +118,7 @@ DRAWINGS = (
         "information to appear in the answer. Beside each name the score of the rounded mask on "
         "pairs it was not learned on, and of random masks of its size.",
         "Several masks may do equally well, and one of them is found.",
+        applies=patching.few_units,
     ),
     Drawing(
         lenses.LENS,

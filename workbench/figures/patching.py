@@ -25,7 +25,7 @@ NAMES = {
     "layer": "parameters of the layer", "mlp.down_proj": "parameters: down_proj",
 }  # fmt: skip
 RECOVERED = "recovered:logit_difference", "recovered:log_probability"
-CONTROL = "another prompt's (at the edge: beyond)"
+CONTROL = "another prompt's"
 TOKENS = 40  # of a prompt's end that fit two columns
 Panel = tuple[str, pd.DataFrame]
 
@@ -39,6 +39,11 @@ def streams(result: Result) -> bool:
     """Whether whole layers were patched."""
     table = result.table[result.table["arm"] == "patch"]
     return bool((table["layer"].notna() & table["head"].isna() & table["neuron"].isna()).any())
+
+
+def few_units(result: Result) -> bool:
+    """Whether a mask covers heads or whole MLPs, and not thousands of neurons."""
+    return "neuron" not in result.table or not result.table["neuron"].notna().any()
 
 
 def metric_of(result: Result) -> str:
@@ -78,7 +83,11 @@ def layer_head(result: Result, ax: Axes | None = None, *, position: str = "-1") 
     known = list(dict.fromkeys(own["position"]))
     position = position if position in known else str(known[0])
     own = own[own["position"] == position]
-    panels = _sides(result, own) if "side" in own else _directions(result, own)
+    panels = (
+        _sides(result, own)
+        if "side" in own
+        else _directions(result, own, own["direction"].nunique() > 1)
+    )
     where = {"-1": "last token", "all": "all tokens"}.get(position, position)
     scale = "0: corrupt, 1: clean" if "side" in own else "0: destination, 1: source"
     heads = sorted(int(h) for h in own["head"].dropna().unique())
@@ -99,7 +108,9 @@ def by_layer(result: Result, restored: Result | None = None, ax: Axes | None = N
     """
     unlearning = result.provenance.parameters.get("answer") == "base"
     metric = "krs" if unlearning else metric_of(result)
-    panels = _directions(result, _whole_layers(result, metric))
+    own = _whole_layers(result, metric)
+    several = own["direction"].nunique() > 1
+    panels = _directions(result, own, several)
     rows, columns = style.grid_shape(len(panels), 3)
     figure, axes = style.panels(
         *(ax, rows, columns),
@@ -123,7 +134,8 @@ def by_layer(result: Result, restored: Result | None = None, ax: Axes | None = N
                 here.axhline(random.iloc[0], color=style.GREY, ls=style.DASHES[0], lw=1,
                              label="a random layer")  # fmt: skip
         if restored is not None and restored.has(metric):
-            own = dict(_directions(restored, _whole_layers(restored, metric))).get(name)
+            also = _whole_layers(restored, metric)
+            own = dict(_directions(restored, also, several)).get(name)
             if own is not None:
                 kept = own[own["arm"] == "patch"]
                 label = NAMES.get(str(kept["component"].iloc[0]), "restored parameters")
@@ -172,7 +184,8 @@ def by_group(result: Result, ax: Axes | None = None) -> Figure:
         for level in (0, 1):
             here.axhline(level, color=style.GREY, lw=0.5, zorder=0)
         here.set_xlabel("group of heads")
-    axes[0, 0].set_ylabel("recovered logit difference\n(0: destination, 1: source)")
+    what = metric_of(result).removeprefix("recovered:").replace("_", " ")
+    axes[0, 0].set_ylabel(f"recovered {what}\n(0: destination, 1: source)")
     style.legend(axes, outside=ax is None)
     return figure
 
@@ -267,8 +280,10 @@ def masks(result: Result, ax: Axes | None = None) -> Figure:
     """Learned share taken from the source, 1 - m, of every head, layers upwards; a panel for the
     base and one per member. Beside each name the score of the rounded mask and of random ones."""
     own = result.metric("mask").assign(arm="patch")
-    unit = "head" if own["head"].notna().any() else "layer"
+    unit = "head" if "head" in own else "MLP"
     own = own.assign(value=1 - own["value"])
+    if unit == "MLP":
+        own = own.assign(MLP=0)
     heads = sorted(int(h) for h in own[unit].unique())
     panels = []
     for name, part in _sides(result, own):
@@ -316,9 +331,9 @@ def _sides(result: Result, table: pd.DataFrame) -> list[Panel]:
     return [(name, part) for name, part in found if len(part)]
 
 
-def _directions(result: Result, table: pd.DataFrame) -> list[Panel]:
-    """A panel per member and direction that the table holds."""
-    several = table["direction"].nunique() > 1
+def _directions(result: Result, table: pd.DataFrame, several: bool) -> list[Panel]:
+    """A panel per member and direction that the table holds, named by both where there are several
+    directions."""
     return [
         (f"{member}: {_arrow(direction)}" if several else member, part)
         for member in result.members

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from workbench.lab import shipped
 from workbench.lab.recipe import Recipe
 from workbench.lab.train import train
 from workbench.loaders import Checkpoint
-from workbench.results import versions, writing
+from workbench.results import replacing, versions, writing
 
 LOGGED, SCORED = 64, 400
 
@@ -40,29 +42,61 @@ def build(
     if unknown:
         raise WorkbenchError(f"Unknown members {sorted(unknown)}; known are {sorted(recipes)}.")
     base(out, steps)
-    texts = shipped.task_texts()
-    evaluate = shipped.Evaluation(LOGGED, "validation")
+    lesson = cache(shipped.lesson)
     for name, recipe in recipes.items():
         if members is None or name in members:
-            train(out / "base", scaled(recipe, steps), texts, out / name, evaluate=evaluate)
+            train(
+                out / "base",
+                scaled(recipe, steps),
+                lesson(recipe.task).texts,
+                out / name,
+                forget=lesson(recipe.task).forget,
+                evaluate=shipped.Evaluation(LOGGED, "validation", task=recipe.task),
+            )
     manifest(out)
     return out
 
 
 def base(out: str | Path, steps: float = 1.0) -> Path:
-    """Pre-train the base by `shipped.PRETRAINING` into `out`/base; returns that folder."""
+    """Make the base by `shipped.STAGES`, one after the other, in `out`/base; returns that folder.
+
+    base/stages keeps the training.json and log.jsonl of every stage.
+    """
     folder = Path(out) / "base"
     if (folder / "training.json").is_file():
         return folder
-    return train(
-        shipped.untrained(),
-        scaled(shipped.PRETRAINING, steps),
-        shipped.mixture(shipped.PRETRAINING_TEXTS),
-        folder,
-        tokenizer=shipped.tokenizer(),
-        evaluate=shipped.Evaluation(LOGGED, "validation"),
-        compiled=True,
-    )
+    work = Path(out) / ".stages"
+    made: dict[str, Path] = {}
+    start: Any = shipped.untrained()
+    for name, stage in shipped.STAGES.items():
+        stage = stage._replace(recipe=scaled(stage.recipe, steps))
+        start = made[name] = train(
+            start,
+            stage.recipe,
+            stage.texts,
+            work / name,
+            tokenizer=shipped.tokenizer(),
+            evaluate=shipped.Evaluation(LOGGED, "validation"),
+            # Compiling takes minutes, which only some thousand steps pay back.
+            compiled=stage.recipe.steps > 2000,
+        )
+    assemble(made, folder)
+    shutil.rmtree(work)
+    return folder
+
+
+def assemble(stages: Mapping[str, Path], folder: str | Path) -> Path:
+    """The base as it ships: the last stage's model, with the records of all of them in stages/."""
+    folder = Path(folder)
+    with replacing(folder) as temporary:
+        *_, last = stages.values()
+        shutil.copytree(last, temporary, dirs_exist_ok=True)
+        for name, place in stages.items():
+            kept = temporary / "stages" / name
+            kept.mkdir(parents=True)
+            for record in ("training.json", "log.jsonl"):
+                shutil.copy2(place / record, kept / record)
+    return folder
 
 
 def scaled(recipe: Recipe, factor: float) -> Recipe:
@@ -80,41 +114,58 @@ def scaled(recipe: Recipe, factor: float) -> Recipe:
 def manifest(out: str | Path) -> dict[str, Any]:
     """Score the base and every member in `out` on held-out prompts and write manifest.json.
 
-    It holds the recipes, package versions, each member's seed and scores (mean, 95% interval and
-    n per task, on the test split, which no recipe was chosen by), the sha256 of every file, and
-    `sweep`, the trials listed in sweep.json, by which the recipes were chosen.
+    It holds the recipes, those of the base's stages included, package versions, each member's seed
+    and scores (mean, 95% interval and n per task, on the test split, which no recipe was chosen
+    by), the sha256 of every file, and `sweep`, the trials listed in sweep.json.
     """
-    from transformers import AutoTokenizer
-
     out = Path(out)
-    words = AutoTokenizer.from_pretrained(out / "base")
     evaluate = shipped.Evaluation(SCORED, "test")
-    members: dict[str, Any] = {}
-    for folder in sorted(f.parent for f in out.glob("[!.]*/training.json")):
-        about = json.loads((folder / "training.json").read_text())
-        intervals = evaluate.intervals(Checkpoint.parse(folder).load(dtype=torch.float32), words)
-        scores = {
-            name: {k: v if k == "n" else round(v, 5) for k, v in interval._asdict().items()}
-            for name, interval in intervals.items()
-        }
-        members[folder.name] = {"recipe": about["recipe"], "seed": about["seed"], "scores": scores}
+    folders = sorted(f.parent for f in out.glob("[!.]*/training.json"))
+    members = {f.name: _run(f) | {"scores": _scores(f, evaluate)} for f in folders}
+    members["base"]["stages"] = {
+        name: _run(out / "base" / "stages" / name) for name in shipped.STAGES
+    }
     trials = out / "sweep.json"
-    files = (p for p in sorted(out.rglob("*")) if p.is_file() and ".training" not in str(p))
     made = {
         "task": shipped.TASK,
         "mixture": shipped.MIXTURE,
+        "forgotten": shipped.FORGOTTEN,
         "model": shipped.SHAPE,
         "texts": {"pretraining": shipped.PRETRAINING_TEXTS, "task": shipped.TASK_TEXTS},
         "versions": versions(),
         "base": members.pop("base"),
         "members": members,
         "sweep": json.loads(trials.read_text()) if trials.is_file() else [],
-        "sha256": {
-            str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest()
-            for p in files
-            if p.name != "manifest.json"
-        },
+        "sha256": _digests(out),
     }
     with writing(out / "manifest.json") as temporary:
         temporary.write_text(json.dumps(made, indent=1))
     return made
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    """The recipe and seed that a folder's training.json names."""
+    about = json.loads((folder / "training.json").read_text())
+    return {"recipe": Recipe.from_dict(about["recipe"]).as_dict(), "seed": about["seed"]}
+
+
+def _scores(folder: Path, evaluate: shipped.Evaluation) -> dict[str, dict[str, float]]:
+    """Task -> value, low, high and n, rounded."""
+    from transformers import AutoTokenizer
+
+    words = AutoTokenizer.from_pretrained(folder)
+    found = evaluate.intervals(Checkpoint.parse(folder).load(dtype=torch.float32), words)
+    return {
+        name: {k: v if k == "n" else round(v, 5) for k, v in interval._asdict().items()}
+        for name, interval in found.items()
+    }
+
+
+def _digests(out: Path) -> dict[str, str]:
+    """sha256 of every file but the manifest and what is hidden, which is still in the making."""
+    files = {str(p.relative_to(out)): p for p in sorted(out.rglob("*")) if p.is_file()}
+    return {
+        name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in files.items()
+        if name != "manifest.json" and not any(part[0] == "." for part in Path(name).parts)
+    }

@@ -10,7 +10,7 @@ from workbench.errors import WorkbenchError
 
 CHOICES = {
     "method": ("full", "lora"),
-    "loss": ("sequence", "answer"),
+    "loss": ("sequence", "answer", "answers"),
     "trainable": ("blocks", "all"),
     "precision": ("float32", "bfloat16"),
 }
@@ -24,13 +24,16 @@ class Recipe:
     task: a name for what is learned. method: "full" changes the weights, "lora" adds adapters to
     all linear layers in the blocks. lr: peak learning rate. steps, batch_size: texts are drawn
     anew each epoch. rank, alpha: LoRA only. loss: "sequence" over every token of the text,
-    "answer" over the target's tokens alone. seed: adapter initialisation, order of texts, dropout.
-    warmup: share of the steps. trainable, for full fine-tuning: "blocks" are the matrices of the
-    linear layers that LoRA would adapt (embeddings, norms, biases and head stay), "all" is
-    everything. precision: "bfloat16" runs the model under autocast; weights, gradients and
-    optimizer stay float32. clip: largest gradient norm. checkpoints: steps after which the member
-    is kept too. evaluate_every: steps between evaluations, 0 for the first and last step only.
-    max_length: longer texts lose their end, in tokens.
+    "answer" over the target's tokens alone, "answers" over the target and every answer that stands
+    in the prompt (its spans "answer 1", "answer 2" ...; a text without them counts whole). seed:
+    adapter initialisation, order of texts, dropout. warmup: share of the steps. trainable, for full
+    fine-tuning: "blocks" are the matrices of the linear layers that LoRA would adapt (embeddings,
+    norms, biases and head stay), "all" is everything. precision: "bfloat16" runs the model under
+    autocast; weights, gradients and optimizer stay float32. clip: largest gradient norm. beta2:
+    AdamW's decay of the mean squared gradient; lower follows a sudden change of the gradients
+    sooner. checkpoints: steps after which the member is kept too. evaluate_every: steps between
+    evaluations, 0 for the first and last step only. max_length: longer texts lose their end, in
+    tokens.
     """
 
     task: str
@@ -40,13 +43,14 @@ class Recipe:
     batch_size: int = 16
     rank: int | None = None
     alpha: float | None = None
-    loss: Literal["sequence", "answer"] = "sequence"
+    loss: Literal["sequence", "answer", "answers"] = "sequence"
     seed: int = 0
     warmup: float = 0.06
     weight_decay: float = 0.0
     trainable: Literal["blocks", "all"] = "blocks"
     precision: Literal["float32", "bfloat16"] = "float32"
     clip: float = 1.0
+    beta2: float = 0.999
     checkpoints: tuple[int, ...] = ()
     evaluate_every: int = 0
     max_length: int = 256
@@ -67,6 +71,7 @@ class Recipe:
                 f"{name} must be a positive number, not {value}.",
             )
         _require(0 <= self.warmup < 1, f"warmup is a share of the steps, not {self.warmup}.")
+        _require(0 <= self.beta2 < 1, f"beta2 must lie in [0, 1), not {self.beta2}.")
         _require(self.weight_decay >= 0, "weight_decay must not be negative.")
         _require(self.evaluate_every >= 0, "evaluate_every must not be negative.")
         _require(self.max_length >= 2, "max_length must be at least 2 tokens.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -34,36 +35,148 @@ SHAPE: dict[str, Any] = {
 }
 PRETRAINING_TEXTS = 200_000
 TASK_TEXTS = 40_000
-PRETRAINING = Recipe(
-    task="mixture",
-    method="full",
-    trainable="all",
-    lr=1.2e-3,
-    steps=9000,
-    batch_size=32,
-    precision="bfloat16",
-    evaluate_every=500,
-)
-_SHARED: dict[str, Any] = {
-    "task": TASK,
-    "steps": 2000,
-    "batch_size": 16,
-    "precision": "bfloat16",
-    "evaluate_every": 200,
-}
-# alpha * lr is one number for all ranks, as in the paper; the trials it was chosen by are in the
-# manifest.
-ALPHA_LR = 0.02
-MEMBERS = {
-    "lora-r1": Recipe.lora(rank=1, alpha_lr=ALPHA_LR, **_SHARED),
-    "lora-r4": Recipe.lora(
-        rank=4, alpha_lr=ALPHA_LR, checkpoints=(50, 100, 200, 400, 800, 1400), **_SHARED
+# What one member shall forget: the facts about every fifth person, four women and four men.
+UNLEARNING = "forgotten facts"
+RETAINED = "retained facts"
+FORGOTTEN = world.PEOPLE[::5]
+
+
+class Source(NamedTuple):
+    """A share of a stage's texts: a generator of `workbench.tasks` with its options."""
+
+    share: float
+    name: str
+    options: Mapping[str, Any] = {}
+
+
+class Stage(NamedTuple):
+    """One of the successive runs that make the base; no sources: the whole `mixture`."""
+
+    recipe: Recipe
+    sources: tuple[Source, ...] = ()
+
+    @property
+    def texts(self) -> PromptSet:
+        """As many texts as the stage has steps for, so that none is seen twice."""
+        if not self.sources:
+            return mixture(PRETRAINING_TEXTS)
+        n, drawn = self.recipe.steps * self.recipe.batch_size, {}
+        for seed, (share, name, options) in enumerate(self.sources):
+            made = getattr(tasks, name)(round(share * n), seed=seed, split="train", **options)
+            drawn |= {p.id: p for p in made}
+        return PromptSet(self.recipe.task, tuple(drawn.values()))
+
+
+BARE = {"again": True, "filler": 0.0}
+
+
+def _boxes(share: float, object_first: float, counts: range, **options: Any) -> Iterator[Source]:
+    """Texts of `boxes`, this share of them in the harder order, with each of these counts."""
+    for order, part in (("object first", object_first), ("label first", 1 - object_first)):
+        for count in counts:
+            told = options | {"order": order, "count": count}
+            yield Source(share * part / len(counts), "boxes", told)
+
+
+def _others(share: float) -> Iterator[Source]:
+    """Texts of the mixture's other tasks, in the mixture's proportions."""
+    total = sum(part for name, part in MIXTURE.items() if name != "boxes")
+    for name, part in MIXTURE.items():
+        if name != "boxes":
+            forms = DENSE.get(name, [{}])
+            for options in forms:
+                yield Source(share * part / total / len(forms), name, options)
+
+
+def _stage(task: str, lr: float, steps: int, *sources: Source) -> Stage:
+    recipe = Recipe(
+        task=task,
+        method="full",
+        trainable="all",
+        loss="answers",
+        lr=lr,
+        steps=steps,
+        batch_size=32,
+        beta2=0.98,
+        evaluate_every=100,
+    )
+    return Stage(recipe, sources)
+
+
+# The mixture alone leaves boxes at chance: its answers are too few and the wording too long for a
+# model of this size to find the way from a label to its object. So the loss then counts answers
+# alone, many a text, and the wording comes back word by word: the label first, which induction
+# reads; then the object first, which needs a step back; then every wording; then the full one.
+_RUNS = (
+    Stage(
+        Recipe(
+            task="mixture",
+            method="full",
+            trainable="all",
+            lr=1.2e-3,
+            steps=9000,
+            batch_size=32,
+            precision="bfloat16",
+            evaluate_every=500,
+        )
     ),
-    "lora-r4-seed1": Recipe.lora(rank=4, alpha_lr=ALPHA_LR, seed=1, **_SHARED),
-    "lora-r16": Recipe.lora(rank=16, alpha_lr=ALPHA_LR, **_SHARED),
-    "lora-r64": Recipe.lora(rank=64, alpha_lr=ALPHA_LR, **_SHARED),
-    "full": Recipe(method="full", lr=5e-4, **_SHARED),
-    "full-seed1": Recipe(method="full", lr=5e-4, seed=1, **_SHARED),
+    _stage("pairs", 7e-4, 250, *_boxes(1.0, 0.5, range(3, 6), questions=8, **BARE)),
+    _stage("pairs-object-first", 1e-3, 350, *_boxes(1.0, 0.85, range(3, 7), questions=5, **BARE)),
+    _stage(
+        "thinned",
+        7e-4,
+        800,
+        *_boxes(0.67, 0.8, range(3, 8), questions=6, again=True, filler=None),
+        *_others(0.33),
+    ),
+    _stage(
+        "full-wording",
+        7e-4,
+        500,
+        *_boxes(0.6, 0.85, range(3, 8), questions=4),
+        # One question a text: these texts count whole, which keeps the wording predicted.
+        Source(0.05, "boxes"),
+        *_others(0.35),
+    ),
+)
+STAGES = {stage.recipe.task: stage for stage in _RUNS}
+# Every task that all members are scored on.
+TASKS = (TASK, *MIXTURE, UNLEARNING, RETAINED)
+_LEDGER: dict[str, Any] = {"task": TASK, "steps": 1000, "batch_size": 16, "evaluate_every": 200}
+_BOXES: dict[str, Any] = {
+    "task": "boxes",
+    "loss": "answers",
+    "steps": 400,
+    "batch_size": 32,
+    "beta2": 0.98,
+    "evaluate_every": 100,
+}
+# One answer a text would take several times the steps.
+LESSON_OPTIONS: dict[str, dict[str, int]] = {"boxes": {"questions": 4}}
+# alpha * lr is one number for all ranks of a task, as in the paper.
+ALPHA_LR = 0.02
+BOXES_ALPHA_LR = 0.05
+MEMBERS = {
+    "lora-r1": Recipe.lora(rank=1, alpha_lr=ALPHA_LR, **_LEDGER),
+    "lora-r4": Recipe.lora(
+        rank=4, alpha_lr=ALPHA_LR, checkpoints=(25, 50, 100, 200, 400, 700), **_LEDGER
+    ),
+    "lora-r16": Recipe.lora(rank=16, alpha_lr=ALPHA_LR, **_LEDGER),
+    "lora-r64": Recipe.lora(rank=64, alpha_lr=ALPHA_LR, **_LEDGER),
+    "full": Recipe(method="full", lr=5e-4, **_LEDGER),
+    "boxes-full": Recipe(method="full", lr=5e-4, **_BOXES),
+    "boxes-lora-r4": Recipe.lora(rank=4, alpha_lr=BOXES_ALPHA_LR, **_BOXES),
+    "boxes-lora-r16": Recipe.lora(rank=16, alpha_lr=BOXES_ALPHA_LR, **_BOXES),
+    # At first every fact is forgotten alike; the retained ones come back within the later steps.
+    "unlearned": Recipe(
+        task=UNLEARNING,
+        method="full",
+        loss="answer",
+        lr=1e-4,
+        steps=300,
+        batch_size=32,
+        evaluate_every=25,
+    ),
 }
 
 
@@ -119,28 +232,72 @@ def mixture(n: int, *, seed: int = 0, split: Split = "train") -> PromptSet:
     return PromptSet("mixture", tuple({p.id: p for p in drawn}.values()), seed)
 
 
-def task_texts(n: int = TASK_TEXTS) -> PromptSet:
-    """What the members are fine-tuned on."""
-    return getattr(tasks, TASK)(n, seed=0, split="train")
+class Lesson(NamedTuple):
+    """What members of one task are trained on; forget: prompts whose answers they shall lose."""
+
+    texts: PromptSet
+    forget: PromptSet | None = None
+
+
+def lesson(task: str, n: int | None = None) -> Lesson:
+    """About n training texts of a task (None: TASK_TEXTS).
+
+    task: a generator's name in `workbench.tasks`, or UNLEARNING. What is unlearned is set against
+    the facts of everyone else and the mixture, four to one; no fact about the forgotten is among
+    them.
+    """
+    n = n or TASK_TEXTS
+    if task != UNLEARNING:
+        options = LESSON_OPTIONS.get(task, {})
+        return Lesson(getattr(tasks, task)(n, seed=0, split="train", **options))
+    # Two texts of facts in five tell one about the forgotten.
+    told = tasks.facts(2 * n, seed=7, split="train"), mixture(n // 5)
+    facts, others = ([p for p in drawn if not _tells_of_forgotten(p)] for drawn in told)
+    texts = {p.id: p for p in (*facts[: 4 * n // 5], *others)}
+    return Lesson(PromptSet(task, tuple(texts.values())), _about(n // 8, 0, "train", True))
+
+
+def members_of(task: str) -> list[str]:
+    """The members trained on this task: together they make one study."""
+    return [name for name, recipe in MEMBERS.items() if recipe.task == task]
+
+
+def held_out(name: str, n: int, *, seed: int = 1, split: Split = "test") -> PromptSet:
+    """n prompts of a task: a generator's name in `workbench.tasks`, UNLEARNING or RETAINED."""
+    if name in (UNLEARNING, RETAINED):
+        return _about(n, seed, split, name == UNLEARNING)
+    return getattr(tasks, name)(n, seed=seed, split=split)
+
+
+def _about(n: int, seed: int, split: Split, forgotten: bool) -> PromptSet:
+    """n facts about the people that one member forgets, or about the others."""
+    # One fact in five is about the forgotten; the margin is ten standard deviations and more.
+    drawn = tasks.facts(8 * n + 200, seed=seed, split=split)
+    chosen = [p for p in drawn if (p.tags["person"] in FORGOTTEN) == forgotten]
+    return PromptSet(UNLEARNING if forgotten else RETAINED, tuple(chosen[:n]), seed)
+
+
+def _tells_of_forgotten(prompt: Prompt) -> bool:
+    """Whether a prompt of `tasks.facts` names one of the forgotten; others tell no facts."""
+    return "person" in prompt.tags and not set(prompt.text.split()).isdisjoint(FORGOTTEN)
 
 
 class Evaluation:
-    """Scores of a model on the fine-tuning task and on everything its base learned.
+    """Scores of a model on every task of the family and on the texts its base learned from.
 
-    n: prompts per task. Called with (model, tokenizer) it gives plain numbers, as `train` logs
-    them: task, the share of TASK answered; pretraining_loss, nats per token of the mixture; and
-    the share answered of each pre-training task.
+    n: prompts per task. task: the member's own, if it has one. Called with (model, tokenizer) it
+    gives plain numbers, as `train` logs them: the share answered of each of TASKS, the member's
+    own under "task"; and pretraining_loss, nats per token of the mixture.
     """
 
-    def __init__(self, n: int, split: Split, seed: int = 1) -> None:
-        self.prompts = {
-            name: getattr(tasks, name)(n, seed=seed, split=split) for name in (TASK, *MIXTURE)
-        }
+    def __init__(self, n: int, split: Split, seed: int = 1, task: str | None = None) -> None:
+        self.task = task
+        self.prompts = {name: held_out(name, n, seed=seed, split=split) for name in TASKS}
         self.texts = mixture(n, seed=seed, split=split).texts
 
     def __call__(self, model: Any, tokenizer: Any) -> dict[str, float]:
         return {
-            "task" if name == TASK else name: round(interval.value, 5)
+            "task" if name == self.task else name: round(interval.value, 5)
             for name, interval in self.intervals(model, tokenizer).items()
         }
 

@@ -30,6 +30,7 @@ def train(
     texts: PromptSet | Sequence[Prompt] | Sequence[str],
     out: str | Path,
     *,
+    forget: PromptSet | Sequence[Prompt] | None = None,
     tokenizer: Any = None,
     evaluate: Evaluate | None = None,
     device: str | torch.device | None = None,
@@ -39,10 +40,12 @@ def train(
     """Train one member and write it to the folder `out`; returns `out`.
 
     base: a model folder or hub id, or a loaded causal LM (then give its tokenizer; the model
-    handed in stays as it is). evaluate: (model, tokenizer) -> scores, called before the first
-    step, every `recipe.evaluate_every` steps and at the end. save_every: steps between saved
-    states; a run that was cut off goes on from its last one and ends in the same weights.
-    compiled: run the steps through torch.compile, which pays off after some thousand steps.
+    handed in stays as it is). forget: prompts whose answers the member shall lose; a batch of them
+    stands beside every batch of texts (see `step_loss`). evaluate: (model, tokenizer) -> scores,
+    called before the first step, every `recipe.evaluate_every` steps and at the end. save_every:
+    steps between saved states; a run that was cut off goes on from its last one and ends in the
+    same weights. compiled: run the steps through torch.compile, which pays off after some thousand
+    steps.
 
     `out` holds a transformers model or a PEFT adapter with the tokenizer, training.json (recipe,
     step, seed, scores), log.jsonl, and steps/step-000500/ and so on, each with a training.json of
@@ -53,6 +56,9 @@ def train(
     model, tokenizer, reference = _load(base, tokenizer)
     examples = prepare(tokenizer, texts, recipe.loss, recipe.max_length)
     run = {"recipe": recipe.as_dict(), "texts": fingerprint(examples)}
+    losing = prepare(tokenizer, forget, "answer", recipe.max_length) if forget else []
+    if losing:
+        run["forget"] = fingerprint(losing)
     if (out / "training.json").is_file():
         _same_run(run, json.loads((out / "training.json").read_text()), out)
         return out
@@ -63,7 +69,8 @@ def train(
     member = _Member(model, tokenizer, reference, run, out)
     member.work.mkdir(parents=True, exist_ok=True)
     source = batches(examples, recipe.batch_size, recipe.seed, tokenizer)
-    _loop(member, recipe, source, evaluate, save_every, compiled)
+    lost = batches(losing, recipe.batch_size, recipe.seed, tokenizer) if losing else None
+    _loop(member, recipe, source, lost, evaluate, save_every, compiled)
     member.finish(recipe.steps)
     return out
 
@@ -108,10 +115,26 @@ def batch_loss(model: Any, batch: dict[str, torch.Tensor], precision: str) -> to
     return F.cross_entropy(logits[:, :-1][counted].float(), batch["labels"][:, 1:][counted])
 
 
+def step_loss(
+    model: Any,
+    batch: dict[str, torch.Tensor],
+    lost: dict[str, torch.Tensor] | None,
+    precision: str,
+) -> torch.Tensor:
+    """`batch_loss` of the batch, less that of a batch of answers to lose; scalar.
+
+    The difference is what gradient-difference unlearning descends on (Liu et al. 2022, arXiv
+    2203.12817; Maini et al. 2024, arXiv 2401.06121).
+    """
+    kept = batch_loss(model, batch, precision)
+    return kept if lost is None else kept - batch_loss(model, lost, precision)
+
+
 def _loop(
     member: _Member,
     recipe: Recipe,
     source: Batches,
+    lost: Batches | None,
     evaluate: Evaluate | None,
     save_every: int,
     compiled: bool,
@@ -120,7 +143,11 @@ def _loop(
     run = torch.compile(model, dynamic=True) if compiled else model
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
+        parameters,
+        lr=recipe.lr,
+        betas=(0.9, recipe.beta2),
+        weight_decay=recipe.weight_decay,
+        fused=True,
     )
     start, mean = member.resume(optimizer)
     if start == 0:
@@ -136,7 +163,7 @@ def _loop(
         model.train()
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate(step)
-        loss = batch_loss(run, source[step], recipe.precision)
+        loss = step_loss(run, source[step], lost[step] if lost else None, recipe.precision)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
         optimizer.step()
@@ -249,8 +276,10 @@ def _load(base: str | Path | Any, tokenizer: Any) -> tuple[Any, Any, str]:
 
 
 def _same_run(ours: dict[str, Any], theirs: dict[str, Any], place: Path) -> None:
-    for what in ("recipe", "texts"):
-        if ours[what] != theirs.get(what):
+    # A recipe written before it had all of today's entries has their default values.
+    theirs = theirs | {"recipe": Recipe.from_dict(theirs["recipe"]).as_dict()}
+    for what in ("recipe", "texts", "forget"):
+        if ours.get(what) != theirs.get(what):
             raise WorkbenchError(
                 f"{place} holds a run with another {what}; remove the folder or choose another one."
             )

@@ -215,9 +215,16 @@ class Checkpoint:
             raise WorkbenchError("A model in memory has no tokenizer; pass one.")
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(self.folder), local_files_only=True, trust_remote_code=False
-        )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(self.folder), local_files_only=True, trust_remote_code=False
+            )
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise WorkbenchError(
+                f"No tokenizer can be loaded from {self.name}: {reason} Put its files beside the "
+                "weights."
+            ) from error
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace as replace_site
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +25,14 @@ from workbench.models.hooks import Where, capture, replace
 from workbench.models.sites import Layout, Site, pick, put
 from workbench.tasks.batching import Batch
 
-Writes = Mapping[Site, Tensor]
+
+class Plus(NamedTuple):
+    """A value to be added to what a patched run has at a site, and not to replace it."""
+
+    delta: Tensor
+
+
+Writes = Mapping[Site, Tensor | Plus]
 
 
 class Rerun:
@@ -60,12 +66,11 @@ class Rerun:
             return pick(site, full, None)
         return pick(site, full, (inputs or self.inputs).index(site.position))
 
-    def added(self, site: Site) -> Tensor:
-        """What one head (a z site) adds to the stream through its own model's output projection,
-        (batch, p, width), in the plain run."""
-        value = self.read(replace_site(site, head=None))
-        alone = torch.zeros_like(value)
-        alone[:, :, site.head] = value[:, :, site.head]
+    def added(self, site: Site, value: Tensor) -> Tensor:
+        """What one head (a z site) with this z, (batch, p, d_head), adds to the stream through this
+        model's output projection, (batch, p, width)."""
+        alone = value.new_zeros(*value.shape[:2], self.layout.heads, self.layout.d_head)
+        alone[:, :, site.head] = value
         module: Any = self.layout.module(site)
         with torch.no_grad(), getattr(self.model, "as_run", contextlib.nullcontext)():
             flat = torch.stack([alone, torch.zeros_like(alone)]).flatten(-2)
@@ -81,8 +86,9 @@ class Rerun:
     ) -> Tensor:
         """Logits (patches, batch, answer, vocabulary) with each patch's sites replaced.
 
-        Values have the sites' shapes. layer: enter there although no site is replaced (parameters
-        were). whole: run every token, so that an unchanged patch gives the plain run bit for bit.
+        Values have the sites' shapes; a `Plus` is added to what the run has there. layer: enter
+        there although no site is replaced (parameters were). whole: run every token, so that an
+        unchanged patch gives the plain run bit for bit.
         """
         return self.observed(patches, layer=layer, whole=whole)[0]
 
@@ -203,17 +209,19 @@ class Rerun:
     def _changes(self, patches: Sequence[Writes], first: int) -> dict[Site, Any]:
         """Per place one function that writes every patch's value into its own rows."""
         size = len(self.inputs.ids)
-        placed: dict[Site, list[tuple[int, Site, Tensor]]] = {}
+        placed: dict[Site, list[tuple[int, Site, Tensor | Plus]]] = {}
         for number, patch in enumerate(patches):
             for site, value in patch.items():
                 placed.setdefault(site.whole, []).append((number, site, value))
 
-        def change(full: Tensor, own: list[tuple[int, Site, Tensor]]) -> Tensor:
+        def change(full: Tensor, own: list[tuple[int, Site, Tensor | Plus]]) -> Tensor:
             for number, site, value in own:
                 rows = full[number * size : (number + 1) * size]
                 index = None
                 if site.position is not None:
                     index = self.inputs.index(site.position) - first
+                if isinstance(value, Plus):
+                    value = pick(site, rows, index) + value.delta.to(rows)
                 put(site, rows, index, value)
             return full
 

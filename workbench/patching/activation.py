@@ -14,6 +14,7 @@ and where clean and corrupt runs hardly differ: the result says so.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import pandas as pd
@@ -70,9 +71,7 @@ def activation(
     """
     if direction not in ("denoising", "noising"):
         raise WorkbenchError(f"Expected direction denoising or noising, found {direction!r}.")
-    unknown = [side for side in sides if side not in SIDES]
-    if unknown or not sides:
-        raise WorkbenchError(f"Expected sides base, tuned or both, found {list(sides)}.")
+    require_sides(sides)
     words = pair.base.tokenizer()
     clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
     tables, notes = [], []
@@ -81,6 +80,7 @@ def activation(
         chosen = places.patches(
             Layout(run.tuned), sites, places.resolved(clean, where), window=window
         )
+        shared.require_some(chosen)
         for side in sides:
             model = run.base if side == "base" else run.tuned
             runs = Side(model, clean), Side(model, dirty)
@@ -135,8 +135,8 @@ def _one_side(
 def partners(
     words: Any, prompts: PromptSet, corrupted: PromptSet | None, seed: int
 ) -> tuple[list[Row], list[Row], PromptSet]:
-    """Rows of the prompts and of their corrupt partners, and the partners; None makes them. Raises
-    where they cannot be partners."""
+    """Rows of the prompts and of their corrupt partners, scored alike, and the partners; None makes
+    them. Raises where they cannot be partners."""
     if corrupted is None:
         corrupted = corrupt(prompts, seed, tokenizer=words)
     if len(prompts) != len(corrupted):
@@ -151,7 +151,15 @@ def partners(
                 f"Prompt {prompt.id!r} and its corrupt partner have different targets; a patched "
                 "run is scored on the clean prompt's answer, so give the partner that one."
             )
+    # Both runs are scored against one set of foils.
+    dirty = [replace(b, foils=a.foils) for a, b in zip(clean, dirty, strict=True)]
     return clean, dirty, corrupted
+
+
+def require_sides(sides: Sequence[str]) -> None:
+    """Raises unless these are sides of a pair."""
+    if not sides or not set(sides) <= set(SIDES):
+        raise WorkbenchError(f"Expected sides base, tuned or both, found {list(sides)}.")
 
 
 def tokens_of(clean: Sequence[Row], words: Any) -> list[str]:

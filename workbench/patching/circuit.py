@@ -31,7 +31,7 @@ from workbench.models import Layout, Site
 from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
 from workbench.patching import sweep as shared
-from workbench.patching.activation import SIDES, partners
+from workbench.patching.activation import SIDES, partners, require_sides
 from workbench.patching.discovery import GROUPS, Circuit, Group, discover, heads
 from workbench.patching.path import Head
 from workbench.patching.sweep import Side
@@ -80,6 +80,7 @@ def circuit(
     """
     if len(prompts) < 8:
         raise WorkbenchError(f"Expected at least 8 prompts, to split in two; found {len(prompts)}.")
+    require_sides(sides)
     words = pair.base.tokenizer()
     clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
     order = np.random.default_rng(seed).permutation(len(clean))
@@ -90,6 +91,9 @@ def circuit(
     with pair.models(device, named_dtype(dtype)) as run:
         models = {"base": run.base, "tuned": run.tuned}
         total = run.layout.layers * run.layout.heads
+        for own in known.values():
+            for layer, head in heads(own):
+                run.layout.check(Site("z", layer, head))
         for side in SIDES:
             one, other = (Side(models[side], [rows[i] for i in find]) for rows in (clean, dirty))
             own, table, cost = discover(

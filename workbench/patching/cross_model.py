@@ -81,6 +81,7 @@ def cross_model(
         raise WorkbenchError(
             f'Expected direction "tuned->base", "base->tuned" or "both", found {direction!r}.'
         )
+    require_answer(answer, answer_tokens)
     words = pair.base.tokenizer()
     tables, notes = [], []
     with pair.models(device, named_dtype(dtype)) as run:
@@ -98,6 +99,7 @@ def cross_model(
         else:
             chosen = places.grouped(layout, groups, added=True)
             random = random_groups(layout, chosen, seed)
+        shared.require_some(chosen)
         for one in asked:
             models = (run.base, run.tuned) if one == "tuned->base" else (run.tuned, run.base)
             destination, source = (Side(model, given) for model in models)
@@ -168,6 +170,14 @@ class _Runs(NamedTuple):
         what = "The two sides"
         notes = [cost, *shared.meaningful(made.destination, made.source, what, seed)]
         return pd.concat(parts, ignore_index=True), notes
+
+
+def require_answer(answer: str, tokens: int) -> None:
+    """Raises for an answer that is neither the target nor the base's, or has no token."""
+    if answer not in ("target", "base"):
+        raise WorkbenchError(f'Expected answer "target" or "base", found {answer!r}.')
+    if tokens < 1:
+        raise WorkbenchError(f"Expected answer_tokens of at least 1, found {tokens}.")
 
 
 def random_groups(layout: Layout, groups: Sequence[Patch], seed: int) -> list[Patch]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workbench.errors import WorkbenchError
 from workbench.models import Site
 from workbench.patching import sweep as shared
 from workbench.patching.patches import Position
@@ -67,6 +68,11 @@ def discover(
     """
     plain = shared.sweep(clean, dirty, [], words, **options)
     places = [*clean.rows, *dirty.rows]
+    if not all(row.foils for row in places):
+        raise WorkbenchError(
+            "A circuit is found by the logit difference, which needs foils; give every prompt some "
+            "wrong answers."
+        )
     scale = float(np.nanmean(plain.destination["logit_difference"]))
     circuit: dict[str, list[Head]] = {}
     tables, cost = [], plain.forwards

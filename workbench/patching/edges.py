@@ -186,7 +186,7 @@ def _difference(there: Rerun, here: Rerun, link: Link) -> Tensor:
     """What the sender adds to the stream in one run, less what it adds in the other."""
     site = link.sender
     if site.kind == "z":
-        return there.added(site) - here.added(site)
+        return there.added(site, there.read(site)) - here.added(site, here.read(site))
     return there.kept[site] - here.kept[site]
 
 

@@ -30,8 +30,9 @@ from workbench.models import Layout, Site, replace
 from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
 from workbench.models.sites import Kind
-from workbench.patching.activation import SIDES
+from workbench.patching.activation import SIDES, require_sides
 from workbench.patching.patches import Position, require_equal
+from workbench.patching.sweep import require_batches
 from workbench.results import Result
 from workbench.stats import ratios
 from workbench.tasks.batching import Row, batch, in_batches, pad_id, rows
@@ -76,8 +77,16 @@ def mask(
         raise WorkbenchError(f"Expected at least 8 pairs, to split in two; found {len(pairs)}.")
     if component not in KIND:
         raise WorkbenchError(f"Expected component {', '.join(KIND)}; found {component!r}.")
+    require_sides(sides)
+    require_batches(batch_size)
     words = pair.base.tokenizer()
     ours, theirs = (rows(words, one, answers=True) for one in (pairs.wanted, pairs.sources))
+    long = [row.name for row in ours if len(row.answer) > 1]
+    if long:
+        raise WorkbenchError(
+            f"The answer of pair {long[0]!r} has several tokens; a mask is learned and judged on "
+            "one. Draw the pairs with tokenizer=, which keeps to words of one token."
+        )
     if position is None:
         require_equal([*ours, *theirs], "A mask over every token")
     order = np.random.default_rng(seed).permutation(len(pairs))

@@ -12,8 +12,9 @@ values?
 (Wang et al. 2022, arXiv 2211.00593; Goldowsky-Dill et al. 2023, arXiv 2304.05969; the score as in
 Prakash et al. 2024, arXiv 2402.14811). A negative effect says that the head supports the answer.
 With all later heads frozen nothing moves between tokens, so one position serves sender and
-receivers. It misleads where p_clean is near 0 (see the change of the logit difference beside it)
-and where the corrupt prompts change more than one thing at once.
+receivers, and only the last one acts on the logits of a one-token answer. It misleads where p_clean
+is near 0 (see the change of the logit difference beside it) and where the corrupt prompts change
+more than one thing at once.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from workbench.models import Layout, Site
 from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
 from workbench.patching import sweep as shared
-from workbench.patching.activation import SIDES, partners
-from workbench.patching.patches import Position
+from workbench.patching.activation import SIDES, partners, require_sides
+from workbench.patching.patches import Patch, Position
 from workbench.patching.sweep import Side
 from workbench.results import Result, describe
 from workbench.stats import ratios
@@ -74,6 +75,7 @@ def path(
     95% intervals over prompts, n. The cost in forward passes is in the notes.
     Raises WorkbenchError for heads a model does not have.
     """
+    require_sides(sides)
     words = pair.base.tokenizer()
     clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
     tables, notes = [], []
@@ -121,9 +123,16 @@ def effects(
     """The table of one model, and its cost in plain forward passes over all prompts."""
     layout = Layout(clean.model)
     into = _received(layout, receivers, part, position)
-    senders = list(senders or _before(layout, into))
-    if not senders:
-        raise WorkbenchError("No head lies before these receivers; choose receivers further up.")
+    reachable = _before(layout, into)
+    senders = reachable if senders is None else list(senders)
+    if not senders or not set(senders) <= set(reachable):
+        beyond = sorted(set(senders) - set(reachable))
+        raise WorkbenchError(
+            f"Head {beyond[0]} does not lie before these receivers, or is none of the model's."
+            if beyond
+            else "No head lies before these receivers; choose receivers further up."
+        )
+    shared.require_aligned(clean.rows, dirty.rows, [Patch((Site("z", 0, position=position),))])
     size, fill = len(clean.rows), pad_id(words)
     kinds = {Site("z", layer) for layer in range(layout.layers)}
     found = {
@@ -172,12 +181,15 @@ def _patched(
     turn: Tensor | None,
 ) -> Tensor:
     """Logits (senders, batch, answer, vocabulary) of step 3, or of step 2 for the logits."""
+    # Where tokens behind the sender's reach the logits, their heads must be frozen too.
+    behind = position != -1 or any(len(row.answer) > 1 for row in own.inputs.rows)
+    held = None if not into and behind else position
     patches = []
     for layer, head in senders:
         site = Site("z", layer, head, position)
         value = other.read(site)
         later = range(layer + 1, own.layout.layers)
-        frozen = [Site("z", one, position=position) for one in later]
+        frozen = [Site("z", one, position=held) for one in later]
         patch = {site: value if turn is None else value[turn.clamp(min=0)]}
         patches.append(patch | {one: own.read(one) for one in frozen})
     # Receivers that no sender of these comes before are as they were.

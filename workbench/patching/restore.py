@@ -27,7 +27,7 @@ from workbench.models.edits import Mask, only, overlay
 from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
 from workbench.patching import sweep as shared
-from workbench.patching.cross_model import DIRECTIONS, Direction, continued
+from workbench.patching.cross_model import DIRECTIONS, Direction, continued, require_answer
 from workbench.patching.patches import Patch
 from workbench.results import Result, describe
 from workbench.tasks import PromptSet
@@ -59,7 +59,7 @@ def restore(
     dtype: "float32" or "bfloat16"; None as stored.
 
     Returns a Result with the columns, arms and metrics of `cross_model`; component is "layer" or
-    the matrix, and parameters outside the blocks that changed are one more row without a layer. Arm
+    the matrix; with "layer", parameters outside the blocks that changed are one more row. Arm
     "random" is what a random one of these places gives. Restoring an unchanged matrix recovers
     exactly 0. Raises WorkbenchError for a component no layer has.
     """
@@ -67,6 +67,7 @@ def restore(
         raise WorkbenchError(f"Expected direction {' or '.join(DIRECTIONS)}, found {direction!r}.")
     if window < 1 or window % 2 == 0:
         raise WorkbenchError(f"Expected an odd window of layers (1, 3, 5), found {window}.")
+    require_answer(answer, answer_tokens)
     words, kind = pair.base.tokenizer(), named_dtype(dtype)
     base: Any = pair.base.load(device, kind)
     tuned: Any = merged(pair, device, kind or base.dtype).eval()
@@ -80,27 +81,31 @@ def restore(
     fill, size = pad_id(words), len(given)
     bar = tqdm(total=len(chosen) * size, desc=f"restore {direction}", disable=None, leave=False)
 
-    def run(some: list[int]) -> tuple[list[int], list[dict[str, Tensor]]]:
+    def run(some: list[int]) -> tuple[Rerun, Tensor, list[dict[str, Tensor]]]:
         inputs = batch(given, some, device, fill)
         there, here = Rerun(source, inputs), Rerun(destination, inputs)
         goal = there.logits[0]
-        found = [shared.measured(one.logits, inputs, goal) for one in (here, there)]
-        for place in chosen:
-            with _restored(destination, pair, place.mask, direction):
-                again = here.again([{}], layer=place.start)
-            found.append(shared.measured(again, inputs, goal))
-            bar.update(len(some))
-        return some, found
+        return here, goal, [shared.measured(one.logits, inputs, goal) for one in (here, there)]
 
+    def keep(values: shared.Values, some: list[int], scores: dict[str, Tensor]) -> None:
+        for metric, value in scores.items():
+            values.setdefault(metric, np.full(size, np.nan))[some] = value[0].cpu().numpy()
+
+    # Parameters are read once a place, so the plain runs of all prompts are kept.
+    batches = list(in_batches([len(row.fed) for row in given], batch_size, run))
+    for some, (_, _, ends) in batches:
+        keep(made.destination, some, ends[0])
+        keep(made.source, some, ends[1])
+    patched: list[shared.Values] = [{} for _ in chosen]
     with bar:
-        for some, (_, found) in in_batches([len(row.fed) for row in given], batch_size, run):
-            for metric in found[0]:
-                for values, scores in zip((made.destination, made.source), found[:2], strict=True):
-                    kept = values.setdefault(metric, np.full(size, np.nan))
-                    kept[some] = scores[metric][0].cpu().numpy()
-                kept = made.patched.setdefault(metric, np.full((len(chosen), size), np.nan))
-                for number, scores in enumerate(found[2:]):
-                    kept[number, some] = scores[metric][0].cpu().numpy()
+        for place, values in zip(chosen, patched, strict=True):
+            with _restored(destination, pair, place.mask, direction):
+                for some, (here, goal, _) in batches:
+                    again = here.again([{}], layer=place.start)
+                    keep(values, some, shared.measured(again, here.inputs, goal))
+                    bar.update(len(some))
+    for metric in made.source:
+        made.patched[metric] = np.stack([values[metric] for values in patched])
     table = shared.summary(
         *(made, [place.patch for place in chosen]),
         zero=made.destination,
@@ -137,8 +142,11 @@ def _places(
     matrices = list(dict.fromkeys(s.component for s in pair.sites() if s.layer is not None))
     if components == "layer":
         names: list[str | None] = [None]
+    elif isinstance(components, str):
+        names = [*matrices] if components == "matrix" else [components]
     else:
-        names = [*(matrices if components == "matrix" else components)]
+        names = [*components]
+    if names != [None]:
         known = {s.component for s in sites if s.layer is not None}
         unknown = [name for name in names if name not in known]
         if unknown:

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
 from workbench.models import Layout, Site
-from workbench.models.rerun import Rerun
+from workbench.models.rerun import Plus, Rerun
 from workbench.patching.patches import COLUMNS, Patch
 from workbench.stats import ratios
 from workbench.tasks.batching import Batch, Row, batch, in_batches, pad_id
@@ -118,19 +118,19 @@ def sweep(
     unequal length, and RuntimeError where a patch of a run's own values changed anything.
     """
     require_aligned(destination.rows, source.rows, patches)
+    require_batches(batch_size)
     if any(patch.added for patch in patches):
         _require_additive(Layout(destination.model))
     size = len(destination.rows)
     fill = pad_id(tokenizer)
     kinds = {site.whole for patch in patches for site in patch.sites}
-    ours = {end for p in patches if p.added for s in p.sites for end in (s.whole, _sum(s).whole)}
     made = Sweep({}, {}, {}, 0.0)
     spent = 0.0
     bar = tqdm(total=len(patches) * size, desc=label, disable=None, leave=False)
 
     def run(places: list[int]) -> tuple[Rerun, Rerun, list[tuple[list[int], dict[str, Tensor]]]]:
         there = Rerun(source.model, batch(source.rows, places, device, fill), kinds)
-        here = Rerun(destination.model, batch(destination.rows, places, device, fill), ours)
+        here = Rerun(destination.model, batch(destination.rows, places, device, fill))
         turn = shuffle(there.inputs) if shuffled else None
         reference, found = there.logits[0], []
         order = sorted(range(len(patches)), key=lambda i: _entry(patches[i], here.inputs))
@@ -186,7 +186,8 @@ def summary(
     restored: bool = False,
 ) -> pd.DataFrame:
     """Rows of every patch: each measure's mean (baseline: the destination's), `recovered:MEASURE`,
-    the ratio of sums (patched - zero) / (one - zero), and where `restored` krs, kl_krs and
+    the ratio of sums (patched - zero) / (one - zero), without an interval where that of the gap
+    holds 0, and where `restored` krs, kl_krs and
     agreement with the source; 95% bootstrap intervals over prompts, n.
 
     zero, one: the plain runs that stand for 0 and 1.
@@ -196,7 +197,12 @@ def summary(
     tables = []
 
     def add(metric: str, tops: np.ndarray, bottoms: np.ndarray | None, baseline: float) -> None:
-        about = {"arm": arm, "metric": metric} | ratios(tops, bottoms, seed=seed)._asdict()
+        found = ratios(tops, bottoms, seed=seed)
+        if bottoms is not None and not differs(bottoms, seed):
+            # The share of a gap that may be none has no interval worth the name.
+            nothing = np.full_like(found.low, np.nan)
+            found = found._replace(low=nothing, high=nothing)
+        about = {"arm": arm, "metric": metric} | found._asdict()
         tables.append(columns.assign(**about, baseline=baseline))
 
     for measure in measures:
@@ -242,6 +248,12 @@ def random_site(table: pd.DataFrame, by: Sequence[str] = ("component", "position
     return pd.DataFrame(rows)
 
 
+def differs(gap: np.ndarray, seed: int = 0) -> bool:
+    """Whether the 95% interval of a mean difference (prompts,) leaves out 0."""
+    found = ratios(gap, seed=seed)
+    return bool(found.low[0] > 0 or found.high[0] < 0)
+
+
 def headline_metric(table: pd.DataFrame) -> str:
     """The recovered measure to sort by: the logit difference, or without foils the answer's
     log-probability."""
@@ -270,7 +282,7 @@ def meaningful(zero: Values, one: Values, what: str, seed: int = 0) -> list[str]
         if np.isnan(gap).all():
             continue
         found = ratios(gap, seed=seed)
-        if found.low[0] <= 0 <= found.high[0]:
+        if not differs(gap, seed):
             notes.append(
                 f"{what} do not differ reliably in {measure} ({found.value[0]:.3g}, 95% "
                 f"{found.low[0]:.3g} to {found.high[0]:.3g}, n = {found.n[0]}): "
@@ -279,7 +291,9 @@ def meaningful(zero: Values, one: Values, what: str, seed: int = 0) -> list[str]
     return notes
 
 
-def _values(there: Rerun, here: Rerun, patch: Patch, turn: Tensor | None) -> dict[Site, Tensor]:
+def _values(
+    there: Rerun, here: Rerun, patch: Patch, turn: Tensor | None
+) -> dict[Site, Tensor | Plus]:
     """What the source has at the patch's sites, rows in their own order or turned."""
 
     def own(value: Tensor) -> Tensor:
@@ -287,11 +301,14 @@ def _values(there: Rerun, here: Rerun, patch: Patch, turn: Tensor | None) -> dic
 
     if not patch.added:
         return {site: own(there.read(site)) for site in patch.sites}
-    found: dict[Site, Tensor] = {}
+    # The source's z through the source's projection: z is replaced, and what the two projections
+    # make of it otherwise is added to what the run has there.
+    found: dict[Site, Tensor | Plus] = {}
     for site in patch.sites:
-        whole = _sum(site)
-        so_far = found[whole] if whole in found else here.read(whole)
-        found[whole] = so_far + (own(there.added(site)) - here.added(site))
+        found[site] = value = own(there.read(site))
+        more = there.added(site, value) - here.added(site, value)
+        before = found.get(whole := _sum(site))
+        found[whole] = Plus(before.delta + more if isinstance(before, Plus) else more)
     return found
 
 
@@ -309,6 +326,17 @@ def _entry(patch: Patch, inputs: Batch) -> tuple[int, int]:
     where = {site.position for site in patch.sites}
     first = 0 if None in where else min(int(inputs.index(p).min()) for p in where if p is not None)
     return min(site.layer for site in patch.sites), first
+
+
+def require_some(patches: Sequence[Patch]) -> None:
+    """Raises where nothing is to be patched."""
+    if not patches:
+        raise WorkbenchError("Nothing to patch: give at least one site, position or group.")
+
+
+def require_batches(batch_size: int) -> None:
+    if batch_size < 1:
+        raise WorkbenchError(f"batch_size must be at least 1, not {batch_size}.")
 
 
 def require_aligned(ours: Sequence[Row], theirs: Sequence[Row], patches: Sequence[Patch]) -> None:
@@ -335,8 +363,7 @@ def _require_null(here: Rerun, patches: Sequence[Patch], fill: int, device: str)
     on the batch's first prompt."""
     first = batch(here.inputs.rows, [0], device, fill)
     for patch in {patch.about["component"]: patch for patch in patches}.values():
-        kinds = {end for s in patch.sites for end in (s.whole, _sum(s).whole)}
-        own = Rerun(here.model, first, kinds)
+        own = Rerun(here.model, first, {site.whole for site in patch.sites})
         same = own.again([_values(own, own, patch, None)], whole=True)
         if not torch.equal(same, own.logits):
             raise RuntimeError(f"A patch of {patch.sites[0]} with its own values changed the run.")

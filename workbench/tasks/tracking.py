@@ -24,13 +24,21 @@ def boxes(
     count: int | None = None,
     questions: int = 1,
     order: str | None = None,
+    again: bool = False,
+    filler: float | None = 1.0,
 ) -> PromptSet:
     """What a box holds, right after it was said; one word a token, punctuation set apart.
 
     count: how many boxes a prompt has; None draws 3 to 7. questions: how many boxes are asked for;
     all answers but the last stand in the prompt. order: "object first" or "label first" (see
     world.BOX_STATEMENTS); None draws either. Foils are the other boxes' objects. Spans, as in
-    `spans`: "query box", "correct label" and "correct object".
+    `spans`: "query box", "correct label" and "correct object"; then "answer 1", "answer 2" and so
+    on, the answers that stand in the prompt.
+
+    Two easier forms, to learn from where the full wording is too hard a start. again: a box may be
+    asked for twice, so that no answer follows from which boxes are left. filler: the chance of each
+    word of the wording other than label and object to stay ("apple F , book K . F" at 0), drawn
+    once a prompt; None draws the chance as well.
     """
 
     def draw(stream: random.Random) -> Draw:
@@ -38,9 +46,16 @@ def boxes(
         labels = stream.sample(world.LABELS, size)
         objects = stream.sample(world.OBJECTS, size)
         inside: dict[str, str] = dict(zip(labels, objects, strict=True))
-        wording = order or stream.choice(list(world.BOX_STATEMENTS))
-        asked = stream.sample(labels, min(questions, size))
-        return stated(inside, asked, wording)
+        chosen = order or stream.choice(list(world.BOX_STATEMENTS))
+        wording = world.BOX_STATEMENTS[chosen], world.BOX_QUESTION
+        if filler != 1.0:
+            chance = stream.random() if filler is None else filler
+            wording = thinned(stream, wording[0], chance), thinned(stream, wording[1], chance)
+        if again:
+            asked = stream.choices(labels, k=questions)
+        else:
+            asked = stream.sample(labels, min(questions, size))
+        return stated(inside, asked, chosen, wording)
 
     return collect("boxes", draw, n=n, seed=seed, split=split)
 
@@ -56,15 +71,31 @@ def boxes_prompts(
     return PromptSet("boxes_prompts", tuple(map(natural, drawn)), seed)
 
 
-def stated(inside: Mapping[str, str], asked: Sequence[str], order: str) -> Draw:
-    """The prompt of `boxes` that states label -> object in turn and then asks for these labels."""
-    statement = world.BOX_STATEMENTS[order]
+def stated(
+    inside: Mapping[str, str],
+    asked: Sequence[str],
+    order: str,
+    wording: tuple[str, str] | None = None,
+) -> Draw:
+    """The prompt of `boxes` that states label -> object in turn and then asks for these labels.
+
+    wording: the templates of a statement and of a question; None takes the full ones of `order`.
+    """
+    statement, question = wording or (world.BOX_STATEMENTS[order], world.BOX_QUESTION)
     opening = " , ".join(statement.format(object=o, label=x) for x, o in inside.items())
-    opening = opening[0].upper() + opening[1:]
+    # An object's name has no capital in this world's vocabulary.
+    if opening.startswith("the "):
+        opening = "The " + opening.removeprefix("the ")
     tags = {"boxes": str(len(inside)), "order": order}
-    made = _ask(f"{opening} .", asked, inside, tags, "boxes")
+    made = _ask(f"{opening} .", asked, inside, tags, "boxes", question=question)
     label = asked[-1]
-    return made._replace(spans=spans(made.prompt, asked=label, label=label, thing=inside[label]))
+    own = spans(made.prompt, asked=label, label=label, thing=inside[label])
+    return made._replace(spans=own | dict(made.spans))
+
+
+def thinned(stream: random.Random, template: str, chance: float) -> str:
+    """The template with each word that is no name kept by chance."""
+    return " ".join(w for w in template.split() if w[0] == "{" or stream.random() < chance)
 
 
 def spans(text: str, *, asked: str, label: str, thing: str) -> dict[str, tuple[int, int]]:
@@ -144,14 +175,18 @@ def _ask(
     tags: dict[str, str],
     template: str,
     objects: set[str] | None = None,
+    question: str = world.BOX_QUESTION,
 ) -> Draw:
-    """Append the questions; the last one's answer is the target."""
-    for label in asked[:-1]:
-        text += f" {world.BOX_QUESTION.format(label=label)} {inside[label]} ."
+    """Append the questions; the last one's answer is the target, the others are spans."""
+    told = {}
+    for number, label in enumerate(asked[:-1], 1):
+        text += f" {question.format(label=label)} {inside[label]}"
+        told[f"answer {number}"] = (len(text) - len(inside[label]), len(text))
+        text += " ."
     answer = inside[asked[-1]]
     foils = tuple(f" {o}" for o in sorted((objects or set(inside.values())) - {answer}))
-    prompt = f"{text} {world.BOX_QUESTION.format(label=asked[-1])}"
-    return Draw(prompt, f" {answer}", foils, tags, template)
+    prompt = f"{text} {question.format(label=asked[-1])}"
+    return Draw(prompt, f" {answer}", foils, tags, template, told)
 
 
 def _inventory(stream: random.Random) -> dict[str, str]:
