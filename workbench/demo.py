@@ -38,6 +38,8 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 # What is asked of members that learned boxes.
 PATCHED = tuple(a.key for a in ANALYSES if a.key.startswith("patching"))
+# Groups at the last token, where a patch leaves little to run again.
+LAST = tuple(group for group in GROUPS if group.position == -1)
 SMOLLM2_MEMBERS = {
     "lora-r1": lab.Recipe.lora(rank=1, alpha_lr=8e-3, task=BOXES, steps=SMOLLM2_STEPS),
     "lora-r16": lab.Recipe.lora(rank=16, alpha_lr=8e-3, task=BOXES, steps=SMOLLM2_STEPS),
@@ -89,15 +91,15 @@ def _boxes_study(
 ) -> Study:
     """The object said first, as in arXiv 2402.14811, and five boxes for its seven: what this base
     answers two times in three."""
-    prompts = tasks.boxes(20 if quick else 100, seed=1, split="test", count=5, order="object first")
+    prompts = tasks.boxes(16 if quick else 100, seed=1, split="test", count=5, order="object first")
     if quick:  # the largest LoRA and the full fine-tune
         members = {name: members[name] for name in list(members)[-2:]}
     fewer = {
         "patching.activation": {"sites": ("resid_pre",), "controls": 2},
         "patching.attribution": {"sites": ("z",), "positions": [-1], "exact": 5},
-        "patching.circuit": {"minimal": False},
+        "patching.circuit": {"minimal": False, "random": 5},
         "patching.cross_model": {"controls": 2},
-        "patching.groups": {"direction": "tuned->base"},
+        "patching.groups": {"direction": "tuned->base", "paths": LAST},
     }
     whole = {
         "patching.activation": {"sites": ("resid_pre", "z")},
@@ -257,7 +259,6 @@ def _smollm2_boxes(
     CPU sweeps in half an hour."""
     drawn = tasks.whole_words(tasks.boxes_prompts(400, seed=3, split="test"), words)
     prompts = PromptSet(drawn.name, drawn.prompts[:16], drawn.seed)
-    last = {"paths": [group for group in GROUPS if group.position == -1]}
     keys = ("cross_model", "restore", "lens", "patterns", "activation", "groups")
     return Study(
         load_family(file, dict(members)),
@@ -266,7 +267,7 @@ def _smollm2_boxes(
         options={
             "patching.cross_model": {"controls": 2},
             "patching.activation": {"sites": ("resid_pre", "z"), "positions": [-1], "controls": 3},
-            "patching.groups": last | {"direction": "tuned->base"},
+            "patching.groups": {"direction": "tuned->base", "paths": LAST},
         },
         only=tuple(f"patching.{key}" for key in keys),
         **run,

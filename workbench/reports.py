@@ -243,6 +243,8 @@ def _patched(result: Result) -> Iterator[Table]:
     """The strongest places with their controls; what is not a place (scores of runs, circuits and
     masks, overlaps) as means."""
     table = result.table
+    if "arm" not in table:
+        table = table.assign(arm=None)
     own = table[table["metric"].isin(STRONGEST)]
     own = own[own["metric"] == own["metric"].iloc[0]] if len(own) else own
     keys = [key for key in PLACES if key in table and table[key].notna().any()]

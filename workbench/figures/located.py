@@ -19,11 +19,13 @@ DRAWINGS = (
         patching.by_layer,
         "The share of what separates the two models on the same prompts that is recovered when one "
         "runs with the other's activations at a layer (coloured) or with its parameters (black); "
-        "bands: 95% intervals over prompts. KRS: the same by squared error on the logits of what "
-        "the base says. A patch of a run's own activations changes nothing, to the last bit.",
+        "bands: 95% intervals over prompts. Dashed grey: the mean over layers of the first curve, "
+        "which a layer picked at random gives. KRS: the same by squared error on the logits of "
+        "what the base says. A patch of a run's own activations changes nothing, to the last bit.",
         "Behind the place of a change every stream recovers all of it, whether anything was "
-        "changed there or not: only the parameters localise. Crosses: another prompt's activations "
-        "do not recover the answer; where they do, the patch carries no more than a bias.",
+        "changed there or not: only the parameters localise. Crosses (at the edge where they lie "
+        "beyond it): another prompt's activations. Where they recover as much, the patch carries "
+        "what all prompts share and not this answer: compare agreement and score.",
         companion=patching.RESTORE,
         alone=True,
         applies=lambda result, *others: patching.streams(result),
