@@ -292,7 +292,8 @@ def masks(result: Result, ax: Axes | None = None) -> Figure:
         scores = result.metric("score")
         scores = scores[(scores["member"] == member) & (scores["side"] == side)]
         told = scores.set_index("arm")["value"]
-        panels.append((f"{name}: {told['patch']:.2f} (random {told['random']:.2f})", part))
+        score = f"score {told['patch']:.2f} (random {told['random']:.2f})"
+        panels.append((f"{style.text(name)}\n{score}", part))
     return _maps(
         ax, panels, unit, heads, [str(h) for h in heads], unit, "taken from the\nsource, 1 − m"
     )
@@ -317,7 +318,7 @@ def _maps(
         grid = grid.reindex(index=list(layers), columns=list(keys)).to_numpy(float)
         random = part[part["arm"] == "random"]["value"]
         note = f" (random: {random.mean():.2f})" if len(random) else ""
-        made.append(Map(style.text(name, 40) + note, grid))
+        made.append(Map(style.text(name, 60) + note, grid))
     return heat_maps(ax, made, legend=legend, xlabel=xlabel, labels=list(labels), columns=columns)
 
 
