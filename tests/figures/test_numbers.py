@@ -159,5 +159,5 @@ def test_every_analysis_has_one_sentence_and_an_unknown_one_a_general_one():
     for made in everything(family(3)):
         assert figures.headline(made).endswith(".")
         assert all(name in figures.headline(made) for name in made.members)
-    other = result("patching.path", [{"metric": "gap", "value": 1.0}], stepped())
+    other = result("another.analysis", [{"metric": "gap", "value": 1.0}], stepped())
     assert "1 values of gap" in figures.headline(other)
