@@ -124,9 +124,9 @@ def test_saved_folders_and_an_analysis_without_figures(tmp_path):
     members = family(2)
     folder = retention(members).save(tmp_path / "saved")
     rows = [{"member": name, "metric": "gap", "value": 0.25} for name in members]
-    path = wb.report([folder, result("patching.path", rows, members)], tmp_path / "page.html")
+    path = wb.report([folder, result("another.analysis", rows, members)], tmp_path / "page.html")
     text = path.read_text(encoding="utf-8")
-    assert "patching.path" in text
+    assert "another.analysis" in text
     assert "0.25" in text
 
 

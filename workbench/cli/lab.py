@@ -50,7 +50,7 @@ def build(
     out: Annotated[Path, typer.Option(help="Folder for the family.")] = Path("data/family"),
     member: Annotated[list[str] | None, typer.Option(help="Only these members.")] = None,
 ) -> None:
-    """Make the shipped family again: pre-train the base, train every member. Some hours on two cores.
+    """Make the shipped family again: pre-train the base, train every member. Some hours.
 
     Example: workbench lab build --out data/family
     """
