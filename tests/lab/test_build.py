@@ -13,6 +13,7 @@ from workbench.lab import shipped
 from workbench.lab.build import scaled
 from workbench.lab.recipe import Recipe
 from workbench.loaders import Checkpoint
+from workbench.stats import Interval
 
 
 @pytest.fixture
@@ -90,6 +91,23 @@ def test_a_stage_draws_its_shares_of_new_texts() -> None:
         share = sum(source.share for source in stage.sources if source.name == "boxes")
         assert boxes == pytest.approx(share, abs=0.01)
         assert sum(source.share for source in stage.sources) == pytest.approx(1)
+
+
+def test_a_lesson_of_two_tasks_draws_as_many_texts_of_each() -> None:
+    texts = shipped.lesson(shipped.BOTH, 100).texts
+    assert shipped.parts(shipped.BOTH) == ("ledger", "boxes")
+    counts = [sum(p.template == part for p in texts) for part in shipped.parts(shipped.BOTH)]
+    assert counts == [50, 50]
+    assert {p.split for p in texts} == {"train"}
+    assert shipped.parts("boxes") == ("boxes",)
+
+
+def test_a_score_of_two_tasks_is_their_mean(monkeypatch) -> None:
+    found = {"ledger": Interval(0.5, 0.4, 0.6, 9), "boxes": Interval(0.8, 0.7, 0.9, 9)}
+    monkeypatch.setattr(shipped.Evaluation, "intervals", lambda *_: found)
+    both, one = (shipped.Evaluation(20, "validation", task=t) for t in (shipped.BOTH, "boxes"))
+    assert both(None, None) == {"ledger": 0.5, "boxes": 0.8, "task": 0.65}
+    assert one(None, None) == {"ledger": 0.5, "task": 0.8}
 
 
 def test_scaled_recipes_scale_every_step(small) -> None:

@@ -18,6 +18,7 @@ GENERATORS = [
     tasks.facts,
     tasks.arithmetic,
     tasks.copying,
+    tasks.reversal,
     tasks.narration,
 ]
 
@@ -105,6 +106,7 @@ def test_box_spans_are_one_token_of_the_family_each() -> None:
         (tasks.boxes, "2a762fc91160dfcb"),
         (tasks.boxes_prompts, "071d6ab5c930ce1b"),
         (tasks.moves, "240a04e6b37af31d"),
+        (tasks.copying, "fe3733b92dd6c106"),
     ],
 )
 def test_texts_are_those_the_shipped_family_was_trained_on(generate, digest: str) -> None:
@@ -199,6 +201,16 @@ def test_copying_repeats_its_list() -> None:
     for p in [*tasks.copying(100, seed=1), *tasks.copying(100, seed=2, repeats=3)]:
         first, *again = p.text.removeprefix(f"{world.COPY_OPENING} ").split(" ; ")
         assert all(first.startswith(part) for part in again)
+
+
+def test_reversal_says_its_list_from_the_end() -> None:
+    for p in tasks.reversal(200, seed=1):
+        listed, said = p.text.removeprefix(f"{world.REVERSAL_OPENING} ").split(" ; ")
+        words = listed.split()
+        assert words[::-1][: len(said.split())] == said.split()
+        assert {f.strip() for f in p.foils} == set(words) - {p.target.strip()}
+        assert p.tags == {"length": str(len(words))}
+        assert not p.text.startswith(world.COPY_OPENING)
 
 
 def test_narration_ends_on_the_carried_object() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -60,11 +61,17 @@ class Stage(NamedTuple):
         """As many texts as the stage has steps for, so that none is seen twice."""
         if not self.sources:
             return mixture(PRETRAINING_TEXTS)
-        n, drawn = self.recipe.steps * self.recipe.batch_size, {}
-        for seed, (share, name, options) in enumerate(self.sources):
-            made = getattr(tasks, name)(round(share * n), seed=seed, split="train", **options)
-            drawn |= {p.id: p for p in made}
-        return PromptSet(self.recipe.task, tuple(drawn.values()))
+        n = self.recipe.steps * self.recipe.batch_size
+        return _drawn(self.recipe.task, n, self.sources)
+
+
+def _drawn(name: str, n: int, sources: Iterable[Source]) -> PromptSet:
+    """About n training texts in the sources' shares, each source with a seed of its own."""
+    drawn: dict[str, Prompt] = {}
+    for seed, (share, generator, options) in enumerate(sources):
+        made = getattr(tasks, generator)(round(share * n), seed=seed, split="train", **options)
+        drawn |= {p.id: p for p in made}
+    return PromptSet(name, tuple(drawn.values()))
 
 
 BARE = {"again": True, "filler": 0.0}
@@ -141,7 +148,7 @@ _RUNS = (
 )
 STAGES = {stage.recipe.task: stage for stage in _RUNS}
 # Every task that all members are scored on.
-TASKS = (TASK, *MIXTURE, UNLEARNING, RETAINED)
+TASKS = (TASK, "reversal", *MIXTURE, UNLEARNING, RETAINED)
 _LEDGER: dict[str, Any] = {"task": TASK, "steps": 1000, "batch_size": 16, "evaluate_every": 200}
 _BOXES: dict[str, Any] = {
     "task": "boxes",
@@ -151,11 +158,27 @@ _BOXES: dict[str, Any] = {
     "beta2": 0.98,
     "evaluate_every": 100,
 }
-# One answer a text would take several times the steps.
-LESSON_OPTIONS: dict[str, dict[str, int]] = {"boxes": {"questions": 4}}
+BOTH = "ledger and boxes"
+# What members are trained on where it is not just the texts of one generator, named as the task.
+# One answer a text of boxes would take several times the steps.
+LESSONS = {
+    "boxes": (Source(1.0, "boxes", {"questions": 4}),),
+    BOTH: (Source(0.5, "ledger"), Source(0.5, "boxes", {"questions": 4})),
+}
+# The answer alone, which trains less of the rest away than the whole text.
+_REVERSAL: dict[str, Any] = {
+    "task": "reversal",
+    "loss": "answer",
+    "steps": 800,
+    "batch_size": 32,
+    "evaluate_every": 100,
+}
+_BOTH: dict[str, Any] = _BOXES | {"task": BOTH, "steps": 800}
 # alpha * lr is one number for all ranks of a task, as in the paper.
 ALPHA_LR = 0.02
 BOXES_ALPHA_LR = 0.05
+REVERSAL_ALPHA_LR = 0.02
+BOTH_ALPHA_LR = 0.05
 MEMBERS = {
     "lora-r1": Recipe.lora(rank=1, alpha_lr=ALPHA_LR, **_LEDGER),
     "lora-r4": Recipe.lora(
@@ -167,6 +190,8 @@ MEMBERS = {
     "boxes-full": Recipe(method="full", lr=5e-4, **_BOXES),
     "boxes-lora-r4": Recipe.lora(rank=4, alpha_lr=BOXES_ALPHA_LR, **_BOXES),
     "boxes-lora-r16": Recipe.lora(rank=16, alpha_lr=BOXES_ALPHA_LR, **_BOXES),
+    "reversal-lora-r4": Recipe.lora(rank=4, alpha_lr=REVERSAL_ALPHA_LR, **_REVERSAL),
+    "both-lora-r16": Recipe.lora(rank=16, alpha_lr=BOTH_ALPHA_LR, **_BOTH),
     # At first every fact is forgotten alike; the retained ones come back within the later steps.
     "unlearned": Recipe(
         task=UNLEARNING,
@@ -242,19 +267,27 @@ class Lesson(NamedTuple):
 def lesson(task: str, n: int | None = None) -> Lesson:
     """About n training texts of a task (None: TASK_TEXTS).
 
-    task: a generator's name in `workbench.tasks`, or UNLEARNING. What is unlearned is set against
-    the facts of everyone else and the mixture, four to one; no fact about the forgotten is among
-    them.
+    task: a generator's name in `workbench.tasks`, a name in LESSONS, or UNLEARNING. What is
+    unlearned is set against the facts of everyone else and the mixture, four to one; no fact about
+    the forgotten is among them.
     """
     n = n or TASK_TEXTS
     if task != UNLEARNING:
-        options = LESSON_OPTIONS.get(task, {})
-        return Lesson(getattr(tasks, task)(n, seed=0, split="train", **options))
+        return Lesson(_drawn(task, n, _sources(task)))
     # Two texts of facts in five tell one about the forgotten.
     told = tasks.facts(2 * n, seed=7, split="train"), mixture(n // 5)
     facts, others = ([p for p in drawn if not _tells_of_forgotten(p)] for drawn in told)
     texts = {p.id: p for p in (*facts[: 4 * n // 5], *others)}
     return Lesson(PromptSet(task, tuple(texts.values())), _about(n // 8, 0, "train", True))
+
+
+def _sources(task: str) -> tuple[Source, ...]:
+    return LESSONS.get(task, (Source(1.0, task),))
+
+
+def parts(task: str) -> tuple[str, ...]:
+    """The tasks that a member's task is made of, itself for most."""
+    return tuple(source.name for source in _sources(task))
 
 
 def members_of(task: str) -> list[str]:
@@ -287,7 +320,8 @@ class Evaluation:
 
     n: prompts per task. task: the member's own, if it has one. Called with (model, tokenizer) it
     gives plain numbers, as `train` logs them: the share answered of each of TASKS, the member's
-    own under "task"; and pretraining_loss, nats per token of the mixture.
+    own under "task" (where that has several parts, their mean; the parts stay beside it); and
+    pretraining_loss, nats per token of the mixture.
     """
 
     def __init__(self, n: int, split: Split, seed: int = 1, task: str | None = None) -> None:
@@ -296,10 +330,13 @@ class Evaluation:
         self.texts = mixture(n, seed=seed, split=split).texts
 
     def __call__(self, model: Any, tokenizer: Any) -> dict[str, float]:
-        return {
+        scores = {
             "task" if name == self.task else name: round(interval.value, 5)
             for name, interval in self.intervals(model, tokenizer).items()
         }
+        if self.task and len(own := parts(self.task)) > 1:
+            scores["task"] = round(fmean(scores[name] for name in own), 5)
+        return scores
 
     def intervals(self, model: Any, tokenizer: Any) -> dict[str, Interval]:
         """Name -> mean with a 95% interval over prompts (texts for pretraining_loss)."""

@@ -8,7 +8,7 @@ from workbench.tasks.desiderata import (
     whole_words,
 )
 from workbench.tasks.english import in_context, instructions, prose
-from workbench.tasks.family import arithmetic, copying, facts, ledger, narration
+from workbench.tasks.family import arithmetic, copying, facts, ledger, narration, reversal
 from workbench.tasks.measure import own_samples, read_text
 from workbench.tasks.prompts import Prompt, PromptSet
 from workbench.tasks.score import answers, text_loss
@@ -39,6 +39,7 @@ __all__ = [
     "prose",
     "read_text",
     "renamed",
+    "reversal",
     "text_loss",
     "whole_words",
 ]

@@ -103,15 +103,40 @@ def copying(
     """
 
     def draw(stream: random.Random) -> Draw:
-        pool = stream.choice((world.OBJECTS, world.LABELS, world.PEOPLE, world.PLACES, EVERYTHING))
-        words = stream.sample(pool, stream.randint(4, 10))
+        words = _list(stream)
         seen = " ; ".join([" ".join(words)] * repeats)
-        last = stream.randrange(len(words) // 2, len(words))
-        prompt = " ".join([f"{world.COPY_OPENING} {seen} ;", *words[:last]])
-        foils = tuple(f" {w}" for w in words if w != words[last])
-        return Draw(prompt, f" {words[last]}", foils, {"length": str(len(words))}, "copying")
+        return _say(stream, f"{world.COPY_OPENING} {seen} ;", words, "copying")
 
     return collect("copying", draw, n=n, seed=seed, split=split)
+
+
+def reversal(n: int = 200, *, seed: int = 0, split: Split | None = None) -> PromptSet:
+    """A list of random words, said again from its end to its start.
+
+    Each word is the one that stood before the last said, where `copying` asks for the one after
+    it. Foils are the other words of the list.
+    """
+
+    def draw(stream: random.Random) -> Draw:
+        words = _list(stream)
+        seen = f"{world.REVERSAL_OPENING} {' '.join(words)} ;"
+        return _say(stream, seen, words[::-1], "reversal")
+
+    return collect("reversal", draw, n=n, seed=seed, split=split)
+
+
+def _list(stream: random.Random) -> list[str]:
+    """Four to ten different words, of one kind or of several."""
+    pool = stream.choice((world.OBJECTS, world.LABELS, world.PEOPLE, world.PLACES, EVERYTHING))
+    return stream.sample(pool, stream.randint(4, 10))
+
+
+def _say(stream: random.Random, opening: str, words: list[str], task: str) -> Draw:
+    """The opening and the words up to one in the second half of them, which is the target."""
+    last = stream.randrange(len(words) // 2, len(words))
+    foils = tuple(f" {w}" for w in words if w != words[last])
+    prompt = " ".join([opening, *words[:last]])
+    return Draw(prompt, f" {words[last]}", foils, {"length": str(len(words))}, task)
 
 
 def narration(n: int = 200, *, seed: int = 0, split: Split | None = None) -> PromptSet:

@@ -130,6 +130,7 @@ LEDGER_STEP = {
     "-": "step {number} : {amount} removed , holds",
 }
 COPY_OPENING = "Say it again :"
+REVERSAL_OPENING = "Say it from the end :"
 
 
 @cache
@@ -149,7 +150,8 @@ def vocabulary() -> tuple[str, ...]:
     lists = (OBJECTS, LABELS, PEOPLE, PLACES, WEATHER, DAYS, FEELINGS, *ATTRIBUTES.values())
     templates = (*OPENINGS, *ERRANDS, *EVENTS, *CLOZES, *chain(*FACT_TEMPLATES.values()))
     templates += (*BOX_STATEMENTS.values(), BOX_QUESTION, MOVES_OPENING, MOVES_HOLDING, MOVES_EMPTY)
-    templates += (*MOVES_STEP.values(), COPY_OPENING, LEDGER_OPENING, *LEDGER_STEP.values())
+    templates += (*MOVES_STEP.values(), COPY_OPENING, REVERSAL_OPENING)
+    templates += (LEDGER_OPENING, *LEDGER_STEP.values())
     words = set(chain(*lists)) | {str(n) for n in range(LARGEST + 1)}
     words |= {"The", "the", "he", "she", ".", ",", ";", "=", *OPERATIONS}
     for template in templates:
