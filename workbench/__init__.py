@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench import figures, forgetting, lab, models, patching, spectral, tasks, tuco
+    from workbench import figures, forgetting, lab, models, patching, skills, spectral, tasks, tuco
     from workbench.errors import WorkbenchError
     from workbench.loaders import (
         Checkpoint,
@@ -38,7 +38,9 @@ _HOME = {
     "over": "workbench.units",
     "report": "workbench.reports",
 }
-_PARTS = ("figures", "forgetting", "lab", "models", "patching", "spectral", "tasks", "tuco")
+_PARTS = (
+    "figures", "forgetting", "lab", "models", "patching", "skills", "spectral", "tasks", "tuco",
+)  # fmt: skip
 
 __all__ = [
     "Checkpoint",
@@ -56,6 +58,7 @@ __all__ = [
     "over",
     "patching",
     "report",
+    "skills",
     "spectral",
     "tasks",
     "tuco",

@@ -18,6 +18,8 @@ from workbench.patching import (
     restore,
 )
 from workbench.results import Result
+from workbench.skills import blocks, calibration, compression, localize
+from workbench.skills import restore as restore_share
 from workbench.spectral import delta_spectrum, intruders, scale_intruders, similarity
 from workbench.tuco import contribution, scaling
 
@@ -26,7 +28,8 @@ from workbench.tuco import contribution, scaling
 class Analysis:
     """key: as in Result.analysis. needs: "weights", and where the model is run, "task" (a prompt
     set) or "texts" (pre-training-like text); "groups" takes prompt sets by name, "prompts" the
-    task; "partners" corrupt partners of the task's prompts, "pairs" counterfactual pairs."""
+    task, "others" the further prompt sets; "partners" corrupt partners of the task's prompts,
+    "pairs" counterfactual pairs."""
 
     key: str
     question: str
@@ -130,5 +133,35 @@ ANALYSES = (
         "Which heads carry an object, a label or a position?",
         ("weights", "pairs"),
         mask,
+    ),
+    Analysis(
+        "skills.localize",
+        "How few parameters carry the skill?",
+        ("weights", "task", "others"),
+        localize,
+    ),
+    Analysis(
+        "skills.blocks",
+        "Which blocks of the change are needed?",
+        ("weights", "task", "others"),
+        blocks,
+    ),
+    Analysis(
+        "skills.restore",
+        "How much of the update can be taken back?",
+        ("weights", "task", "prompts", "others"),
+        restore_share,
+    ),
+    Analysis(
+        "skills.compression",
+        "In how many bits does the change fit?",
+        ("weights", "task", "prompts", "others"),
+        compression,
+    ),
+    Analysis(
+        "skills.calibration",
+        "Does the member know what it knows?",
+        ("weights", "task", "prompts", "others"),
+        calibration,
     ),
 )

@@ -17,6 +17,7 @@ from workbench.errors import WorkbenchError
 from workbench.loaders import Family
 from workbench.reports import report
 from workbench.results import Result
+from workbench.skills import alike, compose, localize, overlap, reported
 from workbench.tasks import PromptSet
 from workbench.tasks.desiderata import Counterfactuals
 
@@ -35,6 +36,11 @@ PASSES = {
     "patching.attribution": 30,
     "patching.groups": 30,
     "patching.mask": 20,
+    "skills.localize": 250,
+    "skills.blocks": 250,
+    "skills.restore": 50,
+    "skills.compression": 20,
+    "skills.calibration": 2,
 }
 TOKENS = 100
 
@@ -113,6 +119,8 @@ class Study:
             found["prompts"] = dict(self.groups or sets)
         if "prompts" in analysis.needs:
             found["prompts"] = found.pop("task")
+        if "others" in analysis.needs:
+            found["others"] = list(self.prompts)
         if "partners" in analysis.needs:
             found["corrupted"] = self.corrupted
         if "pairs" in analysis.needs:
@@ -183,14 +191,15 @@ def compare(study: Study, out: str | Path, *, title: str | None = None) -> Path:
     out = Path(out)
     families = (study.family, *(other.family for other in study.also.values()))
     preflight = pd.concat([preflights(family) for family in families], ignore_index=True)
-    results = [
-        _over(study.family, analysis, study, out, analysis.key) for analysis in study.analyses
-    ]
-    for name, other in study.also.items():
-        results += [
-            _over(other.family, analysis, other, out, f"{analysis.key}.{name}")
-            for analysis in other.analyses
-        ]
+    results: list[Result] = []
+    localized: list[tuple[Study, Result]] = []
+    for name, one in {"": study, **study.also}.items():
+        for analysis in one.analyses:
+            kept = f"{analysis.key}.{name}" if name else analysis.key
+            results.append(_over(one.family, analysis, one, out, kept))
+            if analysis.function is localize:
+                localized.append((one, results[-1]))
+    results += _together(localized, out)
     if study.steps is not None:
         wanted = ("spectral.intruders", "forgetting.retention")
         # Along a run only the fine-tuned task's score is drawn.
@@ -225,3 +234,25 @@ def _over(family: Family, analysis: Analysis, study: Study, out: Path, name: str
     result = units.over(family, analysis.function, store=out / "units", **arguments)
     result.save(out / "results" / name)
     return result
+
+
+def _together(localized: Sequence[tuple[Study, Result]], out: Path) -> list[Result]:
+    """What the grafts of several members and tasks have in common, and whether they add up."""
+    results = [result for _, result in localized]
+    if sum(len(result.members) for result in results) < 2:
+        return []
+    arms = [result.provenance.parameters["arms"] for result in results]
+    arm = "learned" if all("learned" in own for own in arms) else "movement"
+    made = [overlap(results, arm=arm)]
+    made[0].save(out / "results" / made[0].analysis)
+    found = [
+        (reported(one.task, one.seed), result) for one, result in localized if one.task is not None
+    ]
+    members = {name: m for one, _ in localized for name, m in one.family.members.items()}
+    study = localized[0][0]
+    for label, skills in alike(found).items():
+        own = Family(study.family.base, {s.member: members[s.member] for s in skills})
+        run: dict[str, Any] = {"seed": study.seed, "device": study.device, "dtype": study.dtype}
+        made.append(units.across(own, compose, store=out / "units", skills=skills, **run))
+        made[-1].save(out / "results" / f"{made[-1].analysis}.{label}")
+    return made

@@ -38,6 +38,9 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 # What is asked of members that learned boxes.
 PATCHED = tuple(a.key for a in ANALYSES if a.key.startswith("patching"))
+SKILLS = tuple(a.key for a in ANALYSES if a.key.startswith("skills"))
+# Tasks whose members' grafts are cut.
+GRAFTED = (shipped.TASK, "boxes", "reversal", shipped.BOTH)
 # Groups at the last token, where a patch leaves little to run again.
 LAST = tuple(group for group in GROUPS if group.position == -1)
 SMOLLM2_MEMBERS = {
@@ -72,6 +75,8 @@ def shipped_study(
         "boxes": _boxes_study(base, _of(folder, recipes, "boxes", quick), quick, run),
         "unlearned": _unlearned_study(base, _of(folder, recipes, UNLEARNING, quick), quick, run),
     }
+    learned = {name: _of(folder, recipes, name, quick) for name in GRAFTED}
+    also |= _grafts_quick(base, learned, run) if quick else _grafts(base, learned, run)
     return Study(
         load_family(base, members),
         task=task,
@@ -80,7 +85,7 @@ def shipped_study(
         steps=_steps(base, folder, list(members)),
         groups=groups(task, list(sets.values()), n=25 if quick else 100),
         options=QUICK if quick else {},
-        only=tuple(a.key for a in ANALYSES if a.key not in PATCHED),
+        only=tuple(a.key for a in ANALYSES if a.key not in (*PATCHED, *SKILLS)),
         also=also,
         **run,
     )
@@ -144,6 +149,71 @@ def _unlearned_study(
         },
         **run,
     )
+
+
+def _grafts(
+    base: Path, learned: Mapping[str, Mapping[str, Reference]], run: dict[str, Any]
+) -> dict[str, Study]:
+    """Grafts of every task's members; of the member of two tasks, one of each. Beside the family's
+    main task longer sums than it was trained on, and the sums it was made from."""
+    longer = tasks.ledger(100, seed=1, split="test", steps=10)
+    beside = PromptSet(f"{shipped.TASK}, 10 steps", longer.prompts, longer.seed)
+    made = {}
+    for name, task, others in (
+        (shipped.TASK, shipped.TASK, (beside, shipped.held_out("arithmetic", 100))),
+        ("boxes", "boxes", ()),
+        ("reversal", "reversal", ()),
+        (shipped.BOTH, shipped.TASK, ()),
+        (shipped.BOTH, "boxes", ()),
+    ):
+        own = name == shipped.TASK
+        made[f"grafts-{task}" if name == task else f"grafts-both-{task}"] = Study(
+            load_family(base, dict(learned[name])),
+            task=shipped.held_out(task, 400),
+            prompts=others,
+            only=SKILLS if own else ("skills.localize",),
+            options={"skills.localize": {"sparsity": (1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)}},
+            **run,
+        )
+    return made
+
+
+def _grafts_quick(
+    base: Path, learned: Mapping[str, Mapping[str, Reference]], run: dict[str, Any]
+) -> dict[str, Study]:
+    """Two members of the main task with a learned mask of few steps, two of boxes by movement."""
+    options: dict[str, dict[str, Any]] = {
+        "skills.localize": {
+            "sparsity": (0.03, 0.3), "random": 1, "epochs": 4,
+            "arms": ("learned", "movement", "rank", "random", "layer"),
+        },
+        "skills.restore": {"shares": (0.1, 0.4, 0.8), "arms": ("movement", "random"), "random": 1},
+        "skills.compression": {"ranks": (1, 4, 16), "sparsities": (0.03, 0.3), "random": 1},
+    }  # fmt: skip
+    few = {"skills.localize": {"sparsity": 0.3, "random": 1, "arms": ("movement", "random")}}
+    ledger, boxed = (
+        {name: own[name] for name in chosen}
+        for own, chosen in (
+            (learned[shipped.TASK], ("lora-r4", "full")),
+            (learned["boxes"], ("boxes-lora-r4", "boxes-full")),
+        )
+    )
+    return {
+        "grafts-ledger": Study(
+            load_family(base, ledger),
+            task=shipped.held_out(shipped.TASK, 60),
+            only=tuple(key for key in SKILLS if key != "skills.blocks"),
+            options=options,
+            **run,
+        ),
+        "grafts-boxes": Study(
+            load_family(base, boxed),
+            task=shipped.held_out("boxes", 60),
+            only=("skills.localize",),
+            options=few,
+            **run,
+        ),
+    }
 
 
 def _of(folder: Path, recipes: Mapping[str, Any], task: str, quick: bool) -> dict[str, Reference]:

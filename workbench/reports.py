@@ -36,7 +36,15 @@ HEADINGS = {
     "patching.mask": "Which heads carry the information",
 }
 # What tells means apart, and places of patches.
-KEYS = ("member", "side", "direction", "circuit", "group", "task", "arm", "x", "layer", "component")
+KEYS = (
+    "member", "side", "direction", "circuit", "group", "first", "second", "skills", "task", "arm",
+    "rank", "sparsity", "x", "layer", "component",
+)  # fmt: skip
+# Of grafts, on the page; places and reliability bins are in the figures.
+GRAFTED = (
+    "score", "gain", "agreement", "ece", "accuracy", "brier", "free", "harmful", "overlap",
+    "within", "places", "interference", "score_change", "log_probability_change",
+)  # fmt: skip
 PLACES = ("side", "direction", "component", "group", "layer", "head", "neuron", "position")
 STRONGEST = ("krs", "recovered:logit_difference", "recovered:log_probability")
 SHOWN = 6  # places per member and side
@@ -205,6 +213,8 @@ def tables(result: Result) -> Iterator[Table]:
         yield from _counts(result)
     elif result.analysis.startswith("patching."):
         yield from _patched(result)
+    elif result.analysis.startswith("skills."):
+        yield from _grafted(result)
     elif "group" in result.table:
         yield from _groups(result)
     elif {"low", "high"} <= set(result.table):
@@ -270,6 +280,15 @@ def _patched(result: Result) -> Iterator[Table]:
         yield _means(replace(result, table=whole), "Whole runs")
 
 
+def _grafted(result: Result) -> Iterator[Table]:
+    """Scores of grafts on their own task's prompts, then on the others."""
+    table = result.table[result.table["metric"].isin(GRAFTED)]
+    own = table["own"].eq(True) if "own" in table else pd.Series(True, table.index)
+    yield _means(replace(result, table=table[own]))
+    if not own.all():
+        yield _means(replace(result, table=table[~own]), "Other prompts")
+
+
 def _groups(result: Result) -> Iterator[Table]:
     """Means per member and group of prompts, and how well every two groups are told apart."""
     table = result.table
@@ -290,12 +309,14 @@ def _means(result: Result, caption: str = "Means") -> Table:
     keys = [key for key in KEYS if key in table and table[key].notna().any()]
     shown = table.assign(
         cell=[
-            figures.interval(row.value, row.low, row.high) for row in table.itertuples(index=False)
+            "–" if pd.isna(row.value) else figures.interval(row.value, row.low, row.high)
+            for row in table.itertuples(index=False)
         ]
     )
-    wide = shown.groupby([*keys, "metric"], sort=False, dropna=False)["cell"].first().unstack()
+    shown[keys] = shown[keys].astype(object).where(shown[keys].notna(), "")
+    wide = shown.groupby([*keys, "metric"], sort=False)["cell"].first().unstack()
     wide = wide.reset_index().fillna("")
-    counts = shown.groupby(keys, sort=False, dropna=False)["n"].max() if "n" in table else None
+    counts = shown.groupby(keys, sort=False)["n"].max() if "n" in table else None
     if counts is not None:
         wide = wide.merge(counts.reset_index(), on=keys)
     return _cells(

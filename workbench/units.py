@@ -32,15 +32,31 @@ def code_fingerprint() -> str:
 def key(pair: CheckpointPair, analysis: Callable[..., Result], parameters: dict[str, Any]) -> str:
     """64 hexadecimal characters that name this unit."""
     about = {
-        "analysis": f"{analysis.__module__}.{analysis.__name__}",
-        "code": code_fingerprint(),
         "base": pair.base.fingerprint,
         "tuned": pair.tuned.fingerprint,
         "references": [pair.base.name, pair.tuned.name],
         "member": pair.name,
+    }
+    return _key(about, analysis, parameters)
+
+
+def _key(about: dict[str, Any], analysis: Callable[..., Result], parameters: dict[str, Any]) -> str:
+    about = about | {
+        "analysis": f"{analysis.__module__}.{analysis.__name__}",
+        "code": code_fingerprint(),
         "parameters": {name: describe(value) for name, value in sorted(parameters.items())},
     }
     return cache.digest([json.dumps(about, sort_keys=True).encode()])
+
+
+def _kept(store: str | Path | None, key: str, make: Callable[[], Result]) -> Result:
+    """What `store` holds under this key, made first where it holds nothing."""
+    if store is None:
+        return make()
+    folder = Path(store) / key
+    if not (folder / "result.json").exists():
+        make().save(folder)
+    return Result.load(folder)
 
 
 def run(
@@ -51,12 +67,20 @@ def run(
     **parameters: Any,
 ) -> Result:
     """analysis(pair, **parameters), or the same from `store` where it was computed before."""
-    if store is None:
-        return analysis(pair, **parameters)
-    kept = Path(store) / key(pair, analysis, parameters)
-    if not (kept / "result.json").exists():
-        analysis(pair, **parameters).save(kept)
-    return Result.load(kept)
+    return _kept(store, key(pair, analysis, parameters), lambda: analysis(pair, **parameters))
+
+
+def across(
+    family: Family,
+    analysis: Callable[..., Result],
+    *,
+    store: str | Path | None = None,
+    **parameters: Any,
+) -> Result:
+    """analysis(family, **parameters), of several members at once, or the same from `store`."""
+    members = {name: one.fingerprint for name, one in family.members.items()}
+    about = {"base": family.base.fingerprint, "members": members}
+    return _kept(store, _key(about, analysis, parameters), lambda: analysis(family, **parameters))
 
 
 def over(

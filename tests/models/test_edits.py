@@ -13,7 +13,7 @@ import workbench as wb
 from tests.conftest import adapter
 from tests.models.conftest import batch, decoder, write_base, write_member
 from workbench.models import edit, entries, merged, one_bit, only, tiered, truncated
-from workbench.models.edits import overlay
+from workbench.models.edits import decomposed, once, overlay
 
 NAME = "model.layers.1.mlp.up_proj.weight"
 
@@ -101,6 +101,34 @@ def test_truncation_has_eckart_youngs_error(pair):
         left = delta.change - truncated(rank)(delta)
         tail = values[rank:].square().sum()
         torch.testing.assert_close(left.square().sum(), tail, atol=1e-5, rtol=1e-4)
+
+
+def test_a_decomposition_has_the_changes_values_and_orthonormal_vectors(pair):
+    delta = next(d for d in pair.deltas() if d.site.name == NAME)
+    left, values, right = decomposed(delta)
+    size = len(values)
+    assert size == (3 if delta.factors is not None else min(delta.change.shape))
+    torch.testing.assert_close(left * values @ right, delta.change, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(values, torch.linalg.svdvals(delta.change)[:size])
+    for vectors in (left.T @ left, right @ right.T):
+        torch.testing.assert_close(vectors, torch.eye(size), atol=1e-5, rtol=0)
+
+
+def test_projections_can_share_one_decomposition(pair):
+    delta, calls = next(d for d in pair.deltas() if d.site.name == NAME), []
+
+    def counted(one):
+        calls.append(one.site.name)
+        return decomposed(one)
+
+    shared = once(counted)
+    for kept, plain in (
+        (truncated(1, shared), truncated(1)),
+        (truncated(2, shared), truncated(2)),
+        (tiered(decompose=shared), tiered()),
+    ):
+        assert torch.equal(kept(delta), plain(delta))
+    assert calls == [NAME]
 
 
 def test_the_mean_is_the_best_single_scale(pair):

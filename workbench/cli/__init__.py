@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.cli import lab, patch, spectral
+from workbench.cli import lab, patch, skills, spectral
 from workbench.cli.shared import (
     Base,
     Device,
@@ -42,7 +42,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for part, name in ((spectral, "spectral"), (patch, "patch"), (lab, "lab")):
+VERBS = {"spectral": spectral, "patch": patch, "skills": skills, "lab": lab}
+for name, part in VERBS.items():
     app.add_typer(part.app, name=name, help=part.__doc__)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.cli.shared import Base, Device, Dtype, Json, Save, Seed, Tuned, finish
+from workbench.cli.shared import Base, Device, Dtype, Json, Save, Seed, Tuned, finish, words
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -54,9 +54,9 @@ def activation(
         wb.load_pair(base, tuned),
         wb.tasks.PromptSet.load(prompts),
         corrupted=_set(corrupted),
-        sites=_words(sites),
+        sites=words(sites),
         positions=_places(positions),
-        sides=_words(sides),
+        sides=words(sides),
         direction="noising" if noising else "denoising",
         window=window,
         **_run(batch_size, device, dtype, seed),
@@ -94,7 +94,7 @@ def cmap(
     result = wb.patching.cross_model(
         wb.load_pair(base, tuned),
         wb.tasks.PromptSet.load(prompts),
-        sites=_words(sites),
+        sites=words(sites),
         positions=_places(positions),
         answer="base" if own_answer else "target",
         **options,
@@ -133,7 +133,7 @@ def restore(
     result = wb.patching.restore(
         wb.load_pair(base, tuned),
         wb.tasks.PromptSet.load(prompts),
-        components=components if components in ("layer", "matrix") else _words(components),
+        components=components if components in ("layer", "matrix") else words(components),
         answer="base" if own_answer else "target",
         **options,
         **_run(batch_size, device, dtype, seed),
@@ -170,7 +170,7 @@ def path(
         wb.tasks.PromptSet.load(prompts),
         corrupted=_set(corrupted),
         receivers="logits" if receivers == "logits" else _heads(receivers),
-        sides=_words(sides),
+        sides=words(sides),
         **options,
         **_run(batch_size, device, dtype, seed),
     )
@@ -278,9 +278,9 @@ def attribution(
         wb.load_pair(base, tuned),
         wb.tasks.PromptSet.load(prompts),
         corrupted=_set(corrupted),
-        sites=_words(sites),
+        sites=words(sites),
         positions=_places(positions),
-        sides=_words(sides),
+        sides=words(sides),
         across=across and steps == 1,
         steps=steps,
         edges=edges,
@@ -342,15 +342,11 @@ def _set(path: Path | None) -> Any:
     return None if path is None else wb.tasks.PromptSet.load(path)
 
 
-def _words(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
 def _places(text: str) -> Any:
     """ "named" as it is; else a list of names and of counts from the prompt's ends."""
     if text == "named":
         return text
-    return [int(w) if w.lstrip("-").isdigit() else w for w in _words(text)]
+    return [int(w) if w.lstrip("-").isdigit() else w for w in words(text)]
 
 
 def _place(text: str) -> Any:
@@ -367,7 +363,7 @@ def _heads(text: str) -> list[tuple[int, int]]:
     from workbench.errors import WorkbenchError
 
     found = []
-    for word in _words(text):
+    for word in words(text):
         layer, dot, head = word.partition(".")
         if not (dot and layer.isdigit() and head.isdigit()):
             raise WorkbenchError(f"Expected heads as LAYER.HEAD, e.g. 3.0,3.2; found {word!r}.")

@@ -76,7 +76,8 @@ def show(table: Any, json: bool) -> None:
         print(table.to_string(index=False, justify="left"))
 
 
-def named(members: list[str] | None) -> dict[str, str]:
+def named(members: list[str] | None, option: str = "member") -> dict[str, str]:
+    """NAME=REFERENCE of a repeated option as a mapping."""
     from workbench.errors import WorkbenchError
 
     named = {}
@@ -84,10 +85,15 @@ def named(members: list[str] | None) -> dict[str, str]:
         name, equals, reference = one.partition("=")
         if not (name and equals and reference) or name in named:
             raise WorkbenchError(
-                f"Expected --member NAME=REFERENCE with a new name, found {one!r}."
+                f"Expected --{option} NAME=REFERENCE with a new name, found {one!r}."
             )
         named[name] = reference
     return named
+
+
+def words(text: str) -> list[str]:
+    """The parts of a comma-separated option."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def numbers(text: str) -> tuple[float, ...]:

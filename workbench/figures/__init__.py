@@ -13,7 +13,7 @@ from workbench.figures.catalogue import (
 from workbench.figures.delta import delta_spectra, effective_ranks
 from workbench.figures.drawing import Drawing
 from workbench.figures.forgetting import forgetting_by_intruders, forgetting_by_rank
-from workbench.figures.headlines import findings, headline, interval
+from workbench.figures.headlines import findings, headline
 from workbench.figures.intruders import NULLS, intruder_counts, intruders_by_eps, intruders_by_place
 from workbench.figures.lenses import (
     attribution_against_exact,
@@ -33,6 +33,7 @@ from workbench.figures.patching import (
     paths,
 )
 from workbench.figures.similarity import similarity_matrix
+from workbench.figures.skills import composition, graft_places, graft_scores, overlap_matrix
 from workbench.figures.style import family
 from workbench.figures.sweep import scale_sweep
 from workbench.figures.training import strongest, training_steps
@@ -43,6 +44,7 @@ from workbench.figures.tuco import (
     tuco_by_layer,
     tuco_by_token,
 )
+from workbench.figures.wording import interval
 
 __all__ = [
     "CATALOGUE",
@@ -52,6 +54,7 @@ __all__ = [
     "attribution_by_head",
     "by_group",
     "by_layer",
+    "composition",
     "delta_spectra",
     "draw",
     "drawings",
@@ -62,6 +65,8 @@ __all__ = [
     "findings",
     "forgetting_by_intruders",
     "forgetting_by_rank",
+    "graft_places",
+    "graft_scores",
     "headline",
     "interval",
     "intruder_counts",
@@ -73,6 +78,7 @@ __all__ = [
     "masks",
     "metadata",
     "overlap",
+    "overlap_matrix",
     "paths",
     "pattern_differences",
     "pattern_example",

@@ -16,6 +16,7 @@ from workbench.errors import WorkbenchError
 from workbench.figures import (
     delta,
     forgetting,
+    grafted,
     intruders,
     located,
     similarity,
@@ -202,6 +203,7 @@ CATALOGUE: tuple[Drawing, ...] = (
         "gain on the other half. α reaches neither embedding nor head.",
     ),
     *located.DRAWINGS,
+    *grafted.DRAWINGS,
 )
 
 

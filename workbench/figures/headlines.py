@@ -10,6 +10,7 @@ import pandas as pd
 from workbench.figures import (
     delta,
     forgetting,
+    grafted,
     intruders,
     lenses,
     patching,
@@ -17,6 +18,7 @@ from workbench.figures import (
     sweep,
     tuco,
 )
+from workbench.figures.wording import change, interval
 from workbench.results import Result
 from workbench.stats import bootstrap
 
@@ -36,13 +38,6 @@ def headline(result: Result) -> str:
 def findings(result: Result) -> tuple[str, list[str]]:
     """The headline in its parts: what was measured, and a clause per member that begins with it."""
     return SENTENCES.get(result.analysis, _generic)(result)
-
-
-def interval(value: float, low: float, high: float, form: str = ".3g") -> str:
-    """A value with its 95% interval, e.g. "0.21 [0.18, 0.24]"; the value alone without one."""
-    if pd.isna(low) or pd.isna(high):
-        return f"{value:{form}}"
-    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def _intruders(result: Result) -> Findings:
@@ -104,7 +99,7 @@ def _scale(result: Result) -> Findings:
         for arm in ("top", "neighbour"):
             rows = replace(here, table=here.table[here.table["arm"] == arm])
             said = [
-                f"{what} {_change(measured.loc[name], '+.2f')}%"
+                f"{what} {change(measured.loc[name], '+.2f')}%"
                 for what, measured in _pair(rows, result, "score_change")
                 if name in measured.index
             ]
@@ -120,11 +115,11 @@ def _retention(result: Result) -> Findings:
     for name in result.members:
         said = []
         if name in loss.index:
-            said.append(f"{loss_of} {_change(loss.loc[name], '+.3f')} nats/token")
+            said.append(f"{loss_of} {change(loss.loc[name], '+.3f')} nats/token")
         if name in score.index:
             base = score.loc[name, "baseline"]
             before = "" if pd.isna(base) else f"{base:.2f} to "
-            said.append(f"{what} {before}{_change(score.loc[name], '.2f')}")
+            said.append(f"{what} {before}{change(score.loc[name], '.2f')}")
         parts.append(f"{name}: {', '.join(said) or 'not measured'}")
     return f"Against the base ({_items(result)})", parts
 
@@ -134,18 +129,18 @@ def _contribution(result: Result) -> Findings:
     means = result.metric("mean:tuco").set_index(["member", "group"])
     parts = []
     for member in result.members:
-        said = [f"{name} {_change(means.loc[member, name], '.2f')}" for name in names]
+        said = [f"{name} {change(means.loc[member, name], '.2f')}" for name in names]
         for measure, label in (("tuco", "TuCo"), ("output_co", "OutputCo")):
             separation = tuco.separation(result, member, measure).head(1)
             said += [
-                f"AUC of {label} over {other} {_change(row, '.2f')}"
+                f"AUC of {label} over {other} {change(row, '.2f')}"
                 for other, row in separation.iterrows()
             ]
         for other, row in tuco.separation(result, member, "tuco", matched=True).head(1).iterrows():
             pairs = int(row["n"])
             by = "length and perplexity" if result.has("base_loss") else "length"
             said.append(
-                f"matched in {by} {_change(row, '.2f')} (n = {pairs} pairs)"
+                f"matched in {by} {change(row, '.2f')} (n = {pairs} pairs)"
                 if pairs
                 else f"no prompt of {other} matches one in {by}"
             )
@@ -160,7 +155,7 @@ def _scaling(result: Result) -> Findings:
     gain = result.metric("gain_score").set_index("member")
     parts = [
         f"{member}: α = {best.loc[member, 'value']:g}, score "
-        f"{_change(gain.loc[member], '+.3f')} (n = {int(gain.loc[member, 'n'])})"
+        f"{change(gain.loc[member], '+.3f')} (n = {int(gain.loc[member, 'n'])})"
         for member in result.members
     ]
     return "Best α on half of the prompts, and its gain over α = 1 on the other half", parts
@@ -187,7 +182,7 @@ def _located(result: Result) -> Findings:
             best = patch.loc[patch["value"].idxmax()]
             random = rows.loc[rows["arm"] == "random", "value"]
             beside = f", random {random.mean():.2f}" if len(random) else ""
-            said.append(f"{side}, {component} {_where(best)}: {_change(best, '.2f')}{beside}")
+            said.append(f"{side}, {component} {_where(best)}: {change(best, '.2f')}{beside}")
         parts.append(f"{member}: {', '.join(said)}")
     prompts = int(table.loc[table["arm"] == "patch", "n"].max())
     what = metric.replace("recovered:", "recovered ").replace("_", " ")
@@ -218,7 +213,7 @@ def _circuit(result: Result) -> Findings:
             ("tuned", "tuned", "the member's own"),
         ):
             if (circuit, side, "patch") in own.index:
-                value = _change(own.loc[(circuit, side, "patch")], ".2f")
+                value = change(own.loc[(circuit, side, "patch")], ".2f")
                 drawn = (circuit, side, "random")
                 beside = f" (random {own.loc[drawn, 'value']:.2f})" if drawn in own.index else ""
                 said.append(f"{told} {value}{beside}")
@@ -237,7 +232,7 @@ def _path(result: Result) -> Findings:
     parts = []
     for (member, side), rows in own.groupby(["member", "side"], sort=False):
         best = rows.loc[rows["value"].idxmin()]
-        parts.append(f"{member}: {side} {_where(best)} {_change(best, '.2f')}")
+        parts.append(f"{member}: {side} {_where(best)} {change(best, '.2f')}")
     return f"Largest fall of the logit difference by one head, {int(own['n'].max())} prompts", parts
 
 
@@ -252,7 +247,7 @@ def _lens(result: Result) -> Findings:
             last = rows.iloc[-1]
             half = rows[rows["value"] >= last["value"] / 2].iloc[0]
             said.append(
-                f"{side} {_change(last, '.2f')} at the end, half of it from layer {half['layer']}"
+                f"{side} {change(last, '.2f')} at the end, half of it from layer {half['layer']}"
             )
         parts.append(f"{member}: {', '.join(said)}")
     return f"Answers read off the stream, {int(own['n'].max())} prompts", parts
@@ -267,7 +262,7 @@ def _patterns(result: Result) -> Findings:
         rows = own[own["member"] == member]
         best = rows.loc[rows["value"].idxmax()]
         parts.append(
-            f"{member}: layer {best['layer']}, head {best['head']} {_change(best, '.2f')}, "
+            f"{member}: layer {best['layer']}, head {best['head']} {change(best, '.2f')}, "
             f"median head {rows['value'].median():.2f}"
         )
     return f"Largest change of a last-token pattern (0: none), {int(own['n'].max())} prompts", parts
@@ -279,7 +274,7 @@ def _attribution(result: Result) -> Findings:
     parts = []
     for member in result.members:
         said = [
-            f"{row['side']}, {row['group']} entries {_change(row, '.2f')} (n = {int(row['n'])})"
+            f"{row['side']}, {row['group']} entries {change(row, '.2f')} (n = {int(row['n'])})"
             for _, row in own[own["member"] == member].iterrows()
         ]
         parts.append(f"{member}: {', '.join(said)}")
@@ -296,7 +291,7 @@ def _mask(result: Result) -> Findings:
             own = rows.set_index("arm")
             size = sizes[(sizes["member"] == member) & (sizes["side"] == side)].iloc[0]
             said.append(
-                f"{side} {_change(own.loc['patch'], '.2f')} with {int(size['value'])} of "
+                f"{side} {change(own.loc['patch'], '.2f')} with {int(size['value'])} of "
                 f"{int(size['n'])} (random {own.loc['random', 'value']:.2f})"
             )
         parts.append(f"{member}: {', '.join(said)}")
@@ -314,10 +309,6 @@ def _pair(rows: Result, whole: Result, metric: str) -> list[tuple[str, pd.DataFr
             forgetting.measured(rows, forgetting.PRETRAINING, "loss_change"),
         ),
     ]
-
-
-def _change(row: pd.Series, form: str) -> str:
-    return interval(row["value"], row["low"], row["high"], form)
 
 
 def _items(result: Result) -> str:
@@ -356,4 +347,5 @@ SENTENCES: dict[str, Callable[[Result], Findings]] = {
     lenses.LENS: _lens,
     lenses.PATTERNS: _patterns,
     lenses.ATTRIBUTION: _attribution,
+    **grafted.SENTENCES,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,7 +41,7 @@ class Delta:
     whole: Tensor | None = None
     factors: Factors | None = None
 
-    @property
+    @cached_property
     def tuned(self) -> Tensor:
         """The fine-tuned parameter; float32 where it is formed from factors."""
         if self.factors is not None:
@@ -54,6 +54,14 @@ class Delta:
         if self.factors is not None:
             return self.factors.product
         return self.tuned.float() - self.base.float()
+
+    def to(self, device: torch.device) -> Delta:
+        """The same parameter on a device."""
+        factors = self.factors and Factors(
+            *(part.to(device) for part in vars(self.factors).values())
+        )
+        whole = None if self.whole is None else self.whole.to(device)
+        return Delta(self.site, self.base.to(device), whole, factors)
 
     @cached_property
     def norm(self) -> float:
@@ -162,6 +170,10 @@ class CheckpointPair:
             return None if torch.equal(whole, base) else whole
         return None if self.shared_base else _oriented(self.tuned, theirs)
 
+    def held(self, device: str | torch.device = "cpu") -> HeldPair:
+        """The same pair with every parameter read once, and kept on `device`."""
+        return HeldPair(self.base, self.tuned, self.name, str(device))
+
     def check(self, *, read: bool = True) -> PairReport:
         """The preflight: what matches, what does not, what to do. read=False opens no tensor."""
         from workbench.loaders.check import check
@@ -218,6 +230,36 @@ class CheckpointPair:
         report.require()
         base, member = self.base.about, self.tuned.about
         return Provenance(base, {self.name: member}, notes=report.notes, **known)
+
+
+@dataclass(frozen=True)
+class HeldPair(CheckpointPair):
+    """A pair that keeps what it reads, for many edits of it: base, tuned and change of every
+    parameter asked for, on one device."""
+
+    device: str = "cpu"
+    _kept: dict[str, Delta] = field(default_factory=dict, repr=False, compare=False)
+    _shared: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def delta(self, site: ParameterSite) -> Delta:
+        if site.name not in self._kept:
+            found = super().delta(site).to(torch.device(self.device))
+            own = self._shared.get(site.name)
+            if own is not None and own.dtype == found.base.dtype and torch.equal(own, found.base):
+                found = replace(found, base=own)
+            self._kept[site.name] = found
+        return self._kept[site.name]
+
+    def rest_on(self, model: nn.Module) -> None:
+        """Keep no second copy of the base's parameters that `model`, the base itself, holds; only
+        what is read from now on."""
+        kind = self.base.config.get("model_type")
+        own = {name: p.detach() for name, p in model.named_parameters()}
+        named = align([site.name for site in self.sites("all")], list(own))
+        self._shared.update(
+            (name, own[theirs].T if is_conv1d(name, kind) else own[theirs])
+            for name, theirs in named.items()
+        )
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from workbench.loaders.names import ParameterSite, align, is_conv1d
 
 Mask = Callable[[ParameterSite], bool | float | Tensor]
 Projection = Callable[[Delta], Tensor | None]
+Triplets = tuple[Tensor, ...]  # left, values, right
 TIERS = ((2, 8), (32, 3), (968, 2))  # Delta-CoMe's (singular vectors, bits), arXiv 2406.08903
 
 
@@ -50,6 +51,8 @@ class Part:
                 return delta.tuned
             if isinstance(weight, Tensor) and weight.dtype == torch.bool:
                 return torch.where(weight, delta.tuned, delta.base)
+            if isinstance(weight, Tensor):
+                return torch.addcmul(delta.base.float(), weight, delta.change)
         change = self.change(site)
         return None if change is None else delta.base.float() + change
 
@@ -152,7 +155,31 @@ def entries(masks: Mapping[str, Tensor]) -> Mask:
     return lambda site: masks.get(site.name, False)
 
 
-def truncated(rank: int) -> Projection:
+def decomposed(delta: Delta) -> Triplets:
+    """(left, values, right) of a matrix's change, largest first: left (out, k), right (k, in). A
+    low-rank change gives its own k, from two thin QR and one k x k SVD; others min(out, in)."""
+    if delta.factors is None:
+        return tuple(torch.linalg.svd(delta.change, full_matrices=False))
+    left, up = torch.linalg.qr(delta.factors.up)
+    right, down = torch.linalg.qr(delta.factors.down.T)
+    first, values, last = torch.linalg.svd(up @ down.T, full_matrices=False)
+    return left @ first, values, last @ right.T
+
+
+def once(decompose: Callable[[Delta], Triplets] = decomposed) -> Callable[[Delta], Triplets]:
+    """The same, remembered by the parameter's name: several projections of one pair then share one
+    decomposition of each matrix, all of which stay in memory."""
+    kept: dict[str, Triplets] = {}
+
+    def remembered(delta: Delta) -> Triplets:
+        if delta.site.name not in kept:
+            kept[delta.site.name] = decompose(delta)
+        return kept[delta.site.name]
+
+    return remembered
+
+
+def truncated(rank: int, decompose: Callable[[Delta], Triplets] = decomposed) -> Projection:
     """The best rank-k approximation of a matrix's change (Eckart & Young 1936); vectors whole."""
     if rank < 1:
         raise WorkbenchError(f"Expected a rank of at least 1, found {rank}.")
@@ -160,7 +187,7 @@ def truncated(rank: int) -> Projection:
     def project(delta: Delta) -> Tensor:
         if delta.change.ndim < 2:
             return delta.change
-        left, values, right = torch.linalg.svd(delta.change, full_matrices=False)
+        left, values, right = decompose(delta)
         return (left[:, :rank] * values[:rank]) @ right[:rank]
 
     return project
@@ -171,7 +198,9 @@ def one_bit() -> Projection:
     return lambda delta: delta.change.sign() * delta.change.abs().mean()
 
 
-def tiered(tiers: Sequence[tuple[int, int]] = TIERS) -> Projection:
+def tiered(
+    tiers: Sequence[tuple[int, int]] = TIERS, decompose: Callable[[Delta], Triplets] = decomposed
+) -> Projection:
     """Singular vectors of the change at fewer bits the smaller their value, the rest dropped.
 
     tiers: (how many vectors, bits) from the largest on. Each vector is rounded to 2^bits - 1 even
@@ -181,7 +210,7 @@ def tiered(tiers: Sequence[tuple[int, int]] = TIERS) -> Projection:
     def project(delta: Delta) -> Tensor:
         if delta.change.ndim < 2:
             return delta.change
-        left, values, right = torch.linalg.svd(delta.change, full_matrices=False)
+        left, values, right = decompose(delta)
         total, start = torch.zeros_like(delta.change), 0
         for count, bits in tiers:
             part = slice(start, start + count)

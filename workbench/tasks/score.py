@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+ANSWERED = (
+    "id", "log_probability", "correct", "logit_difference", "tokens", "said", "confidence",
+    "first_correct",
+)  # fmt: skip
+
+
 def answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -32,7 +38,8 @@ def answers(
     Columns: id; log_probability, the sum over the target's tokens in nats; correct, whether every
     target token is the most likely one (so that greedy decoding gives exactly the target);
     logit_difference, the first target token's logit minus the largest among the foils' first
-    tokens (NaN without foils); tokens, how many the target has.
+    tokens (NaN without foils); tokens, how many the target has; said, the most likely first token;
+    confidence, its probability; first_correct, whether it is the target's.
 
     Special tokens are added as the tokenizer does by default. Foils that begin with the target's
     own first token say nothing at that place and are left out of logit_difference. device: where
@@ -50,15 +57,18 @@ def answers(
             scores = logits.float()
             picked = scores.log_softmax(-1).gather(1, targets[:, None])
             best_foil = scores[0, foils[index]].max().item() if foils[index] else float("nan")
+            confidence, said = scores[0].softmax(-1).max(-1)
             rows[index] = {
                 "id": prompts[index].id,
                 "log_probability": picked.sum().item(),
                 "correct": bool((scores.argmax(-1) == targets).all()),
                 "logit_difference": scores[0, targets[0]].item() - best_foil,
                 "tokens": len(targets),
+                "said": said.item(),
+                "confidence": confidence.item(),
+                "first_correct": bool(said == targets[0]),
             }
-    columns = ["id", "log_probability", "correct", "logit_difference", "tokens"]
-    return pd.DataFrame(rows, columns=pd.Index(columns))
+    return pd.DataFrame(rows, columns=pd.Index(ANSWERED))
 
 
 def text_loss(

@@ -1,0 +1,215 @@
+"""Bits by hand for every arm; the ends bit for bit; more bits, more of the change."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import workbench as wb
+from tests.conftest import adapter
+from tests.skills.conftest import (
+    APPLE,
+    NAME,
+    PLACES,
+    asked,
+    mute,
+    no_gradients,  # noqa: F401
+    paired,
+    planted,
+    value,
+    write,
+)
+from tests.skills.conftest import member as changed
+from workbench.models import edit, truncated
+from workbench.skills.compression import (
+    _masked,
+    _projected,
+    compression,
+    mask_bits,
+    one_bit_bits,
+    rank_bits,
+    tier_bits,
+    width,
+)
+
+PROMPTS = asked(PLACES, "apple", 8)
+
+
+def small(how: str, folder: Path):
+    """A member of `mute` that changed in all matrices of its blocks, by noise or LoRA."""
+    if how == "full":
+        return paired(mute(), changed({}, noise=0.01), folder).held()
+    base = write(mute(), folder / "base")
+    return wb.load_pair(base, adapter(mute(), folder / "lora")).held()
+
+
+def sites_of(pair) -> list:
+    return [s for s in pair.sites("all") if pair.delta(s).changed]
+
+
+def test_bits_by_hand():
+    assert rank_bits((32, 48), 2) == 16 * 2 * 80
+    assert one_bit_bits((32, 48)) == 32 * 48 + 16
+    # 2 triplets at 8 bits, 32 at 3 and 6 of 968 at 2; two scales of 16 bits each
+    assert tier_bits((48, 64), 40) == (2 * 8 + 32 * 3 + 6 * 2) * 112 + 40 * 32
+    assert tier_bits((48, 64), 1) == 8 * 112 + 32
+    assert tier_bits((48, 64), 5, [(2, 4)]) == 2 * (4 * 112 + 32)
+    assert mask_bits(2, 5) == pytest.approx(32 + math.log2(10))
+    assert mask_bits(5, 5) == pytest.approx(80)
+
+
+def test_an_index_costs_the_entropy():
+    n, share = 10**7, 0.1
+    entropy = -(share * math.log2(share) + (1 - share) * math.log2(1 - share))
+    assert mask_bits(n // 10, n) / n == pytest.approx(16 * share + entropy, rel=1e-4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 30), st.integers(1, 500))
+def test_bits_grow(rows: int, columns: int, rank: int, chosen: int):
+    shape, total = (rows, columns), 1000
+    assert 0 < rank_bits(shape, rank) < rank_bits(shape, rank + 1)
+    assert 0 < tier_bits(shape, rank) < tier_bits(shape, rank + 1)
+    assert 16 * chosen <= mask_bits(chosen, total) < mask_bits(chosen + 1, total)
+    assert one_bit_bits(shape) < one_bit_bits((rows + 1, columns))
+
+
+def test_every_arm_of_a_full_member_by_hand(tmp_path: Path):
+    tuned = changed({}, noise=0.01)
+    tuned.model.layers[0].input_layernorm.weight.mul_(2)
+    pair = paired(mute(), tuned, tmp_path).held()
+    shapes = [tuple(pair.delta(s).base.shape) for s in sites_of(pair)]
+    assert (32,) in shapes
+    matrices = [s for s in shapes if len(s) == 2]
+    entries = sum(math.prod(s) for s in shapes)
+    total = sum(p.numel() for p in mute().parameters())
+    found = compression(pair, PROMPTS, ranks=[1, 500], sparsities=[0.01, 1.0], random=1)
+    bits = {
+        arm: rows.sort_values("x")["value"].tolist()
+        for arm, rows in found.metric("bits").groupby("arm")
+    }
+    assert bits["base"] == [0]
+    assert bits["tuned"] == [16 * entries]
+    assert bits["1-bit"] == [16 * 32 + sum(math.prod(s) + 16 for s in matrices)]
+    widest = max(min(s) for s in matrices)
+    assert bits["rank"] == [
+        16 * 32 + sum(16 * min(k, *s) * sum(s) for s in matrices) for k in (1, widest)
+    ]
+    assert bits["tiered"] == [16 * 32 + sum(tier_bits(s, min(s)) for s in matrices)]
+    few = round(0.01 * total)
+    logs = [math.comb(total, n) for n in (few, entries)]
+    wanted = [16 * n + math.log2(c) for n, c in zip((few, entries), logs, strict=True)]
+    for arm in ("movement", "principal", "random"):
+        assert bits[arm] == pytest.approx(wanted)
+    sizes = found.metric("bits")
+    assert np.allclose(sizes["x"] * total, sizes["value"])
+    assert value(found, "N") == total
+    ratios = found.metric("ratio")
+    assert np.allclose(ratios["value"], 16 * entries / (ratios["x"] * total))
+
+
+def test_an_adapter_stores_its_factors(tmp_path: Path):
+    pair = small("lora", tmp_path)
+    found = compression(pair, PROMPTS, ranks=[1, 2, 3, 8], sparsities=[0.01], random=1)
+    shapes = [pair.delta(s).base.shape for s in sites_of(pair)]
+    stored = 16 * sum(3 * sum(shape) for shape in shapes)
+    bits = found.metric("bits").set_index("arm")["value"]
+    assert bits["adapter"] == stored
+    # No rank beyond the adapter's own three, which costs what the adapter does.
+    assert bits["rank"].tolist() == [stored / 3, stored * 2 / 3, stored]
+    assert bits["tiered"] == sum(tier_bits(shape, 3) for shape in shapes)
+    for metric in ("score", "log_probability"):
+        ends = [value(found, metric, arm=arm) for arm in ("tuned", "adapter")]
+        assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("how", ["full", "lora"])
+def test_full_rank_and_full_sparsity_are_the_tuned_model(how: str, tmp_path: Path):
+    pair = small(how, tmp_path)
+    sites = sites_of(pair)
+    *_, widest = [one for one in _projected(pair, sites, [1, 500]) if one.about["arm"] == "rank"]
+    for name, tensor in widest.edits[0]().tensors().items():
+        site = next(s for s in sites if s.name == name)
+        torch.testing.assert_close(tensor, pair.delta(site).tuned, atol=1e-5, rtol=0)
+    total = sum(pair.delta(s).base.numel() for s in pair.sites("all"))
+    for one in _masked(pair, sites, total, [1.0], 2):
+        for make in one.edits:
+            tensors = make().tensors()
+            assert tensors.keys() == {s.name for s in sites}
+            assert all(torch.equal(tensors[s.name], pair.delta(s).tuned) for s in sites)
+
+
+def test_random_masks_overlap_at_their_density(tmp_path: Path):
+    pair = small("full", tmp_path)
+    sites = sites_of(pair)
+    total = sum(pair.delta(s).base.numel() for s in sites)
+    (one,) = [m for m in _masked(pair, sites, total, [0.2], 2) if m.about["arm"] == "random"]
+    first, second = (make().tensors() for make in one.edits)
+    taken = [
+        torch.cat([(t[s.name] != pair.delta(s).base).flatten() for s in sites])
+        for t in (first, second)
+    ]
+    assert all(int(t.sum()) == round(0.2 * total) for t in taken)
+    both = float((taken[0] & taken[1]).sum()) / total
+    assert both == pytest.approx(0.04, abs=0.005)
+
+
+def test_one_decomposition_a_matrix(tmp_path: Path, monkeypatch):
+    pair = small("full", tmp_path)
+    sites, calls = sites_of(pair), []
+    plain = torch.linalg.svd
+    monkeypatch.setattr(torch.linalg, "svd", lambda *a, **k: calls.append(1) or plain(*a, **k))
+    for one in _projected(pair, sites, [1, 2, 4]):
+        one.edits[0]().tensors()
+    assert len(calls) == len([s for s in sites if pair.delta(s).base.ndim > 1])
+
+
+def test_factors_give_the_same_truncation(tmp_path: Path):
+    pair = small("lora", tmp_path)
+    delta = pair.delta(sites_of(pair)[0])
+    assert width(delta) == 3
+    left, values, right = torch.linalg.svd(delta.change, full_matrices=False)
+    low = truncated(2)(delta)
+    torch.testing.assert_close(low, (left[:, :2] * values[:2]) @ right[:2], atol=1e-5, rtol=1e-4)
+
+
+def test_a_change_of_rank_one_needs_rank_one(tmp_path: Path):
+    pair = planted(tmp_path, {(APPLE, PLACES): 3.0})
+    found = compression(pair, PROMPTS, ranks=[1], sparsities=[1e-4, 0.01], random=2)
+    assert value(found, "score", arm="base") == 0
+    for arm in ("tuned", "rank", "1-bit"):
+        wanted = 0 if arm == "1-bit" else 1  # one scale for all entries spreads the one thin
+        assert value(found, "score", arm=arm) == wanted
+    scores = found.metric("score").set_index(["arm", "sparsity"])["value"]
+    assert scores["movement", 1e-4] == 1
+    assert scores["random", 1e-4] == 0
+    # Of its parameters, only the one that changed is stored.
+    assert found.metric("bits").set_index("arm")["value"]["tuned"] == 16 * 32 * 48
+    assert edit(pair).tensors().keys() == {NAME}
+
+
+def test_batches_change_nothing(tmp_path: Path):
+    pair, options = small("lora", tmp_path), {"ranks": [2], "sparsities": [0.05], "random": 2}
+    ways = [compression(pair, PROMPTS, batch_size=n, **options).table for n in (3, 32)]
+    assert np.allclose(ways[0]["value"], ways[1]["value"], atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [({"ranks": [0]}, "ranks of at least 1"), ({"sparsities": [0.0]}, "sparsities in"),
+     ({"sparsities": [1.5]}, "sparsities in"), ({"random": 0}, "1 random mask")],
+)  # fmt: skip
+def test_errors(wrong: dict, told: str, tmp_path: Path):
+    with pytest.raises(wb.WorkbenchError, match=told):
+        compression(planted(tmp_path, {(APPLE, PLACES): 3.0}), PROMPTS, **wrong)
+
+
+def test_a_base_against_itself_has_nothing_to_compress(tmp_path: Path):
+    with pytest.raises(wb.WorkbenchError, match="no change to compress"):
+        compression(planted(tmp_path, {}), PROMPTS)

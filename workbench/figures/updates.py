@@ -1,0 +1,229 @@
+"""How much of the change can be taken back, stored in few bits, or left to few matrices?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from workbench.figures import style
+from workbench.figures.maps import Map, heat_maps
+from workbench.figures.skills import BLACK, CURVES, own_rows
+from workbench.results import Result
+
+RESTORE, COMPRESSION, BLOCKS = "skills.restore", "skills.compression", "skills.blocks"
+# As in CURVES: label, colour (None: the member's), dashes, marker.
+RANDOM = CURVES["random"]
+ORDERS = {
+    "movement": ("largest change |Δ| first", None, "-", "o"),
+    "relative": ("largest |Δ| / |θ₀| first", "#0072B2", "-", "D"),
+    "smallest": ("smallest |Δ| first", BLACK, "-", "s"),
+    "random": ("random entries first", *RANDOM[1:]),
+}
+STORED = {
+    "rank": ("best low rank of Δ", None, "-", "o"),
+    "movement": CURVES["movement"],
+    "principal": CURVES["principal"],
+    "random": RANDOM,
+}
+WHOLE = {  # one number of bits each: label, colour (None: the member's), marker
+    "tiered": ("singular vectors at 8, 3, 2 bits", "#0072B2", "P"),
+    "1-bit": ("signs and one scale (1 bit)", "#009E73", "^"),
+    "adapter": ("the adapter's own file", None, "*"),
+    "tuned": ("tuned, 16 bits an entry", None, "X"),
+}
+NAMES = {"ece": "calibration error", "log_probability": "log p(answer) (nats)"}
+
+
+@style.styled
+def restoration(result: Result, ax: Axes | None = None, *, metric: str = "score") -> Figure:
+    """Score against the share of N set back to the base, a line per order; a panel per member.
+
+    metric: any of `Readout.rows`. Bands: 95% intervals of the first order and of random. Rings: the
+    largest share that cost nothing on the choosing half, bars the range of that choice.
+    """
+    table, free = own_rows(result, metric), own_rows(result, "free")
+    figure, axes, members = _by_member(result, ax, 1.9, share=(True, True))
+    for here, (member, look) in members:
+        own = table[table["member"] == member]
+        ends = own[own["arm"].isin(["tuned", "outside"])]
+        shown = [arm for arm in ORDERS if (own["arm"] == arm).any()]
+        for arm in shown:
+            label, colour, dashes, marker = ORDERS[arm]
+            # Every order starts at the tuned model and ends with the whole of the blocks set back.
+            line = pd.concat([own[own["arm"] == arm], ends]).sort_values("x")
+            colour = colour or look.colour
+            if arm in (shown[0], "random"):
+                _band(here, line, colour)
+            here.plot(line["x"], line["value"], color=colour, ls=dashes, marker=marker, ms=3,
+                      label=label)  # fmt: skip
+            chosen = free[(free["member"] == member) & (free["arm"] == arm)]
+            for row in chosen.to_dict("records"):
+                height = line.loc[line["x"] == row["value"], "value"].iloc[0]
+                here.errorbar(
+                    row["value"], height,
+                    xerr=[[row["value"] - row["low"]], [row["high"] - row["value"]]],
+                    ls="", marker="o", ms=7, mfc="none", mew=0.9, color=colour, elinewidth=2.5,
+                    alpha=0.7, zorder=4,
+                )  # fmt: skip
+        _ends(here, own)
+        here.set_title(look.label, loc="left", color=look.colour)
+    axes[0, 0].plot([], [], ls="", marker="o", ms=7, mfc="none", mew=0.9, color=BLACK,
+                    label="free (with its range)")  # fmt: skip
+    _finish(result, ax, axes, table, "share q of the parameters set back to the base")
+    return figure
+
+
+@style.styled
+def bits_score(result: Result, ax: Axes | None = None, *, metric: str = "score") -> Figure:
+    """Score against the stored bits per entry of the base; a panel per member.
+
+    metric: any of `Readout.rows`. Bands: 95% intervals of the low ranks and of random entries; bars
+    those of the ways that have but one size.
+    """
+    table = own_rows(result, metric)
+    figure, axes, members = _by_member(result, ax, 1.9, share=(True, True))
+    for here, (member, look) in members:
+        own = table[table["member"] == member]
+        for arm, (label, colour, dashes, marker) in STORED.items():
+            line = own[own["arm"] == arm].sort_values("x")
+            if line.empty:
+                continue
+            colour = colour or look.colour
+            if arm in ("rank", "random"):
+                _band(here, line, colour)
+            here.plot(line["x"], line["value"], color=colour, ls=dashes, marker=marker, ms=3,
+                      label=label)  # fmt: skip
+        for arm, (label, colour, marker) in WHOLE.items():
+            point = own[own["arm"] == arm]
+            if len(point):
+                here.errorbar(
+                    point["x"], point["value"], yerr=_bars(point), ls="", marker=marker, ms=5.5,
+                    mec="white", mew=0.4, color=colour or look.colour, elinewidth=0.8, zorder=4,
+                    label=label,
+                )  # fmt: skip
+        _ends(here, own)
+        here.set_xscale("log")
+        here.set_title(look.label, loc="left", color=look.colour)
+    held = table.loc[table["x"] > 0, "x"]
+    style.log_ticks(axes[0, 0].xaxis, held.min(), held.max())
+    _finish(result, ax, axes, table, "stored bits per entry of the base")
+    return figure
+
+
+@style.styled
+def greedy_blocks(result: Result, ax: Axes | None = None, *, metric: str = "score") -> Figure:
+    """Score against the number of matrices on, each time the one that helps most, beside random
+    orders; a panel per member, below every point the matrix added.
+
+    metric: any of `Readout.rows`. Bands: 95% intervals over prompts.
+    """
+    table = own_rows(result, metric)
+    figure, axes, members = _by_member(result, ax, 2.2, share=(False, True))
+    for here, (member, look) in members:
+        own = table[table["member"] == member]
+        base = own[own["arm"] == "base"]
+        path = own[own["arm"] == "greedy"].sort_values("x")
+        for arm, label, colour, dashes, marker in (
+            ("random", "random order", *RANDOM[1:]),
+            ("greedy", "best next matrix", look.colour, "-", "o"),
+        ):
+            line = pd.concat([base, own[own["arm"] == arm]]).sort_values("x")
+            _band(here, line, colour)
+            here.plot(line["x"], line["value"], color=colour, ls=dashes, marker=marker, ms=3,
+                      label=label)  # fmt: skip
+        _ends(here, own)
+        names = style.short_components(list(path["component"]))
+        told = [f"{x}: {layer}.{name}" for x, layer, name
+                in zip(path["x"].astype(int), path["layer"], names, strict=True)]  # fmt: skip
+        here.set_xticks(range(len(path) + 1), ["0", *told], rotation=50, ha="right",
+                        rotation_mode="anchor", fontsize=6)  # fmt: skip
+        here.set_title(look.label, loc="left", color=look.colour)
+    _finish(result, ax, axes, table, "matrices on: number, layer.matrix added")
+    return figure
+
+
+@style.styled
+def block_changes(
+    result: Result, ax: Axes | None = None, *, metric: str = "score", tested: bool = True
+) -> Figure:
+    """Change of the score by every matrix, layers upwards: "off", the tuned model with the base's
+    matrix, less the tuned one; "alone", the base with the tuned matrix, less the base.
+
+    metric: "score" or "log_probability". tested: mark with a dot what 95% intervals tell from 0.
+    """
+    table = own_rows(result, f"{metric}_change")
+    kinds = list(dict.fromkeys(table["component"]))
+    maps, marks = [], []
+    for member, look in style.looks(result).items():
+        for arm in ("off", "alone"):
+            own = table[(table["member"] == member) & (table["arm"] == arm)]
+            clear = own.assign(value=(own["low"] > 0) | (own["high"] < 0))
+            grid, dots = (
+                one.pivot(index="layer", columns="component", values="value").reindex(columns=kinds)
+                for one in (own, clear)
+            )
+            # Layers without a changed matrix keep their place.
+            layers = range(int(table["layer"].max()) + 1)
+            grid, dots = grid.reindex(layers), dots.reindex(layers)
+            maps.append(Map(f"{look.label}: {arm}", grid.to_numpy(float), look.colour))
+            marks.append(np.argwhere(dots.eq(True).to_numpy()))
+    before = ax.get_figure(root=True).axes if ax is not None else []
+    figure = heat_maps(
+        ax, maps, legend=f"change of {NAMES.get(metric, metric)} against\nthe tuned model (off), the base (alone)",
+        xlabel="", labels=style.short_components(kinds), columns=4,
+    )  # fmt: skip
+    mine = [one for one in figure.axes if one not in before and one.images]
+    for here, dots in zip(mine, marks, strict=False):
+        if tested and len(dots):
+            here.plot(dots[:, 1], dots[:, 0], ls="", marker=".", ms=3, color=BLACK)
+    return figure
+
+
+def _by_member(
+    result: Result, ax: Axes | None, height: float, *, share: tuple[bool, bool]
+) -> tuple[Figure, np.ndarray, Iterable[tuple[Axes, tuple[str, style.Look]]]]:
+    """A panel for each member; a column's width for one, two columns' for several."""
+    looks = style.looks(result)
+    rows, columns = style.grid_shape(len(looks), 2 if len(looks) > 1 else 1)
+    figure, axes = style.panels(
+        *(ax, rows, columns),
+        width=style.WIDE if columns > 1 else style.COLUMN,
+        height=height * rows + 0.7,
+        share=share,
+    )
+    return figure, axes, list(zip(axes.flat, looks.items(), strict=False))
+
+
+def _band(here: Axes, line: pd.DataFrame, colour: str) -> None:
+    here.fill_between(line["x"], line["low"], line["high"], color=colour, alpha=0.15, lw=0)
+
+
+def _bars(rows: pd.DataFrame) -> np.ndarray:
+    """Lengths of error bars; an interval may miss a value that is not a mean (calibration)."""
+    value = rows["value"]
+    return np.array([value - rows["low"], rows["high"] - value]).clip(0)
+
+
+def _ends(here: Axes, own: pd.DataFrame) -> None:
+    """Grey lines at base and tuned model, named beside the panel, where no curve runs."""
+    ends = {arm: own.loc[own["arm"] == arm, "value"].iloc[0] for arm in ("base", "tuned")}
+    for arm, place in zip(sorted(ends, key=ends.__getitem__), ("top", "bottom"), strict=True):
+        here.axhline(ends[arm], color=style.GREY, lw=0.7, zorder=0)
+        # The lower name hangs from its line, so that two near lines keep both names readable.
+        here.annotate(arm, (1.01, ends[arm]), xycoords=("axes fraction", "data"), va=place,
+                      fontsize=6, color=style.GREY, annotation_clip=False)  # fmt: skip
+
+
+def _finish(
+    result: Result, ax: Axes | None, axes: np.ndarray, table: pd.DataFrame, xlabel: str
+) -> None:
+    metric, task = table["metric"].iloc[0], table["task"].dropna().iloc[0]
+    style.first_column(axes, f"{NAMES.get(metric, metric)} on {task}")
+    for here in axes[-1]:
+        here.set_xlabel(xlabel)
+    style.blank(axes, len(result.members))
+    style.legend(axes, outside=ax is None)

@@ -1,0 +1,24 @@
+"""How few parameters carry what fine-tuning taught? Masks of the change, and what they carry."""
+
+from workbench.skills.blocks import blocks
+from workbench.skills.calibration import calibration
+from workbench.skills.compose import Skill, alike, compose
+from workbench.skills.compression import compression
+from workbench.skills.graft import Graft
+from workbench.skills.localize import localize, reported
+from workbench.skills.overlap import overlap
+from workbench.skills.restore import restore
+
+__all__ = [
+    "Graft",
+    "Skill",
+    "alike",
+    "blocks",
+    "calibration",
+    "compose",
+    "compression",
+    "localize",
+    "overlap",
+    "reported",
+    "restore",
+]

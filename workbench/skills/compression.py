@@ -1,0 +1,207 @@
+"""How few bits hold what fine-tuning taught?
+
+theta_0 + P(delta), scored against the bits that P(delta) takes to store beside a base one has:
+  rank       the top k singular triplets of every matrix: 16 k (out + in)
+  1-bit      sign(delta) . mean|delta|: out . in, and 16 for the scale (BitDelta, arXiv 2402.10193)
+  tiered     singular vectors at 8, 3 and 2 bits (Delta-CoMe, arXiv 2406.08903): b (out + in) a
+             triplet, and 16 for the scale of each of its two vectors
+  movement   the n largest |delta| of all: 16 n, and log2 C(N, n) to say which, the entropy bound
+  principal  n entries where the base's best low-rank part is largest (LIFT, arXiv 2506.00772)
+  random     n entries at random, averaged over seeds; counted alike, as the control
+  tuned      16 an entry of every parameter that changed; adapter: 16 a number in a LoRA's own file
+N counts every entry of the base, and a parameter that did not change stores nothing. Vectors
+(norms, biases) are kept whole, 16 bits an entry, in every arm but the masks. A number counted as 16
+bits is used as it is, unrounded: a curve shows the method's own loss. It misleads as a comparison
+of published methods, which calibrate on data (BitDelta distils its scales, Delta-CoMe quantises
+with GPTQ) or train under their mask (LIFT); here all are applied afterwards, to the same change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import pandas as pd
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from workbench.errors import WorkbenchError
+from workbench.loaders import CheckpointPair, Delta
+from workbench.loaders.names import ParameterSite
+from workbench.models import Edit, edit, one_bit, tiered, truncated
+from workbench.models.edits import TIERS, once
+from workbench.results import Result, describe
+from workbench.skills import rankings
+from workbench.skills.graft import graft_of, top
+from workbench.skills.readout import Readout
+from workbench.tasks import PromptSet
+
+KEY = "skills.compression"
+NUMBER = 16  # bits
+RANKS = (1, 2, 4, 8, 16, 32, 64)
+SPARSITIES = (1e-3, 1e-2, 0.05, 0.1, 0.2)
+MASKS = ("movement", "principal", "random")
+
+
+def rank_bits(shape: Sequence[int], rank: int) -> int:
+    """Bits of `rank` singular triplets of an (out, in) matrix, the values inside one side."""
+    return NUMBER * rank * sum(shape)
+
+
+def one_bit_bits(shape: Sequence[int]) -> int:
+    """Bits of the signs of a matrix and its one scale."""
+    return math.prod(shape) + NUMBER
+
+
+def tier_bits(shape: Sequence[int], width: int, tiers: Sequence[tuple[int, int]] = TIERS) -> int:
+    """Bits of the first `width` singular triplets at (how many, bits), the rest dropped."""
+    total = 0
+    for many, bits in tiers:
+        taken = min(many, width)
+        total += taken * (bits * sum(shape) + 2 * NUMBER)
+        width -= taken
+    return total
+
+
+def mask_bits(chosen: int, total: int) -> float:
+    """Bits of `chosen` of `total` entries, and of which they are, log2 C(total, chosen)."""
+    logs = [math.lgamma(n + 1) for n in (total, chosen, total - chosen)]
+    return NUMBER * chosen + max(0.0, logs[0] - logs[1] - logs[2]) / math.log(2)
+
+
+def width(delta: Delta) -> int:
+    """How many singular triplets a matrix's change has at most."""
+    return delta.factors.up.shape[1] if delta.factors is not None else min(delta.base.shape)
+
+
+def compression(
+    pair: CheckpointPair,
+    prompts: PromptSet,
+    *,
+    ranks: Sequence[int] = RANKS,
+    sparsities: Sequence[float] = SPARSITIES,
+    random: int = 3,
+    others: Sequence[PromptSet] = (),
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str | None = None,
+) -> Result:
+    """Score the base plus the change at fewer and fewer bits.
+
+    ranks: of arm "rank", at most the change's own. sparsities: shares of N that a mask takes, at
+    most all entries of the parameters that changed. random: masks of each size. others: prompt sets
+    scored too. dtype: "float32" or "bfloat16", in which the model is run; None as stored. An
+    adapter is merged in float32. Each matrix's change is decomposed once; the factors of all, about
+    as large as the model in float32 (an adapter's own: as the adapter), are held meanwhile.
+
+    Returns a Result with columns arm, rank or sparsity (as asked), x (stored bits over N), task,
+    own (whether that set is `prompts`), metric: those of `Readout.rows`, each with a 95% interval
+    over prompts; "bits", in total; "ratio", the bits of arm "tuned" over them; and "N". Ends:
+    "base" (0 bits), "tuned", and of a LoRA "adapter", the same model at the bits of its file.
+    Raises WorkbenchError for a rank below 1, a sparsity outside (0, 1], or a pair without change.
+    """
+    if any(rank < 1 for rank in ranks):
+        raise WorkbenchError(f"Expected ranks of at least 1, found {list(ranks)}.")
+    if not all(0 < s <= 1 for s in sparsities):
+        raise WorkbenchError(f"Expected sparsities in (0, 1], shares of N; found {sparsities}.")
+    if random < 1:
+        raise WorkbenchError(f"Expected at least 1 random mask, found {random}.")
+    held, sets = pair.held(device), (prompts, *others)
+    changed = [s for s in held.sites("all") if held.delta(s).changed]
+    if not changed:
+        raise WorkbenchError(f"{pair.name} is its base: there is no change to compress.")
+    readout = Readout.of(held, sets, batch_size=batch_size, seed=seed, device=device, dtype=dtype)
+    total = sum(held.delta(s).base.numel() for s in held.sites("all"))
+    dense = NUMBER * sum(held.delta(s).base.numel() for s in changed)
+    rows = readout.rows(readout.base, arm="base", x=0.0)
+    rows += [{"arm": "base", "metric": "bits", "value": 0.0, "x": 0.0, "own": True}]
+    rows += [{"metric": "N", "value": total, "own": True}]
+    ends = [("tuned", dense)]
+    if pair.tuned.lora is not None:
+        stored = pair.tuned.lora.weights.info.values()
+        ends.append(("adapter", NUMBER * sum(math.prod(one.shape) for one in stored)))
+    for arm, bits in ends:
+        rows += readout.rows(readout.tuned, arm=arm, x=bits / total)
+        rows += _sizes({"arm": arm, "x": bits / total}, bits, dense)
+    # Made one after the other, so that a decomposition is let go when its arms are done.
+    ways = chain(
+        _projected(held, changed, ranks), _masked(held, changed, total, sparsities, random)
+    )
+    for one in tqdm(ways, desc=f"compression {pair.name}", disable=None, leave=False):
+        about = one.about | {"x": one.bits / total}
+        rows += readout.rows(*(readout.read(make()) for make in one.edits), **about)
+        rows += _sizes(about, one.bits, dense)
+    table = pd.DataFrame(rows)
+    table.insert(0, "member", pair.name)
+    parameters = {
+        "prompts": describe(prompts), "others": describe(list(others)), "ranks": list(ranks),
+        "sparsities": list(sparsities), "random": random, "batch_size": batch_size,
+        "weights": "merged",
+    }  # fmt: skip
+    about = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
+    return Result(KEY, table, pair.provenance(parameters=parameters, **about))
+
+
+class _Stored(NamedTuple):
+    """One way to store the change: its bits, and the edits (several for random masks), each made
+    only when it is read."""
+
+    about: dict[str, Any]
+    bits: float
+    edits: list[Callable[[], Edit]]
+
+
+def _projected(
+    pair: CheckpointPair, changed: Sequence[ParameterSite], ranks: Sequence[int]
+) -> Iterator[_Stored]:
+    """The arms that store every matrix by itself, and vectors whole."""
+    deltas = [pair.delta(s) for s in changed]
+    matrices = [d for d in deltas if d.base.ndim > 1]
+    vectors = NUMBER * sum(d.base.numel() for d in deltas if d.base.ndim < 2)
+    widest, decompose = max((width(d) for d in matrices), default=0), once()
+    for rank in sorted({min(rank, widest) for rank in ranks if matrices}):
+        bits = vectors + sum(rank_bits(d.base.shape, min(rank, width(d))) for d in matrices)
+        change = edit(pair, projection=truncated(rank, decompose))
+        yield _Stored({"arm": "rank", "rank": rank}, bits, [lambda change=change: change])
+    bits = vectors + sum(tier_bits(d.base.shape, width(d)) for d in matrices)
+    yield _Stored(
+        {"arm": "tiered"}, bits, [lambda: edit(pair, projection=tiered(TIERS, decompose))]
+    )
+    bits = vectors + sum(one_bit_bits(d.base.shape) for d in matrices)
+    yield _Stored({"arm": "1-bit"}, bits, [lambda: edit(pair, projection=_signs)])
+
+
+def _signs(delta: Delta) -> Tensor | None:
+    return one_bit()(delta) if delta.base.ndim > 1 else delta.change
+
+
+def _masked(
+    pair: CheckpointPair, changed: list[ParameterSite], total: int,
+    sparsities: Sequence[float], random: int,
+) -> Iterator[_Stored]:  # fmt: skip
+    """The arms that store single entries, of the parameters that changed."""
+    entries = sum(pair.delta(s).base.numel() for s in changed)
+    for arm in MASKS:
+        if arm == "random":
+            orders = [rankings.random(pair, seed) for seed in range(random)]
+        else:
+            orders = [getattr(rankings, arm)(pair)]
+        for sparsity in sorted({*sparsities}):
+            size = min(max(1, round(sparsity * total)), entries)
+
+            def cut(order: rankings.Scores, size: int = size, arm: str = arm) -> Edit:
+                return graft_of(arm, top(order, changed, size)).edit(pair)
+
+            edits = [lambda order=order, cut=cut: cut(order) for order in orders]
+            yield _Stored({"arm": arm, "sparsity": sparsity}, mask_bits(size, total), edits)
+
+
+def _sizes(about: dict[str, Any], bits: float, dense: float) -> list[dict[str, Any]]:
+    sizes = {"bits": float(bits), "ratio": dense / bits}
+    return [about | {"metric": k, "value": value, "own": True} for k, value in sizes.items()]
+
+
+__all__ = ["compression"]

@@ -1,0 +1,229 @@
+"""A graft: which entries of the base's parameters are taken from the fine-tuned side.
+
+theta(gamma) = theta_0 + gamma . (theta_1 - theta_0) with gamma a 0/1 mask over the N parameters
+inside the blocks; embeddings and head are left out, as in Panigrahi et al. 2023 (arXiv 2302.06600).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.errors import WorkbenchError
+from workbench.loaders import CheckpointPair, Delta
+from workbench.loaders.names import ParameterSite
+from workbench.models import Edit, edit
+from workbench.results import Result, writing
+
+KEY = "skills.localize"
+Masks = Mapping[str, Tensor]
+Score = Callable[[Delta], Tensor]
+
+
+@dataclass(frozen=True)
+class Graft:
+    """places: base parameter name -> sorted flat positions in the (out, in) matrix, int64, for the
+    parameters it touches. sizes: entries of every parameter it was chosen among."""
+
+    name: str
+    places: Mapping[str, np.ndarray]
+    sizes: Mapping[str, int]
+
+    def __len__(self) -> int:
+        return sum(len(own) for own in self.places.values())
+
+    @property
+    def total(self) -> int:
+        """N, the entries it was chosen among."""
+        return sum(self.sizes.values())
+
+    @property
+    def share(self) -> float:
+        """Entries taken over N."""
+        return len(self) / self.total
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the entries it takes."""
+        told = hashlib.sha256(json.dumps(dict(sorted(self.sizes.items()))).encode())
+        for name, own in sorted(self.places.items()):
+            told.update(name.encode() + own.astype(np.int64).tobytes())
+        return told.hexdigest()
+
+    def edit(self, pair: CheckpointPair, *, outside: bool = False) -> Edit:
+        """The base with these entries of the tuned side; outside: with all others instead."""
+
+        def mask(site: ParameterSite) -> bool | Tensor:
+            if site.name not in self.places:
+                return outside
+            base = pair.delta(site).base
+            chosen = torch.full((base.numel(),), outside, dtype=torch.bool, device=base.device)
+            chosen[torch.from_numpy(self.places[site.name]).to(base.device)] = not outside
+            return chosen.view(base.shape)
+
+        return edit(pair, mask=mask)
+
+    def __or__(self, other: Graft) -> Graft:
+        """The entries of either."""
+        return self._with(other, np.union1d, f"{self.name} + {other.name}")
+
+    def __and__(self, other: Graft) -> Graft:
+        """The entries of both."""
+        return self._with(other, np.intersect1d, f"{self.name} & {other.name}")
+
+    def _with(self, other: Graft, join: Callable[..., np.ndarray], name: str) -> Graft:
+        if dict(self.sizes) != dict(other.sizes):
+            raise WorkbenchError(
+                f"Grafts are compared over the same parameters; {self.name} was chosen among "
+                f"{self.total} entries of {len(self.sizes)} parameters, {other.name} among "
+                f"{other.total} of {len(other.sizes)}."
+            )
+        none = np.zeros(0, dtype=np.int64)
+        names = dict.fromkeys((*self.places, *other.places))
+        joined = {n: join(self.places.get(n, none), other.places.get(n, none)) for n in names}
+        return Graft(name, {n: own for n, own in joined.items() if len(own)}, self.sizes)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the positions as safetensors: int64 arrays by parameter name."""
+        from safetensors.numpy import save_file
+
+        with writing(Path(path)) as temporary:
+            about = {"name": self.name, "sizes": json.dumps(dict(self.sizes))}
+            save_file(
+                {n: np.ascontiguousarray(a) for n, a in self.places.items()}, temporary, about
+            )
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Graft:
+        """What `save` wrote; raises WorkbenchError for any other file."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as file:
+                about = file.metadata() or {}
+                places = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return cls(about["name"], places, json.loads(about["sizes"]))
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            raise WorkbenchError(f"Expected a saved graft at {path}: {error}.") from error
+
+    @classmethod
+    def of(
+        cls, result: Result, member: str, *, arm: str = "learned", sparsity: float | None = None
+    ) -> Graft:
+        """One of the grafts that `localize` kept in a Result.
+
+        sparsity: the one asked for there; None takes the smallest with 95% of the gain, or the
+        largest where none has. Raises WorkbenchError where there is no such graft.
+        """
+        rows = result.table[(result.table["member"] == member) & (result.table["arm"] == arm)]
+        gains = rows[(rows["metric"] == "gain") & rows["own"]].sort_values("sparsity")
+        if sparsity is None and len(gains):
+            enough = gains[gains["value"] >= ENOUGH]
+            sparsity = float((enough if len(enough) else gains.tail(1))["sparsity"].iloc[0])
+        own = f"{member}/" if len(result.members) > 1 else ""
+
+        def stored(key: str) -> dict[str, np.ndarray]:
+            prefix = f"{own}{key}/"
+            found = result.tensors.items()
+            return {n.removeprefix(prefix): a for n, a in found if n.startswith(prefix)}
+
+        places = stored(tensor_key(arm, sparsity or 0))
+        if not places:
+            known = sorted(set(result.table["member"])), sorted(set(gains["sparsity"]))
+            raise WorkbenchError(
+                f"No graft of {member}, {arm}, sparsity {sparsity} in this Result; its members are "
+                f"{known[0]}, the sparsities of that arm {known[1]}."
+            )
+        sizes = {name: int(array[0]) for name, array in stored(SIZES).items()}
+        return cls(f"{member} {arm}", places, sizes)
+
+
+SIZES = "N"  # the key of every parameter's entries
+ENOUGH = 0.95  # of the fine-tuned gain: the paper's headline
+
+
+def tensor_key(arm: str, sparsity: float) -> str:
+    """The name under which a Result keeps a graft's positions, before the parameter's own."""
+    return f"{arm}@{sparsity:g}"
+
+
+def graft_of(name: str, masks: Masks) -> Graft:
+    """Boolean masks, (out, in) by parameter name and for all of `inside`, in index form."""
+    places = {n: m.flatten().nonzero()[:, 0].cpu().numpy() for n, m in masks.items()}
+    sizes = {n: m.numel() for n, m in masks.items()}
+    return Graft(name, {n: own for n, own in places.items() if len(own)}, sizes)
+
+
+def inside(pair: CheckpointPair) -> list[ParameterSite]:
+    """The parameters a graft is chosen among: everything in the blocks."""
+    sites = [site for site in pair.sites("all") if site.layer is not None]
+    if not sites:
+        raise WorkbenchError(f"{pair.name} has no parameters in numbered layers to graft.")
+    return sites
+
+
+def count(pair: CheckpointPair) -> int:
+    """N, the entries of `inside`."""
+    info = pair.base.weights().info
+    return sum(int(np.prod(info[site.name].shape)) for site in inside(pair))
+
+
+def top(scores: Callable[[ParameterSite], Tensor], sites: list[ParameterSite], k: int) -> Masks:
+    """Boolean masks of exactly the k largest scores over all sites; ties in order of position.
+
+    scores(site): float32, not negative, of the parameter's shape; called three times a site, so
+    that no more than one site's scores are held. The k-th value is found by two histograms over
+    the halves of the float's bits, which for such numbers sort as the numbers do.
+    """
+    sizes = {s.name: 0 for s in sites}
+
+    def bits(site: ParameterSite) -> Tensor:
+        found = scores(site)
+        sizes[site.name] = found.numel()
+        if found.numel() and not bool((found >= 0).all()):
+            raise WorkbenchError(f"The scores of {site.name} hold NaN or negative numbers.")
+        # Adding 0 turns -0 into 0.
+        return (found.float() + 0.0).contiguous().view(torch.int32)
+
+    upper = sum(torch.bincount(bits(s).flatten() >> 16, minlength=1 << 16).cpu() for s in sites)
+    total = sum(sizes.values())
+    if not 0 <= k <= total:
+        raise WorkbenchError(f"Expected 0 to {total} entries to choose, found {k}.")
+    if k == 0:
+        return {s.name: torch.zeros_like(bits(s), dtype=torch.bool) for s in sites}
+    assert isinstance(upper, Tensor)
+    high, left = _kth(upper, k)
+
+    def low(site: ParameterSite) -> Tensor:
+        own = bits(site).flatten()
+        return torch.bincount(own[own >> 16 == high] & 0xFFFF, minlength=1 << 16).cpu()
+
+    lower = sum(low(s) for s in sites)
+    assert isinstance(lower, Tensor)
+    rest, ties = _kth(lower, left)
+    threshold = (high << 16) + rest
+    masks = {}
+    for site in sites:
+        own = bits(site)
+        equal = own == threshold
+        first = equal & (equal.flatten().cumsum(0).view(equal.shape) <= ties)
+        ties -= int(first.sum())
+        masks[site.name] = (own > threshold) | first
+    return masks
+
+
+def _kth(histogram: Tensor, k: int) -> tuple[int, int]:
+    """(the bucket that holds the k-th largest, how many of the k lie in it)."""
+    above = histogram.flip(0).cumsum(0)
+    place = int(torch.searchsorted(above, k))
+    before = int(above[place - 1]) if place else 0
+    return len(histogram) - 1 - place, k - before

@@ -1,0 +1,288 @@
+"""Skill localization: how few parameters carry what fine-tuning taught, and where are they?
+
+theta(gamma) = theta_0 + gamma . (theta_1 - theta_0), gamma a 0/1 mask of the share s of the N
+parameters inside the blocks, taken by movement, by a learned mask, or by a control (Panigrahi et
+al. 2023, arXiv 2302.06600). It misleads where the share is read without its controls: a model that
+learned little can be grafted from anything, and a mask learned on few prompts fits those; hence the
+mask is learned on one part of the prompts, its epoch chosen on another, every number from a third.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from workbench.errors import WorkbenchError
+from workbench.loaders import CheckpointPair, Delta
+from workbench.loaders.names import ParameterSite
+from workbench.models import Edit, edit, only
+from workbench.models.edits import entries, truncated
+from workbench.results import Result, describe
+from workbench.skills import rankings
+from workbench.skills.graft import (
+    KEY,
+    SIZES,
+    Graft,
+    Masks,
+    count,
+    graft_of,
+    inside,
+    tensor_key,
+    top,
+)
+from workbench.skills.readout import Readout, split
+from workbench.skills.teaching import Teacher, learn
+from workbench.tasks import PromptSet
+
+SPARSITIES = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)
+SHARES = (0.5, 0.25, 0.25)  # to learn the mask, to choose its epoch, to report
+# Cut at every sparsity; the others have a size of their own.
+CUT = ("learned", "movement", "random", "gradient", "magnitude", "principal", "rank")
+OWN = ("bias", "layer", "component")
+ARMS = (*CUT, *OWN)
+KEPT = ("learned", "movement")
+
+
+def localize(
+    pair: CheckpointPair,
+    task: PromptSet,
+    *,
+    sparsity: float | Sequence[float] = SPARSITIES,
+    arms: Sequence[str] = ARMS,
+    others: Sequence[PromptSet] = (),
+    random: int = 5,
+    epochs: int = 20,
+    patience: int = 5,
+    rate: float = 0.3,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str | None = None,
+) -> Result:
+    """Graft shares of the change onto the base and score them, the learned mask beside baselines.
+
+    task: prompts of what was learned; half teach the mask, a quarter chooses its epoch, a quarter
+    is reported. sparsity: share of N each mask starts with. others: prompt sets scored too, as the
+    task out of distribution or tasks of pre-training. random: random masks of each size.
+    epochs, patience, rate: of the learned mask, see `teaching.learn`. dtype: "float32" or
+    "bfloat16", in which the model is run; None as stored. An adapter is merged in float32.
+
+    arms: "learned"; "movement", largest |delta|; "random"; "gradient", largest |dL/dtheta| at the
+    base; "magnitude", largest |theta_0|; "principal", LIFT's principal weights; "rank", the
+    largest singular triplets of the changes, as many numbers stored; "bias", "layer", "component":
+    all biases, each layer, each kind of matrix whole.
+
+    Returns a Result with columns arm, sparsity (asked), x (share of N taken), task, own (whether
+    that set is the task), metric: "score", "gain", "agreement", "log_probability", "ece",
+    "ece_mass", "brier" (see `Readout.rows`), each with a 95% interval over prompts; arms "base",
+    "tuned", "blocks" (the whole change inside the blocks) and "without" (the tuned model less the
+    learned graft) are the ends. "entries": the share of each matrix (layer, component) that a graft
+    takes, for the arms kept. "size", "flipped", "epoch" of the learned mask, and "N". tensors: the
+    kept grafts in index form, see `Graft.of`.
+    Raises WorkbenchError for an unknown arm, a sparsity outside (0, 1], or too few prompts.
+    """
+    grid = sorted({sparsity} if isinstance(sparsity, int | float) else {*sparsity})
+    if not grid or not all(0 < s <= 1 for s in grid):
+        raise WorkbenchError(f"Expected sparsities in (0, 1], shares of N; found {sparsity}.")
+    unknown = [arm for arm in arms if arm not in ARMS]
+    if unknown:
+        raise WorkbenchError(f"Unknown arm {unknown[0]!r}; there are {', '.join(ARMS)}.")
+    teach, choose, _ = split(task, SHARES, seed)
+    held = pair.held(device)
+    known = {"batch_size": batch_size, "seed": seed, "device": device, "dtype": dtype}
+    readout = Readout.of(held, (reported(task, seed), *others), **known)
+    cutter = _Cutter(held, readout, Teacher(held, readout.model, teach, batch_size), choose)
+    rows, tensors = cutter.ends(), cutter.sizes()
+    plan = [(arm, s) for arm in CUT if arm in arms for s in grid]
+    for arm, s in tqdm(plan, desc=f"grafts {pair.name}", disable=None, leave=False):
+        options = {"epochs": epochs, "patience": patience, "rate": rate, "seed": seed}
+        cut = cutter.cut(arm, s, random, options)
+        rows += cut.rows
+        if cut.graft is not None and arm in KEPT:
+            key = tensor_key(arm, s)
+            tensors |= {f"{key}/{name}": own for name, own in cut.graft.places.items()}
+            rows += cutter.where(cut.graft, arm, s)
+        if arm == "learned" and cut.graft is not None:
+            without = cut.graft.edit(held, outside=True)
+            about = {"arm": "without", "sparsity": s, "x": 1 - cut.graft.share}
+            rows += readout.rows(readout.read(without), **about)
+    rows += [row for arm in OWN if arm in arms for row in cutter.whole(arm)]
+    table = pd.DataFrame(rows)
+    if "layer" in table:
+        table["layer"] = table["layer"].astype("Int64")
+    table.insert(0, "member", pair.name)
+    parameters = {
+        "task": describe(task), "others": describe(list(others)), "sparsity": list(grid),
+        "arms": list(arms), "random": random, "epochs": epochs, "patience": patience,
+        "rate": rate, "batch_size": batch_size, "shares": list(SHARES), "weights": "merged",
+    }  # fmt: skip
+    about = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
+    provenance = pair.provenance(parameters=parameters, **about)
+    notes = (*provenance.notes, *_notes(pair, table, readout))
+    return Result(KEY, table, provenance.with_notes(notes), tensors)
+
+
+def reported(task: PromptSet, seed: int = 0) -> PromptSet:
+    """The part of the prompts that `localize` reports on, of which no graft has learned."""
+    return split(task, SHARES, seed)[2]
+
+
+class _Cut(NamedTuple):
+    rows: list[dict[str, Any]]
+    graft: Graft | None = None
+
+
+class _Cutter:
+    """Cuts grafts of a held pair by every arm, and reads them."""
+
+    def __init__(
+        self, pair: CheckpointPair, readout: Readout, teacher: Teacher, choose: PromptSet
+    ) -> None:
+        self.pair, self.readout, self.teacher, self.choose = pair, readout, teacher, choose
+        self.sites, self.total = inside(pair), count(pair)
+        self._scores: dict[str, rankings.Scores] = {}
+        self._values: dict[str, Tensor] = {}
+
+    def ends(self) -> list[dict[str, Any]]:
+        readout = self.readout
+        about: dict[str, Any] = {"arm": "base", "sparsity": 0.0, "x": 0.0}
+        rows = readout.rows(readout.base, **about)
+        about = {"sparsity": 1.0, "x": 1.0}
+        rows += readout.rows(readout.tuned, arm="tuned", **about)
+        blocks = edit(self.pair, mask=lambda site: site.layer is not None)
+        rows += readout.rows(readout.read(blocks), arm="blocks", **about)
+        return [*rows, {"metric": "N", "value": self.total}]
+
+    def sizes(self) -> dict[str, np.ndarray]:
+        """The entries of every parameter, as tensors of the Result."""
+        return {
+            f"{SIZES}/{s.name}": np.array([self.pair.delta(s).base.numel()]) for s in self.sites
+        }
+
+    def cut(self, arm: str, s: float, random: int, options: Mapping[str, Any]) -> _Cut:
+        """One arm at one sparsity: read, and in index form where it is one mask."""
+        readout, size = self.readout, max(1, round(s * self.total))
+        about: dict[str, Any] = {"arm": arm, "sparsity": s}
+        if arm == "rank":
+            change, numbers = self._ranks(size)
+            return _Cut(readout.rows(readout.read(change), x=numbers / self.total, **about))
+        if arm == "random":
+            readings = []
+            for seed in range(random):
+                masks = top(rankings.random(self.pair, seed), self.sites, size)
+                readings.append(readout.read(self._graft(arm, masks).edit(self.pair)))
+            return _Cut(readout.rows(*readings, x=size / self.total, **about))
+        rows: list[dict[str, Any]] = []
+        if arm == "learned":
+            start = top(self._ranking("movement"), self.sites, size)
+            made = learn(self.teacher, start, self._judged, desc=f"mask {s:g}", **options)
+            masks = made.masks
+            told = {"flipped": made.flipped, "epoch": made.best, "epochs": made.epochs}
+            rows = [about | {"metric": name, "value": value} for name, value in told.items()]
+        else:
+            masks = top(self._ranking(arm), self.sites, size)
+        graft = self._graft(arm, masks)
+        rows.append(about | {"metric": "size", "value": len(graft), "x": graft.share})
+        reading = readout.read(graft.edit(self.pair))
+        return _Cut([*rows, *readout.rows(reading, x=graft.share, **about)], graft)
+
+    def where(self, graft: Graft, arm: str, s: float) -> Iterator[dict[str, Any]]:
+        """The share of every matrix that a graft takes."""
+        for site in self.sites:
+            delta = self.pair.delta(site)
+            if delta.base.ndim > 1:
+                taken = len(graft.places.get(site.name, ()))
+                yield {
+                    "arm": arm, "sparsity": s, "layer": site.layer, "component": site.component,
+                    "metric": "entries", "value": taken / delta.base.numel(),
+                    "n": delta.base.numel(), "baseline": graft.share,
+                }  # fmt: skip
+
+    def whole(self, arm: str) -> list[dict[str, Any]]:
+        """Every bias, every layer, or every kind of matrix, each taken whole."""
+        changed = [s for s in self.sites if self.pair.delta(s).changed]
+        if arm == "layer":
+            names = sorted({s.layer for s in changed if s.layer is not None})
+            chosen = [({"layer": name}, only(layers=[name])) for name in names]
+        elif arm == "component":
+            kinds = dict.fromkeys(s.component for s in changed)
+            chosen = [({"component": kind}, only(components=[kind])) for kind in kinds]
+        else:
+            biased = any(s.component.endswith(".bias") for s in changed)
+            chosen = [({}, lambda site: site.component.endswith(".bias"))] if biased else []
+        rows = []
+        for about, mask in chosen:
+            # The mask of a layer must leave out what is outside the blocks.
+            here = [s for s in self.sites if mask(s)]
+            share = sum(self.pair.delta(s).base.numel() for s in here) / self.total
+            reading = self.readout.read(edit(self.pair, mask=_among(here)))
+            rows += self.readout.rows(reading, arm=arm, sparsity=share, x=share, **about)
+        return rows
+
+    def _graft(self, arm: str, masks: Masks) -> Graft:
+        return graft_of(arm, masks)
+
+    def _judged(self, masks: Masks) -> float:
+        """Mean log probability of the answer on the prompts that choose the epoch."""
+        with edit(self.pair, mask=entries(masks)).on(self.readout.model):
+            return float(self.readout.answers(self.choose)["log_probability"].mean())
+
+    def _ranking(self, arm: str) -> rankings.Scores:
+        if arm not in self._scores:
+            if arm == "gradient":
+                everything = range(len(self.teacher.rows))
+                _, found = self.teacher.gradients(list(everything))
+                self._scores[arm] = rankings.gradient(found)
+            else:
+                self._scores[arm] = getattr(rankings, arm)(self.pair)
+        return self._scores[arm]
+
+    def _ranks(self, size: int) -> tuple[Edit, int]:
+        """The change at the rank of each matrix that keeps most of its energy in `size` numbers
+        over all of them, and how many numbers that is: a triplet costs out + in."""
+        matrices = [s for s in self.sites if self.pair.delta(s).base.ndim > 1]
+        if not self._values:
+            self._values = {
+                s.name: torch.linalg.svdvals(self.pair.delta(s).change).cpu() for s in matrices
+            }
+        cost = {s.name: sum(self.pair.delta(s).base.shape) for s in matrices}
+        worth = torch.cat([self._values[s.name] ** 2 / cost[s.name] for s in matrices])
+        owner = [s.name for s in matrices for _ in self._values[s.name]]
+        ranks, stored = dict.fromkeys(cost, 0), 0
+        for i in worth.argsort(descending=True).tolist():
+            if stored + cost[owner[i]] > size or not worth[i]:
+                break
+            ranks[owner[i]] += 1
+            stored += cost[owner[i]]
+        here = {name for name, rank in ranks.items() if rank}
+
+        def low(delta: Delta) -> Tensor | None:
+            return truncated(ranks[delta.site.name])(delta)
+
+        return edit(self.pair, mask=lambda site: site.name in here, projection=low), stored
+
+
+def _among(sites: Sequence[ParameterSite]):
+    names = {site.name for site in sites}
+    return lambda site: site.name in names
+
+
+def _notes(pair: CheckpointPair, table: pd.DataFrame, readout: Readout) -> list[str]:
+    before, after = (float(side[0]["correct"].mean()) for side in (readout.base, readout.tuned))
+    notes = []
+    gains = table[(table["metric"] == "gain") & table["own"].eq(True)]
+    if gains["value"].isna().all():
+        notes.append(
+            f"{pair.name}: base and tuned score {before:.2f} and {after:.2f} on the "
+            f"{len(readout.sets[0])} reported prompts, which may be no gain at all; no share of it "
+            "is given."
+        )
+    if not (table["arm"] == "bias").any():
+        notes.append(f"{pair.name}: no bias changed, so there is no graft of the biases.")
+    return notes
