@@ -238,11 +238,12 @@ def _over(family: Family, analysis: Analysis, study: Study, out: Path, name: str
 
 def _together(localized: Sequence[tuple[Study, Result]], out: Path) -> list[Result]:
     """What the grafts of several members and tasks have in common, and whether they add up."""
+    arms = [set(result.provenance.parameters["arms"]) for _, result in localized]
+    arm = next((one for one in ("learned", "movement") if all(one in own for own in arms)), "")
     results = [result for _, result in localized]
-    if sum(len(result.members) for result in results) < 2:
+    bases = {result.provenance.base["fingerprint"] for result in results}
+    if not arm or len(bases) > 1 or sum(len(result.members) for result in results) < 2:
         return []
-    arms = [result.provenance.parameters["arms"] for result in results]
-    arm = "learned" if all("learned" in own for own in arms) else "movement"
     made = [overlap(results, arm=arm)]
     made[0].save(out / "results" / made[0].analysis)
     found = [

@@ -167,12 +167,18 @@ def _grafts(
         (shipped.BOTH, "boxes", ()),
     ):
         own = name == shipped.TASK
+        members = dict(learned[name])
+        if own:  # what the other tasks have, too
+            members = {member: members[member] for member in ("lora-r4", "lora-r16", "full")}
         made[f"grafts-{task}" if name == task else f"grafts-both-{task}"] = Study(
-            load_family(base, dict(learned[name])),
+            load_family(base, members),
             task=shipped.held_out(task, 400),
             prompts=others,
             only=SKILLS if own else ("skills.localize",),
-            options={"skills.localize": {"sparsity": (1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)}},
+            options={
+                "skills.localize": {"sparsity": (1e-3, 0.01, 0.03, 0.1, 0.3), "epochs": 15},
+                "skills.blocks": {"most": 8},
+            },
             **run,
         )
     return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.figures.skilled import skills
 from tests.figures.synthetic import everything, family, intruders, retention, stepped
 from workbench.results import Result
 
@@ -11,7 +12,8 @@ from workbench.results import Result
 @pytest.fixture(scope="session", params=[1, 8])
 def results(request: pytest.FixtureRequest) -> list[Result]:
     """Every analysis over one member, and over eight."""
-    return everything(family(request.param))
+    members = family(request.param)
+    return [*everything(members), *skills(members)]
 
 
 @pytest.fixture(scope="session")

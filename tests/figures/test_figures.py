@@ -12,13 +12,14 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from tests.figures.skilled import skills
 from tests.figures.synthetic import everything, family, intruders, result, retention
 from workbench import figures
 from workbench.errors import WorkbenchError
-from workbench.figures import style
+from workbench.figures import grafted, style
 
 # What says "control" in a figure: a legend entry, a panel title, or the colour bar's label.
-CONTROL = re.compile(r"random|base\b|neighbour|shrunk")
+CONTROL = re.compile(r"random|base\b|neighbour|shrunk|chance")
 
 
 def drawn(results, **options):
@@ -54,6 +55,7 @@ def test_one_and_eight_members(results):
         names.append(name)
     expected = {"count", "places", "matrix", "spectrum", "effective-rank", "sweep", "rank"}
     expected |= {"groups", "layers", "tokens", "output", "alpha"}
+    expected |= {drawing.name for drawing in grafted.DRAWINGS}
     assert expected <= set(names)
     assert ("forgetting" in names) == (len(results[0].members) > 2)
 
@@ -68,7 +70,7 @@ def test_over_steps(over_steps):
 
 def test_in_given_axes(over_steps):
     """Nothing is drawn outside the figure that was handed in, and its other axes stay empty."""
-    for made in (everything(family(3)), over_steps):
+    for made in (everything(family(3)), skills(family(3)), over_steps):
         for result_ in made:
             for drawing, group in figures.drawings(result_, made):
                 figure = Figure(figsize=(9, 4), layout="constrained")

@@ -192,3 +192,17 @@ def test_errors(tmp_path: Path):
     stranger = Graft("other", every.places, {"one": 3})
     with pytest.raises(wb.WorkbenchError, match="3 entries of 1 parameters"):
         calibration(pair, prompts, grafts={"mine": stranger})
+
+
+def test_two_calibrated_models_do_not_differ_although_their_errors_do():
+    """The error's bias is larger for an unsure model: without its null every draw would differ."""
+    draw = np.random.default_rng(0)
+    inside, plain = 0, 0
+    for seed in range(20):
+        unsure, certain = draw.uniform(0.4, 1, 200), draw.uniform(0.97, 1, 200)
+        both = [(sure, (draw.random(200) < sure).astype(float)) for sure in (unsure, certain)]
+        found = difference(both[0], both[1], 10, seed, mass=False)
+        inside += found["null_low"] <= found["value"] <= found["null_high"]
+        plain += found["low"] > 0
+    assert inside >= 17
+    assert plain >= 15

@@ -132,13 +132,14 @@ def test_overlap_over_results(family):
     found = overlap(results, arm="movement")
     assert set(found.table["first"]) == {"places, places", "both, places", "jobs, jobs"}
     shared = found.metric("overlap").set_index(["first", "second"])["value"]
-    # Two entries each, of which those that did not move come in order of position.
-    assert shared["both, places", "places, places"] == 0.5
-    assert shared["jobs, jobs", "places, places"] == 0.5
+    # One entry moved in the first and the last, and only what moved is taken.
+    assert shared["both, places", "places, places"] == 1
+    assert shared["places, places", "both, places"] == 0.5
+    assert shared["jobs, jobs", "places, places"] == 0
     assert found.provenance.members.keys() == {"places", "both", "jobs"}
     again = overlap(wb.results.concatenate(results[:2]), arm="movement")
     value_ = again.metric("overlap").set_index(["first", "second"])["value"]
-    assert value_["both, places", "places, places"] == 0.5
+    assert value_["both, places", "places, places"] == 1
 
 
 def test_bad_input_is_told(family):
@@ -148,6 +149,11 @@ def test_bad_input_is_told(family):
     skill = Skill("places", IN, graft(family, "places", *FIRST))
     with pytest.raises(wb.WorkbenchError, match="different tasks"):
         compose(family, [skill, skill])
+    with pytest.raises(wb.WorkbenchError, match="hold a graft of places, places"):
+        overlap([one, one], arm="movement")
+    foreign = Skill("jobs", A, Graft("elsewhere", {}, {"a": 6}))
+    with pytest.raises(wb.WorkbenchError, match="chosen among 6 entries"):
+        compose(family, [skill, foreign])
     intruders = wb.spectral.intruders(family["places"])
     with pytest.raises(wb.WorkbenchError, match=r"skills\.localize"):
         overlap([one, intruders], arm="movement")

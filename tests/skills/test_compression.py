@@ -103,7 +103,7 @@ def test_every_arm_of_a_full_member_by_hand(tmp_path: Path):
     ]
     assert bits["tiered"] == [16 * 32 + sum(tier_bits(s, min(s)) for s in matrices)]
     few = round(0.01 * total)
-    logs = [math.comb(total, n) for n in (few, entries)]
+    logs = [math.comb(entries, n) for n in (few, entries)]
     wanted = [16 * n + math.log2(c) for n, c in zip((few, entries), logs, strict=True)]
     for arm in ("movement", "principal", "random"):
         assert bits[arm] == pytest.approx(wanted)
@@ -138,7 +138,7 @@ def test_full_rank_and_full_sparsity_are_the_tuned_model(how: str, tmp_path: Pat
         site = next(s for s in sites if s.name == name)
         torch.testing.assert_close(tensor, pair.delta(site).tuned, atol=1e-5, rtol=0)
     total = sum(pair.delta(s).base.numel() for s in pair.sites("all"))
-    for one in _masked(pair, sites, total, [1.0], 2):
+    for one in _masked(pair, sites, total, [1.0], 2, 0):
         for make in one.edits:
             tensors = make().tensors()
             assert tensors.keys() == {s.name for s in sites}
@@ -149,7 +149,7 @@ def test_random_masks_overlap_at_their_density(tmp_path: Path):
     pair = small("full", tmp_path)
     sites = sites_of(pair)
     total = sum(pair.delta(s).base.numel() for s in sites)
-    (one,) = [m for m in _masked(pair, sites, total, [0.2], 2) if m.about["arm"] == "random"]
+    (one,) = [m for m in _masked(pair, sites, total, [0.2], 2, 0) if m.about["arm"] == "random"]
     first, second = (make().tensors() for make in one.edits)
     taken = [
         torch.cat([(t[s.name] != pair.delta(s).base).flatten() for s in sites])

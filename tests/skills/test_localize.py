@@ -216,6 +216,21 @@ def test_best_rank_stores_no_more_than_asked(tmp_path: Path):
     assert rows["value"].tolist() == [1, 1]
 
 
+def test_only_what_moved_is_taken_and_the_size_is_chosen_on_other_prompts(tmp_path: Path):
+    pair = planted(tmp_path, {USEFUL: 3.0, (BOOK, DEAD): 9.0})
+    found = localize(pair, PROMPTS, sparsity=[1 / count(pair), 0.5], arms=["movement", "random"])
+    sizes = found.metric("size").set_index("sparsity")["value"]
+    assert sizes.tolist() == [1, 2]
+    assert found.metric("moved")["value"].tolist() == pytest.approx([2 / count(pair)])
+    chosen = found.metric("choosing_gain")
+    assert chosen.loc[chosen["arm"] == "movement", "value"].tolist() == [0, 1]
+    assert chosen["n"].unique().tolist() == [8]
+    assert len(Graft.of(found, "tuned", arm="movement")) == 2
+    # Half of all entries, and so all that moved.
+    random = found.metric("score")[lambda t: (t["arm"] == "random") & t["own"]]
+    assert random["value"].iloc[-1] == 1
+
+
 def test_other_prompts_are_scored_beside(tmp_path: Path):
     pair = planted(tmp_path, {USEFUL: 3.0})
     beside = asked(PLACES, "coin", 12)
@@ -236,8 +251,9 @@ def test_results_keep_their_grafts(tmp_path: Path):
             found, "tuned", arm="movement", sparsity=sparsity
         ).fingerprint  # fmt: skip
     assert np.isclose(Graft.of(again, "tuned", arm="movement").share, 1e-4, rtol=0.3)
-    with pytest.raises(wb.WorkbenchError, match="No graft of tuned"):
-        Graft.of(again, "tuned", arm="movement", sparsity=0.5)
+    for member, sparsity in (("tuned", 0.5), ("typo", 1e-4)):
+        with pytest.raises(wb.WorkbenchError, match=f"No graft of {member}"):
+            Graft.of(again, member, arm="movement", sparsity=sparsity)
 
 
 def test_bad_input_is_told_before_any_work(tmp_path: Path):
@@ -246,6 +262,9 @@ def test_bad_input_is_told_before_any_work(tmp_path: Path):
         ({"sparsity": 0}, "in \\(0, 1\\]"),
         ({"sparsity": []}, "in \\(0, 1\\]"),
         ({"arms": ["nothing"]}, "Unknown arm 'nothing'"),
+        ({"random": 0}, "random and epochs of at least 1"),
+        ({"rate": -1.0}, "a rate above 0"),
+        ({"others": [PROMPTS]}, "different names"),
     ):
         with pytest.raises(wb.WorkbenchError, match=told):
             localize(pair, PROMPTS, **options)

@@ -70,7 +70,7 @@ def test_relative_order_divides_by_the_base(pair):
 def test_random_orders_overlap_at_their_density(pair):
     q, total = 0.3, count(pair)
     first, second = (
-        top(order, inside(pair), round(q * total)) for order in _orders(pair, "random", 2)
+        top(order, inside(pair), round(q * total)) for order in _orders(pair, "random", 2, 0)
     )
     both = sum(int((first[name] & second[name]).sum()) for name in first) / total
     assert both == pytest.approx(q * q, abs=0.01)

@@ -1,5 +1,6 @@
 """What does a Result look like? A Result in, a matplotlib Figure (or a sentence) out."""
 
+from workbench.figures.calibration import reliability
 from workbench.figures.catalogue import (
     CATALOGUE,
     draw,
@@ -44,6 +45,7 @@ from workbench.figures.tuco import (
     tuco_by_layer,
     tuco_by_token,
 )
+from workbench.figures.updates import bits_score, block_changes, greedy_blocks, restoration
 from workbench.figures.wording import interval
 
 __all__ = [
@@ -52,6 +54,8 @@ __all__ = [
     "Drawing",
     "attribution_against_exact",
     "attribution_by_head",
+    "bits_score",
+    "block_changes",
     "by_group",
     "by_layer",
     "composition",
@@ -67,6 +71,7 @@ __all__ = [
     "forgetting_by_rank",
     "graft_places",
     "graft_scores",
+    "greedy_blocks",
     "headline",
     "interval",
     "intruder_counts",
@@ -83,6 +88,8 @@ __all__ = [
     "pattern_differences",
     "pattern_example",
     "png",
+    "reliability",
+    "restoration",
     "save_all",
     "scale_sweep",
     "scaling_curve",

@@ -12,7 +12,7 @@ from workbench.figures.skills import own_rows
 from workbench.results import Result
 
 KEY = "skills.calibration"
-GRAFTS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe & Ito
+GRAFTS = ("#D55E00", "#0072B2", "#CC79A7", "#009E73")  # Okabe & Ito, far from a LoRA's first
 AREA = 60  # points squared, of a dot that holds every prompt
 
 
@@ -50,11 +50,11 @@ def reliability(result: Result, ax: Axes | None = None, *, binning: str = "width
             here.scatter(line["x"], line["value"], color=colour, linewidths=0, clip_on=False,
                          s=6 + AREA * line["n"] / line["n"].sum(), zorder=2 + place)  # fmt: skip
             # Above the panel no dot can lie under it.
-            here.annotate(_error(arm, told.loc[arm]), (0, 1), (1, 3 + 8 * (len(shown) - 1 - place)),
+            here.annotate(_error(arm, told.loc[arm]), (0, 1), (0, 6 + 8 * (len(shown) - 1 - place)),
                           xycoords="axes fraction", textcoords="offset points", fontsize=6,
                           color=colour)  # fmt: skip
         here.set(xlim=(0, 1), ylim=(0, 1))
-        here.set_title(look.label, loc="left", color=look.colour, pad=8 * len(shown) + 5)
+        here.set_title(look.label, loc="left", color=look.colour, pad=8 * len(shown) + 7)
     style.first_column(axes, f"accuracy on {table['task'].iloc[0]}")
     for here in axes[-1]:
         here.set_xlabel("mean confidence in the first token")

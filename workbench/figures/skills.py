@@ -105,14 +105,14 @@ def graft_places(result: Result, ax: Axes | None = None, *, arm: str = "") -> Fi
         ratio = np.log2(np.maximum(grid.to_numpy(float), share / 16) / share)
         maps.append(Map(f"{look.label}: {share:.2%}", ratio, look.colour))
     return heat_maps(
-        ax, maps, legend=f"{CURVES[arm][0]}: log₂ of\n(share of the matrix / of all)",
-        xlabel="", labels=style.short_components(kinds), columns=3,
+        ax, maps, legend=f"{CURVES[arm][0]}: log₂ of\n(share of a matrix / a random graft's)",
+        xlabel="matrix", labels=style.short_components(kinds), columns=3,
     )  # fmt: skip
 
 
 def chosen_sparsity(result: Result, member: str, arm: str) -> float:
     """The smallest sparsity of an arm with 95% of the gain, or its largest."""
-    gains = own_rows(result, "gain")
+    gains = result.metric("choosing_gain")
     gains = gains[(gains["member"] == member) & (gains["arm"] == arm)].sort_values("sparsity")
     enough = gains[gains["value"] >= 0.95]
     return float((enough if len(enough) else gains.tail(1))["sparsity"].iloc[0])

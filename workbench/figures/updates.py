@@ -29,11 +29,11 @@ STORED = {
     "principal": CURVES["principal"],
     "random": RANDOM,
 }
-WHOLE = {  # one number of bits each: label, colour (None: the member's), marker
-    "tiered": ("singular vectors at 8, 3, 2 bits", "#0072B2", "P"),
-    "1-bit": ("signs and one scale (1 bit)", "#009E73", "^"),
-    "adapter": ("the adapter's own file", None, "*"),
-    "tuned": ("tuned, 16 bits an entry", None, "X"),
+WHOLE = {  # one number of bits each: label, colour (None: the member's), marker, size
+    "tiered": ("singular vectors at 8, 3, 2 bits", "#0072B2", "P", 5.5),
+    "1-bit": ("signs and one scale (1 bit)", "#009E73", "^", 5),
+    "adapter": ("the adapter's own file", None, "*", 8),
+    "tuned": ("tuned, 16 bits an entry", None, "X", 5.5),
 }
 NAMES = {"ece": "calibration error", "log_probability": "log p(answer) (nats)"}
 
@@ -66,12 +66,12 @@ def restoration(result: Result, ax: Axes | None = None, *, metric: str = "score"
                 here.errorbar(
                     row["value"], height,
                     xerr=[[row["value"] - row["low"]], [row["high"] - row["value"]]],
-                    ls="", marker="o", ms=7, mfc="none", mew=0.9, color=colour, elinewidth=2.5,
+                    ls="", marker="o", ms=6.5, mfc="none", mew=0.9, color=colour, elinewidth=2.5,
                     alpha=0.7, zorder=4,
                 )  # fmt: skip
         _ends(here, own)
         here.set_title(look.label, loc="left", color=look.colour)
-    axes[0, 0].plot([], [], ls="", marker="o", ms=7, mfc="none", mew=0.9, color=BLACK,
+    axes[0, 0].plot([], [], ls="", marker="o", ms=6.5, mfc="none", mew=0.9, color=BLACK,
                     label="free (with its range)")  # fmt: skip
     _finish(result, ax, axes, table, "share q of the parameters set back to the base")
     return figure
@@ -97,13 +97,12 @@ def bits_score(result: Result, ax: Axes | None = None, *, metric: str = "score")
                 _band(here, line, colour)
             here.plot(line["x"], line["value"], color=colour, ls=dashes, marker=marker, ms=3,
                       label=label)  # fmt: skip
-        for arm, (label, colour, marker) in WHOLE.items():
+        for arm, (label, colour, marker, size) in WHOLE.items():
             point = own[own["arm"] == arm]
             if len(point):
                 here.errorbar(
-                    point["x"], point["value"], yerr=_bars(point), ls="", marker=marker, ms=5.5,
-                    mec="white", mew=0.4, color=colour or look.colour, elinewidth=0.8, zorder=4,
-                    label=label,
+                    point["x"], point["value"], yerr=_bars(point), ls="", marker=marker, ms=size,
+                    mew=0, color=colour or look.colour, elinewidth=0.8, zorder=4, label=label,
                 )  # fmt: skip
         _ends(here, own)
         here.set_xscale("log")
@@ -122,6 +121,8 @@ def greedy_blocks(result: Result, ax: Axes | None = None, *, metric: str = "scor
     metric: any of `Readout.rows`. Bands: 95% intervals over prompts.
     """
     table = own_rows(result, metric)
+    kinds = list(dict.fromkeys(table["component"].dropna()))
+    short = dict(zip(kinds, style.short_components(kinds), strict=True))
     figure, axes, members = _by_member(result, ax, 2.2, share=(False, True))
     for here, (member, look) in members:
         own = table[table["member"] == member]
@@ -135,14 +136,14 @@ def greedy_blocks(result: Result, ax: Axes | None = None, *, metric: str = "scor
             _band(here, line, colour)
             here.plot(line["x"], line["value"], color=colour, ls=dashes, marker=marker, ms=3,
                       label=label)  # fmt: skip
-        _ends(here, own)
-        names = style.short_components(list(path["component"]))
-        told = [f"{x}: {layer}.{name}" for x, layer, name
-                in zip(path["x"].astype(int), path["layer"], names, strict=True)]  # fmt: skip
+        _ends(here, own, "all")
+        told = [f"{x:.0f}: {layer:.0f}.{short[component]}" for x, layer, component
+                in zip(path["x"], path["layer"], path["component"], strict=True)]  # fmt: skip
         here.set_xticks(range(len(path) + 1), ["0", *told], rotation=50, ha="right",
                         rotation_mode="anchor", fontsize=6)  # fmt: skip
         here.set_title(look.label, loc="left", color=look.colour)
-    _finish(result, ax, axes, table, "matrices on: number, layer.matrix added")
+    _finish(result, ax, axes, table, "matrices switched on (number: layer.matrix added)")
+    figure.align_xlabels(list(axes.flat))
     return figure
 
 
@@ -171,15 +172,18 @@ def block_changes(
             grid, dots = grid.reindex(layers), dots.reindex(layers)
             maps.append(Map(f"{look.label}: {arm}", grid.to_numpy(float), look.colour))
             marks.append(np.argwhere(dots.eq(True).to_numpy()))
-    before = ax.get_figure(root=True).axes if ax is not None else []
+    given = None if ax is None else ax.get_figure(root=True)
+    before = [] if given is None else given.axes
     figure = heat_maps(
-        ax, maps, legend=f"change of {NAMES.get(metric, metric)} against\nthe tuned model (off), the base (alone)",
-        xlabel="", labels=style.short_components(kinds), columns=4,
+        ax, maps,
+        legend=f"change of\n{NAMES.get(metric, metric)}\n(off: from tuned,\nalone: from base)",
+        xlabel="matrix", labels=style.short_components(kinds), columns=4,
     )  # fmt: skip
     mine = [one for one in figure.axes if one not in before and one.images]
     for here, dots in zip(mine, marks, strict=False):
         if tested and len(dots):
-            here.plot(dots[:, 1], dots[:, 0], ls="", marker=".", ms=3, color=BLACK)
+            here.plot(dots[:, 1], dots[:, 0], ls="", marker="o", ms=2.4, mew=0.5,
+                      mec="white", color=BLACK)  # fmt: skip
     return figure
 
 
@@ -208,14 +212,18 @@ def _bars(rows: pd.DataFrame) -> np.ndarray:
     return np.array([value - rows["low"], rows["high"] - value]).clip(0)
 
 
-def _ends(here: Axes, own: pd.DataFrame) -> None:
-    """Grey lines at base and tuned model, named beside the panel, where no curve runs."""
-    ends = {arm: own.loc[own["arm"] == arm, "value"].iloc[0] for arm in ("base", "tuned")}
-    for arm, place in zip(sorted(ends, key=ends.__getitem__), ("top", "bottom"), strict=True):
-        here.axhline(ends[arm], color=style.GREY, lw=0.7, zorder=0)
-        # The lower name hangs from its line, so that two near lines keep both names readable.
-        here.annotate(arm, (1.01, ends[arm]), xycoords=("axes fraction", "data"), va=place,
-                      fontsize=6, color=style.GREY, annotation_clip=False)  # fmt: skip
+def _ends(here: Axes, own: pd.DataFrame, *more: str) -> None:
+    """Grey lines at base and tuned model, named beside the panel, where no curve runs; and at
+    further ends that differ from the tuned model."""
+    ends = {arm: own.loc[own["arm"] == arm, "value"].iloc[0] for arm in ("base", "tuned", *more)}
+    ends = {arm: end for arm, end in ends.items() if arm not in more or end != ends["tuned"]}
+    order = sorted(ends, key=ends.__getitem__)
+    for arm, end in ends.items():
+        # The lowest name hangs from its line, so that near lines keep their names readable.
+        place = {order[0]: "top", order[-1]: "bottom"}.get(arm, "center")
+        here.axhline(end, color=style.GREY, lw=0.7, zorder=0)
+        here.annotate(arm, (1.01, end), xycoords=("axes fraction", "data"), va=place, fontsize=6,
+                      color=style.GREY, annotation_clip=False)  # fmt: skip
 
 
 def _finish(

@@ -23,7 +23,7 @@ from workbench.loaders import CheckpointPair, Family
 from workbench.models import Edit, edit
 from workbench.results import Provenance, Result, describe
 from workbench.skills import rankings
-from workbench.skills.graft import Graft, graft_of, inside, top
+from workbench.skills.graft import KEPT, Graft, graft_of, inside, require_own, top
 from workbench.skills.readout import Reading, Readout
 from workbench.stats import ratios
 from workbench.tasks import PromptSet
@@ -49,7 +49,10 @@ def alike(found: Sequence[tuple[PromptSet, Result]]) -> dict[str, list[Skill]]:
     skills: dict[tuple[str, str], Skill] = {}
     labels: dict[str, str] = {}
     for task, result in found:
-        arm = "learned" if "learned" in result.provenance.parameters["arms"] else "movement"
+        arms = result.provenance.parameters["arms"]
+        arm = next((one for one in KEPT if one in arms), "")
+        if not arm:
+            continue
         for member, about in result.provenance.members.items():
             skills[member, task.name] = Skill(member, task, Graft.of(result, member, arm=arm))
             labels[member] = f"lora-r{about['rank']}" if about.get("rank") else "full"
@@ -73,7 +76,8 @@ def compose(
     """Score every task under every subset of the grafts.
 
     skills: at least two, of members of the family, each with a task of another name. others: prompt
-    sets scored too, as tasks of pre-training. dtype: "float32" or "bfloat16"; None as stored.
+    sets scored too, as tasks of pre-training, against the first member. dtype: "float32" or
+    "bfloat16"; None as stored.
 
     Returns a Result with columns arm, skills (task names joined by " + "), x (entries of the grafts
     over N), task, own (whether the task is among those skills), metric: "score", "gain" (each task
@@ -86,6 +90,8 @@ def compose(
     names = [skill.task.name for skill in skills]
     if len(skills) < 2 or len(set(names)) < len(names):
         raise WorkbenchError(f"Expected two or more skills of different tasks, found {names}.")
+    for skill in skills:
+        require_own(family[skill.member], skill.graft)
     held = {skill.member: family[skill.member].held(device) for skill in skills}
     sizes = {"batch_size": batch_size, "seed": seed}
     first = held[skills[0].member]

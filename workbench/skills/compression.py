@@ -99,8 +99,9 @@ def compression(
 
     Returns a Result with columns arm, rank or sparsity (as asked), x (stored bits over N), task,
     own (whether that set is `prompts`), metric: those of `Readout.rows`, each with a 95% interval
-    over prompts; "bits", in total; "ratio", the bits of arm "tuned" over them; and "N". Ends:
-    "base" (0 bits), "tuned", and of a LoRA "adapter", the same model at the bits of its file.
+    over prompts; "bits", in total; "ratio", the bits of arm "tuned" over them; and "N", here
+    every parameter of both sides, outside the blocks too. Ends: "base" (0 bits), "tuned", and of a
+    LoRA "adapter", the same model at the bits of its file.
     Raises WorkbenchError for a rank below 1, a sparsity outside (0, 1], or a pair without change.
     """
     if any(rank < 1 for rank in ranks):
@@ -128,7 +129,7 @@ def compression(
         rows += _sizes({"arm": arm, "x": bits / total}, bits, dense)
     # Made one after the other, so that a decomposition is let go when its arms are done.
     ways = chain(
-        _projected(held, changed, ranks), _masked(held, changed, total, sparsities, random)
+        _projected(held, changed, ranks), _masked(held, changed, total, sparsities, random, seed)
     )
     for one in tqdm(ways, desc=f"compression {pair.name}", disable=None, leave=False):
         about = one.about | {"x": one.bits / total}
@@ -180,13 +181,13 @@ def _signs(delta: Delta) -> Tensor | None:
 
 def _masked(
     pair: CheckpointPair, changed: list[ParameterSite], total: int,
-    sparsities: Sequence[float], random: int,
+    sparsities: Sequence[float], random: int, seed: int,
 ) -> Iterator[_Stored]:  # fmt: skip
     """The arms that store single entries, of the parameters that changed."""
     entries = sum(pair.delta(s).base.numel() for s in changed)
     for arm in MASKS:
         if arm == "random":
-            orders = [rankings.random(pair, seed) for seed in range(random)]
+            orders = [rankings.random(pair, f"{seed}/{i}") for i in range(random)]
         else:
             orders = [getattr(rankings, arm)(pair)]
         for sparsity in sorted({*sparsities}):
@@ -196,7 +197,7 @@ def _masked(
                 return graft_of(arm, top(order, changed, size)).edit(pair)
 
             edits = [lambda order=order, cut=cut: cut(order) for order in orders]
-            yield _Stored({"arm": arm, "sparsity": sparsity}, mask_bits(size, total), edits)
+            yield _Stored({"arm": arm, "sparsity": sparsity}, mask_bits(size, entries), edits)
 
 
 def _sizes(about: dict[str, Any], bits: float, dense: float) -> list[dict[str, Any]]:

@@ -121,14 +121,22 @@ class Graft:
     ) -> Graft:
         """One of the grafts that `localize` kept in a Result.
 
-        sparsity: the one asked for there; None takes the smallest with 95% of the gain, or the
-        largest where none has. Raises WorkbenchError where there is no such graft.
+        sparsity: the one asked for there; None takes the smallest with 95% of the gain on the
+        prompts that choose, or the largest where none has. Raises WorkbenchError where there is no
+        such graft.
         """
+        if result.analysis != KEY:
+            raise WorkbenchError(f"Grafts are kept in Results of {KEY}, not of {result.analysis}.")
         rows = result.table[(result.table["member"] == member) & (result.table["arm"] == arm)]
-        gains = rows[(rows["metric"] == "gain") & rows["own"]].sort_values("sparsity")
-        if sparsity is None and len(gains):
-            enough = gains[gains["value"] >= ENOUGH]
-            sparsity = float((enough if len(enough) else gains.tail(1))["sparsity"].iloc[0])
+        kept = sorted(rows.loc[rows["metric"] == "size", "sparsity"]) if arm in KEPT else []
+        if sparsity is None and kept:
+            gains = rows[rows["metric"] == "choosing_gain"].set_index("sparsity")["value"]
+            sparsity = next((s for s in kept if gains.get(s, 0.0) >= ENOUGH), kept[-1])
+        if member not in result.members or sparsity is None or sparsity not in kept:
+            raise WorkbenchError(
+                f"No graft of {member}, {arm}, sparsity {sparsity} in this Result; its members are "
+                f"{result.members}, the sparsities kept of that arm {kept}."
+            )
         own = f"{member}/" if len(result.members) > 1 else ""
 
         def stored(key: str) -> dict[str, np.ndarray]:
@@ -136,17 +144,12 @@ class Graft:
             found = result.tensors.items()
             return {n.removeprefix(prefix): a for n, a in found if n.startswith(prefix)}
 
-        places = stored(tensor_key(arm, sparsity or 0))
-        if not places:
-            known = sorted(set(result.table["member"])), sorted(set(gains["sparsity"]))
-            raise WorkbenchError(
-                f"No graft of {member}, {arm}, sparsity {sparsity} in this Result; its members are "
-                f"{known[0]}, the sparsities of that arm {known[1]}."
-            )
+        places = stored(tensor_key(arm, sparsity))
         sizes = {name: int(array[0]) for name, array in stored(SIZES).items()}
         return cls(f"{member} {arm}", places, sizes)
 
 
+KEPT = ("learned", "movement")  # arms whose grafts a Result keeps
 SIZES = "N"  # the key of every parameter's entries
 ENOUGH = 0.95  # of the fine-tuned gain: the paper's headline
 
@@ -175,6 +178,18 @@ def count(pair: CheckpointPair) -> int:
     """N, the entries of `inside`."""
     info = pair.base.weights().info
     return sum(int(np.prod(info[site.name].shape)) for site in inside(pair))
+
+
+def require_own(pair: CheckpointPair, graft: Graft) -> None:
+    """Raise where a graft was chosen among other parameters than this pair's."""
+    info = pair.base.weights().info
+    sizes = {site.name: int(np.prod(info[site.name].shape)) for site in inside(pair)}
+    if dict(graft.sizes) != sizes:
+        raise WorkbenchError(
+            f"The graft {graft.name!r} was chosen among {graft.total} entries of "
+            f"{len(graft.sizes)} parameters, but {pair.name} has {sum(sizes.values())} entries of "
+            f"{len(sizes)} in its blocks; give a graft of this base."
+        )
 
 
 def top(scores: Callable[[ParameterSite], Tensor], sites: list[ParameterSite], k: int) -> Masks:

@@ -26,6 +26,7 @@ from workbench.models.edits import entries, truncated
 from workbench.results import Result, describe
 from workbench.skills import rankings
 from workbench.skills.graft import (
+    KEPT,
     KEY,
     SIZES,
     Graft,
@@ -46,7 +47,7 @@ SHARES = (0.5, 0.25, 0.25)  # to learn the mask, to choose its epoch, to report
 CUT = ("learned", "movement", "random", "gradient", "magnitude", "principal", "rank")
 OWN = ("bias", "layer", "component")
 ARMS = (*CUT, *OWN)
-KEPT = ("learned", "movement")
+FEW = 30  # reported prompts below which an interval says little
 
 
 def localize(
@@ -83,13 +84,20 @@ def localize(
     "ece_mass", "brier" (see `Readout.rows`), each with a 95% interval over prompts; arms "base",
     "tuned", "blocks" (the whole change inside the blocks) and "without" (the tuned model less the
     learned graft) are the ends. "entries": the share of each matrix (layer, component) that a graft
-    takes, for the arms kept. "size", "flipped", "epoch" of the learned mask, and "N". tensors: the
-    kept grafts in index form, see `Graft.of`.
+    takes, for the arms kept. "size", "flipped", "epoch" of the learned mask; "choosing_gain", the
+    gain on the quarter that chooses, by which `Graft.of` takes the smallest that is enough; "N" and
+    "moved", the share of N that changed at all, among which every arm chooses. tensors: the kept
+    grafts in index form.
     Raises WorkbenchError for an unknown arm, a sparsity outside (0, 1], or too few prompts.
     """
     grid = sorted({sparsity} if isinstance(sparsity, int | float) else {*sparsity})
     if not grid or not all(0 < s <= 1 for s in grid):
         raise WorkbenchError(f"Expected sparsities in (0, 1], shares of N; found {sparsity}.")
+    if random < 1 or epochs < 1 or not rate > 0:
+        raise WorkbenchError(
+            f"Expected random and epochs of at least 1 and a rate above 0; found {random}, "
+            f"{epochs} and {rate}."
+        )
     unknown = [arm for arm in arms if arm not in ARMS]
     if unknown:
         raise WorkbenchError(f"Unknown arm {unknown[0]!r}; there are {', '.join(ARMS)}.")
@@ -124,7 +132,7 @@ def localize(
     }  # fmt: skip
     about = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **about)
-    notes = (*provenance.notes, *_notes(pair, table, readout))
+    notes = (*provenance.notes, *_notes(pair, table, readout, arms))
     return Result(KEY, table, provenance.with_notes(notes), tensors)
 
 
@@ -148,6 +156,7 @@ class _Cutter:
         self.sites, self.total = inside(pair), count(pair)
         self._scores: dict[str, rankings.Scores] = {}
         self._values: dict[str, Tensor] = {}
+        self._ends = [self._chosen(change) for change in (edit(pair, 0.0), edit(pair))]
 
     def ends(self) -> list[dict[str, Any]]:
         readout = self.readout
@@ -157,7 +166,8 @@ class _Cutter:
         rows += readout.rows(readout.tuned, arm="tuned", **about)
         blocks = edit(self.pair, mask=lambda site: site.layer is not None)
         rows += readout.rows(readout.read(blocks), arm="blocks", **about)
-        return [*rows, {"metric": "N", "value": self.total}]
+        moved = sum(int(self._moved(s).sum()) for s in self.sites) / self.total
+        return [*rows, {"metric": "N", "value": self.total}, {"metric": "moved", "value": moved}]
 
     def sizes(self) -> dict[str, np.ndarray]:
         """The entries of every parameter, as tensors of the Result."""
@@ -171,26 +181,28 @@ class _Cutter:
         about: dict[str, Any] = {"arm": arm, "sparsity": s}
         if arm == "rank":
             change, numbers = self._ranks(size)
-            return _Cut(readout.rows(readout.read(change), x=numbers / self.total, **about))
+            rows = readout.rows(readout.read(change), x=numbers / self.total, **about)
+            return _Cut([*rows, about | self._gained(change)])
         if arm == "random":
-            readings = []
-            for seed in range(random):
-                masks = top(rankings.random(self.pair, seed), self.sites, size)
-                readings.append(readout.read(self._graft(arm, masks).edit(self.pair)))
-            return _Cut(readout.rows(*readings, x=size / self.total, **about))
-        rows: list[dict[str, Any]] = []
+            orders = [rankings.random(self.pair, f"{options['seed']}/{i}") for i in range(random)]
+            drawn = [graft_of(arm, self._top(order, size)) for order in orders]
+            changes = [one.edit(self.pair) for one in drawn]
+            rows = readout.rows(*map(readout.read, changes), x=drawn[0].share, **about)
+            return _Cut([*rows, about | self._gained(*changes)])
+        rows = []
         if arm == "learned":
-            start = top(self._ranking("movement"), self.sites, size)
+            start = self._top(self._ranking("movement"), size)
             made = learn(self.teacher, start, self._judged, desc=f"mask {s:g}", **options)
             masks = made.masks
             told = {"flipped": made.flipped, "epoch": made.best, "epochs": made.epochs}
             rows = [about | {"metric": name, "value": value} for name, value in told.items()]
         else:
-            masks = top(self._ranking(arm), self.sites, size)
-        graft = self._graft(arm, masks)
+            masks = self._top(self._ranking(arm), size)
+        graft = graft_of(arm, masks)
+        change = graft.edit(self.pair)
         rows.append(about | {"metric": "size", "value": len(graft), "x": graft.share})
-        reading = readout.read(graft.edit(self.pair))
-        return _Cut([*rows, *readout.rows(reading, x=graft.share, **about)], graft)
+        rows += readout.rows(readout.read(change), x=graft.share, **about)
+        return _Cut([*rows, about | self._gained(change)], graft)
 
     def where(self, graft: Graft, arm: str, s: float) -> Iterator[dict[str, Any]]:
         """The share of every matrix that a graft takes."""
@@ -225,8 +237,26 @@ class _Cutter:
             rows += self.readout.rows(reading, arm=arm, sparsity=share, x=share, **about)
         return rows
 
-    def _graft(self, arm: str, masks: Masks) -> Graft:
-        return graft_of(arm, masks)
+    def _moved(self, site: ParameterSite) -> Tensor:
+        return self.pair.delta(site).change != 0
+
+    def _top(self, scores: rankings.Scores, size: int) -> Masks:
+        """The first `size` entries among those that fine-tuning changed, or all of these: any other
+        would be counted without doing anything."""
+        masks = top(lambda site: scores(site) * self._moved(site), self.sites, size)
+        return {s.name: masks[s.name] & self._moved(s) for s in self.sites}
+
+    def _chosen(self, change: Edit) -> float:
+        """Score on the prompts that choose."""
+        with change.on(self.readout.model):
+            return float(self.readout.answers(self.choose)["correct"].mean())
+
+    def _gained(self, *changes: Edit) -> dict[str, Any]:
+        """Share of the gain on the prompts that choose: what the size of a graft is chosen by."""
+        base, tuned = self._ends
+        mean = float(np.mean([self._chosen(change) for change in changes]))
+        gain = (mean - base) / (tuned - base) if tuned > base else np.nan
+        return {"metric": "choosing_gain", "value": gain, "n": len(self.choose)}
 
     def _judged(self, masks: Masks) -> float:
         """Mean log probability of the answer on the prompts that choose the epoch."""
@@ -273,7 +303,9 @@ def _among(sites: Sequence[ParameterSite]):
     return lambda site: site.name in names
 
 
-def _notes(pair: CheckpointPair, table: pd.DataFrame, readout: Readout) -> list[str]:
+def _notes(
+    pair: CheckpointPair, table: pd.DataFrame, readout: Readout, arms: Sequence[str]
+) -> list[str]:
     before, after = (float(side[0]["correct"].mean()) for side in (readout.base, readout.tuned))
     notes = []
     gains = table[(table["metric"] == "gain") & table["own"].eq(True)]
@@ -283,6 +315,13 @@ def _notes(pair: CheckpointPair, table: pd.DataFrame, readout: Readout) -> list[
             f"{len(readout.sets[0])} reported prompts, which may be no gain at all; no share of it "
             "is given."
         )
-    if not (table["arm"] == "bias").any():
+    n, moved = len(readout.sets[0]), table.loc[table["metric"] == "moved", "value"].iloc[0]
+    if n < FEW:
+        notes.append(f"{pair.name}: only {n} prompts are reported; intervals are rough.")
+    if moved < 1:
+        notes.append(f"{pair.name}: fine-tuning changed {moved:.2%} of the parameters in blocks.")
+    if "learned" in arms and (table.loc[table["metric"] == "epoch", "value"] == 0).any():
+        notes.append(f"{pair.name}: where the best epoch is 0, the learned mask is movement's.")
+    if "bias" in arms and not (table["arm"] == "bias").any():
         notes.append(f"{pair.name}: no bias changed, so there is no graft of the biases.")
     return notes

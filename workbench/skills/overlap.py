@@ -49,11 +49,13 @@ def overlap(
     bases = {one.provenance.base["fingerprint"]: one.provenance.base for one in given}
     if len(bases) > 1:
         raise WorkbenchError("Grafts are compared over one base only; these Results have several.")
-    grafts = {
-        f"{member}, {task_of(one)}": Graft.of(one, member, arm=arm, sparsity=sparsity)
-        for one in given
-        for member in one.members
-    }
+    grafts: dict[str, Graft] = {}
+    for one in given:
+        for member in one.members:
+            name = f"{member}, {task_of(one)}"
+            if name in grafts:
+                raise WorkbenchError(f"Two of these Results hold a graft of {name}; give one.")
+            grafts[name] = Graft.of(one, member, arm=arm, sparsity=sparsity)
     if len(grafts) < 2:
         raise WorkbenchError(f"Expected at least two grafts to compare, found {len(grafts)}.")
     seed = given[0].provenance.seed or 0

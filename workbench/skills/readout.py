@@ -56,6 +56,9 @@ class Readout:
         empty = [one.name for one in sets if not len(one)]
         if empty or not sets:
             raise WorkbenchError(f"Expected prompts to score; {empty or 'no set'} has none.")
+        names = [one.name for one in sets]
+        if len(set(names)) < len(names):
+            raise WorkbenchError(f"Expected prompt sets of different names, found {names}.")
         model = pair.base.load(device, named_dtype(dtype)).eval()
         if isinstance(pair, HeldPair):
             pair.rest_on(model)

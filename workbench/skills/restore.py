@@ -105,7 +105,7 @@ def restore(
             curve: dict[float, list[Reading]] = {0.0: [readout.tuned]}
             for q in grid:
                 curve[q] = [readout.read(restored(held, scores, q))
-                            for scores in _orders(held, arm, random)]  # fmt: skip
+                            for scores in _orders(held, arm, random, seed)]  # fmt: skip
                 rows += readout.rows(*curve[q], arm=arm, x=q)
                 bar.update()
             curve[1.0] = [outside]
@@ -123,9 +123,9 @@ def restore(
     return Result(KEY, table, provenance.with_notes((*provenance.notes, *_notes(pair, table))))
 
 
-def _orders(pair: CheckpointPair, arm: str, random: int) -> list[rankings.Scores]:
+def _orders(pair: CheckpointPair, arm: str, random: int, seed: int) -> list[rankings.Scores]:
     if arm == "random":
-        return [rankings.random(pair, seed) for seed in range(random)]
+        return [rankings.random(pair, f"{seed}/{i}") for i in range(random)]
     return [getattr(rankings, arm)(pair)]
 
 

@@ -29,6 +29,7 @@ from workbench.skills.graft import Masks, inside, top
 from workbench.tasks import PromptSet
 from workbench.tasks.batching import Row, batch, in_batches, pad_id, rows
 
+STEP = 32  # prompts a step of descent, however many fit in memory together
 FLIP = 1e-4  # sigmoid(S) at the start, the paper's
 START = float(np.float32(math.log(FLIP / (1 - FLIP))))  # exact in the state's float32
 
@@ -62,7 +63,7 @@ class Teacher:
         def run(some: list[int]) -> tuple[float, list[Tensor]]:
             with torch.enable_grad():
                 nats = self.nats([chosen[i] for i in some]) / len(chosen)
-                return nats.item(), list(torch.autograd.grad(nats, wanted))
+                return nats.item(), list(torch.autograd.grad(nats, wanted, materialize_grads=True))
 
         before = [p.requires_grad for p in wanted]
         try:
@@ -80,7 +81,7 @@ class Teacher:
             for parameter, was in zip(wanted, before, strict=True):
                 parameter.requires_grad_(was)
         shaped = {
-            s.name: g.T if s.name in self._turned else g
+            s.name: g.T if s.name in self._turned else g.flatten(1) if g.ndim > 2 else g
             for s, g in zip(self.sites, total, strict=True)
         }
         return loss, shaped
@@ -144,7 +145,7 @@ def learn(
     scale, epoch, draw = 0.0, 0, np.random.default_rng(seed)
     bar = tqdm(range(1, epochs + 1), desc=desc, disable=None, leave=False)
     for epoch in bar:
-        steps = -(-len(teacher.rows) // teacher.batch_size)
+        steps = -(-len(teacher.rows) // STEP)
         for places in np.array_split(draw.permutation(len(teacher.rows)), steps):
             with edit(pair, mask=soft(state)).on(teacher.model):
                 _, gradients = teacher.gradients(places.tolist())
