@@ -33,6 +33,7 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed
 	$(RUN)/python -m benchmarks.spectral --out benchmarks/results
 	$(RUN)/python -m benchmarks.tuco --out benchmarks/results
+	$(RUN)/python -m benchmarks.skills --base data/family/base --tuned data/family/full --out benchmarks/results
 	$(RUN)/python -m benchmarks.patching --model data/family/base --prompts 8 --boxes 5 --out benchmarks/results
 
 figures: $(VENV)/installed

@@ -20,7 +20,7 @@ CURVES = {
     "movement": ("largest change |Δ|", BLACK, "-", "s"),
     "rank": ("best low rank of Δ", "#0072B2", "-", "D"),
     "gradient": ("largest gradient", "#009E73", style.DASHES[0], "^"),
-    "principal": ("principal weights (LIFT)", "#E69F00", style.DASHES[0], "v"),
+    "principal": ("principal weights", "#E69F00", style.DASHES[0], "v"),
     "magnitude": ("largest weights |θ₀|", "#CC79A7", style.DASHES[0], "<"),
     "random": ("random entries", style.GREY, style.DASHES[1], "x"),
 }
@@ -105,7 +105,7 @@ def graft_places(result: Result, ax: Axes | None = None, *, arm: str = "") -> Fi
         ratio = np.log2(np.maximum(grid.to_numpy(float), share / 16) / share)
         maps.append(Map(f"{look.label}: {share:.2%}", ratio, look.colour))
     return heat_maps(
-        ax, maps, legend=f"{CURVES[arm][0]}: log₂ of\n(share of a matrix / a random graft's)",
+        ax, maps, legend=f"{CURVES[arm][0]}: log₂ of\n(share of a matrix /\na random graft's)",
         xlabel="matrix", labels=style.short_components(kinds), columns=3,
     )  # fmt: skip
 
