@@ -176,7 +176,7 @@ def test_bits_against_score():
         np.testing.assert_allclose(
             shown["signs and one scale (1 bit)"], (skilled.ONE_BIT, level(0.4))
         )
-    assert {"principal weights (LIFT)", "singular vectors at 8, 3, 2 bits"} <= set(legend(figure))
+    assert {"principal weights", "singular vectors at 8, 3, 2 bits"} <= set(legend(figure))
 
 
 def test_the_greedy_curve_names_what_it_added():

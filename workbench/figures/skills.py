@@ -127,7 +127,7 @@ def overlap_matrix(result: Result, ax: Axes | None = None) -> Figure:
     names = list(dict.fromkeys(result.table["first"]))
     size = len(names)
     figure, axes = style.panels(
-        ax, width=min(style.WIDE, 1.6 + 0.8 * size), height=min(6.0, 1.1 + 0.62 * size)
+        ax, width=min(style.WIDE, 2.0 + 0.8 * size), height=min(6.0, 1.1 + 0.62 * size)
     )
     here, grid = axes[0, 0], np.full((size, size), np.nan)
     for i, j in np.ndindex(size, size):
