@@ -41,6 +41,8 @@ PATCHED = tuple(a.key for a in ANALYSES if a.key.startswith("patching"))
 SKILLS = tuple(a.key for a in ANALYSES if a.key.startswith("skills"))
 # Tasks whose members' grafts are cut.
 GRAFTED = (shipped.TASK, "boxes", "reversal", shipped.BOTH)
+# The base answers most boxes already: too little is gained to learn a mask of it.
+BY_MOVEMENT: dict[str, Any] = {"arms": ("movement", "rank", "random")}
 # Groups at the last token, where a patch leaves little to run again.
 LAST = tuple(group for group in GROUPS if group.position == -1)
 SMOLLM2_MEMBERS = {
@@ -158,7 +160,7 @@ def _grafts(
     main task longer sums than it was trained on, and the sums it was made from."""
     longer = tasks.ledger(100, seed=1, split="test", steps=10)
     beside = PromptSet(f"{shipped.TASK}, 10 steps", longer.prompts, longer.seed)
-    made = {}
+    made, cut = {}, {"sparsity": (1e-3, 0.01, 0.03, 0.1, 0.3), "epochs": 15}
     for name, task, others in (
         (shipped.TASK, shipped.TASK, (beside, shipped.held_out("arithmetic", 100))),
         ("boxes", "boxes", ()),
@@ -176,7 +178,7 @@ def _grafts(
             prompts=others,
             only=SKILLS if own else ("skills.localize",),
             options={
-                "skills.localize": {"sparsity": (1e-3, 0.01, 0.03, 0.1, 0.3), "epochs": 15},
+                "skills.localize": cut | (BY_MOVEMENT if task == name == "boxes" else {}),
                 "skills.blocks": {"most": 8},
             },
             **run,
@@ -196,7 +198,7 @@ def _grafts_quick(
         "skills.restore": {"shares": (0.1, 0.4, 0.8), "arms": ("movement", "random"), "random": 1},
         "skills.compression": {"ranks": (1, 4, 16), "sparsities": (0.03, 0.3), "random": 1},
     }  # fmt: skip
-    few = {"skills.localize": {"sparsity": 0.3, "random": 1, "arms": ("movement", "random")}}
+    few = {"skills.localize": BY_MOVEMENT | {"sparsity": 0.3, "random": 1}}
     ledger, boxed = (
         {name: own[name] for name in chosen}
         for own, chosen in (
