@@ -176,13 +176,18 @@ def _grafts(
             load_family(base, members),
             task=shipped.held_out(task, 400),
             prompts=others,
-            only=SKILLS if own else ("skills.localize",),
-            options={
-                "skills.localize": cut | (BY_MOVEMENT if task == name == "boxes" else {}),
-                "skills.blocks": {"most": 8},
-            },
+            only=("skills.localize",),
+            options={"skills.localize": cut | (BY_MOVEMENT if task == name == "boxes" else {})},
             **run,
         )
+        if own:
+            made[f"updates-{task}"] = Study(
+                load_family(base, members),
+                task=shipped.held_out(task, 100),
+                only=tuple(key for key in SKILLS if key != "skills.localize"),
+                options={"skills.blocks": {"most": 8}},
+                **run,
+            )
     return made
 
 

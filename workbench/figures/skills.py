@@ -135,9 +135,14 @@ def overlap_matrix(result: Result, ax: Axes | None = None) -> Figure:
             continue
         row = table.loc[(names[i], names[j])]
         grid[i, j] = np.log2(max(row["value"], 1e-9) / row["baseline"])
-        told = f"{row['value']:.2g}\n{row['baseline']:.2g} | {within[names[i], names[j]]:.2g}"
-        here.text(j, i, told, ha="center", va="center", fontsize=5.5)
     most = max(1.0, float(np.nanmax(np.abs(grid))))
+    for (i, j), value in np.ndenumerate(grid):
+        if i != j:
+            row = table.loc[(names[i], names[j])]
+            told = f"{row['value']:.2g}\n{row['baseline']:.2g} | {within[names[i], names[j]]:.2g}"
+            dark = abs(value) > 0.7 * most
+            here.text(j, i, told, ha="center", va="center", fontsize=5.5,
+                      color="white" if dark else "black")  # fmt: skip
     image = here.imshow(grid, cmap=style.DIVERGING, vmin=-most, vmax=most, origin="lower")
     here.set_facecolor(style.PALE)
     labels = [style.text(name, 26) for name in names]
