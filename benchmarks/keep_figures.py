@@ -11,6 +11,8 @@ from pathlib import Path
 
 from workbench.results import replacing
 
+LARGE = 2**22  # bytes
+
 
 def keep(run: Path, target: Path) -> None:
     """PNG figures, report.html, and every Result with its provenance; PDFs can be drawn again."""
@@ -18,7 +20,12 @@ def keep(run: Path, target: Path) -> None:
         for figure in sorted((run / "figures").glob("*.png")):
             shutil.copy(figure, fresh / figure.name)
         shutil.copy(run / "report.html", fresh / "report.html")
-        shutil.copytree(run / "results", fresh / "results")
+        shutil.copytree(run / "results", fresh / "results", ignore=large)
+
+
+def large(folder: str, names: list[str]) -> list[str]:
+    """Positions of grafts, which take many times the room of all figures and can be cut again."""
+    return [name for name in names if (Path(folder) / name).stat().st_size > LARGE]
 
 
 if __name__ == "__main__":
