@@ -330,8 +330,11 @@ def smollm2_study(
             "spectral.scale": {"lambdas": (0.0, 0.5, 1.0), "arms": ("top", "neighbour", "shrink")},
             "tuco.scaling": {"alphas": (0.0, 0.9, 1.0, 1.1)},
         },
-        only=tuple(a.key for a in ANALYSES if a.key not in PATCHED),
-        also={"boxes": _smollm2_boxes(file, members, words, {"device": device, "dtype": dtype})},
+        only=tuple(a.key for a in ANALYSES if a.key not in (*PATCHED, *SKILLS)),
+        also={
+            "boxes": _smollm2_boxes(file, members, words, {"device": device, "dtype": dtype}),
+            "grafts": _smollm2_grafts(file, members, {"device": device, "dtype": dtype}),
+        },
     )
 
 
@@ -355,6 +358,22 @@ def _smollm2_boxes(
         only=tuple(f"patching.{key}" for key in keys),
         **run,
     )
+
+
+def _smollm2_grafts(file: Path, members: Mapping[str, Reference], run: dict[str, Any]) -> Study:
+    """A learned mask and its two plainest controls: twenty minutes a member on one core."""
+    return Study(
+        load_family(file, dict(members)),
+        task=tasks.boxes_prompts(96, seed=5, split="test"),
+        only=("skills.localize",),
+        options={
+            "skills.localize": {
+                "sparsity": (1e-3, 0.01, 0.1, 0.3), "arms": ("learned", "movement", "random"),
+                "random": 1, "epochs": 8, "batch_size": 8,
+            }
+        },
+        **run,
+    )  # fmt: skip
 
 
 def fast_bfloat16() -> bool:

@@ -47,6 +47,11 @@ class Intervals(NamedTuple):
     high: NDArray[np.float64]
     n: NDArray[np.int64]
 
+    @property
+    def first(self) -> Interval:
+        """The first, of one statistic the only one."""
+        return Interval(*(part[0] for part in self))
+
 
 def ratios(
     tops: ArrayLike, bottoms: ArrayLike | None = None, *, seed: int = 0, draws: int = 1000

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench.figures import style
-from workbench.figures.skills import own_rows
+from workbench.figures.scores import own_rows
 from workbench.results import Result
 
 KEY = "skills.calibration"

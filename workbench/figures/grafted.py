@@ -8,6 +8,7 @@ import pandas as pd
 
 from workbench.figures import calibration, skills, updates
 from workbench.figures.drawing import Drawing, has
+from workbench.figures.scores import own_rows
 from workbench.figures.wording import change, interval
 from workbench.results import Result
 
@@ -139,8 +140,7 @@ DRAWINGS = (
 
 def _localize(result: Result) -> Findings:
     """The smallest graft with 95% of the gain, learned and by movement."""
-    gains, sizes = skills.own_rows(result, "gain"), skills.own_rows(result, "score")
-    chosen = result.metric("choosing_gain")
+    gains, sizes = own_rows(result, "gain"), own_rows(result, "score")
     parts = []
     for member in result.members:
         own = gains[gains["member"] == member]
@@ -150,9 +150,8 @@ def _localize(result: Result) -> Findings:
             rows = own[(own["arm"] == arm) & (own["x"] > 0)].sort_values("x")
             if rows.empty or (arm not in ("learned", "movement", "rank", "random")):
                 continue
-            here = chosen[(chosen["member"] == member) & (chosen["arm"] == arm)]
-            enough = set(here.loc[here["value"] >= 0.95, "sparsity"])
-            best = next((r for _, r in rows.iterrows() if r["sparsity"] in enough), rows.iloc[-1])
+            sparsity, enough = skills.chosen_sparsity(result, member, arm)
+            best = rows[rows["sparsity"] == sparsity].iloc[0]
             reached = "" if enough else "not enough yet, "
             if pd.isna(best["value"]):
                 said.append(f"{label}: no gain to share out")
@@ -190,7 +189,7 @@ def _compose(result: Result) -> Findings:
 
 def _restore(result: Result) -> Findings:
     """What could be taken back for nothing, in every order, and what did better set back."""
-    free, cost, harmful = (skills.own_rows(result, m) for m in ("free", "cost", "harmful"))
+    free, cost, harmful = (own_rows(result, m) for m in ("free", "cost", "harmful"))
     parts = []
     for member in result.members:
         here = free[free["member"] == member].set_index("arm")
@@ -218,14 +217,14 @@ STORES = ("rank", "tiered", "1-bit", "adapter", "movement", "principal", "random
 
 def _compression(result: Result) -> Findings:
     """The fewest bits with 95% of the gain, per way of storing."""
-    gains = skills.own_rows(result, "gain")
+    gains = own_rows(result, "gain")
     parts = []
     for member in result.members:
         here = gains[gains["member"] == member]
         if here.loc[here["arm"] == "tuned", "value"].isna().all():
             parts.append(f"{member}: no gain to store")
             continue
-        own, said = here[here["value"] >= 0.95], []
+        own, said = here[here["value"] >= skills.ENOUGH], []
         for arm in [a for a in STORES if (here["arm"] == a).any()]:
             rows = own[own["arm"] == arm].sort_values("x")
             said.append(
@@ -242,7 +241,7 @@ def _compression(result: Result) -> Findings:
 
 
 def _calibration(result: Result) -> Findings:
-    errors = skills.own_rows(result, "ece")
+    errors = own_rows(result, "ece")
     parts = []
     for member in result.members:
         said = [
@@ -256,7 +255,7 @@ def _calibration(result: Result) -> Findings:
 
 def _blocks(result: Result) -> Findings:
     """Where the greedy path ended, beside random orders, and the matrix most missed."""
-    scores, off = (skills.own_rows(result, m) for m in ("score", "score_change"))
+    scores, off = (own_rows(result, m) for m in ("score", "score_change"))
     parts = []
     for member in result.members:
         own = scores[scores["member"] == member]

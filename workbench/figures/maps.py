@@ -69,7 +69,5 @@ def heat_maps(
         here.set_xlabel(xlabel)
     style.blank(axes, len(maps))
     assert image is not None
-    bar = figure.colorbar(image, ax=list(axes.flat), shrink=0.9, aspect=18, pad=0.02)
-    bar.set_label(legend)
-    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    style.colour_bar(image, list(axes.flat), legend)
     return figure

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.errors import WorkbenchError
-from workbench.figures import style
+from workbench.figures import scores, style
 from workbench.figures.maps import Map, heat_maps
+from workbench.figures.scores import BLACK, own_rows
 from workbench.results import Result
 
 LOCALIZE, OVERLAP, COMPOSE = "skills.localize", "skills.overlap", "skills.compose"
-BLACK = "#222222"
+ENOUGH = 0.95  # of the gain
 # How an arm is drawn: label, colour (None: the member's), dashes, marker.
 CURVES = {
     "learned": ("learned mask", None, "-", "o"),
@@ -28,12 +27,6 @@ POINTS = {"layer": ("one layer", "$L$"), "component": ("one kind of matrix", "$M
           "bias": ("biases", "$b$")}  # fmt: skip
 
 
-def own_rows(result: Result, metric: str) -> pd.DataFrame:
-    """The rows of a metric on the task's own prompts."""
-    rows = result.metric(metric)
-    return rows[rows["own"].eq(True)]
-
-
 @style.styled
 def graft_scores(result: Result, ax: Axes | None = None, *, metric: str = "score") -> Figure:
     """Score of the base with a share of the change, against that share; a panel per member.
@@ -41,15 +34,9 @@ def graft_scores(result: Result, ax: Axes | None = None, *, metric: str = "score
     metric: any of `localize`'s ("agreement", "ece" ...). Grey lines: base and tuned model. Bands:
     95% intervals over prompts, of the learned mask and of random entries.
     """
-    table, looks = own_rows(result, metric), style.looks(result)
-    rows, columns = style.grid_shape(len(looks), 2 if len(looks) > 1 else 1)
-    figure, axes = style.panels(
-        *(ax, rows, columns),
-        width=style.WIDE if columns > 1 else style.COLUMN,
-        height=1.7 * rows + 0.8,
-        share=(True, True),
-    )
-    for here, (member, look) in zip(axes.flat, looks.items(), strict=False):
+    table = own_rows(result, metric)
+    figure, axes, members = scores.by_member(result, ax, 1.7, share=(True, True))
+    for here, (member, look) in members:
         own = table[table["member"] == member]
         for arm, (label, colour, dashes, marker) in CURVES.items():
             line = own[(own["arm"] == arm) & (own["x"] > 0)].sort_values("x")
@@ -57,9 +44,7 @@ def graft_scores(result: Result, ax: Axes | None = None, *, metric: str = "score
                 continue
             shown = colour or look.colour
             if arm in ("learned", "random"):
-                here.fill_between(
-                    line["x"], line["low"], line["high"], color=shown, alpha=0.15, lw=0
-                )
+                scores.band(here, line, shown)
             here.plot(line["x"], line["value"], color=shown, ls=dashes, marker=marker, ms=3,
                       lw=1.6 if arm == "learned" else 1.0, zorder=4 if arm == "learned" else 3,
                       label=label)  # fmt: skip
@@ -68,18 +53,16 @@ def graft_scores(result: Result, ax: Axes | None = None, *, metric: str = "score
             if len(points):
                 here.plot(points["x"], points["value"], ls="", marker=mark, ms=3.5, mew=0.3,
                           color="#56B4E9", label=label, zorder=2)  # fmt: skip
-        for arm in ("base", "tuned"):
-            end = own.loc[own["arm"] == arm, "value"].iloc[0]
-            here.axhline(end, color=style.GREY, lw=0.7, zorder=0)
-            here.annotate(arm, (0.01, end), xycoords=("axes fraction", "data"), va="bottom",
-                          fontsize=6, color=style.GREY)  # fmt: skip
+        scores.ends(here, own)
         here.set_xscale("log")
         here.set_title(look.label, loc="left", color=look.colour)
-    style.first_column(axes, _named(result, metric))
-    for here in axes[-1]:
-        here.set_xlabel("share of the parameters in the blocks")
-    style.blank(axes, len(looks))
-    style.legend(axes, outside=ax is None)
+    taken = table.loc[table["x"].between(0, 1, inclusive="neither"), "x"]
+    # A decade at least, in which a single sparsity has room for its ticks.
+    low, high = taken.min() / 2, min(1.0, taken.max() * 2)
+    low = min(low, high / 10)
+    axes[0, 0].set_xlim(low, high)
+    style.log_ticks(axes[0, 0].xaxis, low, high)
+    scores.finish(result, ax, axes, table, "share of the parameters in the blocks")
     return figure
 
 
@@ -98,7 +81,7 @@ def graft_places(result: Result, ax: Axes | None = None, *, arm: str = "") -> Fi
     maps = []
     for member, look in style.looks(result).items():
         own = cells[cells["member"] == member]
-        sparsity = chosen_sparsity(result, member, arm)
+        sparsity, _ = chosen_sparsity(result, member, arm)
         own = own[own["sparsity"] == sparsity]
         grid = own.pivot(index="layer", columns="component", values="value")[kinds]
         share = float(own["baseline"].iloc[0])
@@ -110,12 +93,13 @@ def graft_places(result: Result, ax: Axes | None = None, *, arm: str = "") -> Fi
     )  # fmt: skip
 
 
-def chosen_sparsity(result: Result, member: str, arm: str) -> float:
-    """The smallest sparsity of an arm with 95% of the gain, or its largest."""
+def chosen_sparsity(result: Result, member: str, arm: str) -> tuple[float, bool]:
+    """The smallest sparsity of an arm with 95% of the gain on the prompts that choose, or its
+    largest; whether it has that gain."""
     gains = result.metric("choosing_gain")
     gains = gains[(gains["member"] == member) & (gains["arm"] == arm)].sort_values("sparsity")
-    enough = gains[gains["value"] >= 0.95]
-    return float((enough if len(enough) else gains.tail(1))["sparsity"].iloc[0])
+    enough = gains[gains["value"] >= ENOUGH]
+    return float((enough if len(enough) else gains.tail(1))["sparsity"].iloc[0]), bool(len(enough))
 
 
 @style.styled
@@ -151,9 +135,7 @@ def overlap_matrix(result: Result, ax: Axes | None = None) -> Figure:
     here.set_xlabel("graft j")
     here.set_ylabel("graft i")
     here.spines[:].set_visible(False)
-    bar = figure.colorbar(image, ax=here, shrink=0.8, aspect=18, pad=0.02)
-    bar.set_label("log₂ of overlap\nover chance")
-    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    style.colour_bar(image, here, "log₂ of overlap\nover chance")
     return figure
 
 
@@ -188,15 +170,5 @@ def composition(result: Result, ax: Axes | None = None) -> Figure:
         here.spines[:].set_visible(False)
     axes[0, 0].set_ylabel("skills put in")
     assert image is not None
-    bar = figure.colorbar(image, ax=list(axes.flat), shrink=0.9, aspect=18, pad=0.01)
-    bar.set_label("score")
-    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    style.colour_bar(image, list(axes.flat), "score")
     return figure
-
-
-def _named(result: Result, metric: str) -> str:
-    names = {"ece": "calibration error", "log_probability": "log p(answer) (nats)"}
-    tasks = own_rows(result, metric)["task"].dropna()
-    if tasks.empty:
-        raise WorkbenchError(f"No row of {metric!r} is of the task's own prompts.")
-    return f"{names.get(metric, metric)} on {tasks.iloc[0]}"

@@ -221,6 +221,14 @@ def band(here: Axes, x: np.ndarray, rows: pd.DataFrame, look: Look) -> None:
     here.plot(x, rows["value"], color=look.colour, marker=look.marker, ms=3, label=look.label)
 
 
+def colour_bar(image: Any, axes: Axes | list[Axes], label: str) -> None:
+    """The scale of a map beside its panels."""
+    figure = image.axes.get_figure(root=True)
+    bar = figure.colorbar(image, ax=axes, shrink=0.9, aspect=18, pad=0.02)
+    bar.set_label(label)
+    bar.outline.set_visible(False)
+
+
 def first_column(axes: np.ndarray, label: str) -> None:
     """One label on the left of every row."""
     for here in axes[:, 0]:

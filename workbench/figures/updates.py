@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.figures import style
+from workbench.figures import scores, style
 from workbench.figures.maps import Map, heat_maps
-from workbench.figures.skills import BLACK, CURVES, own_rows
+from workbench.figures.scores import BLACK, own_rows
+from workbench.figures.skills import CURVES
 from workbench.results import Result
 
 RESTORE, COMPRESSION, BLOCKS = "skills.restore", "skills.compression", "skills.blocks"
@@ -35,7 +34,6 @@ WHOLE = {  # one number of bits each: label, colour (None: the member's), marker
     "adapter": ("the adapter's own file", None, "*", 8),
     "tuned": ("tuned, 16 bits an entry", None, "X", 5.5),
 }
-NAMES = {"ece": "calibration error", "log_probability": "log p(answer) (nats)"}
 
 
 @style.styled
@@ -46,7 +44,7 @@ def restoration(result: Result, ax: Axes | None = None, *, metric: str = "score"
     largest share that cost nothing on the choosing half, bars the range of that choice.
     """
     table, free = own_rows(result, metric), own_rows(result, "free")
-    figure, axes, members = _by_member(result, ax, 1.9, share=(True, True))
+    figure, axes, members = scores.by_member(result, ax, 1.9, share=(True, True))
     for here, (member, look) in members:
         own = table[table["member"] == member]
         ends = own[own["arm"].isin(["tuned", "outside"])]
@@ -57,7 +55,7 @@ def restoration(result: Result, ax: Axes | None = None, *, metric: str = "score"
             line = pd.concat([own[own["arm"] == arm], ends]).sort_values("x")
             colour = colour or look.colour
             if arm in (shown[0], "random"):
-                _band(here, line, colour)
+                scores.band(here, line, colour)
             here.plot(line["x"], line["value"], color=colour, ls=dashes, marker=marker, ms=3,
                       label=label)  # fmt: skip
             chosen = free[(free["member"] == member) & (free["arm"] == arm)]
@@ -69,11 +67,11 @@ def restoration(result: Result, ax: Axes | None = None, *, metric: str = "score"
                     ls="", marker="o", ms=6.5, mfc="none", mew=0.9, color=colour, elinewidth=2.5,
                     alpha=0.7, zorder=4,
                 )  # fmt: skip
-        _ends(here, own)
+        scores.ends(here, own)
         here.set_title(look.label, loc="left", color=look.colour)
     axes[0, 0].plot([], [], ls="", marker="o", ms=6.5, mfc="none", mew=0.9, color=BLACK,
                     label="free (with its range)")  # fmt: skip
-    _finish(result, ax, axes, table, "share q of the parameters set back to the base")
+    scores.finish(result, ax, axes, table, "share q of the parameters set back to the base")
     return figure
 
 
@@ -85,7 +83,7 @@ def bits_score(result: Result, ax: Axes | None = None, *, metric: str = "score")
     those of the ways that have but one size.
     """
     table = own_rows(result, metric)
-    figure, axes, members = _by_member(result, ax, 1.9, share=(True, True))
+    figure, axes, members = scores.by_member(result, ax, 1.9, share=(True, True))
     for here, (member, look) in members:
         own = table[table["member"] == member]
         for arm, (label, colour, dashes, marker) in STORED.items():
@@ -94,22 +92,23 @@ def bits_score(result: Result, ax: Axes | None = None, *, metric: str = "score")
                 continue
             colour = colour or look.colour
             if arm in ("rank", "random"):
-                _band(here, line, colour)
+                scores.band(here, line, colour)
             here.plot(line["x"], line["value"], color=colour, ls=dashes, marker=marker, ms=3,
                       label=label)  # fmt: skip
         for arm, (label, colour, marker, size) in WHOLE.items():
             point = own[own["arm"] == arm]
             if len(point):
                 here.errorbar(
-                    point["x"], point["value"], yerr=_bars(point), ls="", marker=marker, ms=size,
-                    mew=0, color=colour or look.colour, elinewidth=0.8, zorder=4, label=label,
+                    point["x"], point["value"], yerr=scores.bars(point), ls="", marker=marker,
+                    ms=size, mew=0, color=colour or look.colour, elinewidth=0.8, zorder=4,
+                    label=label,
                 )  # fmt: skip
-        _ends(here, own)
+        scores.ends(here, own)
         here.set_xscale("log")
         here.set_title(look.label, loc="left", color=look.colour)
     held = table.loc[table["x"] > 0, "x"]
     style.log_ticks(axes[0, 0].xaxis, held.min(), held.max())
-    _finish(result, ax, axes, table, "stored bits per entry of the base")
+    scores.finish(result, ax, axes, table, "stored bits per entry of the base")
     return figure
 
 
@@ -123,7 +122,7 @@ def greedy_blocks(result: Result, ax: Axes | None = None, *, metric: str = "scor
     table = own_rows(result, metric)
     kinds = list(dict.fromkeys(table["component"].dropna()))
     short = dict(zip(kinds, style.short_components(kinds), strict=True))
-    figure, axes, members = _by_member(result, ax, 2.2, share=(False, True))
+    figure, axes, members = scores.by_member(result, ax, 2.2, share=(False, True))
     for here, (member, look) in members:
         own = table[table["member"] == member]
         base = own[own["arm"] == "base"]
@@ -133,16 +132,16 @@ def greedy_blocks(result: Result, ax: Axes | None = None, *, metric: str = "scor
             ("greedy", "best next matrix", look.colour, "-", "o"),
         ):
             line = pd.concat([base, own[own["arm"] == arm]]).sort_values("x")
-            _band(here, line, colour)
+            scores.band(here, line, colour)
             here.plot(line["x"], line["value"], color=colour, ls=dashes, marker=marker, ms=3,
                       label=label)  # fmt: skip
-        _ends(here, own, "all")
+        scores.ends(here, own, "all")
         told = [f"{x:.0f}: {layer:.0f}.{short[component]}" for x, layer, component
                 in zip(path["x"], path["layer"], path["component"], strict=True)]  # fmt: skip
         here.set_xticks(range(len(path) + 1), ["0", *told], rotation=50, ha="right",
                         rotation_mode="anchor", fontsize=6)  # fmt: skip
         here.set_title(look.label, loc="left", color=look.colour)
-    _finish(result, ax, axes, table, "matrices switched on (number: layer.matrix added)")
+    scores.finish(result, ax, axes, table, "matrices switched on (number: layer.matrix added)")
     figure.align_xlabels(list(axes.flat))
     return figure
 
@@ -174,9 +173,10 @@ def block_changes(
             marks.append(np.argwhere(dots.eq(True).to_numpy()))
     given = None if ax is None else ax.get_figure(root=True)
     before = [] if given is None else given.axes
+    named = scores.NAMES.get(metric, metric)
     figure = heat_maps(
         ax, maps,
-        legend=f"change of\n{NAMES.get(metric, metric)}\n(off: from tuned,\nalone: from base)",
+        legend=f"change of\n{named}\n(off: from tuned,\nalone: from base)",
         xlabel="matrix", labels=style.short_components(kinds), columns=4,
     )  # fmt: skip
     mine = [one for one in figure.axes if one not in before and one.images]
@@ -185,53 +185,3 @@ def block_changes(
             here.plot(dots[:, 1], dots[:, 0], ls="", marker="o", ms=2.4, mew=0.5,
                       mec="white", color=BLACK)  # fmt: skip
     return figure
-
-
-def _by_member(
-    result: Result, ax: Axes | None, height: float, *, share: tuple[bool, bool]
-) -> tuple[Figure, np.ndarray, Iterable[tuple[Axes, tuple[str, style.Look]]]]:
-    """A panel for each member; a column's width for one, two columns' for several."""
-    looks = style.looks(result)
-    rows, columns = style.grid_shape(len(looks), 2 if len(looks) > 1 else 1)
-    figure, axes = style.panels(
-        *(ax, rows, columns),
-        width=style.WIDE if columns > 1 else style.COLUMN,
-        height=height * rows + 0.7,
-        share=share,
-    )
-    return figure, axes, list(zip(axes.flat, looks.items(), strict=False))
-
-
-def _band(here: Axes, line: pd.DataFrame, colour: str) -> None:
-    here.fill_between(line["x"], line["low"], line["high"], color=colour, alpha=0.15, lw=0)
-
-
-def _bars(rows: pd.DataFrame) -> np.ndarray:
-    """Lengths of error bars; an interval may miss a value that is not a mean (calibration)."""
-    value = rows["value"]
-    return np.array([value - rows["low"], rows["high"] - value]).clip(0)
-
-
-def _ends(here: Axes, own: pd.DataFrame, *more: str) -> None:
-    """Grey lines at base and tuned model, named beside the panel, where no curve runs; and at
-    further ends that differ from the tuned model."""
-    ends = {arm: own.loc[own["arm"] == arm, "value"].iloc[0] for arm in ("base", "tuned", *more)}
-    ends = {arm: end for arm, end in ends.items() if arm not in more or end != ends["tuned"]}
-    order = sorted(ends, key=ends.__getitem__)
-    for arm, end in ends.items():
-        # The lowest name hangs from its line, so that near lines keep their names readable.
-        place = {order[0]: "top", order[-1]: "bottom"}.get(arm, "center")
-        here.axhline(end, color=style.GREY, lw=0.7, zorder=0)
-        here.annotate(arm, (1.01, end), xycoords=("axes fraction", "data"), va=place, fontsize=6,
-                      color=style.GREY, annotation_clip=False)  # fmt: skip
-
-
-def _finish(
-    result: Result, ax: Axes | None, axes: np.ndarray, table: pd.DataFrame, xlabel: str
-) -> None:
-    metric, task = table["metric"].iloc[0], table["task"].dropna().iloc[0]
-    style.first_column(axes, f"{NAMES.get(metric, metric)} on {task}")
-    for here in axes[-1]:
-        here.set_xlabel(xlabel)
-    style.blank(axes, len(result.members))
-    style.legend(axes, outside=ax is None)

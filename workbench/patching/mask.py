@@ -195,7 +195,7 @@ class _Masked(NamedTuple):
                 values = np.stack([scores[metric] for scores in found])
                 # Random masks: every pair's mean over them, so that the interval is over pairs.
                 interval = ratios(values.mean(0), seed=seed)
-                row = {name: part[0] for name, part in interval._asdict().items()}
+                row = interval.first._asdict()
                 made.append(pd.DataFrame([row | {"arm": arm, "metric": metric}]))
         table = pd.concat(made, ignore_index=True)
         where = "all" if self.position is None else str(self.position)

@@ -227,7 +227,7 @@ def plain(made: Sweep, *, seed: int = 0, measures: Sequence[str] = MEASURES) -> 
     for arm, values in (("destination", made.destination), ("source", made.source)):
         for measure in measures:
             found = ratios(values[measure], seed=seed)
-            row = {name: part[0] for name, part in found._asdict().items()}
+            row = found.first._asdict()
             rows.append({"arm": arm, "metric": measure} | row)
     return pd.DataFrame(rows)
 

@@ -170,7 +170,7 @@ class _Ablation:
             for metric, column in (("score", "correct"), ("log_probability", "log_probability")):
                 now, before = (side[place][column].to_numpy(float) for side in (reading, end))
                 found = ratios(now - before, seed=self.readout.seed)
-                named = {name: part[0] for name, part in found._asdict().items()}
+                named = found.first._asdict()
                 told = {"task": prompts.name, "own": place == 0, "metric": f"{metric}_change"}
                 yield about | told | named | {"baseline": 0.0}
 

@@ -73,7 +73,7 @@ def errors(sure: Floats, right: Floats, bins: int, seed: int) -> Iterator[dict[s
         ("confidence", sure, None, np.nan),
         ("overconfidence", sure - right, gaps, 0.0),
     ):
-        named = {k: part[0] for k, part in stats.ratios(items, seed=seed)._asdict().items()}
+        named = stats.ratios(items, seed=seed).first._asdict()
         if metric == "brier":
             named["value"] = brier_score_loss(right, sure, pos_label=1)
         edges = (np.nan, np.nan) if drawn is None else np.quantile(drawn.mean(1), [0.025, 0.975])

@@ -176,6 +176,6 @@ def _interference(
         now = readouts[i].read(together)[0]["correct"].to_numpy(float)
         before = alone[i][0]["correct"].to_numpy(float)
         interval = ratios(now - before, seed=seed)
-        named = {name: part[0] for name, part in interval._asdict().items()}
+        named = interval.first._asdict()
         told = {"arm": "graft", "task": readouts[i].sets[0].name, "own": True}
         yield about | told | {"metric": "interference", "baseline": before.mean()} | named

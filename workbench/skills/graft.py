@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.loaders import CheckpointPair, Delta
+from workbench.loaders import CheckpointPair
 from workbench.loaders.names import ParameterSite
 from workbench.models import Edit, edit
 from workbench.results import Result, writing
 
 KEY = "skills.localize"
 Masks = Mapping[str, Tensor]
-Score = Callable[[Delta], Tensor]
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ class _Cutter:
         self.sites, self.total = inside(pair), count(pair)
         self._scores: dict[str, rankings.Scores] = {}
         self._values: dict[str, Tensor] = {}
-        self._ends = [self._chosen(change) for change in (edit(pair, 0.0), edit(pair))]
+        self._sides = [self._chosen(change) for change in (edit(pair, 0.0), edit(pair))]
 
     def ends(self) -> list[dict[str, Any]]:
         readout = self.readout
@@ -253,7 +253,7 @@ class _Cutter:
 
     def _gained(self, *changes: Edit) -> dict[str, Any]:
         """Share of the gain on the prompts that choose: what the size of a graft is chosen by."""
-        base, tuned = self._ends
+        base, tuned = self._sides
         mean = float(np.mean([self._chosen(change) for change in changes]))
         gain = (mean - base) / (tuned - base) if tuned > base else np.nan
         return {"metric": "choosing_gain", "value": gain, "n": len(self.choose)}

@@ -92,7 +92,7 @@ class Readout:
             base, tuned = self.base[place], self.tuned[place]
             here = [reading[place] for reading in readings]
             for metric, interval, baseline in self._metrics(here, base, tuned):
-                named = {name: part[0] for name, part in interval._asdict().items()}
+                named = interval.first._asdict()
                 made.append(told | {"metric": metric} | named | {"baseline": baseline})
             made += self._calibrated(here, told)
         return made
@@ -136,7 +136,7 @@ class Readout:
             np.mean([(sure - right) ** 2 for sure, right in both], axis=0), seed=self.seed
         )
         perfect = float(np.mean([(sure * (1 - sure)).mean() for sure, _ in both]))
-        named = {name: part[0] for name, part in brier._asdict().items()}
+        named = brier.first._asdict()
         return [*made, told | {"metric": "brier"} | named | {"baseline": perfect}]
 
 

@@ -151,7 +151,7 @@ def _chosen(
         best = int(chooses.mean(1).argmax())
         for metric, here in (("cost", int(np.flatnonzero(shares == most)[0])), ("harmful", best)):
             found = ratios(reports[here] - reports[0], seed=readout.seed)
-            named = {name: part[0] for name, part in found._asdict().items()}
+            named = found.first._asdict()
             yield about | {"metric": metric, "x": shares[here]} | named | {"baseline": 0.0}
 
 
