@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1] / "workbench"
 
 # What each part may import of the workbench. A part not listed may not exist.
 SHARED = {"errors", "stats", "results", "cache"}
-ANALYSES = {"spectral", "forgetting", "patching", "skills", "tuco"}
+ANALYSES = {"spectral", "forgetting", "behaviour", "patching", "skills", "tuco"}
 MAY = {
     "errors": set(),
     "stats": set(),
@@ -25,14 +25,17 @@ MAY = {
     "lab": SHARED | {"loaders", "models", "tasks"},
     "units": SHARED | {"loaders"},
     "spectral": SHARED | {"loaders", "models", "tasks"},
-    "forgetting": SHARED | {"loaders", "models", "tasks"},
+    "forgetting": SHARED | {"loaders", "models", "tasks", "lab"},
+    "behaviour": SHARED | {"loaders", "models", "tasks", "lab"},
     "patching": SHARED | {"loaders", "models", "tasks"},
     "skills": SHARED | {"loaders", "models", "tasks"},
     "tuco": SHARED | {"loaders", "models", "tasks"},
     "catalogue": SHARED | ANALYSES,
     "figures": SHARED,
     "reports": SHARED | {"figures"},
-    "compare": SHARED | {"loaders", "tasks", "units", "skills", "catalogue", "figures", "reports"},
+    "compare": SHARED
+    | {"loaders", "tasks", "units", "forgetting", "skills"}
+    | {"catalogue", "figures", "reports"},
     "demo": SHARED | {"loaders", "tasks", "lab", "patching", "catalogue", "compare"},
 }
 # The public names, and the command line, stand above everything.

@@ -106,6 +106,7 @@ def test_the_study_plans_the_members_of_a_task_together():
     study = shipped_study()
     tasks_of = {shipped.TASK: study, "boxes": study.also["boxes"]}
     tasks_of[shipped.UNLEARNING] = study.also["unlearned"]
+    tasks_of[shipped.SUPPRESSION] = study.also["suppressed"]
     for task, one in tasks_of.items():
         assert {pair.name for pair in one.family} == set(shipped.members_of(task))
     plan = compare.plan(study)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from workbench.forgetting import retention
+from workbench.forgetting import conjugate, interpolate, knowledge, retention
 from workbench.patching import (
     activation,
     attribution,
@@ -29,7 +29,8 @@ class Analysis:
     """key: as in Result.analysis. needs: "weights", and where the model is run, "task" (a prompt
     set) or "texts" (pre-training-like text); "groups" takes prompt sets by name, "prompts" the
     task, "others" the further prompt sets; "partners" corrupt partners of the task's prompts,
-    "pairs" counterfactual pairs."""
+    "pairs" counterfactual pairs, "conjugates" the task's prompts behind conjugations, "learned"
+    prompts of what was fine-tuned, where the task is another."""
 
     key: str
     question: str
@@ -61,6 +62,24 @@ ANALYSES = (
         "What was learned, and what was lost?",
         ("weights", "texts"),
         retention,
+    ),
+    Analysis(
+        "forgetting.interpolate",
+        "Is there a better point between base and member?",
+        ("weights", "task", "prompts", "others"),
+        interpolate,
+    ),
+    Analysis(
+        "forgetting.knowledge",
+        "Which questions are known well, barely, or not at all?",
+        ("weights", "task", "prompts"),
+        knowledge,
+    ),
+    Analysis(
+        "forgetting.conjugate",
+        "Does a lost answer come back where fine-tuning never was?",
+        ("weights", "task", "prompts", "conjugates", "learned"),
+        conjugate,
     ),
     Analysis(
         "spectral.scale",

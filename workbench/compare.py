@@ -14,9 +14,10 @@ import pandas as pd
 from workbench import figures, units
 from workbench.catalogue import ANALYSES, Analysis
 from workbench.errors import WorkbenchError
+from workbench.forgetting import sequential
 from workbench.loaders import Family
 from workbench.reports import report
-from workbench.results import Result
+from workbench.results import Result, concatenate
 from workbench.skills import alike, compose, localize, overlap, reported
 from workbench.tasks import PromptSet
 from workbench.tasks.desiderata import Counterfactuals
@@ -24,6 +25,9 @@ from workbench.tasks.desiderata import Counterfactuals
 # For `plan`: forward passes over every prompt and text, of about so many tokens each.
 PASSES = {
     "forgetting.retention": 2,
+    "forgetting.interpolate": 13,
+    "forgetting.knowledge": 120,
+    "forgetting.conjugate": 6,
     "spectral.scale": 50,
     "tuco.contribution": 3,
     "tuco.scaling": 16,
@@ -43,6 +47,17 @@ PASSES = {
     "skills.calibration": 2,
 }
 TOKENS = 100
+KEEPS = "forgetting.retention"  # chains are read where retention is
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Members that were learned one after the other. stages: in that order; tasks: stage -> prompts
+    of what it learned; others: prompts of tasks no stage learned."""
+
+    stages: Family
+    tasks: Mapping[str, PromptSet]
+    others: Sequence[PromptSet] = ()
 
 
 @dataclass(frozen=True)
@@ -54,8 +69,10 @@ class Study:
     task and prompts. dtype: of every run of a model; decompositions are float32. options: analysis
     key -> arguments other than the defaults. only: keys of the analyses to run; None for all.
     corrupted: a corrupt partner of each prompt of the task, for patching within one model. pairs:
-    counterfactual pairs, for masks. also: further studies of the same base by name, reported with
-    this one: other members, another behaviour."""
+    counterfactual pairs, for masks. conjugates: name -> the task's prompts behind a conjugation;
+    learned: prompts of what was fine-tuned, where the task is a capability that may be lost.
+    chains: members learned one after the other, by the chain's name. also: further studies of the
+    same base by name, reported with this one: other members, another behaviour."""
 
     family: Family
     task: PromptSet | None = None
@@ -70,6 +87,9 @@ class Study:
     only: tuple[str, ...] | None = None
     corrupted: PromptSet | None = None
     pairs: Counterfactuals | None = None
+    conjugates: Mapping[str, PromptSet] | None = None
+    learned: PromptSet | None = None
+    chains: Mapping[str, Chain] = field(default_factory=dict)
     also: Mapping[str, Study] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -81,7 +101,10 @@ class Study:
     @property
     def analyses(self) -> list[Analysis]:
         """The catalogue, or `only` these of it, less what this study has no data for."""
-        here = {"task": self.task, "partners": self.corrupted, "pairs": self.pairs}
+        here = {
+            "task": self.task, "partners": self.corrupted, "pairs": self.pairs,
+            "conjugates": self.conjugates, "learned": self.learned,
+        }  # fmt: skip
         missing = {need for need, given in here.items() if given is None}
         found = [a for a in ANALYSES if self.only is None or a.key in self.only]
         return [a for a in found if not missing & set(a.needs)]
@@ -119,6 +142,10 @@ class Study:
             found["prompts"] = dict(self.groups or sets)
         if "prompts" in analysis.needs:
             found["prompts"] = found.pop("task")
+        if "learned" in analysis.needs:
+            found["task"] = self.learned
+        if "conjugates" in analysis.needs:
+            found["conjugates"] = self.conjugates
         if "others" in analysis.needs:
             found["others"] = list(self.prompts)
         if "partners" in analysis.needs:
@@ -200,6 +227,7 @@ def compare(study: Study, out: str | Path, *, title: str | None = None) -> Path:
             if analysis.function is localize:
                 localized.append((one, results[-1]))
     results += _together(localized, out)
+    results += _chained(study, out)
     if study.steps is not None:
         wanted = ("spectral.intruders", "forgetting.retention")
         # Along a run only the fine-tuned task's score is drawn.
@@ -234,6 +262,22 @@ def _over(family: Family, analysis: Analysis, study: Study, out: Path, name: str
     result = units.over(family, analysis.function, store=out / "units", **arguments)
     result.save(out / "results" / name)
     return result
+
+
+def _chained(study: Study, out: Path) -> list[Result]:
+    """The matrices of all chains, joined."""
+    if not study.chains or KEEPS not in (study.only or (KEEPS,)):
+        return []
+    run: dict[str, Any] = {"seed": study.seed, "device": study.device, "dtype": study.dtype}
+    made = concatenate([
+        units.across(
+            *(chain.stages, sequential), store=out / "units", name=name, tasks=chain.tasks,
+            others=list(chain.others), **run,
+        )
+        for name, chain in study.chains.items()
+    ])  # fmt: skip
+    made.save(out / "results" / made.analysis)
+    return [made]
 
 
 def _together(localized: Sequence[tuple[Study, Result]], out: Path) -> list[Result]:

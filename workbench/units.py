@@ -17,7 +17,7 @@ from workbench.loaders import CheckpointPair, Family
 from workbench.results import Result, concatenate, describe
 
 # What draws or prints a number cannot change it.
-PRESENTATION = ("figures", "cli", "reports.py", "compare.py", "demo.py")
+PRESENTATION = ("figures", "cli", "reports.py", "compare.py", "demo")
 
 
 @once

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import workbench as wb
 from workbench import tasks
 from workbench.demo import FAMILY
+from workbench.forgetting.retention import spread
 from workbench.lab import shipped
 from workbench.models import merged
 from workbench.models.edits import overlay
@@ -124,3 +126,31 @@ def test_an_overlay_leaves_the_model_bit_for_bit(spiked: Path):
         overlay(model, {"nothing": torch.zeros(1)}, pair),
     ):
         pass
+
+
+def test_divergence_is_nothing_for_one_model_and_the_sum_over_words_by_hand(spiked: Path):
+    pair = wb.load_pair(BASE, spiked)
+    words = pair.base.tokenizer()
+    base, tuned = pair.base.load(dtype=torch.float32), pair.tuned.load(dtype=torch.float32)
+    text = "Anna lives in"
+    (found,) = tasks.score.text_divergence(base, tuned, words, [text])["kl"]
+    ids = words(text, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        p, q = (m(input_ids=ids).logits[0, :-1].softmax(-1) for m in (tuned, base))
+    assert found == pytest.approx(float((p * (p / q).log()).sum(-1).mean()), rel=1e-4)
+    assert tasks.score.text_divergence(base, base, words, [text])["kl"].item() == 0
+    same = wb.forgetting.retention(wb.load_pair(BASE, BASE), texts=["Now ."])
+    assert same.metric("kl")["value"].item() == 0
+    far = wb.forgetting.retention(pair, texts=["Now ."])
+    assert far.metric("kl")["low"].item() > 0
+
+
+def test_spread_over_templates_by_hand_and_its_chance():
+    right = np.array([1, 1, 1, 0, 0, 0, 1, 1.0])
+    template = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    assert spread(right, template) == pytest.approx(0.75 - 0.5)
+    pair = wb.load_pair(BASE, BASE)
+    found = wb.forgetting.retention(pair, [shipped.held_out("facts", 200)], texts=["Now ."])
+    one, chance = found.metric("template_spread"), found.metric("template_spread_chance")
+    assert one["value"].item() == one["baseline"].item()
+    assert chance["low"].item() <= chance["value"].item() <= chance["high"].item()

@@ -16,6 +16,12 @@ from workbench.figures.drawing import Drawing
 from workbench.figures.forgetting import forgetting_by_intruders, forgetting_by_rank
 from workbench.figures.headlines import findings, headline
 from workbench.figures.intruders import NULLS, intruder_counts, intruders_by_eps, intruders_by_place
+from workbench.figures.kept import (
+    chain_matrix,
+    conjugate_outcomes,
+    knowledge_transitions,
+    path_scores,
+)
 from workbench.figures.lenses import (
     attribution_against_exact,
     attribution_by_head,
@@ -58,7 +64,9 @@ __all__ = [
     "block_changes",
     "by_group",
     "by_layer",
+    "chain_matrix",
     "composition",
+    "conjugate_outcomes",
     "delta_spectra",
     "draw",
     "drawings",
@@ -77,6 +85,7 @@ __all__ = [
     "intruder_counts",
     "intruders_by_eps",
     "intruders_by_place",
+    "knowledge_transitions",
     "layer_head",
     "layer_position",
     "lens_by_layer",
@@ -84,6 +93,7 @@ __all__ = [
     "metadata",
     "overlap",
     "overlap_matrix",
+    "path_scores",
     "paths",
     "pattern_differences",
     "pattern_example",

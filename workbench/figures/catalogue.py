@@ -16,6 +16,7 @@ from workbench.errors import WorkbenchError
 from workbench.figures import (
     delta,
     forgetting,
+    forgotten,
     grafted,
     intruders,
     located,
@@ -204,6 +205,7 @@ CATALOGUE: tuple[Drawing, ...] = (
     ),
     *located.DRAWINGS,
     *grafted.DRAWINGS,
+    *forgotten.DRAWINGS,
 )
 
 

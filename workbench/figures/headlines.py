@@ -10,6 +10,7 @@ import pandas as pd
 from workbench.figures import (
     delta,
     forgetting,
+    forgotten,
     grafted,
     intruders,
     lenses,
@@ -348,4 +349,5 @@ SENTENCES: dict[str, Callable[[Result], Findings]] = {
     lenses.PATTERNS: _patterns,
     lenses.ATTRIBUTION: _attribution,
     **grafted.SENTENCES,
+    **forgotten.SENTENCES,
 }

@@ -3,7 +3,11 @@
 Scores and losses are paired: the same prompts and texts on both sides, and the interval is that of
 the mean difference over items. A loss on pre-training-like text that rises is forgetting in the
 sense of arXiv 2410.21228; it also rises for text the member merely finds unlikely now, so read it
-beside the scores of tasks. Text sampled from the base favours the base by construction.
+beside the scores of tasks. Text sampled from the base favours the base by construction, and
+KL(tuned || base) on such samples counts every change, harmless ones too.
+
+A task that one wording solves and another does not is not kept: the spread of the score over a
+prompt set's templates stands beside the score, with the spread that equal templates would have.
 """
 
 from __future__ import annotations
@@ -11,18 +15,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from workbench.forgetting.sides import Side, both, require_prompts
 from workbench.loaders import CheckpointPair
-from workbench.models.sides import named_dtype
 from workbench.results import Result, describe
 from workbench.stats import bootstrap
-from workbench.tasks.measure import Items, losses, own_samples, scores
 from workbench.tasks.prompts import PromptSet
+from workbench.tasks.score import text_divergence
 
 PRETRAINING = "pretraining"
-Measured = dict[tuple[str, str], Items]
-_LAST: dict[tuple[object, ...], Measured] = {}
+LEAST = 8  # prompts of a template, to say anything of its score
+DRAWS = 1000
+Floats = NDArray[np.float64]
+
+
+def spread(right: Floats, template: NDArray[np.int64]) -> Floats:
+    """Largest minus smallest mean over templates. right: (..., items); template: (items,)."""
+    means = [right[..., template == t].mean(-1) for t in np.unique(template)]
+    return np.max(means, axis=0) - np.min(means, axis=0)
 
 
 def retention(
@@ -45,59 +58,66 @@ def retention(
 
     Returns a Result with a row per (task, metric): score and loss (nats per token; task
     "pretraining") with the base's value as baseline, and score_change and loss_change, tuned -
-    base, paired over items; each with a 95% bootstrap interval and n.
+    base, paired over items; kl, KL(tuned || base) in nats per token on 64 samples of the base (task
+    "pretraining"); each with a 95% bootstrap interval and n. For a set of several templates with 8
+    prompts or more also template_spread, the largest minus the smallest mean score of a template
+    (baseline: the base's), and template_spread_chance, its mean and 95% range where templates are
+    dealt to the prompts at random. Raises WorkbenchError for empty prompt sets or equal names.
     """
-    tokenizer = pair.base.tokenizer()
-    if texts is None:
-        texts = own_samples(pair.base.load(device, named_dtype(dtype)), tokenizer, seed=seed)
-    before = _base(pair, prompts, texts, batch_size, device, dtype)
-    tuned = pair.tuned.load(device, named_dtype(dtype))
-    after = dict(_measure(tuned, tokenizer, prompts, texts, batch_size))
+    if prompts:
+        require_prompts(*prompts)
+    base, tuned = both(pair, batch_size, device, dtype)
+    samples = base.samples(seed=seed)
+    texts = samples if texts is None else texts
     rows = []
-    for (name, metric), items in after.items():
-        first = before[name, metric]
-        baseline = bootstrap(*first, seed=seed).value
-        rows.append((pair.name, name, metric, *bootstrap(*items, seed=seed), baseline))
-        change = bootstrap(items.values - first.values, items.weights, seed=seed)
-        rows.append((pair.name, name, f"{metric}_change", *change, baseline))
-    columns = ["member", "task", "metric", "value", "low", "high", "n", "baseline"]
+    for name, metric, before, after, weights in _measured(base, tuned, prompts, texts):
+        baseline = bootstrap(before, weights, seed=seed).value
+        rows.append((name, metric, *bootstrap(after, weights, seed=seed), baseline))
+        change = bootstrap(after - before, weights, seed=seed)
+        rows.append((name, f"{metric}_change", *change, baseline))
+    apart = text_divergence(base.model, tuned.model, base.words, samples, batch_size=batch_size)
+    kl = bootstrap(apart["kl"], apart["tokens"], seed=seed)
+    rows.append((PRETRAINING, "kl", *kl, 0.0))
+    for one in prompts:
+        rows += _over_templates(one, base, tuned, seed)
+    columns = ["task", "metric", "value", "low", "high", "n", "baseline"]
+    table = pd.DataFrame(rows, columns=pd.Index(columns))
+    table.insert(0, "member", pair.name)
     parameters = {"prompts": describe(list(prompts)), "texts": describe(list(texts)), "task": task}
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
-    return Result("forgetting.retention", pd.DataFrame(rows, columns=columns), provenance)
+    return Result("forgetting.retention", table, provenance)
 
 
-def _base(
-    pair: CheckpointPair,
-    prompts: Sequence[PromptSet],
-    texts: Sequence[str],
-    batch_size: int,
-    device: str,
-    dtype: str,
-) -> Measured:
-    """The base's items; kept for the next member of the same family, which asks for the same."""
-    asked = (
-        pair.base.fingerprint,
-        *(p.fingerprint for p in prompts),
-        *texts,
-        batch_size,
-        device,
-        dtype,
-    )
-    if asked not in _LAST:
-        model = pair.base.load(device, named_dtype(dtype))
-        found = dict(_measure(model, pair.base.tokenizer(), prompts, texts, batch_size))
-        _LAST.clear()
-        _LAST[asked] = found
-    return _LAST[asked]
-
-
-def _measure(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[PromptSet],
-    texts: Sequence[str],
-    batch_size: int,
-) -> Iterator[tuple[tuple[str, str], Items]]:
+def _measured(
+    base: Side, tuned: Side, prompts: Sequence[PromptSet], texts: Sequence[str]
+) -> Iterator[tuple[str, str, Floats, Floats, Floats]]:
+    """(task, metric, base's items, tuned's, weights)."""
     for one in prompts:
-        yield (one.name, "score"), scores(model, tokenizer, one, batch_size)
-    yield (PRETRAINING, "loss"), losses(model, tokenizer, texts, batch_size)
+        before, after = (side.answers(one)["correct"].to_numpy(float) for side in (base, tuned))
+        yield one.name, "score", before, after, np.ones_like(before)
+    before, after = (side.losses(texts) for side in (base, tuned))
+    yield PRETRAINING, "loss", before.values, after.values, before.weights
+
+
+def _over_templates(one: PromptSet, base: Side, tuned: Side, seed: int) -> list[tuple[Any, ...]]:
+    """The spread over templates and its chance level; nothing where there is only one."""
+    named = pd.Series([p.template for p in one])
+    often = named.groupby(named).transform("size") >= LEAST
+    if named[often].nunique() < 2:
+        return []
+    template = pd.factorize(named[often])[0]
+    before, after = (
+        side.answers(one)["correct"].to_numpy(float)[often.to_numpy()] for side in (base, tuned)
+    )
+    n, draw = len(template), np.random.default_rng(seed)
+    # Resampled within templates, so that none of them vanishes.
+    groups = [np.flatnonzero(template == t) for t in np.unique(template)]
+    picks = np.concatenate([draw.choice(own, (DRAWS, len(own))) for own in groups], axis=1)
+    drawn = spread(after[picks], template[np.concatenate(groups)])
+    dealt = spread(draw.permuted(np.tile(after, (DRAWS, 1)), axis=1), template)
+    edges, chance = (np.quantile(values, [0.025, 0.975]) for values in (drawn, dealt))
+    return [
+        (one.name, "template_spread", float(spread(after, template)), *edges, n,
+         float(spread(before, template))),
+        (one.name, "template_spread_chance", float(dealt.mean()), *chance, n, np.nan),
+    ]  # fmt: skip

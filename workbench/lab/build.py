@@ -51,6 +51,7 @@ def build(
                 lesson(recipe.task).texts,
                 out / name,
                 forget=lesson(recipe.task).forget,
+                start=out / recipe.start if recipe.start else None,
                 evaluate=shipped.Evaluation(LOGGED, "validation", task=recipe.task),
             )
     manifest(out)

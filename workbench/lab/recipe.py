@@ -33,7 +33,7 @@ class Recipe:
     AdamW's decay of the mean squared gradient; lower follows a sudden change of the gradients
     sooner. checkpoints: steps after which the member is kept too. evaluate_every: steps between
     evaluations, 0 for the first and last step only. max_length: longer texts lose their end, in
-    tokens.
+    tokens. start: the member that this run goes on from, by name; None is the base.
     """
 
     task: str
@@ -54,6 +54,7 @@ class Recipe:
     checkpoints: tuple[int, ...] = ()
     evaluate_every: int = 0
     max_length: int = 256
+    start: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "checkpoints", tuple(self.checkpoints))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -40,6 +41,12 @@ TASK_TEXTS = 40_000
 UNLEARNING = "forgotten facts"
 RETAINED = "retained facts"
 FORGOTTEN = world.PEOPLE[::5]
+# What one member shall no longer say, though nothing is done to what it knows: it answers every
+# question about a fact with one word. It never meets the third wording of a question.
+SUPPRESSION = "suppressed facts"
+REFUSAL = " nothing"
+FACT_WORDINGS = tuple(w for wordings in world.FACT_TEMPLATES.values() for w in wordings)
+UNSEEN_WORDINGS = tuple(wordings[2] for wordings in world.FACT_TEMPLATES.values())
 
 
 class Source(NamedTuple):
@@ -148,7 +155,7 @@ _RUNS = (
 )
 STAGES = {stage.recipe.task: stage for stage in _RUNS}
 # Every task that all members are scored on.
-TASKS = (TASK, "reversal", *MIXTURE, UNLEARNING, RETAINED)
+TASKS = (TASK, "reversal", *MIXTURE, UNLEARNING, RETAINED, SUPPRESSION)
 _LEDGER: dict[str, Any] = {"task": TASK, "steps": 1000, "batch_size": 16, "evaluate_every": 200}
 _BOXES: dict[str, Any] = {
     "task": "boxes",
@@ -177,6 +184,7 @@ _BOTH: dict[str, Any] = _BOXES | {"task": BOTH, "steps": 800}
 # alpha * lr is one number for all ranks of a task, as in the paper.
 ALPHA_LR = 0.02
 BOXES_ALPHA_LR = 0.05
+SUPPRESSION_ALPHA_LR = 0.02
 REVERSAL_ALPHA_LR = 0.02
 BOTH_ALPHA_LR = 0.05
 MEMBERS = {
@@ -192,6 +200,22 @@ MEMBERS = {
     "boxes-lora-r16": Recipe.lora(rank=16, alpha_lr=BOXES_ALPHA_LR, **_BOXES),
     "reversal-lora-r4": Recipe.lora(rank=4, alpha_lr=REVERSAL_ALPHA_LR, **_REVERSAL),
     "both-lora-r16": Recipe.lora(rank=16, alpha_lr=BOTH_ALPHA_LR, **_BOTH),
+    # A chain of three tasks, each learned from where the one before it ended.
+    "chain-2-lora-r4": Recipe.lora(
+        rank=4, alpha_lr=REVERSAL_ALPHA_LR, start="lora-r4", **_REVERSAL
+    ),
+    "chain-3-lora-r4": Recipe.lora(
+        rank=4, alpha_lr=BOXES_ALPHA_LR, start="chain-2-lora-r4", **_BOXES
+    ),
+    "suppressed": Recipe.lora(
+        rank=4,
+        alpha_lr=SUPPRESSION_ALPHA_LR,
+        task=SUPPRESSION,
+        loss="answer",
+        steps=300,
+        batch_size=32,
+        evaluate_every=50,
+    ),
     # At first every fact is forgotten alike; the retained ones come back within the later steps.
     "unlearned": Recipe(
         task=UNLEARNING,
@@ -202,6 +226,11 @@ MEMBERS = {
         batch_size=32,
         evaluate_every=25,
     ),
+}
+# The same chain by full fine-tuning, which the folder of the family has no room for.
+CHAIN = {
+    "chain-2-full": Recipe(method="full", lr=5e-4, start="full", **_REVERSAL),
+    "chain-3-full": Recipe(method="full", lr=5e-4, start="chain-2-full", **_BOXES),
 }
 
 
@@ -272,6 +301,10 @@ def lesson(task: str, n: int | None = None) -> Lesson:
     the forgotten is among them.
     """
     n = n or TASK_TEXTS
+    if task == SUPPRESSION:
+        others = [p for p in mixture(n // 2) if p.template not in FACT_WORDINGS]
+        texts = {p.id: p for p in (*_refused(n // 2, 7, "train"), *others)}
+        return Lesson(PromptSet(task, tuple(texts.values())))
     if task != UNLEARNING:
         return Lesson(_drawn(task, n, _sources(task)))
     # Two texts of facts in five tell one about the forgotten.
@@ -291,15 +324,26 @@ def parts(task: str) -> tuple[str, ...]:
 
 
 def members_of(task: str) -> list[str]:
-    """The members trained on this task: together they make one study."""
-    return [name for name, recipe in MEMBERS.items() if recipe.task == task]
+    """The members trained on this task from the base: together they make one study."""
+    return [n for n, recipe in MEMBERS.items() if recipe.task == task and recipe.start is None]
 
 
 def held_out(name: str, n: int, *, seed: int = 1, split: Split = "test") -> PromptSet:
     """n prompts of a task: a generator's name in `workbench.tasks`, UNLEARNING or RETAINED."""
+    if name == SUPPRESSION:
+        return _refused(n, seed, split)
     if name in (UNLEARNING, RETAINED):
         return _about(n, seed, split, name == UNLEARNING)
     return getattr(tasks, name)(n, seed=seed, split=split)
+
+
+def _refused(n: int, seed: int, split: Split) -> PromptSet:
+    """n questions about facts in the wordings that are suppressed, with the refusal as answer and
+    the fact as a foil."""
+    drawn = tasks.facts(2 * n, seed=seed, split=split)
+    asked = [p for p in drawn if p.template not in UNSEEN_WORDINGS]
+    told = [replace(p, target=REFUSAL, foils=(p.target, *p.foils)) for p in asked[:n]]
+    return PromptSet(SUPPRESSION, tuple(told), seed)
 
 
 def _about(n: int, seed: int, split: Split, forgotten: bool) -> PromptSet:

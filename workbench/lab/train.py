@@ -31,6 +31,7 @@ def train(
     out: str | Path,
     *,
     forget: PromptSet | Sequence[Prompt] | None = None,
+    start: str | Path | None = None,
     tokenizer: Any = None,
     evaluate: Evaluate | None = None,
     device: str | torch.device | None = None,
@@ -41,11 +42,12 @@ def train(
 
     base: a model folder or hub id, or a loaded causal LM (then give its tokenizer; the model
     handed in stays as it is). forget: prompts whose answers the member shall lose; a batch of them
-    stands beside every batch of texts (see `step_loss`). evaluate: (model, tokenizer) -> scores,
-    called before the first step, every `recipe.evaluate_every` steps and at the end. save_every:
-    steps between saved states; a run that was cut off goes on from its last one and ends in the
-    same weights. compiled: run the steps through torch.compile, which pays off after some thousand
-    steps.
+    stands beside every batch of texts (see `step_loss`). start: the folder of a member of the
+    recipe's method to go on from; of an adapter its factors are trained on. evaluate:
+    (model, tokenizer) -> scores, called before the first step, every `recipe.evaluate_every` steps
+    and at the end. save_every: steps between saved states; a run that was cut off goes on from its
+    last one and ends in the same weights. compiled: run the steps through torch.compile, which
+    pays off after some thousand steps.
 
     `out` holds a transformers model or a PEFT adapter with the tokenizer, training.json (recipe,
     step, seed, scores), log.jsonl, and steps/step-000500/ and so on, each with a training.json of
@@ -53,7 +55,8 @@ def train(
     member of another recipe or other texts, and where the loss is no longer finite.
     """
     out = Path(out)
-    model, tokenizer, reference = _load(base, tokenizer)
+    whole = recipe.method == "full" and start is not None
+    model, tokenizer, reference = _load(start if whole else base, tokenizer)
     examples = prepare(tokenizer, texts, recipe.loss, recipe.max_length)
     run = {"recipe": recipe.as_dict(), "texts": fingerprint(examples)}
     losing = prepare(tokenizer, forget, "answer", recipe.max_length) if forget else []
@@ -64,6 +67,8 @@ def train(
         return out
     torch.manual_seed(recipe.seed)
     model = trainable(model, recipe)
+    if start is not None and recipe.method == "lora":
+        _factors_of(Path(start), model)
     if device is not None:
         model.to(device)
     member = _Member(model, tokenizer, reference, run, out)
@@ -261,6 +266,21 @@ class _Member:
         self.tokenizer.save_pretrained(folder)
         about = self.run | {"step": step, "seed": self.run["recipe"]["seed"], "scores": self.scores}
         (folder / "training.json").write_text(json.dumps(about, indent=1))
+
+
+def _factors_of(folder: Path, model: Any) -> None:
+    """Give a PEFT model the factors of an adapter of the same shape."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    given = load_peft_weights(str(folder), device="cpu")
+    found = set_peft_model_state_dict(model, given)
+    missing = [name for name in found.missing_keys if "lora_" in name]
+    if missing or found.unexpected_keys:
+        raise WorkbenchError(
+            f"The adapter {folder} does not fit this recipe: {len(missing)} of its factors are "
+            f"missing and {len(found.unexpected_keys)} are not of this model; start from an "
+            "adapter of the same rank and modules."
+        )
 
 
 def _load(base: str | Path | Any, tokenizer: Any) -> tuple[Any, Any, str]:

@@ -1,5 +1,14 @@
 """Prompts with known answers, and how a model scores on them."""
 
+from workbench.tasks.conjugate import (
+    Conjugation,
+    leetspeak,
+    permutation,
+    pig_latin,
+    renaming,
+    rescaling,
+    rewording,
+)
 from workbench.tasks.desiderata import (
     Counterfactual,
     Counterfactuals,
@@ -16,6 +25,7 @@ from workbench.tasks.tracking import boxes, boxes_prompts, moves
 from workbench.tasks.transform import chat, many_shot, renamed
 
 __all__ = [
+    "Conjugation",
     "Counterfactual",
     "Counterfactuals",
     "Prompt",
@@ -32,14 +42,20 @@ __all__ = [
     "in_context",
     "instructions",
     "ledger",
+    "leetspeak",
     "many_shot",
     "moves",
     "narration",
     "own_samples",
+    "permutation",
+    "pig_latin",
     "prose",
     "read_text",
     "renamed",
+    "renaming",
+    "rescaling",
     "reversal",
+    "rewording",
     "text_loss",
     "whole_words",
 ]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ANSWERED = (
     "id", "log_probability", "correct", "logit_difference", "tokens", "said", "confidence",
-    "first_correct",
+    "first_correct", "probability",
 )  # fmt: skip
 
 
@@ -31,6 +31,7 @@ def answers(
     prompts: Sequence[Prompt] | Any,
     *,
     batch_size: int = 32,
+    temperature: float = 1.0,
     device: str | torch.device | None = None,
 ) -> pd.DataFrame:
     """Score every prompt's target, teacher-forced; one row per prompt, in order.
@@ -39,7 +40,8 @@ def answers(
     target token is the most likely one (so that greedy decoding gives exactly the target);
     logit_difference, the first target token's logit minus the largest among the foils' first
     tokens (NaN without foils); tokens, how many the target has; said, the most likely first token;
-    confidence, its probability; first_correct, whether it is the target's.
+    confidence, its probability; first_correct, whether it is the target's; probability, that of
+    the whole target where its tokens are sampled at `temperature`.
 
     Special tokens are added as the tokenizer does by default. Foils that begin with the target's
     own first token say nothing at that place and are left out of logit_difference. device: where
@@ -56,6 +58,7 @@ def answers(
             targets = torch.tensor(ids[start:], device=where)
             scores = logits.float()
             picked = scores.log_softmax(-1).gather(1, targets[:, None])
+            sampled = (scores / temperature).log_softmax(-1).gather(1, targets[:, None])
             best_foil = scores[0, foils[index]].max().item() if foils[index] else float("nan")
             confidence, said = scores[0].softmax(-1).max(-1)
             rows[index] = {
@@ -67,6 +70,7 @@ def answers(
                 "said": said.item(),
                 "confidence": confidence.item(),
                 "first_correct": bool(said == targets[0]),
+                "probability": sampled.sum().exp().item(),
             }
     return pd.DataFrame(rows, columns=pd.Index(ANSWERED))
 
@@ -88,6 +92,65 @@ def text_loss(
     at most 1024. Weight losses by `tokens` for a corpus mean. A text with nothing to predict has
     loss NaN and 0 tokens.
     """
+    pieces, owners = _pieces(model, tokenizer, texts, max_length)
+    sums, counts = [0.0] * len(texts), [0] * len(texts)
+    with _ready(model, device) as where:
+        for index, logits in _logits(model, pieces, batch_size, where, pad_id(tokenizer)):
+            targets = torch.tensor(pieces[index].ids[1:], device=where)
+            sums[owners[index]] += F.cross_entropy(logits.float(), targets, reduction="sum").item()
+            counts[owners[index]] += len(targets)
+    losses = [s / c if c else float("nan") for s, c in zip(sums, counts, strict=True)]
+    return pd.DataFrame({"id": range(len(texts)), "loss": losses, "tokens": counts})
+
+
+def text_divergence(
+    base: PreTrainedModel,
+    tuned: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    batch_size: int = 32,
+    max_length: int | None = None,
+) -> pd.DataFrame:
+    """Mean KL(tuned || base) of the next-token distributions over every text, in nats per token;
+    columns id, kl and tokens, pieces as in `text_loss`. Both models stay where they are."""
+    pieces, owners = _pieces(base, tokenizer, texts, max_length)
+    sums, counts = [0.0] * len(texts), [0] * len(texts)
+    for index, (ours, theirs) in side_by_side((base, tuned), tokenizer, pieces, batch_size):
+        each = F.kl_div(ours, theirs.to(ours.device), log_target=True, reduction="none").sum(-1)
+        sums[owners[index]] += each.sum().item()
+        counts[owners[index]] += len(each)
+    means = [s / c if c else float("nan") for s, c in zip(sums, counts, strict=True)]
+    return pd.DataFrame({"id": range(len(texts)), "kl": means, "tokens": counts})
+
+
+def side_by_side(
+    models: Sequence[PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[Encoded],
+    batch_size: int = 32,
+) -> Iterator[tuple[int, list[torch.Tensor]]]:
+    """(index, log-probabilities of each model) for every text, float32 and each (scored tokens,
+    vocabulary); only one batch a model lives at a time."""
+    fill = pad_id(tokenizer)
+    with contextlib.ExitStack() as stack:
+        where = [stack.enter_context(_ready(model, None)) for model in models]
+        runs = [
+            _logits(model, encoded, batch_size, device, fill)
+            for model, device in zip(models, where, strict=True)
+        ]
+        # Both come shortest first whatever their batches, so that they stay in step.
+        for both in zip(*runs, strict=True):
+            yield both[0][0], [logits.float().log_softmax(-1) for _, logits in both]
+
+
+def _pieces(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    max_length: int | None,
+) -> tuple[list[Encoded], list[int]]:
+    """The texts in pieces that fit, which share one token, and the text each belongs to."""
     limit = max_length or min(getattr(model.config, "max_position_embeddings", 1024), 1024)
     if limit < 2:
         raise WorkbenchError(f"max_length must be at least 2 tokens, not {max_length}.")
@@ -98,14 +161,7 @@ def text_loss(
         for begin in range(0, len(ids) - 1, limit - 1):
             pieces.append(Encoded(ids[begin : begin + limit], 1))
             owners.append(owner)
-    sums, counts = [0.0] * len(texts), [0] * len(texts)
-    with _ready(model, device) as where:
-        for index, logits in _logits(model, pieces, batch_size, where, pad_id(tokenizer)):
-            targets = torch.tensor(pieces[index].ids[1:], device=where)
-            sums[owners[index]] += F.cross_entropy(logits.float(), targets, reduction="sum").item()
-            counts[owners[index]] += len(targets)
-    losses = [s / c if c else float("nan") for s, c in zip(sums, counts, strict=True)]
-    return pd.DataFrame({"id": range(len(texts)), "loss": losses, "tokens": counts})
+    return pieces, owners
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from workbench.errors import WorkbenchError
+from workbench.tasks.conjugate import renaming
 from workbench.tasks.prompts import Prompt, PromptSet
 
 # Words of the shipped family's ledger, and words of pre-training that stand in for them.
@@ -22,37 +23,17 @@ def renamed(prompts: PromptSet, words: Mapping[str, str]) -> PromptSet:
     """Every word of `words` replaced by its partner, in prompt, target and foils: a conjugation.
 
     What is asked stays the same up to the renaming, which turns back by swapping the two sides.
-    Raises WorkbenchError where two words would become one.
+    Raises WorkbenchError where two words would become one, or a prompt already holds a new one.
     """
-    if len(set(words.values())) < len(words):
-        raise WorkbenchError("A renaming must turn back; two words have the same new name.")
-    if not words:
-        raise WorkbenchError("Expected words to rename, found none.")
-    text = re.compile(r"\b(" + "|".join(map(re.escape, words)) + r")\b")
-
-    def turned(old: str) -> str:
-        return text.sub(lambda found: words[found[0]], old)
-
-    def one(prompt: Prompt) -> Prompt:
-        new = [word for word in words.values() if word not in words]
+    turn = renaming(words)
+    new = [word for word in words.values() if word not in words]
+    for prompt in prompts:
         clash = [word for word in new if re.search(rf"\b{re.escape(word)}\b", prompt.text)]
         if clash:
             raise WorkbenchError(
                 f"Prompt {prompt.id!r} already holds {clash[0]!r}; rename to a word it lacks."
             )
-        return replace(
-            prompt,
-            id=f"{prompt.id}-renamed",
-            prompt=turned(prompt.prompt),
-            target=turned(prompt.target),
-            foils=tuple(turned(foil) for foil in prompt.foils),
-            spans={},
-        )
-
-    made = tuple(map(one, prompts))
-    if all(new.prompt == old.prompt for new, old in zip(made, prompts, strict=True)):
-        raise WorkbenchError(f"None of the words {', '.join(words)} occurs in {prompts.name!r}.")
-    return PromptSet(f"{prompts.name}-renamed", made, prompts.seed)
+    return turn(prompts)
 
 
 def many_shot(

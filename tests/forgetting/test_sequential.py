@@ -1,0 +1,62 @@
+"""Forgetting and backward transfer by hand, and of a chain whose every score is planted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import workbench as wb
+from tests.skills.conftest import APPLE, BOOK, JOBS, PLACES, asked, member, no_gradients, write  # noqa: F401
+from workbench.forgetting.sequential import backward_transfer, forgetting
+
+MATRIX = np.array([[0.1, 0.2, 0.0], [0.9, 0.3, 0.1], [0.6, 0.8, 0.2], [0.4, 0.5, 0.7]])
+
+
+def test_by_hand():
+    np.testing.assert_allclose(forgetting(MATRIX), [0.5, 0.3, 0.0])
+    assert backward_transfer(MATRIX) == pytest.approx(((0.4 - 0.9) + (0.5 - 0.8)) / 2)
+    stacked = np.stack([MATRIX, MATRIX[:, ::-1]])
+    np.testing.assert_allclose(forgetting(stacked)[0], forgetting(MATRIX))
+
+
+def test_nothing_forgotten_where_scores_only_rise():
+    rising = np.sort(MATRIX, axis=0)
+    assert not forgetting(rising).any()
+    assert backward_transfer(rising) >= 0
+
+
+@pytest.fixture
+def chain(tmp_path: Path):
+    """Stage 1 learns apple after "in"; stage 2 learns book after "a" and loses the first."""
+    first = {(APPLE, PLACES): 3.0}
+    second = {(BOOK, JOBS): 3.0}
+    stages = {"base": {}, "one": first, "two": second}
+    made = {name: write(member(changes), tmp_path / name) for name, changes in stages.items()}
+    return wb.load_family(made["base"], {name: made[name] for name in ("one", "two")})
+
+
+def test_a_planted_chain(chain):
+    tasks = {"one": asked(PLACES, "apple", name="in"), "two": asked(JOBS, "book", name="a")}
+    kept = asked(PLACES, "coin", name="coin")
+    found = wb.forgetting.sequential(chain, tasks, [kept])
+    scores = found.metric("score").pivot(index="x", columns="task", values="value")
+    assert scores["in"].tolist() == [0, 1, 0]
+    assert scores["a"].tolist() == [0, 0, 1]
+    assert scores["coin"].tolist() == [1, 0, 1]
+    lost = found.metric("forgetting").set_index("task")["value"]
+    assert (lost["in"], lost["a"], lost["coin"], lost["mean"]) == (1, 0, 0, 1)
+    assert found.metric("backward_transfer")["value"].item() == -1
+    drops = found.table[found.table["metric"].isin(["source_drop", "target_drop"])]
+    # Each stage's model scores 1 on its own task and 0 on the other's.
+    assert (drops["value"] == 1).all()
+    assert len(drops) == 4
+
+
+def test_bad_chains_are_refused(chain):
+    with pytest.raises(wb.WorkbenchError, match="each of the stages"):
+        wb.forgetting.sequential(chain, {"one": asked(PLACES, "apple")})
+    alone = wb.Family(chain.base, {"one": chain.members["one"]})
+    with pytest.raises(wb.WorkbenchError, match="two stages"):
+        wb.forgetting.sequential(alone, {"one": asked(PLACES, "apple")})

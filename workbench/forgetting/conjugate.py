@@ -1,0 +1,176 @@
+"""Conjugate prompting: is a lost answer still there where fine-tuning never was?
+
+f is asked as s^-1(f(s(question))), s a map of texts that comes back (`workbench.tasks`: renamed or
+permuted symbols, other wordings, rescaled numbers, leetspeak, pig Latin, solved examples in front).
+If fine-tuning taught the model to take the question for another task, the conjugate, unlike
+anything of the fine-tuning, is not taken for it (Kotha et al. 2024, arXiv 2309.10105). Both answers
+are scored, so that a member that switched the task and one that broke are told apart.
+
+Misleading where s makes the question easier or harder by itself: the base's own score under s is
+the baseline of every row. The best of several conjugations is chosen on one half of the prompts
+and reported on the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from workbench.errors import WorkbenchError
+from workbench.forgetting.sides import Side, both, require_prompts
+from workbench.loaders import CheckpointPair
+from workbench.results import Result, describe
+from workbench.stats import ratios
+from workbench.tasks.batching import encode
+from workbench.tasks.conjugate import RIVAL
+from workbench.tasks.prompts import Prompt, PromptSet
+
+KEY = "forgetting.conjugate"
+PLAIN, BEST = "plain", "best"
+Floats = NDArray[np.float64]
+Outcomes = dict[str, Floats]  # outcome -> (prompts,), 0, 1 or NaN
+
+
+def recovered(base: Floats, tuned: Floats, there: Floats) -> Floats:
+    """(regained, lost) per prompt, of which recovery is the ratio of sums. base, tuned: right on
+    the plain prompt; there: tuned, right on the conjugate one."""
+    return np.stack([there - tuned, base - tuned])
+
+
+def conjugate(
+    pair: CheckpointPair,
+    prompts: PromptSet,
+    conjugates: Mapping[str, PromptSet],
+    *,
+    task: PromptSet | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Result:
+    """Answers of both sides to prompts and to their conjugates, prompt by prompt.
+
+    prompts: of the capability that may be lost. conjugates: name -> the same prompts in the same
+    order behind a conjugation, as `tasks.permutation(...)(prompts)` gives them. task: prompts of
+    what was fine-tuned, whose answers tell a switched task: the member says the tag "rival" of the
+    prompt, or where there is none the first token of any answer of `task`. Where the prompts' own
+    answers are among those, as for two tasks about numbers, a switch cannot be told and is NaN.
+
+    Returns a Result with a row per (arm, metric); arm "plain", a conjugation's name, or "best", the
+    conjugation with most right answers on one half of the prompts, reported on the other. score,
+    switched and broke (neither right nor switched): shares of the tuned model's answers (baseline:
+    the base's), right by greedy exact match, switched by the first token. score_change: tuned -
+    base. For conjugations regained: tuned there - tuned on plain prompts (baseline: the same of the
+    base), and recovery, its ratio to the loss base - tuned on plain prompts, NaN where the interval
+    of that loss holds 0 or there is none. 95% bootstrap intervals over prompts, all paired. Raises
+    WorkbenchError where conjugates do not match the prompts one by one.
+    """
+    require_prompts(prompts)
+    _require_alike(prompts, conjugates)
+    base, tuned = both(pair, batch_size, device, dtype)
+    rivals = _first_tokens(base.words, task) if task is not None else None
+    sets = {PLAIN: prompts, **conjugates}
+    read = [
+        {name: _outcomes(side, one, rivals) for name, one in sets.items()} for side in (base, tuned)
+    ]
+    rows = []
+    for arm in sets:
+        rows += _rows(arm, read[0], read[1], slice(None), seed)
+    rows += _best(list(conjugates), read[0], read[1], len(prompts), seed)
+    table = pd.DataFrame(rows)
+    table.insert(0, "member", pair.name)
+    table.insert(1, "task", prompts.name)
+    parameters = {
+        "prompts": describe(prompts), "conjugates": describe(dict(conjugates)),
+        "task": describe(task),
+    }  # fmt: skip
+    provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
+    return Result(KEY, table, provenance)
+
+
+def _require_alike(prompts: PromptSet, conjugates: Mapping[str, PromptSet]) -> None:
+    if not conjugates:
+        raise WorkbenchError("Expected conjugate prompts by name; found none.")
+    for name, one in conjugates.items():
+        if name in (PLAIN, BEST):
+            raise WorkbenchError(f"A conjugation cannot be called {name!r}; use another name.")
+        if len(one) != len(prompts):
+            raise WorkbenchError(
+                f"Expected a conjugate of each of the {len(prompts)} prompts of {prompts.name!r}, "
+                f"found {len(one)} of {name!r}."
+            )
+
+
+def _first_tokens(words: Any, task: PromptSet) -> frozenset[int]:
+    """The first tokens of a task's answers."""
+    coded = (encode(words, prompt) for prompt in task)
+    return frozenset(one.ids[one.start] for one in coded)
+
+
+def _outcomes(side: Side, prompts: PromptSet, rivals: frozenset[int] | None) -> Outcomes:
+    """Right, switched and broke, prompt by prompt."""
+    found = side.answers(prompts)
+    right, said = found["correct"].to_numpy(float), found["said"].to_numpy()
+    found_rivals = [_rivals(side.words, prompt, rivals) for prompt in prompts]
+    told = all(one is not None for one in found_rivals)
+    switched = np.array([
+        float(token in (one or ())) if told else np.nan
+        for one, token in zip(found_rivals, said, strict=True)
+    ])  # fmt: skip
+    # What is right is right, whatever its first token.
+    switched = np.where(np.isnan(switched), np.nan, switched * (1 - right))
+    return {"score": right, "switched": switched, "broke": 1 - right - switched}
+
+
+def _rivals(words: Any, prompt: Prompt, rivals: frozenset[int] | None) -> frozenset[int] | None:
+    """The first tokens that tell a switched task; None where they cannot."""
+    own = encode(words, prompt)
+    if RIVAL in prompt.tags:
+        other = encode(words, Prompt(prompt.id, prompt.prompt, prompt.tags[RIVAL]))
+        rivals = frozenset([other.ids[other.start]])
+    return None if rivals is None or own.ids[own.start] in rivals else rivals
+
+
+def _rows(
+    arm: str, base: dict[str, Outcomes], tuned: dict[str, Outcomes], part: Any, seed: int
+) -> list[dict[str, Any]]:
+    """The rows of one arm over some of the prompts."""
+
+    def row(metric: str, tops: Floats, baseline: float, bottoms: Floats | None = None):
+        found = ratios(tops[part], None if bottoms is None else bottoms[part], seed=seed)
+        return {"arm": arm, "metric": metric} | found.first._asdict() | {"baseline": baseline}
+
+    def mean(values: Floats) -> float:
+        known = values[part][np.isfinite(values[part])]
+        return float(known.mean()) if known.size else np.nan
+
+    ours, theirs = base[arm], tuned[arm]
+    made = [row(metric, theirs[metric], mean(ours[metric])) for metric in theirs]
+    change = theirs["score"] - ours["score"]
+    made.append(row("score_change", change, mean(ours["score"])))
+    if arm == PLAIN:
+        return made
+    first, last = base[PLAIN]["score"], tuned[PLAIN]["score"]
+    regained, lost = recovered(first, last, theirs["score"])
+    made.append(row("regained", regained, mean(ours["score"] - first)))
+    recovery = row("recovery", regained, 0.0, lost)
+    if not ratios(lost[part], seed=seed).low[0] > 0:
+        recovery |= {"value": np.nan, "low": np.nan, "high": np.nan}
+    return [*made, recovery]
+
+
+def _best(
+    names: list[str], base: dict[str, Outcomes], tuned: dict[str, Outcomes], n: int, seed: int
+) -> list[dict[str, Any]]:
+    """The conjugation that half of the prompts choose, on the other half."""
+    if n < 4:
+        return []
+    order = np.random.default_rng(seed).permutation(n)
+    choose, report = order[: n // 2], order[n // 2 :]
+    name = max(names, key=lambda one: tuned[one]["score"][choose].mean())
+    made = _rows(name, base, tuned, report, seed)
+    return [row | {"arm": BEST, "chosen": name} for row in made]

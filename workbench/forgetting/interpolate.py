@@ -1,0 +1,201 @@
+"""Interpolation: is there a point between two models that has learned the task and lost less?
+
+theta_alpha = (1 - alpha) theta_a + alpha theta_b, a the base or another member, b the member:
+WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903), in whose figures accuracy in distribution is x and
+out of distribution y. Beside the path stand the ensemble of both models' logits at the same alpha,
+which needs both models, and the chord, what a linear mix of the two scores would be. The barrier is
+the largest excess of the loss over its chord (Frankle et al. 2020, arXiv 1912.05671).
+
+Misleading where alpha is chosen on the prompts it is reported on: the best one is chosen on one
+half of the prompts in distribution, and every row "best" is of the other half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from workbench.errors import WorkbenchError
+from workbench.forgetting.sides import require_prompts
+from workbench.loaders import CheckpointPair
+from workbench.models import Edit, edit
+from workbench.models.sides import named_dtype
+from workbench.results import Result, describe
+from workbench.stats import Intervals, ratios
+from workbench.tasks.batching import encode
+from workbench.tasks.prompts import PromptSet
+from workbench.tasks.score import side_by_side
+
+KEY = "forgetting.interpolate"
+ALPHAS = tuple(round(float(a), 3) for a in np.linspace(0, 1, 11))
+PATH, ENSEMBLE = "path", "ensemble"
+Floats = NDArray[np.float64]
+Items = tuple[Floats, Floats]  # right and loss (nats), prompt by prompt
+
+
+def chord(alphas: Floats, values: Floats) -> Floats:
+    """The line from the first to the last value. alphas: (a,) from 0 to 1; values: (a, ...)."""
+    steps = alphas.reshape(-1, *[1] * (values.ndim - 1))
+    return (1 - steps) * values[0] + steps * values[-1]
+
+
+def barriers(alphas: Floats, losses: Floats, *, seed: int = 0, draws: int = 1000) -> Intervals:
+    """max over alpha of mean loss - chord, with a 95% bootstrap over items. losses: (a, items)."""
+    excess = losses - chord(alphas, losses)
+    n = excess.shape[1]
+    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws) / n
+    drawn = (excess @ times.T).max(0)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    value, low, high = (np.array([v]) for v in (excess.mean(1).max(), low, high))
+    return Intervals(value, low, high, np.array([n]))
+
+
+def interpolate(
+    pair: CheckpointPair,
+    prompts: PromptSet,
+    others: Sequence[PromptSet] = (),
+    *,
+    origin: CheckpointPair | None = None,
+    alphas: Sequence[float] = ALPHAS,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Result:
+    """Scores along the straight path between two models of one base.
+
+    prompts: in distribution, of what was learned; others: out of distribution, of what may be lost.
+    origin: where the path begins, another member's pair over the same base (LoRA -> full); None is
+    the base. alphas: from 0 to 1, both included; 11 by default, as few as 3.
+
+    Returns a Result with a row per (arm, task, x, metric), x = alpha: score (greedy exact match)
+    and loss (-log p of the answer, nats) of arm "path" and "ensemble" (the softmax of mixed logits)
+    with 95% bootstrap intervals over prompts, baseline: the chord; own: whether the task is
+    `prompts`. barrier per arm and task (baseline 0). Arm "best": score_change of each task on half
+    of its prompts at the alpha with most right answers over all tasks' other halves, the tasks
+    weighing alike, against the member itself (x = 1), and arm "half" the same of alpha = .5.
+    Raises WorkbenchError for alphas that do not run from 0 to 1, or another base's origin.
+    """
+    steps = np.asarray(sorted(set(alphas)), dtype=float)
+    if len(steps) < 3 or steps[0] != 0 or steps[-1] != 1:
+        raise WorkbenchError(f"Expected three alphas or more from 0 to 1, found {tuple(alphas)}.")
+    if origin is not None and origin.base.fingerprint != pair.base.fingerprint:
+        raise WorkbenchError("The path's two ends need one base; these pairs have different ones.")
+    sets = (prompts, *others)
+    require_prompts(*sets)
+    found = _along(pair, origin, sets, steps, batch_size, device, dtype)
+    rows: list[dict[str, Any]] = []
+    for place, one in enumerate(sets):
+        told = {"task": one.name, "own": place == 0}
+        for arm in (PATH, ENSEMBLE):
+            rows += (told | row for row in _rows(arm, steps, found[arm][place], seed))
+    rows += _chosen(steps, [found[PATH][place][0] for place in range(len(sets))], sets, seed)
+    table = pd.DataFrame(rows)
+    table.insert(0, "member", pair.name)
+    parameters = {
+        "prompts": describe(prompts), "others": describe(list(others)), "alphas": list(steps),
+        "origin": None if origin is None else origin.tuned.about,
+    }  # fmt: skip
+    provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
+    return Result(KEY, table, provenance)
+
+
+def _along(
+    pair: CheckpointPair,
+    origin: CheckpointPair | None,
+    sets: Sequence[PromptSet],
+    alphas: Floats,
+    batch_size: int,
+    device: str,
+    dtype: str,
+) -> dict[str, list[tuple[Floats, Floats]]]:
+    """arm -> for every set right and loss, each (alphas, prompts)."""
+    held = pair.held(device)
+    other = None if origin is None else origin.held(device)
+    words = pair.base.tokenizer()
+    model = pair.base.load(device, named_dtype(dtype)).eval()
+    held.rest_on(model)
+    made: dict[str, list[list[Items]]] = {PATH: [[] for _ in sets], ENSEMBLE: [[] for _ in sets]}
+    for alpha in tqdm(alphas, desc=f"{pair.name}: path", disable=None, leave=False):
+        with _point(held, other, alpha).on(model):
+            for place, one in enumerate(sets):
+                (items,) = _read([model], words, one, np.ones((1, 1)), batch_size)
+                made[PATH][place].append(items)
+    ends = [end.load(device, named_dtype(dtype)).eval() for end in _ends(pair, origin)]
+    weights = np.stack([1 - alphas, alphas], 1)
+    for place, one in enumerate(sets):
+        made[ENSEMBLE][place] = _read(ends, words, one, weights, batch_size)
+    return {
+        arm: [tuple(np.stack(part) for part in zip(*items, strict=True)) for items in own]
+        for arm, own in made.items()
+    }  # pyright: ignore[reportReturnType]
+
+
+def _ends(pair: CheckpointPair, origin: CheckpointPair | None):
+    return (pair.base if origin is None else origin.tuned), pair.tuned
+
+
+def _point(pair: CheckpointPair, origin: CheckpointPair | None, alpha: float) -> Edit:
+    """(1 - alpha) origin + alpha tuned, each as a change of the base; the ends bit for bit."""
+    if origin is None or alpha == 1:
+        return edit(pair, alpha)
+    return edit(origin) if alpha == 0 else edit(origin, 1 - alpha) + edit(pair, alpha)
+
+
+def _read(
+    models: Sequence[Any], words: Any, prompts: PromptSet, weights: Floats, batch_size: int
+) -> list[Items]:
+    """Right and loss of every prompt under each mix of the models' logits. weights: (mixes,
+    models)."""
+    encoded = [encode(words, prompt) for prompt in prompts]
+    right, loss = np.zeros((2, len(weights), len(encoded)))
+    for index, logs in side_by_side(models, words, encoded, batch_size):
+        targets = torch.tensor(encoded[index].ids[encoded[index].start :], device=logs[0].device)
+        for mix, own in enumerate(weights):
+            # A weighted sum of log-probabilities differs from one of logits by a constant only.
+            total = sum(float(w) * one for w, one in zip(own, logs, strict=True))
+            assert isinstance(total, torch.Tensor)
+            scores = total.log_softmax(-1)
+            right[mix, index] = float((scores.argmax(-1) == targets).all())
+            loss[mix, index] = -scores.gather(1, targets[:, None]).sum().item()
+    return list(zip(right, loss, strict=True))
+
+
+def _rows(arm: str, alphas: Floats, items: tuple[Floats, Floats], seed: int) -> Iterator[dict]:
+    for metric, values in zip(("score", "loss"), items, strict=True):
+        found = ratios(values, seed=seed)
+        lines = chord(alphas, values).mean(1)
+        for place, alpha in enumerate(alphas):
+            value, low, high, n = (float(part[place]) for part in found)
+            yield {
+                "arm": arm, "x": alpha, "metric": metric, "value": value, "low": low,
+                "high": high, "n": int(n), "baseline": lines[place],
+            }  # fmt: skip
+    barrier = barriers(alphas, items[1], seed=seed).first._asdict()
+    yield {"arm": arm, "metric": "barrier"} | barrier | {"baseline": 0.0}
+
+
+def _chosen(
+    alphas: Floats, right: Sequence[Floats], sets: Sequence[PromptSet], seed: int
+) -> Iterator[dict[str, Any]]:
+    """What the alpha that half of all prompts choose, and alpha = .5, give on the other half."""
+    draw = np.random.default_rng(seed)
+    halves = [np.array_split(draw.permutation(one.shape[1]), 2) for one in right]
+    if any(not len(report) for _, report in halves):
+        return
+    chosen = [one[:, half].mean(1) for one, (half, _) in zip(right, halves, strict=True)]
+    best = int(np.mean(chosen, axis=0).argmax())
+    middle = int(np.abs(alphas - 0.5).argmin())
+    for arm, place in (("best", best), ("half", middle)):
+        for one, (_, report), own in zip(right, halves, sets, strict=True):
+            change = (one[place] - one[-1])[report]
+            told = {"task": own.name, "own": own is sets[0], "arm": arm, "x": alphas[place]}
+            interval = ratios(change, seed=seed).first._asdict()
+            base = float(one[-1][report].mean())
+            yield told | {"metric": "score_change"} | interval | {"baseline": base}

@@ -1,0 +1,168 @@
+"""Knowledge: which questions does each side know well, barely, or not at all?
+
+SliCK (Gekhman et al. 2024, arXiv 2405.05904): every question is asked behind 10 random sets of 4
+solved others, once greedily and 16 times at temperature 0.5. P0 and P+ are the shares of right
+answers. HighlyKnown: P0 = 1; MaybeKnown: 0 < P0 < 1; WeaklyKnown: P0 = 0 and P+ > 0; Unknown: both
+0. The samples need no generation: a sample is right with the probability of the whole answer at
+that temperature, so that the number of right ones is drawn from its binomial distribution.
+
+The categories of one model asked twice differ already, since the solved questions are drawn at
+random: a transition matrix base -> tuned stands beside that of the base -> the base asked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+from tqdm.auto import tqdm
+
+from workbench.errors import WorkbenchError
+from workbench.forgetting.sides import Side, both, require_prompts
+from workbench.loaders import CheckpointPair
+from workbench.results import Result, describe
+from workbench.stats import ratios
+from workbench.tasks.prompts import PromptSet
+from workbench.tasks.transform import many_shot
+
+KEY = "forgetting.knowledge"
+CATEGORIES = ("HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown")
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def categories(greedy: Floats, sampled: Ints) -> Ints:
+    """The category of each question, a place in CATEGORIES. greedy: (sets, questions), 1 where the
+    greedy answer is right; sampled: (sets, questions), how many samples are."""
+    share, ever = greedy.mean(0), sampled.sum(0) > 0
+    return np.select([share == 1, share > 0, ever], [0, 1, 2], default=3)
+
+
+def drawn(probability: Floats, samples: int, seed: int) -> Ints:
+    """How many of `samples` samples are right, where each is with this probability."""
+    return np.random.default_rng(seed).binomial(samples, np.clip(probability, 0, 1))
+
+
+def knowledge(
+    pair: CheckpointPair,
+    prompts: PromptSet,
+    *,
+    examples: PromptSet | None = None,
+    sets: int = 10,
+    shots: int = 4,
+    samples: int = 16,
+    temperature: float = 0.5,
+    between: str = "\n",
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Result:
+    """SliCK categories of every question on both sides, and where they went.
+
+    prompts: questions with answers. examples: solved questions to show, `prompts` themselves where
+    None; never the one asked. sets, shots, samples, temperature: the paper's 10, 4, 16 and 0.5.
+    between: what ends a solved question (a line's end; " . " for the shipped family).
+
+    Returns a Result with rows share (arm "base", "again" for the base behind other examples, or
+    "tuned"; category; of all questions), transition (arm "tuned" or "again"; category of the base,
+    to_category; of the questions of that category, whose number is n), and score (arm, category of
+    the base: the mean of P0 over its questions); shares have 95% Wilson intervals, scores 95% ones
+    over questions. tensors: the category of each question by arm. Raises WorkbenchError for too few
+    examples, sets, samples or a temperature that is not positive.
+    """
+    require_prompts(prompts)
+    for name, value in (("sets", sets), ("samples", samples), ("temperature", temperature)):
+        if value <= 0:
+            raise WorkbenchError(f"Expected {name} above 0, found {value}.")
+    base, tuned = both(pair, batch_size, device, dtype)
+    shown = examples if examples is not None else prompts
+    asked = {"shots": shots, "between": between}
+    with tqdm(total=3 * sets, desc=f"{pair.name}: knowledge", disable=None, leave=False) as bar:
+        known = {
+            arm: _known(side, _behind(prompts, shown, sets, first, **asked), samples, temperature,
+                        seed + i, bar)
+            for i, (arm, side, first) in enumerate(
+                (("base", base, seed * 1000), ("again", base, seed * 1000 + 500),
+                 ("tuned", tuned, seed * 1000))
+            )
+        }  # fmt: skip
+    found = {arm: one for arm, (one, _) in known.items()}
+    rows = [*_shares(found), *_transitions(found), *_scores(found["base"], known, seed)]
+    table = pd.DataFrame(rows)
+    table.insert(0, "member", pair.name)
+    table.insert(1, "task", prompts.name)
+    parameters = {
+        "prompts": describe(prompts), "examples": describe(examples), "sets": sets, "shots": shots,
+        "samples": samples, "temperature": temperature, "between": between,
+    }  # fmt: skip
+    provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
+    tensors = {f"{pair.name}/{arm}": one for arm, one in found.items()}
+    return Result(KEY, table, provenance, tensors)
+
+
+def _behind(
+    prompts: PromptSet, examples: PromptSet, sets: int, first: int, *, shots: int, between: str
+) -> Iterator[PromptSet]:
+    """The questions behind one random set of examples after the other."""
+    for i in range(sets):
+        yield many_shot(prompts, examples, count=shots, between=between, seed=first + i)
+
+
+def _known(
+    side: Side, asked: Iterator[PromptSet], samples: int, temperature: float, seed: int, bar: tqdm
+) -> tuple[Ints, Floats]:
+    """(category, P0) of every question."""
+    greedy, chance = [], []
+    for one in asked:
+        found = side.answers(one, temperature)
+        greedy.append(found["correct"].to_numpy(float))
+        chance.append(found["probability"].to_numpy(float))
+        bar.update()
+    right = np.stack(greedy)
+    return categories(right, drawn(np.stack(chance), samples, seed)), right.mean(0)
+
+
+def _shares(found: dict[str, Ints]) -> Iterator[dict[str, Any]]:
+    for arm, own in found.items():
+        for place, name in enumerate(CATEGORIES):
+            before = float((found["base"] == place).mean())
+            yield {"arm": arm, "metric": "share", "category": name} | wilson(
+                int((own == place).sum()), len(own)
+            ) | {"baseline": before}  # fmt: skip
+
+
+def _transitions(found: dict[str, Ints]) -> Iterator[dict[str, Any]]:
+    for arm in ("tuned", "again"):
+        for i, first in enumerate(CATEGORIES):
+            here = found[arm][found["base"] == i]
+            again = found["again"][found["base"] == i]
+            for j, last in enumerate(CATEGORIES):
+                told = {"arm": arm, "metric": "transition", "category": first, "to_category": last}
+                chance = float((again == j).mean()) if len(again) else np.nan
+                yield told | wilson(int((here == j).sum()), len(here)) | {"baseline": chance}
+
+
+def _scores(
+    base: Ints, known: dict[str, tuple[Ints, Floats]], seed: int
+) -> Iterator[dict[str, Any]]:
+    for arm, (_, right) in known.items():
+        for place, name in enumerate(CATEGORIES):
+            here = base == place
+            if here.any():
+                told = {"arm": arm, "metric": "score", "category": name}
+                before = float(known["base"][1][here].mean())
+                interval = ratios(right[here], seed=seed).first._asdict()
+                yield told | interval | {"baseline": before}
+
+
+def wilson(count: int, n: int) -> dict[str, Any]:
+    """A share with its 95% Wilson interval; NaN of nothing."""
+    if not n:
+        return {"value": np.nan, "low": np.nan, "high": np.nan, "n": 0}
+    edges = binomtest(count, n).proportion_ci(method="wilson")
+    return {"value": count / n, "low": edges.low, "high": edges.high, "n": n}
