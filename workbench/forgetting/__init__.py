@@ -3,7 +3,14 @@
 from workbench.forgetting.conjugate import conjugate
 from workbench.forgetting.interpolate import interpolate
 from workbench.forgetting.knowledge import knowledge
+from workbench.forgetting.probe import probe
+from workbench.forgetting.prune import prune
 from workbench.forgetting.retention import retention
+from workbench.forgetting.revive import revive
 from workbench.forgetting.sequential import sequential
+from workbench.forgetting.verdict import verdict
 
-__all__ = ["conjugate", "interpolate", "knowledge", "retention", "sequential"]
+__all__ = [
+    "conjugate", "interpolate", "knowledge", "probe", "prune", "retention", "revive", "sequential",
+    "verdict",
+]  # fmt: skip

@@ -3,17 +3,22 @@ once for all members of a family."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
+import numpy as np
 import pandas as pd
+import torch
 
 from workbench.errors import WorkbenchError
 from workbench.loaders import Checkpoint, CheckpointPair
+from workbench.models import Layout, Site, capture
 from workbench.models.sides import named_dtype
+from workbench.tasks.batching import batch, in_batches, pad_id, rows
 from workbench.tasks.measure import Items, losses, own_samples
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.score import answers
@@ -38,7 +43,7 @@ class Side:
 
     def answers(self, prompts: PromptSet, temperature: float = 1.0) -> pd.DataFrame:
         """`tasks.answers` of these prompts."""
-        return self._read(
+        return self.once(
             ("answers", prompts.fingerprint, temperature),
             lambda: answers(
                 *(self.model, self.words, prompts),
@@ -50,17 +55,28 @@ class Side:
     def losses(self, texts: Sequence[str]) -> Items:
         """Nats per token of each text."""
         asked = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
-        return self._read(
+        return self.once(
             ("losses", asked), lambda: losses(self.model, self.words, texts, self.batch_size)
         )
 
     def samples(self, n: int = 64, seed: int = 0) -> list[str]:
         """Texts drawn from this side itself, see `tasks.own_samples`."""
-        return self._read(
+        return self.once(
             ("samples", n, seed), lambda: own_samples(self.model, self.words, n=n, seed=seed)
         )
 
-    def _read(self, asked: tuple[object, ...], make: Callable[[], Made]) -> Made:
+    def streams(self, prompts: PromptSet, position: int | str = -1) -> np.ndarray:
+        """(layers + 1, prompts, width): the residual stream at one token of each prompt, first
+        behind the embedding, then after every layer (resid_post)."""
+        return streams(self.model, self.words, prompts, position, self.batch_size)
+
+    def own(self) -> Any:
+        """A model to change as one likes, an adapter merged into it, in float32."""
+        own: Any = copy.deepcopy(self.checkpoint.load(self.device, torch.float32))
+        return own.merge_and_unload() if hasattr(own, "peft_config") else own
+
+    def once(self, asked: tuple[object, ...], make: Callable[[], Made]) -> Made:
+        """What `make` gives, made once for this checkpoint."""
         key = (self.checkpoint.fingerprint, self.batch_size, self.device, self.dtype, *asked)
         if key not in _KEPT:
             _KEPT[key] = make()
@@ -84,3 +100,37 @@ def require_prompts(*sets: PromptSet) -> None:
     names = [one.name for one in sets]
     if len(set(names)) < len(names):
         raise WorkbenchError(f"Expected prompt sets of different names, found {names}.")
+
+
+def fresh(model: Any, seed: int) -> Any:
+    """A model of the same configuration with random weights, on the same device: one that never
+    learned anything."""
+    root = Layout(model).root
+    where = next(root.parameters())
+    with torch.random.fork_rng():
+        torch.manual_seed(10_000 + seed)  # away from the small seeds that a base may have begun at
+        made = type(root)(copy.deepcopy(root.config))
+    return made.to(where.device, where.dtype).eval()
+
+
+def streams(
+    model: Any, words: Any, prompts: PromptSet, position: int | str, batch_size: int
+) -> np.ndarray:
+    """(layers + 1, prompts, width), float32, see `Side.streams`."""
+    layout, device = Layout(model), next(model.parameters()).device
+    given, fill = rows(words, prompts), pad_id(words)
+    places = [Site("resid_pre", 0, position=position)]
+    places += [Site("resid_post", layer, position=position) for layer in range(layout.layers)]
+
+    def run(at: list[int]) -> np.ndarray:
+        inputs = batch(given, at, device, fill)
+        with torch.inference_mode(), capture(model, places, at=inputs.index) as seen:
+            model(**inputs.inputs, use_cache=False)
+        # A span of several tokens is read as their mean.
+        return np.stack([seen[place].float().mean(1).cpu().numpy() for place in places])
+
+    found: list[Any] = [None] * len(given)
+    for at, seen in in_batches([len(row.fed) for row in given], batch_size, run):
+        for i, place in enumerate(at):
+            found[place] = seen[:, i]
+    return np.stack(found, axis=1)

@@ -1,0 +1,93 @@
+"""A wrapper leaves the probe what it was; an erased feature leaves it at chance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import workbench as wb
+from tests.forgetting.conftest import erased, knower, nouns, pair, value, wrapped
+from tests.skills.conftest import LAYER
+from workbench.forgetting.sides import both, fresh
+
+
+def test_a_wrapper_keeps_the_probe_and_an_erased_feature_does_not(tmp_path: Path):
+    prompts = nouns()
+    kept = wb.forgetting.probe(pair(tmp_path / "wrapped", wrapped()), prompts)
+    gone = wb.forgetting.probe(pair(tmp_path / "erased", erased()), prompts)
+    for layer in range(-1, LAYER):  # before the wrapper nothing changed at all
+        assert value(kept, "accuracy_change", layer=layer) == 0
+    assert value(kept, "accuracy", arm="tuned", layer=LAYER) > 0.95
+    assert value(kept, "retention") == pytest.approx(1, abs=0.05)
+    for layer in range(-1, LAYER + 1):
+        assert value(gone, "accuracy", arm="base", layer=layer) > 0.95
+        assert value(gone, "accuracy", arm="tuned", layer=layer) < 0.7
+        assert value(gone, "selectivity", arm="base", layer=layer) > 0.3
+    row = gone.metric("retention").iloc[0]
+    assert row["low"] <= 0.2
+    assert row["high"] < 0.5
+    # A model that never learned the words cannot tell them apart: the control is at chance.
+    assert value(gone, "accuracy", arm="random weights", layer=LAYER) < 0.7
+
+
+def test_base_against_itself(tmp_path: Path):
+    found = wb.forgetting.probe(pair(tmp_path, knower()), nouns())
+    assert (found.metric("accuracy_change")["value"] == 0).all()
+    assert value(found, "retention") == 1
+
+
+def test_a_label_nobody_can_know_is_not_found(tmp_path: Path):
+    """Negative control: labels drawn at random have no retention to report."""
+    prompts = nouns()
+    draw = np.random.default_rng(0)
+    random = wb.tasks.PromptSet("r", tuple(
+        wb.tasks.Prompt(p.id, p.prompt, p.target, tags={"coin": str(draw.integers(2))})
+        for p in prompts
+    ))  # fmt: skip
+    found = wb.forgetting.probe(pair(tmp_path, knower()), random, label="coin")
+    row = found.metric("base_gain").iloc[0]
+    assert row["low"] <= 0
+    assert np.isnan(value(found, "retention"))
+
+
+def test_streams_are_the_models_own_hidden_states(tmp_path: Path):
+    """transformers' hidden_states, but for the last, which it norms."""
+    import torch
+
+    base, _ = both(pair(tmp_path, knower()), 4, "cpu", "float32")
+    model = fresh(base.model, 0)
+    base.model = model
+    found = base.streams(nouns(0, 7))
+    for i, prompt in enumerate(nouns(0, 7)):
+        ids = torch.tensor([base.words(prompt.prompt)["input_ids"]])
+        states = model(ids, output_hidden_states=True).hidden_states
+        for depth in range(len(states) - 1):
+            wanted = states[depth][0, -1].numpy()
+            assert np.allclose(found[depth, i], wanted, atol=1e-5)
+
+
+def test_a_fresh_model_is_random_and_leaves_the_random_numbers_alone(tmp_path: Path):
+    import torch
+
+    model = knower()
+    torch.manual_seed(3)
+    first = torch.rand(1)
+    torch.manual_seed(3)
+    one, two, other = fresh(model, 0), fresh(model, 0), fresh(model, 1)
+    assert torch.rand(1) == first
+    weight = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(one.get_parameter(weight), two.get_parameter(weight))
+    assert not torch.equal(one.get_parameter(weight), other.get_parameter(weight))
+    assert not torch.equal(one.get_parameter(weight), model.get_parameter(weight))
+
+
+def test_what_cannot_be_probed_is_said(tmp_path: Path):
+    given = pair(tmp_path, knower())
+    with pytest.raises(wb.WorkbenchError, match="tag 'colour'"):
+        wb.forgetting.probe(given, nouns(), label="colour")
+    with pytest.raises(wb.WorkbenchError, match="two labels with 5 prompts"):
+        wb.forgetting.probe(given, nouns(0, 9))
+    with pytest.raises(wb.WorkbenchError, match="2 folds"):
+        wb.forgetting.probe(given, nouns(), folds=1)

@@ -1,0 +1,185 @@
+"""Linear probes: is the answer still in the stream, whatever the model says?
+
+At each depth a linear classifier reads the label (the answer, or a tag of the prompt) from the
+residual stream at one token, on the base and on the tuned model. Features are standardised; the
+classifier is ridge, its strength chosen inside each training fold; every prompt is read by a probe
+that never saw it. A wrapper leaves the probe what it was; an erased feature leaves it at chance
+(Jain et al. 2024, arXiv 2311.12786).
+
+Misleading where the probe learns the task itself: two controls stand beside it, a probe of the same
+stream for shuffled labels (selectivity, Hewitt & Liang 2019, arXiv 1909.03368) and one of a model
+with random weights, which knows the words of the prompt and nothing else. What a probe finds the
+model need not use.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from workbench.errors import WorkbenchError
+from workbench.forgetting.sides import Side, both, fresh, require_prompts, streams
+from workbench.loaders import CheckpointPair
+from workbench.results import Result, describe
+from workbench.stats import ratios
+from workbench.tasks.batching import encode
+from workbench.tasks.prompts import PromptSet
+
+KEY = "forgetting.probe"
+STRENGTHS = tuple(10.0**power for power in range(-1, 6))
+SHUFFLED = {"base": "base, shuffled", "tuned": "tuned, shuffled"}
+RANDOM = "random weights"
+BEST = "best layer"
+Floats = NDArray[np.float64]
+
+
+def right(features: Floats, labels: NDArray[np.int64], folds: int, seed: int) -> Floats:
+    """(prompts,) 1 where the cross-validated probe reads the label. features: (prompts, width)."""
+    from sklearn.linear_model import RidgeClassifierCV
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    reader = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=STRENGTHS))
+    parts = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    return (cross_val_predict(reader, features, labels, cv=parts) == labels).astype(float)
+
+
+def probe(
+    pair: CheckpointPair,
+    prompts: PromptSet,
+    *,
+    label: str | None = None,
+    position: int | str = -1,
+    folds: int = 5,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Result:
+    """Cross-validated linear probes of every depth of both sides.
+
+    prompts: of the capability that may be lost. label: the tag to read; None for the first token of
+    the answer. Labels with fewer prompts than folds are left out. position: the token whose stream
+    is read, the last of the prompt unless told; the mean over a named span.
+
+    Returns a Result with rows accuracy (arm "base", "tuned", their "shuffled" controls, "random
+    weights"; layer, -1 for the embedding; baseline: the commonest label's share), accuracy_change
+    (tuned - base, paired), selectivity (arm base, tuned: accuracy less that for shuffled labels),
+    and, arm "best layer", at the base's best layer, chosen on one half of the prompts and reported
+    on the other, retention = (tuned - random weights) / (base - random weights), 1 for a kept and 0
+    for an erased label; NaN where the interval of the base's own gain holds 0. 95% bootstrap
+    intervals over prompts. Raises WorkbenchError for fewer than two labels with enough prompts.
+    """
+    require_prompts(prompts)
+    base, tuned = both(pair, batch_size, device, dtype)
+    labels = _labels(base, prompts, label)
+    prompts, codes, dropped = _enough(prompts, labels, folds)
+    shuffled = np.random.default_rng(seed).permutation(codes)
+    read: dict[str, Floats] = {}
+    seen = {"base": base.streams(prompts, position), "tuned": tuned.streams(prompts, position)}
+    never = fresh(base.model, seed)
+    seen[RANDOM] = streams(never, base.words, prompts, position, batch_size)
+    asked = [(arm, arm, codes) for arm in seen]
+    asked += [(control, arm, shuffled) for arm, control in SHUFFLED.items()]
+    total = len(asked) * len(seen["base"])
+    with tqdm(total=total, desc=f"{pair.name}: probes", disable=None, leave=False) as bar:
+        for arm, side, wanted in asked:
+            found = []
+            for features in seen[side]:
+                with warnings.catch_warnings():  # a constant column is no fault of the prompts
+                    warnings.simplefilter("ignore", RuntimeWarning)
+                    found.append(right(features.astype(float), wanted, folds, seed))
+                bar.update()
+            read[arm] = np.stack(found)
+    common = max(Counter(codes.tolist()).values()) / len(codes)
+    table = pd.DataFrame([*_depths(read, common, seed), *_best(read, seed)])
+    table.insert(0, "member", pair.name)
+    table.insert(1, "task", prompts.name)
+    table["layer"] = table["layer"].astype("Int64")
+    parameters = {"prompts": describe(prompts), "label": label or "answer", "position": position,
+                  "folds": folds}  # fmt: skip
+    provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
+    if dropped:
+        note = (
+            f"{pair.name}: {dropped} prompts of {prompts.name} have a label of fewer than {folds} "
+            f"prompts and are left out; {len(set(codes))} labels, {len(codes)} prompts."
+        )
+        provenance = provenance.with_notes((*provenance.notes, note))
+    return Result(KEY, table, provenance)
+
+
+def _labels(base: Side, prompts: PromptSet, label: str | None) -> list[Any]:
+    if label is None:
+        return [one.ids[one.start] for one in (encode(base.words, p) for p in prompts)]
+    without = sum(label not in p.tags for p in prompts)
+    if without:
+        known = sorted({name for p in prompts for name in p.tags})
+        raise WorkbenchError(
+            f"{without} of {len(prompts)} prompts of {prompts.name!r} have no tag {label!r}; tags "
+            f"there are {known}."
+        )
+    return [p.tags[label] for p in prompts]
+
+
+def _enough(
+    prompts: PromptSet, labels: list[Any], folds: int
+) -> tuple[PromptSet, NDArray[np.int64], int]:
+    """The prompts whose label is common enough to be learned and asked, and the labels' codes."""
+    if folds < 2:
+        raise WorkbenchError(f"Expected 2 folds or more, found {folds}.")
+    count = Counter(labels)
+    kept = [i for i, own in enumerate(labels) if count[own] >= folds]
+    names = sorted({labels[i] for i in kept})
+    if len(names) < 2:
+        raise WorkbenchError(
+            f"A probe needs two labels with {folds} prompts each; the {len(prompts)} of "
+            f"{prompts.name!r} have {len(names)} such. Give more prompts, or another label."
+        )
+    codes = np.array([names.index(labels[i]) for i in kept])
+    chosen = PromptSet(prompts.name, tuple(prompts.prompts[i] for i in kept), prompts.seed)
+    return chosen, codes, len(prompts) - len(kept)
+
+
+def _depths(read: Mapping[str, Floats], common: float, seed: int):
+    """Rows of every depth; depth 0 is the embedding, layer -1."""
+
+    def rows(metric: str, arm: str, values: Floats, baseline: Any):
+        found = ratios(values, seed=seed)
+        baseline = np.broadcast_to(baseline, len(values))
+        for depth in range(len(values)):
+            interval = {name: part[depth] for name, part in found._asdict().items()}
+            told = {"arm": arm, "layer": depth - 1, "metric": metric}
+            yield told | interval | {"baseline": float(baseline[depth])}
+
+    for arm, values in read.items():
+        yield from rows("accuracy", arm, values, common)
+    yield from rows("accuracy_change", "tuned", read["tuned"] - read["base"], 0.0)
+    for arm, control in SHUFFLED.items():
+        yield from rows("selectivity", arm, read[arm] - read[control], 0.0)
+
+
+def _best(read: Mapping[str, Floats], seed: int):
+    """Retention at the layer that one half of the prompts choose, on the other half."""
+    n = read["base"].shape[1]
+    order = np.random.default_rng(seed).permutation(n)
+    choose, report = order[: n // 2], order[n // 2 :]
+    gained = (read["base"] - read[RANDOM])[:, choose].mean(1)
+    depth = int(gained.argmax())
+    whole = (read["base"] - read[RANDOM])[depth, report]
+    left = (read["tuned"] - read[RANDOM])[depth, report]
+    for metric, tops, bottoms, baseline in (
+        ("base_gain", whole, None, 0.0),
+        ("retention", left, whole, 1.0),
+    ):
+        found = ratios(tops, bottoms, seed=seed).first._asdict()
+        if bottoms is not None and not ratios(whole, seed=seed).low[0] > 0:
+            found |= {"value": np.nan, "low": np.nan, "high": np.nan}
+        yield {"arm": BEST, "layer": depth - 1, "metric": metric} | found | {"baseline": baseline}

@@ -1,0 +1,230 @@
+"""The verdict on one capability: kept, suppressed or erased?
+
+No single number tells. Five measurements are put on one scale where they have one, 1 for as in the
+base and 0 for as if it had never been learned, each with its interval and its control:
+
+    output     right answers, as a share of the base's
+    loss       nats per token on the capability's own texts, tuned - base (0: as in the base)
+    probe      what a linear probe still reads of the label, against a model of random weights
+    revival    how much sooner it comes back under training than in a model that never knew
+    conjugate  what comes back of the lost answers where fine-tuning never was
+
+Output kept is KEPT. Output lost, with a probe and a revival that find it or one of them and the
+conjugates, and neither of the first two finding nothing, is SUPPRESSED. Output lost, probe and
+revival finding nothing and conjugates nothing, is ERASED. All else is UNDECIDED, and the sentence
+says what is missing. Conjugates that recover nothing do not speak against a suppression: they may
+have been the wrong ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from workbench.errors import WorkbenchError
+from workbench.forgetting.conjugate import BEST as BEST_CONJUGATE
+from workbench.forgetting.conjugate import conjugate
+from workbench.forgetting.probe import probe
+from workbench.forgetting.revive import NEVER, RANDOM, RELABELLED, revive
+from workbench.forgetting.sides import both, require_prompts
+from workbench.loaders import CheckpointPair
+from workbench.results import Result, describe
+from workbench.stats import bootstrap, ratios
+from workbench.tasks.prompts import PromptSet
+
+KEY = "forgetting.verdict"
+KEPT, SUPPRESSED, ERASED, UNDECIDED = "KEPT", "SUPPRESSED", "ERASED", "UNDECIDED"
+THERE, GONE, UNCLEAR, UNMEASURED = "kept", "lost", "unclear", "not measured"
+WHOLE = 0.9  # an answered share of the base's that counts as kept
+HALF = 0.5  # of what the base has hidden inside
+LEAST = 0.1  # right answers of a base that has the capability at all
+MEASURES = ("output", "loss", "probe", "revival", "conjugate")
+Row = dict[str, Any]
+
+
+def reading(low: float, high: float, line: float) -> str:
+    """On which side of the line an interval lies."""
+    if np.isnan(low) or np.isnan(high):
+        return UNCLEAR
+    return THERE if low >= line else GONE if high < line else UNCLEAR
+
+
+def judged(readings: Mapping[str, str]) -> str:
+    """The verdict that the readings of output, probe, revival and conjugate support."""
+    output = readings["output"]
+    if output != GONE:
+        return KEPT if output == THERE else UNDECIDED
+    inside = [readings.get(name, UNMEASURED) for name in ("probe", "revival")]
+    elsewhere = readings.get("conjugate", UNMEASURED)
+    if GONE not in inside and [*inside, elsewhere].count(THERE) >= 2:
+        return SUPPRESSED
+    if inside == [GONE, GONE] and elsewhere != THERE:
+        return ERASED
+    return UNDECIDED
+
+
+def verdict(
+    pair: CheckpointPair,
+    prompts: PromptSet,
+    *,
+    lessons: PromptSet | None = None,
+    conjugates: Mapping[str, PromptSet] | None = None,
+    task: PromptSet | None = None,
+    never: str | Path | None = None,
+    results: Iterable[Result] = (),
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Result:
+    """Is this capability of the base kept, suppressed or erased in the tuned model?
+
+    prompts: held-out prompts of the capability. lessons: prompts to revive it with, others than
+    these. conjugates, task: as `conjugate` takes them. never: as `revive` takes it. results: what
+    `probe`, `revive` and `conjugate` already gave for this member and capability; only what is not
+    among them is run, and without lessons or conjugates theirs is not measured.
+
+    Returns a Result with a row "evidence" for each of output, loss, probe, revival and conjugate
+    (arm; value, 95% interval, n; baseline: what the control gives on the same scale; control, its
+    name; reading "kept", "lost", "unclear" or "not measured") and a row "verdict" (reading: KEPT,
+    SUPPRESSED, ERASED or UNDECIDED; says: the sentence it supports). Output is kept from 0.9 of the
+    base's answers on, probe, revival and conjugate from one half on, by the whole interval. Revival
+    is against `never`; without it, it counts as kept only where it also beats the relabelled
+    answers, see `revive`. Raises WorkbenchError for an empty prompt set.
+    """
+    require_prompts(prompts)
+    run: dict[str, Any] = {
+        "batch_size": batch_size, "seed": seed, "device": device, "dtype": dtype,
+    }  # fmt: skip
+    found = {r.analysis: _of(r, pair.name, prompts.name) for r in results}
+    if "forgetting.probe" not in found:
+        with contextlib.suppress(WorkbenchError):  # too few prompts a label: stays unmeasured
+            found["forgetting.probe"] = probe(pair, prompts, **run).table
+    if "forgetting.revive" not in found and lessons is not None:
+        found["forgetting.revive"] = revive(pair, prompts, lessons, never=never, **run).table
+    if "forgetting.conjugate" not in found and conjugates:
+        made = conjugate(pair, prompts, conjugates, task=task, **run)
+        found["forgetting.conjugate"] = made.table
+    base, tuned = both(pair, batch_size, device, dtype)
+    rows = [_output(base, tuned, prompts, seed), _loss(base, tuned, prompts, seed)]
+    rows += [_probe(found), _revival(found), _conjugate(found)]
+    decided = judged({row["arm"]: row["reading"] for row in rows})
+    says = sentence(pair.name, prompts.name, decided, rows)
+    last = {"arm": "verdict", "metric": "verdict", "value": np.nan, "n": len(prompts)}
+    table = pd.DataFrame([*rows, last | {"reading": decided, "says": says}])
+    table.insert(0, "member", pair.name)
+    table.insert(1, "task", prompts.name)
+    parameters = {
+        "prompts": describe(prompts), "lessons": describe(lessons),
+        "conjugates": describe(dict(conjugates)) if conjugates else None, "task": describe(task),
+        "never": None if never is None else str(never),
+    }  # fmt: skip
+    provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
+    return Result(KEY, table, provenance)
+
+
+def sentence(member: str, task: str, decided: str, rows: Sequence[Row]) -> str:
+    """What the grid supports, in one sentence with its numbers."""
+    told = {row["arm"]: row for row in rows}
+    opening = {
+        KEPT: f"{task} is kept in {member}",
+        SUPPRESSED: f"{task} is suppressed in {member}, not erased",
+        ERASED: f"{task} is erased in {member}, as far as these measurements reach",
+        UNDECIDED: f"{task} in {member} is undecided",
+    }[decided]
+    spoken = [f"it answers {_number(told['output'])} of what the base does"]
+    phrases = {
+        "probe": "a probe reads {} of what it reads in the base",
+        "revival": "training brings back {} of what sets the base apart from the control",
+        "conjugate": "conjugate prompts bring back {} of the loss",
+    }
+    if decided != KEPT:
+        spoken += [
+            phrases[name].format(_number(told[name])) for name in phrases
+            if told[name]["reading"] != UNMEASURED and np.isfinite(told[name]["value"])
+        ]  # fmt: skip
+        missing = [name for name in phrases if told[name]["reading"] == UNMEASURED]
+        spoken += [f"{' and '.join(missing)} not measured"] if missing else []
+    return f"{opening}: {'; '.join(spoken)}."
+
+
+def _number(row: Row) -> str:
+    return f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
+def _of(result: Result, member: str, task: str) -> pd.DataFrame:
+    """The rows of one member and capability; raises where there are none."""
+    own = result.table[(result.table["member"] == member) & (result.table["task"] == task)]
+    if own.empty:
+        raise WorkbenchError(
+            f"The result {result.analysis} given has no rows of {member} on {task!r}; it has "
+            f"{sorted(set(result.table['member']))} on {sorted(set(result.table['task']))}."
+        )
+    return own
+
+
+def _row(arm: str, interval: Mapping[str, Any], read: str, control: str, baseline: float) -> Row:
+    kept = {name: interval[name] for name in ("value", "low", "high", "n")}
+    told = {"arm": arm, "metric": "evidence", "reading": read, "control": control}
+    return told | kept | {"baseline": baseline}
+
+
+def _unmeasured(arm: str) -> Row:
+    nothing = {"value": np.nan, "low": np.nan, "high": np.nan, "n": 0}
+    return _row(arm, nothing, UNMEASURED, "", np.nan)
+
+
+def _output(base: Any, tuned: Any, prompts: PromptSet, seed: int) -> Row:
+    first, last = (side.answers(prompts)["correct"].to_numpy(float) for side in (base, tuned))
+    if not ratios(first, seed=seed).low[0] > LEAST:
+        nothing = {"value": np.nan, "low": np.nan, "high": np.nan, "n": len(first)}
+        return _row("output", nothing, UNCLEAR, "the base itself does not have it", 1.0)
+    found = ratios(last, first, seed=seed).first
+    return _row("output", found._asdict(), reading(found.low, found.high, WHOLE), "base", 1.0)
+
+
+def _loss(base: Any, tuned: Any, prompts: PromptSet, seed: int) -> Row:
+    ours, theirs = base.losses(prompts.texts), tuned.losses(prompts.texts)
+    found = bootstrap(theirs.values - ours.values, ours.weights, seed=seed)
+    read = GONE if found.low > 0 else THERE
+    return _row("loss", found._asdict(), read, "base", 0.0)
+
+
+def _probe(found: Mapping[str, pd.DataFrame]) -> Row:
+    if "forgetting.probe" not in found:
+        return _unmeasured("probe")
+    own = found["forgetting.probe"].set_index("metric").loc["retention"]
+    return _row("probe", own, reading(own["low"], own["high"], HALF), "random weights", 0.0)
+
+
+def _revival(found: Mapping[str, pd.DataFrame]) -> Row:
+    if "forgetting.revive" not in found:
+        return _unmeasured("revival")
+    table = found["forgetting.revive"]
+    shares = table[table["metric"] == "savings_share"].set_index("control")
+    if NEVER in shares.index:
+        own = shares.loc[NEVER]
+        return _row("revival", own, reading(own["low"], own["high"], HALF), NEVER, 0.0)
+    own = shares.loc[RANDOM]
+    read = reading(own["low"], own["high"], HALF)
+    # A model of random weights lacks all else, too: alone it shows no relic of this capability.
+    if read == THERE and not shares.loc[RELABELLED, "low"] >= HALF:
+        read = UNCLEAR
+    return _row("revival", own, read, RANDOM, 0.0)
+
+
+def _conjugate(found: Mapping[str, pd.DataFrame]) -> Row:
+    if "forgetting.conjugate" not in found:
+        return _unmeasured("conjugate")
+    table = found["forgetting.conjugate"]
+    own = table[(table["arm"] == BEST_CONJUGATE) & (table["metric"] == "recovery")]
+    if own.empty:
+        return _unmeasured("conjugate")
+    row = own.iloc[0]
+    control = f"plain prompts; chosen: {row['chosen']}"
+    return _row("conjugate", row, reading(row["low"], row["high"], HALF), control, 0.0)
