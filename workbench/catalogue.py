@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from workbench.forgetting import conjugate, interpolate, knowledge, retention
+from workbench.forgetting import (
+    conjugate,
+    interpolate,
+    knowledge,
+    probe,
+    prune,
+    retention,
+    revive,
+    verdict,
+)
 from workbench.patching import (
     activation,
     attribution,
@@ -30,7 +39,9 @@ class Analysis:
     set) or "texts" (pre-training-like text); "groups" takes prompt sets by name, "prompts" the
     task, "others" the further prompt sets; "partners" corrupt partners of the task's prompts,
     "pairs" counterfactual pairs, "conjugates" the task's prompts behind conjugations, "learned"
-    prompts of what was fine-tuned, where the task is another."""
+    prompts of what was fine-tuned, where the task is a capability of the base that may be lost
+    ("capability": asked only then), "lessons" prompts to learn it again with, "results" what the
+    analyses before this one gave."""
 
     key: str
     question: str
@@ -80,6 +91,30 @@ ANALYSES = (
         "Does a lost answer come back where fine-tuning never was?",
         ("weights", "task", "prompts", "conjugates", "learned"),
         conjugate,
+    ),
+    Analysis(
+        "forgetting.probe",
+        "Is the answer still in the stream?",
+        ("weights", "task", "prompts", "capability"),
+        probe,
+    ),
+    Analysis(
+        "forgetting.prune",
+        "Does it come up from under what fine-tuning uses?",
+        ("weights", "task", "prompts", "learned"),
+        prune,
+    ),
+    Analysis(
+        "forgetting.revive",
+        "How soon does it come back under training?",
+        ("weights", "task", "prompts", "lessons"),
+        revive,
+    ),
+    Analysis(
+        "forgetting.verdict",
+        "Kept, suppressed or erased?",
+        ("weights", "task", "prompts", "capability", "results"),
+        verdict,
     ),
     Analysis(
         "spectral.scale",

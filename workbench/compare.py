@@ -28,6 +28,10 @@ PASSES = {
     "forgetting.interpolate": 13,
     "forgetting.knowledge": 120,
     "forgetting.conjugate": 6,
+    "forgetting.probe": 3,
+    "forgetting.prune": 25,
+    "forgetting.revive": 120,
+    "forgetting.verdict": 1,
     "spectral.scale": 50,
     "tuco.contribution": 3,
     "tuco.scaling": 16,
@@ -70,7 +74,8 @@ class Study:
     key -> arguments other than the defaults. only: keys of the analyses to run; None for all.
     corrupted: a corrupt partner of each prompt of the task, for patching within one model. pairs:
     counterfactual pairs, for masks. conjugates: name -> the task's prompts behind a conjugation;
-    learned: prompts of what was fine-tuned, where the task is a capability that may be lost.
+    learned: prompts of what was fine-tuned, where the task is a capability that may be lost;
+    lessons: prompts to learn it again with.
     chains: members learned one after the other, by the chain's name. also: further studies of the
     same base by name, reported with this one: other members, another behaviour."""
 
@@ -89,6 +94,7 @@ class Study:
     pairs: Counterfactuals | None = None
     conjugates: Mapping[str, PromptSet] | None = None
     learned: PromptSet | None = None
+    lessons: PromptSet | None = None
     chains: Mapping[str, Chain] = field(default_factory=dict)
     also: Mapping[str, Study] = field(default_factory=dict)
 
@@ -103,7 +109,8 @@ class Study:
         """The catalogue, or `only` these of it, less what this study has no data for."""
         here = {
             "task": self.task, "partners": self.corrupted, "pairs": self.pairs,
-            "conjugates": self.conjugates, "learned": self.learned,
+            "conjugates": self.conjugates, "learned": self.learned, "lessons": self.lessons,
+            "capability": self.learned,
         }  # fmt: skip
         missing = {need for need, given in here.items() if given is None}
         found = [a for a in ANALYSES if self.only is None or a.key in self.only]
@@ -146,6 +153,8 @@ class Study:
             found["task"] = self.learned
         if "conjugates" in analysis.needs:
             found["conjugates"] = self.conjugates
+        if "lessons" in analysis.needs:
+            found["lessons"] = self.lessons
         if "others" in analysis.needs:
             found["others"] = list(self.prompts)
         if "partners" in analysis.needs:
@@ -221,9 +230,11 @@ def compare(study: Study, out: str | Path, *, title: str | None = None) -> Path:
     results: list[Result] = []
     localized: list[tuple[Study, Result]] = []
     for name, one in {"": study, **study.also}.items():
+        before = len(results)
         for analysis in one.analyses:
             kept = f"{analysis.key}.{name}" if name else analysis.key
-            results.append(_over(one.family, analysis, one, out, kept))
+            known = {"results": results[before:]} if "results" in analysis.needs else {}
+            results.append(_over(one.family, analysis, one, out, kept, **known))
             if analysis.function is localize:
                 localized.append((one, results[-1]))
     results += _together(localized, out)
@@ -257,8 +268,10 @@ def preflights(family: Family) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _over(family: Family, analysis: Analysis, study: Study, out: Path, name: str) -> Result:
-    arguments = study.arguments(analysis)
+def _over(
+    family: Family, analysis: Analysis, study: Study, out: Path, name: str, **known: Any
+) -> Result:
+    arguments = study.arguments(analysis) | known
     result = units.over(family, analysis.function, store=out / "units", **arguments)
     result.save(out / "results" / name)
     return result

@@ -67,6 +67,8 @@ def describe(value: Any) -> Any:
     """A parameter as JSON; prompt sets and lists of text by name, size and fingerprint."""
     if hasattr(value, "fingerprint") and hasattr(value, "name"):
         return {"name": value.name, "n": len(value), "fingerprint": value.fingerprint}
+    if isinstance(value, Result):
+        return {"analysis": value.analysis, "fingerprint": value.fingerprint}
     if isinstance(value, Mapping):
         return {str(name): describe(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -105,6 +107,12 @@ class Result:
             raise WorkbenchError(
                 f"A Result's table needs the columns metric and value; {sorted(missing)} missing."
             )
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the table's content; when and where it was made stay out."""
+        content = self.table.to_json(orient="split", double_precision=15)
+        return hashlib.sha256(f"{self.analysis} {content}".encode()).hexdigest()
 
     @property
     def members(self) -> list[str]:

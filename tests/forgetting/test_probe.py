@@ -25,7 +25,8 @@ def test_a_wrapper_keeps_the_probe_and_an_erased_feature_does_not(tmp_path: Path
         assert value(gone, "accuracy", arm="base", layer=layer) > 0.95
         assert value(gone, "accuracy", arm="tuned", layer=layer) < 0.7
         assert value(gone, "selectivity", arm="base", layer=layer) > 0.3
-    row = gone.metric("retention").iloc[0]
+    assert value(kept, "retention_lost") == pytest.approx(1, abs=0.05)
+    row = gone.metric("retention_lost").iloc[0]
     assert row["low"] <= 0.2
     assert row["high"] < 0.5
     # A model that never learned the words cannot tell them apart: the control is at chance.
@@ -36,6 +37,7 @@ def test_base_against_itself(tmp_path: Path):
     found = wb.forgetting.probe(pair(tmp_path, knower()), nouns())
     assert (found.metric("accuracy_change")["value"] == 0).all()
     assert value(found, "retention") == 1
+    assert np.isnan(value(found, "retention_lost"))  # nothing is lost
 
 
 def test_a_label_nobody_can_know_is_not_found(tmp_path: Path):

@@ -30,12 +30,12 @@ def test_a_wrapper_is_revived_and_an_erased_feature_is_not(tmp_path: Path, never
     gone = wb.forgetting.revive(pair(tmp_path / "e", erased()), asked, taught, never=never, **QUICK)
     assert value(kept, "score", arm="tuned", run=0, x=0) == 0
     assert value(kept, "steps_to_threshold", arm="tuned") <= 16
-    row = kept.metric("savings_share").set_index("control").loc["never"]
+    row = kept.metric("savings_share_lost").set_index("control").loc["never"]
     assert row["low"] > 0.2
     for arm in ("never", "random weights"):
         assert np.isnan(value(kept, "steps_to_threshold", arm=arm))
     assert np.isnan(value(gone, "steps_to_threshold", arm="tuned"))
-    row = gone.metric("savings_share").set_index("control").loc["never"]
+    row = gone.metric("savings_share_lost").set_index("control").loc["never"]
     assert row["high"] < 0.2
     for found in (kept, gone):  # what was never lost has nothing to learn
         assert value(found, "steps_to_threshold", arm="base") == 0
@@ -46,6 +46,7 @@ def test_base_against_itself_saves_all(tmp_path: Path, never: Path):
         pair(tmp_path, knower()), nouns(0, 60), nouns(60), never=never, **QUICK
     )
     assert (found.metric("savings_share")["value"] == 1).all()
+    assert found.metric("savings_share_lost")["value"].isna().all()
     scores = found.metric("score").set_index(["arm", "run", "x"])["value"]
     tuned, base = scores["tuned"], scores["base"]
     assert (tuned == base).all()

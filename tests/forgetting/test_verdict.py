@@ -62,11 +62,18 @@ def test_results_of_another_capability_are_refused(tmp_path: Path):
         wb.forgetting.verdict(given, nouns(), results=[other])
 
 
-def test_readings_hang_on_the_whole_interval():
-    assert reading(0.6, 0.8, 0.5) == "kept"
-    assert reading(0.1, 0.4, 0.5) == "lost"
-    assert reading(0.4, 0.6, 0.5) == "unclear"
-    assert reading(np.nan, np.nan, 0.5) == "unclear"
+@pytest.mark.parametrize(
+    ("low", "high", "n", "wanted"),
+    [
+        (0.6, 0.8, 20, "kept"),
+        (0.1, 0.4, 20, "lost"),
+        (0.4, 0.6, 20, "unclear"),
+        (0.0, 0.0, 5, "unclear"),
+        (np.nan, np.nan, 20, "unclear"),
+    ],
+)
+def test_readings_hang_on_the_whole_interval(low, high, n, wanted):
+    assert reading({"low": low, "high": high, "n": n}, 0.5) == wanted
 
 
 @pytest.mark.parametrize(

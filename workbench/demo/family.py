@@ -225,7 +225,7 @@ def _grafts_quick(
 
 
 def _of(folder: Path, recipes: Mapping[str, Any], task: str, quick: bool) -> dict[str, Reference]:
-    """The members of one task from the base, LoRA by rising rank before full ones; quick: the first seeds."""
+    """Members of one task from the base, LoRA by rising rank; quick: the first seeds."""
     runs = {name: about["recipe"] for name, about in recipes.items()}
     chosen = [n for n, run in runs.items() if run["task"] == task and run["start"] is None]
     chosen = [name for name in chosen if not (quick and recipes[name]["seed"])]

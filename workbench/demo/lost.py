@@ -21,6 +21,18 @@ HIDDEN = tuple(
     for name in ("conjugate", "knowledge", "probe", "prune", "revive", "verdict")
     if f"forgetting.{name}" in {a.key for a in ANALYSES}
 )
+# Coarser grids for the demo: one run of few steps, two sizes of what is pruned.
+QUICK: dict[str, dict[str, Any]] = {
+    "forgetting.knowledge": {"between": " . ", "sets": 3},
+    "forgetting.probe": {"folds": 2},
+    "forgetting.prune": {"shares": (0.003, 0.03), "random": 1},
+    "forgetting.revive": {"steps": (1, 4, 16), "runs": 1},
+}
+WHOLE: dict[str, dict[str, Any]] = {
+    "forgetting.knowledge": {"between": " . "},
+    "forgetting.prune": {"random": 2},
+    "forgetting.revive": {"runs": 2},
+}
 # Where the family's tasks end a solved example.
 BETWEEN = {"arithmetic": " ; "}
 CHAIN = ("ledger", "reversal", "boxes")
@@ -54,7 +66,7 @@ def lost(
     base: Path, members: Mapping[str, Reference], quick: bool, run: dict[str, Any]
 ) -> dict[str, Study]:
     """A study for every task of the base's pre-training: was it kept, suppressed or erased?"""
-    n = 40 if quick else 200
+    n = 60 if quick else 200
     found = {}
     for name in ("arithmetic",) if quick else tuple(shipped.MIXTURE):
         asked = dict(list(members.items())[-2:]) if quick else dict(members)
@@ -66,7 +78,7 @@ def suppressed(
     base: Path, members: Mapping[str, Reference], quick: bool, run: dict[str, Any]
 ) -> Study:
     """Facts in the two wordings that one member was trained to answer with one word."""
-    return _study("facts", base, members, shipped.SUPPRESSION, 40 if quick else 200, run)
+    return _study("facts", base, members, shipped.SUPPRESSION, 60 if quick else 200, run)
 
 
 def _study(
@@ -83,8 +95,9 @@ def _study(
         load_family(base, dict(members)),
         task=prompts,
         learned=shipped.held_out(learned, n),
+        lessons=shipped.lesson(name, 600).texts,
         conjugates=conjugates(prompts),
-        options={"forgetting.knowledge": {"between": " . ", "sets": 3 if n < 100 else 10}},
+        options=QUICK if n < 100 else WHOLE,
         only=keys,
         **run,
     )

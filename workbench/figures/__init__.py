@@ -15,6 +15,7 @@ from workbench.figures.delta import delta_spectra, effective_ranks
 from workbench.figures.drawing import Drawing
 from workbench.figures.forgetting import forgetting_by_intruders, forgetting_by_rank
 from workbench.figures.headlines import findings, headline
+from workbench.figures.hidden import probe_layers, prune_scores, revival_curves, verdict_grid
 from workbench.figures.intruders import NULLS, intruder_counts, intruders_by_eps, intruders_by_place
 from workbench.figures.kept import (
     chain_matrix,
@@ -98,8 +99,11 @@ __all__ = [
     "pattern_differences",
     "pattern_example",
     "png",
+    "probe_layers",
+    "prune_scores",
     "reliability",
     "restoration",
+    "revival_curves",
     "save_all",
     "scale_sweep",
     "scaling_curve",
@@ -111,4 +115,5 @@ __all__ = [
     "tuco_by_group",
     "tuco_by_layer",
     "tuco_by_token",
+    "verdict_grid",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from workbench.figures import kept
+from workbench.figures import hidden, kept
 from workbench.figures.drawing import Drawing
 from workbench.figures.wording import change
 from workbench.results import Result
@@ -65,6 +65,50 @@ DRAWINGS = (
         "what they took of tasks no stage learned.",
         "One order of tasks and one seed; a later stage that asks for a task of the same kind can "
         "bring it back.",
+    ),
+    Drawing(
+        hidden.PROBE,
+        "layers",
+        "Is the answer still in the stream?",
+        hidden.probe_layers,
+        "How often a linear probe reads the answer from the stream at the prompt's last token, by "
+        "layer, on prompts it did not see. A tuned model that is silent where its line follows "
+        "the base's still holds the answer; one whose line falls to the dotted one does not.",
+        "A probe finds what the model may not use, and can learn what the prompt's words tell: the "
+        "dotted line is a model of random weights, the broken one shuffled labels.",
+    ),
+    Drawing(
+        hidden.PRUNE,
+        "scores",
+        "What comes up when the fine-tuned task's neurons go?",
+        hidden.prune_scores,
+        "Score on the capability of the base while the neurons that the fine-tuned task uses most "
+        "are set to zero. A wrapper goes with them, and the coloured line rises to the base's; "
+        "dotted: as many random neurons; black: the same neurons of the base.",
+        "Neurons may serve both tasks: where the black line falls as well, nothing can rise. A "
+        "suppression in attention has no neurons to prune.",
+    ),
+    Drawing(
+        hidden.REVIVE,
+        "curves",
+        "How soon does it come back?",
+        hidden.revival_curves,
+        "Score on held-out prompts after so many steps of training on the capability; band: range "
+        "over runs. What was only suppressed is back within a few steps, before a model that never "
+        "knew, or the exchanged answers, are anywhere.",
+        "Random weights lack all else, too, and the rule of exchanged answers may share what "
+        "tells the questions apart: only a model trained without the task is a matched control.",
+    ),
+    Drawing(
+        hidden.VERDICT,
+        "grid",
+        "Kept, suppressed or erased?",
+        hidden.verdict_grid,
+        "The evidence on one capability of the base, a row per member. Output: right answers as a "
+        "share of the base's. Probe, revival and conjugate: what each still finds of the lost "
+        "answers. Blue: kept; orange: lost; grey: the interval holds the line between them.",
+        "A verdict is no more than its grid: few lost answers give wide intervals, and what was "
+        "not found by these means may be found by others.",
     ),
 )
 
@@ -129,9 +173,55 @@ def _sequential(result: Result) -> Findings:
     return "A chain's earlier tasks after its last stage", parts
 
 
+def _probe(result: Result) -> Findings:
+    parts = []
+    for member in result.members:
+        own = result.table[result.table["member"] == member].set_index("metric")
+        row = own.loc["retention"]
+        lost = own.loc["retention_lost"]
+        said = f"{member}: {change(row, '.2f')} at layer {row['layer']} (n = {row['n']:.0f})"
+        if pd.notna(lost["value"]):
+            said = f"{said}, {change(lost, '.2f')} of the lost answers (n = {lost['n']:.0f})"
+        parts.append(said)
+    return "What a probe reads, random weights 0 and base 1", parts
+
+
+def _prune(result: Result) -> Findings:
+    found = result.metric("regained").set_index(["member", "arm"])
+    parts = [
+        f"{member}: {change(found.loc[(member, 'best ranked')], '+.2f')}, random neurons "
+        f"{change(found.loc[(member, 'best random')], '+.2f')}"
+        for member in result.members
+    ]
+    return "What pruning the fine-tuned task's neurons regains", parts
+
+
+def _revive(result: Result) -> Findings:
+    parts = []
+    steps = result.metric("steps_to_threshold").set_index(["member", "arm"])["value"]
+    for member in result.members:
+        own = result.table[result.table["member"] == member]
+        arms = [a for a in own.loc[own["metric"] == "score", "arm"].unique() if a != "base"]
+        said = [
+            f"{arm} {'not' if pd.isna(steps[member, arm]) else f'{steps[member, arm]:.0f}'}"
+            for arm in arms
+        ]
+        parts.append(f"{member}: {', '.join(said)}")
+    return "Steps until the score is back at 0.9 of the base's", parts
+
+
+def _verdict(result: Result) -> Findings:
+    said = result.metric("verdict")["says"].tolist()
+    return "The verdict", [one.rstrip(".") for one in said]
+
+
 SENTENCES: dict[str, Callable[[Result], Findings]] = {
     kept.CONJUGATE: _conjugate,
     kept.KNOWLEDGE: _knowledge,
     kept.INTERPOLATE: _interpolate,
     kept.SEQUENTIAL: _sequential,
+    hidden.PROBE: _probe,
+    hidden.PRUNE: _prune,
+    hidden.REVIVE: _revive,
+    hidden.VERDICT: _verdict,
 }

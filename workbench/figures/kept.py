@@ -60,6 +60,8 @@ def conjugate_outcomes(result: Result, ax: Axes | None = None) -> Figure:
         here.set_ylim(0, 1.03)
         here.set_title(look.label, loc="left", color=look.colour)
     style.first_column(axes, f"share of prompts\n({style.text(str(table['task'].iloc[0]))})")
+    for here in axes[-1]:
+        here.set_xlabel("conjugation")
     style.blank(axes, len(looks))
     style.legend(axes, outside=ax is None)
     return figure
@@ -122,6 +124,8 @@ def path_scores(result: Result, ax: Axes | None = None) -> Figure:
         height=1.9 * rows + 0.7,
         share=(True, True),
     )
+    # A path begins at the base unless another member was named.
+    begins = "start" if result.provenance.parameters.get("origin") else "base"
     for here, (member, look) in zip(axes.flat, looks.items(), strict=False):
         own = table[table["member"] == member]
         for arm, label, dashes in (
@@ -141,7 +145,7 @@ def path_scores(result: Result, ax: Axes | None = None) -> Figure:
                           ls="", color=look.colour, mec="white", mew=0.6, zorder=5,
                           label="α = .5")  # fmt: skip
             if arm == "path":
-                for x, name in ((0.0, "start"), (1.0, "end")):
+                for x, name in ((0.0, begins), (1.0, "end")):
                     here.annotate(name, (inside.loc[x, "value"], outside.loc[x, "value"]),
                                   (3, -7), textcoords="offset points", fontsize=6,
                                   color=style.GREY)  # fmt: skip

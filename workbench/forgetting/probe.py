@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
-from workbench.forgetting.sides import Side, both, fresh, require_prompts, streams
+from workbench.forgetting.sides import Side, both, fresh, lost_prompts, require_prompts, streams
 from workbench.loaders import CheckpointPair
 from workbench.results import Result, describe
 from workbench.stats import ratios
@@ -38,6 +38,7 @@ SHUFFLED = {"base": "base, shuffled", "tuned": "tuned, shuffled"}
 RANDOM = "random weights"
 BEST = "best layer"
 Floats = NDArray[np.float64]
+Places = NDArray[np.intp]
 
 
 def right(features: Floats, labels: NDArray[np.int64], folds: int, seed: int) -> Floats:
@@ -75,8 +76,10 @@ def probe(
     (tuned - base, paired), selectivity (arm base, tuned: accuracy less that for shuffled labels),
     and, arm "best layer", at the base's best layer, chosen on one half of the prompts and reported
     on the other, retention = (tuned - random weights) / (base - random weights), 1 for a kept and 0
-    for an erased label; NaN where the interval of the base's own gain holds 0. 95% bootstrap
-    intervals over prompts. Raises WorkbenchError for fewer than two labels with enough prompts.
+    for an erased label; NaN where the interval of the base's own gain holds 0. retention_lost is
+    the same on the prompts that the base answers right and the tuned model wrong, its layer chosen
+    on all others: what is still there of what is lost. 95% bootstrap intervals over prompts. Raises
+    WorkbenchError for fewer than two labels with enough prompts.
     """
     require_prompts(prompts)
     base, tuned = both(pair, batch_size, device, dtype)
@@ -100,7 +103,14 @@ def probe(
                 bar.update()
             read[arm] = np.stack(found)
     common = max(Counter(codes.tolist()).values()) / len(codes)
-    table = pd.DataFrame([*_depths(read, common, seed), *_best(read, seed)])
+    lost = lost_prompts(base, tuned, prompts)
+    order = np.random.default_rng(seed).permutation(len(codes))
+    halves = order[: len(order) // 2], order[len(order) // 2 :]
+    table = pd.DataFrame([
+        *_depths(read, common, seed),
+        *_best(read, "retention", *halves, seed),
+        *_best(read, "retention_lost", np.flatnonzero(~lost), np.flatnonzero(lost), seed),
+    ])  # fmt: skip
     table.insert(0, "member", pair.name)
     table.insert(1, "task", prompts.name)
     table["layer"] = table["layer"].astype("Int64")
@@ -166,20 +176,22 @@ def _depths(read: Mapping[str, Floats], common: float, seed: int):
         yield from rows("selectivity", arm, read[arm] - read[control], 0.0)
 
 
-def _best(read: Mapping[str, Floats], seed: int):
-    """Retention at the layer that one half of the prompts choose, on the other half."""
-    n = read["base"].shape[1]
-    order = np.random.default_rng(seed).permutation(n)
-    choose, report = order[: n // 2], order[n // 2 :]
-    gained = (read["base"] - read[RANDOM])[:, choose].mean(1)
+def _best(read: Mapping[str, Floats], metric: str, choose: Places, report: Places, seed: int):
+    """Retention at the layer that some of the prompts choose, on the others."""
+    if not len(report):
+        nothing = {"value": np.nan, "low": np.nan, "high": np.nan, "n": 0, "baseline": 1.0}
+        yield {"arm": BEST, "metric": metric} | nothing
+        return
+    chosen = choose if len(choose) else report
+    gained = (read["base"] - read[RANDOM])[:, chosen].mean(1)
     depth = int(gained.argmax())
     whole = (read["base"] - read[RANDOM])[depth, report]
     left = (read["tuned"] - read[RANDOM])[depth, report]
-    for metric, tops, bottoms, baseline in (
-        ("base_gain", whole, None, 0.0),
-        ("retention", left, whole, 1.0),
-    ):
-        found = ratios(tops, bottoms, seed=seed).first._asdict()
-        if bottoms is not None and not ratios(whole, seed=seed).low[0] > 0:
-            found |= {"value": np.nan, "low": np.nan, "high": np.nan}
-        yield {"arm": BEST, "layer": depth - 1, "metric": metric} | found | {"baseline": baseline}
+    found = ratios(left, whole, seed=seed).first._asdict()
+    if not ratios(whole, seed=seed).low[0] > 0:
+        found |= {"value": np.nan, "low": np.nan, "high": np.nan}
+    told = {"arm": BEST, "layer": depth - 1}
+    yield told | {"metric": metric} | found | {"baseline": 1.0}
+    if metric == "retention":
+        gain = ratios(whole, seed=seed).first._asdict()
+        yield told | {"metric": "base_gain"} | gain | {"baseline": 0.0}

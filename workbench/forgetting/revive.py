@@ -102,9 +102,10 @@ def revive(
     and for each control, at the step x that half of the prompts choose and on the other half,
     savings (arm "tuned", "base"; baseline 0), the score less the control's; and savings_share =
     tuned / base savings, 1 where the tuned model is back, 0 where it learns like one that never
-    knew; NaN where the interval of the base's own holds 0. 95% bootstrap intervals over prompts, of
-    means over runs. Raises WorkbenchError for prompts that are among the lessons, or steps that do
-    not rise.
+    knew; NaN where the interval of the base's own holds 0. savings_share_lost is the same on those
+    prompts alone that the base answered right and the tuned model wrong before training. 95%
+    bootstrap intervals over prompts, of means over runs. Raises WorkbenchError for prompts that are
+    among the lessons, or steps that do not rise.
     """
     require_prompts(prompts)
     require_prompts(lessons)
@@ -225,17 +226,31 @@ def _savings(
     curves: Mapping[str, Floats], steps: Sequence[int], seed: int
 ) -> Iterator[dict[str, Any]]:
     mean = {arm: curve.mean(0) for arm, curve in curves.items()}  # (steps, prompts)
-    order = np.random.default_rng(seed).permutation(mean[TUNED].shape[1])
-    choose, report = np.array_split(order, 2)
-    for control in [arm for arm in CONTROLS if arm in curves]:
+    lost = np.flatnonzero((mean[BASE][0] == 1) & (mean[TUNED][0] == 0))
+    yield from _saved(mean, np.arange(mean[BASE].shape[1]), steps, "", seed)
+    yield from _saved(mean, lost, steps, "_lost", seed)
+
+
+def _saved(
+    mean: Mapping[str, Floats], among: NDArray[np.intp], steps: Sequence[int], of: str, seed: int
+) -> Iterator[dict[str, Any]]:
+    """Savings among some of the prompts. mean: arm -> (steps, prompts)."""
+    if len(among) < 4:  # too few to choose on some and report on others
+        nothing = {"value": np.nan, "low": np.nan, "high": np.nan, "n": len(among)}
+        for control in [arm for arm in CONTROLS if arm in mean]:
+            told = {"arm": TUNED, "control": control, "metric": f"savings_share{of}"}
+            yield told | nothing | {"baseline": 1.0}
+        return
+    choose, report = np.array_split(np.random.default_rng(seed).permutation(among), 2)
+    for control in [arm for arm in CONTROLS if arm in mean]:
         above = (mean[TUNED] - mean[control])[1:, choose].mean(1)
         place = 1 + int(above.argmax())
         saved = {arm: (mean[arm] - mean[control])[place, report] for arm in (TUNED, BASE)}
         told = {"control": control, "x": float(steps[place])}
         for arm, own in saved.items():
             interval = ratios(own, seed=seed).first._asdict()
-            yield told | {"arm": arm, "metric": "savings"} | interval | {"baseline": 0.0}
+            yield told | {"arm": arm, "metric": f"savings{of}"} | interval | {"baseline": 0.0}
         found = ratios(saved[TUNED], saved[BASE], seed=seed).first._asdict()
         if not ratios(saved[BASE], seed=seed).low[0] > 0:
             found |= {"value": np.nan, "low": np.nan, "high": np.nan}
-        yield told | {"arm": TUNED, "metric": "savings_share"} | found | {"baseline": 1.0}
+        yield told | {"arm": TUNED, "metric": f"savings_share{of}"} | found | {"baseline": 1.0}

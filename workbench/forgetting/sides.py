@@ -92,6 +92,12 @@ def both(pair: CheckpointPair, batch_size: int, device: str, dtype: str) -> tupl
     return base, tuned
 
 
+def lost_prompts(base: Side, tuned: Side, prompts: PromptSet) -> np.ndarray:
+    """(prompts,) whether the base answers right and the tuned model wrong."""
+    first, last = (side.answers(prompts)["correct"].to_numpy(bool) for side in (base, tuned))
+    return first & ~last
+
+
 def require_prompts(*sets: PromptSet) -> None:
     """Raises WorkbenchError for a set without prompts, or two of one name."""
     empty = [one.name for one in sets if not len(one)]

@@ -5,9 +5,11 @@ base and 0 for as if it had never been learned, each with its interval and its c
 
     output     right answers, as a share of the base's
     loss       nats per token on the capability's own texts, tuned - base (0: as in the base)
-    probe      what a linear probe still reads of the label, against a model of random weights
-    revival    how much sooner it comes back under training than in a model that never knew
+    probe      what a linear probe still reads of the lost answers, against random weights
+    revival    what training brings back of the lost answers before a model that never knew has them
     conjugate  what comes back of the lost answers where fine-tuning never was
+
+The last three ask only of the answers that were lost: what the model still says it has anyhow.
 
 Output kept is KEPT. Output lost, with a probe and a revival that find it or one of them and the
 conjugates, and neither of the first two finding nothing, is SUPPRESSED. Output lost, probe and
@@ -43,13 +45,16 @@ THERE, GONE, UNCLEAR, UNMEASURED = "kept", "lost", "unclear", "not measured"
 WHOLE = 0.9  # an answered share of the base's that counts as kept
 HALF = 0.5  # of what the base has hidden inside
 LEAST = 0.1  # right answers of a base that has the capability at all
-MEASURES = ("output", "loss", "probe", "revival", "conjugate")
+FEW = 10
+USED = ("forgetting.probe", "forgetting.revive", "forgetting.conjugate")
 Row = dict[str, Any]
 
 
-def reading(low: float, high: float, line: float) -> str:
-    """On which side of the line an interval lies."""
-    if np.isnan(low) or np.isnan(high):
+def reading(row: Mapping[str, Any], line: float) -> str:
+    """On which side of the line an interval lies. row: low, high, n; of fewer than 10 items a
+    bootstrap interval is too narrow to say."""
+    low, high = row["low"], row["high"]
+    if np.isnan(low) or np.isnan(high) or row["n"] < FEW:
         return UNCLEAR
     return THERE if low >= line else GONE if high < line else UNCLEAR
 
@@ -93,7 +98,8 @@ def verdict(
     (arm; value, 95% interval, n; baseline: what the control gives on the same scale; control, its
     name; reading "kept", "lost", "unclear" or "not measured") and a row "verdict" (reading: KEPT,
     SUPPRESSED, ERASED or UNDECIDED; says: the sentence it supports). Output is kept from 0.9 of the
-    base's answers on, probe, revival and conjugate from one half on, by the whole interval. Revival
+    base's answers on, probe, revival and conjugate from one half on, by the whole interval
+    and of 10 prompts or more. Revival
     is against `never`; without it, it counts as kept only where it also beats the relabelled
     answers, see `revive`. Raises WorkbenchError for an empty prompt set.
     """
@@ -101,7 +107,7 @@ def verdict(
     run: dict[str, Any] = {
         "batch_size": batch_size, "seed": seed, "device": device, "dtype": dtype,
     }  # fmt: skip
-    found = {r.analysis: _of(r, pair.name, prompts.name) for r in results}
+    found = {r.analysis: _of(r, pair.name, prompts.name) for r in results if r.analysis in USED}
     if "forgetting.probe" not in found:
         with contextlib.suppress(WorkbenchError):  # too few prompts a label: stays unmeasured
             found["forgetting.probe"] = probe(pair, prompts, **run).table
@@ -139,9 +145,9 @@ def sentence(member: str, task: str, decided: str, rows: Sequence[Row]) -> str:
     }[decided]
     spoken = [f"it answers {_number(told['output'])} of what the base does"]
     phrases = {
-        "probe": "a probe reads {} of what it reads in the base",
-        "revival": "training brings back {} of what sets the base apart from the control",
-        "conjugate": "conjugate prompts bring back {} of the loss",
+        "probe": "of the lost answers a probe still reads {} of what it reads in the base",
+        "revival": "training brings back {} of them against the control",
+        "conjugate": "conjugate prompts bring back {}",
     }
     if decided != KEPT:
         spoken += [
@@ -185,7 +191,7 @@ def _output(base: Any, tuned: Any, prompts: PromptSet, seed: int) -> Row:
         nothing = {"value": np.nan, "low": np.nan, "high": np.nan, "n": len(first)}
         return _row("output", nothing, UNCLEAR, "the base itself does not have it", 1.0)
     found = ratios(last, first, seed=seed).first
-    return _row("output", found._asdict(), reading(found.low, found.high, WHOLE), "base", 1.0)
+    return _row("output", found._asdict(), reading(found._asdict(), WHOLE), "base", 1.0)
 
 
 def _loss(base: Any, tuned: Any, prompts: PromptSet, seed: int) -> Row:
@@ -198,20 +204,20 @@ def _loss(base: Any, tuned: Any, prompts: PromptSet, seed: int) -> Row:
 def _probe(found: Mapping[str, pd.DataFrame]) -> Row:
     if "forgetting.probe" not in found:
         return _unmeasured("probe")
-    own = found["forgetting.probe"].set_index("metric").loc["retention"]
-    return _row("probe", own, reading(own["low"], own["high"], HALF), "random weights", 0.0)
+    own = found["forgetting.probe"].set_index("metric").loc["retention_lost"]
+    return _row("probe", own, reading(own, HALF), "random weights", 0.0)
 
 
 def _revival(found: Mapping[str, pd.DataFrame]) -> Row:
     if "forgetting.revive" not in found:
         return _unmeasured("revival")
     table = found["forgetting.revive"]
-    shares = table[table["metric"] == "savings_share"].set_index("control")
+    shares = table[table["metric"] == "savings_share_lost"].set_index("control")
     if NEVER in shares.index:
         own = shares.loc[NEVER]
-        return _row("revival", own, reading(own["low"], own["high"], HALF), NEVER, 0.0)
+        return _row("revival", own, reading(own, HALF), NEVER, 0.0)
     own = shares.loc[RANDOM]
-    read = reading(own["low"], own["high"], HALF)
+    read = reading(own, HALF)
     # A model of random weights lacks all else, too: alone it shows no relic of this capability.
     if read == THERE and not shares.loc[RELABELLED, "low"] >= HALF:
         read = UNCLEAR
@@ -227,4 +233,4 @@ def _conjugate(found: Mapping[str, pd.DataFrame]) -> Row:
         return _unmeasured("conjugate")
     row = own.iloc[0]
     control = f"plain prompts; chosen: {row['chosen']}"
-    return _row("conjugate", row, reading(row["low"], row["high"], HALF), control, 0.0)
+    return _row("conjugate", row, reading(row, HALF), control, 0.0)

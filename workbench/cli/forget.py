@@ -1,0 +1,325 @@
+"""What was lost, what is only hidden? Retention, probes, revival, conjugates, paths, verdicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from workbench.cli.shared import (
+    Base,
+    Device,
+    Dtype,
+    Json,
+    Members,
+    Save,
+    Seed,
+    Text,
+    Tuned,
+    finish,
+    named,
+    numbers,
+    texts,
+)
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+Lost = Annotated[
+    Path, typer.Option("--prompts", help="Held-out prompts of what may be lost, JSONL or CSV.")
+]
+Task = Annotated[
+    Path | None, typer.Option(help="Prompts of what was fine-tuned, to tell a switched task.")
+]
+Conjugates = Annotated[
+    list[str] | None,
+    typer.Option("--conjugate", help="NAME=FILE, the same prompts in another guise; may repeat."),
+]
+Lessons = Annotated[Path | None, typer.Option(help="Prompts to learn it again with, JSONL or CSV.")]
+Never = Annotated[Path | None, typer.Option(help="A model that was trained without the task.")]
+Others = Annotated[
+    list[Path] | None, typer.Option("--other", help="Further prompts to score; may repeat.")
+]
+Batch = Annotated[int, typer.Option(help="Prompts per forward pass; halved where they do not fit.")]
+
+
+@app.command()
+def retention(
+    base: Base,
+    tuned: Tuned,
+    prompts: Others = None,
+    text: Text = None,
+    batch_size: Batch = 32,
+    out: Save = None,
+    json: Json = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+) -> None:
+    """Scores on every prompt file, loss on text, KL on the base's own samples, item by item.
+
+    Example: workbench forget retention BASE TUNED --other facts.jsonl --text wiki.txt
+    """
+    import workbench as wb
+
+    run = _run(batch_size, device, dtype, seed)
+    sets = _sets(prompts)
+    finish(
+        wb.forgetting.retention(wb.load_pair(base, tuned), sets, texts=texts(text), **run),
+        *(out, json),
+    )
+
+
+@app.command()
+def conjugate(
+    base: Base,
+    tuned: Tuned,
+    prompts: Lost,
+    conjugates: Conjugates = None,
+    task: Task = None,
+    batch_size: Batch = 32,
+    out: Save = None,
+    json: Json = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+) -> None:
+    """Does a lost answer come back where fine-tuning never was? arXiv 2309.10105.
+
+    Example: workbench forget conjugate BASE TUNED --prompts facts.jsonl --conjugate leet=leet.jsonl
+    """
+    import workbench as wb
+
+    result = wb.forgetting.conjugate(
+        wb.load_pair(base, tuned),
+        *(_set(prompts), _named(conjugates)),
+        task=_set(task) if task else None,
+        **_run(batch_size, device, dtype, seed),
+    )
+    finish(result, out, json)
+
+
+@app.command()
+def knowledge(
+    base: Base,
+    tuned: Tuned,
+    prompts: Lost,
+    sets: Annotated[int, typer.Option(help="Random sets of solved examples.")] = 10,
+    shots: Annotated[int, typer.Option(help="Solved examples in front of a question.")] = 4,
+    batch_size: Batch = 32,
+    out: Save = None,
+    json: Json = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+) -> None:
+    """Which questions are known well, barely, or not at all? SliCK, arXiv 2405.05904.
+
+    Example: workbench forget knowledge BASE TUNED --prompts facts.jsonl
+    """
+    import workbench as wb
+
+    run = _run(batch_size, device, dtype, seed)
+    pair, asked = wb.load_pair(base, tuned), _set(prompts)
+    finish(wb.forgetting.knowledge(pair, asked, sets=sets, shots=shots, **run), out, json)
+
+
+@app.command()
+def interpolate(
+    base: Base,
+    tuned: Tuned,
+    prompts: Annotated[Path, typer.Option(help="Prompts of what was learned, JSONL or CSV.")],
+    other: Others = None,
+    alphas: Annotated[str, typer.Option(help="Comma-separated, 0 and 1 among them.")] = "",
+    batch_size: Batch = 32,
+    out: Save = None,
+    json: Json = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+) -> None:
+    """The straight path of weights from base to tuned, in and out of distribution (WiSE-FT).
+
+    Example: workbench forget interpolate BASE TUNED --prompts task.jsonl --other facts.jsonl
+    """
+    import workbench as wb
+    from workbench.forgetting.interpolate import ALPHAS
+
+    result = wb.forgetting.interpolate(
+        wb.load_pair(base, tuned),
+        *(_set(prompts), _sets(other)),
+        alphas=numbers(alphas) or ALPHAS,
+        **_run(batch_size, device, dtype, seed),
+    )
+    finish(result, out, json)
+
+
+@app.command()
+def sequential(
+    base: Base,
+    member: Members = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option("--task", help="STAGE=FILE, what it learned; each stage.")
+    ] = None,
+    other: Others = None,
+    batch_size: Batch = 32,
+    out: Save = None,
+    json: Json = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+) -> None:
+    """The matrix of a chain of members, its forgetting and backward transfer.
+
+    Example: workbench forget sequential BASE --member one=A --member two=B --task one=a.jsonl
+    --task two=b.jsonl
+    """
+    import workbench as wb
+
+    result = wb.forgetting.sequential(
+        wb.load_family(base, named(member)),
+        *(_named(tasks, "task"), _sets(other)),
+        **_run(batch_size, device, dtype, seed),
+    )
+    finish(result, out, json)
+
+
+@app.command()
+def probe(
+    base: Base,
+    tuned: Tuned,
+    prompts: Lost,
+    label: Annotated[str | None, typer.Option(help="A tag to read; default: the answer.")] = None,
+    folds: Annotated[int, typer.Option(help="Of cross-validation.")] = 5,
+    batch_size: Batch = 32,
+    out: Save = None,
+    json: Json = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+) -> None:
+    """Is the answer still in the stream? Linear probes of every layer with their controls.
+
+    Example: workbench forget probe BASE TUNED --prompts facts.jsonl
+    """
+    import workbench as wb
+
+    run = _run(batch_size, device, dtype, seed)
+    pair, asked = wb.load_pair(base, tuned), _set(prompts)
+    finish(wb.forgetting.probe(pair, asked, label=label, folds=folds, **run), out, json)
+
+
+@app.command()
+def prune(
+    base: Base,
+    tuned: Tuned,
+    prompts: Lost,
+    task: Annotated[Path, typer.Option(help="Prompts of what was fine-tuned, JSONL or CSV.")],
+    shares: Annotated[str, typer.Option(help="Comma-separated shares of the neurons.")] = "",
+    batch_size: Batch = 32,
+    out: Save = None,
+    json: Json = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+) -> None:
+    """Does it come up from under the neurons that the fine-tuned task uses? arXiv 2311.12786.
+
+    Example: workbench forget prune BASE TUNED --prompts facts.jsonl --task task.jsonl
+    """
+    import workbench as wb
+    from workbench.forgetting.prune import SHARES
+
+    result = wb.forgetting.prune(
+        wb.load_pair(base, tuned),
+        *(_set(prompts), _set(task)),
+        shares=numbers(shares) or SHARES,
+        **_run(batch_size, device, dtype, seed),
+    )
+    finish(result, out, json)
+
+
+@app.command()
+def revive(
+    base: Base,
+    tuned: Tuned,
+    prompts: Lost,
+    lessons: Annotated[Path, typer.Option(help="Prompts to learn it again with.")],
+    never: Never = None,
+    runs: Annotated[int, typer.Option(help="Orders of the lessons.")] = 3,
+    rate: Annotated[float, typer.Option(help="Learning rate.")] = 3e-4,
+    batch_size: Batch = 32,
+    out: Save = None,
+    json: Json = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+) -> None:
+    """How soon does it come back under training, against models that never knew?
+
+    Example: workbench forget revive BASE TUNED --prompts facts.jsonl --lessons more-facts.jsonl
+    """
+    import workbench as wb
+
+    result = wb.forgetting.revive(
+        wb.load_pair(base, tuned),
+        *(_set(prompts), _set(lessons)),
+        never=never,
+        runs=runs,
+        lr=rate,
+        **_run(batch_size, device, dtype, seed),
+    )
+    finish(result, out, json)
+
+
+@app.command()
+def verdict(
+    base: Base,
+    tuned: Tuned,
+    prompts: Lost,
+    lessons: Lessons = None,
+    conjugates: Conjugates = None,
+    task: Task = None,
+    never: Never = None,
+    batch_size: Batch = 32,
+    out: Save = None,
+    json: Json = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+) -> None:
+    """Kept, suppressed or erased? Output, loss, probe, revival and conjugates in one grid.
+
+    Example: workbench forget verdict BASE TUNED --prompts facts.jsonl --lessons more-facts.jsonl
+    """
+    import workbench as wb
+
+    result = wb.forgetting.verdict(
+        wb.load_pair(base, tuned),
+        _set(prompts),
+        lessons=_set(lessons) if lessons else None,
+        conjugates=_named(conjugates) if conjugates else None,
+        task=_set(task) if task else None,
+        never=never,
+        **_run(batch_size, device, dtype, seed),
+    )
+    finish(result, out, json)
+
+
+def _run(batch_size: int, device: str, dtype: str, seed: int) -> dict[str, Any]:
+    return {"batch_size": batch_size, "device": device, "dtype": dtype, "seed": seed}
+
+
+def _set(path: Path) -> Any:
+    import workbench as wb
+
+    return wb.tasks.PromptSet.load(path)
+
+
+def _sets(paths: list[Path] | None) -> list[Any]:
+    return [_set(path) for path in paths or ()]
+
+
+def _named(given: list[str] | None, option: str = "conjugate") -> dict[str, Any]:
+    """NAME=FILE as name -> prompts."""
+    return {name: _set(Path(path)) for name, path in named(given, option).items()}
