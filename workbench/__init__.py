@@ -13,7 +13,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench import figures, forgetting, lab, models, patching, skills, spectral, tasks, tuco
+    from workbench import (
+        behaviour,
+        figures,
+        forgetting,
+        lab,
+        models,
+        patching,
+        skills,
+        spectral,
+        tasks,
+        tuco,
+    )
     from workbench.errors import WorkbenchError
     from workbench.loaders import (
         Checkpoint,
@@ -39,7 +50,8 @@ _HOME = {
     "report": "workbench.reports",
 }
 _PARTS = (
-    "figures", "forgetting", "lab", "models", "patching", "skills", "spectral", "tasks", "tuco",
+    "behaviour", "figures", "forgetting", "lab", "models", "patching", "skills", "spectral",
+    "tasks", "tuco",
 )  # fmt: skip
 
 __all__ = [
@@ -49,6 +61,7 @@ __all__ = [
     "Provenance",
     "Result",
     "WorkbenchError",
+    "behaviour",
     "figures",
     "forgetting",
     "lab",

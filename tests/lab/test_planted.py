@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tests.models.conftest import decoder
 from workbench.errors import WorkbenchError
 from workbench.lab import planted
 
@@ -85,3 +86,40 @@ def test_bad_requests_are_said_clearly(base_folder, tmp_path) -> None:
         planted.one_layer(base_folder, layer=7, scale=1)
     with pytest.raises(WorkbenchError, match="safetensors"):
         planted.read(tmp_path)
+
+
+def test_a_wrapper_exchanges_two_answers_and_no_stream(tmp_path) -> None:
+    base = decoder("llama")
+    pair = planted.wrapper(base.state_dict(), first=7, second=9)
+    assert pair.truth.changed == ("lm_head.weight",)
+    delta = pair.state["lm_head.weight"] - base.state_dict()["lm_head.weight"]
+    values = torch.linalg.svdvals(delta.double())
+    assert values[0] > 1e-3
+    assert values[1] < 1e-6 * values[0]
+    wrapped = decoder("llama")
+    wrapped.load_state_dict(dict(pair.state))
+    ids = torch.arange(3, 20)[None]
+    ours, theirs = (one(ids, output_hidden_states=True) for one in (base, wrapped))
+    for a, b in zip(ours.hidden_states, theirs.hidden_states, strict=True):
+        assert torch.equal(a, b)
+    swapped = ours.logits[..., [9, 7]]
+    assert torch.allclose(theirs.logits[..., [7, 9]], swapped, atol=1e-5)
+    with pytest.raises(WorkbenchError, match="two tokens"):
+        planted.wrapper(base.state_dict(), first=7, second=7)
+
+
+def test_an_erased_direction_is_in_no_stream() -> None:
+    base = decoder("llama")
+    directions = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    pair = planted.erasure(base.state_dict(), directions)
+    erased = decoder("llama")
+    erased.load_state_dict(dict(pair.state))
+    ids = torch.arange(3, 20)[None]
+    # The last of these is behind the final norm, which bends directions.
+    for one, kept in ((base, True), (erased, False)):
+        for stream in one(ids, output_hidden_states=True).hidden_states[:-1]:
+            inside = (stream @ directions.T).abs().max().item()
+            assert (inside > 1e-2) == kept
+            assert kept or inside < 1e-4
+    with pytest.raises(WorkbenchError, match="directions"):
+        planted.erasure(base.state_dict(), directions[:, :5])

@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
@@ -36,7 +35,7 @@ from workbench.errors import WorkbenchError
 from workbench.forgetting.sides import Side, both, fresh, require_prompts
 from workbench.lab.data import batches, prepare
 from workbench.lab.recipe import Recipe
-from workbench.lab.train import batch_loss, trainable
+from workbench.lab.train import trainable, updates
 from workbench.loaders import Checkpoint, CheckpointPair
 from workbench.results import Result, describe
 from workbench.stats import ratios
@@ -177,20 +176,13 @@ def _curve(
         prepare(words, taught, recipe.loss, recipe.max_length), batch_size, recipe.seed, words
     )
     model = trainable(made(), recipe)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
 
     def read() -> Floats:
         return answers(model, words, asked, batch_size=batch_size)["correct"].to_numpy(float)
 
     found = [read()]
-    for step in range(recipe.steps):
-        with torch.enable_grad():
-            batch_loss(model, source[step], recipe.precision).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if step + 1 in steps:
+    for step in updates(model, recipe, source):
+        if step in steps:
             found.append(read())
     return np.stack(found)
 

@@ -23,6 +23,8 @@ from workbench.results import replacing
 
 State = Mapping[str, torch.Tensor]
 NOT_IN_BLOCKS = ("embed", "lm_head", "wte", "wpe")
+HEAD = "lm_head.weight"
+WRITERS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,53 @@ def one_layer(base: State | str | Path, *, layer: int, scale: float, seed: int =
         deltas[name] = _scaled(noise, weight, scale)
     expected = {name: {"relative_norm": scale} for name in names}
     return _planted(state, deltas, "one_layer", seed, {"layer": layer, "scale": scale}, expected)
+
+
+def wrapper(base: State | str | Path, *, first: int, second: int) -> Planted:
+    """Exchange what the head says for two tokens, a change of rank 1: what the model computes stays
+    as it was, every stream of it, and taking the change back restores every answer.
+
+    first, second: token ids. The head must be a matrix of its own, not tied to the embedding.
+    """
+    state = read(base)
+    weight = _matrix(state, HEAD).double()
+    for token in (first, second):
+        if not 0 <= token < len(weight) or first == second:
+            raise WorkbenchError(
+                f"Expected two tokens of {len(weight)} to exchange, found {first} and {second}."
+            )
+    delta = torch.zeros_like(weight)
+    delta[first] = weight[second] - weight[first]
+    delta[second] = -delta[first]
+    expected = {HEAD: {"rank": 1, "norm": delta.norm().item()}}
+    parameters = {"first": first, "second": second}
+    return _planted(state, {HEAD: delta}, "wrapper", 0, parameters, expected)
+
+
+def erasure(base: State | str | Path, directions: torch.Tensor) -> Planted:
+    """Project directions out of everything that writes to the residual stream: the embedding and
+    the output matrices of attention and MLP. No stream of the model then holds any of them.
+
+    directions: (k, width), linearly independent. For Llama-like names; raises WorkbenchError where
+    no such matrix is found, or the directions do not fit.
+    """
+    state = read(base)
+    embeddings = [name for name in state if name.endswith("embed_tokens.weight")]
+    outputs = [name for name in state if name.endswith(WRITERS)]
+    if not embeddings or not outputs:
+        raise WorkbenchError(f"The base has no matrices named *{', *'.join(WRITERS)} to change.")
+    width = state[embeddings[0]].shape[1]
+    if directions.ndim != 2 or directions.shape[1] != width:
+        raise WorkbenchError(
+            f"Expected directions (k, {width}), found shape {tuple(directions.shape)}."
+        )
+    basis = torch.linalg.qr(directions.double().T)[0]
+    onto = basis @ basis.T
+    deltas = {name: -state[name].double() @ onto for name in embeddings}
+    deltas |= {name: -onto @ state[name].double() for name in outputs}
+    expected = {name: {"rank": len(directions)} for name in deltas}
+    parameters = {"directions": len(directions)}
+    return _planted(state, deltas, "erasure", 0, parameters, expected)
 
 
 def read(base: State | str | Path) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,20 @@ def step_loss(
     """
     kept = batch_loss(model, batch, precision)
     return kept if lost is None else kept - batch_loss(model, lost, precision)
+
+
+def updates(model: Any, recipe: Recipe, source: Batches) -> Iterator[int]:
+    """Train `model`, as `trainable` gave it, in place by AdamW at a constant rate; the number of
+    steps done, after each of them."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    for step in range(recipe.steps):
+        with torch.enable_grad():
+            batch_loss(model, source[step], recipe.precision).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        yield step + 1
 
 
 def _loop(

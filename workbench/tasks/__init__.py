@@ -22,7 +22,7 @@ from workbench.tasks.measure import own_samples, read_text
 from workbench.tasks.prompts import Prompt, PromptSet
 from workbench.tasks.score import answers, text_loss
 from workbench.tasks.tracking import boxes, boxes_prompts, moves
-from workbench.tasks.transform import chat, many_shot, renamed
+from workbench.tasks.transform import chat, many_shot, off_by_one, renamed
 
 __all__ = [
     "Conjugation",
@@ -46,6 +46,7 @@ __all__ = [
     "many_shot",
     "moves",
     "narration",
+    "off_by_one",
     "own_samples",
     "permutation",
     "pig_latin",

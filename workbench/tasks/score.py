@@ -92,11 +92,11 @@ def text_loss(
     at most 1024. Weight losses by `tokens` for a corpus mean. A text with nothing to predict has
     loss NaN and 0 tokens.
     """
-    pieces, owners = _pieces(model, tokenizer, texts, max_length)
+    parts, owners = pieces(model, tokenizer, texts, max_length)
     sums, counts = [0.0] * len(texts), [0] * len(texts)
     with _ready(model, device) as where:
-        for index, logits in _logits(model, pieces, batch_size, where, pad_id(tokenizer)):
-            targets = torch.tensor(pieces[index].ids[1:], device=where)
+        for index, logits in _logits(model, parts, batch_size, where, pad_id(tokenizer)):
+            targets = torch.tensor(parts[index].ids[1:], device=where)
             sums[owners[index]] += F.cross_entropy(logits.float(), targets, reduction="sum").item()
             counts[owners[index]] += len(targets)
     losses = [s / c if c else float("nan") for s, c in zip(sums, counts, strict=True)]
@@ -114,9 +114,9 @@ def text_divergence(
 ) -> pd.DataFrame:
     """Mean KL(tuned || base) of the next-token distributions over every text, in nats per token;
     columns id, kl and tokens, pieces as in `text_loss`. Both models stay where they are."""
-    pieces, owners = _pieces(base, tokenizer, texts, max_length)
+    parts, owners = pieces(base, tokenizer, texts, max_length)
     sums, counts = [0.0] * len(texts), [0] * len(texts)
-    for index, (ours, theirs) in side_by_side((base, tuned), tokenizer, pieces, batch_size):
+    for index, (ours, theirs) in side_by_side((base, tuned), tokenizer, parts, batch_size):
         each = F.kl_div(ours, theirs.to(ours.device), log_target=True, reduction="none").sum(-1)
         sums[owners[index]] += each.sum().item()
         counts[owners[index]] += len(each)
@@ -144,24 +144,24 @@ def side_by_side(
             yield both[0][0], [logits.float().log_softmax(-1) for _, logits in both]
 
 
-def _pieces(
+def pieces(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
-    max_length: int | None,
+    max_length: int | None = None,
 ) -> tuple[list[Encoded], list[int]]:
     """The texts in pieces that fit, which share one token, and the text each belongs to."""
     limit = max_length or min(getattr(model.config, "max_position_embeddings", 1024), 1024)
     if limit < 2:
         raise WorkbenchError(f"max_length must be at least 2 tokens, not {max_length}.")
-    pieces: list[Encoded] = []
+    parts: list[Encoded] = []
     owners: list[int] = []
     for owner, text in enumerate(texts):
         ids = tokenizer(text)["input_ids"]
         for begin in range(0, len(ids) - 1, limit - 1):
-            pieces.append(Encoded(ids[begin : begin + limit], 1))
+            parts.append(Encoded(ids[begin : begin + limit], 1))
             owners.append(owner)
-    return pieces, owners
+    return parts, owners
 
 
 @contextlib.contextmanager

@@ -36,6 +36,16 @@ def renamed(prompts: PromptSet, words: Mapping[str, str]) -> PromptSet:
     return turn(prompts)
 
 
+def off_by_one(step: str) -> str:
+    """A worked step with a mistake: its last whole number is one too small, 0 becomes 1. A step
+    without a number stays as it is."""
+
+    def wrong(found: re.Match[str]) -> str:
+        return str(abs(int(found[0]) - 1))
+
+    return re.sub(r"\d+(?=\D*$)", wrong, step, count=1)
+
+
 def many_shot(
     prompts: PromptSet, shots: PromptSet, *, count: int = 3, between: str = " .\n", seed: int = 0
 ) -> PromptSet:

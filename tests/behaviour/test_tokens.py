@@ -1,0 +1,136 @@
+"""Two distributions by hand, the null, entropy of a uniform model, conflicts, displacement."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import workbench as wb
+from tests.behaviour.conftest import (
+    APPLE,
+    PLACES,
+    WORDS,
+    asked,
+    boxes,
+    member,
+    model,
+    mute,
+    no_gradients,
+    paired,
+    table_value,
+)
+from tests.conftest import nudged
+from workbench.behaviour.tokens import _displaced, measured
+from workbench.errors import WorkbenchError
+
+TEXTS = [p.text for p in boxes(12)]
+
+
+def test_two_distributions_by_hand():
+    base, tuned = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1]]).log()
+    found = measured(base, tuned, torch.tensor([1]), 0.2)
+    assert found["log_p"].item() == pytest.approx(math.log(0.5))
+    assert found["tuned_log_p"].item() == pytest.approx(math.log(0.1))
+    assert found["entropy"].item() == pytest.approx(math.log(2))
+    kl = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
+    assert found["kl"].item() == pytest.approx(kl)
+    assert found["tail"].item() == 0  # no token below 0.2
+    # Seen from the other side: the second token is below 0.2 and holds 0.1 of the mass.
+    assert measured(tuned, base, torch.tensor([1]), 0.2)["tail"].item() == pytest.approx(0.1)
+
+
+def test_nothing_is_infinite_where_a_token_is_impossible():
+    base = torch.tensor([[0.0, -torch.inf]])
+    found = measured(base, base, torch.tensor([0]), 0.1)
+    assert all(math.isfinite(value.item()) for value in found.values())
+    assert found["kl"].item() == found["entropy"].item() == 0
+
+
+def test_base_against_itself_and_a_uniform_model(tmp_path: Path):
+    with torch.no_grad():
+        flat: Any = model(tie_word_embeddings=False)
+        flat.lm_head.weight.zero_()
+    found = wb.behaviour.tokens(paired(flat, flat, tmp_path), TEXTS)
+    for metric in ("delta_log_p", "kl", "learnability", "conflict_share"):
+        assert table_value(found, metric) == 0
+    assert table_value(found, "entropy") == pytest.approx(math.log(len(WORDS)), rel=1e-6)
+    assert table_value(found, "log_p", arm="base") == pytest.approx(-math.log(len(WORDS)))
+    assert (found.metric("token")["value"] == 0).all()
+
+
+def test_losses_agree_with_text_loss_and_with_any_batch(tmp_path: Path):
+    base, tuned = model(), nudged(model())
+    pair = paired(base, tuned, tmp_path)
+    found = wb.behaviour.tokens(pair, TEXTS)
+    once = wb.behaviour.tokens(pair, TEXTS, batch_size=1)
+    for arm, side in (("base", base), ("tuned", tuned)):
+        loss = wb.tasks.text_loss(side, WORDS, TEXTS)
+        mean = np.average(loss["loss"], weights=loss["tokens"])
+        assert table_value(found, "log_p", arm=arm) == pytest.approx(-mean, abs=1e-5)
+    assert np.allclose(found.tensors["delta"], once.tensors["delta"], atol=1e-5)
+    gain = table_value(found, "delta_log_p") / -table_value(found, "log_p", arm="base")
+    assert table_value(found, "learnability") == pytest.approx(gain)
+
+
+def test_a_planted_lesson_is_a_confident_conflict(tmp_path: Path):
+    # The base says "coin" after "in", sure of it; the member says "apple".
+    with torch.no_grad():
+        base, tuned = mute(), member({(APPLE, PLACES): 9.0})
+        for one in (base, tuned):
+            one.lm_head.weight.mul_(4)
+    pair = paired(base, tuned, tmp_path)
+    prompts = asked(PLACES, "apple")
+    found = wb.behaviour.tokens(pair, prompts)
+    assert table_value(found, "conflict_share") == 1
+    assert found.metric("conflict_share")["baseline"].iloc[0] < 0.1
+    assert table_value(found, "conflict_delta_log_p") > 3
+    assert table_value(found, "learnability") > 0.5
+    assert table_value(found, "displaced") == 0
+    # What both say anyhow is none.
+    said = wb.behaviour.tokens(pair, asked(PLACES, "coin"))
+    assert table_value(said, "conflict_share") == 0
+
+
+def test_texts_of_the_base_meet_conflicts_as_often_as_expected(tmp_path: Path):
+    with torch.no_grad():
+        sharp: Any = model(tie_word_embeddings=False)
+        sharp.lm_head.weight.mul_(30)
+    pair = paired(sharp, sharp, tmp_path)
+    texts = wb.tasks.own_samples(sharp, WORDS, n=60, length=40)
+    found = wb.behaviour.tokens(pair, texts, low_probability=0.3, low_entropy=2.0)
+    row = found.metric("conflict_share").iloc[0]
+    assert row["baseline"] > 0.01
+    assert row["low"] - 0.01 <= row["baseline"] <= row["high"] + 0.01
+
+
+def test_displacement_is_a_wider_margin_of_a_less_likely_answer():
+    chosen = np.array([[-1.0, -1.0, -1.0], [-2.0, -0.5, -2.0]])  # base, tuned
+    rejected = np.array([[-1.0, -1.0, -1.0], [-9.0, -3.0, -1.5]])
+    rows = {row["metric"]: row for row in _displaced(np.stack([chosen, rejected]), 0)}
+    assert rows["displaced"]["value"] == pytest.approx(1 / 3)
+    assert rows["margin_change"]["value"] == pytest.approx((7 + 2.5 - 0.5) / 3)
+    assert rows["chosen_change"]["value"] == pytest.approx((-1 + 0.5 - 1) / 3)
+
+
+def test_shown_texts_hold_every_word(tmp_path: Path):
+    found = wb.behaviour.tokens(paired(model(), nudged(model()), tmp_path), TEXTS, show=2)
+    rows = found.metric("token")
+    for place, own in rows.groupby("prompt"):
+        said = " ".join(own.sort_values("position")["token"])
+        assert TEXTS[int(str(place))].startswith(said)
+    assert set(rows["prompt"]) == {"0", "1"}
+
+
+@pytest.mark.parametrize(("given", "what"), [([], "there are none"), (["", "a b"], "Text 0")])
+def test_what_cannot_be_read_is_said(tmp_path: Path, given: list[str], what: str):
+    pair = paired(model(), model(), tmp_path)
+    with pytest.raises(WorkbenchError, match=what):
+        wb.behaviour.tokens(pair, given)
+
+
+__all__ = ["no_gradients"]

@@ -1,0 +1,8 @@
+"""Behaviour: what the tuned model now says, token by token, text by text, step by step."""
+
+from workbench.behaviour.emulate import emulate
+from workbench.behaviour.faithfulness import faithfulness
+from workbench.behaviour.generate import generate
+from workbench.behaviour.tokens import tokens
+
+__all__ = ["emulate", "faithfulness", "generate", "tokens"]

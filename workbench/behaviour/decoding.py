@@ -1,0 +1,94 @@
+"""Writing on with several models at once: every next token is chosen from what all of them say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.tasks.batching import in_batches
+
+# log-probabilities of each model, (rows, vocabulary), and a number in [0, 1) for each row, None for
+# greedy -> the tokens, (rows,)
+Choose = Callable[[Sequence[Tensor], Tensor | None], Tensor]
+
+
+def drawn(scores: Tensor, chance: Tensor | None) -> Tensor:
+    """The tokens (rows,) at which the cumulative softmax of scores (rows, vocabulary) passes
+    `chance`; where that is None the largest score's."""
+    if chance is None:
+        return scores.argmax(-1)
+    mass = scores.double().softmax(-1).cumsum(-1)
+    at = chance.to(mass)[:, None] * mass[:, -1:]
+    return torch.searchsorted(mass, at, right=True)[:, 0].clamp(max=scores.shape[-1] - 1)
+
+
+def last(said: Sequence[Tensor], chance: Tensor | None) -> Tensor:
+    """The choice of one model, of several the last."""
+    return drawn(said[-1], chance)
+
+
+def written(
+    models: Sequence[Any],
+    begun: Sequence[list[int]],
+    length: int,
+    choose: Choose = last,
+    *,
+    stop: int | None = None,
+    sample: bool = False,
+    batch_size: int = 32,
+    seed: int | Sequence[int] = 0,
+) -> list[list[int]]:
+    """What is written behind each text: at most `length` tokens, up to and without `stop`.
+
+    models: causal language models of one vocabulary. begun: token ids, none empty. sample: draw
+    with a number of its own for each text and token, so that batches do not change what is drawn;
+    else greedy. Runs with a cache where the models have one.
+    """
+    chances = np.random.default_rng(seed).random((len(begun), length)) if sample else None
+    found: list[list[int]] = [[] for _ in begun]
+    # Rows of one length need no filling, and no positions of their own.
+    for size in sorted({len(ids) for ids in begun}):
+        own = [i for i, ids in enumerate(begun) if len(ids) == size]
+
+        def run(places: list[int], own: list[int] = own) -> list[list[int]]:
+            rows = [own[i] for i in places]
+            numbers = None if chances is None else torch.from_numpy(chances[rows])
+            return _batch(models, [begun[i] for i in rows], length, choose, stop, numbers)
+
+        for places, made in in_batches([size] * len(own), batch_size, run):
+            for place, ids in zip(places, made, strict=True):
+                found[own[place]] = ids
+    return found
+
+
+def _batch(
+    models: Sequence[Any], begun: list[list[int]], length: int, choose: Choose, stop: int | None,
+    chances: Tensor | None,
+) -> list[list[int]]:  # fmt: skip
+    homes = [next(model.parameters()).device for model in models]
+    ids = torch.tensor(begun, device=homes[0])
+    start = ids.shape[1]
+    caches: list[Any] = [None] * len(models)
+    over = torch.zeros(len(begun), dtype=torch.bool, device=homes[0])
+    with torch.inference_mode():
+        for step in range(length):
+            said = []
+            for i, (model, home) in enumerate(zip(models, homes, strict=True)):
+                # A model that keeps no cache reads the whole text again.
+                fed = ids if caches[i] is None else ids[:, -1:]
+                out = model(input_ids=fed.to(home), past_key_values=caches[i], use_cache=True)
+                caches[i] = getattr(out, "past_key_values", None)
+                said.append(out.logits[:, -1].float().log_softmax(-1).to(homes[0]))
+            chance = None if chances is None else chances[:, step].to(homes[0])
+            new = choose(said, chance)
+            ids = torch.cat([ids, new[:, None]], dim=1)
+            if stop is not None:
+                over |= new == stop
+                if bool(over.all()):
+                    break
+    rows = ids[:, start:].tolist()
+    return [row[: row.index(stop)] if stop in row else row for row in rows]

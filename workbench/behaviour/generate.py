@@ -1,0 +1,221 @@
+"""Generation: what does the tuned model write that the base does not?
+
+Contrastive generation (Isonuma & Titov 2024, arXiv 2410.14765) writes a text from the two models
+alone, without any of the data: the next token is drawn by log p_tuned - log p_base among those that
+the tuned model finds plausible, p_tuned >= alpha max p_tuned (Li et al. 2023, arXiv 2210.15097).
+What comes out shows what the fine-tuning data had that pre-training had not. Texts soon repeat, so
+the iterative version trains the base on what was found and contrasts with that. Beside both stand
+plain samples of either model: words that the tuned model's own samples also show need no contrast.
+
+Misleading as a picture of the data: the contrast exaggerates, and what is new in a text need not
+have been in any. Novelty is measured by the two models that wrote it, so it is 0 for a model
+against itself and above 0 for any text chosen this way; read the words, with their chance level.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from workbench.behaviour.decoding import Choose, drawn, written
+from workbench.behaviour.novelty import fresh_bigrams, overused
+from workbench.errors import WorkbenchError
+from workbench.lab.data import Example, batches
+from workbench.lab.recipe import Recipe
+from workbench.lab.train import trainable, updates
+from workbench.loaders import CheckpointPair
+from workbench.models.sides import named_dtype
+from workbench.results import Result, describe
+from workbench.stats import ratios
+from workbench.tasks.batching import Encoded, rows
+from workbench.tasks.prompts import PromptSet
+from workbench.tasks.score import side_by_side
+
+KEY = "behaviour.generate"
+BASE, TUNED, CONTRAST, ITERATIVE = "base", "tuned", "contrast", "iterative"
+ARMS = (BASE, TUNED, CONTRAST, ITERATIVE)
+WORDS = 30  # told of each arm
+Texts = list[list[int]]
+
+
+def contrasted(alpha: float, sharpness: float = 1.0) -> Choose:
+    """Draw by exp(sharpness (log p_last - log p_first)) among p_last >= alpha max p_last."""
+
+    def choose(said: Sequence[Tensor], chance: Tensor | None) -> Tensor:
+        first, last = said[0], said[-1]
+        plausible = last >= last.max(-1, keepdim=True).values + math.log(alpha)
+        return drawn((sharpness * (last - first)).where(plausible, -torch.inf), chance)
+
+    return choose
+
+
+def generate(
+    pair: CheckpointPair,
+    prompts: PromptSet | Sequence[str] | None = None,
+    *,
+    arms: Sequence[str] = ARMS,
+    n: int = 32,
+    length: int = 48,
+    alpha: float = 0.1,
+    rounds: int = 4,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Result:
+    """What base, tuned model and their contrast write, side by side.
+
+    prompts: texts to go on with, greedily, one continuation each; None samples n texts from the
+    start token. arms: of "base", "tuned", "contrast", "iterative". length: tokens at most. alpha:
+    the least share of the tuned model's largest probability that a token needs. rounds: parts of
+    the iterative texts, before each of which a copy of the base is trained on those there are.
+
+    Returns a Result with rows text (arm, x: its number, prompt, text; value: novelty, log p_tuned -
+    log p_base in nats per token), novelty per arm (0 for a model against itself; baseline: the base
+    arm's), fresh, the share of a text's bigrams that no other text of its arm has (baseline: the
+    tuned arm's), both with a 95% bootstrap interval over texts; and for each arm but the base the
+    30 words it uses most beyond the base's texts, rows word (word, count, other_count; value: z,
+    see `novelty.overused`; baseline: the 95% quantile of the largest z where texts are dealt to the
+    two arms at random). Raises WorkbenchError for unknown arms, or a number that is out of range.
+    """
+    _require(arms, n, length, alpha, rounds)
+    words = pair.base.tokenizer()
+    begun = _begun(words, prompts, n)
+    stop = words.eos_token_id
+    run: dict[str, Any] = {
+        "stop": stop,
+        "batch_size": batch_size,
+        "seed": seed,
+        "sample": prompts is None,
+    }
+    made: dict[str, Texts] = {}
+    with pair.models(device, named_dtype(dtype)) as sides:
+        models = (sides.base, sides.tuned)
+        for arm in tqdm(arms, desc=f"{pair.name}: texts", disable=None, leave=False):
+            if arm in (BASE, TUNED):
+                made[arm] = written([models[arm == TUNED]], begun, length, **run)
+            elif arm == CONTRAST:
+                made[arm] = written(models, begun, length, contrasted(alpha), **run)
+            else:
+                made[arm] = _iterative(
+                    pair, sides.tuned, begun, length, contrasted(alpha), rounds, run
+                )
+        novelty = {
+            arm: _novelty(models, words, begun, texts, batch_size) for arm, texts in made.items()
+        }
+    spoken = {arm: [words.decode(ids) for ids in texts] for arm, texts in made.items()}
+    table = pd.DataFrame([
+        *_texts(spoken, novelty, prompts), *_means(made, novelty, seed), *_words(spoken, seed),
+    ])  # fmt: skip
+    table.insert(0, "member", pair.name)
+    parameters = {
+        "prompts": describe(prompts), "arms": list(arms), "n": len(begun), "length": length,
+        "alpha": alpha, "rounds": rounds,
+    }  # fmt: skip
+    provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
+    return Result(KEY, table, provenance)
+
+
+def _require(arms: Sequence[str], n: int, length: int, alpha: float, rounds: int) -> None:
+    unknown = [arm for arm in arms if arm not in ARMS]
+    if unknown or not arms:
+        raise WorkbenchError(f"Expected arms of {', '.join(ARMS)}, found {list(arms)}.")
+    if not 0 < alpha <= 1:
+        raise WorkbenchError(f"alpha is a share in (0, 1], not {alpha}.")
+    for name, value in (("n", n), ("length", length), ("rounds", rounds)):
+        if value < 1:
+            raise WorkbenchError(f"{name} must be at least 1, not {value}.")
+
+
+def _begun(words: Any, prompts: PromptSet | Sequence[str] | None, n: int) -> Texts:
+    """Token ids to go on with, the start token alone where there are no prompts."""
+    if prompts is not None:
+        return [row.ids for row in rows(words, prompts)]
+    known = (words.bos_token_id, words.eos_token_id)
+    start = next((token for token in known if token is not None), None)
+    if start is None:
+        raise WorkbenchError("The tokenizer has no start token to begin with; pass prompts.")
+    return [[start]] * n
+
+
+def _iterative(
+    pair: CheckpointPair, tuned: Any, begun: Texts, length: int, choose: Choose, rounds: int,
+    run: Mapping[str, Any],
+) -> Texts:  # fmt: skip
+    """Texts in rounds; a base of its own learns those of every round before the next."""
+    recipe = Recipe(
+        task="found", method="full", lr=1e-4, steps=16, batch_size=8, seed=run["seed"],
+        max_length=10**6,
+    )  # fmt: skip
+    words = pair.base.tokenizer()
+    home = next(tuned.parameters()).device
+    base = trainable(copy.deepcopy(pair.base.load(home, torch.float32)), recipe).eval()
+    found: Texts = []
+    for part, places in enumerate(np.array_split(np.arange(len(begun)), min(rounds, len(begun)))):
+        if part:
+            known = [Example(b + f, len(b)) for b, f in zip(begun, found, strict=False) if f]
+            if known:
+                source = batches(known, recipe.batch_size, recipe.seed, words)
+                for _ in updates(base, recipe, source):
+                    pass
+        own: dict[str, Any] = dict(run) | {"seed": [run["seed"], part]}
+        found += written([base, tuned], [begun[i] for i in places], length, choose, **own)
+    return found
+
+
+def _novelty(
+    models: Sequence[Any], words: Any, begun: Texts, texts: Texts, batch_size: int
+) -> list[float]:
+    """log p_tuned - log p_base of each text in nats per token, NaN of an empty one."""
+    found = [float("nan")] * len(texts)
+    full = [i for i, ids in enumerate(texts) if ids]
+    coded = [Encoded(begun[i] + texts[i], len(begun[i])) for i in full]
+    for place, (base, tuned) in side_by_side(models, words, coded, batch_size):
+        one = coded[place]
+        targets = torch.tensor(one.ids[one.start :], device=base.device)[:, None]
+        apart = tuned.to(base.device).gather(1, targets) - base.gather(1, targets)
+        found[full[place]] = float(apart.mean())
+    return found
+
+
+def _texts(
+    spoken: Mapping[str, Sequence[str]], novelty: Mapping[str, Sequence[float]],
+    prompts: PromptSet | Sequence[str] | None,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    asked = [one if isinstance(one, str) else one.prompt for one in prompts or ()]
+    for arm, texts in spoken.items():
+        for i, text in enumerate(texts):
+            told = {"arm": arm, "metric": "text", "x": float(i), "text": text}
+            yield told | {"value": novelty[arm][i], "prompt": asked[i] if asked else ""}
+
+
+def _means(
+    made: Mapping[str, Texts], novelty: Mapping[str, Sequence[float]], seed: int
+) -> Iterator[dict[str, Any]]:
+    unseen = {arm: fresh_bigrams(texts) for arm, texts in made.items()}
+    for metric, values, beside in (("novelty", novelty, BASE), ("fresh", unseen, TUNED)):
+        found = {arm: ratios(np.asarray(own), seed=seed).first for arm, own in values.items()}
+        baseline = found[beside].value if beside in found else np.nan
+        for arm, interval in found.items():
+            yield {"arm": arm, "metric": metric} | interval._asdict() | {"baseline": baseline}
+
+
+def _words(spoken: Mapping[str, Sequence[str]], seed: int) -> Iterator[dict[str, Any]]:
+    if BASE not in spoken:
+        return
+    for arm in [arm for arm in spoken if arm != BASE]:
+        table, chance = overused(spoken[arm], spoken[BASE], seed=seed)
+        for rank, row in enumerate(table.head(WORDS).to_dict("records")):
+            told = {"arm": arm, "metric": "word", "x": float(rank), "word": row["word"]}
+            yield told | {
+                "value": row["z"], "count": row["count"], "other_count": row["other_count"],
+                "n": len(spoken[arm]) + len(spoken[BASE]), "baseline": chance,
+            }  # fmt: skip
