@@ -36,7 +36,7 @@ MAY = {
     "compare": SHARED
     | {"loaders", "tasks", "units", "forgetting", "skills"}
     | {"catalogue", "figures", "reports"},
-    "demo": SHARED | {"loaders", "tasks", "lab", "patching", "catalogue", "compare"},
+    "demo": SHARED | {"loaders", "tasks", "lab", "behaviour", "patching", "catalogue", "compare"},
 }
 # The public names, and the command line, stand above everything.
 ABOVE = {"__init__", "cli"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from workbench.behaviour import faithfulness, generate, tokens
 from workbench.forgetting import (
     conjugate,
     interpolate,
@@ -41,7 +42,8 @@ class Analysis:
     "pairs" counterfactual pairs, "conjugates" the task's prompts behind conjugations, "learned"
     prompts of what was fine-tuned, where the task is a capability of the base that may be lost
     ("capability": asked only then), "lessons" prompts to learn it again with, "results" what the
-    analyses before this one gave."""
+    analyses before this one gave, "worked" a task whose prompts hold worked steps; "model" runs
+    the model without any data."""
 
     key: str
     question: str
@@ -115,6 +117,24 @@ ANALYSES = (
         "Kept, suppressed or erased?",
         ("weights", "task", "prompts", "capability", "results"),
         verdict,
+    ),
+    Analysis(
+        "behaviour.tokens",
+        "Which words became likelier, and was the base sure of others?",
+        ("weights", "task", "prompts"),
+        tokens,
+    ),
+    Analysis(
+        "behaviour.generate",
+        "What does the member write that the base does not?",
+        ("weights", "model"),
+        generate,
+    ),
+    Analysis(
+        "behaviour.faithfulness",
+        "Do answers follow from their worked steps?",
+        ("weights", "task", "prompts", "worked"),
+        faithfulness,
     ),
     Analysis(
         "spectral.scale",

@@ -14,7 +14,7 @@ import pandas as pd
 from workbench import figures, units
 from workbench.catalogue import ANALYSES, Analysis
 from workbench.errors import WorkbenchError
-from workbench.forgetting import sequential
+from workbench.forgetting import association, sequential
 from workbench.loaders import Family
 from workbench.reports import report
 from workbench.results import Result, concatenate
@@ -32,6 +32,9 @@ PASSES = {
     "forgetting.prune": 25,
     "forgetting.revive": 120,
     "forgetting.verdict": 1,
+    "behaviour.tokens": 8,
+    "behaviour.generate": 12,
+    "behaviour.faithfulness": 30,
     "spectral.scale": 50,
     "tuco.contribution": 3,
     "tuco.scaling": 16,
@@ -52,6 +55,7 @@ PASSES = {
 }
 TOKENS = 100
 KEEPS = "forgetting.retention"  # chains are read where retention is
+MEASURES = ("spectral.intruders", "spectral.delta_spectrum", "tuco.contribution")
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ class Study:
     corrupted: a corrupt partner of each prompt of the task, for patching within one model. pairs:
     counterfactual pairs, for masks. conjugates: name -> the task's prompts behind a conjugation;
     learned: prompts of what was fine-tuned, where the task is a capability that may be lost;
-    lessons: prompts to learn it again with.
+    lessons: prompts to learn it again with. worked: how `faithfulness` takes the task's prompts
+    apart, its arguments by name; None where they hold no worked steps.
     chains: members learned one after the other, by the chain's name. also: further studies of the
     same base by name, reported with this one: other members, another behaviour."""
 
@@ -95,6 +100,7 @@ class Study:
     conjugates: Mapping[str, PromptSet] | None = None
     learned: PromptSet | None = None
     lessons: PromptSet | None = None
+    worked: Mapping[str, Any] | None = None
     chains: Mapping[str, Chain] = field(default_factory=dict)
     also: Mapping[str, Study] = field(default_factory=dict)
 
@@ -110,7 +116,7 @@ class Study:
         here = {
             "task": self.task, "partners": self.corrupted, "pairs": self.pairs,
             "conjugates": self.conjugates, "learned": self.learned, "lessons": self.lessons,
-            "capability": self.learned,
+            "capability": self.learned, "worked": self.worked,
         }  # fmt: skip
         missing = {need for need, given in here.items() if given is None}
         found = [a for a in ANALYSES if self.only is None or a.key in self.only]
@@ -137,12 +143,12 @@ class Study:
     def arguments(self, analysis: Analysis) -> dict[str, Any]:
         """What one analysis is called with."""
         found: dict[str, Any] = {"device": self.device}
-        if {"texts", "task"} & set(analysis.needs):
-            found["dtype"] = self.dtype
+        if {"texts", "task", "model"} & set(analysis.needs):
+            found |= {"dtype": self.dtype, "seed": self.seed}
         if "texts" in analysis.needs:
-            found |= {"texts": self.texts, "seed": self.seed}
+            found["texts"] = self.texts
         if "task" in analysis.needs:
-            found |= {"task": self.task, "seed": self.seed}
+            found["task"] = self.task
         if "groups" in analysis.needs:
             del found["task"]
             sets = {one.name: one for one in (self.task, *self.prompts) if one is not None}
@@ -155,6 +161,8 @@ class Study:
             found["conjugates"] = self.conjugates
         if "lessons" in analysis.needs:
             found["lessons"] = self.lessons
+        if "worked" in analysis.needs:
+            found |= self.worked or {}
         if "others" in analysis.needs:
             found["others"] = list(self.prompts)
         if "partners" in analysis.needs:
@@ -186,7 +194,7 @@ def _plan(study: Study, svd: float, matmul: float) -> pd.DataFrame:
         weights = sum(math.prod(i.shape) for i in info.values())
         cubic = sum(math.prod(shape) * min(shape) for shape in shapes)
         for analysis in study.analyses:
-            runs = bool({"texts", "task", "pairs"} & set(analysis.needs))
+            runs = bool({"texts", "task", "pairs", "model"} & set(analysis.needs))
             # A decomposition holds W, U, V and the tuned matrix; a run one model in float32 and
             # about as much again for activations and the edited copies.
             largest = max(map(math.prod, shapes), default=0)
@@ -237,8 +245,9 @@ def compare(study: Study, out: str | Path, *, title: str | None = None) -> Path:
             results.append(_over(one.family, analysis, one, out, kept, **known))
             if analysis.function is localize:
                 localized.append((one, results[-1]))
+    own = results[: len(study.analyses)]
     results += _together(localized, out)
-    results += _chained(study, out)
+    results += [*_chained(study, out), *_associated(own, out)]
     if study.steps is not None:
         wanted = ("spectral.intruders", "forgetting.retention")
         # Along a run only the fine-tuned task's score is drawn.
@@ -289,6 +298,16 @@ def _chained(study: Study, out: Path) -> list[Result]:
         )
         for name, chain in study.chains.items()
     ])  # fmt: skip
+    made.save(out / "results" / made.analysis)
+    return [made]
+
+
+def _associated(results: Sequence[Result], out: Path) -> list[Result]:
+    """What goes with forgetting, where three members have it and a measure of their change."""
+    kinds = {result.analysis for result in results}
+    if KEEPS not in kinds or not kinds & set(MEASURES) or len(results[0].members) < 3:
+        return []
+    made = association(results)
     made.save(out / "results" / made.analysis)
     return [made]
 

@@ -67,6 +67,8 @@ def describe(value: Any) -> Any:
     """A parameter as JSON; prompt sets and lists of text by name, size and fingerprint."""
     if hasattr(value, "fingerprint") and hasattr(value, "name"):
         return {"name": value.name, "n": len(value), "fingerprint": value.fingerprint}
+    if callable(value):
+        return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, Result):
         return {"analysis": value.analysis, "fingerprint": value.fingerprint}
     if isinstance(value, Mapping):

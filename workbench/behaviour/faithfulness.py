@@ -68,7 +68,7 @@ def worked(prompt: Prompt, between: str) -> Worked:
 def area(shares: Sequence[float], same: Floats) -> Floats:
     """(prompts,) area below same (shares, prompts) over the shares of steps left, 0 to 1, by the
     trapezoidal rule: 1 for an answer that never changes."""
-    return np.trapezoid(same, np.asarray(shares, dtype=float), axis=0)
+    return np.asarray(np.trapezoid(same, np.asarray(shares, dtype=float), axis=0))
 
 
 def faithfulness(

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.cli import forget, lab, patch, skills, spectral
+from workbench.cli import behaviour, forget, lab, patch, skills, spectral
 from workbench.cli.shared import (
     Base,
     Device,
@@ -42,7 +42,14 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-VERBS = {"spectral": spectral, "patch": patch, "skills": skills, "forget": forget, "lab": lab}
+VERBS = {
+    "spectral": spectral,
+    "patch": patch,
+    "skills": skills,
+    "forget": forget,
+    "behaviour": behaviour,
+    "lab": lab,
+}
 for name, part in VERBS.items():
     app.add_typer(part.app, name=name, help=part.__doc__)
 

@@ -9,6 +9,7 @@ import typer
 
 from workbench.cli.shared import (
     Base,
+    Batch,
     Device,
     Dtype,
     Json,
@@ -20,6 +21,7 @@ from workbench.cli.shared import (
     finish,
     named,
     numbers,
+    running,
     texts,
 )
 
@@ -40,7 +42,6 @@ Never = Annotated[Path | None, typer.Option(help="A model that was trained witho
 Others = Annotated[
     list[Path] | None, typer.Option("--other", help="Further prompts to score; may repeat.")
 ]
-Batch = Annotated[int, typer.Option(help="Prompts per forward pass; halved where they do not fit.")]
 
 
 @app.command()
@@ -62,7 +63,7 @@ def retention(
     """
     import workbench as wb
 
-    run = _run(batch_size, device, dtype, seed)
+    run = running(batch_size, device, dtype, seed)
     sets = _sets(prompts)
     finish(
         wb.forgetting.retention(wb.load_pair(base, tuned), sets, texts=texts(text), **run),
@@ -94,7 +95,7 @@ def conjugate(
         wb.load_pair(base, tuned),
         *(_set(prompts), _named(conjugates)),
         task=_set(task) if task else None,
-        **_run(batch_size, device, dtype, seed),
+        **running(batch_size, device, dtype, seed),
     )
     finish(result, out, json)
 
@@ -119,7 +120,7 @@ def knowledge(
     """
     import workbench as wb
 
-    run = _run(batch_size, device, dtype, seed)
+    run = running(batch_size, device, dtype, seed)
     pair, asked = wb.load_pair(base, tuned), _set(prompts)
     finish(wb.forgetting.knowledge(pair, asked, sets=sets, shots=shots, **run), out, json)
 
@@ -149,7 +150,7 @@ def interpolate(
         wb.load_pair(base, tuned),
         *(_set(prompts), _sets(other)),
         alphas=numbers(alphas) or ALPHAS,
-        **_run(batch_size, device, dtype, seed),
+        **running(batch_size, device, dtype, seed),
     )
     finish(result, out, json)
 
@@ -179,7 +180,7 @@ def sequential(
     result = wb.forgetting.sequential(
         wb.load_family(base, named(member)),
         *(_named(tasks, "task"), _sets(other)),
-        **_run(batch_size, device, dtype, seed),
+        **running(batch_size, device, dtype, seed),
     )
     finish(result, out, json)
 
@@ -204,7 +205,7 @@ def probe(
     """
     import workbench as wb
 
-    run = _run(batch_size, device, dtype, seed)
+    run = running(batch_size, device, dtype, seed)
     pair, asked = wb.load_pair(base, tuned), _set(prompts)
     finish(wb.forgetting.probe(pair, asked, label=label, folds=folds, **run), out, json)
 
@@ -234,7 +235,7 @@ def prune(
         wb.load_pair(base, tuned),
         *(_set(prompts), _set(task)),
         shares=numbers(shares) or SHARES,
-        **_run(batch_size, device, dtype, seed),
+        **running(batch_size, device, dtype, seed),
     )
     finish(result, out, json)
 
@@ -267,7 +268,7 @@ def revive(
         never=never,
         runs=runs,
         lr=rate,
-        **_run(batch_size, device, dtype, seed),
+        **running(batch_size, device, dtype, seed),
     )
     finish(result, out, json)
 
@@ -301,13 +302,9 @@ def verdict(
         conjugates=_named(conjugates) if conjugates else None,
         task=_set(task) if task else None,
         never=never,
-        **_run(batch_size, device, dtype, seed),
+        **running(batch_size, device, dtype, seed),
     )
     finish(result, out, json)
-
-
-def _run(batch_size: int, device: str, dtype: str, seed: int) -> dict[str, Any]:
-    return {"batch_size": batch_size, "device": device, "dtype": dtype, "seed": seed}
 
 
 def _set(path: Path) -> Any:

@@ -7,7 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.cli.shared import Base, Device, Dtype, Json, Save, Seed, Tuned, finish, words
+from workbench.cli.shared import (
+    Base,
+    Batch,
+    Device,
+    Dtype,
+    Json,
+    Save,
+    Seed,
+    Tuned,
+    finish,
+    running,
+    words,
+)
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -23,7 +35,6 @@ Positions = Annotated[
 ]
 Sides = Annotated[str, typer.Option(help="base, tuned, or base,tuned.")]
 Window = Annotated[int, typer.Option(help="Layers patched together, odd.")]
-Batch = Annotated[int, typer.Option(help="Rows per forward pass; halved where they do not fit.")]
 
 
 @app.command()
@@ -59,7 +70,7 @@ def activation(
         sides=words(sides),
         direction="noising" if noising else "denoising",
         window=window,
-        **_run(batch_size, device, dtype, seed),
+        **running(batch_size, device, dtype, seed),
     )
     finish(result, out, json)
 
@@ -98,7 +109,7 @@ def cmap(
         positions=_places(positions),
         answer="base" if own_answer else "target",
         **options,
-        **_run(batch_size, device, dtype, seed),
+        **running(batch_size, device, dtype, seed),
     )
     finish(result, out, json)
 
@@ -136,7 +147,7 @@ def restore(
         components=components if components in ("layer", "matrix") else words(components),
         answer="base" if own_answer else "target",
         **options,
-        **_run(batch_size, device, dtype, seed),
+        **running(batch_size, device, dtype, seed),
     )
     finish(result, out, json)
 
@@ -172,7 +183,7 @@ def path(
         receivers="logits" if receivers == "logits" else _heads(receivers),
         sides=words(sides),
         **options,
-        **_run(batch_size, device, dtype, seed),
+        **running(batch_size, device, dtype, seed),
     )
     finish(result, out, json)
 
@@ -209,7 +220,7 @@ def circuit(
         circuits={f"theirs: {name}": own for name, own in known.items()} or None,
         most=most,
         random=random,
-        **_run(batch_size, device, dtype, seed),
+        **running(batch_size, device, dtype, seed),
     )
     finish(result, out, json)
 
@@ -285,7 +296,7 @@ def attribution(
         steps=steps,
         edges=edges,
         exact=exact,
-        **_run(batch_size, device, dtype, seed),
+        **running(batch_size, device, dtype, seed),
     )
     finish(result, out, json)
 
@@ -308,7 +319,7 @@ def lens(
     import workbench as wb
 
     pair, given = wb.load_pair(base, tuned), wb.tasks.PromptSet.load(prompts)
-    finish(wb.patching.lens(pair, given, **_run(32, device, dtype, seed)), out, json)
+    finish(wb.patching.lens(pair, given, **running(32, device, dtype, seed)), out, json)
 
 
 @app.command()
@@ -329,11 +340,7 @@ def patterns(
     import workbench as wb
 
     pair, given = wb.load_pair(base, tuned), wb.tasks.PromptSet.load(prompts)
-    finish(wb.patching.patterns(pair, given, **_run(16, device, dtype, seed)), out, json)
-
-
-def _run(batch_size: int, device: str, dtype: str, seed: int) -> dict[str, Any]:
-    return {"batch_size": batch_size, "device": device, "dtype": dtype, "seed": seed}
+    finish(wb.patching.patterns(pair, given, **running(16, device, dtype, seed)), out, json)
 
 
 def _set(path: Path | None) -> Any:

@@ -15,6 +15,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the table as JSON line
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16, for every run of a model.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
+Batch = Annotated[int, typer.Option(help="Rows per forward pass; halved where they do not fit.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.")]
 Only = Annotated[
     list[str] | None, typer.Option(help="Only this analysis, e.g. tuco.contribution; may repeat.")
@@ -28,6 +29,11 @@ Prompts = Annotated[
 Text = Annotated[
     Path | None, typer.Option(help="Pre-training-like text file; default: samples of the base.")
 ]
+
+
+def running(batch_size: int, device: str, dtype: str, seed: int) -> dict[str, Any]:
+    """What every verb that runs a model hands on."""
+    return {"batch_size": batch_size, "device": device, "dtype": dtype, "seed": seed}
 
 
 def finish(result: Any, out: Path | None, json: bool) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from workbench.cli.shared import (
     Base,
+    Batch,
     Device,
     Dtype,
     Json,
@@ -19,6 +20,7 @@ from workbench.cli.shared import (
     finish,
     named,
     numbers,
+    running,
     words,
 )
 
@@ -30,7 +32,6 @@ Others = Annotated[
 ]
 Shares = Annotated[str, typer.Option(help="Comma-separated shares, e.g. 0.001,0.01,0.1.")]
 Arms = Annotated[str, typer.Option(help="Comma-separated; default: all.")]
-Batch = Annotated[int, typer.Option(help="Prompts per forward pass; halved where they do not fit.")]
 
 
 @app.command()
@@ -265,10 +266,5 @@ def _run(
 ) -> dict[str, Any]:
     import workbench as wb
 
-    return {
-        "others": [wb.tasks.PromptSet.load(path) for path in others or ()],
-        "batch_size": batch_size,
-        "device": device,
-        "dtype": dtype,
-        "seed": seed,
-    }
+    sets = [wb.tasks.PromptSet.load(path) for path in others or ()]
+    return running(batch_size, device, dtype, seed) | {"others": sets}

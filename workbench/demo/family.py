@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ QUICK: dict[str, dict[str, Any]] = {
 # What is asked of members that learned boxes.
 PATCHED = tuple(a.key for a in ANALYSES if a.key.startswith("patching"))
 # Studies of their own: one capability, or one path.
-ASIDE = (*lost.HIDDEN, "forgetting.interpolate")
+BEHAVIOUR = tuple(a.key for a in ANALYSES if a.key.startswith("behaviour"))
+ASIDE = (*lost.HIDDEN, *BEHAVIOUR, "forgetting.interpolate")
 SKILLS = tuple(a.key for a in ANALYSES if a.key.startswith("skills"))
 # Tasks whose members' grafts are cut.
 GRAFTED = (shipped.TASK, "boxes", "reversal", shipped.BOTH)
@@ -71,6 +73,7 @@ def shipped_study(
     also |= lost.lost(base, members, quick, run)
     hidden = _of(folder, recipes, shipped.SUPPRESSION, quick)
     also["suppressed"] = lost.suppressed(base, hidden, quick, run)
+    also["said"] = _said_study(base, members, quick, run)
     learned = {name: _of(folder, recipes, name, quick) for name in GRAFTED}
     also |= _grafts_quick(base, learned, run) if quick else _grafts(base, learned, run)
     return Study(
@@ -146,6 +149,36 @@ def _unlearned_study(
         },
         **run,
     )
+
+
+def _said_study(
+    base: Path, members: Mapping[str, Reference], quick: bool, run: dict[str, Any]
+) -> Study:
+    """What members of the main task say: whole texts token by token, new ones, and answers behind
+    ledgers whose told totals are the worked steps."""
+    asked = shipped.held_out(shipped.TASK, 24 if quick else 100)
+    texts = [*asked.texts, *shipped.mixture(len(asked), seed=1, split="test").texts]
+    if quick:
+        members = {name: members[name] for name in ("lora-r4", "full") if name in members}
+    few: dict[str, dict[str, Any]] = {
+        "behaviour.generate": {"n": 16, "length": 32, "rounds": 2},
+        "behaviour.faithfulness": {"shares": (0.0, 0.5, 1.0)},
+    }
+    return Study(
+        load_family(base, dict(members)),
+        task=asked,
+        worked={
+            "between": " .", "filler": ";", "mistake": tasks.off_by_one, "paraphrase": turned,
+        },
+        options=(few if quick else {}) | {"behaviour.tokens": {"prompts": texts}},
+        only=BEHAVIOUR,
+        **run,
+    )  # fmt: skip
+
+
+def turned(step: str) -> str:
+    """A step of a ledger in other words: "6 removed" as "removed 6"."""
+    return re.sub(r"(\d+) (added|removed)", r"\2 \1", step)
 
 
 def _grafts(

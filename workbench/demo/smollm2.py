@@ -9,10 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from workbench import cache, lab, tasks
+from workbench.behaviour.decoding import written
 from workbench.catalogue import ANALYSES
 from workbench.compare import Study
-from workbench.demo.family import ASIDE, LAST, PATCHED, SKILLS, steps_of
+from workbench.demo.family import ASIDE, BEHAVIOUR, LAST, PATCHED, SKILLS, steps_of
 from workbench.errors import WorkbenchError
 from workbench.loaders import Checkpoint, load_family
 from workbench.loaders.pair import Reference
@@ -66,7 +69,7 @@ def smollm2_study(
         if only_members and name not in only_members:
             continue
         precision = "bfloat16" if device != "cpu" or fast_bfloat16() else "float32"
-        run = replace(
+        shortened = replace(
             recipe,
             steps=steps,
             batch_size=8,
@@ -75,13 +78,15 @@ def smollm2_study(
             checkpoints=tuple(range(100, steps, 100)) if name == "lora-r1" else (),
         )
         members[name] = lab.train(
-            source, run, training, home / name,
+            source, shortened, training, home / name,
             evaluate=_evaluation(), device=device, save_every=50,
         )  # fmt: skip
     words = Checkpoint.parse(file).tokenizer()
+    run: dict[str, Any] = {"device": device, "dtype": dtype}
     return Study(
         load_family(file, members),
         task=held_out,
+        prompts=in_context(32),
         texts=texts,
         steps=steps_of(file, home, list(members)),
         groups={
@@ -97,9 +102,52 @@ def smollm2_study(
         },
         only=tuple(a.key for a in ANALYSES if a.key not in (*PATCHED, *SKILLS, *ASIDE)),
         also={
-            "boxes": _smollm2_boxes(file, members, words, {"device": device, "dtype": dtype}),
-            "grafts": _smollm2_grafts(file, members, {"device": device, "dtype": dtype}),
+            "boxes": _smollm2_boxes(file, members, words, run),
+            "instructions": _smollm2_instructions(file, members, words, run),
+            "said": _smollm2_said(file, members, texts, run),
+            "grafts": _smollm2_grafts(file, members, run),
         },
+    )
+
+
+def in_context(n: int) -> list[PromptSet]:
+    """What the base answers from a few examples: a set a relation."""
+    made = []
+    for relation in ("capital", "opposite", "past", "plural"):
+        drawn = tasks.in_context(n, seed=1, relation=relation)
+        made.append(PromptSet(relation, drawn.prompts, drawn.seed))
+    return made
+
+
+def _smollm2_instructions(
+    file: Path, members: Mapping[str, Reference], words: Any, run: dict[str, Any]
+) -> Study:
+    """The loss on what the base itself replies to instructions, greedily, in its chat template."""
+    asked = chat(tasks.instructions(32, seed=1), words)
+    begun = [words(prompt.prompt)["input_ids"] for prompt in asked]
+    base: Any = Checkpoint.parse(file).load(run["device"], torch.float32)
+    replies = written([base.eval()], begun, 48, stop=words.eos_token_id)
+    texts = [p.prompt + words.decode(ids) for p, ids in zip(asked, replies, strict=True)]
+    return Study(
+        load_family(file, dict(members)), texts=texts, only=("forgetting.retention",), **run
+    )
+
+
+def _smollm2_said(
+    file: Path, members: Mapping[str, Reference], texts: list[str] | None, run: dict[str, Any]
+) -> Study:
+    """Boxes prompts, and neutral text where it is given, token by token; texts from the start."""
+    asked = tasks.boxes_prompts(24, seed=4, split="test")
+    whole = [*asked.texts, *(texts or ())[:24]]
+    return Study(
+        load_family(file, dict(members)),
+        task=asked,
+        options={
+            "behaviour.tokens": {"prompts": whole, "batch_size": 8},
+            "behaviour.generate": {"n": 24, "length": 40},
+        },
+        only=BEHAVIOUR,
+        **run,
     )
 
 

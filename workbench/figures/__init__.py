@@ -1,5 +1,6 @@
 """What does a Result look like? A Result in, a matplotlib Figure (or a sentence) out."""
 
+from workbench.figures.associated import forgetting_by_measure
 from workbench.figures.calibration import reliability
 from workbench.figures.catalogue import (
     CATALOGUE,
@@ -40,6 +41,14 @@ from workbench.figures.patching import (
     overlap,
     paths,
 )
+from workbench.figures.said import (
+    answers_by_steps,
+    coloured_text,
+    emulation,
+    new_words,
+    side_by_side,
+    token_landscape,
+)
 from workbench.figures.similarity import similarity_matrix
 from workbench.figures.skills import composition, graft_places, graft_scores, overlap_matrix
 from workbench.figures.style import family
@@ -59,6 +68,7 @@ __all__ = [
     "CATALOGUE",
     "NULLS",
     "Drawing",
+    "answers_by_steps",
     "attribution_against_exact",
     "attribution_by_head",
     "bits_score",
@@ -66,17 +76,20 @@ __all__ = [
     "by_group",
     "by_layer",
     "chain_matrix",
+    "coloured_text",
     "composition",
     "conjugate_outcomes",
     "delta_spectra",
     "draw",
     "drawings",
     "effective_ranks",
+    "emulation",
     "everyone",
     "faithfulness",
     "family",
     "findings",
     "forgetting_by_intruders",
+    "forgetting_by_measure",
     "forgetting_by_rank",
     "graft_places",
     "graft_scores",
@@ -92,6 +105,7 @@ __all__ = [
     "lens_by_layer",
     "masks",
     "metadata",
+    "new_words",
     "overlap",
     "overlap_matrix",
     "path_scores",
@@ -107,9 +121,11 @@ __all__ = [
     "save_all",
     "scale_sweep",
     "scaling_curve",
+    "side_by_side",
     "similarity_matrix",
     "stems",
     "strongest",
+    "token_landscape",
     "training_steps",
     "tuco_against_output",
     "tuco_by_group",

@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
 from workbench.figures import (
+    associated,
+    behaviour,
     delta,
     forgetting,
     forgotten,
@@ -206,6 +208,8 @@ CATALOGUE: tuple[Drawing, ...] = (
     *located.DRAWINGS,
     *grafted.DRAWINGS,
     *forgotten.DRAWINGS,
+    *associated.DRAWINGS,
+    *behaviour.DRAWINGS,
 )
 
 

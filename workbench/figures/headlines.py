@@ -8,6 +8,8 @@ from dataclasses import replace
 import pandas as pd
 
 from workbench.figures import (
+    associated,
+    behaviour,
     delta,
     forgetting,
     forgotten,
@@ -350,4 +352,6 @@ SENTENCES: dict[str, Callable[[Result], Findings]] = {
     lenses.ATTRIBUTION: _attribution,
     **grafted.SENTENCES,
     **forgotten.SENTENCES,
+    associated.KEY: associated.sentence,
+    **behaviour.SENTENCES,
 }

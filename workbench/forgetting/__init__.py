@@ -1,5 +1,6 @@
 """Forgetting: what was lost of what the base could do, what is only hidden, what can come back."""
 
+from workbench.forgetting.association import association
 from workbench.forgetting.conjugate import conjugate
 from workbench.forgetting.interpolate import interpolate
 from workbench.forgetting.knowledge import knowledge
@@ -11,6 +12,6 @@ from workbench.forgetting.sequential import sequential
 from workbench.forgetting.verdict import verdict
 
 __all__ = [
-    "conjugate", "interpolate", "knowledge", "probe", "prune", "retention", "revive", "sequential",
-    "verdict",
+    "association", "conjugate", "interpolate", "knowledge", "probe", "prune", "retention", "revive",
+    "sequential", "verdict",
 ]  # fmt: skip

@@ -1,0 +1,152 @@
+"""Association: which measure of the change goes with forgetting, over the members of a family?
+
+One table joins what other analyses found: for each member what it forgot (the rise of the loss on
+pre-training-like text, and the mean drop of the other tasks' scores) beside its intruders (arXiv
+2410.21228), the effective rank and relative norm of its change, and its TuCo on each group of
+prompts. For every pair of a measure and a kind of forgetting stands Spearman's correlation over the
+members, with the exact permutation p.
+
+An association over a handful of members, and no more: rank, learning rate and norm move all of
+these together, and with five members the smallest p there is, is 1 / 60. The intruders' row has
+its null beside it, the correlation that random changes of the same norm would show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import permutation_test, spearmanr
+
+from workbench.errors import WorkbenchError
+from workbench.results import Result, describe
+from workbench.stats import spearman
+
+KEY = "forgetting.association"
+RETENTION = "forgetting.retention"
+INTRUDERS, SPECTRUM, TUCO = "spectral.intruders", "spectral.delta_spectrum", "tuco.contribution"
+NULLS = ("intruder:random_lowrank", "intruder:random_delta")
+LOSS, SCORE = "loss", "score"
+PERMUTATIONS = 10_000
+
+
+def association(results: Sequence[Result], *, seed: int = 0) -> Result:
+    """What each member forgot beside every measure of its change, and how they go together.
+
+    results: Results of one family: `retention` with a loss, and any of `intruders`,
+    `delta_spectrum` and `contribution`; others are passed over, and of several of one analysis the
+    first counts. Members that one of them lacks are left out.
+
+    Returns a Result with rows forgetting (member; outcome "loss" in nats per token or "score", the
+    mean drop over tasks other than the fine-tuned one, with 95% intervals where they are known),
+    measure (member, measure; n: matrices or prompts) and spearman (outcome, measure; 95% bootstrap
+    interval and n over members; p: exact permutation test, of 10,000 draws from eight members on;
+    baseline: of the null's intruders). Raises WorkbenchError without a loss, another measure, or
+    three members in common.
+    """
+    found = {r.analysis: r for r in reversed(results)}
+    if RETENTION not in found or not found[RETENTION].has("loss_change"):
+        raise WorkbenchError(f"Expected a Result of {RETENTION} with a loss among {list(found)}.")
+    kept = found[RETENTION]
+    outcomes = pd.DataFrame(list(_outcomes(kept)))
+    columns = [table for r in found.values() for table in _measures(r, kept)]
+    if not columns:
+        raise WorkbenchError(
+            f"Expected one of {INTRUDERS}, {SPECTRUM} and {TUCO} beside {RETENTION}, found "
+            f"{list(found)}."
+        )
+    measures = pd.concat(columns, ignore_index=True)
+    shared = set.intersection(*(set(own["member"]) for _, own in measures.groupby("measure")))
+    members = [name for name in kept.members if name in shared]
+    if len(members) < 3:
+        raise WorkbenchError(f"Expected three members that all Results have, found {members}.")
+    named = outcomes["member"].isin(members), measures["member"].isin(members)
+    joined = pd.concat([outcomes[named[0]], measures[named[1]]], ignore_index=True)
+    table = pd.concat([joined, pd.DataFrame(_correlations(joined, members, seed))])
+    table = table[~table["measure"].fillna("").str.startswith("null:")].reset_index(drop=True)
+    about = {name: kept.provenance.members[name] for name in members}
+    parameters = {"results": describe([r for r in found.values() if _uses(r)])}
+    provenance = replace(kept.provenance, members=about, parameters=parameters, seed=seed)
+    return Result(KEY, table, provenance)
+
+
+def _uses(result: Result) -> bool:
+    return result.analysis in (RETENTION, INTRUDERS, SPECTRUM, TUCO)
+
+
+def _outcomes(kept: Result) -> Iterator[dict[str, Any]]:
+    told = {"metric": "forgetting", "baseline": 0.0}
+    for _, row in kept.metric("loss_change").iterrows():
+        interval = {name: row[name] for name in ("value", "low", "high", "n")}
+        yield told | {"member": row["member"], "outcome": LOSS} | interval
+    own = kept.provenance.parameters.get("task")
+    changes = kept.table[kept.table["metric"] == "score_change"]
+    changes = changes[changes["task"] != own]
+    for member, rows in changes.groupby("member", sort=False):
+        lost = {"outcome": SCORE, "value": -float(rows["value"].mean()), "n": rows["n"].sum()}
+        yield told | {"member": member} | lost
+
+
+def _measures(result: Result, kept: Result) -> Iterator[pd.DataFrame]:
+    """(member, measure, value, n) of one Result of the same base."""
+    if result.provenance.base.get("fingerprint") != kept.provenance.base.get("fingerprint"):
+        return
+    table = result.table
+    if result.analysis == INTRUDERS:
+        null = next((name for name in NULLS if result.has(name)), None)
+        for metric, measure in (("intruder", "intruders"), (null, "null:intruders")):
+            if metric is not None:
+                yield _each(table[table["metric"] == metric], measure, "sum")
+    if result.analysis == SPECTRUM:
+        for metric, measure in (("effective_rank", "effective rank"),
+                                ("relative_norm", "relative norm")):  # fmt: skip
+            # A matrix that did not change has no rank to speak of.
+            rows = table[(table["metric"] == metric) & (table["value"] > 0)]
+            yield _each(rows, measure, "mean")
+    if result.analysis == TUCO:
+        for group, rows in table[table["metric"] == "tuco"].groupby("group", sort=False):
+            yield _each(rows, f"TuCo, {group}", "mean")
+
+
+def _each(rows: pd.DataFrame, measure: str, how: str) -> pd.DataFrame:
+    made = rows.dropna(subset="value").groupby("member", sort=False)["value"].agg([how, "size"])
+    made.columns = pd.Index(["value", "n"])
+    return made.reset_index().assign(metric="measure", measure=measure)
+
+
+def _correlations(
+    joined: pd.DataFrame, members: Sequence[str], seed: int
+) -> Iterator[dict[str, Any]]:
+    values = {
+        (kind, name): own.set_index("member")["value"].reindex(list(members)).to_numpy(float)
+        for kind in ("outcome", "measure")
+        for name, own in joined.groupby(kind, sort=False)
+    }
+    for outcome in [name for kind, name in values if kind == "outcome"]:
+        lost = values["outcome", outcome]
+        for measure in [name for kind, name in values if kind == "measure"]:
+            own = values["measure", measure]
+            found = spearman(own, lost, seed=seed)
+            null = values.get(("measure", f"null:{measure}"))
+            yield {
+                "metric": "spearman", "outcome": outcome, "measure": measure,
+                "baseline": np.nan if null is None else spearman(null, lost, seed=seed).value,
+                "p": _p(own, lost, seed),
+            } | found._asdict()  # fmt: skip
+
+
+def _p(first: np.ndarray, second: np.ndarray, seed: int) -> float:
+    """Two-sided, over all pairings where there are at most 10,000."""
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return float("nan")
+
+    def statistic(paired: np.ndarray) -> float:
+        return float(np.asarray(spearmanr(paired, second).statistic))
+
+    test = permutation_test(
+        (first,), statistic, permutation_type="pairings", n_resamples=PERMUTATIONS, rng=seed
+    )
+    return float(test.pvalue)
