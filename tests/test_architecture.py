@@ -24,6 +24,7 @@ MAY = {
     "tasks": SHARED,
     "lab": SHARED | {"loaders", "models", "tasks"},
     "units": SHARED | {"loaders"},
+    "cluster": SHARED | {"units"},
     "spectral": SHARED | {"loaders", "models", "tasks"},
     "forgetting": SHARED | {"loaders", "models", "tasks", "lab"},
     "behaviour": SHARED | {"loaders", "models", "tasks", "lab"},
@@ -35,7 +36,7 @@ MAY = {
     "reports": SHARED | {"figures"},
     "compare": SHARED
     | {"loaders", "tasks", "units", "forgetting", "skills"}
-    | {"catalogue", "figures", "reports"},
+    | {"catalogue", "cluster", "figures", "reports"},
     "demo": SHARED | {"loaders", "tasks", "lab", "patching", "catalogue", "compare"},
 }
 # The public names, and the command line, stand above everything.

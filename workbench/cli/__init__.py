@@ -20,6 +20,7 @@ from workbench.cli.shared import (
     Dtype,
     Json,
     Members,
+    On,
     Only,
     Out,
     Prompts,
@@ -76,6 +77,7 @@ def demo(
     json: Json = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",
+    on: On = "here",
 ) -> None:
     """Compare LoRA with full fine-tuning on the shipped family, or on SmolLM2-135M.
 
@@ -101,7 +103,7 @@ def demo(
         title = "SmolLM2-135M-Instruct on boxes"
     else:
         raise WorkbenchError(f"Expected --model family or smollm2, found {model!r}.")
-    run_study(study.narrowed(only or ()), out, dry_run, json, title)
+    run_study(study.narrowed(only or ()), out, dry_run, json, title, on)
 
 
 @app.command()
@@ -184,6 +186,7 @@ def compare(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
+    on: On = "here",
 ) -> None:
     """Run every analysis over a family and write one report.
 
@@ -201,7 +204,7 @@ def compare(
         dtype=dtype,
         seed=seed,
     )
-    run_study(study.narrowed(only or ()), out, dry_run, json)
+    run_study(study.narrowed(only or ()), out, dry_run, json, on=on)
 
 
 @app.command()

@@ -181,6 +181,12 @@ class Checkpoint:
             found |= {key: training[key] for key in ("step", "seed") if key in training}
         return found
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What was read stays behind: another process reads its own, and may lie on another machine.
+        # It tells of the checkpoint as this one does, whatever the folders are called there.
+        named = {"reference": self.reference, "adapter": self.adapter, "revision": self.revision}
+        return named | {"about": self.about}
+
     def load(
         self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
     ) -> nn.Module:
