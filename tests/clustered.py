@@ -47,11 +47,11 @@ def node_lost_once(pair: wb.CheckpointPair, *, calls: Path, head: str) -> wb.Res
     return made
 
 
-def slow_but(pair: wb.CheckpointPair, *, calls: Path, quick: str) -> wb.Result:
-    """As `counted`, but only one member is ever done."""
+def held(pair: wb.CheckpointPair, *, calls: Path, free: str) -> wb.Result:
+    """As `counted`, but only one member is done before there is a file `calls`/go."""
     made = counted(pair, calls=calls)
-    if pair.name != quick:
-        time.sleep(PATIENCE)
+    if pair.name != free:
+        _wait_for(calls / "go")
     return made
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +99,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def calls_of(calls: Path) -> Counter[str]:
     """How often each member was called."""
-    return Counter(file.name.split(".")[0] for file in calls.iterdir() if file.name != "killed")
+    return Counter(file.name.split(".")[0] for file in calls.glob("*.*"))
 
 
 @pytest.fixture
@@ -184,7 +183,7 @@ def test_a_killed_worker_changes_nothing_but_the_time(where: str, family, calls,
 
 
 def test_a_lost_node_changes_nothing_but_the_time(nodes, family, calls, tmp_path):
-    extra = nodes.add_node(num_cpus=1, **MEMORY)
+    nodes.add_node(num_cpus=1, **MEMORY)  # in place of the one that is lost
     plain = filled("here", tmp_path / "plain", family, clustered.counted, calls=calls)
     options = {"calls": calls, "head": nodes.head_node.node_id}
     found = filled(
@@ -193,7 +192,6 @@ def test_a_lost_node_changes_nothing_but_the_time(nodes, family, calls, tmp_path
     assert (calls / "killed").exists()
     tables = [sorted(b for n, b in f.items() if n.endswith("parquet")) for f in (plain, found)]
     assert tables[0] == tables[1]
-    del extra
 
 
 @pytest.mark.parametrize("where", ["local:2", "ray"])
@@ -214,3 +212,114 @@ def test_bad_input_of_one_unit_keeps_what_was_done(where: str, family, calls, tm
     with pytest.raises(wb.WorkbenchError, match=r"^lora will not do; give another\.$"):
         filled(on(where, request), tmp_path / "store", family, clustered.refused, **options)
     assert len(list((tmp_path / "store").iterdir())) == calls_of(calls).total() == 2
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+import workbench as wb
+from tests import clustered
+from tests.test_cluster import MEMBERS, filled
+folder, calls, store = map(Path, sys.argv[1:])
+family = wb.load_family(folder / "base", {n: folder / n for n in MEMBERS})
+filled("local:2", store, family, clustered.held, calls=calls, free="wrapped")
+"""
+
+
+def test_a_killed_run_leaves_no_worker_and_goes_on(folder, family, calls, tmp_path):
+    store = tmp_path / "store"
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, folder, calls, store])
+    assert _soon(lambda: len(calls_of(calls)) == 3 and list(store.glob("*/result.json")))
+    driver.kill()
+    driver.wait()
+    workers = {int(file.name.split(".")[1]) for file in calls.glob("*.*")}
+    assert len(workers) == 2
+    assert _soon(lambda: not any(map(psutil.pid_exists, workers)))
+    before = contents(store)
+    (calls / "go").touch()
+    found = filled("local:2", store, family, clustered.held, calls=calls, free="wrapped")
+    assert calls_of(calls) == {"wrapped": 1, "overruled": 2, "lora": 2}
+    assert before.items() <= found.items()
+    assert {name.split("/")[1] for name in found} == {"result.json", "table.parquet"}
+    assert len(list(store.iterdir())) == 3
+
+
+def _soon(true: Callable[[], Any]) -> bool:
+    until = time.monotonic() + clustered.PATIENCE
+    while not true() and time.monotonic() < until:
+        time.sleep(0.1)
+    return bool(true())
+
+
+def test_a_worker_that_would_compute_something_else_is_refused(family, tmp_path, monkeypatch):
+    with cluster.workers("local:1") as crew:
+        made = [Unit(pair, wb.spectral.delta_spectrum, {}) for pair in family]
+        assert made[0].key
+        # As on another machine whose folder of the same name holds something else.
+        monkeypatch.setitem(vars(family.base), "about", family.base.about | {"fingerprint": "0"})
+        with pytest.raises(wb.WorkbenchError, match="must see the same checkpoints"):
+            crew.fill(tmp_path, made)
+    monkeypatch.undo()
+    monkeypatch.setattr(cluster, "code_fingerprint", lambda: "0" * 64)
+    with pytest.raises(wb.WorkbenchError, match=f"Expected code {'0' * 16} on every machine"):
+        filled("local:1", tmp_path, family, wb.spectral.delta_spectrum)
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "place", ["", "there", "local", "local:0", "local:x", "ray", "ray:", "slurm:2"]
+)
+def test_another_place_is_one_sentence(place: str):
+    with (
+        pytest.raises(wb.WorkbenchError, match="Expected --on here, local:N"),
+        cluster.workers(place),
+    ):
+        pass
+
+
+def test_places_that_are_not_there_are_one_sentence():
+    for place, device, says in (
+        ("ray:127.0.0.1:9", "cpu", "No Ray cluster answers at 127.0.0.1:9 "),
+        ("local:2", "cuda:1", "Expected --device cuda, of which each worker"),
+    ):
+        with pytest.raises(wb.WorkbenchError, match=says), cluster.workers(place, device=device):
+            pass
+
+
+def test_workers_have_room_on_their_nodes(monkeypatch):
+    monkeypatch.delenv(cluster.THREADS)
+    plain, big = {"CPU": 4.0}, {"CPU": 64.0, "GPU": 8.0}
+    assert cluster.room([plain, big], 0) == (17, 4)  # of as many threads as the smaller node has
+    assert cluster.room([plain, big], 1.0) == (8, 8)
+    assert cluster.room([plain, big], 0.5) == (16, 4)
+    with pytest.raises(wb.WorkbenchError, match="no node with a GPU"):
+        cluster.room([plain], 1.0)
+    monkeypatch.setenv(cluster.THREADS, "2")
+    assert cluster.room([plain, big], 0) == (34, 2)
+    assert cluster.room([plain, big], 1.0) == (8, 2)
+    monkeypatch.setenv(cluster.THREADS, "65")
+    with pytest.raises(wb.WorkbenchError, match="65 processors for a worker, the most is 64"):
+        cluster.room([plain, big], 0)
+
+
+@pytest.mark.parametrize(
+    ("peak", "share"), [(0, 1), (10, 1 / 4), (30, 1 / 2), (45, 1), (80, 1), (200, 1)]
+)
+def test_small_units_share_a_gpu(peak: float, share: float):
+    assert cluster.shared(peak, memory=80) == share
+
+
+def test_the_command_line_runs_workers_and_says_what_ran(folder, tmp_path):
+    members = [f"--member={name}={folder / name}" for name in MEMBERS[:2]]
+    chosen = ["--only", "spectral.delta_spectrum", "--out", tmp_path / "out", "--on", "local:2"]
+    command = ["-m", "workbench.cli", "compare", folder / "base", *members, *chosen]
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    made = wb.Result.load(tmp_path / "out" / "results" / "spectral.delta_spectrum")
+    assert made.members == list(MEMBERS[:2])
+    assert made.provenance.command.startswith("__main__.py compare")
+    done = subprocess.run(
+        [sys.executable, "-m", "workbench.cli", "demo", "--on", "there"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)

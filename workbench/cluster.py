@@ -28,6 +28,7 @@ import os
 import pickle
 import platform
 import signal
+import socket
 import sys
 import threading
 from collections import Counter, deque
@@ -47,6 +48,8 @@ HERE = "here"
 TRIES = 3  # workers that one unit may lose
 THREADS = "OMP_NUM_THREADS"
 PASSED_ON = ("HF_HUB_OFFLINE", "WORKBENCH_CACHE")  # to workers of other machines
+KNOCK = 10  # seconds for a port to answer
+SILENCE = 60  # seconds without a worker, before it is said
 SHARING = 4  # workers on one GPU at most
 
 
@@ -99,7 +102,10 @@ class Crew:
             while self.idle and missing:
                 lane, unit = self._next(missing)
                 self.running[lane.submit(unit)] = lane, unit
-            for future in wait(self.running, return_when=FIRST_COMPLETED).done:
+            done = wait(self.running, timeout=SILENCE, return_when=FIRST_COMPLETED).done
+            if not done and not any(unit for _, unit in self.running.values()):
+                self.bar.write("units: no worker has begun yet; still waiting.", file=sys.stderr)
+            for future in done:
                 try:
                     self._take(future, store, missing)
                 except Exception as error:
@@ -169,24 +175,24 @@ def workers(on: str = HERE, *, device: str = "cpu", peak: float = 0) -> Iterator
     """Workers at a place (see above), for as long as a block lasts.
 
     device: of the units. peak: bytes that one unit takes on it at most; on Ray's GPUs several
-    workers share one where that is a small part of it. Raises WorkbenchError for another place, or
-    one that has no such device.
+    workers share one where that is a small part of it. A cluster is asked once, at the beginning,
+    how many workers it has room for. Raises WorkbenchError for another place, or one that has no
+    such device.
     """
     kind, where = place(on)
     if kind != HERE and device.startswith("cuda:"):
         raise WorkbenchError(
             f"Expected --device cuda, of which each worker is given its own, found {device}."
         )
-    if kind == HERE:
-        crew = Crew(1, lambda _: Here())
-    elif kind == "local":
-        crew = _processes(int(where), device)
-    else:
-        crew = _ray(where, device, peak)
-    try:
-        yield crew
-    finally:
-        crew.stop()
+    with _connected(where) if kind == "ray" else contextlib.nullcontext():
+        if kind == HERE:
+            crew = Crew(1, lambda _: Here())
+        else:
+            crew = _ray(device, peak) if kind == "ray" else _processes(int(where), device)
+        try:
+            yield crew
+        finally:
+            crew.stop()
 
 
 def place(on: str) -> tuple[str, str]:
@@ -260,7 +266,7 @@ class Process:
 def _processes(count: int, device: str) -> Crew:
     import torch
 
-    threads = os.environ.get(THREADS) or str(max(1, (os.cpu_count() or 1) // count))
+    threads = os.environ.get(THREADS) or str(max(1, torch.get_num_threads() // count))
     environment = {THREADS: threads}
     if not device.startswith("cuda"):
         return Crew(count, lambda _: Process(environment))
@@ -273,6 +279,32 @@ def _processes(count: int, device: str) -> Crew:
         return Process(environment | {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]})
 
     return Crew(count, hire)
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[None]:
+    """In touch with a Ray cluster; where this process already is with one, with that."""
+    try:
+        import ray
+    except ImportError as error:
+        raise WorkbenchError("Running on Ray needs it: pip install 'workbench[ray]'.") from error
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        host, colon, port = address.removeprefix("ray://").rpartition(":")
+        if colon:  # Ray itself takes minutes to give up
+            socket.create_connection((host, int(port)), timeout=KNOCK).close()
+        ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
+    except (OSError, RuntimeError, ValueError, ImportError) as error:
+        told = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise WorkbenchError(
+            f"No Ray cluster answers at {address} ({told}); `ray start --head` starts one."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 class Actor:
@@ -316,23 +348,15 @@ class _Worker:
         return _work(pickle.loads(unit))
 
 
-def _ray(address: str, device: str, peak: float) -> Crew:
-    try:
-        import ray
-    except ImportError as error:
-        raise WorkbenchError("Running on Ray needs it: pip install 'workbench[ray]'.") from error
-    if not ray.is_initialized():
-        try:
-            ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
-        except (OSError, RuntimeError, ValueError, ImportError) as error:
-            told = str(error).strip().splitlines()[0]
-            raise WorkbenchError(
-                f"No Ray cluster answers at {address} ({told}); `ray start --head` starts one."
-            ) from error
+def _ray(device: str, peak: float) -> Crew:
+    import ray
+
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     memory = 0.0
     if device.startswith("cuda") and any("GPU" in node for node in nodes):
-        memory = ray.get(ray.remote(num_gpus=1)(_gpu_memory).remote())
+        asked = ray.remote(num_gpus=1)(_gpu_memory).remote()
+        answered, _ = ray.wait([asked], timeout=SILENCE)  # all may be taken
+        memory = ray.get(asked) if answered else 0.0
     share = shared(peak, memory)
     most, threads = room(nodes, share if device.startswith("cuda") else 0)
     passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
