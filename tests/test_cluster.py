@@ -292,7 +292,10 @@ def test_workers_have_room_on_their_nodes(monkeypatch):
     assert cluster.room([plain, big], 0) == (17, 4)  # of as many threads as the smaller node has
     assert cluster.room([plain, big], 1.0) == (8, 8)
     assert cluster.room([plain, big], 0.5) == (16, 4)
-    with pytest.raises(wb.WorkbenchError, match="no node with a GPU"):
+    assert cluster.room([plain, big], 3) == (2, 32)
+    with pytest.raises(wb.WorkbenchError, match="no node with 9 GPU"):
+        cluster.room([plain, big], 9)
+    with pytest.raises(wb.WorkbenchError, match="no node with 1 GPU"):
         cluster.room([plain], 1.0)
     monkeypatch.setenv(cluster.THREADS, "2")
     assert cluster.room([plain, big], 0) == (34, 2)
@@ -307,6 +310,7 @@ def test_workers_have_room_on_their_nodes(monkeypatch):
 )
 def test_small_units_share_a_gpu(peak: float, share: float):
     assert cluster.shared(peak, memory=80) == share
+    assert cluster.shared(peak, memory=80, whole=True) == (3 if peak == 200 else 1)
 
 
 def test_the_command_line_runs_workers_and_says_what_ran(folder, tmp_path):

@@ -268,15 +268,17 @@ def _processes(count: int, device: str) -> Crew:
 
     threads = os.environ.get(THREADS) or str(max(1, torch.get_num_threads() // count))
     environment = {THREADS: threads}
-    if not device.startswith("cuda"):
-        return Crew(count, lambda _: Process(environment))
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    gpus = [g for g in seen.split(",") if g] or [str(i) for i in range(torch.cuda.device_count())]
-    if not torch.cuda.device_count():
+    there = torch.cuda.device_count()
+    if device == "cuda" and not there:
         raise WorkbenchError("There is no CUDA device here; use --device cpu.")
+    if device not in ("cuda", "auto") or not there:
+        return Crew(count, lambda _: Process(environment))
+    seen = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    gpus = seen or [str(number) for number in range(there)]
 
     def hire(number: int) -> Process:
-        return Process(environment | {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]})
+        own = gpus[number::count] or [gpus[number % len(gpus)]]
+        return Process(environment | {"CUDA_VISIBLE_DEVICES": ",".join(own)})
 
     return Crew(count, hire)
 
@@ -352,26 +354,32 @@ def _ray(device: str, peak: float) -> Crew:
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = any("GPU" in node for node in nodes)
+    wanted = device == "cuda" or (device == "auto" and gpus)
     memory = 0.0
-    if device.startswith("cuda") and any("GPU" in node for node in nodes):
+    if wanted and gpus:
         asked = ray.remote(num_gpus=1)(_gpu_memory).remote()
         answered, _ = ray.wait([asked], timeout=SILENCE)  # all may be taken
         memory = ray.get(asked) if answered else 0.0
-    share = shared(peak, memory)
-    most, threads = room(nodes, share if device.startswith("cuda") else 0)
+    share = shared(peak, memory, whole=device == "auto") if wanted else 0
+    most, threads = room(nodes, share)
     passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     options = {
         "num_cpus": threads,
-        "num_gpus": share if device.startswith("cuda") else 0,
+        "num_gpus": share,
         "runtime_env": {"env_vars": passed | {THREADS: str(threads)}},
     }
     return Crew(most, lambda _: Actor(options))
 
 
-def shared(peak: float, memory: float) -> float:
-    """The part of a GPU of `memory` bytes that a unit of `peak` bytes is given: a whole one, or
-    half, a third or a fourth."""
-    return 1 / min(SHARING, max(1, int(memory // peak))) if peak and memory else 1.0
+def shared(peak: float, memory: float, whole: bool = False) -> float:
+    """How many GPUs of `memory` bytes a unit of `peak` bytes is given: one, or half, a third or a
+    fourth of one; whole: as many as hold it, for a unit that spreads over them."""
+    if not peak or not memory:
+        return 1
+    if whole:
+        return math.ceil(peak / memory)
+    return 1 / min(SHARING, max(1, int(memory // peak)))
 
 
 def room(nodes: Sequence[Mapping[str, float]], share: float) -> tuple[int, int]:
@@ -380,11 +388,10 @@ def room(nodes: Sequence[Mapping[str, float]], share: float) -> tuple[int, int]:
     Threads are what OMP_NUM_THREADS says; else a node's processors, shared out among its GPUs.
     Raises WorkbenchError where there is no room for one.
     """
-    able = [node for node in nodes if node.get("GPU" if share else "CPU", 0) >= 1]
+    able = [node for node in nodes if node.get("GPU" if share else "CPU", 0) >= max(1, share)]
     if not able:
-        raise WorkbenchError(
-            f"The Ray cluster has no node with a {'GPU' if share else 'processor'} for a worker."
-        )
+        what = f"{max(1, math.ceil(share))} {'GPU' if share else 'processor'}"
+        raise WorkbenchError(f"The Ray cluster has no node with {what} for a worker.")
     gpus = [math.floor(node.get("GPU", 0) / share) if share else 1 for node in able]
     cpus = [int(node.get("CPU", 0)) for node in able]
     fair = min(max(1, cpu // gpu) for cpu, gpu in zip(cpus, gpus, strict=True))

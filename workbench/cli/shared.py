@@ -12,7 +12,9 @@ Tuned = Annotated[str, typer.Argument(help="As BASE, or a PEFT LoRA adapter fold
 Out = Annotated[Path, typer.Option(help="Folder for results, figures and the report.")]
 Save = Annotated[Path | None, typer.Option("--out", help="Folder to save the Result in.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the table as JSON lines.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")]
+Device = Annotated[
+    str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: all GPUs, memory, disk.")
+]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16, for every run of a model.")]
 On = Annotated[
     str, typer.Option(help="Where: here, local:N, ray:auto, ray:HOST:PORT or ray://HOST:PORT.")
