@@ -46,6 +46,7 @@ from workbench.units import Unit, code_fingerprint
 
 HERE = "here"
 TRIES = 3  # workers that one unit may lose
+START = "their start"
 THREADS = "OMP_NUM_THREADS"
 PASSED_ON = ("HF_HUB_OFFLINE", "WORKBENCH_CACHE")  # to workers of other machines
 KNOCK = 10  # seconds for a port to answer
@@ -145,20 +146,24 @@ class Crew:
                 raise reason from reason.__cause__
             self._count(unit, error)
             lane.stop()
+            self.last = {who: own for who, own in self.last.items() if own is not lane}
             if unit is not None:
                 missing.appendleft(unit)
             self._add(lane.again())
             return
         self.idle.append(lane)
-        if unit is not None:
+        if unit is None:
+            del self.lost[START]
+        else:
             made.save(store / unit.key)
             self.bar.update()
 
     def _count(self, unit: Unit | None, error: Exception) -> None:
-        """Raises WorkbenchError for a unit, or a start, that has lost too many workers."""
-        name = unit.name if unit else "their start"
-        self.lost[name] += 1
-        if self.lost[name] == TRIES:
+        """Raises WorkbenchError for a unit that has lost too many workers, or where so many in a
+        row were lost at their start."""
+        key, name = (unit.key, unit.name) if unit else (START, START)
+        self.lost[key] += 1
+        if self.lost[key] == TRIES:
             told = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             likely = "a unit may need more memory than there is; use fewer workers"
             if unit is None:

@@ -83,8 +83,11 @@ def demo(
 
     Example: workbench demo --out out/demo
     """
+    from workbench.cluster import place
     from workbench.demo import fast_bfloat16, shipped_study, smollm2_study
     from workbench.errors import WorkbenchError
+
+    place(on)
 
     shared: dict[str, Any] = {"device": device, "dtype": dtype}
     if model == "family":
