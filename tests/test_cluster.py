@@ -319,6 +319,7 @@ def test_the_command_line_runs_workers_and_says_what_ran(folder, tmp_path):
     command = ["-m", "workbench.cli", "compare", folder / "base", *members, *chosen]
     done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "leaked" not in done.stderr
     made = wb.Result.load(tmp_path / "out" / "results" / "spectral.delta_spectrum")
     assert made.members == list(MEMBERS[:2])
     assert made.provenance.command.startswith("__main__.py compare")

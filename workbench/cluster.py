@@ -244,25 +244,27 @@ class Process:
         self.environment = environment
         self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _attend)
         with _set(environment):  # the first task starts the process
-            self.ready = self.pool.submit(_begin, *_about())
+            self.ready: Future[Any] = self.pool.submit(_begin, *_about())
+        self.latest = self.ready
 
     def submit(self, unit: Unit) -> Future[Result]:
+        made: Future[Result] = Future()
         try:
-            return self.pool.submit(_work, unit)
+            made = self.pool.submit(_work, unit)
         except BrokenProcessPool as error:  # it was lost between two units
-            failed: Future[Result] = Future()
-            failed.set_exception(error)
-            return failed
+            made.set_exception(error)
+        self.latest = made
+        return made
 
     def reason(self, error: Exception) -> Exception | None:
         return None if isinstance(error, BrokenProcessPool) else error
 
     def stop(self) -> None:
-        # What ProcessPoolExecutor.kill_workers() does from Python 3.14 on.
-        processes = list((self.pool._processes or {}).values())
-        self.pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.kill()
+        if not self.latest.done():
+            # What ProcessPoolExecutor.kill_workers() does from Python 3.14 on.
+            for process in list((self.pool._processes or {}).values()):
+                process.kill()
+        self.pool.shutdown(cancel_futures=True)
 
     def again(self) -> Process:
         return Process(self.environment)
