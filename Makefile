@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-smollm2 test lint bench figures clean
+.PHONY: demo demo-smollm2 test cluster-test lint bench figures clean
 
 # constraints.txt pins what is tested. The last lines keep the install from running again.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -24,6 +24,10 @@ demo-smollm2: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(RUN)/python -m pytest
+
+# On two processes, on a Ray cluster of two nodes started for it, and with workers killed.
+cluster-test: $(VENV)/installed
+	$(RUN)/python -m pytest tests/test_cluster.py
 
 lint: $(VENV)/installed
 	$(RUN)/ruff format --check .

@@ -12,18 +12,20 @@ import pytest
 ROOT = Path(__file__).parents[1] / "workbench"
 
 # What each part may import of the workbench. A part not listed may not exist.
-SHARED = {"errors", "stats", "results", "cache"}
+SHARED = {"errors", "stats", "results", "cache", "devices"}
 ANALYSES = {"spectral", "forgetting", "behaviour", "patching", "skills", "tuco"}
 MAY = {
     "errors": set(),
     "stats": set(),
     "results": {"errors"},
     "cache": {"results"},
+    "devices": {"errors"},
     "loaders": SHARED,
     "models": SHARED | {"loaders", "tasks"},
     "tasks": SHARED,
     "lab": SHARED | {"loaders", "models", "tasks"},
     "units": SHARED | {"loaders"},
+    "cluster": SHARED | {"units"},
     "spectral": SHARED | {"loaders", "models", "tasks"},
     "forgetting": SHARED | {"loaders", "models", "tasks", "lab"},
     "behaviour": SHARED | {"loaders", "models", "tasks", "lab"},
@@ -35,7 +37,7 @@ MAY = {
     "reports": SHARED | {"figures"},
     "compare": SHARED
     | {"loaders", "tasks", "units", "forgetting", "skills"}
-    | {"catalogue", "figures", "reports"},
+    | {"catalogue", "cluster", "figures", "reports"},
     "demo": SHARED | {"loaders", "tasks", "lab", "behaviour", "patching", "catalogue", "compare"},
 }
 # The public names, and the command line, stand above everything.

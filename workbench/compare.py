@@ -11,16 +11,18 @@ from typing import Any
 
 import pandas as pd
 
-from workbench import figures, units
+from workbench import figures
 from workbench.catalogue import ANALYSES, Analysis
+from workbench.cluster import HERE, Crew, place, workers
 from workbench.errors import WorkbenchError
 from workbench.forgetting import association, sequential
 from workbench.loaders import Family
 from workbench.reports import report
-from workbench.results import Result, concatenate
+from workbench.results import Result
 from workbench.skills import alike, compose, localize, overlap, reported
 from workbench.tasks import PromptSet
 from workbench.tasks.desiderata import Counterfactuals
+from workbench.units import Unit, joined
 
 # For `plan`: forward passes over every prompt and text, of about so many tokens each.
 PASSES = {
@@ -226,45 +228,108 @@ def _speeds() -> tuple[float, float]:
     return found[0], found[1]
 
 
-def compare(study: Study, out: str | Path, *, title: str | None = None) -> Path:
+@dataclass(frozen=True)
+class Part:
+    """One analysis over one family of a study. name: the folder of its Result."""
+
+    name: str
+    analysis: Analysis
+    study: Study
+    family: Family
+
+    def units(self, **known: Any) -> list[Unit]:
+        arguments = self.study.arguments(self.analysis) | known
+        return [Unit(pair, self.analysis.function, arguments) for pair in self.family]
+
+
+def compare(study: Study, out: str | Path, *, title: str | None = None, on: str = HERE) -> Path:
     """Run the catalogue on a family; write results/, figures/ and report.html under `out`.
 
     Every analysis of every member is a unit of work kept under out/units: a second run computes
-    nothing, an interrupted one goes on. Returns the report's path.
+    nothing, an interrupted one goes on. on: where they are run, see `workbench.cluster`; with
+    worker processes a script must call this under `if __name__ == "__main__":`. Returns the
+    report's path.
     """
     out = Path(out)
+    place(on)
     families = (study.family, *(other.family for other in study.also.values()))
     preflight = pd.concat([preflights(family) for family in families], ignore_index=True)
-    results: list[Result] = []
-    localized: list[tuple[Study, Result]] = []
-    for name, one in {"": study, **study.also}.items():
-        before = len(results)
-        for analysis in one.analyses:
-            kept = f"{analysis.key}.{name}" if name else analysis.key
-            known = {"results": results[before:]} if "results" in analysis.needs else {}
-            results.append(_over(one.family, analysis, one, out, kept, **known))
-            if analysis.function is localize:
-                localized.append((one, results[-1]))
-    own = results[: len(study.analyses)]
-    results += _together(localized, out)
-    results += [*_chained(study, out), *_associated(own, out)]
-    if study.steps is not None:
-        wanted = ("spectral.intruders", "forgetting.retention")
-        # Along a run only the fine-tuned task's score is drawn.
-        along = replace(study, prompts=())
-        results += [
-            _over(study.steps, a, along, out, f"{a.key}.steps")
-            for a in study.analyses
-            if a.key in wanted
-        ]
-    figures.save_all(results, out / "figures")
+    found = results(study, out, on=on)
+    figures.save_all(found, out / "figures")
     return report(
-        results,
+        found,
         out / "report.html",
         title=title or "What did fine-tuning do to this model?",
         preflight=preflight,
         pictures=out / "figures",
     )
+
+
+def results(study: Study, out: str | Path, *, on: str = HERE) -> list[Result]:
+    """`compare` without preflight, figures and report: every Result, in the report's order."""
+    with workers(on, device=study.device, peak=_peak(study, on)) as crew:
+        return _results(study, Path(out), crew)
+
+
+def _results(study: Study, out: Path, crew: Crew) -> list[Result]:
+    store, parts, steps = out / "units", _parts(study), _steps(study)
+    first = {p.name: p.units() for p in (*parts, *steps) if "results" not in p.analysis.needs}
+    chained = _chained(study)
+    crew.fill(store, [unit for own in first.values() for unit in own] + chained)
+    made = {name: joined(own, store) for name, own in first.items()}
+    later = {
+        part.name: part.units(results=_before(part, parts, made))
+        for part in parts
+        if part.name not in made
+    }
+    localized = [(p.study, made[p.name]) for p in parts if p.analysis.function is localize]
+    shared, composed = _together(localized)
+    crew.fill(store, [unit for own in (*later.values(), *composed.values()) for unit in own])
+    made |= {name: joined(own, store) for name, own in (later | composed).items()}
+    found = {part.name: made[part.name] for part in parts} | shared
+    found |= {name: made[name] for name in composed}
+    if chained:
+        whole = joined(chained, store)
+        found[whole.analysis] = whole
+    found |= _associated([made[part.name] for part in parts if part.study is study])
+    found |= {part.name: made[part.name] for part in steps}
+    for name, result in found.items():
+        result.save(out / "results" / name)
+    return list(found.values())
+
+
+def _parts(study: Study) -> list[Part]:
+    """The analyses of a study and those beside it."""
+    return [
+        Part(f"{analysis.key}.{name}" if name else analysis.key, analysis, one, one.family)
+        for name, one in {"": study, **study.also}.items()
+        for analysis in one.analyses
+    ]
+
+
+def _steps(study: Study) -> list[Part]:
+    """What is followed along a training run; of the scores, the fine-tuned task's alone."""
+    if study.steps is None:
+        return []
+    wanted, along = ("spectral.intruders", "forgetting.retention"), replace(study, prompts=())
+    return [
+        Part(f"{analysis.key}.steps", analysis, along, study.steps)
+        for analysis in study.analyses
+        if analysis.key in wanted
+    ]
+
+
+def _before(part: Part, parts: Sequence[Part], made: Mapping[str, Result]) -> list[Result]:
+    """What the analyses before this one gave in its own study."""
+    earlier = parts[: parts.index(part)]
+    return [made[p.name] for p in earlier if p.study is part.study and p.name in made]
+
+
+def _peak(study: Study, on: str) -> float:
+    """Bytes that a unit takes on a GPU at most; 0 where nothing asks."""
+    if on == HERE or study.device == "cpu":
+        return 0
+    return float(plan(study)["peak_MiB"].max()) * 2**20
 
 
 def preflights(family: Family) -> pd.DataFrame:
@@ -277,59 +342,49 @@ def preflights(family: Family) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _over(
-    family: Family, analysis: Analysis, study: Study, out: Path, name: str, **known: Any
-) -> Result:
-    arguments = study.arguments(analysis) | known
-    result = units.over(family, analysis.function, store=out / "units", **arguments)
-    result.save(out / "results" / name)
-    return result
-
-
-def _chained(study: Study, out: Path) -> list[Result]:
-    """The matrices of all chains, joined."""
+def _chained(study: Study) -> list[Unit]:
+    """The matrices of all chains."""
     if not study.chains or KEEPS not in (study.only or (KEEPS,)):
         return []
     run: dict[str, Any] = {"seed": study.seed, "device": study.device, "dtype": study.dtype}
-    made = concatenate([
-        units.across(
-            *(chain.stages, sequential), store=out / "units", name=name, tasks=chain.tasks,
-            others=list(chain.others), **run,
+    return [
+        Unit(
+            *(chain.stages, sequential),
+            {"name": name, "tasks": chain.tasks, "others": list(chain.others)} | run,
         )
         for name, chain in study.chains.items()
-    ])  # fmt: skip
-    made.save(out / "results" / made.analysis)
-    return [made]
+    ]
 
 
-def _associated(results: Sequence[Result], out: Path) -> list[Result]:
+def _associated(results: Sequence[Result]) -> dict[str, Result]:
     """What goes with forgetting, where three members have it and a measure of their change."""
     kinds = {result.analysis for result in results}
     if KEEPS not in kinds or not kinds & set(MEASURES) or len(results[0].members) < 3:
-        return []
+        return {}
     made = association(results)
-    made.save(out / "results" / made.analysis)
-    return [made]
+    return {made.analysis: made}
 
 
-def _together(localized: Sequence[tuple[Study, Result]], out: Path) -> list[Result]:
-    """What the grafts of several members and tasks have in common, and whether they add up."""
+def _together(
+    localized: Sequence[tuple[Study, Result]],
+) -> tuple[dict[str, Result], dict[str, list[Unit]]]:
+    """What the grafts of several members and tasks have in common, and whether they add up: what
+    is known at once, and what is to be run, by the folder of its Result."""
     arms = [set(result.provenance.parameters["arms"]) for _, result in localized]
     arm = next((one for one in ("learned", "movement") if all(one in own for own in arms)), "")
     results = [result for _, result in localized]
     bases = {result.provenance.base["fingerprint"] for result in results}
     if not arm or len(bases) > 1 or sum(len(result.members) for result in results) < 2:
-        return []
-    made = [overlap(results, arm=arm)]
-    made[0].save(out / "results" / made[0].analysis)
+        return {}, {}
+    made = overlap(results, arm=arm)
     found = [
         (reported(one.task, one.seed), result) for one, result in localized if one.task is not None
     ]
     members = {name: m for one, _ in localized for name, m in one.family.members.items()}
     study = localized[0][0]
+    run: dict[str, Any] = {"seed": study.seed, "device": study.device, "dtype": study.dtype}
+    composed = {}
     for label, skills in alike(found).items():
         own = Family(study.family.base, {s.member: members[s.member] for s in skills})
-        run: dict[str, Any] = {"seed": study.seed, "device": study.device, "dtype": study.dtype}
-        made.append(units.across(own, compose, store=out / "units", skills=skills, **run))
-        made[-1].save(out / "results" / f"{made[-1].analysis}.{label}")
-    return made
+        composed[f"skills.compose.{label}"] = [Unit(own, compose, {"skills": skills} | run)]
+    return {made.analysis: made}, composed

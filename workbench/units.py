@@ -7,17 +7,19 @@ run of the same command finds its units and computes nothing; an interrupted one
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache as once
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from workbench import cache
-from workbench.loaders import CheckpointPair, Family
+from workbench.loaders import Checkpoint, CheckpointPair, Family
 from workbench.results import Result, concatenate, describe
 
-# What draws or prints a number cannot change it.
-PRESENTATION = ("figures", "cli", "reports.py", "compare.py", "demo")
+# What draws, prints or hands out a number cannot change it.
+PRESENTATION = ("figures", "cli", "reports.py", "compare.py", "cluster.py", "demo")
 
 
 @once
@@ -29,58 +31,61 @@ def code_fingerprint() -> str:
     return cache.digest(part for f in kept for part in (str(f.name).encode(), f.read_bytes()))
 
 
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """One analysis of one pair, or of a family's members at once, with its parameters."""
+
+    subject: CheckpointPair | Family
+    analysis: Callable[..., Result]
+    parameters: Mapping[str, Any]
+
+    @property
+    def members(self) -> Mapping[str, Checkpoint]:
+        """The fine-tuned side or sides, by name."""
+        one = self.subject
+        return one.members if isinstance(one, Family) else {one.name: one.tuned}
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: the analysis and its members."""
+        return f"{self.analysis.__name__} of {', '.join(self.members)}"
+
+    @cached_property
+    def key(self) -> str:
+        """64 hexadecimal characters that follow everything that can change a number."""
+        base, one = self.subject.base, self.subject
+        about: dict[str, Any] = {"base": base.fingerprint}
+        if isinstance(one, Family):
+            about["members"] = {name: member.fingerprint for name, member in one.members.items()}
+        else:
+            about |= {
+                "tuned": one.tuned.fingerprint,
+                "references": [base.name, one.tuned.name],
+                "member": one.name,
+            }
+        about |= {
+            "analysis": f"{self.analysis.__module__}.{self.analysis.__name__}",
+            "code": code_fingerprint(),
+            "parameters": {name: describe(v) for name, v in sorted(self.parameters.items())},
+        }
+        return cache.digest([json.dumps(about, sort_keys=True).encode()])
+
+    def run(self) -> Result:
+        return self.analysis(self.subject, **self.parameters)
+
+    def kept(self, store: str | Path) -> bool:
+        """Whether `store` holds its Result."""
+        return (Path(store) / self.key / "result.json").exists()
+
+
 def key(pair: CheckpointPair, analysis: Callable[..., Result], parameters: dict[str, Any]) -> str:
-    """64 hexadecimal characters that name this unit."""
-    about = {
-        "base": pair.base.fingerprint,
-        "tuned": pair.tuned.fingerprint,
-        "references": [pair.base.name, pair.tuned.name],
-        "member": pair.name,
-    }
-    return _key(about, analysis, parameters)
+    """The key of one pair's unit."""
+    return Unit(pair, analysis, parameters).key
 
 
-def _key(about: dict[str, Any], analysis: Callable[..., Result], parameters: dict[str, Any]) -> str:
-    about = about | {
-        "analysis": f"{analysis.__module__}.{analysis.__name__}",
-        "code": code_fingerprint(),
-        "parameters": {name: describe(value) for name, value in sorted(parameters.items())},
-    }
-    return cache.digest([json.dumps(about, sort_keys=True).encode()])
-
-
-def _kept(store: str | Path | None, key: str, make: Callable[[], Result]) -> Result:
-    """What `store` holds under this key, made first where it holds nothing."""
-    if store is None:
-        return make()
-    folder = Path(store) / key
-    if not (folder / "result.json").exists():
-        make().save(folder)
-    return Result.load(folder)
-
-
-def run(
-    pair: CheckpointPair,
-    analysis: Callable[..., Result],
-    *,
-    store: str | Path | None = None,
-    **parameters: Any,
-) -> Result:
-    """analysis(pair, **parameters), or the same from `store` where it was computed before."""
-    return _kept(store, key(pair, analysis, parameters), lambda: analysis(pair, **parameters))
-
-
-def across(
-    family: Family,
-    analysis: Callable[..., Result],
-    *,
-    store: str | Path | None = None,
-    **parameters: Any,
-) -> Result:
-    """analysis(family, **parameters), of several members at once, or the same from `store`."""
-    members = {name: one.fingerprint for name, one in family.members.items()}
-    about = {"base": family.base.fingerprint, "members": members}
-    return _kept(store, _key(about, analysis, parameters), lambda: analysis(family, **parameters))
+def joined(made: Sequence[Unit], store: str | Path) -> Result:
+    """The kept Results of these units, of one analysis, as one."""
+    return concatenate([Result.load(Path(store) / unit.key) for unit in made])
 
 
 def over(
@@ -94,4 +99,10 @@ def over(
 
     store: a folder that keeps each member's Result, so that an interrupted run resumes.
     """
-    return concatenate([run(pair, analysis, store=store, **parameters) for pair in family])
+    made = [Unit(pair, analysis, parameters) for pair in family]
+    if store is None:
+        return concatenate([unit.run() for unit in made])
+    for unit in made:
+        if not unit.kept(store):
+            unit.run().save(Path(store) / unit.key)
+    return joined(made, store)

@@ -20,6 +20,7 @@ from workbench.cli.shared import (
     Dtype,
     Json,
     Members,
+    On,
     Only,
     Out,
     Prompts,
@@ -83,13 +84,17 @@ def demo(
     json: Json = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",
+    on: On = "here",
 ) -> None:
     """Compare LoRA with full fine-tuning on the shipped family, or on SmolLM2-135M.
 
     Example: workbench demo --out out/demo
     """
+    from workbench.cluster import place
     from workbench.demo import fast_bfloat16, shipped_study, smollm2_study
     from workbench.errors import WorkbenchError
+
+    place(on)
 
     shared: dict[str, Any] = {"device": device, "dtype": dtype}
     if model == "family":
@@ -108,7 +113,7 @@ def demo(
         title = "SmolLM2-135M-Instruct on boxes"
     else:
         raise WorkbenchError(f"Expected --model family or smollm2, found {model!r}.")
-    run_study(study.narrowed(only or ()), out, dry_run, json, title)
+    run_study(study.narrowed(only or ()), out, dry_run, json, title, on)
 
 
 @app.command()
@@ -191,6 +196,7 @@ def compare(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
+    on: On = "here",
 ) -> None:
     """Run every analysis over a family and write one report.
 
@@ -208,7 +214,7 @@ def compare(
         dtype=dtype,
         seed=seed,
     )
-    run_study(study.narrowed(only or ()), out, dry_run, json)
+    run_study(study.narrowed(only or ()), out, dry_run, json, on=on)
 
 
 @app.command()

@@ -12,8 +12,13 @@ Tuned = Annotated[str, typer.Argument(help="As BASE, or a PEFT LoRA adapter fold
 Out = Annotated[Path, typer.Option(help="Folder for results, figures and the report.")]
 Save = Annotated[Path | None, typer.Option("--out", help="Folder to save the Result in.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the table as JSON lines.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")]
+Device = Annotated[
+    str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: all GPUs, memory, disk.")
+]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16, for every run of a model.")]
+On = Annotated[
+    str, typer.Option(help="Where: here, local:N, ray:auto, ray:HOST:PORT or ray://HOST:PORT.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
 Batch = Annotated[int, typer.Option(help="Rows per forward pass; halved where they do not fit.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.")]
@@ -50,13 +55,17 @@ def finish(result: Any, out: Path | None, json: bool) -> None:
         print(f"Saved: {out}" if out is not None else "(--out FOLDER keeps the table)")
 
 
-def run_study(study: Any, out: Path, dry_run: bool, json: bool, title: str | None = None) -> None:
+def run_study(
+    study: Any, out: Path, dry_run: bool, json: bool, title: str | None = None, on: str = "here"
+) -> None:
+    from workbench import cluster
     from workbench.compare import compare, plan
 
+    cluster.place(on)
     if dry_run:
         show(plan(study), json)
         return
-    made = compare(study, out, title=title)
+    made = compare(study, out, title=title, on=on)
     if json:
         import pandas as pd
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.devices import home
 from workbench.errors import WorkbenchError
 from workbench.forgetting.conjugate import recovered
 from workbench.forgetting.sides import Side, both, require_prompts
@@ -44,7 +45,7 @@ Floats = NDArray[np.float64]
 def relevance(model: Any, words: Any, prompts: PromptSet, batch_size: int = 32) -> Tensor:
     """(layers, neurons): |sum over tokens of activation . dL/dactivation|, L the mean over prompts
     of the answer's nats."""
-    layout, device = Layout(model), next(model.parameters()).device
+    layout, device = Layout(model), home(model)
     given, fill = rows(words, prompts, answers=True), pad_id(words)
     sites = [Site("mlp_hidden", layer) for layer in range(layout.layers)]
 
@@ -158,7 +159,7 @@ def _pruned(side: Side, neurons: Tensor, sets: Sequence[PromptSet]) -> list[Floa
     layout = Layout(side.model)
     keep = torch.ones(layout.layers * layout.neurons)
     keep[neurons] = 0
-    masks = keep.view(layout.layers, layout.neurons).to(next(side.model.parameters()).device)
+    masks = keep.view(layout.layers, layout.neurons).to(home(side.model))
 
     def zeroed(mask: Tensor):
         return lambda value: value * mask.to(value.dtype)

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from workbench.devices import home
 from workbench.errors import WorkbenchError
 from workbench.loaders import Checkpoint, CheckpointPair
 from workbench.models import Layout, Site, capture
@@ -77,7 +78,7 @@ class Side:
 
     def once(self, asked: tuple[object, ...], make: Callable[[], Made]) -> Made:
         """What `make` gives, made once for this checkpoint."""
-        key = (self.checkpoint.fingerprint, self.batch_size, self.device, self.dtype, *asked)
+        key = (self.checkpoint.fingerprint, self.batch_size, str(self.device), self.dtype, *asked)
         if key not in _KEPT:
             _KEPT[key] = make()
             while len(_KEPT) > MOST:
@@ -123,7 +124,7 @@ def streams(
     model: Any, words: Any, prompts: PromptSet, position: int | str, batch_size: int
 ) -> np.ndarray:
     """(layers + 1, prompts, width), float32, see `Side.streams`."""
-    layout, device = Layout(model), next(model.parameters()).device
+    layout, device = Layout(model), home(model)
     given, fill = rows(words, prompts), pad_id(words)
     places = [Site("resid_pre", 0, position=position)]
     places += [Site("resid_post", layer, position=position) for layer in range(layout.layers)]

@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from workbench import cache
+from workbench.devices import Device, load_spread, settle, spread
 from workbench.errors import WorkbenchError
 from workbench.loaders.adapters import Adapter, adapter_in, base_weights_in, read_adapter
 from workbench.loaders.names import tied_heads
@@ -181,12 +182,17 @@ class Checkpoint:
             found |= {key: training[key] for key in ("step", "seed") if key in training}
         return found
 
-    def load(
-        self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
-    ) -> nn.Module:
+    def __getstate__(self) -> dict[str, Any]:
+        # What was read stays behind: another process reads its own, and may lie on another machine.
+        # It tells of the checkpoint as this one does, whatever the folders are called there.
+        named = {"reference": self.reference, "adapter": self.adapter, "revision": self.revision}
+        return named | {"about": self.about}
+
+    def load(self, device: Device = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
         """The model to run, in eval mode, adapter attached unmerged; dtype None = as stored.
 
-        A model in memory is returned itself, not a copy. Code in the checkpoint is never run.
+        device: a name, or "auto" or a device map, see `workbench.devices`. A model in memory is
+        returned itself, not a copy. Code in the checkpoint is never run.
         """
         if isinstance(self.reference, nn.Module):
             return self.reference.eval()
@@ -195,9 +201,17 @@ class Checkpoint:
 
         if not sys.stderr.isatty():
             logging.disable_progress_bar()
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(
-            str(self.folder), dtype=dtype or "auto", local_files_only=True, trust_remote_code=False
+        read = partial(
+            AutoModelForCausalLM.from_pretrained,
+            str(self.folder),
+            dtype=dtype or "auto",
+            local_files_only=True,
+            trust_remote_code=False,
         )
+        if spread(device):
+            model = load_spread(read, device, cache.folder("offload"))
+            return (model if self.lora is None else self._attached(model, self.lora)).eval()
+        model: nn.Module = read()
         if self.lora is not None:
             from peft import PeftModel
 
@@ -208,6 +222,29 @@ class Checkpoint:
                     model, self.lora.reference, autocast_adapter_dtype=False
                 )
         return model.to(torch.device(device)).eval()  # pyright: ignore[reportArgumentType]
+
+    def _attached(self, model: Any, lora: Adapter) -> nn.Module:
+        """A spread model with its adapter."""
+        from peft import PeftModel, load_peft_weights
+
+        factors = load_peft_weights(lora.reference, device="cpu")
+        other = [name for name in factors if not name.endswith(("lora_A.weight", "lora_B.weight"))]
+        if other or lora.config.get("use_dora"):
+            what = (other or ["DoRA"])[0]
+            raise WorkbenchError(
+                f"{self.name} is more than plain factors ({what}), which cannot be spread over "
+                "devices; merge it first."
+            )
+        # Left to itself peft would place the model once more, and writes the base's files anew.
+        placed = model.__dict__.pop("hf_device_map")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            made = PeftModel.from_pretrained(
+                model, lora.reference, autocast_adapter_dtype=False, low_cpu_mem_usage=True
+            )
+        model.hf_device_map = placed
+        settle(made, {f"{n.removesuffix('.weight')}.default.weight": t for n, t in factors.items()})
+        return made
 
     def tokenizer(self) -> Any:
         """The tokenizer beside the weights; raises WorkbenchError where there is none."""

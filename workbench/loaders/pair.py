@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from workbench.devices import Device, entry
 from workbench.errors import WorkbenchError
 from workbench.loaders.adapters import Adapter, Factors, dora
 from workbench.loaders.checkpoint import Checkpoint, is_adapter
@@ -170,9 +171,9 @@ class CheckpointPair:
             return None if torch.equal(whole, base) else whole
         return None if self.shared_base else _oriented(self.tuned, theirs)
 
-    def held(self, device: str | torch.device = "cpu") -> HeldPair:
+    def held(self, device: Device = "cpu") -> HeldPair:
         """The same pair with every parameter read once, and kept on `device`."""
-        return HeldPair(self.base, self.tuned, self.name, str(device))
+        return HeldPair(self.base, self.tuned, self.name, str(entry(device)))
 
     def check(self, *, read: bool = True) -> PairReport:
         """The preflight: what matches, what does not, what to do. read=False opens no tensor."""
@@ -182,7 +183,7 @@ class CheckpointPair:
 
     def models(
         self,
-        device: str | torch.device = "cpu",
+        device: Device = "cpu",
         dtype: torch.dtype | None = None,
         *,
         base: Literal["memory", "disk"] = "memory",
@@ -243,7 +244,7 @@ class HeldPair(CheckpointPair):
 
     def delta(self, site: ParameterSite) -> Delta:
         if site.name not in self._kept:
-            found = super().delta(site).to(torch.device(self.device))
+            found = super().delta(site).to(entry(self.device))
             own = self._shared.get(site.name)
             if own is not None and own.dtype == found.base.dtype and torch.equal(own, found.base):
                 found = replace(found, base=own)
@@ -254,7 +255,7 @@ class HeldPair(CheckpointPair):
         """Keep no second copy of the base's parameters that `model`, the base itself, holds; only
         what is read from now on."""
         kind = self.base.config.get("model_type")
-        own = {name: p.detach() for name, p in model.named_parameters()}
+        own = {name: p.detach() for name, p in model.named_parameters() if not p.is_meta}
         named = align([site.name for site in self.sites("all")], list(own))
         self._shared.update(
             (name, own[theirs].T if is_conv1d(name, kind) else own[theirs])

@@ -12,11 +12,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from workbench.devices import Device, instead, offloaded, spread
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Delta
 from workbench.loaders.names import ParameterSite, align, is_conv1d
@@ -229,7 +231,7 @@ def _rounded(vectors: Tensor, bits: int, axis: int) -> Tensor:
 
 
 def merged(
-    pair: CheckpointPair, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    pair: CheckpointPair, device: Device = "cpu", dtype: torch.dtype = torch.float32
 ) -> nn.Module:
     """The tuned side as one plain model, an adapter merged in float32 before the cast to `dtype`.
 
@@ -240,6 +242,13 @@ def merged(
             "Expected a checkpoint on disk, found a model in memory; save it and give the folder."
         )
     _require_tied(pair)
+    if not isinstance(device, str | torch.device) or spread(device):
+        if pair.tuned.lora is None:
+            return pair.tuned.load(device, dtype)
+        raise WorkbenchError(
+            f"{pair.name} is an adapter, which is merged on one device; merge it first, or give "
+            "one device."
+        )
     model = pair.tuned.bare.load("cpu", torch.float32)
     if pair.tuned.lora is not None:
         touched = {*pair.adapted, *pair.replaced}
@@ -261,14 +270,14 @@ def overlay(
     try:
         yield model
     finally:
-        for module, name, parameter in undo:
-            module._parameters[name] = parameter
+        for back in reversed(undo):
+            back()
 
 
 def _swap(
     model: nn.Module, tensors: Mapping[str, Tensor], pair: CheckpointPair
-) -> list[tuple[nn.Module, str, nn.Parameter | None]]:
-    """Give the model these parameters; returns (module, name, parameter) of what was there."""
+) -> list[Callable[[], None]]:
+    """Give the model these parameters; returns what gives it back its own, the last first."""
     homes = parameter_homes(model)
     own = dict(model.named_parameters())
     found = align(list(tensors), list(own))
@@ -284,14 +293,30 @@ def _swap(
             raise WorkbenchError(
                 f"{name} has the shape {tuple(tensor.shape)} but the model's {tuple(old.shape)}."
             )
-        tensor = tensor.reshape(old.shape).to(device=old.device, dtype=old.dtype).contiguous()
+        where = "cpu" if old.is_meta else old.device
+        tensor = tensor.reshape(old.shape).to(device=where, dtype=old.dtype).contiguous()
         fresh[target] = nn.Parameter(tensor, requires_grad=old.requires_grad)
-    undo: list[tuple[nn.Module, str, nn.Parameter | None]] = []
+    undo: list[Callable[[], None]] = []
     for target, parameter in fresh.items():
         for module, attribute in homes[id(own[target])]:
-            undo.append((module, attribute, module._parameters[attribute]))
+            if offloaded(module):
+                _require_apart(model, module)
+                undo.append(instead(module, attribute, parameter.data))
+                continue
+            was = module._parameters[attribute]
+            undo.append(partial(module._parameters.__setitem__, attribute, was))
             module._parameters[attribute] = parameter
     return undo
+
+
+def _require_apart(model: Any, module: nn.Module) -> None:
+    """Once offloaded, embedding and head are no more one tensor."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    if model.config.tie_word_embeddings and module in ends:
+        raise WorkbenchError(
+            "An embedding that is tied to the head cannot be edited where it is offloaded; keep "
+            "both on a device."
+        )
 
 
 def _require_tied(pair: CheckpointPair) -> None:

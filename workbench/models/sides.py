@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from workbench.devices import Device, spread
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.loaders.names import align
@@ -113,7 +114,7 @@ def named_dtype(name: str | None) -> torch.dtype | None:
 
 def load(
     pair: CheckpointPair,
-    device: str | torch.device = "cpu",
+    device: Device = "cpu",
     dtype: torch.dtype | None = None,
     *,
     base: Where = "memory",
@@ -127,7 +128,9 @@ def load(
     """
     _announce(pair, device, dtype, base)
     made = _adapter_sides(pair, device, dtype)
-    if made is None:
+    if made is None and spread(device):
+        made = _spread_sides(pair, device, dtype, base)
+    elif made is None:
         make = _streamed_sides if base == "disk" else _full_sides
         made = make(pair, device, dtype)
     return made
@@ -136,7 +139,7 @@ def load(
 @contextlib.contextmanager
 def models(
     pair: CheckpointPair,
-    device: str | torch.device = "cpu",
+    device: Device = "cpu",
     dtype: torch.dtype | None = None,
     *,
     base: Where = "memory",
@@ -155,9 +158,7 @@ def one_copy(pair: CheckpointPair) -> bool:
     return lora is not None and pair.shared_base and lora.config.get("bias", "none") == "none"
 
 
-def _adapter_sides(
-    pair: CheckpointPair, device: str | torch.device, dtype: torch.dtype | None
-) -> Sides | None:
+def _adapter_sides(pair: CheckpointPair, device: Device, dtype: torch.dtype | None) -> Sides | None:
     if not one_copy(pair):
         return None
     tuned: Any = pair.tuned.load(device, dtype)
@@ -178,9 +179,7 @@ def _adapter_sides(
     return Sides(base, tuned, layout, changed, tuple(elsewhere), "unmerged", blocks)
 
 
-def _full_sides(
-    pair: CheckpointPair, device: str | torch.device, dtype: torch.dtype | None
-) -> Sides:
+def _full_sides(pair: CheckpointPair, device: Device, dtype: torch.dtype | None) -> Sides:
     base: Any = pair.base.load("cpu", dtype)
     tuned: Any = pair.tuned.load("cpu", dtype)
     ours, theirs = Layout(base), Layout(tuned)
@@ -194,13 +193,41 @@ def _full_sides(
         block = (ours if layer in changed else theirs).block(layer)
         return lambda args, kwargs: block(*args, **kwargs)
 
+    assert isinstance(device, str | torch.device)
     base, tuned = base.to(device), tuned.to(device)
     return Sides(base, tuned, theirs, changed, elsewhere, weights, blocks)
 
 
-def _streamed_sides(
-    pair: CheckpointPair, device: str | torch.device, dtype: torch.dtype | None
+def _spread_sides(
+    pair: CheckpointPair, device: Device, dtype: torch.dtype | None, base: Where
 ) -> Sides:
+    """Two models that accelerate placed; what changed is read from the files."""
+    if isinstance(pair.base.reference, nn.Module) or pair.tuned.lora is not None:
+        raise WorkbenchError(
+            "Expected a full fine-tune, or an adapter on this very base, to spread over devices; "
+            "merge the adapter, or save the model and give its folder."
+        )
+    if base == "disk":
+        raise WorkbenchError(
+            'base="disk" reads the base beside a model on one device; give that, or a device map '
+            "alone."
+        )
+    ours: Any = pair.base.load(device, dtype)
+    theirs: Any = pair.tuned.load(device, dtype)
+    first, last = Layout(ours), Layout(theirs)
+    same = [site.name for site in pair.sites("all") if not pair.delta(site).changed]
+    own = [name for name, _ in last.root.named_parameters()]
+    known = align(own, same)
+    changed, elsewhere = _split(last, [name for name in own if name not in known])
+
+    def blocks(layer: int) -> Block:
+        block = (first if layer in changed else last).block(layer)
+        return lambda args, kwargs: block(*args, **kwargs)
+
+    return Sides(ours, theirs, last, changed, elsewhere, "plain", blocks)
+
+
+def _streamed_sides(pair: CheckpointPair, device: Device, dtype: torch.dtype | None) -> Sides:
     """The base's changed blocks run inside the tuned modules, on parameters read from disk."""
     if isinstance(pair.base.reference, nn.Module) or pair.tuned.lora is not None:
         raise WorkbenchError(
@@ -270,8 +297,10 @@ def plan(
     return ours + theirs + adapter, "two models, less every parameter that did not change"
 
 
-def free(device: str | torch.device) -> int | None:
+def free(device: Device) -> int | None:
     """Bytes that can still be allocated on `device`; None where nothing tells."""
+    if not isinstance(device, str | torch.device) or spread(device):
+        return None
     device = torch.device(device)
     if device.type == "cuda":
         if not torch.cuda.is_available():
@@ -284,9 +313,7 @@ def free(device: str | torch.device) -> int | None:
     return None
 
 
-def _announce(
-    pair: CheckpointPair, device: str | torch.device, dtype: torch.dtype | None, base: Where
-) -> None:
+def _announce(pair: CheckpointPair, device: Device, dtype: torch.dtype | None, base: Where) -> None:
     needed, how = plan(pair, dtype, base)
     room = free(device)
     told = f"{needed / MEBI:,.0f} MiB" + (

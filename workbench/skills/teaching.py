@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.devices import home
 from workbench.loaders import CheckpointPair
 from workbench.loaders.names import ParameterSite, align, is_conv1d
 from workbench.models import edit
@@ -98,7 +99,7 @@ class Teacher:
 
     def nats(self, chosen: list[Row]) -> Tensor:
         """Sum over prompts of -log p(answer)."""
-        device = next(self.model.parameters()).device
+        device = home(self.model)
         given = batch(chosen, range(len(chosen)), device, self.fill)
         logits = self.model(**given.inputs, use_cache=False).logits
         row = [i for i, one in enumerate(chosen) for _ in one.answer]

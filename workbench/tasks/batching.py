@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from workbench.devices import entry
 from workbench.errors import WorkbenchError
 from workbench.tasks.prompts import Prompt, PromptSet
 
@@ -120,7 +121,7 @@ def batch(given: Sequence[Row], places: Sequence[int], device: Any, fill: int) -
     """The rows at these places, as one batch."""
     chosen = tuple(given[i] for i in places)
     ids, mask = padded([row.fed for row in chosen], fill)
-    return Batch(chosen, tuple(places), ids.to(device), mask.to(device))
+    return Batch(chosen, tuple(places), ids.to(entry(device)), mask.to(entry(device)))
 
 
 def padded(texts: Sequence[list[int]], fill: int) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from workbench.devices import home
 from workbench.errors import WorkbenchError
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.score import answers, text_loss
@@ -44,7 +45,7 @@ def own_samples(
         start = tokenizer.eos_token_id
     if start is None:
         raise WorkbenchError("The tokenizer has no start token to sample from; pass texts.")
-    device = next(model.parameters()).device
+    device = home(model)
     ids = torch.full((n, 1), start, device=device)
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(seed)

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from workbench.devices import home
 from workbench.errors import WorkbenchError
 from workbench.tasks.batching import Encoded, encode, foil_tokens, in_batches, pad_id, padded
 from workbench.tasks.prompts import Prompt
@@ -168,19 +169,19 @@ def pieces(
 def _ready(model: PreTrainedModel, device: str | torch.device | None) -> Iterator[torch.device]:
     """Evaluation mode without gradients; the model's mode and device come back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    home = next(model.parameters()).device
-    where = torch.device(device) if device is not None else home
+    lies = home(model)
+    where = torch.device(device) if device is not None else lies
     try:
         model.eval()
-        if where != home:
+        if where != lies:
             model.to(where)  # pyright: ignore[reportArgumentType]
         with torch.inference_mode():
             yield where
     finally:
         for module, training in modes:
             module.training = training
-        if where != home:
-            model.to(home)  # pyright: ignore[reportArgumentType]
+        if where != lies:
+            model.to(lies)  # pyright: ignore[reportArgumentType]
 
 
 def _logits(
