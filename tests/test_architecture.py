@@ -12,12 +12,13 @@ import pytest
 ROOT = Path(__file__).parents[1] / "workbench"
 
 # What each part may import of the workbench. A part not listed may not exist.
-SHARED = {"errors", "stats", "results", "cache"}
+SHARED = {"errors", "files", "stats", "results", "cache"}
 ANALYSES = {"spectral", "forgetting", "behaviour", "patching", "skills", "tuco"}
 MAY = {
     "errors": set(),
     "stats": set(),
-    "results": {"errors"},
+    "files": {"errors"},
+    "results": {"errors", "files"},
     "cache": {"results"},
     "loaders": SHARED,
     "models": SHARED | {"loaders", "tasks"},

@@ -16,8 +16,11 @@ from torch import nn
 
 from workbench import cache
 from workbench.errors import WorkbenchError
+from workbench.files import is_count, read_json
 from workbench.loaders.adapters import Adapter, adapter_in, base_weights_in, read_adapter
+from workbench.loaders.headers import require_gguf
 from workbench.loaders.names import tied_heads
+from workbench.loaders.plausible import require_loadable
 from workbench.loaders.weights import Weights, from_files, from_module, shard_files
 from workbench.results import replacing
 
@@ -42,7 +45,8 @@ class Checkpoint:
     def parse(cls, reference: str | Path | nn.Module | Checkpoint) -> Checkpoint:
         """Read "folder", "model.gguf", "org/name@revision", "base+adapter" or an adapter folder.
 
-        An adapter folder alone stands on the base its own config names.
+        An adapter folder alone stands on the base its own config names, if that is on this
+        machine: a file that was passed on fetches nothing.
         """
         if isinstance(reference, Checkpoint):
             return reference
@@ -62,14 +66,27 @@ class Checkpoint:
 
     @classmethod
     def _adapter_folder(cls, folder: str) -> Checkpoint:
-        named = json.loads((Path(folder) / "adapter_config.json").read_text())
-        base = named.get("base_model_name_or_path")
-        if not base:
+        base = read_json(Path(folder) / "adapter_config.json").get("base_model_name_or_path")
+        if not isinstance(base, str) or not base:
             raise WorkbenchError(
                 f"Adapter {folder} does not name its base; write the reference as BASE+{folder}."
             )
         beside = Path(folder) / base
-        own = cls.parse(str(beside) if beside.exists() else base)
+        place = beside if beside.exists() else Path(base)
+        if place.exists():
+            if is_adapter(place):
+                raise WorkbenchError(
+                    f"Adapter {folder} names the adapter {place} as its base; merge that one first."
+                )
+            return cls(str(place), folder)
+        own = cls.parse(base)
+        try:
+            _downloaded(str(own.reference), own.revision, local=True)
+        except WorkbenchError as error:
+            raise WorkbenchError(
+                f"Adapter {folder} stands on {base!r}, which is not on this machine; write the "
+                f"reference as {base}+{folder} to have it fetched."
+            ) from error
         return cls(own.reference, folder, own.revision)
 
     @property
@@ -108,12 +125,7 @@ class Checkpoint:
             return config.to_dict() if hasattr(config, "to_dict") else {}
         assert self.folder is not None
         file = self.folder / "config.json"
-        try:
-            return json.loads(file.read_text()) if file.exists() else {}
-        except ValueError as error:
-            raise WorkbenchError(
-                f"{file} is not valid JSON ({error}); download it again."
-            ) from error
+        return read_json(file) if file.exists() else {}
 
     def weights(self) -> Weights:
         """name -> tensor of the bare model (the adapter's factors are in `lora`); tied once."""
@@ -177,8 +189,9 @@ class Checkpoint:
             found |= {"kind": "lora", "rank": config["r"], "alpha": config["lora_alpha"]}
         home = Path(self.adapter) if self.adapter else self.folder
         if home is not None and (home / "training.json").exists():
-            training = json.loads((home / "training.json").read_text())
-            found |= {key: training[key] for key in ("step", "seed") if key in training}
+            training = read_json(home / "training.json")
+            known = {key: training[key] for key in ("step", "seed") if key in training}
+            found |= {key: value for key, value in known.items() if is_count(value, 0)}
         return found
 
     def load(
@@ -187,6 +200,7 @@ class Checkpoint:
         """The model to run, in eval mode, adapter attached unmerged; dtype None = as stored.
 
         A model in memory is returned itself, not a copy. Code in the checkpoint is never run.
+        Raises WorkbenchError where transformers cannot make a model of what is there.
         """
         if isinstance(self.reference, nn.Module):
             return self.reference.eval()
@@ -195,18 +209,19 @@ class Checkpoint:
 
         if not sys.stderr.isatty():
             logging.disable_progress_bar()
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(
-            str(self.folder), dtype=dtype or "auto", local_files_only=True, trust_remote_code=False
-        )
-        if self.lora is not None:
-            from peft import PeftModel
-
-            with warnings.catch_warnings():
-                # peft asks transformers by a name that transformers gives up.
-                warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-                model = PeftModel.from_pretrained(
-                    model, self.lora.reference, autocast_adapter_dtype=False
-                )
+        assert self.folder is not None
+        lora = self.lora
+        require_loadable(self.folder, self.config, self.weights().info)
+        try:
+            model: nn.Module = AutoModelForCausalLM.from_pretrained(
+                self.folder, dtype=dtype or "auto", local_files_only=True, trust_remote_code=False
+            )
+            model = model if lora is None else _attached(model, lora)
+        except Exception as error:  # transformers and peft raise many kinds for a wrong config
+            raise WorkbenchError(
+                f"No model can be made of {self.name} ({_reason(error)}); check its config.json "
+                "and weights, or give a checkpoint that transformers loads."
+            ) from error
         return model.to(torch.device(device)).eval()  # pyright: ignore[reportArgumentType]
 
     def tokenizer(self) -> Any:
@@ -219,15 +234,33 @@ class Checkpoint:
             tokenizer = AutoTokenizer.from_pretrained(
                 str(self.folder), local_files_only=True, trust_remote_code=False
             )
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # a damaged tokenizer fails in many ways inside its reader
             raise WorkbenchError(
-                f"No tokenizer can be loaded from {self.name}: {reason} Put its files beside the "
-                "weights."
+                f"No tokenizer can be loaded from {self.name} ({_reason(error)}); put its files "
+                "beside the weights."
             ) from error
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
+
+
+def _attached(model: nn.Module, lora: Adapter) -> nn.Module:
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        # peft asks transformers by a name that transformers gives up.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return PeftModel.from_pretrained(
+            model,  # pyright: ignore[reportArgumentType]
+            lora.reference,
+            config=lora.peft_config(),
+            autocast_adapter_dtype=False,
+        )
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a library said."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _shortened(reference: str) -> str:
@@ -259,13 +292,17 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
-def _downloaded(name: str, revision: str | None) -> Path:
-    """A hub snapshot, from the local cache where HF_HUB_OFFLINE=1 or it is complete."""
+def _downloaded(name: str, revision: str | None, *, local: bool = False) -> Path:
+    """A hub snapshot, from the local cache where HF_HUB_OFFLINE=1; local: from there alone."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=WANTED))
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=WANTED, local_files_only=local
+            )
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         at = f" at revision {revision}" if revision else ""
         raise WorkbenchError(
@@ -287,13 +324,14 @@ def _dequantised(path: Path) -> Path:
         raise WorkbenchError("Reading GGUF needs the package gguf: pip install gguf.") from error
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    require_gguf(path)
     try:
         named = {"gguf_file": path.name, "local_files_only": True}
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **named)
         model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **named)
     except Exception as error:  # a damaged GGUF fails in many ways inside its reader
         raise WorkbenchError(
-            f"{path} could not be read as GGUF ({error}); download it again."
+            f"{path} could not be read as GGUF ({_reason(error)}); download it again."
         ) from error
     # The tensors are plain float32 by now; what is left says GGUF and forbids saving.
     setattr(model, "hf_quantizer", None)  # noqa: B010 - declared as a module by its class
