@@ -312,5 +312,7 @@ def _together(localized: Sequence[tuple[Study, Result]], out: Path) -> list[Resu
         own = Family(study.family.base, {s.member: members[s.member] for s in skills})
         run: dict[str, Any] = {"seed": study.seed, "device": study.device, "dtype": study.dtype}
         made.append(units.across(own, compose, store=out / "units", skills=skills, **run))
-        made[-1].save(out / "results" / f"{made[-1].analysis}.{label}")
+        # A label may be a member's name, which is anyone's text.
+        name = f"{made[-1].analysis}.{label}".replace("/", "-")
+        made[-1].save(out / "results" / name)
     return made

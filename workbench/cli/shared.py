@@ -32,15 +32,16 @@ Text = Annotated[
 
 def finish(result: Any, out: Path | None, json: bool) -> None:
     from workbench import figures
+    from workbench.errors import visible
 
     if out is not None:
         result.save(out)
     if json:
         print(result.table.to_json(orient="records", lines=True), end="")
     else:
-        print(figures.headline(result))
+        print(visible(figures.headline(result)))
         for note in result.provenance.notes:
-            print(f"note: {note}")
+            print(visible(f"note: {note}"))
         print(f"Saved: {out}" if out is not None else "(--out FOLDER keeps the table)")
 
 
@@ -70,10 +71,13 @@ def group_of(path: Path) -> Any:
 
 
 def show(table: Any, json: bool) -> None:
+    from workbench.errors import visible
+
     if json:
         print(table.to_json(orient="records", lines=True), end="")
     else:
-        print(table.to_string(index=False, justify="left"))
+        plain = table.map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
+        print(plain.to_string(index=False, justify="left"))
 
 
 def named(members: list[str] | None, option: str = "member") -> dict[str, str]:

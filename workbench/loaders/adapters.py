@@ -143,10 +143,12 @@ class Adapter:
                 f"Adapter {self.reference} was initialised by {start}, which rewrites the base "
                 "before training; convert it with peft or merge it."
             )
-        kept = {key: self.config[key] for key in COMPUTES if self.config.get(key) is not None}
+        kept: dict[str, Any] = {
+            key: self.config[key] for key in COMPUTES if self.config.get(key) is not None
+        }
+        kept["init_lora_weights"] = start if again else True
         return LoraConfig(
             **kept,
-            init_lora_weights=start if again else True,
             target_modules=self.modules,
             rank_pattern={re.escape(module): rank for module, rank in self.ranks.items()},
             alpha_pattern={re.escape(module): alpha for module, alpha in self.alphas.items()},

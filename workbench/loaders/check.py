@@ -187,10 +187,10 @@ def _adapter_shapes(pair: CheckpointPair) -> Iterator[Line]:
 
 
 def _vocabulary(pair: CheckpointPair) -> Iterator[Line]:
-    folders = pair.base.folder, pair.tuned.folder
-    if None in folders or folders[0] == folders[1]:
+    before, after = pair.base.folder, pair.tuned.folder
+    if before is None or after is None or before == after:
         return
-    ours, theirs = _token_ids(pair.base.folder), _token_ids(pair.tuned.folder)
+    ours, theirs = _token_ids(before), _token_ids(after)
     if ours is None or theirs is None:
         sides = [side for side, ids in (("base", ours), ("tuned", theirs)) if ids is None]
         found = f"no tokenizer.json in {' and '.join(sides)}"
@@ -203,8 +203,7 @@ def _vocabulary(pair: CheckpointPair) -> Iterator[Line]:
         yield "tokenizer", NOTE, found, "Shared tokens keep their ids."
     else:
         yield "tokenizer", OK, f"{len(ours)} tokens, same ids", ""
-    templates = [_chat_template(folder) for folder in folders]
-    if templates[0] != templates[1]:
+    if _chat_template(before) != _chat_template(after):
         yield "chat template", NOTE, "differs", "Say which one you format prompts with."
 
 

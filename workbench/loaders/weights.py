@@ -124,8 +124,8 @@ def _indexed(index: Path, suffix: str) -> list[Path]:
     for tensor, name in places.items():
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(suffix):
             raise WorkbenchError(
-                f"{index} names {name!r}, which is not a file of its own folder ending in {suffix}; do "
-                "not use it."
+                f"{index} names {name!r}, which is not a file of its own folder ending in "
+                f"{suffix}; do not use it."
             )
         wanted.setdefault(name, set()).add(tensor)
     for name, tensors in sorted(wanted.items()):
