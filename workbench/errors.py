@@ -26,6 +26,11 @@ class WorkbenchError(ValueError):
         super().__init__(line)
 
 
+def reason(error: Exception, most: int = 300) -> str:
+    """What a library said, on one line of at most `most` characters; its kind where it is mute."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:most].rstrip(" .:;")
+
+
 def visible(text: str) -> str:
     """`text` with every character that a terminal or a page would obey written as its code.
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, reason
 from workbench.files import is_count, is_number, read_json
 
 MOST_CELLS = 50_000_000  # of a table; the largest analyses have some 100,000 rows of 15 columns
@@ -58,9 +58,9 @@ def table(file: Path) -> pd.DataFrame:
         _require_modest(file)
         found = pd.read_parquet(file)
     except Exception as error:  # pyarrow and pandas raise many kinds for a damaged file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WorkbenchError(
-            f"Expected a saved Result, but {file} cannot be read ({reason}); run its analysis anew."
+            f"Expected a saved Result, but {file} cannot be read ({reason(error)}); run "
+            "its analysis anew."
         ) from error
     numeric = "value" in found and pd.api.types.is_numeric_dtype(found["value"])
     named = "metric" in found and found["metric"].map(lambda name: isinstance(name, str)).all()

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from workbench import cache
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, reason
 from workbench.files import is_count, read_json
 from workbench.loaders.adapters import Adapter, adapter_in, base_weights_in, read_adapter
 from workbench.loaders.headers import require_gguf
@@ -219,7 +219,7 @@ class Checkpoint:
             model = model if lora is None else _attached(model, lora)
         except Exception as error:  # transformers and peft raise many kinds for a wrong config
             raise WorkbenchError(
-                f"No model can be made of {self.name} ({_reason(error)}); check its config.json "
+                f"No model can be made of {self.name} ({reason(error)}); check its config.json "
                 "and weights, or give a checkpoint that transformers loads."
             ) from error
         return model.to(torch.device(device)).eval()  # pyright: ignore[reportArgumentType]
@@ -236,7 +236,7 @@ class Checkpoint:
             )
         except Exception as error:  # a damaged tokenizer fails in many ways inside its reader
             raise WorkbenchError(
-                f"No tokenizer can be loaded from {self.name} ({_reason(error)}); put its files "
+                f"No tokenizer can be loaded from {self.name} ({reason(error)}); put its files "
                 "beside the weights."
             ) from error
         if tokenizer.pad_token is None:
@@ -256,11 +256,6 @@ def _attached(model: nn.Module, lora: Adapter) -> nn.Module:
             config=lora.peft_config(),
             autocast_adapter_dtype=False,
         )
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what a library said."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _shortened(reference: str) -> str:
@@ -331,7 +326,7 @@ def _dequantised(path: Path) -> Path:
         model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **named)
     except Exception as error:  # a damaged GGUF fails in many ways inside its reader
         raise WorkbenchError(
-            f"{path} could not be read as GGUF ({_reason(error)}); download it again."
+            f"{path} could not be read as GGUF ({reason(error)}); download it again."
         ) from error
     # The tensors are plain float32 by now; what is left says GGUF and forbids saving.
     setattr(model, "hf_quantizer", None)  # noqa: B010 - declared as a module by its class

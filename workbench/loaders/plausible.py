@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, reason
 from workbench.files import is_count
 from workbench.loaders.weights import TensorInfo
 
@@ -45,10 +45,9 @@ def require_loadable(
     except WorkbenchError:
         raise
     except Exception as error:  # transformers raises many kinds for a wrong config
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WorkbenchError(
-            f"config.json in {folder} describes no model that transformers makes ({reason}); "
-            "give a checkpoint that it loads."
+            f"config.json in {folder} describes no model that transformers makes "
+            f"({reason(error)}); give a checkpoint that it loads."
         ) from error
     _require_sizes(folder, shapes, info)
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, reason
 from workbench.files import MIB, read_json
 from workbench.loaders.headers import safetensors_header
 
@@ -186,9 +186,10 @@ def _torch_file(file: Path) -> Weights:
             file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
         )
     except Exception as error:  # torch raises many kinds for a damaged or hostile file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        # torch goes on to advise loading it with its code.
+        said = reason(error).partition(". ")[0]
         raise WorkbenchError(
-            f"{file} could not be read as plain weights ({reason}); convert it to safetensors."
+            f"{file} could not be read as plain weights ({said}); convert it to safetensors."
         ) from error
     if not isinstance(state, Mapping):
         raise WorkbenchError(
