@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from workbench import stored
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, visible
 from workbench.files import read_json
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def describe(value: Any) -> Any:
 
 def command_line() -> str:
     """The command that runs now, without the folder the program lies in."""
-    return " ".join([Path(sys.argv[0]).name or "python", *sys.argv[1:]])
+    return visible(" ".join([Path(sys.argv[0]).name or "python", *sys.argv[1:]]))
 
 
 @dataclass(frozen=True)

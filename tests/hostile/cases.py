@@ -262,7 +262,9 @@ def outcomes(seeds: Seeds) -> list[Reader]:
         require_escaped(folder)
 
     grafts = st.one_of(broken(seeds.graft), safetensors_bytes())
-    names = st.lists(TEXT, min_size=4, max_size=4).map(lambda four: json.dumps(four).encode())
+    # pandas holds no lone surrogates, and the loaders let none in.
+    name = TEXT.filter(lambda text: "\ud800" not in text)
+    names = st.lists(name, min_size=4, max_size=4).map(lambda four: json.dumps(four).encode())
     plain = {"texts.json": json.dumps(["member", "task", "note", "other"]).encode()}
     results = st.sampled_from(seeds.results).flatmap(damaged_result)
     return [

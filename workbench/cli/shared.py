@@ -82,14 +82,14 @@ def show(table: Any, json: bool) -> None:
 
 def named(members: list[str] | None, option: str = "member") -> dict[str, str]:
     """NAME=REFERENCE of a repeated option as a mapping."""
-    from workbench.errors import WorkbenchError
+    from workbench.errors import WorkbenchError, visible
 
     named = {}
     for one in members or []:
         name, equals, reference = one.partition("=")
-        if not (name and equals and reference) or name in named:
+        if not (name and equals and reference) or name in named or name != visible(name):
             raise WorkbenchError(
-                f"Expected --{option} NAME=REFERENCE with a new name, found {one!r}."
+                f"Expected --{option} NAME=REFERENCE with a new, plain name, found {one!r}."
             )
         named[name] = reference
     return named

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from workbench import cache
-from workbench.errors import WorkbenchError, reason
+from workbench.errors import WorkbenchError, reason, visible
 from workbench.files import is_count, read_json
 from workbench.loaders.adapters import Adapter, adapter_in, base_weights_in, read_adapter
 from workbench.loaders.headers import require_gguf
@@ -96,7 +96,7 @@ class Checkpoint:
             return f"{type(self.reference).__name__} in memory"
         at = f"@{self.revision}" if self.revision else ""
         own = _shortened(self.reference) + at
-        return f"{own}+{_shortened(self.adapter)}" if self.adapter else own
+        return visible(f"{own}+{_shortened(self.adapter)}" if self.adapter else own)
 
     @property
     def bare(self) -> Checkpoint:

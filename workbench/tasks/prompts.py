@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, visible
 from workbench.files import MIB, is_count, parsed, read_text
 from workbench.results import writing
 
@@ -151,7 +151,7 @@ class PromptSet:
             raise WorkbenchError(f"Expected prompts (.jsonl or .csv) at {path}; no file is there.")
         text = read_text(path, most=MOST, remedy="give prompts as UTF-8 text")
         lines = _csv_rows(text) if path.suffix == ".csv" else _json_rows(text)
-        name, seed, prompts, faults = path.stem, 0, [], []
+        name, seed, prompts, faults = visible(path.stem), 0, [], []
         for number, row in lines:
             if isinstance(row, dict) and number == 1 and row.keys() == {"name", "seed"}:
                 name, seed = row["name"], row["seed"]
