@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -204,21 +205,23 @@ def concatenate(results: list[Result]) -> Result:
 def replacing(target: Path) -> Iterator[Path]:
     """A fresh folder that takes `target`'s place when the block ends well, else disappears.
 
-    Raises WorkbenchError where it cannot be written: a full disk, a folder that is read-only.
+    What a killed run left of it disappears with it. Raises WorkbenchError where it cannot be
+    written: a full disk, a folder that is read-only.
     """
     with _told(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        fresh = Path(tempfile.mkdtemp(prefix=_mark(target), dir=target.parent))
         try:
             yield fresh
             os.chmod(fresh, 0o777 & ~_umask())
             if target.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+                old = Path(tempfile.mkdtemp(prefix=_mark(target), dir=target.parent))
                 os.replace(target, old / "was")
                 os.replace(fresh, target)
                 shutil.rmtree(old)
             else:
                 os.replace(fresh, target)
+            _sweep(target)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
 
@@ -232,15 +235,36 @@ def writing(target: Path) -> Iterator[Path]:
     with _told(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
-            prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent
+            prefix=_mark(target), suffix=target.suffix, dir=target.parent
         )
         os.close(handle)
         try:
             yield Path(name)
             os.chmod(name, 0o666 & ~_umask())
             os.replace(name, target)
+            _sweep(target)
         finally:
             Path(name).unlink(missing_ok=True)
+
+
+def _mark(target: Path) -> str:
+    """How the names of this process's unfinished copies of `target` begin."""
+    return f"{_family(target)}{os.getpid()}."
+
+
+def _family(target: Path) -> str:
+    return f".{target.name[:100]}.{platform.node()}-"
+
+
+def _sweep(target: Path) -> None:
+    """Remove the unfinished copies of `target` whose processes, on this machine, are gone."""
+    import psutil
+
+    beginning = _family(target)
+    for left in target.parent.glob(glob.escape(beginning) + "*"):
+        owner = left.name.removeprefix(beginning).partition(".")[0]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
 
 
 @contextlib.contextmanager
