@@ -6,7 +6,7 @@ zeros at the speed of memory and take no room on the disk, but for two matrices 
 numbers. Each size is read in a process of its own: the preflight (every parameter of both sides,
 once), the fingerprints (sha256 over every byte) and the spectrum of every change.
 
-    python -m benchmarks.streaming --out benchmarks/results [--sizes 10 40]
+    python -m benchmarks.streaming --out benchmarks/results [--sizes 10 40] [--stages preflight]
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import torch
 from benchmarks.common import machine, table
 
 SIDE, PER_SHARD = 4096, 160  # bfloat16: 32 MiB a matrix, 5 GiB a shard
+STAGES = ["preflight", "fingerprints", "spectrum"]  # the spectrum takes the fingerprints too
 NUMBERS = ("model.layers.0.m0.weight", "model.layers.1.m0.weight")
 
 
@@ -61,26 +62,27 @@ def peak() -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) >> 10
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """Seconds and peaks of reading the pair in `folder`."""
+def read(folder: Path, stages: list[str]) -> dict[str, Any]:
+    """Seconds and peaks of reading the pair in `folder`, by STAGES."""
     import workbench as wb
 
     found: dict[str, Any] = {"peak_before_MiB": peak()}
     start = time.perf_counter()
     pair = wb.load_pair(folder / "base", folder / "tuned")
     found |= {"matrices": len(pair.sites()), "headers_s": time.perf_counter() - start}
-    for name, call in (
-        ("preflight", lambda: pair.check().require()),
-        ("fingerprints", lambda: (pair.base.fingerprint, pair.tuned.fingerprint)),
-        ("spectrum", lambda: wb.spectral.delta_spectrum(pair)),
-    ):
+    calls = {
+        "preflight": lambda: pair.check().require(),
+        "fingerprints": lambda: (pair.base.fingerprint, pair.tuned.fingerprint),
+        "spectrum": lambda: wb.spectral.delta_spectrum(pair),
+    }
+    for name in stages:
         start = time.perf_counter()
-        call()
+        calls[name]()
         found |= {f"{name}_s": time.perf_counter() - start, f"{name}_peak_MiB": peak()}
     return found
 
 
-def one_size(gigabytes: float) -> dict[str, Any]:
+def one_size(gigabytes: float, stages: list[str]) -> dict[str, Any]:
     """The row of one size, measured in a fresh process with an empty cache."""
     with tempfile.TemporaryDirectory(prefix="workbench-large-") as name:
         folder = Path(name)
@@ -89,6 +91,7 @@ def one_size(gigabytes: float) -> dict[str, Any]:
         held = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
         room = sum(file.stat().st_blocks * 512 for file in folder.rglob("*.safetensors"))
         command = [sys.executable, "-m", "benchmarks.streaming", "--read", name]
+        command += ["--stages", *stages]
         environment = os.environ | {"WORKBENCH_CACHE": str(folder / "cache")}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         about = {"GB_a_side": round(held / 2e9, 2), "GB_on_disk": round(room / 1e9, 2)}
@@ -99,14 +102,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--sizes", type=float, nargs="+", default=[10, 40], help="GB a side")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.read:
-        print(json.dumps(read(chosen.read)))
+        print(json.dumps(read(chosen.read, chosen.stages)))
         return
     rows = []
     for size in chosen.sizes:
-        rows.append(one_size(size))
+        rows.append(one_size(size, chosen.stages))
         print(json.dumps(rows[-1]), flush=True)
         write(chosen.out, {"machine": machine(), "rows": rows})
 
@@ -125,7 +129,7 @@ def write(out: Path, found: dict[str, Any]) -> None:
         "matrices a side, of whose changes the singular values are taken. Peaks are of the "
         "process's resident set, mapped pages among them.",
         "",
-        *table(found["rows"], list(found["rows"][0])),
+        *table(found["rows"], max(map(list, found["rows"]), key=len)),
         "",
     ]
     (out / "streaming.md").write_text("\n".join(lines))

@@ -28,6 +28,7 @@ from workbench.tasks import Prompt, PromptSet, chat
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 DEEP = "[" * 100_000
+BOUND = 60  # seconds by the clock; the bounds themselves are 5 s or less of work
 
 
 def refused(says: str, read, *arguments):
@@ -37,7 +38,7 @@ def refused(says: str, read, *arguments):
         read(*arguments)
     assert says in str(caught.value)
     require_sentence(str(caught.value))
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < BOUND
 
 
 def headed(header: dict | bytes, data: bytes, length: int | None = None) -> bytes:
@@ -63,6 +64,10 @@ SAFETENSORS = {
     "a shape that overflows": (one(shape=[1 << 62, 4]), "has the shape"),
     "a negative size": (one(shape=[-32, -32]), "has the shape"),
     "true for a size": (one(shape=[True, 1024]), "has the shape"),
+    "a scaled type": (
+        headed(HEADER | {"model.norm.weight": {"dtype": "F8_E4M3", "shape": [128], "data_offsets":
+                         HEADER["model.norm.weight"]["data_offsets"]}}, DATA), "F8_E4M3",
+    ),
     "another type": (one(dtype="F16"), "bytes"),
     "an unknown type": (one(dtype="F128"), "unknown type"),
     "offsets that overlap": (one(data_offsets=[64, 4160]), "begin at byte"),
@@ -275,6 +280,25 @@ def test_configs(which: str, base: Path, tuned: Path, tmp_path: Path):
     assert not (tmp_path / "MARKER").exists()
 
 
+def test_a_declared_quantisation_is_told(base: Path, tuned: Path):
+    file = tuned / "config.json"
+    declared = {"quantization_config": {"quant_method": "gptq"}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | declared))
+    assert any("quantised" in note for note in wb.load_pair(base, tuned).check(read=False).notes)
+
+
+def test_training_on_a_base_with_code_runs_and_asks_nothing(base: Path, tmp_path: Path):
+    from workbench.lab import Recipe
+
+    file = base / "config.json"
+    mapped = {"auto_map": {"AutoConfig": "evil.C"}, "model_type": "evil"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | mapped))
+    (base / "evil.py").write_text(f"open({str(tmp_path / 'MARKER')!r}, 'w')")
+    recipe = Recipe(task="t", method="full", lr=1e-3, steps=1, batch_size=1)
+    refused("config.json", wb.lab.train, str(base), recipe, ["a"], tmp_path / "member")
+    assert not (tmp_path / "MARKER").exists()
+
+
 def test_code_beside_a_known_model_is_not_run(base: Path, tuned: Path, tmp_path: Path):
     file = tuned / "config.json"
     mapped = {"auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}
@@ -346,7 +370,7 @@ TEMPLATES = {
     "loops in loops": (LOOP * 3 + "{% endfor %}" * 3, "still busy"),
     "ten gigabytes": ("{{ 'a' * 10000000000 }}", "more than 1 GiB"),
     "doubling": ("{% set n = namespace(x='a') %}" + LOOP
-                 + "{% set n.x = n.x ~ n.x %}{% endfor %}", "more than 1 GiB"),
+                 + "{% set n.x = n.x ~ n.x %}{% endfor %}", "cannot be rendered"),
     "powers": ("{{ 9 ** 9 ** 9 }}", "a power"),
     "Python's own": ("{{ ''.__class__.__mro__ }}", "unsafe"),
     "modules": ("{{ cycler.__init__.__globals__.os.system('touch MARKER') }}", "unsafe"),
@@ -358,7 +382,8 @@ TEMPLATES = {
 
 @pytest.mark.parametrize("which", TEMPLATES)
 def test_chat_templates(which: str, base: Path, monkeypatch):
-    monkeypatch.setattr("workbench.tasks.template.SECONDS", 1.0)
+    if which == "loops in loops":
+        monkeypatch.setattr("workbench.tasks.template.SECONDS", 1.0)
     template, says = TEMPLATES[which]
     (base / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     (base / "tokenizer_config.json").write_text(

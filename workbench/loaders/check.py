@@ -126,6 +126,10 @@ def _tied(pair: CheckpointPair) -> Iterator[Line]:
 
 
 def _dtype(pair: CheckpointPair) -> Iterator[Line]:
+    quantised = [c.name for c in (pair.base, pair.tuned) if c.config.get("quantization_config")]
+    if quantised:
+        found = f"{' and '.join(dict.fromkeys(quantised))} declared as quantised"
+        yield "quantised", WARN, found, "Packed matrices are left out; convert to bfloat16."
     kinds = []
     for checkpoint in (pair.base, pair.tuned):
         found = {str(i.dtype).removeprefix("torch.") for i in checkpoint.weights().info.values()}

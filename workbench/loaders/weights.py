@@ -25,6 +25,8 @@ SAFETENSORS_DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+# Numbers of 8 bits and less mean something only times a scale that is another tensor.
+SCALED = ("F8_", "F6_", "F4")
 
 
 @dataclass(frozen=True)
@@ -159,9 +161,16 @@ def inside(file: Path) -> Path:
 def _info(file: Path) -> dict[str, TensorInfo]:
     if file.suffix != ".safetensors":
         return dict(_torch_file(file).info)
+    found = safetensors_header(file)
+    small = [name for name, stored in found.items() if stored.kind.startswith(SCALED)]
+    if small:
+        raise WorkbenchError(
+            f"{small[0]} in {file} is stored as {found[small[0]].kind}, whose scale lies "
+            "elsewhere; convert the checkpoint to bfloat16."
+        )
     return {
         name: TensorInfo(stored.shape, SAFETENSORS_DTYPES.get(stored.kind))
-        for name, stored in safetensors_header(file).items()
+        for name, stored in found.items()
     }
 
 
