@@ -104,7 +104,7 @@ def main() -> int:
         kept = home / chosen.out / f"{reader.name}-{chosen.seed}"
         shutil.rmtree(kept, ignore_errors=True)
         shutil.copytree(root / "case", kept, symlinks=True)
-        print(f"{broken}\nThe case is kept in {kept}; --only {reader.name} --seed {chosen.seed} "
+        print(f"{str(broken)[:1000]}\nThe case is kept in {kept}; --only {reader.name} --seed {chosen.seed} "
               "finds it again.", file=sys.stderr)  # fmt: skip
         return 1
     finally:

@@ -343,6 +343,13 @@ def test_a_gguf_of_larger_matrices_than_it_holds(key: str, tmp_path: Path):
     refused("do not bear out", lambda: wb.Checkpoint.parse(path).folder)
 
 
+@pytest.mark.parametrize("key", ["block_count", "embedding_length"])
+def test_a_gguf_that_leaves_its_sizes_to_the_default_model(key: str, tmp_path: Path):
+    path = write_gguf(tiny("llama", seed=5), tmp_path / "m.gguf")
+    path.write_bytes(path.read_bytes().replace(key.encode(), key[:-1].encode() + b"x"))
+    refused(f"does not say llama.{key}", lambda: wb.Checkpoint.parse(path).folder)
+
+
 @pytest.mark.parametrize(("at", "count"), [(8, 1 << 60), (16, 1 << 60), (4, 7)])
 def test_a_gguf_whose_counts_lie(at: int, count: int, tmp_path: Path):
     raw = bytearray(write_gguf(tiny("llama", seed=4), tmp_path / "m.gguf").read_bytes())

@@ -43,6 +43,7 @@ STRING, ARRAY = 8, 9
 # Metadata of a GGUF model that a tensor must bear out: its loader makes matrices of these sizes.
 SIZES = ("embedding_length", "feed_forward_length", "vocab_size", "head_count", "head_count_kv",
          "key_length", "value_length", "expert_count")  # fmt: skip
+SAID = ("block_count", "embedding_length")
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,13 @@ class _Gguf:
                 )
 
     def require_borne_out(self, about: dict[str, Any], shapes: list[list[int]]) -> None:
-        """Layers need tensors, and widths a tensor that is as wide."""
+        """Layers need tensors, and widths a tensor that is as wide. What is not said at all, the
+        loader would take from its default model of billions of weights."""
+        kind = about.get("general.architecture")
+        kind = kind.decode(errors="replace") if isinstance(kind, bytes) else kind
+        missing = [f"{kind}.{part}" for part in SAID if not is_count(about.get(f"{kind}.{part}"))]
+        if missing:
+            raise ValueError(f"it does not say {missing[0]}")
         largest = max((size for shape in shapes for size in shape), default=0)
         for name, value in about.items():
             part = name.rpartition(".")[2]
