@@ -104,8 +104,9 @@ def main() -> int:
         kept = home / chosen.out / f"{reader.name}-{chosen.seed}"
         shutil.rmtree(kept, ignore_errors=True)
         shutil.copytree(root / "case", kept, symlinks=True)
-        print(f"{str(broken)[:1000]}\nThe case is kept in {kept}; --only {reader.name} --seed {chosen.seed} "
-              "finds it again.", file=sys.stderr)  # fmt: skip
+        again = f"--only {reader.name} --cases {chosen.cases} --seed {chosen.seed}"
+        print(str(broken)[:1000], file=sys.stderr)
+        print(f"The case is kept in {kept}; {again} finds it again.", file=sys.stderr)
         return 1
     finally:
         os.chdir(home)
