@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-smollm2 test cluster-test lint bench figures clean
+.PHONY: demo demo-smollm2 test cluster-test fuzz crash-test lint bench figures clean
 
 # constraints.txt pins what is tested. The last lines keep the install from running again.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -28,6 +28,14 @@ test: $(VENV)/installed
 # On two processes, on a Ray cluster of two nodes started for it, and with workers killed.
 cluster-test: $(VENV)/installed
 	$(RUN)/python -m pytest tests/test_cluster.py
+
+# Ten thousand damaged and hostile files over every reader; about four minutes.
+fuzz: $(VENV)/installed
+	$(RUN)/python -m tests.hostile.fuzz --cases 10000 --seed 0 --out out/fuzz
+
+# kill -9 at ten random points, a full disk, a folder that is read-only, a file that vanishes.
+crash-test: $(VENV)/installed
+	$(RUN)/python -m pytest tests/test_crash.py
 
 lint: $(VENV)/installed
 	$(RUN)/ruff format --check .

@@ -12,12 +12,14 @@ import pytest
 ROOT = Path(__file__).parents[1] / "workbench"
 
 # What each part may import of the workbench. A part not listed may not exist.
-SHARED = {"errors", "stats", "results", "cache", "devices"}
+SHARED = {"errors", "files", "stats", "results", "cache", "devices"}
 ANALYSES = {"spectral", "forgetting", "behaviour", "patching", "skills", "tuco"}
 MAY = {
     "errors": set(),
     "stats": set(),
-    "results": {"errors"},
+    "files": {"errors"},
+    "stored": {"errors", "files"},
+    "results": {"errors", "files", "stored"},
     "cache": {"results"},
     "devices": {"errors"},
     "loaders": SHARED,

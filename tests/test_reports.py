@@ -161,7 +161,7 @@ def test_a_failure_leaves_the_old_page(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(WorkbenchError, match="disk full"):
         wb.report([retention(family(2))], path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

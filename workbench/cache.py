@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from workbench.results import writing
 
 CHUNK = 1 << 24
+DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def folder(*parts: str) -> Path:
@@ -33,8 +35,8 @@ def file_digest(path: Path) -> str:
     stat = path.stat()
     state = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
     memo = folder("hashes", digest([json.dumps(state).encode()])[:32])
-    if memo.exists():
-        return memo.read_text()
+    if memo.exists() and DIGEST.fullmatch(known := memo.read_text(errors="replace")):
+        return known
     with path.open("rb") as file:
         found = digest(iter(lambda: file.read(CHUNK), b""))
     with writing(memo) as fresh:

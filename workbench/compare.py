@@ -386,5 +386,7 @@ def _together(
     composed = {}
     for label, skills in alike(found).items():
         own = Family(study.family.base, {s.member: members[s.member] for s in skills})
-        composed[f"skills.compose.{label}"] = [Unit(own, compose, {"skills": skills} | run)]
+        # A label may be a member's name, which is anyone's text.
+        name = f"skills.compose.{label}".replace("/", "-")
+        composed[name] = [Unit(own, compose, {"skills": skills} | run)]
     return {made.analysis: made}, composed

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 import pandas as pd
 
 from workbench import figures
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, visible
 from workbench.figures import style
 from workbench.results import Result, writing
 
@@ -101,7 +102,8 @@ def report(
     The page needs nothing else: images are in it, it loads nothing and runs no script.
     Raises WorkbenchError where there are no results or they are of different bases.
     """
-    loaded = [one if isinstance(one, Result) else Result.load(one) for one in results]
+    given = list(results)
+    loaded = [one if isinstance(one, Result) else Result.load(one) for one in given]
     if not loaded:
         raise WorkbenchError("Expected at least one Result to report on, found none.")
     bases = {json.dumps(r.provenance.base, sort_keys=True, default=str) for r in loaded}
@@ -112,7 +114,7 @@ def report(
         )
     members = figures.everyone(loaded)
     with style.family(members):
-        sections = [_section(i, loaded, pictures) for i in range(len(loaded))]
+        sections = [_checked(i, loaded, pictures, given[i]) for i in range(len(loaded))]
     said = [*notes, *(note for result in loaded for note in result.provenance.notes)]
     page = _template().render(
         title=title,
@@ -130,11 +132,18 @@ def report(
     return Path(path)
 
 
+def _seen(value: Any) -> Any:
+    """A value of the page without characters that turn its direction or are none in a page."""
+    plain = isinstance(value, str) and not isinstance(value, markupsafe.Markup)
+    return visible(value) if plain else value
+
+
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # names and paths are anyone's text
         undefined=jinja2.StrictUndefined,
+        finalize=_seen,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -159,6 +168,27 @@ def _preflight(lines: pd.DataFrame) -> list[Table]:
     fine = lines["status"] == "ok"
     parts = (("What needs a reader", lines[~fine]), ("What is in order", lines[fine]))
     return [_cells(caption, part[order]) for caption, part in parts if len(part)]
+
+
+def _checked(
+    place: int,
+    results: Sequence[Result],
+    pictures: str | Path | None,
+    given: Result | str | Path,
+) -> dict[str, Any]:
+    """`_section`. Raises WorkbenchError where a folder holds another table than the analysis it
+    names makes; only that analysis knows all that belongs in it."""
+    try:
+        return _section(place, results, pictures)
+    except WorkbenchError:
+        raise
+    except Exception as error:
+        if isinstance(given, Result):
+            raise
+        raise WorkbenchError(
+            f"The Result in {given} is not one that {results[place].analysis} makes "
+            f"({type(error).__name__}: {error}); run that analysis anew."
+        ) from error
 
 
 def _section(place: int, results: Sequence[Result], pictures: str | Path | None) -> dict[str, Any]:

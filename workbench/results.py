@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -20,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from workbench.errors import WorkbenchError
+from workbench import stored
+from workbench.errors import WorkbenchError, visible
+from workbench.files import read_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,7 +88,7 @@ def describe(value: Any) -> Any:
 
 def command_line() -> str:
     """The command that runs now, without the folder the program lies in."""
-    return " ".join([Path(sys.argv[0]).name or "python", *sys.argv[1:]])
+    return visible(" ".join([Path(sys.argv[0]).name or "python", *sys.argv[1:]]))
 
 
 @dataclass(frozen=True)
@@ -158,25 +161,18 @@ class Result:
     @classmethod
     def load(cls, folder: str | Path) -> Result:
         """Read what `save` wrote; raises WorkbenchError where the folder does not hold a Result."""
-        from safetensors.numpy import load_file
-
         folder = Path(folder)
-        try:
-            about = json.loads((folder / "result.json").read_text())
-            table = pd.read_parquet(folder / "table.parquet")
-        except (OSError, ValueError) as error:
+        if not (folder / "result.json").is_file():
             raise WorkbenchError(
-                f"Expected a saved Result (result.json and table.parquet) in {folder}: {error}."
-            ) from error
-        if about.pop("format", None) != FORMAT:
+                f"Expected a saved Result (result.json and table.parquet) in {folder}, found none."
+            )
+        if read_json(folder / "result.json").get("format") != FORMAT:
             raise WorkbenchError(
                 f"{folder} holds a Result of another format; run its analysis anew."
             )
-        tensors = folder / "tensors.safetensors"
-        arrays = load_file(tensors) if tensors.exists() else {}
-        analysis = about.pop("analysis")
-        about["notes"] = tuple(about["notes"])
-        return cls(analysis, table, Provenance(**about), arrays)
+        about, analysis = stored.provenance(folder)
+        arrays = stored.tensors(folder / "tensors.safetensors")
+        return cls(analysis, stored.table(folder / "table.parquet"), Provenance(**about), arrays)
 
 
 def concatenate(results: list[Result]) -> Result:
@@ -209,37 +205,82 @@ def concatenate(results: list[Result]) -> Result:
 
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A fresh folder that takes `target`'s place when the block ends well, else disappears."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield fresh
-        os.chmod(fresh, 0o777 & ~_umask())
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            os.replace(target, old / "was")
-            os.replace(fresh, target)
-            shutil.rmtree(old)
-        else:
-            os.replace(fresh, target)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    """A fresh folder that takes `target`'s place when the block ends well, else disappears.
+
+    What a killed run left of it disappears with it. Raises WorkbenchError where it cannot be
+    written: a full disk, a folder that is read-only.
+    """
+    with _told(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=_mark(target), dir=target.parent))
+        try:
+            yield fresh
+            os.chmod(fresh, 0o777 & ~_umask())
+            if target.exists():
+                old = Path(tempfile.mkdtemp(prefix=_mark(target), dir=target.parent))
+                os.replace(target, old / "was")
+                os.replace(fresh, target)
+                shutil.rmtree(old)
+            else:
+                os.replace(fresh, target)
+            _sweep(target)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[Path]:
-    """A temporary file beside `target` that is renamed to it when the block ends well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(
-        prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent
-    )
-    os.close(handle)
+    """A temporary file beside `target` that is renamed to it when the block ends well.
+
+    Raises WorkbenchError as `replacing`.
+    """
+    with _told(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            prefix=_mark(target), suffix=target.suffix, dir=target.parent
+        )
+        os.close(handle)
+        try:
+            yield Path(name)
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, target)
+            _sweep(target)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+
+def _mark(target: Path) -> str:
+    """How the names of this process's unfinished copies of `target` begin."""
+    return f"{_family(target)}{os.getpid()}."
+
+
+def _family(target: Path) -> str:
+    return f".{target.name[:100]}.{platform.node()}-"
+
+
+def _sweep(target: Path) -> None:
+    """Remove the unfinished copies of `target` whose processes, on this machine, are gone."""
+    import psutil
+
+    beginning = _family(target)
+    for left in target.parent.glob(glob.escape(beginning) + "*"):
+        owner = left.name.removeprefix(beginning).partition(".")[0]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
+
+
+@contextlib.contextmanager
+def _told(target: Path) -> Iterator[None]:
+    """What the system says of a write that fails, as one sentence that names `target`."""
+    from safetensors import SafetensorError
+
     try:
-        yield Path(name)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, target)
-    finally:
-        Path(name).unlink(missing_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        raise WorkbenchError(
+            f"{target} cannot be written ({error}); what was there is untouched: make room, or "
+            "choose another folder with --out."
+        ) from error
 
 
 def _umask() -> int:

@@ -61,8 +61,9 @@ def main() -> None:
 
     try:
         app()
-    except WorkbenchError as error:
-        print(f"workbench: {error}", file=sys.stderr)
+    except (WorkbenchError, OSError) as error:
+        # What the system refuses, a vanished file or a full disk, is no fault of the program.
+        print(f"workbench: {WorkbenchError(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("workbench: interrupted; the same command goes on from here.", file=sys.stderr)
@@ -228,4 +229,4 @@ def report(
     """
     import workbench as wb
 
-    print(f"Report: {wb.report([wb.Result.load(folder) for folder in results], out)}")
+    print(f"Report: {wb.report(results, out)}")

@@ -43,15 +43,16 @@ def running(batch_size: int, device: str, dtype: str, seed: int) -> dict[str, An
 
 def finish(result: Any, out: Path | None, json: bool) -> None:
     from workbench import figures
+    from workbench.errors import visible
 
     if out is not None:
         result.save(out)
     if json:
         print(result.table.to_json(orient="records", lines=True), end="")
     else:
-        print(figures.headline(result))
+        print(visible(figures.headline(result)))
         for note in result.provenance.notes:
-            print(f"note: {note}")
+            print(visible(f"note: {note}"))
         print(f"Saved: {out}" if out is not None else "(--out FOLDER keeps the table)")
 
 
@@ -85,22 +86,25 @@ def group_of(path: Path) -> Any:
 
 
 def show(table: Any, json: bool) -> None:
+    from workbench.errors import visible
+
     if json:
         print(table.to_json(orient="records", lines=True), end="")
     else:
-        print(table.to_string(index=False, justify="left"))
+        plain = table.map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
+        print(plain.to_string(index=False, justify="left"))
 
 
 def named(members: list[str] | None, option: str = "member") -> dict[str, str]:
     """NAME=REFERENCE of a repeated option as a mapping."""
-    from workbench.errors import WorkbenchError
+    from workbench.errors import WorkbenchError, visible
 
     named = {}
     for one in members or []:
         name, equals, reference = one.partition("=")
-        if not (name and equals and reference) or name in named:
+        if not (name and equals and reference) or name in named or name != visible(name):
             raise WorkbenchError(
-                f"Expected --{option} NAME=REFERENCE with a new name, found {one!r}."
+                f"Expected --{option} NAME=REFERENCE with a new, plain name, found {one!r}."
             )
         named[name] = reference
     return named

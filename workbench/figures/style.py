@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, visible
 from workbench.results import Result
 
 COLUMN, WIDE = 3.4, 7.0  # inches: one and two columns of a paper
@@ -80,6 +80,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 def text(name: str, width: int = NAME) -> str:
     """`name` as matplotlib shows it literally: at most `width` characters, no mathtext."""
+    name = visible(name).replace("\n", " ")
     if len(name) > width:
         name = f"{name[: width // 2]}…{name[-(width // 2 - 1) :]}"
     # A leading underscore would hide the entry from the legend.

@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from workbench.errors import WorkbenchError
 from workbench.lab.data import Batches, batches, fingerprint, prepare
 from workbench.lab.recipe import Recipe
+from workbench.loaders.checkpoint import Checkpoint
+from workbench.loaders.plausible import require_loadable
 from workbench.results import replacing, writing
 from workbench.tasks.prompts import Prompt, PromptSet
 
@@ -300,10 +302,15 @@ def _factors_of(folder: Path, model: Any) -> None:
 def _load(base: str | Path | Any, tokenizer: Any) -> tuple[Any, Any, str]:
     """(model, tokenizer, reference); a loaded model is copied."""
     if isinstance(base, str | Path):
+        own = Checkpoint.parse(base)
+        assert own.folder is not None
+        require_loadable(own.folder, own.config, own.weights().info)
+        # Without a word on it transformers asks at a terminal whether to run a checkpoint's code.
+        safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=torch.float32, attn_implementation="eager"
+            own.folder, dtype=torch.float32, attn_implementation="eager", **safe
         )
-        return model, tokenizer or AutoTokenizer.from_pretrained(base), str(base)
+        return model, tokenizer or AutoTokenizer.from_pretrained(own.folder, **safe), str(base)
     if tokenizer is None:
         raise WorkbenchError("A loaded model needs its tokenizer too; pass tokenizer=.")
     return copy.deepcopy(base), tokenizer, str(base.config._name_or_path or "base")

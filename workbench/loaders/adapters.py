@@ -7,21 +7,23 @@ Kalajdzievski 2023 (arXiv 2312.03732); DoRA: W = m (W0 + s B A) / |W0 + s B A| b
 
 from __future__ import annotations
 
-import json
 import math
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import regex
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
-from workbench.loaders.weights import Weights, from_files, from_module
+from workbench.files import is_count, is_number, read_json
+from workbench.loaders.weights import Weights, from_files, from_module, inside
 
 PREFIX = "base_model.model."
 # How peft names the tensors it adds to a module; .default appears only in a model in memory.
@@ -35,9 +37,22 @@ UNSUPPORTED = {
     "trainable_token_indices": "trained single tokens",
     "lora_bias": "a bias on lora_B",
     "target_parameters": "LoRA on bare parameters",
+    "alora_invocation_tokens": "an adapter switched on by tokens",
+    "arrow_config": "a mixture of adapters",
+    "kasa_config": "KaSA",
+    "monteclora_config": "MonteCLoRA",
+    "use_bdlora": "block-diagonal factors",
 }
 # These initialisations change the base weights before training, so that base + BA is not the model.
 REWRITES_BASE = ("pissa", "olora", "corda", "loftq")
+# All that decides what a trained adapter computes. Nothing else of its config reaches peft: there
+# are modules to import and patterns to search with among the rest.
+COMPUTES = (
+    "r", "lora_alpha", "use_rslora", "use_dora", "fan_in_fan_out", "bias", "task_type",
+    "modules_to_save", "ensure_weight_tying",
+)  # fmt: skip
+AT_LOADING = re.compile(r"pissa(_niter_\d{1,2})?|olora", re.IGNORECASE)
+PATIENCE = 5.0  # seconds for all patterns of an adapter on all its modules
 
 
 @dataclass(frozen=True)
@@ -85,9 +100,14 @@ class Adapter:
         return parts, replaced
 
     @property
+    def parts(self) -> Mapping[str, Mapping[str, str]]:
+        """Module -> part ("lora_A") -> tensor name."""
+        return self._names[0]
+
+    @property
     def modules(self) -> list[str]:
         """Modules with a low-rank change."""
-        return list(self._names[0])
+        return list(self.parts)
 
     @property
     def replaced(self) -> list[str]:
@@ -96,13 +116,48 @@ class Adapter:
 
     def scale(self, module: str) -> float:
         """s of one module, with rank_pattern, alpha_pattern and rsLoRA as peft reads them."""
-        rank = _patterned(self.config.get("rank_pattern"), module, self.config["r"])
-        alpha = _patterned(self.config.get("alpha_pattern"), module, self.config["lora_alpha"])
+        rank, alpha = self.ranks[module], self.alphas[module]
         return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
+
+    @cached_property
+    def ranks(self) -> Mapping[str, int]:
+        """Module -> r."""
+        return _patterned(self.config.get("rank_pattern"), self.modules, self.config["r"])
+
+    @cached_property
+    def alphas(self) -> Mapping[str, float]:
+        """Module -> lora_alpha."""
+        return _patterned(self.config.get("alpha_pattern"), self.modules, self.config["lora_alpha"])
+
+    def peft_config(self) -> Any:
+        """What peft needs to attach this adapter: every module by its own name, rank and alpha.
+
+        Raises WorkbenchError where the base it stands on cannot be had.
+        """
+        from peft import LoraConfig
+
+        start = str(self.config.get("init_lora_weights", "")).lower()
+        again = bool(AT_LOADING.fullmatch(start))
+        if start.startswith(REWRITES_BASE) and not again:
+            raise WorkbenchError(
+                f"Adapter {self.reference} was initialised by {start}, which rewrites the base "
+                "before training; convert it with peft or merge it."
+            )
+        kept: dict[str, Any] = {
+            key: self.config[key] for key in COMPUTES if self.config.get(key) is not None
+        }
+        kept["init_lora_weights"] = start if again else True
+        return LoraConfig(
+            **kept,
+            target_modules=self.modules,
+            rank_pattern={re.escape(module): rank for module, rank in self.ranks.items()},
+            alpha_pattern={re.escape(module): alpha for module, alpha in self.alphas.items()},
+            inference_mode=True,
+        )
 
     def factors(self, module: str) -> Factors:
         """B (scaled) and A of one module, in the orientation (out, in)."""
-        parts = self._names[0][module]
+        parts = self.parts[module]
         if "lora_embedding_A" in parts:
             # An embedding is stored (tokens, out) and peft's delta is (B A)^T.
             up, down = parts["lora_embedding_A"], parts["lora_embedding_B"]
@@ -120,7 +175,7 @@ class Adapter:
 
     def magnitude(self, module: str) -> Float[Tensor, " out"] | None:
         """DoRA's row norms of one module, None for plain LoRA."""
-        name = self._names[0][module].get("lora_magnitude_vector")
+        name = self.parts[module].get("lora_magnitude_vector")
         return None if name is None else self.weights[name].float().flatten()
 
     def replacement(self, parameter: str) -> Tensor:
@@ -144,17 +199,12 @@ def dora(
 
 def read_adapter(folder: Path) -> Adapter:
     """A PEFT adapter folder; raises WorkbenchError for what is not a readable LoRA adapter."""
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text())
-    except ValueError as error:
-        raise WorkbenchError(
-            f"{folder / 'adapter_config.json'} is not valid JSON ({error}); save the adapter again."
-        ) from error
+    config = read_json(folder / "adapter_config.json", remedy="save the adapter again")
     names = ("adapter_model.safetensors", "adapter_model.bin")
     files = [folder / name for name in names if (folder / name).exists()]
     if not files:
         raise WorkbenchError(f"Expected {' or '.join(names)} in {folder}, found neither.")
-    return _checked(Adapter(str(folder), config, from_files(files[:1])))
+    return _checked(Adapter(str(folder), config, from_files([inside(files[0])])))
 
 
 def adapter_in(model: nn.Module) -> Adapter | None:
@@ -195,16 +245,66 @@ def _checked(adapter: Adapter) -> Adapter:
                 f"Adapter {where} uses {what} ({key}), which cannot be read; merge it into its "
                 "base with peft and give the merged folder."
             )
-    if not isinstance(config.get("r"), int) or config["r"] < 1 or "lora_alpha" not in config:
-        raise WorkbenchError(f"Adapter {where} needs r >= 1 and lora_alpha in adapter_config.json.")
     if not adapter.weights:
         raise WorkbenchError(f"Adapter {where} holds no tensors; save it again.")
+    _require_numbers(config, where)
+    _require_ranks(adapter)
     return adapter
 
 
-def _patterned(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """peft's rule: a key matches the end of the module's name, as a regular expression."""
-    for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
+def _require_numbers(config: Mapping[str, Any], where: str) -> None:
+    """Raise WorkbenchError unless ranks are whole numbers >= 1 and alphas finite and positive."""
+    patterns = [config.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
+    saved = config.get("modules_to_save") or []
+    if not all(isinstance(pattern, Mapping) for pattern in patterns) or not (
+        isinstance(saved, list | set) and all(isinstance(name, str) for name in saved)
+    ):
+        raise WorkbenchError(
+            f"Expected adapter {where} to have rank_pattern and alpha_pattern as objects and "
+            "modules_to_save as a list of names; save it again."
+        )
+    ranks, alphas = (
+        [config.get(key), *pattern.values()]
+        for key, pattern in zip(("r", "lora_alpha"), patterns, strict=True)
+    )
+    if not all(is_count(rank) for rank in ranks) or not all(
+        is_number(alpha) and alpha > 0 for alpha in alphas
+    ):
+        raise WorkbenchError(
+            f"Adapter {where} needs whole numbers r >= 1 and finite lora_alpha > 0, has r "
+            f"{ranks} and lora_alpha {alphas}; for less than nothing of a change use an edit with "
+            "alpha < 0."
+        )
+
+
+def _require_ranks(adapter: Adapter) -> None:
+    """Raise WorkbenchError where a stored factor has another rank than the config gives it: the
+    scale would be wrong in silence, and peft would make matrices of the rank that is claimed."""
+    for module, parts in adapter.parts.items():
+        claimed = adapter.ranks[module]
+        for part, axis in (("lora_A", 0), ("lora_embedding_A", 0), ("lora_B", 1)):
+            shape = adapter.weights.info[parts[part]].shape if part in parts else ()
+            if len(shape) > axis and shape[axis] != claimed:
+                raise WorkbenchError(
+                    f"Adapter {adapter.reference} declares rank {claimed} for {module} but stores "
+                    f"{part} of shape {shape}; its config belongs to other weights."
+                )
+
+
+def _patterned(pattern: Mapping[str, Any] | None, modules: list[str], default: Any) -> Any:
+    """Module -> value by peft's rule: a key matches the end of the module's name, as a regular
+    expression. Raises WorkbenchError where that is none, or takes longer than PATIENCE."""
+    found, until = dict.fromkeys(modules, default), time.monotonic() + PATIENCE
+    for module in modules:
+        for key, value in (pattern or {}).items():
+            try:
+                left = max(until - time.monotonic(), 1e-3)
+                if regex.match(rf"(.*\.)?({key})$", module, timeout=left):
+                    found[module] = value
+                    break
+            except (regex.error, TimeoutError) as error:
+                raise WorkbenchError(
+                    f"The adapter's pattern {key!r} cannot be matched with {module} ({error}); "
+                    "name the modules plainly."
+                ) from error
+    return found

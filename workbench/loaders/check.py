@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 
 from workbench.errors import WorkbenchError
+from workbench.files import MIB, is_count, read_json, read_text
 from workbench.loaders.adapters import REWRITES_BASE
 
 if TYPE_CHECKING:
@@ -125,6 +126,10 @@ def _tied(pair: CheckpointPair) -> Iterator[Line]:
 
 
 def _dtype(pair: CheckpointPair) -> Iterator[Line]:
+    quantised = [c.name for c in (pair.base, pair.tuned) if c.config.get("quantization_config")]
+    if quantised:
+        found = f"{' and '.join(dict.fromkeys(quantised))} declared as quantised"
+        yield "quantised", WARN, found, "Packed matrices are left out; convert to bfloat16."
     kinds = []
     for checkpoint in (pair.base, pair.tuned):
         found = {str(i.dtype).removeprefix("torch.") for i in checkpoint.weights().info.values()}
@@ -186,10 +191,10 @@ def _adapter_shapes(pair: CheckpointPair) -> Iterator[Line]:
 
 
 def _vocabulary(pair: CheckpointPair) -> Iterator[Line]:
-    folders = pair.base.folder, pair.tuned.folder
-    if None in folders or folders[0] == folders[1]:
+    before, after = pair.base.folder, pair.tuned.folder
+    if before is None or after is None or before == after:
         return
-    ours, theirs = _token_ids(pair.base.folder), _token_ids(pair.tuned.folder)
+    ours, theirs = _token_ids(before), _token_ids(after)
     if ours is None or theirs is None:
         sides = [side for side, ids in (("base", ours), ("tuned", theirs)) if ids is None]
         found = f"no tokenizer.json in {' and '.join(sides)}"
@@ -202,8 +207,7 @@ def _vocabulary(pair: CheckpointPair) -> Iterator[Line]:
         yield "tokenizer", NOTE, found, "Shared tokens keep their ids."
     else:
         yield "tokenizer", OK, f"{len(ours)} tokens, same ids", ""
-    templates = [_chat_template(folder) for folder in folders]
-    if templates[0] != templates[1]:
+    if _chat_template(before) != _chat_template(after):
         yield "chat template", NOTE, "differs", "Say which one you format prompts with."
 
 
@@ -236,20 +240,31 @@ def _some(names: list[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _token_ids(folder: Any) -> dict[str, int] | None:
+def _token_ids(folder: Path) -> dict[str, int] | None:
+    """Token -> id of tokenizer.json, None where there is none."""
     file = folder / "tokenizer.json"
     if not file.exists():
         return None
-    content = json.loads(file.read_text())
-    vocabulary = content["model"]["vocab"]
-    if isinstance(vocabulary, list):  # Unigram: [token, score], the id is the place
-        vocabulary = {token: i for i, (token, _) in enumerate(vocabulary)}
-    return vocabulary | {t["content"]: t["id"] for t in content.get("added_tokens", [])}
+    content = read_json(file, most=128 * MIB)
+    model, added = content.get("model"), content.get("added_tokens") or []
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    try:
+        if isinstance(vocabulary, list):  # Unigram: [token, score], the id is the place
+            vocabulary = {token: i for i, (token, _) in enumerate(vocabulary)}
+        found = dict(vocabulary or {}) | {token["content"]: token["id"] for token in added}
+    except (TypeError, ValueError, KeyError) as error:
+        raise WorkbenchError(
+            f"Expected tokens with their ids in {file} ({error!r}); download it again."
+        ) from error
+    if not all(isinstance(token, str) and is_count(i, 0) for token, i in found.items()):
+        raise WorkbenchError(
+            f"Expected every token of {file} to be text with a whole number; download it again."
+        )
+    return found
 
 
-def _chat_template(folder: Any) -> str | None:
-    file = folder / "chat_template.jinja"
+def _chat_template(folder: Path) -> Any:
+    file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if file.exists():
-        return file.read_text()
-    config = folder / "tokenizer_config.json"
-    return json.loads(config.read_text()).get("chat_template") if config.exists() else None
+        return read_text(file)
+    return read_json(config).get("chat_template") if config.exists() else None

@@ -16,9 +16,12 @@ from torch import nn
 
 from workbench import cache
 from workbench.devices import Device, load_spread, settle, spread
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, reason, visible
+from workbench.files import is_count, read_json
 from workbench.loaders.adapters import Adapter, adapter_in, base_weights_in, read_adapter
+from workbench.loaders.headers import require_gguf
 from workbench.loaders.names import tied_heads
+from workbench.loaders.plausible import require_loadable
 from workbench.loaders.weights import Weights, from_files, from_module, shard_files
 from workbench.results import replacing
 
@@ -43,7 +46,8 @@ class Checkpoint:
     def parse(cls, reference: str | Path | nn.Module | Checkpoint) -> Checkpoint:
         """Read "folder", "model.gguf", "org/name@revision", "base+adapter" or an adapter folder.
 
-        An adapter folder alone stands on the base its own config names.
+        An adapter folder alone stands on the base its own config names, if that is on this
+        machine: a file that was passed on fetches nothing.
         """
         if isinstance(reference, Checkpoint):
             return reference
@@ -63,14 +67,27 @@ class Checkpoint:
 
     @classmethod
     def _adapter_folder(cls, folder: str) -> Checkpoint:
-        named = json.loads((Path(folder) / "adapter_config.json").read_text())
-        base = named.get("base_model_name_or_path")
-        if not base:
+        base = read_json(Path(folder) / "adapter_config.json").get("base_model_name_or_path")
+        if not isinstance(base, str) or not base:
             raise WorkbenchError(
                 f"Adapter {folder} does not name its base; write the reference as BASE+{folder}."
             )
         beside = Path(folder) / base
-        own = cls.parse(str(beside) if beside.exists() else base)
+        place = beside if beside.exists() else Path(base)
+        if place.exists():
+            if is_adapter(place):
+                raise WorkbenchError(
+                    f"Adapter {folder} names the adapter {place} as its base; merge that one first."
+                )
+            return cls(str(place), folder)
+        own = cls.parse(base)
+        try:
+            _downloaded(str(own.reference), own.revision, local=True)
+        except WorkbenchError as error:
+            raise WorkbenchError(
+                f"Adapter {folder} stands on {base!r}, which is not on this machine; write the "
+                f"reference as {base}+{folder} to have it fetched."
+            ) from error
         return cls(own.reference, folder, own.revision)
 
     @property
@@ -80,7 +97,7 @@ class Checkpoint:
             return f"{type(self.reference).__name__} in memory"
         at = f"@{self.revision}" if self.revision else ""
         own = _shortened(self.reference) + at
-        return f"{own}+{_shortened(self.adapter)}" if self.adapter else own
+        return visible(f"{own}+{_shortened(self.adapter)}" if self.adapter else own)
 
     @property
     def bare(self) -> Checkpoint:
@@ -109,12 +126,7 @@ class Checkpoint:
             return config.to_dict() if hasattr(config, "to_dict") else {}
         assert self.folder is not None
         file = self.folder / "config.json"
-        try:
-            return json.loads(file.read_text()) if file.exists() else {}
-        except ValueError as error:
-            raise WorkbenchError(
-                f"{file} is not valid JSON ({error}); download it again."
-            ) from error
+        return read_json(file) if file.exists() else {}
 
     def weights(self) -> Weights:
         """name -> tensor of the bare model (the adapter's factors are in `lora`); tied once."""
@@ -178,8 +190,9 @@ class Checkpoint:
             found |= {"kind": "lora", "rank": config["r"], "alpha": config["lora_alpha"]}
         home = Path(self.adapter) if self.adapter else self.folder
         if home is not None and (home / "training.json").exists():
-            training = json.loads((home / "training.json").read_text())
-            found |= {key: training[key] for key in ("step", "seed") if key in training}
+            training = read_json(home / "training.json")
+            known = {key: training[key] for key in ("step", "seed") if key in training}
+            found |= {key: value for key, value in known.items() if is_count(value, 0)}
         return found
 
     def __getstate__(self) -> dict[str, Any]:
@@ -192,7 +205,8 @@ class Checkpoint:
         """The model to run, in eval mode, adapter attached unmerged; dtype None = as stored.
 
         device: a name, or "auto" or a device map, see `workbench.devices`. A model in memory is
-        returned itself, not a copy. Code in the checkpoint is never run.
+        returned itself, not a copy. Code in the checkpoint is never run. Raises WorkbenchError
+        where transformers cannot make a model of what is there.
         """
         if isinstance(self.reference, nn.Module):
             return self.reference.eval()
@@ -201,6 +215,8 @@ class Checkpoint:
 
         if not sys.stderr.isatty():
             logging.disable_progress_bar()
+        assert self.folder is not None
+        require_loadable(self.folder, self.config, self.weights().info)
         read = partial(
             AutoModelForCausalLM.from_pretrained,
             str(self.folder),
@@ -208,43 +224,20 @@ class Checkpoint:
             local_files_only=True,
             trust_remote_code=False,
         )
-        if spread(device):
-            model = load_spread(read, device, cache.folder("offload"))
-            return (model if self.lora is None else self._attached(model, self.lora)).eval()
-        model: nn.Module = read()
-        if self.lora is not None:
-            from peft import PeftModel
-
-            with warnings.catch_warnings():
-                # peft asks transformers by a name that transformers gives up.
-                warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-                model = PeftModel.from_pretrained(
-                    model, self.lora.reference, autocast_adapter_dtype=False
-                )
-        return model.to(torch.device(device)).eval()  # pyright: ignore[reportArgumentType]
-
-    def _attached(self, model: Any, lora: Adapter) -> nn.Module:
-        """A spread model with its adapter."""
-        from peft import PeftModel, load_peft_weights
-
-        factors = load_peft_weights(lora.reference, device="cpu")
-        other = [name for name in factors if not name.endswith(("lora_A.weight", "lora_B.weight"))]
-        if other or lora.config.get("use_dora"):
-            what = (other or ["DoRA"])[0]
+        placed = spread(device)
+        try:
+            model = load_spread(read, device, cache.folder("offload")) if placed else read()
+            model = model if self.lora is None else _attached(model, self.lora, self.name)
+        except WorkbenchError:
+            raise
+        except Exception as error:  # transformers and peft raise many kinds for a wrong config
             raise WorkbenchError(
-                f"{self.name} is more than plain factors ({what}), which cannot be spread over "
-                "devices; merge it first."
-            )
-        # Left to itself peft would place the model once more, and writes the base's files anew.
-        placed = model.__dict__.pop("hf_device_map")
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            made = PeftModel.from_pretrained(
-                model, lora.reference, autocast_adapter_dtype=False, low_cpu_mem_usage=True
-            )
-        model.hf_device_map = placed
-        settle(made, {f"{n.removesuffix('.weight')}.default.weight": t for n, t in factors.items()})
-        return made
+                f"No model can be made of {self.name} ({reason(error)}); check its config.json "
+                "and weights, or give a checkpoint that transformers loads."
+            ) from error
+        if placed:
+            return model.eval()
+        return model.to(torch.device(device)).eval()  # pyright: ignore[reportArgumentType]
 
     def tokenizer(self) -> Any:
         """The tokenizer beside the weights; raises WorkbenchError where there is none."""
@@ -256,15 +249,43 @@ class Checkpoint:
             tokenizer = AutoTokenizer.from_pretrained(
                 str(self.folder), local_files_only=True, trust_remote_code=False
             )
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # a damaged tokenizer fails in many ways inside its reader
             raise WorkbenchError(
-                f"No tokenizer can be loaded from {self.name}: {reason} Put its files beside the "
-                "weights."
+                f"No tokenizer can be loaded from {self.name} ({reason(error)}); put its files "
+                "beside the weights."
             ) from error
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
+
+
+def _attached(model: Any, lora: Adapter, name: str) -> nn.Module:
+    """A model with its adapter, unmerged; of one that is spread over devices, see `devices`."""
+    from peft import PeftModel, load_peft_weights
+
+    # Left to itself peft would place a spread model once more, and write the base's files anew.
+    placed = model.__dict__.pop("hf_device_map", None)
+    factors = {} if placed is None else load_peft_weights(lora.reference, device="cpu")
+    other = [part for part in factors if not part.endswith(("lora_A.weight", "lora_B.weight"))]
+    if placed is not None and (other or lora.config.get("use_dora")):
+        raise WorkbenchError(
+            f"{name} is more than plain factors ({(other or ['DoRA'])[0]}), which cannot be spread "
+            "over devices; merge it first."
+        )
+    with warnings.catch_warnings():
+        # peft asks transformers by a name that transformers gives up.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        made = PeftModel.from_pretrained(
+            model,
+            lora.reference,
+            config=lora.peft_config(),
+            autocast_adapter_dtype=False,
+            low_cpu_mem_usage=placed is not None,
+        )
+    if placed is not None:
+        model.hf_device_map = placed
+        settle(made, {f"{n.removesuffix('.weight')}.default.weight": t for n, t in factors.items()})
+    return made
 
 
 def _shortened(reference: str) -> str:
@@ -296,13 +317,17 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
-def _downloaded(name: str, revision: str | None) -> Path:
-    """A hub snapshot, from the local cache where HF_HUB_OFFLINE=1 or it is complete."""
+def _downloaded(name: str, revision: str | None, *, local: bool = False) -> Path:
+    """A hub snapshot, from the local cache where HF_HUB_OFFLINE=1; local: from there alone."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=WANTED))
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=WANTED, local_files_only=local
+            )
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         at = f" at revision {revision}" if revision else ""
         raise WorkbenchError(
@@ -324,13 +349,14 @@ def _dequantised(path: Path) -> Path:
         raise WorkbenchError("Reading GGUF needs the package gguf: pip install gguf.") from error
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    require_gguf(path)
     try:
         named = {"gguf_file": path.name, "local_files_only": True}
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **named)
         model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **named)
     except Exception as error:  # a damaged GGUF fails in many ways inside its reader
         raise WorkbenchError(
-            f"{path} could not be read as GGUF ({error}); download it again."
+            f"{path} could not be read as GGUF ({reason(error)}); download it again."
         ) from error
     # The tensors are plain float32 by now; what is left says GGUF and forbids saving.
     setattr(model, "hf_quantizer", None)  # noqa: B010 - declared as a module by its class

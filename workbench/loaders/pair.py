@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.devices import Device, entry
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, visible
 from workbench.loaders.adapters import Adapter, Factors, dora
 from workbench.loaders.checkpoint import Checkpoint, is_adapter
 from workbench.loaders.names import ParameterSite, align, is_conv1d, locate
@@ -297,7 +297,8 @@ def load_pair(base: Reference, tuned: Reference, name: str | None = None) -> Che
         theirs = Checkpoint.parse(tuned)
     if name is None:
         last = theirs.adapter or theirs.reference
-        name = Path(last).name if isinstance(last, str) else "tuned"
+        # A folder's name may hold bytes that are no text.
+        name = visible(Path(last).name) if isinstance(last, str) else "tuned"
     pair = CheckpointPair(ours, theirs, name)
     pair.check(read=False).require()
     return pair

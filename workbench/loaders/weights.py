@@ -6,7 +6,6 @@ checkpoint carries is run.
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, reason
+from workbench.files import MIB, read_json
+from workbench.loaders.headers import safetensors_header
 
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -24,6 +25,8 @@ SAFETENSORS_DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+# Numbers of 8 bits and less mean something only times a scale that is another tensor.
+SCALED = ("F8_", "F6_", "F4")
 
 
 @dataclass(frozen=True)
@@ -61,21 +64,26 @@ class Weights(Mapping[str, Tensor]):
 
 
 def from_files(files: list[Path]) -> Weights:
-    """Weights of one checkpoint that lies in one or several shard files."""
-    read_headers = {".safetensors": _safetensors_info, ".bin": _torch_info, ".pt": _torch_info}
+    """Weights of one checkpoint that lies in one or several shard files.
+
+    Raises WorkbenchError where a file is damaged or two of them hold a tensor of one name.
+    """
     info: dict[str, TensorInfo] = {}
     home: dict[str, Path] = {}
     for file in files:
-        for name, known in read_headers[file.suffix](file).items():
+        for name, known in _info(file).items():
+            if name in home:
+                raise WorkbenchError(
+                    f"{name} lies in {home[name]} and in {file.name}, so that either could be "
+                    "meant; download the checkpoint again."
+                )
             info[name], home[name] = known, file
 
     def read(name: str) -> Tensor:
         file = home[name]
         if file.suffix != ".safetensors":
             return _torch_file(file)[name]
-        # Opened anew for each tensor, so that pages of a large checkpoint do not pile up.
-        with safe_open(file, framework="pt") as opened:
-            return opened.get_tensor(name)
+        return _tensor(file, name, info[name])
 
     return Weights(info, read)
 
@@ -88,18 +96,18 @@ def from_module(module: nn.Module) -> Weights:
 def shard_files(folder: Path) -> list[Path]:
     """The weight files of a folder: safetensors if there are any, else torch's .bin.
 
-    Raises WorkbenchError where there are none, where a shard is missing, or where an index names
-    a file outside the folder.
+    Raises WorkbenchError where there are none, where a shard or a tensor named by the index is
+    missing, or where a file lies outside the folder.
     """
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         single, index = folder / f"{stem}{suffix}", folder / f"{stem}{suffix}.index.json"
         if single.exists():
-            return [single]
+            return [inside(single)]
         if index.exists():
-            return _indexed(index)
+            return _indexed(index, suffix)
     loose = sorted(folder.glob("*.safetensors"))
     if len(loose) == 1:
-        return loose
+        return [inside(loose[0])]
     found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
     raise WorkbenchError(
         f"Expected weights (model.safetensors, its shards with an index, or "
@@ -107,38 +115,78 @@ def shard_files(folder: Path) -> list[Path]:
     )
 
 
-def _indexed(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+def _indexed(index: Path, suffix: str) -> list[Path]:
+    places = read_json(index, most=128 * MIB).get("weight_map")
+    if not isinstance(places, dict) or not places:
         raise WorkbenchError(
-            f"{index} is not a readable shard index ({error!r}); download the checkpoint again."
-        ) from error
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
+            f"Expected a weight_map from tensors to files in {index}; download the checkpoint "
+            "again."
+        )
+    wanted: dict[str, set[str]] = {}
+    for tensor, name in places.items():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(suffix):
             raise WorkbenchError(
-                f"{index} names {name!r}, which is not a file of its own folder; do not use it."
+                f"{index} names {name!r}, which is not a file of its own folder ending in "
+                f"{suffix}; do not use it."
             )
+        wanted.setdefault(name, set()).add(tensor)
+    for name, tensors in sorted(wanted.items()):
         if not (index.parent / name).exists():
             raise WorkbenchError(
                 f"Shard {name} named by {index} is missing; complete the download."
             )
-    return [index.parent / name for name in names]
+        missing = tensors - _info(inside(index.parent / name)).keys()
+        if missing and suffix == ".safetensors":
+            raise WorkbenchError(
+                f"{index} looks for {min(missing)} in {name}, which does not hold it; download the "
+                "checkpoint again."
+            )
+    return [index.parent / name for name in sorted(wanted)]
 
 
-def _safetensors_info(file: Path) -> dict[str, TensorInfo]:
+def inside(file: Path) -> Path:
+    """`file`, if it is a file of its own folder. The hub's cache keeps files as links to blobs/ of
+    the same repository; any other link out of the folder could lead to anybody's file."""
+    real, folder = file.resolve(), file.parent.resolve()
+    if not file.is_file():
+        raise WorkbenchError(f"Expected a weights file at {file}, found none; check the folder.")
+    homes = [folder, *(above / "blobs" for above in folder.parents)]
+    if file.is_symlink() and real.parent not in homes:
+        raise WorkbenchError(
+            f"{file} is a link to {real}, outside its folder; put the file itself there."
+        )
+    return file
+
+
+def _info(file: Path) -> dict[str, TensorInfo]:
+    if file.suffix != ".safetensors":
+        return dict(_torch_file(file).info)
+    found = safetensors_header(file)
+    small = [name for name, stored in found.items() if stored.kind.startswith(SCALED)]
+    if small:
+        raise WorkbenchError(
+            f"{small[0]} in {file} is stored as {found[small[0]].kind}, whose scale lies "
+            "elsewhere; convert the checkpoint to bfloat16."
+        )
+    return {
+        name: TensorInfo(stored.shape, SAFETENSORS_DTYPES.get(stored.kind))
+        for name, stored in found.items()
+    }
+
+
+def _tensor(file: Path, name: str, known: TensorInfo) -> Tensor:
+    """One tensor; raises WorkbenchError where the file is gone, or another than it was."""
     try:
+        # Opened anew for each tensor, so that pages of a large checkpoint do not pile up.
         with safe_open(file, framework="pt") as opened:
-            info = {}
-            for name in opened.keys():  # noqa: SIM118 - safe_open is not iterable
-                part = opened.get_slice(name)
-                dtype = SAFETENSORS_DTYPES.get(part.get_dtype())
-                info[name] = TensorInfo(tuple(part.get_shape()), dtype)
-            return info
+            found = opened.get_tensor(name)
     except (SafetensorError, OSError) as error:
         raise WorkbenchError(
-            f"{file} is not a whole safetensors file ({error}); download or save it again."
+            f"{name} can no longer be read from {file} ({error}); put the file back as it was."
         ) from error
+    if tuple(found.shape) != known.shape or found.dtype != known.dtype:
+        raise WorkbenchError(f"{file} was changed while it was read; run the command again.")
+    return found
 
 
 def _torch_file(file: Path) -> Weights:
@@ -147,15 +195,28 @@ def _torch_file(file: Path) -> Weights:
             file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
         )
     except Exception as error:  # torch raises many kinds for a damaged or hostile file
-        reason = str(error).splitlines()[0]
+        # torch goes on to advise loading it with its code.
+        said = reason(error).partition(". ")[0]
         raise WorkbenchError(
-            f"{file} could not be read as plain weights ({reason}); convert it to safetensors."
+            f"{file} could not be read as plain weights ({said}); convert it to safetensors."
         ) from error
-    return _once(state)
+    if not isinstance(state, Mapping):
+        raise WorkbenchError(
+            f"Expected tensors by name in {file}, found {type(state).__name__}; convert it to "
+            "safetensors."
+        )
+    tensors = {n: t for n, t in state.items() if isinstance(n, str) and isinstance(t, Tensor)}
+    for name, tensor in tensors.items():
+        # Strides of zero let a file of a few bytes stand for any size.
+        if tensor.layout != torch.strided or tensor.is_quantized or _stretched(tensor):
+            raise WorkbenchError(
+                f"{name} in {file} is not stored as a plain tensor; convert it to safetensors."
+            )
+    return _once(tensors)
 
 
-def _torch_info(file: Path) -> dict[str, TensorInfo]:
-    return _torch_file(file).info
+def _stretched(tensor: Tensor) -> bool:
+    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
 
 
 def _once(state: Mapping[str, Tensor]) -> Weights:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
+from workbench.files import is_count, parsed
 from workbench.loaders import CheckpointPair
 from workbench.loaders.names import ParameterSite
 from workbench.models import Edit, edit
@@ -110,9 +111,11 @@ class Graft:
             with safe_open(path, framework="numpy") as file:
                 about = file.metadata() or {}
                 places = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return cls(about["name"], places, json.loads(about["sizes"]))
-        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            sizes = parsed(about["sizes"])
+            _require_places(places, sizes)
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise WorkbenchError(f"Expected a saved graft at {path}: {error}.") from error
+        return cls(about.get("name", Path(path).stem), places, sizes)
 
     @classmethod
     def of(
@@ -189,6 +192,17 @@ def require_own(pair: CheckpointPair, graft: Graft) -> None:
             f"{len(graft.sizes)} parameters, but {pair.name} has {sum(sizes.values())} entries of "
             f"{len(sizes)} in its blocks; give a graft of this base."
         )
+
+
+def _require_places(places: Mapping[str, np.ndarray], sizes: object) -> None:
+    """Raise ValueError unless every position is within the size its parameter is said to have."""
+    if not isinstance(sizes, dict) or not all(is_count(size, 0) for size in sizes.values()):
+        raise ValueError("it does not say how many entries its parameters have")
+    for name, own in places.items():
+        if own.dtype != np.int64 or own.ndim != 1 or name not in sizes:
+            raise ValueError(f"{name!r} does not hold positions in a parameter")
+        if len(own) and not (own[0] >= 0 and own[-1] < sizes[name] and (np.diff(own) > 0).all()):
+            raise ValueError(f"the positions of {name!r} do not rise within its {sizes[name]}")
 
 
 def top(scores: Callable[[ParameterSite], Tensor], sites: list[ParameterSite], k: int) -> Masks:

@@ -15,6 +15,8 @@ from workbench.errors import WorkbenchError
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.score import answers, text_loss
 
+LONGEST = 1 << 20  # characters of a line that are read at once
+
 
 class Items(NamedTuple):
     """One metric per item: values (items,) and weights (items,), tokens for a loss."""
@@ -70,13 +72,15 @@ def read_text(path: str | Path, *, characters: int = 1000, most: int = 64) -> li
         raise WorkbenchError(f"Expected a text file, found nothing at {path}; check the path.")
     pieces: list[str] = []
     piece = ""
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        piece += line
-        if len(piece) >= characters:
-            pieces.append(piece)
-            piece = ""
-        if len(pieces) == most:
-            return pieces
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        # readline with a limit: a file without line ends is not held whole.
+        while len(pieces) < most and (line := lines.readline(LONGEST)):
+            piece += line
+            if len(piece) >= characters:
+                pieces.append(piece)
+                piece = ""
+    if len(pieces) == most:
+        return pieces
     pieces += [piece] if piece.strip() else []
     if not pieces:
         raise WorkbenchError(f"{path} holds no text.")

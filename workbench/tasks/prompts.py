@@ -6,16 +6,19 @@ import csv
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, visible
+from workbench.files import MIB, is_count, parsed, read_text
 from workbench.results import writing
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+MOST = 512 * MIB  # of a file of prompts
 
 
 @dataclass(frozen=True)
@@ -48,17 +51,24 @@ class Prompt:
             raise WorkbenchError(
                 f"Prompt {self.id!r} has split {self.split!r}; use one of {', '.join(SPLITS)}."
             )
-        if isinstance(self.foils, str) or not isinstance(self.foils, list | tuple):
+        if not isinstance(self.foils, list | tuple) or not _texts(self.foils):
             raise WorkbenchError(f"Prompt {self.id!r}: foils must be a list of texts.")
-        if not isinstance(self.tags, Mapping):
+        if not isinstance(self.tags, Mapping) or not _texts([*self.tags, *self.tags.values()]):
             raise WorkbenchError(f"Prompt {self.id!r}: tags must map names to texts.")
-        spans = {name: tuple(span) for name, span in dict(self.spans).items()}
-        for name, span in spans.items():
-            if len(span) != 2 or not 0 <= span[0] < span[1] <= len(self.prompt):
+        if not isinstance(self.spans, Mapping):
+            raise WorkbenchError(f"Prompt {self.id!r}: spans must map names to [first, last + 1].")
+        for name, span in self.spans.items():
+            pair = isinstance(span, list | tuple) and len(span) == 2
+            if (
+                not pair
+                or not all(is_count(place, 0) for place in span)
+                or not (span[0] < span[1] <= len(self.prompt))
+            ):
                 raise WorkbenchError(
                     f"Prompt {self.id!r}: span {name!r} must be [first, last + 1] within the "
                     f"prompt's {len(self.prompt)} characters, not {span}."
                 )
+        spans = {name: tuple(span) for name, span in self.spans.items()}
         object.__setattr__(self, "spans", spans)
         object.__setattr__(self, "foils", tuple(self.foils))
         object.__setattr__(self, "tags", dict(self.tags))
@@ -79,9 +89,8 @@ class PromptSet:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompts", tuple(self.prompts))
-        ids = [p.id for p in self.prompts]
-        if len(set(ids)) < len(ids):
-            twice = next(i for i in ids if ids.count(i) > 1)
+        twice, times = next(iter(Counter(p.id for p in self.prompts).most_common(1)), ("", 0))
+        if times > 1:
             raise WorkbenchError(f"Prompt ids must be unique in {self.name!r}; {twice!r} repeats.")
 
     def __iter__(self) -> Iterator[Prompt]:
@@ -140,17 +149,14 @@ class PromptSet:
         path = Path(path)
         if not path.is_file():
             raise WorkbenchError(f"Expected prompts (.jsonl or .csv) at {path}; no file is there.")
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise WorkbenchError(
-                f"{path} is not UTF-8 text ({error}); save it as UTF-8."
-            ) from error
+        text = read_text(path, most=MOST, remedy="give prompts as UTF-8 text")
         lines = _csv_rows(text) if path.suffix == ".csv" else _json_rows(text)
-        name, seed, prompts, faults = path.stem, 0, [], []
+        name, seed, prompts, faults = visible(path.stem), 0, [], []
         for number, row in lines:
             if isinstance(row, dict) and number == 1 and row.keys() == {"name", "seed"}:
                 name, seed = row["name"], row["seed"]
+                if not isinstance(name, str) or not is_count(seed, 0):
+                    faults.append("line 1: name must be text and seed a whole number.")
                 continue
             try:
                 prompts.append(_prompt(row, str(number)))
@@ -164,26 +170,40 @@ class PromptSet:
         return cls(name, tuple(prompts), seed)
 
 
+def _texts(values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
 def _json_rows(text: str) -> Iterator[tuple[int, Any]]:
     """(line number, object), or the parser's complaint in its place; empty lines are skipped."""
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines: a line separator of Unicode may stand inside a prompt.
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                yield number, parsed(line)
             except ValueError as error:
                 yield number, WorkbenchError(f"not JSON ({error}); mend or remove the line.")
 
 
 def _csv_rows(text: str) -> Iterator[tuple[int, Any]]:
     """(line number, object) of a CSV table with a header; unknown columns are tags."""
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     known = {f.name for f in fields(Prompt)} - {"tags", "spans"}
-    for row in reader:
-        plain = {k: v for k, v in row.items() if k in known and v}
-        if "foils" in plain:
-            plain["foils"] = plain["foils"].split("|")
-        tags = {k: v for k, v in row.items() if k is not None and k not in known and v}
-        yield reader.line_num, plain | ({"tags": tags} if tags else {})
+    try:
+        header = reader.fieldnames or []
+        if len(set(header)) < len(header):
+            raise csv.Error("a column stands twice in its header")
+        for row in reader:
+            if None in row or None in row.values():
+                yield reader.line_num, WorkbenchError(f"expected {len(header)} cells.")
+                continue
+            plain: dict[str, Any] = {k: v for k, v in row.items() if k in known and v}
+            if "foils" in plain:
+                plain["foils"] = plain["foils"].split("|")
+            tags = {k: v for k, v in row.items() if k not in known and v}
+            yield reader.line_num, plain | ({"tags": tags} if tags else {})
+    except csv.Error as error:
+        yield reader.line_num + 1, WorkbenchError(f"not CSV ({error}); mend it.")
 
 
 def _prompt(row: Any, name: str) -> Prompt:

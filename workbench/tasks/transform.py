@@ -11,6 +11,7 @@ from typing import Any
 from workbench.errors import WorkbenchError
 from workbench.tasks.conjugate import renaming
 from workbench.tasks.prompts import Prompt, PromptSet
+from workbench.tasks.template import rendered
 
 # Words of the shipped family's ledger, and words of pre-training that stand in for them.
 LEDGER_WORDS = {
@@ -71,15 +72,11 @@ def many_shot(
 def chat(prompts: PromptSet, tokenizer: Any) -> PromptSet:
     """Each prompt as a user's message in the tokenizer's chat template, up to the answer.
 
-    Raises WorkbenchError where the tokenizer has no template.
+    Raises WorkbenchError where the tokenizer has no template, or one that fails or never ends.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        raise WorkbenchError("This tokenizer has no chat template; give plain prompts.")
 
     def one(prompt: Prompt) -> Prompt:
-        told = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt.prompt}], tokenize=False, add_generation_prompt=True
-        )
+        told = rendered(tokenizer, prompt.prompt)
         # The tokenizer adds its own start token when the prompt is run.
         if tokenizer.bos_token and tokenizer("").input_ids:
             told = told.removeprefix(tokenizer.bos_token)

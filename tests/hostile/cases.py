@@ -1,0 +1,329 @@
+"""The readers of the library, each with whole files to damage and a way to read what is left."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from csv import writer
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from hypothesis import strategies as st
+from safetensors.torch import save
+
+import workbench as wb
+from tests.conftest import adapter, nudged, saved, tiny
+from tests.figures.synthetic import family, intruders, retention
+from tests.hostile.mangled import TEXTS, broken, json_bytes
+from tests.hostile.page import require_escaped
+from tests.loaders.test_gguf import write as write_gguf
+from workbench.skills.graft import Graft
+from workbench.tasks import PromptSet
+from workbench.tasks.measure import read_text
+
+Files = dict[str, bytes]
+WORDS = {"<pad>": 0, "<s>": 1, "</s>": 2} | {chr(97 + i): 3 + i for i in range(26)}
+TOKENIZER = {
+    "version": "1.0", "truncation": None, "padding": None, "normalizer": None,
+    "added_tokens": [
+        {"id": 1, "content": "<s>", "single_word": False, "lstrip": False, "rstrip": False,
+         "normalized": False, "special": True},
+    ],
+    "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None,
+    "model": {"type": "WordLevel", "vocab": WORDS, "unk_token": "<pad>"},
+}  # fmt: skip
+TOKENIZER_CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
+    "chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}",
+}  # fmt: skip
+CODE = ("auto_map", "attn_implementation", "quantization_config", "use_pretrained_backbone",
+        "architectures", "model_type", "custom_pipelines", "torch_dtype", "dtype")  # fmt: skip
+PEFT = ("megatron_config", "megatron_core", "auto_mapping", "eva_config", "loftq_config",
+        "rank_pattern", "alpha_pattern", "layers_pattern", "layers_to_transform",
+        "exclude_modules", "modules_to_save", "trainable_token_indices")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reader:
+    """whole: file name -> content, undamaged. cases: strategy of the same, damaged. read: what the
+    library does with the folder. share: of 10,000 cases."""
+
+    name: str
+    whole: Files
+    cases: st.SearchStrategy[Files]
+    read: Callable[[Path], Any]
+    share: int
+
+
+def files(folder: Path) -> Files:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+class Seeds:
+    """Whole files of every kind, made once under `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.base = saved(tiny("llama"), root / "base")
+        (self.base / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+        (self.base / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG))
+        tuned = root / "tuned"
+        shutil.copytree(self.base, tuned)
+        saved(nudged(tiny("llama")), tuned)
+        nudged(tiny("llama")).save_pretrained(root / "shards", max_shard_size="20KB")
+        self.tuned, self.shards = files(tuned), files(root / "shards")
+        options = {"target_modules": ["q_proj", "up_proj"], "rank_pattern": {"up_proj": 2}}
+        self.lora = files(adapter(tiny("llama"), root / "lora", **options))
+        self.gguf = write_gguf(tiny("llama"), root / "m.gguf").read_bytes()
+        self.results = [files(retention(family(2)).save(root / "r1")),
+                        files(intruders(family(2)).save(root / "r2"))]  # fmt: skip
+        graft = Graft("g", {"w": np.array([1, 3, 5])}, {"w": 9, "v": 4})
+        self.graft = graft.save(root / "g.safetensors").read_bytes()
+
+
+def small_weights() -> tuple[dict, bytes]:
+    """(header, data) of a safetensors file of two matrices and a vector, named as the base's."""
+    shapes = {"model.layers.0.self_attn.q_proj.weight": (32, 32), "model.norm.weight": (32,),
+              "model.layers.1.self_attn.k_proj.weight": (32, 32)}  # fmt: skip
+    raw = save({name: torch.ones(shape) for name, shape in shapes.items()})
+    length = int.from_bytes(raw[:8], "little")
+    return json.loads(raw[8 : 8 + length]), raw[8 + length :]
+
+
+@st.composite
+def safetensors_bytes(draw: st.DrawFn) -> bytes:
+    header, data = small_weights()
+    text = draw(json_bytes(header)) if draw(st.booleans()) else json.dumps(header).encode()
+    length = len(text)
+    if draw(st.integers(0, 3)) == 0:
+        length = draw(
+            st.sampled_from([0, 1, max(length - 1, 0), length + 1, 2**31, 2**63, 2**64 - 1])
+        )
+    if draw(st.booleans()):
+        values = np.frombuffer(data, dtype=np.float32).copy()
+        odd = draw(st.sampled_from([np.nan, np.inf, -np.inf, 3e38, 1e-45]))
+        values[draw(st.integers(0, len(values) - 1))] = odd
+        data = values.tobytes()
+    return (
+        length.to_bytes(8, "little") + text + (draw(broken(data)) if draw(st.booleans()) else data)
+    )
+
+
+class Call:
+    """A pickle that runs a command where pickles run code."""
+
+    def __reduce__(self) -> Any:
+        return open, ("MARKER", "w")
+
+
+def hostile_pickles() -> list[bytes]:
+    def archive(content: Any, **options: Any) -> bytes:
+        buffer = io.BytesIO()
+        torch.save(content, buffer, **options)
+        return buffer.getvalue()
+
+    name = "model.layers.0.self_attn.q_proj.weight"
+    wide = torch.ones(1).as_strided((1 << 20, 1 << 20), (0, 0))
+    whole = {name: torch.ones(32, 32), "model.norm.weight": torch.ones(32)}
+    return [
+        archive(whole), archive(whole, _use_new_zipfile_serialization=False),
+        archive({name: wide}), archive({name: Call()}), pickle.dumps(Call()), pickle.dumps(whole),
+        archive([1, 2]), archive({name: torch.ones(32, 32).to_sparse()}), archive({1: 2}),
+        archive({name: torch.full((32, 32), float("nan"))}), b"",
+    ]  # fmt: skip
+
+
+def damaged(files: Files, name: str, content: st.SearchStrategy[bytes]) -> dict[str, Any]:
+    """The arguments of a Reader of `files`, of which `name` is damaged."""
+    return {"whole": files, "cases": content.map(lambda raw: files | {name: raw})}
+
+
+def readers(seeds: Seeds) -> list[Reader]:
+    return [*weights(seeds), *models(seeds), *texts(), *outcomes(seeds)]
+
+
+def compared(seeds: Seeds, reference: Path) -> wb.CheckpointPair:
+    """The preflight of the base and what is in question, and every change where it passes."""
+    pair = wb.CheckpointPair(wb.Checkpoint.parse(seeds.base), wb.Checkpoint.parse(reference))
+    if pair.check().ok:
+        assert all(torch.isfinite(d.change).all() for d in pair.deltas("all"))
+    return pair
+
+
+def weights(seeds: Seeds) -> list[Reader]:
+    header, data = small_weights()
+    text = json.dumps(header).encode()
+    small = len(text).to_bytes(8, "little") + text + data
+    index, pickles = "model.safetensors.index.json", hostile_pickles()
+
+    def read(folder: Path) -> None:
+        compared(seeds, folder)
+
+    def read_gguf(folder: Path) -> None:
+        compared(seeds, folder / "m.gguf")
+
+    torches = st.sampled_from(pickles).flatmap(lambda raw: st.one_of(st.just(raw), broken(raw)))
+    # Nearly all of a GGUF file is data; what can lie is its head.
+    head, rest = seeds.gguf[:4000], seeds.gguf[4000:]
+    ggufs = st.one_of(broken(head).map(lambda raw: raw + rest), broken(seeds.gguf))
+    return [
+        Reader(
+            "safetensors", **damaged({"model.safetensors": small}, "model.safetensors",
+                                     safetensors_bytes()), read=read, share=2600,
+        ),
+        Reader(
+            "index", **damaged(seeds.shards, index, json_bytes(json.loads(seeds.shards[index]))),
+            read=read, share=700,
+        ),
+        Reader(
+            "torch", **damaged({"pytorch_model.bin": pickles[0]}, "pytorch_model.bin", torches),
+            read=read, share=800,
+        ),
+        Reader("gguf", **damaged({"m.gguf": seeds.gguf}, "m.gguf", ggufs), read=read_gguf,
+               share=500),
+    ]  # fmt: skip
+
+
+def models(seeds: Seeds) -> list[Reader]:
+    lora, tuned = seeds.lora, seeds.tuned | {"evil.py": b"open('MARKER', 'w')"}
+    config, settings = (
+        json.loads(found) for found in (tuned["config.json"], lora["adapter_config.json"])
+    )
+
+    def attach(folder: Path) -> None:
+        pair = wb.load_pair(seeds.base, folder)
+        if pair.check().ok:
+            assert all(torch.isfinite(d.change).all() for d in pair.deltas("all"))
+            pair.tuned.load()
+
+    def run(folder: Path) -> None:
+        compared(seeds, folder).tuned.load()
+
+    def speak(folder: Path) -> None:
+        words = compared(seeds, folder).tuned.tokenizer()
+        words("a b zz")
+        if words.chat_template:
+            wb.tasks.chat(PromptSet("p", (wb.tasks.Prompt("1", "a b", " c"),)), words)
+
+    adapters = st.one_of(
+        damaged(lora, "adapter_config.json", json_bytes(settings, PEFT))["cases"],
+        damaged(lora, "adapter_model.safetensors",
+                broken(lora["adapter_model.safetensors"]))["cases"],
+    )  # fmt: skip
+    tokenizers = st.one_of(
+        damaged(tuned, "tokenizer.json", json_bytes(TOKENIZER))["cases"],
+        damaged(tuned, "tokenizer_config.json", json_bytes(TOKENIZER_CONFIG, CODE))["cases"],
+    )
+    return [
+        Reader("adapter", lora, adapters, attach, 1400),
+        Reader("config", **damaged(tuned, "config.json", json_bytes(config, CODE)), read=run,
+               share=800),
+        Reader("tokenizer", tuned, tokenizers, speak, 600),
+    ]  # fmt: skip
+
+
+def texts() -> list[Reader]:
+    lines, row = b"one line\nanother\r\n\n" * 30, json.dumps(PROMPT).encode()
+
+    def read(folder: Path) -> None:
+        (file,) = folder.iterdir()
+        found = PromptSet.load(file)
+        copy = PromptSet.load(found.save(folder / "again.jsonl"))
+        assert copy == found
+        assert copy.fingerprint == found.fingerprint
+
+    def pieces(folder: Path) -> None:
+        read_text(folder / "t.txt")
+
+    table = b"id,prompt,target,foils,split,kind\n1,Box,apple,book|pen,test,box\n"
+    return [
+        Reader("jsonl", **damaged({"p.jsonl": row}, "p.jsonl", jsonl()), read=read, share=900),
+        Reader("csv", **damaged({"p.csv": table}, "p.csv", csv()), read=read, share=500),
+        Reader("text", **damaged({"t.txt": lines}, "t.txt", broken(lines)), read=pieces, share=200),
+    ]
+
+
+def outcomes(seeds: Seeds) -> list[Reader]:
+    def report(folder: Path) -> None:
+        wb.report([folder], folder / "page.html")
+
+    def graft(folder: Path) -> None:
+        found = Graft.load(folder / "g.safetensors")
+        assert len(found) <= found.total
+        assert found.fingerprint
+
+    def page(folder: Path) -> None:
+        require_escaped(folder)
+
+    grafts = st.one_of(broken(seeds.graft), safetensors_bytes())
+    # pandas holds no lone surrogates, and the loaders let none in.
+    name = TEXT.filter(lambda text: "\ud800" not in text)
+    names = st.lists(name, min_size=4, max_size=4).map(lambda four: json.dumps(four).encode())
+    plain = {"texts.json": json.dumps(["member", "task", "note", "other"]).encode()}
+    results = st.sampled_from(seeds.results).flatmap(damaged_result)
+    return [
+        Reader("result", seeds.results[0], results, report, 500),
+        Reader("graft", **damaged({"g.safetensors": seeds.graft}, "g.safetensors", grafts),
+               read=graft, share=300),
+        Reader("page", **damaged(plain, "texts.json", names), read=page, share=200),
+    ]  # fmt: skip
+
+
+TEXT = st.one_of(st.sampled_from(TEXTS), st.text(max_size=30))
+PROMPT = {
+    "id": "1", "prompt": "Box F contains the", "target": " apple", "foils": [" book"],
+    "split": "test", "tags": {"kind": "box"}, "template": "t", "spans": {"box": [0, 5]},
+}  # fmt: skip
+
+
+@st.composite
+def jsonl(draw: st.DrawFn) -> bytes:
+    head = json_bytes({"name": "set", "seed": 3})
+    line = st.one_of(json_bytes(PROMPT, ("other",)), st.just(json.dumps(PROMPT).encode()))
+    rows = [draw(head)] if draw(st.booleans()) else []
+    rows += draw(st.lists(line, min_size=1, max_size=4))
+    whole = draw(st.sampled_from([b"\n", b"\r\n", b"\n\n"])).join(rows)
+    return draw(broken(whole)) if draw(st.integers(0, 3)) == 0 else whole
+
+
+@st.composite
+def csv(draw: st.DrawFn) -> bytes:
+    cell = st.one_of(TEXT, st.sampled_from(["test", 'a"b', "a,b", '"', "x|y"]))
+    rows = [["id", "prompt", "target", "foils", "split", "kind"]]
+    for number in range(draw(st.integers(0, 4))):
+        own = [str(number), draw(cell), draw(cell), draw(cell), "test", draw(cell)]
+        rows.append(own if draw(st.integers(0, 4)) else draw(st.lists(cell, max_size=8)))
+    buffer = io.StringIO()
+    writer(buffer).writerows(rows)
+    whole = buffer.getvalue().encode("utf-8", "surrogatepass")
+    return draw(broken(whole)) if draw(st.integers(0, 2)) == 0 else whole
+
+
+@st.composite
+def damaged_result(draw: st.DrawFn, whole: Files) -> Files:
+    kind = draw(st.sampled_from(["about", "about", "bytes", "table", "table"]))
+    if kind == "about":
+        return whole | {"result.json": draw(json_bytes(json.loads(whole["result.json"])))}
+    if kind == "bytes":
+        return whole | {"table.parquet": draw(broken(whole["table.parquet"]))}
+    table = pd.read_parquet(io.BytesIO(whole["table.parquet"]))
+    column = draw(st.sampled_from(list(table.columns)))
+    how = draw(st.sampled_from(["drop", "text", "none", "lists", "rename", "numbers", "empty"]))
+    if how == "drop":
+        table = table.drop(columns=column)
+    elif how == "rename":
+        table = table.rename(columns={column: draw(TEXT.filter(lambda t: "\ud800" not in t))})
+    elif how == "empty":
+        table = table.head(0)
+    else:
+        values = {"text": "<b>", "none": None, "numbers": np.inf}.get(how)
+        table[column] = [[1]] * len(table) if how == "lists" else values
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    return whole | {"table.parquet": buffer.getvalue()}
