@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,13 +67,15 @@ def run_study(
     if dry_run:
         show(plan(study), json)
         return
+    begun = time.monotonic()
     made = compare(study, out, title=title, on=on)
     if json:
         import pandas as pd
 
         show(pd.DataFrame({"report": [str(made)], "results": [str(out / "results")]}), json)
     else:
-        print(f"Report: {made}")
+        minutes, seconds = divmod(round(time.monotonic() - begun), 60)
+        print(f"Report: {made} ({minutes} min {seconds} s)")
 
 
 def group_of(path: Path) -> Any:

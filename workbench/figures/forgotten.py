@@ -122,7 +122,7 @@ def _conjugate(result: Result) -> Findings:
         if best in own.index:
             row = own.loc[best]
             back = "nothing lost to recover" if pd.isna(row["value"]) else (
-                f"{change(row, '.2f')} of that recovered behind {row['chosen']} (n = {row['n']:.0f}"
+                f"{change(row, '.2f')} of that recovered with {row['chosen']} (n = {row['n']:.0f}"
                 ")"
             )  # fmt: skip
             said = f"{said}, {back}"
