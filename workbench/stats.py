@@ -25,11 +25,13 @@ def bootstrap(
 
     values: (items,). weights: (items,), e.g. tokens per text; the statistic is then the ratio of
     sums, sum(values * weights) / sum(weights), resampled by item. For a paired comparison pass the
-    differences. A single item gives the degenerate interval (value, value).
-    Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+    differences. Items of weight 0 are left out, and out of n. A single item gives the degenerate
+    interval (value, value). Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993),
+    chapter 13.
     """
     values = np.asarray(values, dtype=float)
     weights = np.ones_like(values) if weights is None else np.asarray(weights, dtype=float)
+    values, weights = values[weights > 0], weights[weights > 0]
     if values.size == 0:
         return Interval(float("nan"), float("nan"), float("nan"), 0)
     picks = np.random.default_rng(seed).integers(0, values.size, size=(draws, values.size))
@@ -82,6 +84,21 @@ def ratios(
         several = known[part].sum(1) > 1
         low[part], high[part] = np.where(defined & several, edges, np.nan)
     return Intervals(value, low, high, known.sum(1))
+
+
+def share_of(tops: ArrayLike, bottoms: ArrayLike, *, seed: int = 0) -> Interval:
+    """`ratios` of one pair, NaN unless the bottom's own 95% interval lies above 0: a share of
+    something that may be nothing says nothing."""
+    found = ratios(tops, bottoms, seed=seed).first
+    if ratios(bottoms, seed=seed).low[0] > 0:
+        return found
+    return found._replace(value=np.nan, low=np.nan, high=np.nan)
+
+
+def halves(n: int, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Two random halves of n items, one to choose on and one to report on."""
+    order = np.random.default_rng(seed).permutation(n)
+    return order[: n // 2], order[n // 2 :]
 
 
 def _quotient(top: NDArray[np.float64], bottom: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -89,7 +89,7 @@ def test_what_cannot_be_probed_is_said(tmp_path: Path):
     given = pair(tmp_path, knower())
     with pytest.raises(wb.WorkbenchError, match="tag 'colour'"):
         wb.forgetting.probe(given, nouns(), label="colour")
-    with pytest.raises(wb.WorkbenchError, match="two labels with 5 prompts"):
+    with pytest.raises(wb.WorkbenchError, match="two labels with 5 different questions"):
         wb.forgetting.probe(given, nouns(0, 9))
     with pytest.raises(wb.WorkbenchError, match="2 folds"):
         wb.forgetting.probe(given, nouns(), folds=1)

@@ -58,7 +58,7 @@ def test_a_capability_the_base_lacks_has_no_verdict(tmp_path: Path):
 def test_results_of_another_capability_are_refused(tmp_path: Path):
     given = pair(tmp_path, wrapped())
     other = wb.forgetting.probe(given, nouns(swapped=True))
-    with pytest.raises(wb.WorkbenchError, match="no rows of tuned on 'nouns'"):
+    with pytest.raises(wb.WorkbenchError, match="no rows of tuned on these prompts of 'nouns'"):
         wb.forgetting.verdict(given, nouns(), results=[other])
 
 

@@ -82,7 +82,9 @@ def _batch(
                 fed = ids if caches[i] is None else ids[:, -1:]
                 out = model(input_ids=fed.to(home), past_key_values=caches[i], use_cache=True)
                 caches[i] = getattr(out, "past_key_values", None)
-                said.append(out.logits[:, -1].float().log_softmax(-1).to(homes[0]))
+                said.append(out.logits[:, -1].float().to(homes[0]))
+            width = min(logits.shape[-1] for logits in said)  # heads can be padded
+            said = [logits[:, :width].log_softmax(-1) for logits in said]
             chance = None if chances is None else chances[:, step].to(homes[0])
             new = choose(said, chance)
             ids = torch.cat([ids, new[:, None]], dim=1)

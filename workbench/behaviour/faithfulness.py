@@ -14,6 +14,7 @@ most: an answer that follows the error was computed from it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -164,7 +165,7 @@ class Asker:
             for share in marks:
                 asked = []
                 for one in parts:
-                    kept = round(share * len(one.steps))
+                    kept = math.floor(share * len(one.steps) + 1e-9)  # only 1 keeps all
                     rest = [] if reword is None else map(reword, one.steps[kept:])
                     asked.append(one.text(self.between, [*one.steps[:kept], *rest]))
                 said.append(self.answers(asked))
@@ -188,7 +189,8 @@ class Asker:
         said = written([self.model], given, tokens, stop=stop, batch_size=self.batch_size)
         found = []
         for one, ids in zip(parts, said, strict=True):
-            text = self.words.decode(ids).split(one.cue)[0].strip(self.between)
+            text = self.words.decode(ids)
+            text = text.split(one.cue)[0] if one.cue.strip() else text
             steps = [step for step in text.split(self.between) if step.strip()]
             found.append(Worked(one.question, tuple(steps) or ("",), one.cue))
         return found
@@ -237,4 +239,4 @@ def _areas(
                 if members.any():
                     told = {"side": side, "arm": way, "stratum": name, "metric": "auc"}
                     found = ratios(own[members], seed=seed).first._asdict()
-                    yield told | found | {"baseline": float(beside.mean())}
+                    yield told | found | {"baseline": float(beside[members].mean())}

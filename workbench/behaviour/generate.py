@@ -42,17 +42,18 @@ from workbench.tasks.score import side_by_side
 KEY = "behaviour.generate"
 BASE, TUNED, CONTRAST, ITERATIVE = "base", "tuned", "contrast", "iterative"
 ARMS = (BASE, TUNED, CONTRAST, ITERATIVE)
+CONTRASTS = (CONTRAST, ITERATIVE)
 WORDS = 30  # told of each arm
 Texts = list[list[int]]
 
 
-def contrasted(alpha: float, sharpness: float = 1.0) -> Choose:
-    """Draw by exp(sharpness (log p_last - log p_first)) among p_last >= alpha max p_last."""
+def contrasted(alpha: float) -> Choose:
+    """Draw by exp(log p_last - log p_first) among p_last >= alpha max p_last."""
 
     def choose(said: Sequence[Tensor], chance: Tensor | None) -> Tensor:
         first, last = said[0], said[-1]
         plausible = last >= last.max(-1, keepdim=True).values + math.log(alpha)
-        return drawn((sharpness * (last - first)).where(plausible, -torch.inf), chance)
+        return drawn((last - first).where(plausible, -torch.inf), chance)
 
     return choose
 
@@ -82,9 +83,11 @@ def generate(
     log p_base in nats per token), novelty per arm (0 for a model against itself; baseline: the base
     arm's), fresh, the share of a text's bigrams that no other text of its arm has (baseline: the
     tuned arm's), both with a 95% bootstrap interval over texts; and for each arm but the base the
-    30 words it uses most beyond the base's texts, rows word (word, count, other_count; value: z,
-    see `novelty.overused`; baseline: the 95% quantile of the largest z where texts are dealt to the
-    two arms at random). Raises WorkbenchError for unknown arms, or a number that is out of range.
+    30 words it uses most beyond the base's texts (of a contrast: beyond the contrast of the base
+    with itself, which draws alike from what the base finds plausible), rows word (word, count,
+    other_count; value: z, see `novelty.overused`; baseline: the 95% quantile of the largest z where
+    texts are dealt to the two arms at random). Raises WorkbenchError for unknown arms, or a number
+    that is out of range.
     """
     _require(arms, n, length, alpha, rounds)
     words = pair.base.tokenizer()
@@ -97,6 +100,7 @@ def generate(
         "sample": prompts is None,
     }
     made: dict[str, Texts] = {}
+    flat: Texts = []
     with pair.models(device, named_dtype(dtype)) as sides:
         models = (sides.base, sides.tuned)
         for arm in tqdm(arms, desc=f"{pair.name}: texts", disable=None, leave=False):
@@ -108,12 +112,17 @@ def generate(
                 made[arm] = _iterative(
                     pair, sides.tuned, begun, length, contrasted(alpha), rounds, run
                 )
+        if set(arms) & set(CONTRASTS):  # what the same choice writes where nothing is new
+            flat = written([models[0]], begun, length, contrasted(alpha), **run)
         novelty = {
             arm: _novelty(models, words, begun, texts, batch_size) for arm, texts in made.items()
         }
     spoken = {arm: [words.decode(ids) for ids in texts] for arm, texts in made.items()}
+    plain = {arm: [words.decode(ids) for ids in flat] for arm in CONTRASTS}
+    plain |= {TUNED: spoken[BASE]} if BASE in spoken else {}
     table = pd.DataFrame([
-        *_texts(spoken, novelty, prompts), *_means(made, novelty, seed), *_words(spoken, seed),
+        *_texts(spoken, novelty, prompts), *_means(made, novelty, seed),
+        *_words(spoken, plain, seed),
     ])  # fmt: skip
     table.insert(0, "member", pair.name)
     parameters = {
@@ -208,14 +217,14 @@ def _means(
             yield {"arm": arm, "metric": metric} | interval._asdict() | {"baseline": baseline}
 
 
-def _words(spoken: Mapping[str, Sequence[str]], seed: int) -> Iterator[dict[str, Any]]:
-    if BASE not in spoken:
-        return
-    for arm in [arm for arm in spoken if arm != BASE]:
-        table, chance = overused(spoken[arm], spoken[BASE], seed=seed)
+def _words(
+    spoken: Mapping[str, Sequence[str]], plain: Mapping[str, Sequence[str]], seed: int
+) -> Iterator[dict[str, Any]]:
+    for arm in [arm for arm in spoken if arm in plain]:
+        table, chance = overused(spoken[arm], plain[arm], seed=seed)
         for rank, row in enumerate(table.head(WORDS).to_dict("records")):
             told = {"arm": arm, "metric": "word", "x": float(rank), "word": row["word"]}
             yield told | {
                 "value": row["z"], "count": row["count"], "other_count": row["other_count"],
-                "n": len(spoken[arm]) + len(spoken[BASE]), "baseline": chance,
+                "n": len(spoken[arm]) + len(plain[arm]), "baseline": chance,
             }  # fmt: skip

@@ -94,6 +94,8 @@ def tokens(
     given = list(prompts)
     if not given:
         raise WorkbenchError("Expected prompts or texts to read; there are none.")
+    if len({isinstance(one, str) for one in given}) > 1:
+        raise WorkbenchError("Expected prompts or texts to read, found both; give one kind.")
     words = pair.base.tokenizer()
     with pair.models(device, named_dtype(dtype)) as sides:
         models = (sides.base, sides.tuned)

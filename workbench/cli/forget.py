@@ -50,6 +50,9 @@ def retention(
     tuned: Tuned,
     prompts: Others = None,
     text: Text = None,
+    task: Annotated[
+        Path | None, typer.Option(help="Prompts of what was fine-tuned, scored as well.")
+    ] = None,
     batch_size: Batch = 32,
     out: Save = None,
     json: Json = False,
@@ -64,11 +67,11 @@ def retention(
     import workbench as wb
 
     run = running(batch_size, device, dtype, seed)
-    sets = _sets(prompts)
-    finish(
-        wb.forgetting.retention(wb.load_pair(base, tuned), sets, texts=texts(text), **run),
-        *(out, json),
-    )
+    own = [_set(task)] if task else []
+    sets, named_task = [*own, *_sets(prompts)], own[0].name if own else None
+    pair = wb.load_pair(base, tuned)
+    result = wb.forgetting.retention(pair, sets, texts=texts(text), task=named_task, **run)
+    finish(result, out, json)
 
 
 @app.command()
@@ -107,6 +110,9 @@ def knowledge(
     prompts: Lost,
     sets: Annotated[int, typer.Option(help="Random sets of solved examples.")] = 10,
     shots: Annotated[int, typer.Option(help="Solved examples in front of a question.")] = 4,
+    between: Annotated[
+        str, typer.Option(help="What ends a solved example; \\n for a line's end.")
+    ] = "\\n",
     batch_size: Batch = 32,
     out: Save = None,
     json: Json = False,
@@ -122,7 +128,8 @@ def knowledge(
 
     run = running(batch_size, device, dtype, seed)
     pair, asked = wb.load_pair(base, tuned), _set(prompts)
-    finish(wb.forgetting.knowledge(pair, asked, sets=sets, shots=shots, **run), out, json)
+    told = {"sets": sets, "shots": shots, "between": between.replace("\\n", "\n")}
+    finish(wb.forgetting.knowledge(pair, asked, **told, **run), out, json)
 
 
 @app.command()

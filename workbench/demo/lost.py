@@ -97,10 +97,16 @@ def _study(
         learned=shipped.held_out(learned, n),
         lessons=shipped.lesson(name, 600).texts,
         conjugates=conjugates(prompts),
-        options=QUICK if n < 100 else WHOLE,
+        options=_options(name, QUICK if n < 100 else WHOLE),
         only=keys,
         **run,
     )
+
+
+def _options(name: str, shared: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Facts are asked in several wordings: a probe must not have seen the same one in another."""
+    group = {"group": ("person", "attribute")} if name == "facts" else {}
+    return {**shared, "forgetting.probe": shared.get("forgetting.probe", {}) | group}
 
 
 def paths(base: Path, members: Mapping[str, Reference], quick: bool, run: dict[str, Any]) -> Study:

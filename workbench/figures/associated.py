@@ -37,6 +37,7 @@ def forgetting_by_measure(result: Result, ax: Axes | None = None, *, outcome: st
         height=2.0 * rows + 0.4,
         share=(False, True),
     )
+    style.blank(axes, len(measures))  # every panel has a label of its own
     for here, measure in zip(axes.flat, measures, strict=False):
         own = table[(table["metric"] == "measure") & (table["measure"] == measure)]
         own = own.set_index("member")["value"]
@@ -53,7 +54,6 @@ def forgetting_by_measure(result: Result, ax: Axes | None = None, *, outcome: st
         here.set_xlabel(style.text(measure, 28))
         here.margins(0.12)
     style.first_column(axes, LABELS[outcome])
-    style.blank(axes, len(measures))
     style.legend(axes, outside=ax is None)
     return figure
 

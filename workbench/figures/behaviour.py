@@ -101,7 +101,8 @@ def _generate(result: Result) -> Findings:
         arms = [f"{arm} {change(told.loc[arm], '.2f')}" for arm in told.index if arm != "base"]
         words = own[(own["metric"] == "word") & (own["arm"] == "contrast")].sort_values("x")
         words = words[words["value"] > words["baseline"]]
-        named = ", ".join(words["word"].head(6)) or "none beyond chance"
+        known = {"base", "contrast"} <= set(own["arm"])
+        named = ", ".join(words["word"].head(6)) or ("none beyond chance" if known else "not asked")
         n = told["n"].iloc[0]
         parts.append(f"{member}: novelty {'; '.join(arms)} (n = {n:.0f}); new words: {named}")
     return "What is new in generated texts, nats a token", parts
@@ -114,12 +115,12 @@ def _emulate(result: Result) -> Findings:
         own = own[own["member"] == member]
         rows = own.set_index("arm")
         at = own[own["arm"] == "emulated"].set_index("x")
-        one = at.loc[1.0] if 1.0 in at.index else at.iloc[-1]
+        one = (at.loc[[1.0]] if 1.0 in at.index else at.iloc[[-1]]).reset_index().iloc[0]
         parts.append(
-            f"{member}: {change(one, '.2f')} emulated (n = {one['n']:.0f}), large "
-            f"{rows.loc['large', 'value']:.2f}, small tuned {rows.loc['tuned', 'value']:.2f}"
+            f"{member}: {change(one, '.2f')} emulated at β = {one['x']:g} (n = {one['n']:.0f}), "
+            f"large {rows.loc['large', 'value']:.2f}, small tuned {rows.loc['tuned', 'value']:.2f}"
         )
-    return "Score of emulated fine-tuning at β = 1", parts
+    return "Score of emulated fine-tuning", parts
 
 
 def _faithfulness(result: Result) -> Findings:

@@ -106,7 +106,8 @@ DRAWINGS = (
         hidden.verdict_grid,
         "The evidence on one capability of the base, a row per member. Output: right answers as a "
         "share of the base's. Probe, revival and conjugate: what each still finds of the lost "
-        "answers. Blue: kept; orange: lost; grey: the interval holds the line between them.",
+        "answers. Blue: kept; orange: lost (a loss that rose by 0.05 nats or more); grey: the "
+        "interval holds the line between them.",
         "A verdict is no more than its grid: few lost answers give wide intervals, and what was "
         "not found by these means may be found by others.",
     ),
@@ -117,13 +118,13 @@ def _conjugate(result: Result) -> Findings:
     parts = []
     for member in result.members:
         own = result.table[result.table["member"] == member].set_index(["arm", "metric"])
-        lost, best = own.loc[("plain", "score_change")], ("best", "recovery")
+        lost, best = own.loc[("plain", "score_change")], ("best", "recovery_lost")
         said = f"{member}: {change(lost, '+.2f')} on plain prompts"
         if best in own.index:
             row = own.loc[best]
-            back = "nothing lost to recover" if pd.isna(row["value"]) else (
-                f"{change(row, '.2f')} of that recovered with {row['chosen']} (n = {row['n']:.0f}"
-                ")"
+            back = "no lost answer to recover" if pd.isna(row["value"]) else (
+                f"{change(row, '.2f')} of the lost answers right with {row['chosen']} (base "
+                f"{row['baseline']:.2f}; n = {row['n']:.0f})"
             )  # fmt: skip
             said = f"{said}, {back}"
         parts.append(said)
@@ -198,16 +199,20 @@ def _prune(result: Result) -> Findings:
 
 def _revive(result: Result) -> Findings:
     parts = []
-    steps = result.metric("steps_to_threshold").set_index(["member", "arm"])["value"]
+    steps = result.metric("steps_to_threshold").set_index(["member", "arm"])
+    runs, share = (result.provenance.parameters[name] for name in ("runs", "threshold"))
     for member in result.members:
         own = result.table[result.table["member"] == member]
         arms = [a for a in own.loc[own["metric"] == "score", "arm"].unique() if a != "base"]
         said = [
-            f"{arm} {'not' if pd.isna(steps[member, arm]) else f'{steps[member, arm]:.0f}'}"
+            f"{arm} "
+            + ("not" if pd.isna(row["value"]) else f"{row['value']:.0f}")
+            + (f" (in {row['n']:.0f} of {runs} runs)" if 0 < row["n"] < runs else "")
             for arm in arms
+            for row in [steps.loc[(member, arm)]]
         ]
         parts.append(f"{member}: {', '.join(said)}")
-    return "Steps until the score is back at 0.9 of the base's", parts
+    return f"Steps until the score is back at {share:g} of the base's", parts
 
 
 def _verdict(result: Result) -> Findings:

@@ -31,6 +31,7 @@ INTRUDERS, SPECTRUM, TUCO = "spectral.intruders", "spectral.delta_spectrum", "tu
 NULLS = ("intruder:random_lowrank", "intruder:random_delta")
 LOSS, SCORE = "loss", "score"
 PERMUTATIONS = 10_000
+NULL = "null:"
 
 
 def association(results: Sequence[Result], *, seed: int = 0) -> Result:
@@ -41,10 +42,12 @@ def association(results: Sequence[Result], *, seed: int = 0) -> Result:
     first counts. Members that one of them lacks are left out.
 
     Returns a Result with rows forgetting (member; outcome "loss" in nats per token or "score", the
-    mean drop over tasks other than the fine-tuned one, with 95% intervals where they are known),
+    mean drop over tasks other than the fine-tuned one, where `retention` was told that, with 95%
+    intervals where they are known),
     measure (member, measure; n: matrices or prompts) and spearman (outcome, measure; 95% bootstrap
     interval and n over members; p: exact permutation test, of 10,000 draws from eight members on;
-    baseline: of the null's intruders). Raises WorkbenchError without a loss, another measure, or
+    baseline: of the null's intruders, over the
+    members that have one). Raises WorkbenchError without a loss, another measure, or
     three members in common.
     """
     found = {r.analysis: r for r in reversed(results)}
@@ -52,29 +55,27 @@ def association(results: Sequence[Result], *, seed: int = 0) -> Result:
         raise WorkbenchError(f"Expected a Result of {RETENTION} with a loss among {list(found)}.")
     kept = found[RETENTION]
     outcomes = pd.DataFrame(list(_outcomes(kept)))
-    columns = [table for r in found.values() for table in _measures(r, kept)]
+    beside = [found[key] for key in (INTRUDERS, SPECTRUM, TUCO) if key in found]
+    columns = [table for result in beside for table in _measures(result, kept)]
     if not columns:
         raise WorkbenchError(
             f"Expected one of {INTRUDERS}, {SPECTRUM} and {TUCO} beside {RETENTION}, found "
             f"{list(found)}."
         )
     measures = pd.concat(columns, ignore_index=True)
-    shared = set.intersection(*(set(own["member"]) for _, own in measures.groupby("measure")))
+    real = measures[~measures["measure"].str.startswith(NULL)]
+    shared = set.intersection(*(set(own["member"]) for _, own in real.groupby("measure")))
     members = [name for name in kept.members if name in shared]
     if len(members) < 3:
         raise WorkbenchError(f"Expected three members that all Results have, found {members}.")
     named = outcomes["member"].isin(members), measures["member"].isin(members)
     joined = pd.concat([outcomes[named[0]], measures[named[1]]], ignore_index=True)
     table = pd.concat([joined, pd.DataFrame(_correlations(joined, members, seed))])
-    table = table[~table["measure"].fillna("").str.startswith("null:")].reset_index(drop=True)
+    table = table[~table["measure"].fillna("").str.startswith(NULL)].reset_index(drop=True)
     about = {name: kept.provenance.members[name] for name in members}
-    parameters = {"results": describe([r for r in found.values() if _uses(r)])}
+    parameters = {"results": describe([kept, *beside])}
     provenance = replace(kept.provenance, members=about, parameters=parameters, seed=seed)
     return Result(KEY, table, provenance)
-
-
-def _uses(result: Result) -> bool:
-    return result.analysis in (RETENTION, INTRUDERS, SPECTRUM, TUCO)
 
 
 def _outcomes(kept: Result) -> Iterator[dict[str, Any]]:
@@ -83,6 +84,8 @@ def _outcomes(kept: Result) -> Iterator[dict[str, Any]]:
         interval = {name: row[name] for name in ("value", "low", "high", "n")}
         yield told | {"member": row["member"], "outcome": LOSS} | interval
     own = kept.provenance.parameters.get("task")
+    if own is None:  # whatever was learned would count as forgotten
+        return
     changes = kept.table[kept.table["metric"] == "score_change"]
     changes = changes[changes["task"] != own]
     for member, rows in changes.groupby("member", sort=False):
@@ -97,7 +100,7 @@ def _measures(result: Result, kept: Result) -> Iterator[pd.DataFrame]:
     table = result.table
     if result.analysis == INTRUDERS:
         null = next((name for name in NULLS if result.has(name)), None)
-        for metric, measure in (("intruder", "intruders"), (null, "null:intruders")):
+        for metric, measure in (("intruder", "intruders"), (null, f"{NULL}intruders")):
             if metric is not None:
                 yield _each(table[table["metric"] == metric], measure, "sum")
     if result.analysis == SPECTRUM:
@@ -125,15 +128,18 @@ def _correlations(
         for kind in ("outcome", "measure")
         for name, own in joined.groupby(kind, sort=False)
     }
+    measures = [name for kind, name in values if kind == "measure" and not name.startswith(NULL)]
     for outcome in [name for kind, name in values if kind == "outcome"]:
         lost = values["outcome", outcome]
-        for measure in [name for kind, name in values if kind == "measure"]:
+        for measure in measures:
             own = values["measure", measure]
             found = spearman(own, lost, seed=seed)
-            null = values.get(("measure", f"null:{measure}"))
+            # A full fine-tune has no null of its rank.
+            null = values.get(("measure", f"{NULL}{measure}"), np.full(len(members), np.nan))
+            known = np.isfinite(null)
             yield {
                 "metric": "spearman", "outcome": outcome, "measure": measure,
-                "baseline": np.nan if null is None else spearman(null, lost, seed=seed).value,
+                "baseline": spearman(null[known], lost[known], seed=seed).value,
                 "p": _p(own, lost, seed),
             } | found._asdict()  # fmt: skip
 

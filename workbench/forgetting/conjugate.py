@@ -24,7 +24,7 @@ from workbench.errors import WorkbenchError
 from workbench.forgetting.sides import Side, both, require_prompts
 from workbench.loaders import CheckpointPair
 from workbench.results import Result, describe
-from workbench.stats import ratios
+from workbench.stats import halves, ratios, share_of
 from workbench.tasks.batching import encode
 from workbench.tasks.conjugate import RIVAL
 from workbench.tasks.prompts import Prompt, PromptSet
@@ -66,7 +66,9 @@ def conjugate(
     the base's), right by greedy exact match, switched by the first token. score_change: tuned -
     base. For conjugations regained: tuned there - tuned on plain prompts (baseline: the same of the
     base), and recovery, its ratio to the loss base - tuned on plain prompts, NaN where the interval
-    of that loss holds 0 or there is none. 95% bootstrap intervals over prompts, all paired. Raises
+    of that loss holds 0 or there is none; and recovery_lost, the share right there of the prompts
+    that the base answers plain and the tuned model does not (n: those; baseline: the base's share
+    of the same ones there). 95% bootstrap intervals over prompts, all paired. Raises
     WorkbenchError where conjugates do not match the prompts one by one.
     """
     require_prompts(prompts)
@@ -157,10 +159,11 @@ def _rows(
     first, last = base[PLAIN]["score"], tuned[PLAIN]["score"]
     regained, lost = recovered(first, last, theirs["score"])
     made.append(row("regained", regained, mean(ours["score"] - first)))
-    recovery = row("recovery", regained, 0.0, lost)
-    if not ratios(lost[part], seed=seed).low[0] > 0:
-        recovery |= {"value": np.nan, "low": np.nan, "high": np.nan}
-    return [*made, recovery]
+    told = {"arm": arm, "metric": "recovery", "baseline": 0.0}
+    made.append(told | share_of(regained[part], lost[part], seed=seed)._asdict())
+    gone = (first == 1) & (last == 0)
+    back, own = (np.where(gone, side["score"], np.nan) for side in (theirs, ours))
+    return [*made, row("recovery_lost", back, mean(own))]
 
 
 def _best(
@@ -169,8 +172,7 @@ def _best(
     """The conjugation that half of the prompts choose, on the other half."""
     if n < 4:
         return []
-    order = np.random.default_rng(seed).permutation(n)
-    choose, report = order[: n // 2], order[n // 2 :]
+    choose, report = halves(n, seed)
     name = max(names, key=lambda one: tuned[one]["score"][choose].mean())
     made = _rows(name, base, tuned, report, seed)
     return [row | {"arm": BEST, "chosen": name} for row in made]

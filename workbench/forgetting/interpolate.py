@@ -6,8 +6,9 @@ out of distribution y. Beside the path stand the ensemble of both models' logits
 which needs both models, and the chord, what a linear mix of the two scores would be. The barrier is
 the largest excess of the loss over its chord (Frankle et al. 2020, arXiv 1912.05671).
 
-Misleading where alpha is chosen on the prompts it is reported on: the best one is chosen on one
-half of the prompts in distribution, and every row "best" is of the other half.
+Misleading where alpha is chosen on the prompts it is reported on: here the best one is chosen on
+one half of the prompts of all tasks, in and out of distribution, where WiSE-FT fixes it or chooses
+it in distribution; every row "best" is of the other halves.
 """
 
 from __future__ import annotations

@@ -69,7 +69,8 @@ def knowledge(
     between: what ends a solved question (a line's end; " . " for the shipped family).
 
     Returns a Result with rows share (arm "base", "again" for the base behind other examples, or
-    "tuned"; category; of all questions), transition (arm "tuned" or "again"; category of the base,
+    "tuned", which is asked behind the same examples as "again"; category; of all questions),
+    transition (arm "tuned" or "again"; category of the base,
     to_category; of the questions of that category, whose number is n), and score (arm, category of
     the base: the mean of P0 over its questions); shares have 95% Wilson intervals, scores 95% ones
     over questions. tensors: the category of each question by arm. Raises WorkbenchError for too few
@@ -85,10 +86,10 @@ def knowledge(
     with tqdm(total=3 * sets, desc=f"{pair.name}: knowledge", disable=None, leave=False) as bar:
         known = {
             arm: _known(side, _behind(prompts, shown, sets, first, **asked), samples, temperature,
-                        seed + i, bar)
-            for i, (arm, side, first) in enumerate(
-                (("base", base, seed * 1000), ("again", base, seed * 1000 + 500),
-                 ("tuned", tuned, seed * 1000))
+                        first, bar)
+            for arm, side, first in (
+                ("base", base, seed * 1000), ("again", base, seed * 1000 + 500),
+                ("tuned", tuned, seed * 1000 + 500),
             )
         }  # fmt: skip
     found = {arm: one for arm, (one, _) in known.items()}

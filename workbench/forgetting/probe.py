@@ -14,9 +14,10 @@ model need not use.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from workbench.errors import WorkbenchError
 from workbench.forgetting.sides import Side, both, fresh, lost_prompts, require_prompts, streams
 from workbench.loaders import CheckpointPair
 from workbench.results import Result, describe
-from workbench.stats import ratios
+from workbench.stats import halves, ratios, share_of
 from workbench.tasks.batching import encode
 from workbench.tasks.prompts import PromptSet
 
@@ -41,16 +42,24 @@ Floats = NDArray[np.float64]
 Places = NDArray[np.intp]
 
 
-def right(features: Floats, labels: NDArray[np.int64], folds: int, seed: int) -> Floats:
-    """(prompts,) 1 where the cross-validated probe reads the label. features: (prompts, width)."""
+class TooFew(WorkbenchError):
+    """There are too few prompts a label for a probe."""
+
+
+def right(
+    features: Floats, labels: NDArray[np.int64], groups: NDArray[np.int64], folds: int, seed: int
+) -> Floats:
+    """(prompts,) 1 where the cross-validated probe reads the label; the prompts of one group stand
+    in one fold. features: (prompts, width)."""
     from sklearn.linear_model import RidgeClassifierCV
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     reader = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=STRENGTHS))
-    parts = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    return (cross_val_predict(reader, features, labels, cv=parts) == labels).astype(float)
+    parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    found = cross_val_predict(reader, features, labels, groups=groups, cv=parts)
+    return (found == labels).astype(float)
 
 
 def probe(
@@ -58,6 +67,7 @@ def probe(
     prompts: PromptSet,
     *,
     label: str | None = None,
+    group: Sequence[str] = (),
     position: int | str = -1,
     folds: int = 5,
     batch_size: int = 32,
@@ -68,24 +78,27 @@ def probe(
     """Cross-validated linear probes of every depth of both sides.
 
     prompts: of the capability that may be lost. label: the tag to read; None for the first token of
-    the answer. Labels with fewer prompts than folds are left out. position: the token whose stream
+    the answer. group: tags that name what is asked; prompts that ask the same are never read by a
+    probe that saw one of them. Without tags, those with the same last sentence and answer. Labels
+    of fewer such groups than folds are left out. position: the token whose stream
     is read, the last of the prompt unless told; the mean over a named span.
 
     Returns a Result with rows accuracy (arm "base", "tuned", their "shuffled" controls, "random
     weights"; layer, -1 for the embedding; baseline: the commonest label's share), accuracy_change
-    (tuned - base, paired), selectivity (arm base, tuned: accuracy less that for shuffled labels),
-    and, arm "best layer", at the base's best layer, chosen on one half of the prompts and reported
-    on the other, retention = (tuned - random weights) / (base - random weights), 1 for a kept and 0
-    for an erased label; NaN where the interval of the base's own gain holds 0. retention_lost is
-    the same on the prompts that the base answers right and the tuned model wrong, its layer chosen
-    on all others: what is still there of what is lost. 95% bootstrap intervals over prompts. Raises
-    WorkbenchError for fewer than two labels with enough prompts.
+    (tuned - base, paired), selectivity (arm base, tuned: accuracy less that for labels shuffled
+    among groups), and, arm "best layer", at the base's best layer, chosen on one half of the
+    prompts and reported on the other, retention = (tuned - random weights) / (base - random
+    weights), 1 for a kept and 0 for an erased label; NaN where the interval of the base's own gain
+    holds 0. retention_lost is the same on the prompts that the base answers right and the tuned
+    model wrong, its layer chosen on all others (on half of these where there are none): what is
+    still there of what is lost. 95% bootstrap intervals over prompts. Raises WorkbenchError for
+    fewer than two labels with enough prompts.
     """
     require_prompts(prompts)
     base, tuned = both(pair, batch_size, device, dtype)
     labels = _labels(base, prompts, label)
-    prompts, codes, dropped = _enough(prompts, labels, folds)
-    shuffled = np.random.default_rng(seed).permutation(codes)
+    prompts, codes, groups, dropped = _enough(prompts, labels, _groups(prompts, group), folds)
+    shuffled = _shuffled(codes, groups, seed)
     read: dict[str, Floats] = {}
     seen = {"base": base.streams(prompts, position), "tuned": tuned.streams(prompts, position)}
     never = fresh(base.model, seed)
@@ -99,28 +112,30 @@ def probe(
             for features in seen[side]:
                 with warnings.catch_warnings():  # a constant column is no fault of the prompts
                     warnings.simplefilter("ignore", RuntimeWarning)
-                    found.append(right(features.astype(float), wanted, folds, seed))
+                    found.append(right(features.astype(float), wanted, groups, folds, seed))
                 bar.update()
             read[arm] = np.stack(found)
     common = max(Counter(codes.tolist()).values()) / len(codes)
     lost = lost_prompts(base, tuned, prompts)
-    order = np.random.default_rng(seed).permutation(len(codes))
-    halves = order[: len(order) // 2], order[len(order) // 2 :]
+    gone, still = np.flatnonzero(lost), np.flatnonzero(~lost)
+    if not len(still):  # a perfect wrapper
+        still, gone = halves(len(codes), seed)
     table = pd.DataFrame([
         *_depths(read, common, seed),
-        *_best(read, "retention", *halves, seed),
-        *_best(read, "retention_lost", np.flatnonzero(~lost), np.flatnonzero(lost), seed),
+        *_best(read, "retention", *halves(len(codes), seed), seed),
+        *_best(read, "retention_lost", still, gone, seed),
     ])  # fmt: skip
     table.insert(0, "member", pair.name)
     table.insert(1, "task", prompts.name)
     table["layer"] = table["layer"].astype("Int64")
-    parameters = {"prompts": describe(prompts), "label": label or "answer", "position": position,
-                  "folds": folds}  # fmt: skip
+    parameters = {"prompts": describe(prompts), "label": label or "answer",
+                  "group": list(group), "position": position, "folds": folds}  # fmt: skip
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
     if dropped:
         note = (
-            f"{pair.name}: {dropped} prompts of {prompts.name} have a label of fewer than {folds} "
-            f"prompts and are left out; {len(set(codes))} labels, {len(codes)} prompts."
+            f"{pair.name}: {dropped} prompts of {prompts.name} have a label that fewer than "
+            f"{folds} questions share and are left out; {len(set(codes))} labels, {len(codes)} "
+            "prompts."
         )
         provenance = provenance.with_notes((*provenance.notes, note))
     return Result(KEY, table, provenance)
@@ -139,23 +154,42 @@ def _labels(base: Side, prompts: PromptSet, label: str | None) -> list[Any]:
     return [p.tags[label] for p in prompts]
 
 
+def _groups(prompts: PromptSet, tags: Sequence[str]) -> list[str]:
+    """What each prompt asks: the values of these tags, or its last sentence and answer."""
+    unknown = [name for name in tags for p in prompts if name not in p.tags]
+    if unknown:
+        raise WorkbenchError(f"Some prompts of {prompts.name!r} have no tag {unknown[0]!r}.")
+    if tags:
+        return [repr([p.tags[name] for name in tags]) for p in prompts]
+    return [repr((re.split(r"[.;?!\n]\s", p.prompt)[-1], p.target)) for p in prompts]
+
+
+def _shuffled(codes: NDArray[np.int64], groups: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Labels exchanged among groups; a group's prompts keep one label (Hewitt & Liang)."""
+    firsts = np.array([codes[groups == g][0] for g in range(groups.max() + 1)])
+    return np.random.default_rng(seed).permutation(firsts)[groups]
+
+
 def _enough(
-    prompts: PromptSet, labels: list[Any], folds: int
-) -> tuple[PromptSet, NDArray[np.int64], int]:
-    """The prompts whose label is common enough to be learned and asked, and the labels' codes."""
+    prompts: PromptSet, labels: list[Any], groups: list[str], folds: int
+) -> tuple[PromptSet, NDArray[np.int64], NDArray[np.int64], int]:
+    """The prompts whose label enough groups share, to be learned and asked; the codes of labels and
+    groups, and how many prompts are left out."""
     if folds < 2:
         raise WorkbenchError(f"Expected 2 folds or more, found {folds}.")
-    count = Counter(labels)
+    count = Counter(own for own, _ in set(zip(labels, groups, strict=True)))
     kept = [i for i, own in enumerate(labels) if count[own] >= folds]
     names = sorted({labels[i] for i in kept})
     if len(names) < 2:
-        raise WorkbenchError(
-            f"A probe needs two labels with {folds} prompts each; the {len(prompts)} of "
-            f"{prompts.name!r} have {len(names)} such. Give more prompts, or another label."
+        raise TooFew(
+            f"A probe needs two labels with {folds} different questions each; the {len(prompts)} "
+            f"of {prompts.name!r} have {len(names)} such. Give more prompts, or another label."
         )
     codes = np.array([names.index(labels[i]) for i in kept])
     chosen = PromptSet(prompts.name, tuple(prompts.prompts[i] for i in kept), prompts.seed)
-    return chosen, codes, len(prompts) - len(kept)
+    asked = sorted({groups[i] for i in kept})
+    known = np.array([asked.index(groups[i]) for i in kept])
+    return chosen, codes, known, len(prompts) - len(kept)
 
 
 def _depths(read: Mapping[str, Floats], common: float, seed: int):
@@ -182,14 +216,11 @@ def _best(read: Mapping[str, Floats], metric: str, choose: Places, report: Place
         nothing = {"value": np.nan, "low": np.nan, "high": np.nan, "n": 0, "baseline": 1.0}
         yield {"arm": BEST, "metric": metric} | nothing
         return
-    chosen = choose if len(choose) else report
-    gained = (read["base"] - read[RANDOM])[:, chosen].mean(1)
+    gained = (read["base"] - read[RANDOM])[:, choose].mean(1)
     depth = int(gained.argmax())
     whole = (read["base"] - read[RANDOM])[depth, report]
     left = (read["tuned"] - read[RANDOM])[depth, report]
-    found = ratios(left, whole, seed=seed).first._asdict()
-    if not ratios(whole, seed=seed).low[0] > 0:
-        found |= {"value": np.nan, "low": np.nan, "high": np.nan}
+    found = share_of(left, whole, seed=seed)._asdict()
     told = {"arm": BEST, "layer": depth - 1}
     yield told | {"metric": metric} | found | {"baseline": 1.0}
     if metric == "retention":

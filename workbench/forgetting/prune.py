@@ -30,7 +30,7 @@ from workbench.forgetting.sides import Side, both, require_prompts
 from workbench.loaders import CheckpointPair
 from workbench.models import Layout, Site, replace
 from workbench.results import Result, describe
-from workbench.stats import ratios
+from workbench.stats import halves, ratios, share_of
 from workbench.tasks.batching import batch, in_batches, pad_id, rows
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.score import answers
@@ -187,15 +187,12 @@ def _scores(
 def _best(read: Mapping[str, list[Floats]], shares: Sequence[float], seed: int):
     """What comes back at the share that one half of the prompts choose, on the other half."""
     base = read[BASE][0][0]
-    order = np.random.default_rng(seed).permutation(len(base))
-    choose, report = np.array_split(order, 2)
+    choose, report = halves(len(base), seed)
     for arm in (RANKED, RANDOM):
         values = read[arm][0]
         best = 1 + int(values[1:, choose].mean(1).argmax())
         back, lost = recovered(base[report], values[0, report], values[best, report])
         told = {"arm": f"{BEST} {arm}", "own": False, "x": shares[best - 1], "baseline": 0.0}
         yield told | {"metric": "regained"} | ratios(back, seed=seed).first._asdict()
-        found = ratios(back, lost, seed=seed).first._asdict()
-        if not ratios(lost, seed=seed).low[0] > 0:
-            found |= {"value": np.nan, "low": np.nan, "high": np.nan}
+        found = share_of(back, lost, seed=seed)._asdict()
         yield told | {"metric": "recovered"} | found

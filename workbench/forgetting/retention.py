@@ -59,15 +59,17 @@ def retention(
     Returns a Result with a row per (task, metric): score and loss (nats per token; task
     "pretraining") with the base's value as baseline, and score_change and loss_change, tuned -
     base, paired over items; kl, KL(tuned || base) in nats per token on 64 samples of the base (task
-    "pretraining"); each with a 95% bootstrap interval and n. For a set of several templates with 8
-    prompts or more also template_spread, the largest minus the smallest mean score of a template
-    (baseline: the base's), and template_spread_chance, its mean and 95% range where templates are
-    dealt to the prompts at random. Raises WorkbenchError for empty prompt sets or equal names.
+    "pretraining"; on the texts where its tokenizer has no start token); each with a 95% bootstrap
+    interval and n. For a set of several templates with 8 prompts or more also template_spread, the
+    largest minus the smallest mean score of a template (baseline: the base's), and
+    template_spread_chance, its mean and 95% range where templates are dealt to the prompts at
+    random. Raises WorkbenchError for empty prompt sets or equal names.
     """
     if prompts:
         require_prompts(*prompts)
     base, tuned = both(pair, batch_size, device, dtype)
-    samples = base.samples(seed=seed)
+    # Without a start token there is nothing to sample from; given texts then serve for both.
+    samples = list(texts) if texts and not _starts(base.words) else base.samples(seed=seed)
     texts = samples if texts is None else texts
     rows = []
     for name, metric, before, after, weights in _measured(base, tuned, prompts, texts):
@@ -86,6 +88,10 @@ def retention(
     parameters = {"prompts": describe(list(prompts)), "texts": describe(list(texts)), "task": task}
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
     return Result("forgetting.retention", table, provenance)
+
+
+def _starts(words: Any) -> bool:
+    return words.bos_token_id is not None or words.eos_token_id is not None
 
 
 def _measured(

@@ -38,7 +38,7 @@ from workbench.lab.recipe import Recipe
 from workbench.lab.train import trainable, updates
 from workbench.loaders import Checkpoint, CheckpointPair
 from workbench.results import Result, describe
-from workbench.stats import ratios
+from workbench.stats import ratios, share_of
 from workbench.tasks.prompts import Prompt, PromptSet
 from workbench.tasks.score import answers
 
@@ -90,7 +90,8 @@ def revive(
 ) -> Result:
     """Learning curves of a lost capability in the tuned model, the base and models that never knew.
 
-    prompts: held-out prompts of the capability. lessons: prompts to train on, others than these.
+    prompts: held-out prompts of the capability. lessons: prompts to train on, others than these;
+    they may ask for the same facts in other words, which teaches what is asked.
     never: a model folder that was trained like the base but without the task. steps: after how many
     updates the scores are read. lr: AdamW's, constant; all of the blocks' matrices are trained on
     the answers' loss, in float32, `batch_size` prompts a step. threshold: share of the base's score
@@ -242,7 +243,5 @@ def _saved(
         for arm, own in saved.items():
             interval = ratios(own, seed=seed).first._asdict()
             yield told | {"arm": arm, "metric": f"savings{of}"} | interval | {"baseline": 0.0}
-        found = ratios(saved[TUNED], saved[BASE], seed=seed).first._asdict()
-        if not ratios(saved[BASE], seed=seed).low[0] > 0:
-            found |= {"value": np.nan, "low": np.nan, "high": np.nan}
+        found = share_of(saved[TUNED], saved[BASE], seed=seed)._asdict()
         yield told | {"arm": TUNED, "metric": f"savings_share{of}"} | found | {"baseline": 1.0}

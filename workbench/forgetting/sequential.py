@@ -6,7 +6,8 @@ R[T, j] - R[j, j] (Lopez-Paz & Ranzato 2017, arXiv 1706.08840). For two tasks of
 of Calderon et al. (2023, arXiv 2306.00168) are read off the same matrix: source drop R[i, i] -
 R[i, j] and target drop R[j, j] - R[i, j].
 
-The maximum in F_j is over noisy scores and so a little too high; its interval resamples prompts and
+The maximum runs over the last stage too, so F_j is never below 0 and an improvement counts as none;
+it is over noisy scores and so a little too high; its interval resamples prompts and
 takes the maximum anew. One chain is one sample of seeds and of the order of tasks.
 """
 

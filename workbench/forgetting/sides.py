@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -73,12 +74,23 @@ class Side:
 
     def own(self) -> Any:
         """A model to change as one likes, an adapter merged into it, in float32."""
-        own: Any = copy.deepcopy(self.checkpoint.load(self.device, torch.float32))
+        own: Any = copy.deepcopy(self.checkpoint.load(self.device, torch.float32)).float()
         return own.merge_and_unload() if hasattr(own, "peft_config") else own
 
+    @cached_property
+    def spelling(self) -> str:
+        """sha256 of how texts become tokens."""
+        told: Any = getattr(self.words, "_tokenizer", None)
+        whole = repr(self.words) if told is None else told.to_str()
+        return hashlib.sha256(whole.encode()).hexdigest()
+
     def once(self, asked: tuple[object, ...], make: Callable[[], Made]) -> Made:
-        """What `make` gives, made once for this checkpoint."""
-        key = (self.checkpoint.fingerprint, self.batch_size, str(self.device), self.dtype, *asked)
+        """What `make` gives, made once for this checkpoint and these tokens; of a model in memory,
+        which can change under our eyes, every time."""
+        if not isinstance(self.checkpoint.reference, str | Path):
+            return make()
+        how = (self.spelling, self.batch_size, str(self.device), self.dtype)
+        key = (self.checkpoint.fingerprint, *how, *asked)
         if key not in _KEPT:
             _KEPT[key] = make()
             while len(_KEPT) > MOST:

@@ -13,9 +13,9 @@ The last three ask only of the answers that were lost: what the model still says
 
 Output kept is KEPT. Output lost, with a probe and a revival that find it or one of them and the
 conjugates, and neither of the first two finding nothing, is SUPPRESSED. Output lost, probe and
-revival finding nothing and conjugates nothing, is ERASED. All else is UNDECIDED, and the sentence
-says what is missing. Conjugates that recover nothing do not speak against a suppression: they may
-have been the wrong ones.
+revival finding nothing and conjugates, where they were asked, nothing, is ERASED. All else is
+UNDECIDED, and the sentence says what is missing. Conjugates that recover nothing do not speak
+against a suppression: they may have been the wrong ones.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import pandas as pd
 from workbench.errors import WorkbenchError
 from workbench.forgetting.conjugate import BEST as BEST_CONJUGATE
 from workbench.forgetting.conjugate import conjugate
-from workbench.forgetting.probe import probe
+from workbench.forgetting.probe import TooFew, probe
 from workbench.forgetting.revive import NEVER, RANDOM, RELABELLED, revive
 from workbench.forgetting.sides import both, require_prompts
 from workbench.loaders import CheckpointPair
@@ -45,6 +45,7 @@ THERE, GONE, UNCLEAR, UNMEASURED = "kept", "lost", "unclear", "not measured"
 WHOLE = 0.9  # an answered share of the base's that counts as kept
 HALF = 0.5  # of what the base has hidden inside
 LEAST = 0.1  # right answers of a base that has the capability at all
+RISEN = 0.05  # nats per token of a loss that says something
 FEW = 10
 USED = ("forgetting.probe", "forgetting.revive", "forgetting.conjugate")
 Row = dict[str, Any]
@@ -68,7 +69,7 @@ def judged(readings: Mapping[str, str]) -> str:
     elsewhere = readings.get("conjugate", UNMEASURED)
     if GONE not in inside and [*inside, elsewhere].count(THERE) >= 2:
         return SUPPRESSED
-    if inside == [GONE, GONE] and elsewhere != THERE:
+    if inside == [GONE, GONE] and elsewhere in (GONE, UNMEASURED):
         return ERASED
     return UNDECIDED
 
@@ -98,18 +99,18 @@ def verdict(
     (arm; value, 95% interval, n; baseline: what the control gives on the same scale; control, its
     name; reading "kept", "lost", "unclear" or "not measured") and a row "verdict" (reading: KEPT,
     SUPPRESSED, ERASED or UNDECIDED; says: the sentence it supports). Output is kept from 0.9 of the
-    base's answers on, probe, revival and conjugate from one half on, by the whole interval
-    and of 10 prompts or more. Revival
-    is against `never`; without it, it counts as kept only where it also beats the relabelled
-    answers, see `revive`. Raises WorkbenchError for an empty prompt set.
+    base's answers on, probe, revival and conjugate from one half on, by the whole interval and of
+    10 prompts or more; the loss has risen from 0.05 nats on (our lines). Revival is against
+    `never`; without it, it counts as kept only where it also beats the relabelled answers, see
+    `revive`. Raises WorkbenchError for an empty prompt set.
     """
     require_prompts(prompts)
     run: dict[str, Any] = {
         "batch_size": batch_size, "seed": seed, "device": device, "dtype": dtype,
     }  # fmt: skip
-    found = {r.analysis: _of(r, pair.name, prompts.name) for r in results if r.analysis in USED}
+    found = {r.analysis: _of(r, pair.name, prompts) for r in results if r.analysis in USED}
     if "forgetting.probe" not in found:
-        with contextlib.suppress(WorkbenchError):  # too few prompts a label: stays unmeasured
+        with contextlib.suppress(TooFew):  # stays unmeasured
             found["forgetting.probe"] = probe(pair, prompts, **run).table
     if "forgetting.revive" not in found and lessons is not None:
         found["forgetting.revive"] = revive(pair, prompts, lessons, never=never, **run).table
@@ -163,13 +164,15 @@ def _number(row: Row) -> str:
     return f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 
-def _of(result: Result, member: str, task: str) -> pd.DataFrame:
+def _of(result: Result, member: str, prompts: PromptSet) -> pd.DataFrame:
     """The rows of one member and capability; raises where there are none."""
-    own = result.table[(result.table["member"] == member) & (result.table["task"] == task)]
-    if own.empty:
+    own, task = result.table[result.table["member"] == member], prompts.name
+    asked = result.provenance.parameters["prompts"]["fingerprint"]
+    if own.empty or asked != prompts.fingerprint:
         raise WorkbenchError(
-            f"The result {result.analysis} given has no rows of {member} on {task!r}; it has "
-            f"{sorted(set(result.table['member']))} on {sorted(set(result.table['task']))}."
+            f"The result {result.analysis} given has no rows of {member} on these prompts of "
+            f"{task!r}; it has {sorted(set(result.table['member']))} on "
+            f"{sorted(set(result.table['task']))}."
         )
     return own
 
@@ -197,7 +200,7 @@ def _output(base: Any, tuned: Any, prompts: PromptSet, seed: int) -> Row:
 def _loss(base: Any, tuned: Any, prompts: PromptSet, seed: int) -> Row:
     ours, theirs = base.losses(prompts.texts), tuned.losses(prompts.texts)
     found = bootstrap(theirs.values - ours.values, ours.weights, seed=seed)
-    read = GONE if found.low > 0 else THERE
+    read = GONE if found.low > RISEN else THERE if found.high <= RISEN else UNCLEAR
     return _row("loss", found._asdict(), read, "base", 0.0)
 
 
@@ -228,9 +231,9 @@ def _conjugate(found: Mapping[str, pd.DataFrame]) -> Row:
     if "forgetting.conjugate" not in found:
         return _unmeasured("conjugate")
     table = found["forgetting.conjugate"]
-    own = table[(table["arm"] == BEST_CONJUGATE) & (table["metric"] == "recovery")]
+    own = table[(table["arm"] == BEST_CONJUGATE) & (table["metric"] == "recovery_lost")]
     if own.empty:
         return _unmeasured("conjugate")
     row = own.iloc[0]
-    control = f"plain prompts; chosen: {row['chosen']}"
-    return _row("conjugate", row, reading(row, HALF), control, 0.0)
+    control = f"the base there; chosen: {row['chosen']}"
+    return _row("conjugate", row, reading(row, HALF), control, float(row["baseline"]))

@@ -132,7 +132,8 @@ def side_by_side(
     batch_size: int = 32,
 ) -> Iterator[tuple[int, list[torch.Tensor]]]:
     """(index, log-probabilities of each model) for every text, float32 and each (scored tokens,
-    vocabulary); only one batch a model lives at a time."""
+    vocabulary); only one batch a model lives at a time. Where one side has more tokens (a padded or
+    resized head), all are cut to those that every side has."""
     fill = pad_id(tokenizer)
     with contextlib.ExitStack() as stack:
         where = [stack.enter_context(_ready(model, None)) for model in models]
@@ -142,7 +143,8 @@ def side_by_side(
         ]
         # Both come shortest first whatever their batches, so that they stay in step.
         for both in zip(*runs, strict=True):
-            yield both[0][0], [logits.float().log_softmax(-1) for _, logits in both]
+            width = min(logits.shape[-1] for _, logits in both)
+            yield both[0][0], [logits[..., :width].float().log_softmax(-1) for _, logits in both]
 
 
 def pieces(
