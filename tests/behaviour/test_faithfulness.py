@@ -150,4 +150,12 @@ def test_prompts_without_steps_are_refused(tmp_path: Path):
         wb.behaviour.faithfulness(pair, prompts(), between=" .", shares=(0.5, 1.0))
 
 
+def test_only_the_whole_share_keeps_every_step():
+    """Two steps at a share of 0.75: one is left."""
+    given = PromptSet("two", (Prompt("0", "inventory : 1 ; holds 5 ; holds 7 ; Say", " 7"),))
+    asker = Asker(Scripted(lambda words: numbers(words)[-1]), WORDS, given, " ; ", 1)
+    said = asker.read([worked(given.prompts[0], " ; ")], {"truncated": None}, SHARES)
+    assert said["truncated"][:, 0].tolist() == ["1", "1", "5", "5", "7"]
+
+
 __all__ = ["no_gradients"]

@@ -89,3 +89,18 @@ def test_conjugates_must_match(tmp_path: Path):
         wb.forgetting.conjugate(pair, plain, {"plain": plain})
     with pytest.raises(wb.WorkbenchError, match="found none"):
         wb.forgetting.conjugate(pair, plain, {})
+
+
+def test_only_what_was_lost_counts_as_recovered(tmp_path: Path):
+    """The conjugate is right on prompts that were never known, and on none that was lost."""
+    gained = {(BOOK, JOBS): 9.0}
+    pair = _pair(tmp_path, {(APPLE, PLACES): -9.0} | gained)
+    lost, unknown = asked(PLACES, "apple", 12), asked(PLACES, "book", 24)
+    plain = PromptSet("mixed", (*lost, *(Prompt(f"u{p.id}", p.prompt, p.target) for p in unknown)))
+    there = told(plain, "a")
+    found = wb.forgetting.conjugate(pair, plain, {"a": there})
+    assert value(found, "recovery", "a") == 2  # 24 came up, 12 were lost: no share of what was lost
+    rows = found.metric("recovery_lost").set_index("arm")
+    assert rows.loc["a", "value"] == 0
+    assert rows.loc["a", "n"] == 12
+    assert rows.loc["a", "baseline"] == 1  # the base itself is right on those there

@@ -65,6 +65,9 @@ def test_a_pair_of_one_model_has_the_base_s_own_transitions(tmp_path: Path):
     found = wb.forgetting.knowledge(pair, prompts, sets=2, shots=1, between=" . ")
     score = found.metric("score").set_index("arm")
     assert score.loc["tuned", "value"] == score.loc["base", "value"] == 0
+    # The base asked again is the exact null: the same examples, the same draws.
+    moved = found.metric("transition").set_index(["arm", "category", "to_category"])["value"]
+    assert moved["tuned"].equals(moved["again"])
 
 
 def test_bad_settings_are_refused(tmp_path: Path):

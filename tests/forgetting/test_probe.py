@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import workbench as wb
 from tests.forgetting.conftest import erased, knower, nouns, pair, value, wrapped
 from tests.skills.conftest import LAYER
 from workbench.forgetting.sides import both, fresh
+from workbench.tasks import PromptSet
 
 
 def test_a_wrapper_keeps_the_probe_and_an_erased_feature_does_not(tmp_path: Path):
@@ -93,3 +95,14 @@ def test_what_cannot_be_probed_is_said(tmp_path: Path):
         wb.forgetting.probe(given, nouns(0, 9))
     with pytest.raises(wb.WorkbenchError, match="2 folds"):
         wb.forgetting.probe(given, nouns(), folds=1)
+
+
+def test_the_same_question_twice_is_not_read_from_its_twin(tmp_path: Path):
+    """Every word three times: a probe that saw one could say the other without any feature."""
+    words = nouns(0, 60)
+    again = [replace(p, id=f"{p.id}-{i}") for i in range(3) for p in words]
+    found = wb.forgetting.probe(pair(tmp_path, erased()), PromptSet("nouns", tuple(again)))
+    for layer in range(-1, LAYER + 1):
+        assert value(found, "accuracy", arm="base", layer=layer) > 0.9
+        assert value(found, "accuracy", arm="tuned", layer=layer) < 0.75
+        assert value(found, "accuracy", arm="random weights", layer=layer) < 0.75

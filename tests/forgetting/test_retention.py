@@ -11,13 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import workbench as wb
+from tests.conftest import tiny
 from workbench import tasks
 from workbench.demo import FAMILY
 from workbench.forgetting.retention import spread
+from workbench.forgetting.sides import Side
 from workbench.lab import shipped
+from workbench.loaders import Checkpoint
 from workbench.models import merged
 from workbench.models.edits import overlay
 from workbench.spectral.scale import direction, find
+from workbench.stats import bootstrap
 
 BASE = FAMILY / "base"
 TEXTS = shipped.mixture(30, seed=1, split="test").texts
@@ -154,3 +158,18 @@ def test_spread_over_templates_by_hand_and_its_chance():
     one, chance = found.metric("template_spread"), found.metric("template_spread_chance")
     assert one["value"].item() == one["baseline"].item()
     assert chance["low"].item() <= chance["value"].item() <= chance["high"].item()
+
+
+def test_a_model_in_memory_is_read_anew_every_time():
+    """It can change between two calls; a checkpoint on disk is read once."""
+    words = shipped.tokenizer()
+    for reference, second in ((tiny("llama"), 2), (str(BASE), 1)):
+        side = Side(Checkpoint(reference), words, 8, "cpu", "float32")
+        assert side.once(("a question of this test",), lambda: 1) == 1
+        assert side.once(("a question of this test",), lambda: 2) == second
+
+
+def test_a_text_with_nothing_to_predict_is_left_out():
+    found = bootstrap(np.array([1.0, np.nan, 3.0]), np.array([2.0, 0.0, 2.0]))
+    assert found.value == 2
+    assert found.n == 2

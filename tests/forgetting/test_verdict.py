@@ -20,7 +20,7 @@ def _judged(folder: Path, tuned: Any) -> Any:
     """A verdict from all of the evidence but conjugates."""
     given = pair(folder, tuned)
     never = write(unlearned(), folder / "never")
-    asked, taught = nouns(0, 80), nouns(80)
+    asked, taught = nouns(0, 100), nouns(100)
     revived = wb.forgetting.revive(given, asked, taught, never=never, **QUICK)
     return wb.forgetting.verdict(given, asked, results=[revived]).table.set_index("arm")
 

@@ -96,7 +96,7 @@ def probe(
     """
     require_prompts(prompts)
     base, tuned = both(pair, batch_size, device, dtype)
-    labels = _labels(base, prompts, label)
+    labels, given = _labels(base, prompts, label), prompts
     prompts, codes, groups, dropped = _enough(prompts, labels, _groups(prompts, group), folds)
     shuffled = _shuffled(codes, groups, seed)
     read: dict[str, Floats] = {}
@@ -128,7 +128,7 @@ def probe(
     table.insert(0, "member", pair.name)
     table.insert(1, "task", prompts.name)
     table["layer"] = table["layer"].astype("Int64")
-    parameters = {"prompts": describe(prompts), "label": label or "answer",
+    parameters = {"prompts": describe(given), "label": label or "answer",
                   "group": list(group), "position": position, "folds": folds}  # fmt: skip
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
     if dropped:
