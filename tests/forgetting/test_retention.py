@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import workbench as wb
 from tests.conftest import tiny
-from workbench import tasks
+from workbench import figures, tasks
 from workbench.demo import FAMILY
 from workbench.forgetting.retention import spread
 from workbench.forgetting.sides import Side
@@ -173,3 +173,10 @@ def test_a_text_with_nothing_to_predict_is_left_out():
     found = bootstrap(np.array([1.0, np.nan, 3.0]), np.array([2.0, 0.0, 2.0]))
     assert found.value == 2
     assert found.n == 2
+
+
+def test_texts_alone_are_said_and_drawn():
+    pair = wb.load_pair(BASE, FAMILY / "lora-r4")
+    found = wb.forgetting.retention(pair, texts=TEXTS[:6])
+    assert "pre-training loss +" in figures.headline(found)
+    assert len(found.plot().axes) == 1

@@ -105,8 +105,10 @@ def _study(
 
 def _options(name: str, shared: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Facts are asked in several wordings: a probe must not have seen the same one in another."""
-    group = {"group": ("person", "attribute")} if name == "facts" else {}
-    return {**shared, "forgetting.probe": shared.get("forgetting.probe", {}) | group}
+    if name != "facts":
+        return dict(shared)
+    own = {"folds": 3} | shared.get("forgetting.probe", {})  # few people share a city
+    return {**shared, "forgetting.probe": own | {"group": ("person", "attribute")}}
 
 
 def paths(base: Path, members: Mapping[str, Reference], quick: bool, run: dict[str, Any]) -> Study:

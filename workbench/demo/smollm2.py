@@ -144,7 +144,7 @@ def _smollm2_said(
         task=asked,
         options={
             "behaviour.tokens": {"prompts": whole, "batch_size": 8},
-            "behaviour.generate": {"n": 24, "length": 40},
+            "behaviour.generate": {"n": 24, "length": 40, "rounds": 2},
         },
         only=BEHAVIOUR,
         **run,

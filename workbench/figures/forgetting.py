@@ -22,15 +22,14 @@ LOSS = "change of pre-training loss\n(nats/token)"
 
 
 def task_of(result: Result) -> str:
-    """The fine-tuned task: the provenance's, else the first that is not pre-training text."""
+    """The fine-tuned task: the provenance's, else the first that is not pre-training text; "" where
+    only texts were read."""
     named = result.provenance.parameters.get("task")
     named = named.get("name") if isinstance(named, Mapping) else named
     tasks = [task for task in result.table["task"].dropna().unique() if task != PRETRAINING]
     if named in tasks:
         return str(named)
-    if not tasks:
-        raise WorkbenchError(f"{result.analysis} has no task beside {PRETRAINING!r} to draw.")
-    return tasks[0]
+    return tasks[0] if tasks else ""
 
 
 def measured(result: Result, task: str, metric: str) -> pd.DataFrame:
@@ -48,16 +47,12 @@ def forgetting_by_rank(result: Result, ax: Axes | None = None) -> Figure:
     stand at "?".
     """
     place, ticks = _rank_places(result)
-    figure, axes = style.panels(ax, 1, 2, width=style.WIDE, height=2.5)
     task = task_of(result)
-    for here, (of, metric, label) in zip(
-        axes.flat,
-        (
-            (PRETRAINING, "loss_change", LOSS),
-            (task, "score", f"score on {style.text(task)}\n(fraction right)"),
-        ),
-        strict=True,
-    ):
+    shown = [(PRETRAINING, "loss_change", LOSS)]
+    shown += [(task, "score", f"score on {style.text(task)}\n(fraction right)")] if task else []
+    width = style.WIDE if task else style.COLUMN
+    figure, axes = style.panels(ax, 1, len(shown), width=width, height=2.5)
+    for here, (of, metric, label) in zip(axes.flat, shown, strict=True):
         rows = measured(result, of, metric)
         ranks = [result.provenance.members[name].get("rank") for name in rows.index]
         mean = rows["value"].groupby(ranks).mean()  # where members share a rank
