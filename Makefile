@@ -46,6 +46,7 @@ bench: $(VENV)/installed
 	$(RUN)/python -m benchmarks.spectral --out benchmarks/results
 	$(RUN)/python -m benchmarks.tuco --out benchmarks/results
 	$(RUN)/python -m benchmarks.skills --base data/family/base --tuned data/family/full --out benchmarks/results
+	$(RUN)/python -m benchmarks.precision --out benchmarks/results
 	$(RUN)/python -m benchmarks.patching --model data/family/base --prompts 8 --boxes 5 --out benchmarks/results
 
 figures: $(VENV)/installed
