@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -165,3 +166,13 @@ def test_a_failure_leaves_the_old_page(tmp_path, monkeypatch):
         wb.report([retention(family(2))], path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_results_of_one_analysis_are_told_apart_by_their_task(tmp_path):
+    asked = [{"prompts": {"name": name, "n": 1, "fingerprint": name}} for name in ("facts", "sums")]
+    one = retention(family(3))
+    made = [replace(one, provenance=replace(one.provenance, parameters=p)) for p in asked]
+    text = wb.report(made, tmp_path / "page.html").read_text(encoding="utf-8")
+    headings = re.findall(r"<h2[^>]*>([^<]*)", text)
+    assert sum(heading.endswith("on facts") for heading in headings) == 1
+    assert sum(heading.endswith("on sums") for heading in headings) == 1

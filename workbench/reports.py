@@ -199,7 +199,9 @@ def _section(place: int, results: Sequence[Result], pictures: str | Path | None)
     heading = HEADINGS.get(result.analysis, result.analysis)
     if sum(other.analysis == result.analysis for other in results) > 1:
         ends = list(dict.fromkeys((result.members[0], result.members[-1])))
-        heading += f": {' to '.join(ends)}"
+        asked = provenance.parameters.get("prompts")
+        task = asked.get("name") if isinstance(asked, Mapping) else None
+        heading += f": {' to '.join(ends)}" + (f" on {task}" if task else "")
     about = {
         "analysis": result.analysis,
         "members": ", ".join(result.members),
