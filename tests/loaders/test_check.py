@@ -228,3 +228,9 @@ def test_nudging_is_visible(base: Path, tmp_path: Path):
     """Negative control of the null tests: a change of 1e-3 is not read as none."""
     near = saved(nudged(tiny("llama"), scale=1e-3), tmp_path / "near")
     assert all(delta.changed for delta in wb.load_pair(base, near).deltas("all"))
+
+
+def test_a_result_of_one_model_twice_says_that_it_shows_nothing(base: Path, tuned: Path):
+    same, other = wb.load_pair(base, base), wb.load_pair(base, tuned)
+    assert any("the same" in note for note in same.provenance().notes)
+    assert not any("the same" in note for note in other.provenance().notes)

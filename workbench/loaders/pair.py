@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Reference = str | Path | nn.Module | Checkpoint
 Select = Literal["matrices", "all"]
+SAME = "base and tuned model are the same; every number here is the exact null, and says nothing."
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,9 @@ class CheckpointPair:
         report = self.check(read=False)
         report.require()
         base, member = self.base.about, self.tuned.about
-        return Provenance(base, {self.name: member}, notes=report.notes, **known)
+        same = base.get("fingerprint") == member.get("fingerprint")
+        notes = (*report.notes, *([f"{self.name}: {SAME}"] if same else []))
+        return Provenance(base, {self.name: member}, notes=notes, **known)
 
 
 @dataclass(frozen=True)
