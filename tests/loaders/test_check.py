@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import workbench as wb
 from tests.conftest import adapter, nudged, saved, tiny
 from workbench.loaders import CheckpointPair
+from workbench.loaders.pair import SAME
 
 
 def status(report, item: str) -> list[str]:
@@ -232,5 +233,5 @@ def test_nudging_is_visible(base: Path, tmp_path: Path):
 
 def test_a_result_of_one_model_twice_says_that_it_shows_nothing(base: Path, tuned: Path):
     same, other = wb.load_pair(base, base), wb.load_pair(base, tuned)
-    assert any("the same" in note for note in same.provenance().notes)
-    assert not any("the same" in note for note in other.provenance().notes)
+    assert any(SAME in note for note in same.provenance().notes)
+    assert not any(SAME in note for note in other.provenance().notes)
