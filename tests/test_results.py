@@ -84,13 +84,14 @@ def test_an_interrupted_run_keeps_what_was_done(base, tuned, lora, tmp_path, mon
 def test_a_units_key_follows_everything_that_can_change_a_number(base, tuned, lora):
     full, low = wb.load_pair(base, tuned), wb.load_pair(base, lora)
     keys = [
-        units.key(full, wb.spectral.intruders, {"k": 10}),
-        units.key(full, wb.spectral.intruders, {"k": 9}),
-        units.key(full, wb.spectral.delta_spectrum, {"k": 10}),
-        units.key(low, wb.spectral.intruders, {"k": 10}),
+        units.Unit(full, wb.spectral.intruders, {"k": 10}).key,
+        units.Unit(full, wb.spectral.intruders, {"k": 9}).key,
+        units.Unit(full, wb.spectral.delta_spectrum, {"k": 10}).key,
+        units.Unit(low, wb.spectral.intruders, {"k": 10}).key,
     ]
     assert len(set(keys)) == 4
-    assert keys[0] == units.key(wb.load_pair(base, tuned), wb.spectral.intruders, {"k": 10})
+    again = units.Unit(wb.load_pair(base, tuned), wb.spectral.intruders, {"k": 10})
+    assert keys[0] == again.key
 
 
 def test_results_of_different_parameters_do_not_join(base, tuned):

@@ -78,11 +78,6 @@ class Unit:
         return (Path(store) / self.key / "result.json").exists()
 
 
-def key(pair: CheckpointPair, analysis: Callable[..., Result], parameters: dict[str, Any]) -> str:
-    """The key of one pair's unit."""
-    return Unit(pair, analysis, parameters).key
-
-
 def joined(made: Sequence[Unit], store: str | Path) -> Result:
     """The kept Results of these units, of one analysis, as one."""
     return concatenate([Result.load(Path(store) / unit.key) for unit in made])

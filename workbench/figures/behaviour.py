@@ -40,8 +40,9 @@ DRAWINGS = (
         "words",
         "Words that are new",
         said.new_words,
-        "Words that texts written by the contrast of the two models use beyond the base's own "
-        "(bars); dots: the same words in plain samples of the tuned model. Dashed: the largest z "
+        "Words that texts written by the contrast of the two models use beyond what the same "
+        "choice draws from the base alone (bars); dots: the same words in plain samples of the "
+        "tuned model, beyond the base's samples. Dashed: the largest z "
         "that any word reaches where the texts are dealt to the two sides at random.",
         "The contrast exaggerates. Words that plain samples show as well needed no contrast, and a "
         "new word is not proof that it stood in the data.",
