@@ -37,10 +37,13 @@ MAY = {
     "catalogue": SHARED | ANALYSES,
     "figures": SHARED,
     "reports": SHARED | {"figures"},
+    "equivalence": SHARED,
+    "findings": SHARED | {"equivalence"},
+    "study": SHARED | {"loaders", "tasks", "units", "catalogue"},
     "compare": SHARED
-    | {"loaders", "tasks", "units", "forgetting", "skills"}
-    | {"catalogue", "cluster", "figures", "reports"},
-    "demo": SHARED | {"loaders", "tasks", "lab", "behaviour", "patching", "catalogue", "compare"},
+    | {"loaders", "units", "forgetting", "skills", "equivalence"}
+    | {"catalogue", "cluster", "figures", "reports", "study"},
+    "demo": SHARED | {"loaders", "tasks", "lab", "behaviour", "patching", "catalogue", "study"},
 }
 # The public names, and the command line, stand above everything.
 ABOVE = {"__init__", "cli"}

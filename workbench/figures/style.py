@@ -23,7 +23,8 @@ from workbench.errors import WorkbenchError, visible
 from workbench.results import Result
 
 COLUMN, WIDE = 3.4, 7.0  # inches: one and two columns of a paper
-DPI = 200
+DPI = 200  # of figures on the page
+SCREEN = 144  # dots per inch at which 8 pt type reads well in a notebook
 SMALL, NORMAL = 7, 8  # points
 GREY = "#767676"  # base, nulls and controls
 PALE = "#ececec"  # cells without a value
@@ -141,7 +142,7 @@ def panels(
     """
     sharex, sharey = share
     if ax is None:
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained", dpi=SCREEN)
         axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
         for one in axes.flat:
             # Ticks are made lazily, after the rc context has gone.
