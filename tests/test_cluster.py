@@ -25,6 +25,7 @@ from tests.conftest import adapter
 from tests.forgetting.conftest import knower, nouns, overruled, wrapped
 from tests.skills.conftest import write
 from workbench import cluster
+from workbench.cluster import attending, crew, on_ray
 from workbench.compare import results
 from workbench.study import Chain, Study
 from workbench.tasks import PromptSet
@@ -38,7 +39,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch) -> Iterator[None]:
-    monkeypatch.setenv(cluster.THREADS, "1")
+    monkeypatch.setenv(attending.THREADS, "1")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with threadpool_limits(1):
@@ -82,8 +83,8 @@ def filled(
 ) -> dict[str, bytes]:
     """The content of every file under `store` after these units were run; raises what one did."""
     made = [Unit(pair, analysis, parameters) for pair in family]
-    with cluster.workers(place) as crew:
-        for reason in crew.fill(store, made).values():
+    with cluster.workers(place) as hired:
+        for reason in hired.fill(store, made).values():
             raise reason
     return contents(store)
 
@@ -204,7 +205,7 @@ def test_a_unit_that_kills_every_worker_is_one_sentence(
     says = "3 workers were lost at always_killed of lora"
     with pytest.raises(wb.WorkbenchError, match=says):
         filled(on(where, request), tmp_path / "store", family, clustered.always_killed, calls=calls)
-    assert calls_of(calls) == {"lora": cluster.TRIES}
+    assert calls_of(calls) == {"lora": crew.TRIES}
     assert contents(tmp_path / "store") == {}
 
 
@@ -255,16 +256,16 @@ def _soon(true: Callable[[], Any]) -> bool:
 
 
 def test_a_worker_that_would_compute_something_else_is_refused(family, tmp_path, monkeypatch):
-    with cluster.workers("local:1") as crew:
+    with cluster.workers("local:1") as hired:
         made = [Unit(pair, wb.spectral.delta_spectrum, {}) for pair in family]
         assert made[0].key
         # As on another machine whose folder of the same name holds something else.
         monkeypatch.setitem(vars(family.base), "about", family.base.about | {"fingerprint": "0"})
-        reasons = crew.fill(tmp_path, made)
+        reasons = hired.fill(tmp_path, made)
         assert reasons.keys() == {unit.key for unit in made}
         assert all("must see the same checkpoints" in str(one) for one in reasons.values())
     monkeypatch.undo()
-    monkeypatch.setattr(cluster, "code_fingerprint", lambda: "0" * 64)
+    monkeypatch.setattr(attending, "code_fingerprint", lambda: "0" * 64)
     with pytest.raises(wb.WorkbenchError, match=f"Expected code {'0' * 16} on every machine"):
         filled("local:1", tmp_path, family, wb.spectral.delta_spectrum)
     assert contents(tmp_path) == {}
@@ -291,30 +292,30 @@ def test_places_that_are_not_there_are_one_sentence():
 
 
 def test_workers_have_room_on_their_nodes(monkeypatch):
-    monkeypatch.delenv(cluster.THREADS)
+    monkeypatch.delenv(attending.THREADS)
     plain, big = {"CPU": 4.0}, {"CPU": 64.0, "GPU": 8.0}
-    assert cluster.room([plain, big], 0) == (17, 4)  # of as many threads as the smaller node has
-    assert cluster.room([plain, big], 1.0) == (8, 8)
-    assert cluster.room([plain, big], 0.5) == (16, 4)
-    assert cluster.room([plain, big], 3) == (2, 32)
+    assert on_ray.room([plain, big], 0) == (17, 4)  # of as many threads as the smaller node has
+    assert on_ray.room([plain, big], 1.0) == (8, 8)
+    assert on_ray.room([plain, big], 0.5) == (16, 4)
+    assert on_ray.room([plain, big], 3) == (2, 32)
     with pytest.raises(wb.WorkbenchError, match="no node with 9 GPU"):
-        cluster.room([plain, big], 9)
+        on_ray.room([plain, big], 9)
     with pytest.raises(wb.WorkbenchError, match="no node with 1 GPU"):
-        cluster.room([plain], 1.0)
-    monkeypatch.setenv(cluster.THREADS, "2")
-    assert cluster.room([plain, big], 0) == (34, 2)
-    assert cluster.room([plain, big], 1.0) == (8, 2)
-    monkeypatch.setenv(cluster.THREADS, "65")
+        on_ray.room([plain], 1.0)
+    monkeypatch.setenv(attending.THREADS, "2")
+    assert on_ray.room([plain, big], 0) == (34, 2)
+    assert on_ray.room([plain, big], 1.0) == (8, 2)
+    monkeypatch.setenv(attending.THREADS, "65")
     with pytest.raises(wb.WorkbenchError, match="65 processors for a worker, the most is 64"):
-        cluster.room([plain, big], 0)
+        on_ray.room([plain, big], 0)
 
 
 @pytest.mark.parametrize(
     ("peak", "share"), [(0, 1), (10, 1 / 4), (30, 1 / 2), (45, 1), (80, 1), (200, 1)]
 )
 def test_small_units_share_a_gpu(peak: float, share: float):
-    assert cluster.shared(peak, memory=80) == share
-    assert cluster.shared(peak, memory=80, whole=True) == (3 if peak == 200 else 1)
+    assert on_ray.shared(peak, memory=80) == share
+    assert on_ray.shared(peak, memory=80, whole=True) == (3 if peak == 200 else 1)
 
 
 def test_the_command_line_runs_workers_and_says_what_ran(folder, tmp_path):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from hypothesis import strategies as st
 from safetensors.torch import save
 
@@ -24,6 +25,7 @@ from tests.figures.synthetic import family, intruders, retention
 from tests.hostile.mangled import TEXTS, broken, json_bytes
 from tests.hostile.page import require_escaped
 from tests.loaders.test_gguf import write as write_gguf
+from workbench.figures import Spec
 from workbench.skills.graft import Graft
 from workbench.tasks import PromptSet
 from workbench.tasks.measure import read_text
@@ -175,7 +177,7 @@ def weights(seeds: Seeds) -> list[Reader]:
     return [
         Reader(
             "safetensors", **damaged({"model.safetensors": small}, "model.safetensors",
-                                     safetensors_bytes()), read=read, share=2600,
+                                     safetensors_bytes()), read=read, share=2400,
         ),
         Reader(
             "index", **damaged(seeds.shards, index, json_bytes(json.loads(seeds.shards[index]))),
@@ -261,16 +263,24 @@ def outcomes(seeds: Seeds) -> list[Reader]:
     def page(folder: Path) -> None:
         require_escaped(folder)
 
+    def panels(folder: Path) -> None:
+        Spec.load(folder / "panels.yaml").draw()
+
     grafts = st.one_of(broken(seeds.graft), safetensors_bytes())
     # pandas holds no lone surrogates, and the loaders let none in.
     name = TEXT.filter(lambda text: "\ud800" not in text)
     names = st.lists(name, min_size=4, max_size=4).map(lambda four: json.dumps(four).encode())
     plain = {"texts.json": json.dumps(["member", "task", "note", "other"]).encode()}
     results = st.sampled_from(seeds.results).flatmap(damaged_result)
+    told = {f"results/kept/{name}": content for name, content in seeds.results[0].items()}
+    spec = json.dumps(SPEC).encode()
+    lines = st.one_of(json_bytes(SPEC, ("colour",)), broken(yaml.safe_dump(SPEC).encode()))
     return [
         Reader("result", seeds.results[0], results, report, 500),
         Reader("graft", **damaged({"g.safetensors": seeds.graft}, "g.safetensors", grafts),
                read=graft, share=300),
+        Reader("spec", **damaged(told | {"panels.yaml": spec}, "panels.yaml", lines), read=panels,
+               share=200),
         Reader("page", **damaged(plain, "texts.json", names), read=page, share=200),
     ]  # fmt: skip
 
@@ -279,6 +289,13 @@ TEXT = st.one_of(st.sampled_from(TEXTS), st.text(max_size=30))
 PROMPT = {
     "id": "1", "prompt": "Box F contains the", "target": " apple", "foils": [" book"],
     "split": "test", "tags": {"kind": "box"}, "template": "t", "spans": {"box": [0, 5]},
+}  # fmt: skip
+
+
+SPEC = {
+    "results": "results", "style": "paper", "size": [3, 2], "columns": 2,
+    "panels": [{"analysis": "kept", "figure": "rank", "members": ["full"], "title": "a",
+                "options": {}, "span": 1, "legend": True}],
 }  # fmt: skip
 
 

@@ -38,7 +38,7 @@ from workbench.results import Result, writing
 
 HEIGHT = 2.6  # inches of one row of panels, where the file does not say
 SIZES = {"column": style.COLUMN, "wide": style.WIDE}
-LARGEST = 40  # inches
+LARGEST = 24  # inches
 REMEDY = "see `workbench figures --help`"
 # What may be said of a panel beside its Result, and what it may be.
 OWN: dict[str, Callable[[Any], bool]] = {
@@ -156,7 +156,9 @@ def _draw(panel: Panel, result: Result, here: Any) -> None:
     drawing, group = choices[name]
     try:
         drawing.draw(*group, ax=here, **panel.options)
-    except TypeError as error:
+    except Exception as error:
+        if not panel.options:
+            raise
         raise WorkbenchError(
             f"The figure {name!r} of {panel.folder.name} does not take the options "
             f"{dict(panel.options)} ({error})."
