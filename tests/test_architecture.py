@@ -37,6 +37,7 @@ MAY = {
     "catalogue": SHARED | ANALYSES,
     "figures": SHARED,
     "reports": SHARED | {"figures"},
+    "shown": SHARED | {"figures", "loaders", "tasks"},
     "compare": SHARED
     | {"loaders", "tasks", "units", "forgetting", "skills"}
     | {"catalogue", "cluster", "figures", "reports"},
@@ -46,6 +47,7 @@ MAY = {
 ABOVE = {"__init__", "cli"}
 # Result.plot(), pair.models() and the like are conveniences looked up when they are called.
 DEFERRED = {("results", "figures"), ("loaders", "models")}
+DEFERRED |= {(part, "shown") for part in ("results", "loaders", "tasks")}
 
 
 def part(file: Path) -> str:
