@@ -127,3 +127,12 @@ def test_a_prompt_set_shows_a_few_examples_with_their_answers():
     assert [p.prompt in text for p in drawn] == [i < EXAMPLES for i in range(9)]
     assert all(f"<strong>{p.target}</strong>" in html for p in drawn.prompts[:EXAMPLES])
     assert "0 prompts" in Shown(wb.tasks.PromptSet("none", ())._repr_html_()).text
+
+
+def test_a_figure_is_a_picture_without_pyplot():
+    data, size = retention(family(3)).plot()._repr_png_()
+    assert data.startswith(b"\x89PNG")
+    # A PNG's first chunk holds its width and height in pixels.
+    width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
+    assert width / height == pytest.approx(size["width"] / size["height"], rel=0.02)
+    assert width > size["width"]

@@ -67,7 +67,6 @@ ABOUT = ("kind", "rank", "alpha", "step", "seed", "reference", "fingerprint")
 SHORT = 12  # characters of a fingerprint
 LONG = 16  # rows above which a table is folded away
 MOST = 600  # rows above which a table is left to the Result's own file
-SCREEN = 1.25 * 96  # CSS pixels per printed inch: 8 pt type reads as 10 pt
 
 
 @dataclass(frozen=True)
@@ -245,8 +244,8 @@ def _pictures(
             "title": drawing.title,
             "source": f"data:image/png;base64,{base64.b64encode(image).decode()}",
             "alt": f"{drawing.title}. {lead}; the numbers stand in this section's tables.",
-            "width": round(width / style.DPI * SCREEN),
-            "height": round(height / style.DPI * SCREEN),
+            "width": round(width / style.DPI * style.SCREEN),
+            "height": round(height / style.DPI * style.SCREEN),
             "caption": drawing.caption,
             "misleads": drawing.misleads,
         }
