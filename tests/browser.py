@@ -1,5 +1,5 @@
-"""A headless Chromium that opens one page and tells what happened: over its DevTools protocol, by the
-websocket client that comes with JupyterLab."""
+"""A headless Chromium that opens one page and tells what happened, over its DevTools protocol. The
+websocket client comes with JupyterLab."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report as a reader has it: in a browser, on a phone and on a desk, whatever the names hold."""
+"""The report as a reader has it: in a browser, on a phone and a desk, whatever the names hold."""
 
 from __future__ import annotations
 

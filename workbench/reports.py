@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,6 +49,13 @@ HEADINGS = {
     "patching.attribution": "Attribution: all places by one gradient",
     "patching.circuit": "The circuit, in the base and in the members",
     "patching.mask": "Which heads carry the information",
+    "skills.localize": "How few parameters carry the skill",
+    "skills.overlap": "Do two skills share their parameters?",
+    "skills.compose": "Several skills put together",
+    "skills.blocks": "Which matrices of the change are needed",
+    "skills.restore": "How much of the change can be taken back",
+    "skills.compression": "In how many bits the change fits",
+    "skills.calibration": "Calibration",
 }
 # What tells means apart, and places of patches.
 KEYS = (
@@ -96,7 +104,7 @@ def report(
     results: Results, or folders that `Result.save` wrote, in the order of the sections; one
     analysis may occur more than once. preflight: the table of `pair.check()` (item, status, found,
     remedy), of several members with a column member. notes: said on the first page, beside those
-    of the Results. pictures: the folder where `figures.save_all` just drew these very results; None
+    that several Results have; the others stand with the one Result they are of. pictures: the folder where `figures.save_all` just drew these very results; None
     draws them.
     The page needs nothing else: images are in it, it loads nothing and runs no script.
     Raises WorkbenchError where there are no results or they are of different bases.
@@ -114,7 +122,8 @@ def report(
     members = figures.everyone(loaded)
     with style.family(members):
         sections = [_checked(i, loaded, pictures, given[i]) for i in range(len(loaded))]
-    said = [*notes, *(note for result in loaded for note in result.provenance.notes)]
+    told = Counter(note for result in loaded for note in result.provenance.notes)
+    shared = list(dict.fromkeys([*notes, *(note for note, times in told.items() if times > 1)]))
     page = _template().render(
         title=title,
         question=QUESTION,
@@ -122,7 +131,7 @@ def report(
         family=_family(members),
         colours=[style.assign(members)[name].colour for name in members],
         preflight=[] if preflight is None else _preflight(preflight),
-        notes=list(dict.fromkeys(said)),
+        notes=shared,
         sections=sections,
         short=SHORT,
     )
@@ -216,6 +225,7 @@ def _section(place: int, results: Sequence[Result], pictures: str | Path | None)
         "heading": heading,
         "lead": lead,
         "parts": parts,
+        "notes": list(provenance.notes),
         "figures": list(_pictures(place, results, lead, pictures)),
         "tables": list(tables(result)),
         "provenance": [(name, "none" if v is None else str(v)) for name, v in about.items()],
