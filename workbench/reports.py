@@ -104,8 +104,8 @@ def report(
     results: Results, or folders that `Result.save` wrote, in the order of the sections; one
     analysis may occur more than once. preflight: the table of `pair.check()` (item, status, found,
     remedy), of several members with a column member. notes: said on the first page, beside those
-    that several Results have; the others stand with the one Result they are of. pictures: the folder where `figures.save_all` just drew these very results; None
-    draws them.
+    that several Results have; the others stand with the one Result they are of. pictures: the
+    folder where `figures.save_all` just drew these very results; None draws them.
     The page needs nothing else: images are in it, it loads nothing and runs no script.
     Raises WorkbenchError where there are no results or they are of different bases.
     """

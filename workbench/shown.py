@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from workbench.results import Result
     from workbench.tasks import Prompt, PromptSet
 
-ROWS = 8  # of a table
+ROWS = 5  # of a table
 EXAMPLES = 3  # of a prompt set
 LONG = 240  # characters of a text
+LINE = 48  # characters that are not broken into lines
 SHORT = 12  # characters of a fingerprint
 SOFT = "opacity:.75;margin:.2em 0"
 PLAIN = "white-space:pre-wrap;overflow-wrap:break-word;text-align:left"
@@ -185,12 +186,11 @@ def _pairs(about: Mapping[str, Any]) -> Markup:
 
 def _table(frame: pd.DataFrame) -> Markup:
     """A frame as text, in a box of its own that scrolls where it is wide."""
-    cell = Markup('<td style="{}">{}</td>')
     head = Markup("").join(
         Markup('<th style="text-align:left">{}</th>').format(_seen(name)) for name in frame.columns
     )
     body = Markup("").join(
-        Markup("<tr>{}</tr>").format(Markup("").join(cell.format(PLAIN, _seen(v)) for v in row))
+        Markup("<tr>{}</tr>").format(Markup("").join(map(_cell, row)))
         for row in frame.astype(object).itertuples(index=False)
     )
     shell = (
@@ -198,3 +198,9 @@ def _table(frame: pd.DataFrame) -> Markup:
         "<tbody>{}</tbody></table></div>"
     )
     return Markup(shell).format(head, body)
+
+
+def _cell(value: Any) -> Markup:
+    text = _seen(value)
+    style = PLAIN.replace("pre-wrap", "pre") if len(text) <= LINE else PLAIN
+    return Markup('<td style="{}">{}</td>').format(style, text)
