@@ -95,11 +95,11 @@ def test_it_runs_and_leaves_nothing_behind(
 
 
 def tree() -> dict[str, tuple[int, int]]:
-    """Every file of the repository that a notebook could touch, with its size and time."""
-    kept = (ROOT / name for name in ("notebooks", "data", "figures", "workbench", "tests"))
-    files = (file for folder in kept for file in folder.rglob("*") if file.is_file())
+    """Every file where a notebook stands or reads, and beside that, with its size and time."""
+    kept = [ROOT / name for name in ("notebooks", "data", "figures")]
+    files = [file for folder in kept for file in folder.rglob("*") if file.is_file()]
+    files += [file for file in ROOT.iterdir() if not file.name.startswith(".") and file.is_file()]
     return {
         str(file.relative_to(ROOT)): (file.stat().st_size, file.stat().st_mtime_ns)
         for file in files
-        if "__pycache__" not in file.parts
     }

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 import workbench as wb
-from tests.figures.synthetic import everything, family, result, retention
+from tests.figures.synthetic import everything, family, retention
+from tests.hostile.page import Page, hostile_result
 from workbench import figures
 from workbench.loaders import PairReport
 from workbench.shown import EXAMPLES, ROWS
 
 EVIL = "<script>alert('x')</script>\u202e & \"><img src=x onerror=alert(1)>"
-TAGS = {"div", "p", "strong", "span", "ul", "li", "details", "summary"}
-TAGS |= {"table", "thead", "tbody", "tr", "th", "td"}
 
 
-class Shown(HTMLParser):
+class Shown(Page):
     """The text of some HTML; raises AssertionError at what none of our objects is shown with."""
 
     def __init__(self, html: str) -> None:
@@ -31,9 +29,9 @@ class Shown(HTMLParser):
         assert not self.open
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in TAGS, f"<{tag}>"
+        super().handle_starttag(tag, attrs)
         assert {name for name, _ in attrs} <= {"style", "open"}
-        # A colour of ours would vanish on one of the themes.
+        # A colour of ours would vanish in one of the themes.
         assert not re.search("color|background|url", str(attrs))
         self.open.append(tag)
 
@@ -45,13 +43,7 @@ class Shown(HTMLParser):
 
 
 def hostile():
-    members = {EVIL: {"kind": "lora", "rank": 2, "fingerprint": EVIL, "reference": EVIL}}
-    rows = [
-        {"member": EVIL, "task": EVIL, "metric": metric, "value": 0.1, "low": 0.0, "high": 0.2,
-         "n": 3, "baseline": 0.0}
-        for metric in ("score", "score_change")
-    ]  # fmt: skip
-    made = result("forgetting.retention", rows, members, prompt=EVIL, other={EVIL: EVIL})
+    made = hostile_result(EVIL, EVIL, EVIL, EVIL)
     line = {"item": EVIL, "status": "warn", "found": EVIL, "remedy": EVIL}
     prompt = wb.tasks.Prompt("1", EVIL, f" {EVIL}", foils=(EVIL,))
     made = wb.Result(made.analysis, made.table, made.provenance.with_notes((EVIL,)))
@@ -97,7 +89,7 @@ def test_an_interval_stands_beside_its_value_and_n():
 def test_a_pair_tells_what_was_compared(base: Path, lora: Path):
     pair = wb.load_pair(base, lora, "mine")
     text = Shown(pair._repr_html_()).text
-    assert f"{len(pair.comparable)} parameters, {len(pair.sites())} of them matrices" in text
+    assert f"{len(pair.comparable)} parameters, {len(pair.sites())} block matrices" in text
     assert pair.tuned.fingerprint[:12] in text
     assert "minelora35" in text  # name, kind, rank and alpha, a cell each
 

@@ -109,7 +109,7 @@ def _members(
 
 def _compared(one: CheckpointPair) -> str:
     everything, matrices = len(one.comparable), len(one.sites())
-    return f"{everything} parameters, {matrices} of them matrices in the blocks"
+    return f"{everything} parameters, {matrices} block matrices"
 
 
 def _checked(pairs: Iterable[CheckpointPair]) -> Markup:
@@ -126,10 +126,11 @@ def _checked(pairs: Iterable[CheckpointPair]) -> Markup:
 
 
 def _tidy(table: pd.DataFrame) -> pd.DataFrame:
-    """The first rows: numbers rounded, an interval beside its value, no empty column."""
+    """The first rows: an interval beside its value, and no column that is empty in them."""
     from workbench.figures.wording import interval
 
-    rows = table.dropna(axis="columns", how="all").head(ROWS)
+    rows = table.head(ROWS)
+    rows = rows[[name for name in rows if name == "value" or rows[name].notna().any()]]
     if {"low", "high"} <= set(rows):
         values = rows[["value", "low", "high"]].itertuples(index=False)
         rows = rows.assign(value=["" if pd.isna(v) else interval(v, a, b) for v, a, b in values])
@@ -157,7 +158,7 @@ def _seen(value: Any) -> str:
 
 def _card(title: str, *parts: Markup) -> str:
     whole = Markup("").join((Markup("<p><strong>{}</strong></p>").format(_seen(title)), *parts))
-    return str(Markup('<div style="max-width:60em">{}</div>').format(whole))
+    return str(Markup('<div style="max-width:75em">{}</div>').format(whole))
 
 
 def _said(text: str) -> Markup:
