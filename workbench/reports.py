@@ -205,6 +205,8 @@ def _section(place: int, results: Sequence[Result], pictures: str | Path | None)
     provenance = result.provenance
     lead, parts = figures.findings(result)
     heading = HEADINGS.get(result.analysis, result.analysis)
+    if provenance.parameters.get("groups"):
+        heading += ", by groups of heads"
     if sum(other.analysis == result.analysis for other in results) > 1:
         ends = list(dict.fromkeys((result.members[0], result.members[-1])))
         asked = provenance.parameters.get("prompts")
@@ -218,6 +220,7 @@ def _section(place: int, results: Sequence[Result], pictures: str | Path | None)
         "dtype": provenance.dtype,
         "created": provenance.created,
     }
+    seed = "" if provenance.seed is None else f", seed {provenance.seed}"
     about |= {f"parameter {name}": _plain(v) for name, v in provenance.parameters.items()}
     about |= {f"version of {name}": v for name, v in provenance.versions.items()}
     return {
@@ -229,6 +232,7 @@ def _section(place: int, results: Sequence[Result], pictures: str | Path | None)
         "figures": list(_pictures(place, results, lead, pictures)),
         "tables": list(tables(result)),
         "provenance": [(name, "none" if v is None else str(v)) for name, v in about.items()],
+        "origin": f"{provenance.device}, {provenance.dtype}{seed}",
         "command": provenance.command,
         "rows": len(result.table),
     }
