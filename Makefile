@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-smollm2 test cluster-test fuzz crash-test lint bench figures clean
+.PHONY: demo demo-smollm2 test cluster-test fuzz crash-test lint bench figures family-figures clean
 
 # constraints.txt pins what is tested. The last lines keep the install from running again.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -49,7 +49,12 @@ bench: $(VENV)/installed
 	$(RUN)/python -m benchmarks.precision --out benchmarks/results
 	$(RUN)/python -m benchmarks.patching --model data/family/base --prompts 8 --boxes 5 --out benchmarks/results
 
+# Everything under figures/ from the results kept there, without a model; a few minutes.
 figures: $(VENV)/installed
+	$(RUN)/python -m benchmarks.redraw figures
+
+# The shipped family's results anew, by the demo.
+family-figures: $(VENV)/installed
 	$(RUN)/workbench demo --out out/family
 	$(RUN)/python -m benchmarks.keep_figures out/family figures/family
 

@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from workbench.compare import PREFLIGHT
 from workbench.results import replacing
 
 LARGE = 2**22  # bytes
@@ -19,7 +20,8 @@ def keep(run: Path, target: Path) -> None:
     with replacing(target) as fresh:
         for figure in sorted((run / "figures").glob("*.png")):
             shutil.copy(figure, fresh / figure.name)
-        shutil.copy(run / "report.html", fresh / "report.html")
+        for name in ("report.html", PREFLIGHT):
+            shutil.copy(run / name, fresh / name)
         shutil.copytree(run / "results", fresh / "results", ignore=large)
 
 

@@ -38,10 +38,13 @@ MAY = {
     "figures": SHARED,
     "reports": SHARED | {"figures"},
     "shown": SHARED | {"figures", "loaders", "tasks"},
+    "equivalence": SHARED,
+    "findings": SHARED | {"equivalence"},
+    "study": SHARED | {"loaders", "tasks", "units", "catalogue"},
     "compare": SHARED
-    | {"loaders", "tasks", "units", "forgetting", "skills"}
-    | {"catalogue", "cluster", "figures", "reports"},
-    "demo": SHARED | {"loaders", "tasks", "lab", "behaviour", "patching", "catalogue", "compare"},
+    | {"loaders", "units", "forgetting", "skills", "equivalence"}
+    | {"catalogue", "cluster", "figures", "reports", "study"},
+    "demo": SHARED | {"loaders", "tasks", "lab", "behaviour", "patching", "catalogue", "study"},
 }
 # The public names, and the command line, stand above everything.
 ABOVE = {"__init__", "cli"}

@@ -25,7 +25,8 @@ from tests.conftest import adapter
 from tests.forgetting.conftest import knower, nouns, overruled, wrapped
 from tests.skills.conftest import write
 from workbench import cluster
-from workbench.compare import Chain, Study, results
+from workbench.compare import results
+from workbench.study import Chain, Study
 from workbench.tasks import PromptSet
 from workbench.units import Unit
 
@@ -79,10 +80,11 @@ def on(where: str, request) -> str:
 def filled(
     place: str, store: Path, family: wb.Family, analysis: Any, **parameters: Any
 ) -> dict[str, bytes]:
-    """The content of every file under `store` after these units were run."""
+    """The content of every file under `store` after these units were run; raises what one did."""
     made = [Unit(pair, analysis, parameters) for pair in family]
     with cluster.workers(place) as crew:
-        crew.fill(store, made)
+        for reason in crew.fill(store, made).values():
+            raise reason
     return contents(store)
 
 
@@ -211,7 +213,8 @@ def test_bad_input_of_one_unit_keeps_what_was_done(where: str, family, calls, tm
     options = {"calls": calls, "member": "lora"}
     with pytest.raises(wb.WorkbenchError, match=r"^lora will not do; give another\.$"):
         filled(on(where, request), tmp_path / "store", family, clustered.refused, **options)
-    assert len(list((tmp_path / "store").iterdir())) == calls_of(calls).total() == 2
+    assert len(list((tmp_path / "store").iterdir())) == 2
+    assert calls_of(calls) == {"wrapped": 1, "overruled": 1, "lora": 1}
 
 
 DRIVER = """
@@ -257,8 +260,9 @@ def test_a_worker_that_would_compute_something_else_is_refused(family, tmp_path,
         assert made[0].key
         # As on another machine whose folder of the same name holds something else.
         monkeypatch.setitem(vars(family.base), "about", family.base.about | {"fingerprint": "0"})
-        with pytest.raises(wb.WorkbenchError, match="must see the same checkpoints"):
-            crew.fill(tmp_path, made)
+        reasons = crew.fill(tmp_path, made)
+        assert reasons.keys() == {unit.key for unit in made}
+        assert all("must see the same checkpoints" in str(one) for one in reasons.values())
     monkeypatch.undo()
     monkeypatch.setattr(cluster, "code_fingerprint", lambda: "0" * 64)
     with pytest.raises(wb.WorkbenchError, match=f"Expected code {'0' * 16} on every machine"):

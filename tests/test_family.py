@@ -10,7 +10,8 @@ import torch
 from transformers import AutoTokenizer
 
 import workbench as wb
-from workbench import compare, tasks
+from workbench import study as studies
+from workbench import tasks
 from workbench.demo import FAMILY, shipped_study
 from workbench.lab import shipped
 
@@ -109,7 +110,7 @@ def test_the_study_plans_the_members_of_a_task_together():
     tasks_of[shipped.SUPPRESSION] = study.also["suppressed"]
     for task, one in tasks_of.items():
         assert {pair.name for pair in one.family} == set(shipped.members_of(task))
-    plan = compare.plan(study)
+    plan = studies.plan(study)
     studied = {pair.name for one in (study, *study.also.values()) for pair in one.family}
     assert set(plan["member"]) == studied
     assert set(plan["matrices"]) == {42}

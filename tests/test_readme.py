@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from workbench.cli import app
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ["README.md", "CHANGELOG.md"]
+DOCUMENTS = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
 FOLDERS = r"(?:workbench|tests|notebooks|data|benchmarks|figures|\.ci)"
 
 

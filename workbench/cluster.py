@@ -86,11 +86,12 @@ class Crew:
         self.lost: Counter[str] = Counter()
         self.bar = tqdm(total=0, desc="units", disable=None, leave=False)
 
-    def fill(self, store: Path, wanted: Sequence[Unit]) -> None:
+    def fill(self, store: Path, wanted: Sequence[Unit]) -> dict[str, Exception]:
         """Run those of the units that `store` lacks, and keep each Result as it comes.
 
-        After an error no further unit begins; those that run are waited for and kept. Raises the
-        first error, or WorkbenchError for a unit that lost `TRIES` workers.
+        Returns what units raised, by their keys; one that lost `TRIES` workers counts among them.
+        Raises where workers cannot start or a Result cannot be written: then no further unit
+        begins, and those that run are waited for and kept.
         """
         found = {unit.key: unit for unit in wanted}
         missing = deque(unit for unit in found.values() if not unit.kept(store))
@@ -98,6 +99,7 @@ class Crew:
         self.bar.update(len(found) - len(missing))
         while (hired := len(self.idle) + len(self.running)) < min(self.most, len(missing)):
             self._add(self.hire(hired))
+        failed: dict[str, Exception] = {}
         first: Exception | None = None
         while missing or any(unit for _, unit in self.running.values()):
             while self.idle and missing:
@@ -108,12 +110,13 @@ class Crew:
                 self.bar.write("units: no worker has begun yet; still waiting.", file=sys.stderr)
             for future in done:
                 try:
-                    self._take(future, store, missing)
+                    self._take(future, store, missing, failed)
                 except Exception as error:
                     first = first or error
                     missing.clear()
         if first is not None:
             raise first
+        return failed
 
     def stop(self) -> None:
         """End all workers, whatever they do."""
@@ -134,8 +137,14 @@ class Crew:
         self.last[_members(unit)] = lane
         return lane, unit
 
-    def _take(self, future: Future[Any], store: Path, missing: deque[Unit]) -> None:
-        """Keep what a worker gave, or replace one that was lost. Raises what the unit raised."""
+    def _take(
+        self,
+        future: Future[Any],
+        store: Path,
+        missing: deque[Unit],
+        failed: dict[str, Exception],
+    ) -> None:
+        """Keep what a worker gave, or what its unit raised; replace a worker that was lost."""
         lane, unit = self.running.pop(future)
         try:
             made = future.result()
@@ -143,11 +152,18 @@ class Crew:
             reason = lane.reason(error)
             if reason is not None:
                 self.idle.append(lane)
-                raise reason from reason.__cause__
-            self._count(unit, error)
+                if unit is None:
+                    raise reason from reason.__cause__
+                self._give_up(unit, reason, failed)
+                return
             lane.stop()
             self.last = {who: own for who, own in self.last.items() if own is not lane}
-            if unit is not None:
+            spent = self._spent(unit, error)
+            if unit is None and spent:
+                raise spent from None
+            if unit is not None and spent:
+                self._give_up(unit, spent, failed)
+            elif unit is not None:
                 missing.appendleft(unit)
             self._add(lane.again())
             return
@@ -158,17 +174,22 @@ class Crew:
             made.save(store / unit.key)
             self.bar.update()
 
-    def _count(self, unit: Unit | None, error: Exception) -> None:
-        """Raises WorkbenchError for a unit that has lost too many workers, or where so many in a
-        row were lost at their start."""
+    def _give_up(self, unit: Unit, reason: Exception, failed: dict[str, Exception]) -> None:
+        failed[unit.key] = reason
+        self.bar.update()
+
+    def _spent(self, unit: Unit | None, error: Exception) -> WorkbenchError | None:
+        """What is said of a unit that has now lost too many workers, or where so many in a row
+        were lost at their start."""
         key, name = (unit.key, unit.name) if unit else (START, START)
         self.lost[key] += 1
-        if self.lost[key] == TRIES:
-            told = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-            likely = "a unit may need more memory than there is; use fewer workers"
-            if unit is None:
-                likely = 'a script that starts workers needs `if __name__ == "__main__":`'
-            raise WorkbenchError(f"{TRIES} workers were lost at {name} ({told}); {likely}.")
+        if self.lost[key] < TRIES:
+            return None
+        told = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        likely = "a unit may need more memory than there is; use fewer workers"
+        if unit is None:
+            likely = 'a script that starts workers needs `if __name__ == "__main__":`'
+        return WorkbenchError(f"{TRIES} workers were lost at {name} ({told}); {likely}.")
 
 
 def _members(unit: Unit) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Mapping, Sequence
+import html
+import re
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,311 +13,210 @@ from typing import Any
 import pandas as pd
 
 from workbench import figures
-from workbench.catalogue import ANALYSES, Analysis
+from workbench.catalogue import ANALYSES
 from workbench.cluster import HERE, Crew, place, workers
-from workbench.errors import WorkbenchError
+from workbench.equivalence import equivalence
+from workbench.errors import WorkbenchError, visible
 from workbench.forgetting import association, sequential
-from workbench.loaders import Family
-from workbench.reports import report
-from workbench.results import Result
+from workbench.loaders import CheckpointPair, Family
+from workbench.reports import FIRST, QUESTION, report
+from workbench.results import Result, replacing, writing
 from workbench.skills import alike, compose, localize, overlap, reported
-from workbench.tasks import PromptSet
-from workbench.tasks.desiderata import Counterfactuals
+from workbench.study import STEPS, Part, Study, plan
 from workbench.units import Unit, joined
 
-# For `plan`: forward passes over every prompt and text, of about so many tokens each.
-PASSES = {
-    "forgetting.retention": 2,
-    "forgetting.interpolate": 13,
-    "forgetting.knowledge": 120,
-    "forgetting.conjugate": 6,
-    "forgetting.probe": 3,
-    "forgetting.prune": 25,
-    "forgetting.revive": 120,
-    "forgetting.verdict": 1,
-    "behaviour.tokens": 8,
-    "behaviour.generate": 12,
-    "behaviour.faithfulness": 30,
-    "spectral.scale": 50,
-    "tuco.contribution": 3,
-    "tuco.scaling": 16,
-    "patching.cross_model": 60,
-    "patching.restore": 25,
-    "patching.activation": 60,
-    "patching.circuit": 80,
-    "patching.lens": 3,
-    "patching.patterns": 2,
-    "patching.attribution": 30,
-    "patching.groups": 30,
-    "patching.mask": 20,
-    "skills.localize": 250,
-    "skills.blocks": 250,
-    "skills.restore": 50,
-    "skills.compression": 20,
-    "skills.calibration": 2,
-}
-TOKENS = 100
 KEEPS = "forgetting.retention"  # chains are read where retention is
 MEASURES = ("spectral.intruders", "spectral.delta_spectrum", "tuco.contribution")
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Members that were learned one after the other. stages: in that order; tasks: stage -> prompts
-    of what it learned; others: prompts of tasks no stage learned."""
-
-    stages: Family
-    tasks: Mapping[str, PromptSet]
-    others: Sequence[PromptSet] = ()
-
-
-@dataclass(frozen=True)
-class Study:
-    """What to compare. task: prompts of the fine-tuned task; without it only the weights and the
-    loss are compared. prompts: further prompt sets, e.g. of pre-training. texts: held-out
-    pre-training-like text; None takes samples of the base. steps: checkpoints along a training
-    run. groups: prompts to be told apart by TuCo, the fine-tuning-like ones first; None takes
-    task and prompts. dtype: of every run of a model; decompositions are float32. options: analysis
-    key -> arguments other than the defaults. only: keys of the analyses to run; None for all.
-    corrupted: a corrupt partner of each prompt of the task, for patching within one model. pairs:
-    counterfactual pairs, for masks. conjugates: name -> the task's prompts behind a conjugation;
-    learned: prompts of what was fine-tuned, where the task is a capability that may be lost;
-    lessons: prompts to learn it again with. worked: how `faithfulness` takes the task's prompts
-    apart, its arguments by name; None where they hold no worked steps.
-    chains: members learned one after the other, by the chain's name. also: further studies of the
-    same base by name, reported with this one: other members, another behaviour."""
-
-    family: Family
-    task: PromptSet | None = None
-    prompts: Sequence[PromptSet] = ()
-    texts: Sequence[str] | None = None
-    steps: Family | None = None
-    groups: Mapping[str, PromptSet | Sequence[str]] | None = None
-    device: str = "cpu"
-    dtype: str = "float32"
-    seed: int = 0
-    options: dict[str, dict[str, Any]] = field(default_factory=dict)
-    only: tuple[str, ...] | None = None
-    corrupted: PromptSet | None = None
-    pairs: Counterfactuals | None = None
-    conjugates: Mapping[str, PromptSet] | None = None
-    learned: PromptSet | None = None
-    lessons: PromptSet | None = None
-    worked: Mapping[str, Any] | None = None
-    chains: Mapping[str, Chain] = field(default_factory=dict)
-    also: Mapping[str, Study] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        known = [a.key for a in ANALYSES]
-        unknown = [key for key in self.only or () if key not in known]
-        if unknown:
-            raise WorkbenchError(f"Unknown analysis {unknown[0]!r}; there are {', '.join(known)}.")
-
-    @property
-    def analyses(self) -> list[Analysis]:
-        """The catalogue, or `only` these of it, less what this study has no data for."""
-        here = {
-            "task": self.task, "partners": self.corrupted, "pairs": self.pairs,
-            "conjugates": self.conjugates, "learned": self.learned, "lessons": self.lessons,
-            "capability": self.learned, "worked": self.worked,
-        }  # fmt: skip
-        missing = {need for need, given in here.items() if given is None}
-        found = [a for a in ANALYSES if self.only is None or a.key in self.only]
-        return [a for a in found if not missing & set(a.needs)]
-
-    def narrowed(self, only: Sequence[str]) -> Study:
-        """This study and those beside it with these of their analyses alone; all where none is
-        named. Raises WorkbenchError where a name is unknown, or there is no data for any."""
-        if not only:
-            return self
-        found = self._narrowed(only)
-        if not any(study.analyses for study in (found, *found.also.values())):
-            raise WorkbenchError(
-                f"There is no data for {', '.join(only)}; give prompts of the task (--task)."
-            )
-        return found
-
-    def _narrowed(self, only: Sequence[str]) -> Study:
-        replace(self, only=tuple(only))  # an unknown name is told in any case
-        kept = tuple(key for key in only if self.only is None or key in self.only)
-        also = {name: study._narrowed(only) for name, study in self.also.items()}
-        return replace(self, only=kept, also=also)
-
-    def arguments(self, analysis: Analysis) -> dict[str, Any]:
-        """What one analysis is called with."""
-        found: dict[str, Any] = {"device": self.device}
-        if {"texts", "task", "model"} & set(analysis.needs):
-            found |= {"dtype": self.dtype, "seed": self.seed}
-        if "texts" in analysis.needs:
-            found["texts"] = self.texts
-        if "task" in analysis.needs:
-            found["task"] = self.task
-        if "groups" in analysis.needs:
-            del found["task"]
-            sets = {one.name: one for one in (self.task, *self.prompts) if one is not None}
-            found["prompts"] = dict(self.groups or sets)
-        if "prompts" in analysis.needs:
-            found["prompts"] = found.pop("task")
-        if "learned" in analysis.needs:
-            found["task"] = self.learned
-        if "conjugates" in analysis.needs:
-            found["conjugates"] = self.conjugates
-        if "lessons" in analysis.needs:
-            found["lessons"] = self.lessons
-        if "worked" in analysis.needs:
-            found |= self.worked or {}
-        if "others" in analysis.needs:
-            found["others"] = list(self.prompts)
-        if "partners" in analysis.needs:
-            found["corrupted"] = self.corrupted
-        if "pairs" in analysis.needs:
-            found |= {"pairs": self.pairs, "seed": self.seed, "dtype": self.dtype}
-        if analysis.key == "forgetting.retention":
-            found["prompts"] = [*([self.task] if self.task else []), *self.prompts]
-            found["task"] = self.task.name if self.task else None
-        return found | self.options.get(analysis.key, {})
-
-
-def plan(study: Study) -> pd.DataFrame:
-    """What will run: per member and analysis the matrices, the peak of memory in MiB, whether the
-    model is run, and minutes on this machine, to a factor of about three. Reads headers only."""
-    tables = [_plan(one, *_speeds()) for one in (study, *study.also.values())]
-    return pd.concat(tables, ignore_index=True)
-
-
-def _plan(study: Study, svd: float, matmul: float) -> pd.DataFrame:
-    """`plan` of one study. svd, matmul: as `_speeds` gives them."""
-    texts = len(study.texts or ()) or 64
-    sets = [*([study.task] if study.task else []), *study.prompts]
-    prompts = sum(len(one) for one in sets)
-    rows = []
-    for pair in study.family:
-        info = pair.base.weights().info
-        shapes = [info[site.name].shape for site in pair.sites() if site.name in pair.comparable]
-        weights = sum(math.prod(i.shape) for i in info.values())
-        cubic = sum(math.prod(shape) * min(shape) for shape in shapes)
-        for analysis in study.analyses:
-            runs = bool({"texts", "task", "pairs", "model"} & set(analysis.needs))
-            # A decomposition holds W, U, V and the tuned matrix; a run one model in float32 and
-            # about as much again for activations and the edited copies.
-            largest = max(map(math.prod, shapes), default=0)
-            peak = 2 * 4 * weights if runs else 6 * 4 * largest
-            passes = PASSES.get(analysis.key, 0) * 2 * weights * TOKENS * (prompts + texts)
-            seconds = passes / matmul if runs else 2 * cubic / svd
-            row = (pair.name, analysis.key, len(shapes), round(peak / 2**20), runs)
-            rows.append((*row, round(seconds / 60, 1)))
-    columns = ["member", "analysis", "matrices", "peak_MiB", "runs_model", "minutes"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _speeds() -> tuple[float, float]:
-    """(m n min(m, n) of an SVD, floating-point operations of a product) per second, just measured
-    on the CPU: half a second."""
-    import torch
-
-    size = 512
-    matrix = torch.randn(size, size)
-    found = []
-    for work, call in (
-        (size**3, lambda: torch.linalg.svd(matrix)),
-        (2 * size**3, lambda: matrix @ matrix),
-    ):
-        call()
-        start = time.perf_counter()
-        call()
-        found.append(work / (time.perf_counter() - start))
-    return found[0], found[1]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One analysis over one family of a study. name: the folder of its Result."""
-
-    name: str
-    analysis: Analysis
-    study: Study
-    family: Family
-
-    def units(self, **known: Any) -> list[Unit]:
-        arguments = self.study.arguments(self.analysis) | known
-        return [Unit(pair, self.analysis.function, arguments) for pair in self.family]
+PREFLIGHT = "preflight.csv"
+FAILED = "failed"
 
 
 def compare(study: Study, out: str | Path, *, title: str | None = None, on: str = HERE) -> Path:
     """Run the catalogue on a family; write results/, figures/ and report.html under `out`.
 
     Every analysis of every member is a unit of work kept under out/units: a second run computes
-    nothing, an interrupted one goes on. on: where they are run, see `workbench.cluster`; with
-    worker processes a script must call this under `if __name__ == "__main__":`. Returns the
-    report's path.
+    nothing, an interrupted one goes on. An analysis that fails is named in the report, with its
+    traceback under out/failed, and the others go on; see `failures`. on: where they are run, see
+    `workbench.cluster`; with worker processes a script must call this under `if __name__ ==
+    "__main__":`. Returns the report's path. Raises WorkbenchError where the preflight must stop,
+    and what the first analysis raised where all of them failed.
     """
     out = Path(out)
     place(on)
     families = (study.family, *(other.family for other in study.also.values()))
-    preflight = pd.concat([preflights(family) for family in families], ignore_index=True)
-    found = results(study, out, on=on)
-    figures.save_all(found, out / "figures")
-    return report(
-        found,
-        out / "report.html",
-        title=title or "What did fine-tuning do to this model?",
-        preflight=preflight,
-        pictures=out / "figures",
-    )
+    pairs = {(p.name, p.tuned.fingerprint): p for family in families for p in family}
+    preflight = preflights(pairs.values())
+    run = _run(study, out, on)
+    if not run.made:
+        raise next(iter(run.failed.values()), WorkbenchError("There is no analysis to run."))
+    with writing(out / PREFLIGHT) as fresh:
+        preflight.to_csv(fresh, index=False)
+    _note(run.failed, out / FAILED)
+    return _page(run.made, out, title, preflight)
 
 
 def results(study: Study, out: str | Path, *, on: str = HERE) -> list[Result]:
-    """`compare` without preflight, figures and report: every Result, in the report's order."""
+    """`compare` without preflight, figures and report: every Result, in the report's order.
+
+    Raises what the first failed analysis raised, after the others were run and saved.
+    """
+    run = _run(study, Path(out), on)
+    for reason in run.failed.values():
+        raise reason
+    return list(run.made.values())
+
+
+def redraw(
+    folder: str | Path,
+    *,
+    pictures: str | Path | None = None,
+    formats: Sequence[str] = ("png", "pdf"),
+    title: str | None = None,
+) -> Path:
+    """Draw the figures and the report of a finished run anew from its results/, without a model.
+
+    folder: what `compare` wrote, or a copy of its results/ alone. pictures: where figures go, None
+    for figures/ in it. formats: of their files, PNG among them. title: None for the report's own.
+    Returns the report's path. Raises WorkbenchError where it holds no results.
+    """
+    folder = Path(folder)
+    kept = sorted(path.parent for path in (folder / "results").glob("*/result.json"))
+    if not kept:
+        raise WorkbenchError(
+            f"Expected the results of a run in {folder / 'results'}, found none; give the folder "
+            "that was the --out of `workbench compare` or `demo`."
+        )
+    listed = _ordered({path.name: Result.load(path) for path in kept})
+    preflight = folder / PREFLIGHT
+    table = pd.read_csv(preflight, keep_default_na=False) if preflight.exists() else None
+    page = folder / "report.html"
+    return _page(listed, folder, title or _title(page), table, pictures, formats)
+
+
+def failures(out: str | Path) -> list[str]:
+    """What failed in the run under `out`: one sentence each, as the report says it."""
+    return [path.read_text().splitlines()[0] for path in sorted((Path(out) / FAILED).glob("*.txt"))]
+
+
+def _title(page: Path) -> str | None:
+    """Of the report that is there, where there is one."""
+    if not page.exists():
+        return None
+    found = re.search(r"<title>(.*?)</title>", page.read_text(encoding="utf-8"), re.S)
+    return html.unescape(found[1]) if found else None
+
+
+def _page(
+    made: Mapping[str, Result],
+    out: Path,
+    title: str | None,
+    preflight: pd.DataFrame | None,
+    pictures: str | Path | None = None,
+    formats: Sequence[str] = ("png", "pdf"),
+) -> Path:
+    pictures = Path(pictures or out / "figures")
+    figures.save_all(made, pictures, formats=formats)
+    return report(
+        made,
+        out / "report.html",
+        title=title or QUESTION,
+        preflight=preflight,
+        failures=failures(out),
+        pictures=pictures,
+    )
+
+
+@dataclass
+class Run:
+    """What came of a study. made: Results by folder name; failed: what was raised, by the name of
+    the analysis and its members."""
+
+    store: Path
+    crew: Crew
+    made: dict[str, Result] = field(default_factory=dict)
+    failed: dict[str, Exception] = field(default_factory=dict)
+
+    def fill(self, wanted: Mapping[str, Sequence[Unit]]) -> None:
+        """Run these units, and join those of each name; a Result says whom it lacks."""
+        units = {unit.key: unit for own in wanted.values() for unit in own}
+        raised = self.crew.fill(self.store, list(units.values()))
+        for name, own in wanted.items():
+            lost = {unit: raised[unit.key] for unit in own if unit.key in raised}
+            for unit, reason in lost.items():
+                self.failed[f"{name} of {', '.join(unit.members)}"] = reason
+            if len(lost) < len(own):
+                made = joined([unit for unit in own if unit not in lost], self.store)
+                self.made[name] = _lacking(made, lost)
+
+    def attempt(self, name: str, make: Callable[[], Result | None]) -> None:
+        """A Result made of other Results, where there is one."""
+        try:
+            made = make()
+        except Exception as error:
+            self.failed[name] = error
+        else:
+            if made is not None:
+                self.made[name] = made
+
+
+def _lacking(made: Result, lost: Iterable[Unit]) -> Result:
+    missing = [f"It failed for {', '.join(unit.members)}, who are not in it." for unit in lost]
+    about = made.provenance
+    return replace(made, provenance=about.with_notes((*about.notes, *missing))) if missing else made
+
+
+def _run(study: Study, out: Path, on: str) -> Run:
     with workers(on, device=study.device, peak=_peak(study, on)) as crew:
-        return _results(study, Path(out), crew)
-
-
-def _results(study: Study, out: Path, crew: Crew) -> list[Result]:
-    store, parts, steps = out / "units", _parts(study), _steps(study)
-    first = {p.name: p.units() for p in (*parts, *steps) if "results" not in p.analysis.needs}
-    chained = _chained(study)
-    crew.fill(store, [unit for own in first.values() for unit in own] + chained)
-    made = {name: joined(own, store) for name, own in first.items()}
-    later = {
-        part.name: part.units(results=_before(part, parts, made))
-        for part in parts
-        if part.name not in made
-    }
-    localized = [(p.study, made[p.name]) for p in parts if p.analysis.function is localize]
-    shared, composed = _together(localized)
-    crew.fill(store, [unit for own in (*later.values(), *composed.values()) for unit in own])
-    made |= {name: joined(own, store) for name, own in (later | composed).items()}
-    found = {part.name: made[part.name] for part in parts} | shared
-    found |= {name: made[name] for name in composed}
-    if chained:
-        whole = joined(chained, store)
-        found[whole.analysis] = whole
-    found |= _associated([made[part.name] for part in parts if part.study is study])
-    found |= {part.name: made[part.name] for part in steps}
-    for name, result in found.items():
+        run = Run(out / "units", crew)
+        _fill(study, run)
+    run.made = _ordered(run.made)
+    for name, result in run.made.items():
         result.save(out / "results" / name)
-    return list(found.values())
+    return run
 
 
-def _parts(study: Study) -> list[Part]:
-    """The analyses of a study and those beside it."""
-    return [
-        Part(f"{analysis.key}.{name}" if name else analysis.key, analysis, one, one.family)
-        for name, one in {"": study, **study.also}.items()
-        for analysis in one.analyses
-    ]
+def _fill(study: Study, run: Run) -> None:
+    """Everything of a study."""
+    parts, followed, chained = study.parts(), study.followed(), _chained(study)
+    first = {p.name: p.units() for p in (*parts, *followed) if "results" not in p.analysis.needs}
+    run.fill(first | chained)
+    later = {
+        part.name: part.units(results=_before(part, parts, run.made))
+        for part in parts
+        if part.name not in first
+    }
+    localized = [p for p in parts if p.analysis.function is localize and p.name in run.made]
+    pairs = [(part.study, run.made[part.name]) for part in localized]
+    run.attempt("skills.overlap", lambda: _overlap(pairs))
+    composed = _composed(pairs) if "skills.overlap" in run.made else {}
+    run.fill(later | composed)
+    main = [run.made[part.name] for part in parts if part.name in run.made and part.study is study]
+    run.attempt("forgetting.association", lambda: _associated(main))
+    whole = [run.made[part.name] for part in parts if part.name in run.made]
+    run.attempt(FIRST, lambda: equivalence(whole))
 
 
-def _steps(study: Study) -> list[Part]:
-    """What is followed along a training run; of the scores, the fine-tuned task's alone."""
-    if study.steps is None:
-        return []
-    wanted, along = ("spectral.intruders", "forgetting.retention"), replace(study, prompts=())
-    return [
-        Part(f"{analysis.key}.steps", analysis, along, study.steps)
-        for analysis in study.analyses
-        if analysis.key in wanted
-    ]
+def _ordered(made: Mapping[str, Result]) -> dict[str, Result]:
+    """A chapter per method: as in the catalogue, what is followed along a run at the end."""
+    order = [FIRST, *(analysis.key for analysis in ANALYSES)]
+
+    def place_of(name: str) -> tuple[bool, int, str]:
+        key = made[name].analysis
+        return name.endswith(STEPS), order.index(key) if key in order else len(order), name
+
+    return {name: made[name] for name in sorted(made, key=place_of)}
+
+
+def _note(failed: Mapping[str, Exception], folder: Path) -> None:
+    """One file a failure: a sentence, and the traceback for who mends it."""
+    with replacing(folder) as fresh:
+        for number, (name, error) in enumerate(failed.items(), start=1):
+            kind = "" if isinstance(error, WorkbenchError) else f"{type(error).__name__}: "
+            said = " ".join(visible(f"{name}: {kind}{error}").split())
+            trace = "".join(traceback.format_exception(error))
+            (fresh / f"{number:02d}.txt").write_text(f"{said}\n\n{trace}")
+    if not failed:
+        folder.rmdir()
 
 
 def _before(part: Part, parts: Sequence[Part], made: Mapping[str, Result]) -> list[Result]:
@@ -332,51 +232,52 @@ def _peak(study: Study, on: str) -> float:
     return float(plan(study)["peak_MiB"].max()) * 2**20
 
 
-def preflights(family: Family) -> pd.DataFrame:
-    """Every member's preflight, each parameter read once; raises at the first that must stop."""
+def preflights(pairs: Iterable[CheckpointPair]) -> pd.DataFrame:
+    """Every pair's preflight, each parameter read once; raises at the first that must stop."""
     tables = []
-    for pair in family:
+    for pair in pairs:
         found = pair.check()
         found.require()
         tables.append(found.table.assign(member=pair.name))
     return pd.concat(tables, ignore_index=True)
 
 
-def _chained(study: Study) -> list[Unit]:
+def _chained(study: Study) -> dict[str, list[Unit]]:
     """The matrices of all chains."""
     if not study.chains or KEEPS not in (study.only or (KEEPS,)):
-        return []
+        return {}
     run: dict[str, Any] = {"seed": study.seed, "device": study.device, "dtype": study.dtype}
-    return [
+    units = [
         Unit(
             *(chain.stages, sequential),
             {"name": name, "tasks": chain.tasks, "others": list(chain.others)} | run,
         )
         for name, chain in study.chains.items()
     ]
+    return {"forgetting.sequential": units}
 
 
-def _associated(results: Sequence[Result]) -> dict[str, Result]:
+def _associated(results: Sequence[Result]) -> Result | None:
     """What goes with forgetting, where three members have it and a measure of their change."""
     kinds = {result.analysis for result in results}
     if KEEPS not in kinds or not kinds & set(MEASURES) or len(results[0].members) < 3:
-        return {}
-    made = association(results)
-    return {made.analysis: made}
+        return None
+    return association(results)
 
 
-def _together(
-    localized: Sequence[tuple[Study, Result]],
-) -> tuple[dict[str, Result], dict[str, list[Unit]]]:
-    """What the grafts of several members and tasks have in common, and whether they add up: what
-    is known at once, and what is to be run, by the folder of its Result."""
+def _overlap(localized: Sequence[tuple[Study, Result]]) -> Result | None:
+    """What the grafts of several members and tasks have in common."""
     arms = [set(result.provenance.parameters["arms"]) for _, result in localized]
     arm = next((one for one in ("learned", "movement") if all(one in own for own in arms)), "")
     results = [result for _, result in localized]
     bases = {result.provenance.base["fingerprint"] for result in results}
     if not arm or len(bases) > 1 or sum(len(result.members) for result in results) < 2:
-        return {}, {}
-    made = overlap(results, arm=arm)
+        return None
+    return overlap(results, arm=arm)
+
+
+def _composed(localized: Sequence[tuple[Study, Result]]) -> dict[str, list[Unit]]:
+    """What is to be run to see whether grafts add up, by the folder of its Result."""
     found = [
         (reported(one.task, one.seed), result) for one, result in localized if one.task is not None
     ]
@@ -389,4 +290,4 @@ def _together(
         # A label may be a member's name, which is anyone's text.
         name = f"skills.compose.{label}".replace("/", "-")
         composed[name] = [Unit(own, compose, {"skills": skills} | run)]
-    return {made.analysis: made}, composed
+    return composed

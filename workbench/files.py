@@ -94,3 +94,41 @@ def is_number(value: Any) -> bool:
 def is_count(value: Any, least: int = 1) -> bool:
     """Whether a value from JSON is a whole number of at least `least`; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def read_yaml(
+    path: Path, *, most: int = MIB, remedy: str = "see `workbench figures --help`"
+) -> Any:
+    """What a YAML file of plain values holds; raises WorkbenchError as `read_json`.
+
+    Anchors, tags and keys that stand twice are refused: a few lines of them can claim any amount
+    of memory, run code in other readers, or be read in two ways.
+    """
+    import yaml
+
+    text = read_text(path, most=most, remedy=remedy)
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+                raise ValueError(f"an anchor or a tag{event.start_mark}")
+        _require_unique(yaml.compose(text, Loader=yaml.SafeLoader))
+        found = yaml.safe_load(text)
+        _require_shallow(found)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise WorkbenchError(f"{path} is not plain YAML ({told}); {remedy}.") from error
+    return found
+
+
+def _require_unique(node: Any) -> None:
+    """Raises ValueError where a mapping below a YAML node has a key twice."""
+    if node is None or not isinstance(node.value, list):
+        return
+    parts = node.value
+    pairs = [pair for pair in parts if isinstance(pair, tuple)]
+    names = [name.value for name, _ in pairs if isinstance(name.value, str)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"a key stands twice in one mapping{node.start_mark}")
+    for part in parts:
+        for inner in part if isinstance(part, tuple) else (part,):
+            _require_unique(inner)

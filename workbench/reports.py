@@ -20,7 +20,9 @@ from workbench.figures import style
 from workbench.results import Result, writing
 
 QUESTION = "What did fine-tuning do to this model?"
+FIRST = "compare.equivalence"
 HEADINGS = {
+    FIRST: "Are they equivalent here?",
     "spectral.intruders": "Intruder dimensions",
     "spectral.similarity": "Similarity of singular vectors",
     "spectral.delta_spectrum": "Spectrum of the change",
@@ -91,47 +93,57 @@ class Table:
 
 
 def report(
-    results: Sequence[Result | str | Path],
+    results: Mapping[str, Result] | Sequence[Result | str | Path],
     path: str | Path,
     *,
     title: str = QUESTION,
     preflight: pd.DataFrame | None = None,
     notes: Sequence[str] = (),
+    failures: Sequence[str] = (),
     pictures: str | Path | None = None,
 ) -> Path:
     """Write one HTML page of `results`, with every figure, table and provenance in it; its path.
 
     results: Results, or folders that `Result.save` wrote, in the order of the sections; one
-    analysis may occur more than once. preflight: the table of `pair.check()` (item, status, found,
-    remedy), of several members with a column member. notes: said on the first page, beside those
-    that several Results have; the others stand with the one Result they are of. pictures: the
-    folder where `figures.save_all` just drew these very results; None draws them.
+    analysis may occur more than once; or Results by name, see `figures.named`. preflight: the table
+    of `pair.check()` (item, status, found, remedy), of several members with a column member. notes:
+    said on the first page, beside those that several Results have; the others stand with the one
+    Result they are of. failures: what could not be run, a sentence each. pictures: the folder where
+    `figures.save_all` just drew these very results; None draws them. Whether LoRA and full
+    fine-tuning are equivalent (`workbench.equivalence`) is answered first of all, where the results
+    hold that.
     The page needs nothing else: images are in it, it loads nothing and runs no script.
     Raises WorkbenchError where there are no results or they are of different bases.
     """
-    given = list(results)
-    loaded = [one if isinstance(one, Result) else Result.load(one) for one in given]
+    given = list(results.values()) if isinstance(results, Mapping) else list(results)
+    read = [one if isinstance(one, Result) else Result.load(one) for one in given]
+    names = list(figures.named(results if isinstance(results, Mapping) else read))
+    loaded = dict(zip(names, read, strict=True))
     if not loaded:
         raise WorkbenchError("Expected at least one Result to report on, found none.")
-    bases = {json.dumps(r.provenance.base, sort_keys=True, default=str) for r in loaded}
+    bases = {json.dumps(r.provenance.base, sort_keys=True, default=str) for r in read}
     if len(bases) > 1:
         raise WorkbenchError(
             f"Expected Results of one base checkpoint, found {len(bases)} bases: "
             f"{'; '.join(sorted(bases))}; write one report per base."
         )
-    members = figures.everyone(loaded)
+    members = figures.everyone(read)
     with style.family(members):
-        sections = [_checked(i, loaded, pictures, given[i]) for i in range(len(loaded))]
-    told = Counter(note for result in loaded for note in result.provenance.notes)
+        sections = [
+            _checked(name, loaded, pictures, source)
+            for name, source in zip(names, given, strict=True)
+        ]
+    told = Counter(note for result in read for note in result.provenance.notes)
     shared = list(dict.fromkeys([*notes, *(note for note, times in told.items() if times > 1)]))
     page = _template().render(
         title=title,
         question=QUESTION,
-        base=loaded[0].provenance.base,
+        base=read[0].provenance.base,
         family=_family(members),
         colours=[style.assign(members)[name].colour for name in members],
         preflight=[] if preflight is None else _preflight(preflight),
         notes=shared,
+        failures=failures,
         sections=sections,
         short=SHORT,
     )
@@ -179,35 +191,37 @@ def _preflight(lines: pd.DataFrame) -> list[Table]:
 
 
 def _checked(
-    place: int,
-    results: Sequence[Result],
+    name: str,
+    results: Mapping[str, Result],
     pictures: str | Path | None,
     given: Result | str | Path,
 ) -> dict[str, Any]:
     """`_section`. Raises WorkbenchError where a folder holds another table than the analysis it
     names makes; only that analysis knows all that belongs in it."""
     try:
-        return _section(place, results, pictures)
+        return _section(name, results, pictures)
     except WorkbenchError:
         raise
     except Exception as error:
         if isinstance(given, Result):
             raise
         raise WorkbenchError(
-            f"The Result in {given} is not one that {results[place].analysis} makes "
+            f"The Result in {given} is not one that {results[name].analysis} makes "
             f"({type(error).__name__}: {error}); run that analysis anew."
         ) from error
 
 
-def _section(place: int, results: Sequence[Result], pictures: str | Path | None) -> dict[str, Any]:
+def _section(
+    name: str, results: Mapping[str, Result], pictures: str | Path | None
+) -> dict[str, Any]:
     """Everything the template shows of one Result."""
-    result = results[place]
+    result = results[name]
     provenance = result.provenance
     lead, parts = figures.findings(result)
     heading = HEADINGS.get(result.analysis, result.analysis)
     if provenance.parameters.get("groups"):
         heading += ", by groups of heads"
-    if sum(other.analysis == result.analysis for other in results) > 1:
+    if sum(other.analysis == result.analysis for other in results.values()) > 1:
         ends = list(dict.fromkeys((result.members[0], result.members[-1])))
         asked = provenance.parameters.get("prompts")
         task = asked.get("name") if isinstance(asked, Mapping) else None
@@ -221,15 +235,16 @@ def _section(place: int, results: Sequence[Result], pictures: str | Path | None)
         "created": provenance.created,
     }
     seed = "" if provenance.seed is None else f", seed {provenance.seed}"
-    about |= {f"parameter {name}": _plain(v) for name, v in provenance.parameters.items()}
-    about |= {f"version of {name}": v for name, v in provenance.versions.items()}
+    about |= {f"parameter {key}": _plain(v) for key, v in provenance.parameters.items()}
+    about |= {f"version of {key}": v for key, v in provenance.versions.items()}
     return {
-        "id": f"analysis-{place + 1}",
+        "id": f"analysis-{list(results).index(name) + 1}",
+        "first": result.analysis == FIRST,
         "heading": heading,
         "lead": lead,
         "parts": parts,
         "notes": list(provenance.notes),
-        "figures": list(_pictures(place, results, lead, pictures)),
+        "figures": list(_pictures(name, results, lead, pictures)),
         "tables": list(tables(result)),
         "provenance": [(name, "none" if v is None else str(v)) for name, v in about.items()],
         "origin": f"{provenance.device}, {provenance.dtype}{seed}",
@@ -243,23 +258,22 @@ def _plain(value: Any) -> str:
 
 
 def _pictures(
-    place: int, results: Sequence[Result], lead: str, folder: str | Path | None
+    name: str, results: Mapping[str, Result], lead: str, folder: str | Path | None
 ) -> Iterator[dict[str, str | int]]:
     """Every figure of a Result as a data address, with the words that go with it."""
-    stem = figures.stems(results)[place]
-    for drawing, group in figures.drawings(results[place], results):
+    for drawing, group in figures.drawings(results[name], list(results.values())):
         if folder is None:
             image = figures.png(drawing.draw(*group), figures.metadata(drawing, group))
         else:
-            image = (Path(folder) / f"{stem}.{drawing.name}.png").read_bytes()
+            image = (Path(folder) / f"{name}.{drawing.name}.png").read_bytes()
         # A PNG's first chunk holds its width and height in pixels.
         width, height = (int.from_bytes(image[at : at + 4], "big") for at in (16, 20))
         yield {
             "title": drawing.title,
             "source": f"data:image/png;base64,{base64.b64encode(image).decode()}",
             "alt": f"{drawing.title}. {lead}; the numbers stand in this section's tables.",
-            "width": round(width / style.DPI * style.SCREEN),
-            "height": round(height / style.DPI * style.SCREEN),
+            "width": round(width / style.DPI * style.PIXELS),
+            "height": round(height / style.DPI * style.PIXELS),
             "caption": drawing.caption,
             "misleads": drawing.misleads,
         }
@@ -267,7 +281,9 @@ def _pictures(
 
 def tables(result: Result) -> Iterator[Table]:
     """The summary tables of one Result: per member, rounded; never its raw rows."""
-    if result.analysis == "spectral.intruders":
+    if result.analysis == FIRST:
+        yield _equivalent(result)
+    elif result.analysis == "spectral.intruders":
         yield from _counts(result)
     elif result.analysis.startswith("patching."):
         yield from _patched(result)
@@ -279,6 +295,13 @@ def tables(result: Result) -> Iterator[Table]:
         yield _means(result)
     else:
         yield _medians(result)
+
+
+def _equivalent(result: Result) -> Table:
+    """One row a member."""
+    caption = "= alike, ≠ different, ? undecided, against the full fine-tune; 95% intervals"
+    wide = figures.cells(result).fillna("").reset_index(names="member")
+    return _cells(caption, wide)
 
 
 def _counts(result: Result) -> Iterator[Table]:

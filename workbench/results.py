@@ -124,6 +124,24 @@ class Result:
         """Member names, in the order they were given."""
         return list(self.provenance.members)
 
+    def of(self, *members: str) -> Result:
+        """The same of these members alone, in this order; raises for one that is not in it."""
+        about = self.provenance.members
+        unknown = [name for name in members if name not in about]
+        if unknown:
+            raise WorkbenchError(
+                f"{self.analysis} has no member {unknown[0]!r}; it has {', '.join(about)}."
+            )
+        rows = [self.table[self.table["member"] == name] for name in members]
+        left = {f"{name}/" for name in about if name not in members}
+        tensors = {
+            name: array
+            for name, array in self.tensors.items()
+            if not any(name.startswith(other) for other in left)
+        }
+        provenance = replace(self.provenance, members={name: about[name] for name in members})
+        return Result(self.analysis, pd.concat(rows, ignore_index=True), provenance, tensors)
+
     def has(self, metric: str) -> bool:
         """Whether the table has rows of this metric."""
         return bool((self.table["metric"] == metric).any())

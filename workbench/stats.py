@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
+from scipy.stats import binomtest, rankdata
 
 
 class Interval(NamedTuple):
@@ -84,6 +84,28 @@ def ratios(
         several = known[part].sum(1) > 1
         low[part], high[part] = np.where(defined & several, edges, np.nan)
     return Intervals(value, low, high, known.sum(1))
+
+
+def difference(first: Interval, second: Interval) -> Interval:
+    """first - second, with the 95% interval that follows from the two sides' own, taken as
+    independent; n: of the smaller side. Source: Zou & Donner (2008), doi:10.1002/sim.3095, eq. 7.
+    """
+    value = first.value - second.value
+    below = np.hypot(first.value - first.low, second.high - second.value)
+    above = np.hypot(first.high - first.value, second.value - second.low)
+    return Interval(value, value - float(below), value + float(above), min(first.n, second.n))
+
+
+def proportion(found: Interval) -> Interval:
+    """`found`, or where it has no width Wilson's score interval over its n items: resampling items
+    that are all alike says nothing of those that were not drawn. Source: Wilson (1927)."""
+    if found.low != found.high or not found.n or not 0 <= found.value <= 1:
+        return found
+    count = int(found.n)
+    edges = binomtest(round(found.value * count), count).proportion_ci(method="wilson")
+    # Where value * n is no whole number the edges are those of the nearest.
+    low, high = min(edges.low, found.value), max(edges.high, found.value)
+    return found._replace(low=float(low), high=float(high))
 
 
 def share_of(tops: ArrayLike, bottoms: ArrayLike, *, seed: int = 0) -> Interval:

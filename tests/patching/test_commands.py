@@ -14,8 +14,9 @@ from tests.figures.test_figures import check
 from tests.patching.conftest import boxes, model, paired
 from workbench import figures
 from workbench.cli import app
-from workbench.compare import Study, compare, plan
+from workbench.compare import compare
 from workbench.errors import WorkbenchError
+from workbench.study import Study, plan
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from tests.figures.test_figures import check
 from tests.skills.conftest import APPLE, BOOK, JOBS, PLACES, asked, member, mute, write
 from workbench import figures
 from workbench.cli import app
-from workbench.compare import Study, compare
+from workbench.compare import compare
+from workbench.study import Study
 
 CHANGES = {"places": {(APPLE, PLACES): 3.0}, "jobs": {(BOOK, JOBS): 3.0}}
 TASKS = {"places": asked(PLACES, "apple", 24, "places"), "jobs": asked(JOBS, "book", 24, "jobs")}
@@ -102,7 +103,8 @@ def test_a_study_reports_grafts_their_overlap_and_their_sum(folder: Path):
     ).read_text()
     results = {p.name: wb.Result.load(p) for p in (folder / "out" / "results").iterdir()}
     assert set(results) == {
-        "skills.localize", "skills.localize.jobs", "skills.overlap", "skills.compose.full",
+        "compare.equivalence", "skills.localize", "skills.localize.jobs", "skills.overlap",
+        "skills.compose.full",
     }  # fmt: skip
     assert results["skills.compose.full"].metric("interference")["value"].tolist() == [0, 0]
     for title in ("How few parameters carry the skill", "Do the grafts share", "Do the skills add"):

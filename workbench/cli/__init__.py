@@ -204,7 +204,7 @@ def compare(
     Example: workbench compare BASE --member full=FOLDER --member lora-r8=ADAPTER --task task.jsonl
     """
     import workbench as wb
-    from workbench.compare import Study
+    from workbench.study import Study
 
     members = named(member)
     study = Study(
@@ -230,3 +230,67 @@ def report(
     import workbench as wb
 
     print(f"Report: {wb.report(results, out)}")
+
+
+@app.command()
+def findings(
+    runs: Annotated[list[Path], typer.Argument(help="--out folders of runs, of any bases.")],
+    out: Annotated[Path | None, typer.Option(help="A Markdown file for the table.")] = None,
+    json: Json = False,
+) -> None:
+    """Which published findings do these results show? A verdict a claim, by rule.
+
+    Example: workbench findings out/demo --out findings.md
+    """
+    from workbench.findings import by_base, page
+    from workbench.results import writing
+
+    tables = by_base(runs)
+    if out is not None:
+        with writing(out) as fresh:
+            fresh.write_text(page(tables), encoding="utf-8")
+        print(out)
+        return
+    import pandas as pd
+
+    whole = pd.concat([t.assign(base=name) for name, t in tables.items()], ignore_index=True)
+    if json:
+        show(whole, json)
+    else:
+        firsts = whole.drop_duplicates(["base", "claim"])
+        show(firsts[["base", "claim", "source", "verdict", "seeds"]], json)
+
+
+@app.command()
+def figures(
+    source: Annotated[
+        Path, typer.Argument(help="A .yaml file of panels, or the --out folder of a run.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="For a file: the name without .png; for a run: the figures' folder."),
+    ] = None,
+    format: Annotated[
+        list[str] | None, typer.Option(help="png, pdf, or both; png only beside a report.")
+    ] = None,
+) -> None:
+    """Draw from stored results, without a model: a paper's panels, or a run's figures and report.
+
+    The file is described in workbench/figures/spec.py; figures/panels.yaml is one.
+
+    Example: workbench figures figures/panels.yaml --out out/panels
+    """
+    from workbench.compare import redraw
+    from workbench.errors import WorkbenchError
+    from workbench.figures import Spec
+
+    formats = format or ["png", "pdf"]
+    if not {"png"} <= set(formats) <= {"png", "pdf"}:
+        raise WorkbenchError(f"Expected --format png, or png and pdf, found {formats}.")
+    if source.is_dir():
+        print(f"Report: {redraw(source, pictures=out, formats=formats)}")
+        return
+    if source.suffix not in (".yaml", ".yml"):
+        raise WorkbenchError(f"Expected a .yaml file or the folder of a run, found {source}.")
+    for path in Spec.load(source).save(out or source.with_suffix("")):
+        print(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,7 +62,8 @@ def run_study(
     study: Any, out: Path, dry_run: bool, json: bool, title: str | None = None, on: str = "here"
 ) -> None:
     from workbench import cluster
-    from workbench.compare import compare, plan
+    from workbench.compare import compare, failures
+    from workbench.study import plan
 
     cluster.place(on)
     if dry_run:
@@ -76,6 +78,12 @@ def run_study(
     else:
         minutes, seconds = divmod(round(time.monotonic() - begun), 60)
         print(f"Report: {made} ({minutes} min {seconds} s)")
+    failed = failures(out)
+    for one in failed:
+        print(f"workbench: {one}", file=sys.stderr)
+    if failed:
+        print(f"workbench: tracebacks are in {out / 'failed'}", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def group_of(path: Path) -> Any:

@@ -10,7 +10,6 @@ from typing import Any
 
 from workbench import tasks
 from workbench.catalogue import ANALYSES
-from workbench.compare import Study
 from workbench.demo import lost
 from workbench.errors import WorkbenchError
 from workbench.lab import shipped
@@ -18,6 +17,7 @@ from workbench.lab.shipped import UNLEARNING
 from workbench.loaders import load_family
 from workbench.loaders.pair import Reference
 from workbench.patching.discovery import GROUPS
+from workbench.study import Study
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.transform import LEDGER_WORDS, many_shot, renamed
 

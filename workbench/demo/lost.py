@@ -8,10 +8,10 @@ from typing import Any
 
 from workbench import cache, lab, tasks
 from workbench.catalogue import ANALYSES
-from workbench.compare import Chain, Study
 from workbench.lab import shipped
 from workbench.loaders import load_family
 from workbench.loaders.pair import Reference
+from workbench.study import Chain, Study
 from workbench.tasks import world
 from workbench.tasks.prompts import PromptSet
 

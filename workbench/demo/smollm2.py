@@ -14,11 +14,11 @@ import torch
 from workbench import cache, lab, tasks
 from workbench.behaviour.decoding import written
 from workbench.catalogue import ANALYSES
-from workbench.compare import Study
 from workbench.demo.family import ASIDE, BEHAVIOUR, LAST, PATCHED, SKILLS, steps_of
 from workbench.errors import WorkbenchError
 from workbench.loaders import Checkpoint, load_family
 from workbench.loaders.pair import Reference
+from workbench.study import Study
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.transform import chat
 

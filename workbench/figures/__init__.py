@@ -8,12 +8,13 @@ from workbench.figures.catalogue import (
     drawings,
     everyone,
     metadata,
+    named,
     png,
     save_all,
-    stems,
 )
 from workbench.figures.delta import delta_spectra, effective_ranks
 from workbench.figures.drawing import Drawing
+from workbench.figures.equivalence import cells, members_against_full
 from workbench.figures.forgetting import forgetting_by_intruders, forgetting_by_rank
 from workbench.figures.headlines import findings, headline
 from workbench.figures.hidden import probe_layers, prune_scores, revival_curves, verdict_grid
@@ -51,6 +52,7 @@ from workbench.figures.said import (
 )
 from workbench.figures.similarity import similarity_matrix
 from workbench.figures.skills import composition, graft_places, graft_scores, overlap_matrix
+from workbench.figures.spec import STYLES, Spec
 from workbench.figures.style import family
 from workbench.figures.sweep import scale_sweep
 from workbench.figures.training import strongest, training_steps
@@ -67,7 +69,9 @@ from workbench.figures.wording import interval
 __all__ = [
     "CATALOGUE",
     "NULLS",
+    "STYLES",
     "Drawing",
+    "Spec",
     "answers_by_steps",
     "attribution_against_exact",
     "attribution_by_head",
@@ -75,6 +79,7 @@ __all__ = [
     "block_changes",
     "by_group",
     "by_layer",
+    "cells",
     "chain_matrix",
     "coloured_text",
     "composition",
@@ -104,7 +109,9 @@ __all__ = [
     "layer_position",
     "lens_by_layer",
     "masks",
+    "members_against_full",
     "metadata",
+    "named",
     "new_words",
     "overlap",
     "overlap_matrix",
@@ -123,7 +130,6 @@ __all__ = [
     "scaling_curve",
     "side_by_side",
     "similarity_matrix",
-    "stems",
     "strongest",
     "token_landscape",
     "training_steps",

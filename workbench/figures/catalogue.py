@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +18,7 @@ from workbench.figures import (
     associated,
     behaviour,
     delta,
+    equivalence,
     forgetting,
     forgotten,
     grafted,
@@ -37,6 +39,7 @@ def _share(count: int) -> Callable[[Result, Result], bool]:
 
 
 CATALOGUE: tuple[Drawing, ...] = (
+    *equivalence.DRAWINGS,
     Drawing(
         intruders.KEY,
         "count",
@@ -282,12 +285,17 @@ def metadata(drawing: Drawing, group: Sequence[Result]) -> dict[str, str]:
 
 
 def write(
-    figure: Figure, target: Path | BinaryIO, about: dict[str, str], *, format: str = "png"
+    figure: Figure,
+    target: Path | BinaryIO,
+    about: dict[str, str],
+    *,
+    format: str = "png",
+    dpi: int = style.DPI,
 ) -> None:
-    """`figure` as PNG (200 dpi) or PDF with `about` as its metadata, the same bytes each time."""
+    """`figure` as PNG or PDF with `about` as its metadata, the same bytes each time."""
     undated = {"CreationDate": None} if format == "pdf" else {}
     with mpl.rc_context(style.RC):
-        figure.savefig(target, format=format, dpi=style.DPI, metadata=about | undated)
+        figure.savefig(target, format=format, dpi=dpi, metadata=about | undated)
 
 
 def png(figure: Figure, about: dict[str, str]) -> bytes:
@@ -297,28 +305,39 @@ def png(figure: Figure, about: dict[str, str]) -> bytes:
     return buffer.getvalue()
 
 
-def stems(results: Sequence[Result]) -> list[str]:
-    """How the files of each Result's figures begin."""
-    seen: dict[str, int] = {}
-    found = []
+def named(results: Mapping[str, Result] | Sequence[Result]) -> dict[str, Result]:
+    """Results by what the files of their figures are called: a mapping as it is; else the analysis,
+    and ANALYSIS-2 for the second one of it."""
+    if isinstance(results, Mapping):
+        return dict(results)
+    found: dict[str, Result] = {}
+    seen: Counter[str] = Counter()
     for result in results:
-        seen[result.analysis] = occurrence = seen.get(result.analysis, 0) + 1
-        found.append(result.analysis + (f"-{occurrence}" if occurrence > 1 else ""))
+        seen[result.analysis] += 1
+        occurrence = seen[result.analysis]
+        found[result.analysis + (f"-{occurrence}" if occurrence > 1 else "")] = result
     return found
 
 
-def save_all(results: Sequence[Result], folder: str | Path) -> list[Path]:
+def save_all(
+    results: Mapping[str, Result] | Sequence[Result],
+    folder: str | Path,
+    *,
+    formats: Sequence[str] = ("png", "pdf"),
+) -> list[Path]:
     """Every figure of `results` as PNG and PDF in `folder`, members alike in all; their paths.
 
-    Files are ANALYSIS.NAME.png and .pdf; the second Result of an analysis gets ANALYSIS-2.NAME.
+    Files are NAME.FIGURE.png and .pdf, NAME as `named` gives it.
     """
     paths: list[Path] = []
-    with style.family(everyone(results)):
-        for result, stem in zip(results, stems(results), strict=True):
-            for drawing, group in drawings(result, results):
+    by_name = named(results)
+    everything = list(by_name.values())
+    with style.family(everyone(everything)):
+        for name, result in by_name.items():
+            for drawing, group in drawings(result, everything):
                 figure, about = drawing.draw(*group), metadata(drawing, group)
-                for format in ("png", "pdf"):
-                    path = Path(folder) / f"{stem}.{drawing.name}.{format}"
+                for format in formats:
+                    path = Path(folder) / f"{name}.{drawing.name}.{format}"
                     with writing(path) as fresh:
                         write(figure, fresh, about, format=format)
                     paths.append(path)

@@ -64,7 +64,7 @@ def forgetting_by_rank(result: Result, ax: Axes | None = None) -> Figure:
             here.axhline(level, color=style.GREY, ls=style.DASHES[0], lw=1, label="base", zorder=0)
         here.set_xticks(list(ticks.values()), list(ticks))
         here.set(
-            xlabel="LoRA rank r (dimensions, log scale)",
+            xlabel="LoRA rank r (dimensions)",
             ylabel=label,
             xlim=(min(ticks.values()) - 0.8, max(ticks.values()) + 0.8),
         )

@@ -11,6 +11,7 @@ from workbench.figures import (
     associated,
     behaviour,
     delta,
+    equivalence,
     forgetting,
     forgotten,
     grafted,
@@ -334,6 +335,7 @@ def _generic(result: Result) -> Findings:
 
 
 SENTENCES: dict[str, Callable[[Result], Findings]] = {
+    equivalence.KEY: equivalence.sentence,
     intruders.KEY: _intruders,
     delta.KEY: _spectrum,
     similarity.KEY: _similarity,

@@ -24,8 +24,9 @@ from workbench.errors import WorkbenchError, visible
 from workbench.results import Result
 
 COLUMN, WIDE = 3.4, 7.0  # inches: one and two columns of a paper
-DPI = 200
-SCREEN = 1.25 * 96  # CSS pixels per printed inch: 8 pt type reads as 10 pt
+DPI = 200  # of figures on the page
+SCREEN = 144  # dots per inch at which 8 pt type reads well in a notebook
+PIXELS = 1.25 * 96  # of CSS per printed inch: 8 pt type reads as 10 pt
 SMALL, NORMAL = 7, 8  # points
 GREY = "#767676"  # base, nulls and controls
 PALE = "#ececec"  # cells without a value
@@ -65,7 +66,7 @@ class Drawn(Figure):
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         image = io.BytesIO()
         self.savefig(image, format="png", dpi=DPI)
-        width, height = (round(SCREEN * inches) for inches in self.get_size_inches())
+        width, height = (round(PIXELS * inches) for inches in self.get_size_inches())
         return image.getvalue(), {"width": width, "height": height}
 
 
@@ -154,7 +155,7 @@ def panels(
     """
     sharex, sharey = share
     if ax is None:
-        figure = Drawn(figsize=(width, height), layout="constrained")
+        figure = Drawn(figsize=(width, height), layout="constrained", dpi=SCREEN)
         axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
         for one in axes.flat:
             # Ticks are made lazily, after the rc context has gone.

@@ -1,0 +1,131 @@
+"""One analysis that fails is named and the others are kept; what is stored is drawn again alike."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import workbench as wb
+from tests.conftest import adapter, nudged, saved, tiny
+from workbench import compare as comparing
+from workbench import study as studies
+from workbench.catalogue import ANALYSES
+from workbench.cli import app
+from workbench.compare import compare, failures, redraw, results
+from workbench.study import Study
+
+SPECTRAL = ("spectral.intruders", "spectral.delta_spectrum")
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory) -> wb.Family:
+    folder = tmp_path_factory.mktemp("family")
+    saved(tiny("llama"), folder / "base")
+    saved(nudged(tiny("llama")), folder / "full")
+    adapter(tiny("llama"), folder / "lora")
+    return wb.load_family(folder / "base", {n: folder / n for n in ("full", "lora")})
+
+
+def failing(monkeypatch, key: str, function) -> None:
+    """The catalogue with another function behind one of its keys."""
+    swapped = [replace(a, function=function) if a.key == key else a for a in ANALYSES]
+    monkeypatch.setattr(studies, "ANALYSES", tuple(swapped))
+
+
+def spectrum_of_lora_alone(pair: wb.CheckpointPair, *, device: str = "cpu") -> wb.Result:
+    if pair.name == "full":
+        raise ZeroDivisionError("of <b>nothing</b>")
+    return wb.spectral.delta_spectrum(pair, device=device)
+
+
+def never(pair: wb.CheckpointPair, *, device: str = "cpu") -> wb.Result:
+    raise wb.WorkbenchError("Expected something else; give that.")
+
+
+def test_a_failed_member_is_named_and_the_rest_is_there(family, tmp_path, monkeypatch):
+    failing(monkeypatch, "spectral.delta_spectrum", spectrum_of_lora_alone)
+    page = compare(Study(family, only=SPECTRAL), tmp_path).read_text()
+    (said,) = failures(tmp_path)
+    assert said == "spectral.delta_spectrum of full: ZeroDivisionError: of <b>nothing</b>"
+    assert "of &lt;b&gt;nothing&lt;/b&gt;" in page
+    assert "What could not be run" in page
+    assert "Traceback" in next((tmp_path / "failed").glob("*.txt")).read_text()
+    kept = wb.Result.load(tmp_path / "results" / "spectral.delta_spectrum")
+    assert kept.members == ["lora"]
+    assert "It failed for full, who are not in it." in kept.provenance.notes
+    whole = wb.Result.load(tmp_path / "results" / "spectral.intruders")
+    assert whole.members == ["full", "lora"]
+    monkeypatch.undo()
+    page = compare(Study(family, only=SPECTRAL), tmp_path).read_text()
+    assert failures(tmp_path) == []
+    assert "What could not be run" not in page
+    assert not (tmp_path / "failed").exists()
+
+
+def test_a_failed_analysis_is_named_and_the_rest_is_there(family, tmp_path, monkeypatch):
+    failing(monkeypatch, "spectral.intruders", never)
+    compare(Study(family, only=SPECTRAL), tmp_path)
+    assert [one.partition(":")[0] for one in failures(tmp_path)] == [
+        "spectral.intruders of full", "spectral.intruders of lora",
+    ]  # fmt: skip
+    names = {path.name for path in (tmp_path / "results").iterdir()}
+    assert names == {"spectral.delta_spectrum", "compare.equivalence"}
+    with pytest.raises(wb.WorkbenchError, match="Expected something else"):
+        results(Study(family, only=SPECTRAL), tmp_path / "other")
+    assert (tmp_path / "other" / "results" / "spectral.delta_spectrum").exists()
+
+
+def test_where_everything_fails_nothing_is_written(family, tmp_path, monkeypatch):
+    failing(monkeypatch, "spectral.intruders", never)
+    with pytest.raises(wb.WorkbenchError, match="Expected something else"):
+        compare(Study(family, only=SPECTRAL[:1]), tmp_path / "out")
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_the_command_ends_with_1_where_something_failed(family, tmp_path, monkeypatch):
+    failing(monkeypatch, "spectral.intruders", never)
+    base, full = family.base.reference, family.members["full"].reference
+    command = ["compare", str(base), f"--member=full={full}", "--out", str(tmp_path)]
+    chosen = [f"--only={key}" for key in SPECTRAL]
+    done = CliRunner().invoke(app, [*command, *chosen])
+    assert done.exit_code == 1
+    assert "Report: " in done.output
+    assert "spectral.intruders of full: Expected something else; give that." in done.output
+
+
+def test_the_first_page_compares_with_the_full_fine_tune(family, tmp_path):
+    page = compare(Study(family, only=SPECTRAL), tmp_path).read_text()
+    order = [page.index(words) for words in ("Are they equivalent here?", "Findings", "Tables")]
+    assert order[0] < order[1]
+    made = wb.Result.load(tmp_path / "results" / "compare.equivalence")
+    assert set(made.metric("measure")["member"]) == {"full", "lora"}
+    assert set(made.metric("difference")["versus"]) == {"full"}
+
+
+def test_drawn_again_without_a_model_it_is_the_same(family, tmp_path, monkeypatch):
+    page = compare(Study(family, only=SPECTRAL), tmp_path, title="These <two>").read_bytes()
+    before = {p.name: p.read_bytes() for p in (tmp_path / "figures").iterdir()}
+    assert "spectral.intruders.count.png" in before
+    for path in (tmp_path / "figures").iterdir():
+        path.unlink()
+    monkeypatch.setattr(comparing, "workers", None)  # nothing is computed
+    again = redraw(tmp_path)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "figures").iterdir()} == before
+    assert again.read_bytes() == page
+    redraw(tmp_path, pictures=tmp_path / "flat", formats=("png",))
+    assert {p.name for p in (tmp_path / "flat").iterdir()} == {n for n in before if "png" in n}
+    with pytest.raises(wb.WorkbenchError, match="Expected the results of a run"):
+        redraw(tmp_path / "nowhere")
+
+
+def test_the_same_through_the_command_line(family, tmp_path):
+    compare(Study(family, only=SPECTRAL[:1]), tmp_path / "run")
+    command = ["figures", str(tmp_path / "run"), "--out", str(tmp_path / "kept"), "--format=png"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert re.search(r"report\.html", done.output)
+    assert {path.suffix for path in Path(tmp_path / "kept").iterdir()} == {".png"}

@@ -1,0 +1,191 @@
+"""Equal members are alike, planted differences are different, wide intervals decide nothing."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from tests.figures.synthetic import result
+from workbench import figures
+from workbench.equivalence import ALIKE, DIFFERENT, MEASURES, UNDECIDED, equivalence, verdict
+from workbench.errors import WorkbenchError
+from workbench.results import Result
+from workbench.stats import Interval, difference, proportion
+
+MEMBERS = {
+    "r4": {"kind": "lora", "rank": 4},
+    "r64": {"kind": "lora", "rank": 64},
+    "full": {"kind": "full"},
+}
+
+
+def retention(
+    score: dict[str, tuple], loss: dict[str, tuple], members=MEMBERS, n: int = 400
+) -> Result:
+    """A Result of (value, low, high) by member."""
+    rows = [
+        {"member": m, "task": t, "metric": metric, "value": v, "low": low, "high": high, "n": n,
+         "baseline": 0.25}
+        for metric, t, given in (("score", "boxes", score), ("loss_change", "pretraining", loss))
+        for m, (v, low, high) in given.items()
+    ]  # fmt: skip
+    return result("forgetting.retention", rows, members, task="boxes")
+
+
+def says(made: Result) -> dict[tuple[str, str], str]:
+    rows = made.metric("difference")
+    return {(row.member, row.measure): row.says for row in rows.itertuples()}
+
+
+def test_equal_different_and_too_wide_to_tell():
+    score = {"r4": (0.9, 0.89, 0.91), "r64": (0.7, 0.68, 0.72), "full": (0.9, 0.89, 0.91)}
+    loss = {"r4": (0.5, 0.49, 0.51), "r64": (0.5, 0.2, 0.8), "full": (0.5, 0.49, 0.51)}
+    made = equivalence([retention(score, loss)])
+    assert made is not None
+    assert says(made) == {
+        ("r4", "score"): ALIKE, ("r64", "score"): DIFFERENT,
+        ("r4", "forgetting"): ALIKE, ("r64", "forgetting"): UNDECIDED,
+    }  # fmt: skip
+    rows = made.metric("difference").set_index(["member", "measure"])
+    assert rows.loc[("r64", "score"), "value"] == pytest.approx(-0.2)
+    # By hand: each side of the interval is the root of the two sides' squares.
+    assert rows.loc[("r64", "score"), "low"] == pytest.approx(-0.2 - math.hypot(0.02, 0.01))
+    measured = made.metric("measure").set_index(["member", "measure"])
+    assert measured.loc[("r4", "score"), "baseline"] == 0.25
+    assert measured.loc[("r4", "forgetting"), "baseline"] == 0
+
+
+def test_a_certain_difference_within_the_margin_is_alike():
+    score = {"r4": (0.91, 0.909, 0.911), "r64": (0.96, 0.95, 0.97), "full": (0.9, 0.899, 0.901)}
+    made = equivalence([retention(score, {})])
+    assert made is not None
+    assert says(made) == {("r4", "score"): ALIKE, ("r64", "score"): DIFFERENT}
+    strict = equivalence([retention(score, {})], margins={"score": 0.001})
+    assert strict is not None
+    assert says(strict)["r4", "score"] == DIFFERENT
+
+
+def test_scores_of_all_right_are_not_certain():
+    score = dict.fromkeys(("r4", "full"), (1.0, 1.0, 1.0))
+    few = equivalence([retention(score, {}, n=20)])
+    many = equivalence([retention(score, {}, n=2000)])
+    assert few is not None
+    assert many is not None
+    assert says(few)["r4", "score"] == UNDECIDED
+    assert says(many)["r4", "score"] == ALIKE
+
+
+def test_sizes_are_compared_as_ratios():
+    ranks = {"r4": [4.0, 4.0, 4.1], "r64": [100.0, 110.0, 105.0], "full": [100.0, 112.0, 104.0]}
+    rows = [
+        {"member": m, "layer": i, "component": "q", "metric": "effective_rank", "value": value}
+        for m, values in ranks.items()
+        for i, value in enumerate(values)
+    ]
+    made = equivalence([result("spectral.delta_spectrum", rows, MEMBERS)])
+    assert made is not None
+    assert says(made) == {("r4", "effective rank"): DIFFERENT, ("r64", "effective rank"): ALIKE}
+    found = made.metric("difference").set_index("member").loc["r4"]
+    assert found["value"] == pytest.approx(4.0333333 / 105.333333)
+    assert found["baseline"] == 1
+    ceilings = made.metric("measure").set_index("member")["baseline"]
+    assert ceilings["r4"] == 4
+    assert math.isnan(ceilings["full"])
+
+
+def test_the_smallest_graft_that_carries_the_gain():
+    gains = {
+        "r4": [(0.01, 0.2, 0.1, 0.3), (0.1, 0.92, 0.85, 0.97), (0.3, 1.0, 0.95, 1.0)],
+        "full": [(0.01, 0.0, 0.0, 0.1), (0.1, 0.5, 0.4, 0.6), (0.3, 0.8, 0.7, 0.89)],
+    }
+    rows = [
+        {"member": m, "arm": arm, "sparsity": x, "x": x, "own": True, "metric": "gain", "n": 100}
+        | {"value": scale * v, "low": scale * low, "high": scale * high}
+        | {"baseline": 0.0}
+        for m, steps in gains.items()
+        for x, v, low, high in steps
+        for arm, scale in (("learned", 1.0), ("random", 0.1))
+    ]
+    made = equivalence([result("skills.localize", rows, MEMBERS)])
+    assert made is not None
+    found = made.metric("measure").set_index(["measure", "member"])
+    size = found.loc[("graft size", "r4")]
+    assert (size["value"], size["low"], size["high"]) == (0.1, 0.1, 0.3)
+    assert math.isnan(found.loc[("graft size", "full"), "value"])
+    assert found.loc[("gain in a tenth", "full"), "baseline"] == pytest.approx(0.05)
+    assert says(made)["r4", "gain in a tenth"] == DIFFERENT
+    assert says(made)["r4", "graft size"] == UNDECIDED
+
+
+def test_without_a_full_fine_tune_members_are_measured_only():
+    members = {name: MEMBERS[name] for name in ("r4", "r64")}
+    made = equivalence([retention({"r4": (0.9, 0.8, 1.0), "r64": (0.9, 0.8, 1.0)}, {}, members)])
+    assert made is not None
+    assert not made.has("difference")
+    assert "No full fine-tune" in figures.headline(made)
+    assert equivalence([result("tuco.scaling", [{"metric": "x", "value": 1.0}], members)]) is None
+
+
+def test_refused():
+    for margins, says in (({"taste": 1.0}, "Unknown measure"), ({"score": 0.0}, "above 0"),
+                          ({"effective rank": 1.0}, "above 1")):  # fmt: skip
+        with pytest.raises(WorkbenchError, match=says):
+            equivalence([], margins=margins)
+
+
+@given(
+    st.floats(-5, 5), st.floats(0, 5), st.floats(0.001, 5)
+)  # fmt: skip
+def test_a_verdict_follows_its_interval(value: float, half: float, margin: float):
+    low, high = value - half, value + half
+    found = verdict(low, high, margin)
+    assert found == verdict(-high, -low, margin)  # whichever side is named first
+    assert (found == ALIKE) == (max(abs(low), abs(high)) <= margin)
+    if found == DIFFERENT:
+        assert low > 0 or high < 0
+    assert verdict(math.nan, high, margin) == UNDECIDED
+
+
+def test_differences_of_intervals():
+    one = Interval(0.5, 0.4, 0.7, 50)
+    assert difference(one, one)[:2] == pytest.approx((0, -math.hypot(0.1, 0.2)))
+    certain = Interval(0.2, 0.2, 0.2, 80)
+    assert difference(one, certain) == pytest.approx((0.3, 0.2, 0.5, 50))
+    ours, theirs = difference(one, certain), difference(certain, one)
+    assert ours[:3] == pytest.approx((-theirs.value, -theirs.high, -theirs.low))
+
+
+@given(st.integers(1, 500))
+def test_proportions_without_width_take_wilsons_interval(n: int):
+    for value, count in ((0.0, 0), (1.0, n)):
+        found = proportion(Interval(value, value, value, n))
+        edges = binomtest(count, n).proportion_ci(method="wilson")
+        assert (found.low, found.high) == pytest.approx((edges.low, edges.high))
+    wide = Interval(0.5, 0.4, 0.6, n)
+    assert proportion(wide) == wide
+
+
+def test_the_figure_and_the_table_say_what_the_result_says():
+    score = {"r4": (0.9, 0.89, 0.91), "r64": (0.7, 0.68, 0.72), "full": (0.9, 0.89, 0.91)}
+    made = equivalence([retention(score, {})])
+    assert made is not None
+    cells = figures.cells(made)
+    assert list(cells.index) == ["r4", "r64", "full"]
+    assert cells.loc["r4", "score"] == "0.9 [0.89, 0.91] (null 0.25) ="
+    assert cells.loc["r64", "score"].endswith("≠")
+    words = [text.get_text() for text in made.plot().axes[0].texts]
+    assert words == ["=", "≠", ""]
+    assert "r64 against full: different in score (-0.20 [" in figures.headline(made)
+
+
+def test_every_measure_reads_an_analysis_of_the_catalogue():
+    from workbench.catalogue import ANALYSES
+
+    assert {m.analysis for m in MEASURES} <= {a.key for a in ANALYSES}
+    assert len({m.name for m in MEASURES}) == len(MEASURES)
+    assert pd.Series([m.margin for m in MEASURES if m.ratio]).gt(1).all()

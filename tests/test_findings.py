@@ -1,0 +1,192 @@
+"""Verdicts follow their rule, planted findings are found, and their opposites are not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from tests.figures.synthetic import result
+from workbench.cli import app
+from workbench.errors import WorkbenchError
+from workbench.findings import CLAIMS, by_base, findings, page, summary, verdict
+
+ROOT = Path(__file__).parents[1]
+MEMBERS = {
+    "r4": {"kind": "lora", "rank": 4, "seed": 0},
+    "r64": {"kind": "lora", "rank": 64, "seed": 0},
+    "full": {"kind": "full", "seed": 0},
+}
+
+
+def row(member: str, metric: str, value: float, half: float = 0.01, **more) -> dict:
+    found = {"member": member, "metric": metric, "value": value, "n": 100, "baseline": 0.0}
+    return found | {"low": value - half, "high": value + half} | more
+
+
+def intruders(shares: dict[str, float]):
+    """20 matrices of 10 vectors with these shares of intruders."""
+    rows = [
+        {"member": m, "layer": layer, "component": "q", "rank": i, "metric": "intruder",
+         "value": float(i < round(10 * share))}
+        for m, share in shares.items()
+        for layer in range(20)
+        for i in range(10)
+    ]  # fmt: skip
+    return result("spectral.intruders", rows, MEMBERS, k=10, eps=0.5)
+
+
+def lost_more(first: str, second: str) -> list[dict]:
+    """Retention in which the first member forgot more."""
+    return [row(m, "loss_change", v, task="pretraining") for m, v in ((first, 2), (second, 1))]
+
+
+def told(results, part: str) -> str | None:
+    """The verdict on the claim whose name has `part`."""
+    table = findings(results)
+    rows = table[table["claim"].str.contains(part, regex=False)] if len(table) else table
+    return rows["verdict"].iloc[0] if len(rows) else None
+
+
+@given(st.lists(st.sampled_from([True, False, None]), max_size=9))
+def test_the_rule(holds):
+    found = verdict(holds)
+    yes, no = holds.count(True), holds.count(False)
+    if found == "reproduced":
+        assert yes > len(holds) / 2
+        assert not no
+    if found == "not reproduced":
+        assert no
+        assert not yes
+    assert (found == "undecided") == (yes == no == 0)
+    assert verdict([*holds, True]) != "not reproduced"
+    assert verdict([*holds, False]) != "reproduced"
+
+
+def test_planted_intruders_are_found_and_their_absence_too():
+    assert told([intruders({"r4": 0.4, "r64": 0.1, "full": 0.0})], "intruder dim") == "reproduced"
+    same = intruders({"r4": 0.0, "r64": 0.0, "full": 0.0})
+    assert (
+        told([same], "intruder dim") == "undecided"
+    )  # 200 vectors leave room for one in a hundred
+    upside_down = intruders({"r4": 0.0, "r64": 0.0, "full": 0.4})
+    assert told([upside_down], "intruder dim") == "not reproduced"
+
+
+@pytest.mark.parametrize(
+    ("top", "neighbour", "said"),
+    [(-20.0, -1.0, "reproduced"), (-20.0, -40.0, "not reproduced"), (5.0, 5.0, "undecided")],
+)
+def test_scaling_counts_only_beyond_its_control(top: float, neighbour: float, said: str):
+    rows = [
+        row("r4", "loss_change", value, 1.0, arm=arm, x=0.7, task="pretraining")
+        for arm, value in (("top", top), ("neighbour", neighbour))
+    ]
+    assert told([result("spectral.scale", rows, MEMBERS)], "takes forgetting back") == said
+
+
+def test_a_restored_answer_of_any_prompt_is_no_knowledge():
+    def crossed(other: float):
+        where = {"component": "mlp_hidden", "direction": "base->tuned"}
+        scores = [row("un", "score", v, arm=a, layer=None, **where)
+                  for a, v in (("destination", 0.1), ("source", 1.0))]  # fmt: skip
+        krs = [
+            row("un", "krs", value, 0.03, arm=arm, layer=layer, **where)
+            for layer in (0, 1)
+            for arm, value in (("patch", 0.5 + 0.4 * layer), ("shuffled", other))
+        ]
+        members = {"un": {"kind": "full", "seed": 0}}
+        return result("patching.cross_model", scores + krs, members)
+
+    for other, said in ((0.88, "not reproduced"), (0.1, "reproduced")):
+        assert told([crossed(other)], "MLP activations") == "reproduced"
+        assert told([crossed(other)], "this knowledge") == said
+
+
+def test_few_lost_answers_say_nothing():
+    def lost(n: int):
+        rows = [row("r4", "recovery_lost", 0.9, 0.05, task="facts", arm="best") | {"n": n}]
+        return result("forgetting.conjugate", rows, MEMBERS)
+
+    assert told([lost(9)], "Conjugate") is None
+    assert told([lost(10)], "Conjugate") == "reproduced"
+
+
+def test_the_larger_of_two_readings_counts():
+    def revived(value: float, n: int):
+        rows = [
+            row("r4", "savings_share_lost", value, 0.05, task="facts", control="relabelled")
+            | {"n": n}
+        ]
+        return result("forgetting.revive", rows, MEMBERS)
+
+    results = [revived(0.1, 20), revived(0.9, 50)]
+    assert told(results, "few steps") == told(results[::-1], "few steps") == "reproduced"
+    assert findings(results)["n"].tolist() == [50]
+
+
+def test_checkpoints_of_one_run_are_not_members():
+    steps = {f"r4 step {s}": {"kind": "lora", "rank": 4, "seed": 0, "step": s} for s in (1, 2)}
+    rows = [
+        row(m, "loss_change", v, task="pretraining") for m, v in zip(steps, (2, 1), strict=True)
+    ]
+    assert findings([result("forgetting.retention", rows, steps)]).empty
+
+
+def test_seeds_are_counted_by_recipe():
+    assert findings([intruders({"r4": 0.4, "r64": 0.1, "full": 0.0})])["seeds"].unique() == [1]
+    twice = MEMBERS | {"r4-again": {"kind": "lora", "rank": 4, "seed": 1}}
+    made = intruders({"r4": 0.4, "r64": 0.1, "full": 0.0})
+    more = result("spectral.intruders", made.table.to_dict("records"), twice, k=10, eps=0.5)
+    assert findings([more])["seeds"].unique() == [2]
+
+
+def test_pages_hold_every_claim_once_and_no_markup_of_members(tmp_path):
+    members = {"a|b <script>": {"kind": "lora", "rank": 4}, "full": {"kind": "full"}}
+    rows = [
+        row(m, "loss_change", v, task="pretraining") for m, v in zip(members, (2, 1), strict=True)
+    ]
+    table = findings([result("forgetting.retention", rows, members)])
+    empty = findings([])
+    text = page({"mine": table, "other": empty})
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(line.count("|") == 5 for line in lines)
+    assert len(lines) == 2 + table["claim"].nunique()
+    assert "<script>" not in text
+    assert "not run" in text
+    assert "| reproduced | not run |" in summary({"mine": table, "other": empty})
+
+
+def test_claims_have_names_sources_and_criteria():
+    assert len({claim.name for claim in CLAIMS}) == len(CLAIMS)
+    assert all(claim.source.startswith("arXiv ") and claim.holds for claim in CLAIMS)
+
+
+def test_the_command_reads_runs_by_their_base(tmp_path):
+    made = intruders({"r4": 0.4, "r64": 0.1, "full": 0.0})
+    made.save(tmp_path / "run" / "results" / "spectral.intruders")
+    done = CliRunner().invoke(app, ["findings", str(tmp_path / "run"), "--json"])
+    assert done.exit_code == 0, done.output
+    lines = [json.loads(line) for line in done.output.splitlines()]
+    assert {line["base"] for line in lines} == {"models/base"}
+    assert {line["verdict"] for line in lines} == {"reproduced"}
+    assert np.isfinite([line["value"] for line in lines]).all()
+    done = CliRunner().invoke(
+        app, ["findings", str(tmp_path / "run"), "--out", str(tmp_path / "f.md")]
+    )
+    assert (tmp_path / "f.md").read_text() == page(by_base([tmp_path / "run"]))
+    with pytest.raises(WorkbenchError, match="Expected the results of a run"):
+        by_base([tmp_path])
+
+
+def test_the_kept_table_is_of_the_kept_results():
+    runs = sorted(path.parent for path in (ROOT / "figures").glob("*/results"))
+    tables = by_base(runs)
+    assert (ROOT / "figures" / "findings.md").read_text() == page(tables)
+    text = (ROOT / "README.md").read_text()
+    assert summary(tables) in text, "`make figures` puts it there"

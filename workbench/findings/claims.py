@@ -1,0 +1,175 @@
+"""The published findings, as data: a claim, its source, what is read of it and when that holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from workbench.findings import readings
+from workbench.findings.readings import Reading
+from workbench.results import Result
+
+INTRUDERS, TUCO, GRAFTS = "arXiv 2410.21228", "arXiv 2506.23423", "arXiv 2302.06600"
+CIRCUITS, MECHANISMS = "arXiv 2402.14811", "arXiv 2311.12786"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published finding. reading: what is read of each member, with its unit; holds: when."""
+
+    name: str
+    source: str
+    reading: str
+    holds: str
+    read: Callable[[Sequence[Result]], Iterator[Reading]]
+
+
+CLAIMS = (
+    Claim(
+        "LoRA of low rank has intruder dimensions, full fine-tuning has almost none",
+        INTRUDERS,
+        "share of the top vectors that are intruders, less the full fine-tune's (control: share of "
+        "random factors of the same norm and rank)",
+        "above 0; a difference below 0.01 contradicts",
+        readings.intruders,
+    ),
+    Claim(
+        "LoRA of low rank forgets more than full fine-tuning",
+        INTRUDERS,
+        "rise of the pre-training loss, nats a token, less the full fine-tune's",
+        "above 0",
+        readings.forgets_more,
+    ),
+    Claim(
+        "LoRA forgets less as its rank rises",
+        INTRUDERS,
+        "rise of the pre-training loss of the lowest rank less that of the highest, nats a token",
+        "above 0",
+        readings.by_rank,
+    ),
+    Claim(
+        "Scaling the top intruders down takes forgetting back",
+        INTRUDERS,
+        "change of the pre-training loss in %, top intruder scaled to 0.7 or the scale nearest to "
+        "it (control: the pre-trained vector beside it)",
+        "below 0 and below the control",
+        readings.scaling_loss,
+    ),
+    Claim(
+        "... at hardly any cost to the task",
+        INTRUDERS,
+        "change of the task's score in %, as above",
+        "above -5",
+        readings.scaling_score,
+    ),
+    Claim(
+        "TuCo is larger on prompts like the fine-tuning data",
+        TUCO,
+        "chance that such a prompt has the larger TuCo than a pre-training-like one, AUC (control: "
+        "by the difference of the two models' outputs)",
+        "above 0.5",
+        readings.tuco_groups,
+    ),
+    Claim(
+        "TuCo tells them apart better than the outputs do",
+        TUCO,
+        "the same AUC",
+        "above the control's value",
+        readings.tuco_separates,
+    ),
+    Claim(
+        "Some other scale of the contribution is better than 1",
+        TUCO,
+        "gain of score on the half of the prompts that did not choose alpha",
+        "above 0; alpha = 1 contradicts",
+        readings.alpha,
+    ),
+    Claim(
+        "A graft of 0.01% of the parameters carries 95% of the gain",
+        GRAFTS,
+        "share of the gain by the best graft of at most 1% (control: random entries)",
+        "above 0.95",
+        readings.sparse,
+    ),
+    Claim(
+        "Learned masks beat the largest changes",
+        GRAFTS,
+        "share of the gain at 10% of the entries, learned less largest changes",
+        "above 0",
+        readings.learned,
+    ),
+    Claim(
+        "Grafts are better calibrated than the model they are from",
+        GRAFTS,
+        "expected calibration error of the learned graft that gains most, less the member's",
+        "below 0",
+        readings.calibration,
+    ),
+    Claim(
+        "Fine-tuning uses the base's own circuit",
+        CIRCUITS,
+        "faithfulness of the circuit found in the base, in the member, by score (control: random "
+        "heads)",
+        "above the control and at 0.7 or more; wholly below 0.7 contradicts",
+        readings.circuit,
+    ),
+    Claim(
+        "That circuit carries the gain",
+        CIRCUITS,
+        "share of the gain in logit difference by patching the member's circuit into the base "
+        "(control: random heads)",
+        "above the control's interval",
+        readings.carries,
+    ),
+    Claim("... all of it", CIRCUITS, "the same share", "above 0.9", readings.carries_all),
+    Claim(
+        "What was unlearned comes back with the base's MLP activations",
+        "arXiv 2410.06606",
+        "KRS of the best layer (control: another prompt's activations)",
+        "above 0.7",
+        readings.restored,
+    ),
+    Claim(
+        "... and it is this knowledge that comes back",
+        "arXiv 2410.06606",
+        "KRS less that with another prompt's activations",
+        "above 0.1",
+        readings.restored_knowledge,
+    ),
+    Claim(
+        "What looks lost is hidden, not erased",
+        MECHANISMS,
+        "score as a share of the base's, of tasks that are not kept",
+        "the verdict is suppressed; erased contradicts",
+        readings.hidden,
+    ),
+    Claim(
+        "Lost answers come back within a few steps of training",
+        MECHANISMS,
+        "share of the lost answers that training brings back, beyond exchanged answers",
+        "above 0.5",
+        readings.revived,
+    ),
+    Claim(
+        "Pruning what the new task uses lets the old one rise",
+        MECHANISMS,
+        "change of the old task's score (control: random neurons)",
+        "above 0 and above the control's interval",
+        readings.pruned,
+    ),
+    Claim(
+        "Conjugate prompts bring lost answers back",
+        "arXiv 2309.10105",
+        "share of the lost answers, by the prompts chosen on the other half",
+        "above 0.5",
+        readings.conjugate,
+    ),
+    Claim(
+        "A point between base and member keeps both (WiSE-FT)",
+        "arXiv 2109.01903",
+        "largest rise of another task's score at the point chosen on other prompts (control: the "
+        "fine-tuned task's change)",
+        "above 0 at no certain cost to the fine-tuned task",
+        readings.path,
+    ),
+)

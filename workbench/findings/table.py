@@ -1,0 +1,175 @@
+"""Which published findings show in these results? A row a claim: its source, what was seen, and a
+verdict that a rule gives, never a person.
+
+Each claim is read member by member (or task by task). A reading holds where its whole 95% interval
+says so, contradicts where the whole interval says otherwise, and else decides nothing:
+
+    reproduced        nothing contradicts, and most readings hold
+    partly            some hold, others do not
+    not reproduced    none holds, and some contradict
+    undecided         nothing decides
+
+What is read, and what it takes to hold, stands beside each claim. The intervals are over prompts,
+texts or matrices; `seeds` says over how many training runs of each recipe, which for most is one:
+another seed may turn a verdict. Of readings of one thing in several Results that of the largest n
+counts.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from workbench.errors import WorkbenchError, visible
+from workbench.findings.claims import CLAIMS, Claim
+from workbench.results import Result
+
+REPRODUCED, PARTLY, NOT, UNDECIDED = "reproduced", "partly", "not reproduced", "undecided"
+SHOWN = 3  # readings in one cell
+
+
+def findings(results: Sequence[Result]) -> pd.DataFrame:
+    """Every claim that these Results have something to say of.
+
+    results: of one base, from one run or several; checkpoints along a run are left out. Returns one
+    row a reading: claim, source, reading, criterion, member, at (where in it), value, low, high, n,
+    control, holds, and the claim's verdict and number of seeds on each. Empty where nothing can be
+    said.
+    """
+    whole = [result for result in results if not _along(result)]
+    ordered = sorted(whole, key=_items, reverse=True)
+    rows = []
+    for claim in CLAIMS:
+        seen = {reading.member: reading for reading in reversed(list(claim.read(ordered)))}
+        kept = list(reversed(seen.values()))
+        about = {
+            "claim": claim.name,
+            "source": claim.source,
+            "reading": claim.reading,
+            "criterion": claim.holds,
+            "verdict": verdict([one.holds for one in kept]),
+        }
+        rows += [about | one._asdict() for one in kept]
+    table = pd.DataFrame(rows)
+    if len(table):
+        table["seeds"] = _seeds(whole)
+    return table
+
+
+def by_base(runs: Sequence[str | Path]) -> dict[str, pd.DataFrame]:
+    """`findings` of all Results under runs/results, by the name of their base.
+
+    runs: what was --out of `workbench compare` or `demo`, or copies that are kept. Raises
+    WorkbenchError where one holds no results.
+    """
+    found: dict[str, list[Result]] = {}
+    names: dict[str, str] = {}
+    for run in map(Path, runs):
+        paths = sorted(path.parent for path in (run / "results").glob("*/result.json"))
+        if not paths:
+            raise WorkbenchError(
+                f"Expected the results of a run in {run / 'results'}, found none; give the folder "
+                "that was the --out of `workbench compare` or `demo`."
+            )
+        for result in map(Result.load, paths):
+            base = result.provenance.base
+            key = str(base.get("fingerprint") or base.get("reference"))
+            found.setdefault(key, []).append(result)
+            parts = Path(str(base.get("reference"))).parts
+            names.setdefault(key, "/".join(parts[-2:]) if parts[-1] == "base" else parts[-1])
+    return {names[key]: findings(results) for key, results in found.items()}
+
+
+def verdict(holds: Sequence[bool | None]) -> str:
+    """By the rule above."""
+    yes, no = sum(one is True for one in holds), sum(one is False for one in holds)
+    if not yes and not no:
+        return UNDECIDED
+    if not yes:
+        return NOT
+    return REPRODUCED if not no and 2 * yes > len(holds) else PARTLY
+
+
+def page(tables: Mapping[str, pd.DataFrame]) -> str:
+    """Markdown of `findings` of several bases, a column each, by the base's name."""
+    known = _known(tables)
+    lines = _lines(tables, ["claim", "source"], _cell)
+    notes = [f"- {claim.name}: {claim.reading}; holds where {claim.holds}." for claim in known]
+    return "\n".join([*lines, "", "What is read, and what it takes:", "", *notes, ""])
+
+
+def summary(tables: Mapping[str, pd.DataFrame]) -> str:
+    """The verdicts of `page` alone."""
+    return "\n".join(_lines(tables, ["claim", "source"], _verdict))
+
+
+def _known(tables: Mapping[str, pd.DataFrame]) -> list[Claim]:
+    """The claims that some table has something to say of."""
+    said = {name for table in tables.values() if len(table) for name in table["claim"]}
+    return [claim for claim in CLAIMS if claim.name in said]
+
+
+def _lines(
+    tables: Mapping[str, pd.DataFrame], head: Sequence[str], cell: Callable[[pd.DataFrame], str]
+) -> list[str]:
+    lines = [f"| {' | '.join([*head, *tables])} |", "|" + "---|" * (len(head) + len(tables))]
+    for claim in _known(tables):
+        cells = [cell(t[t["claim"] == claim.name] if len(t) else t) for t in tables.values()]
+        lines.append(f"| {' | '.join([claim.name, claim.source, *cells])} |")
+    return lines
+
+
+def _verdict(rows: pd.DataFrame) -> str:
+    return f"{rows['verdict'].iloc[0]}" if len(rows) else "not run"
+
+
+def _cell(rows: pd.DataFrame) -> str:
+    if rows.empty:
+        return "not run"
+    said = [_said(row) for _, row in rows.head(SHOWN).iterrows()]
+    more = f", and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+    yes, no = (rows["holds"] == True).sum(), (rows["holds"] == False).sum()  # noqa: E712
+    few, many = int(rows["n"].min()), int(rows["n"].max())
+    n = f"n = {few}" if few == many else f"n = {few} to {many}"
+    seeds = int(rows["seeds"].iloc[0])
+    return (
+        f"**{rows['verdict'].iloc[0]}**: {'; '.join(said)}{more}. {yes} of {len(rows)} hold, {no} "
+        f"contradict; {n}, {seeds} seed{'s' if seeds > 1 else ''}"
+    )
+
+
+def _said(row: pd.Series) -> str:
+    name = f"{row['member']}, {row['at']}" if row["at"] else row["member"]
+    value, low, high = (_number(row[edge]) for edge in ("value", "low", "high"))
+    control = "" if math.isnan(row["control"]) else f" (control {_number(row['control'])})"
+    return f"{html.escape(visible(name))} {value} [{low}, {high}]{control}".replace("|", "/")
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.2f}" if abs(value) >= 0.01 else f"{value:.2g}"
+
+
+def _along(result: Result) -> bool:
+    """Whether its members are checkpoints of one training run."""
+    members = list(result.provenance.members.values())
+    recipes = {tuple(str(m.get(name)) for name in ("kind", "rank", "seed")) for m in members}
+    return len({m.get("step") for m in members}) == len(members) > len(recipes) == 1
+
+
+def _items(result: Result) -> float:
+    return float(result.table["n"].max()) if "n" in result.table else float(len(result.table))
+
+
+def _seeds(results: Sequence[Result]) -> int:
+    """Training runs of the recipe that has most of them; one where nothing is known."""
+    runs: dict[tuple[Any, ...], set[Any]] = {}
+    for result in results:
+        for about in result.provenance.members.values():
+            recipe = tuple(str(about.get(name)) for name in ("kind", "rank", "alpha"))
+            runs.setdefault(recipe, set()).add(about.get("seed"))
+    return max(map(len, runs.values()), default=1)
