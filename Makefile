@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-smollm2 test cluster-test fuzz crash-test lint bench figures family-figures clean
+.PHONY: demo demo-smollm2 test notebooks cluster-test fuzz crash-test lint bench figures family-figures clean
 
 # constraints.txt pins what is tested. The last lines keep the install from running again.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -24,6 +24,9 @@ demo-smollm2: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(RUN)/python -m pytest
+
+notebooks: $(VENV)/installed
+	$(RUN)/jupyter lab notebooks
 
 # On two processes, on a Ray cluster of two nodes started for it, and with workers killed.
 cluster-test: $(VENV)/installed

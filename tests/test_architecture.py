@@ -37,6 +37,7 @@ MAY = {
     "catalogue": SHARED | ANALYSES,
     "figures": SHARED,
     "reports": SHARED | {"figures"},
+    "shown": SHARED | {"figures", "loaders", "tasks"},
     "equivalence": SHARED,
     "findings": SHARED | {"equivalence"},
     "study": SHARED | {"loaders", "tasks", "units", "catalogue"},
@@ -49,6 +50,7 @@ MAY = {
 ABOVE = {"__init__", "cli"}
 # Result.plot(), pair.models() and the like are conveniences looked up when they are called.
 DEFERRED = {("results", "figures"), ("loaders", "models")}
+DEFERRED |= {(part, "shown") for part in ("results", "loaders", "tasks")}
 
 
 def part(file: Path) -> str:

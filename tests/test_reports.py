@@ -176,3 +176,18 @@ def test_two_results_of_one_analysis_are_told_apart_by_their_task(tmp_path):
     headings = re.findall(r"<h2[^>]*>([^<]*)", text)
     assert sum(heading.endswith("on facts") for heading in headings) == 1
     assert sum(heading.endswith("on sums") for heading in headings) == 1
+
+
+def test_a_note_stands_with_its_numbers_or_once_before_all_of_them(tmp_path):
+    made = [retention(family(1)), intruders(family(1))]
+    notes = [("Of both.", "Of the first."), ("Of both.", "Of the second.")]
+    made = [
+        replace(one, provenance=one.provenance.with_notes(own))
+        for one, own in zip(made, notes, strict=True)
+    ]
+    text = wb.report(made, tmp_path / "page.html").read_text(encoding="utf-8")
+    front, first, second = re.split(r'<section class="analysis"', text)
+    assert [note in front for note in ("Of both.", "Of the first.")] == [True, False]
+    assert ["Of the first." in part for part in (first, second)] == [True, False]
+    assert ["Of the second." in part for part in (first, second)] == [False, True]
+    assert text.count("Of both.") == 1

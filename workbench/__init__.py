@@ -9,6 +9,7 @@ Names are imported when they are first used, so that `import workbench` costs no
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from workbench.reports import report
     from workbench.results import Provenance, Result
     from workbench.units import over
+
+# tqdm would ask in every notebook for a widget that nothing here uses.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 _HOME = {
     "Checkpoint": "workbench.loaders",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,6 +51,13 @@ HEADINGS = {
     "patching.attribution": "Attribution: all places by one gradient",
     "patching.circuit": "The circuit, in the base and in the members",
     "patching.mask": "Which heads carry the information",
+    "skills.localize": "How few parameters carry the skill",
+    "skills.overlap": "Do two skills share their parameters?",
+    "skills.compose": "Several skills put together",
+    "skills.blocks": "Which matrices of the change are needed",
+    "skills.restore": "How much of the change can be taken back",
+    "skills.compression": "In how many bits the change fits",
+    "skills.calibration": "Calibration",
 }
 # What tells means apart, and places of patches.
 KEYS = (
@@ -69,7 +77,6 @@ ABOUT = ("kind", "rank", "alpha", "step", "seed", "reference", "fingerprint")
 SHORT = 12  # characters of a fingerprint
 LONG = 16  # rows above which a table is folded away
 MOST = 600  # rows above which a table is left to the Result's own file
-SCREEN = 1.25 * 96  # CSS pixels per printed inch: 8 pt type reads as 10 pt
 
 
 @dataclass(frozen=True)
@@ -100,10 +107,11 @@ def report(
     results: Results, or folders that `Result.save` wrote, in the order of the sections; one
     analysis may occur more than once; or Results by name, see `figures.named`. preflight: the table
     of `pair.check()` (item, status, found, remedy), of several members with a column member. notes:
-    said on the first page, beside those of the Results. failures: what could not be run, a sentence
-    each. pictures: the folder where `figures.save_all` just drew these very results; None draws
-    them. Whether LoRA and full fine-tuning are equivalent (`workbench.equivalence`) is answered
-    first of all, where the results hold that.
+    said on the first page, beside those that several Results have; the others stand with the one
+    Result they are of. failures: what could not be run, a sentence each. pictures: the folder where
+    `figures.save_all` just drew these very results; None draws them. Whether LoRA and full
+    fine-tuning are equivalent (`workbench.equivalence`) is answered first of all, where the results
+    hold that.
     The page needs nothing else: images are in it, it loads nothing and runs no script.
     Raises WorkbenchError where there are no results or they are of different bases.
     """
@@ -125,7 +133,8 @@ def report(
             _checked(name, loaded, pictures, source)
             for name, source in zip(names, given, strict=True)
         ]
-    said = [*notes, *(note for result in read for note in result.provenance.notes)]
+    told = Counter(note for result in read for note in result.provenance.notes)
+    shared = list(dict.fromkeys([*notes, *(note for note, times in told.items() if times > 1)]))
     page = _template().render(
         title=title,
         question=QUESTION,
@@ -133,7 +142,7 @@ def report(
         family=_family(members),
         colours=[style.assign(members)[name].colour for name in members],
         preflight=[] if preflight is None else _preflight(preflight),
-        notes=list(dict.fromkeys(said)),
+        notes=shared,
         failures=failures,
         sections=sections,
         short=SHORT,
@@ -210,6 +219,8 @@ def _section(
     provenance = result.provenance
     lead, parts = figures.findings(result)
     heading = HEADINGS.get(result.analysis, result.analysis)
+    if provenance.parameters.get("groups"):
+        heading += ", by groups of heads"
     if sum(other.analysis == result.analysis for other in results.values()) > 1:
         ends = list(dict.fromkeys((result.members[0], result.members[-1])))
         asked = provenance.parameters.get("prompts")
@@ -223,6 +234,7 @@ def _section(
         "dtype": provenance.dtype,
         "created": provenance.created,
     }
+    seed = "" if provenance.seed is None else f", seed {provenance.seed}"
     about |= {f"parameter {key}": _plain(v) for key, v in provenance.parameters.items()}
     about |= {f"version of {key}": v for key, v in provenance.versions.items()}
     return {
@@ -231,9 +243,11 @@ def _section(
         "heading": heading,
         "lead": lead,
         "parts": parts,
+        "notes": list(provenance.notes),
         "figures": list(_pictures(name, results, lead, pictures)),
         "tables": list(tables(result)),
         "provenance": [(name, "none" if v is None else str(v)) for name, v in about.items()],
+        "origin": f"{provenance.device}, {provenance.dtype}{seed}",
         "command": provenance.command,
         "rows": len(result.table),
     }
@@ -258,8 +272,8 @@ def _pictures(
             "title": drawing.title,
             "source": f"data:image/png;base64,{base64.b64encode(image).decode()}",
             "alt": f"{drawing.title}. {lead}; the numbers stand in this section's tables.",
-            "width": round(width / style.DPI * SCREEN),
-            "height": round(height / style.DPI * SCREEN),
+            "width": round(width / style.DPI * style.PIXELS),
+            "height": round(height / style.DPI * style.PIXELS),
             "caption": drawing.caption,
             "misleads": drawing.misleads,
         }

@@ -160,6 +160,11 @@ class Result:
 
         return figures.draw(self, ax=ax, **options)
 
+    def _repr_html_(self) -> str:
+        from workbench import shown
+
+        return shown.result(self)
+
     def save(self, folder: str | Path) -> Path:
         """Write table.parquet, tensors.safetensors and result.json to `folder`, all or nothing.
 

@@ -1,4 +1,4 @@
-"""A report whose every name is hostile, and what must hold of the page."""
+"""A Result whose every name is hostile, and what must hold of its report and in a notebook."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ TAGS = {
 ATTRIBUTES = {
     "lang", "charset", "name", "content", "http-equiv", "aria-labelledby", "aria-label", "id",
     "href", "class", "role", "tabindex", "scope", "src", "alt", "width", "height", "style",
+    "open",
 }  # fmt: skip
 ODD = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Page(HTMLParser):
-    """Raises AssertionError at a tag or attribute that the template does not make."""
+    """Raises AssertionError at a tag or attribute that we do not make."""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert tag in TAGS, f"<{tag}> in the page"
@@ -57,8 +58,8 @@ def require_escaped(folder: Path) -> None:
     line = {"item": texts[0], "status": texts[1], "found": texts[2], "remedy": texts[3]}
     preflight = pd.DataFrame([line])
     path = wb.report([made], folder / "page.html", title=texts[0], preflight=preflight, notes=texts)
-    page = path.read_text(encoding="utf-8")
-    found = ODD.search(page)
-    assert not found, f"{found} in the page"
-    Page().feed(page)
+    for html in (path.read_text(encoding="utf-8"), made._repr_html_()):
+        found = ODD.search(html)
+        assert not found, f"{found} in the page"
+        Page().feed(html)
     show(preflight, json=False)

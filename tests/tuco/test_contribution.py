@@ -250,3 +250,12 @@ def test_a_result_has_groups_layers_tokens_and_what_it_cannot_see(tmp_path: Path
     assert last == pytest.approx(result.metric("tuco").query("group == 'long'")["value"].iloc[0])
     assert {"wte", "wpe", "ln_f"} <= set(result.metric("invisible")["component"])
     assert any("as they are stored" in note for note in result.provenance.notes)
+
+
+def test_a_member_that_changes_the_blocks_alone_is_drawn_as_made(tmp_path: Path):
+    """Nothing invisible is an empty part of the table, which leaves its numbers numbers."""
+    result = contribution(pair_of("llama", "lora", tmp_path), ["3 4 5 6"])
+    assert not result.has("invisible")
+    assert result.table["value"].dtype == float
+    for drawing, group in wb.figures.drawings(result, [result]):
+        drawing.draw(*group)

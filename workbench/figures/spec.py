@@ -112,7 +112,7 @@ class Spec:
         results = [_result(panel) for panel in self.panels]
         members = catalogue.everyone(results)
         with mpl.rc_context(style.RC), style.family(members):
-            figure = Figure(figsize=self.size, layout="constrained", dpi=style.SCREEN)
+            figure = style.Drawn(figsize=self.size, layout="constrained", dpi=style.SCREEN)
             places = _places(self.panels, self.columns)
             grid = figure.add_gridspec(max(row for row, _ in places) + 1, self.columns)
             letters = string.ascii_lowercase if len(self.panels) > 1 else [""]

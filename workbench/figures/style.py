@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -25,6 +26,7 @@ from workbench.results import Result
 COLUMN, WIDE = 3.4, 7.0  # inches: one and two columns of a paper
 DPI = 200  # of figures on the page
 SCREEN = 144  # dots per inch at which 8 pt type reads well in a notebook
+PIXELS = 1.25 * 96  # of CSS per printed inch: 8 pt type reads as 10 pt
 SMALL, NORMAL = 7, 8  # points
 GREY = "#767676"  # base, nulls and controls
 PALE = "#ececec"  # cells without a value
@@ -55,6 +57,17 @@ RC: Any = {  # matplotlib types the keys of an rc mapping as literals
     "pdf.fonttype": 42,  # text stays text
 }
 P = ParamSpec("P")
+
+
+class Drawn(Figure):
+    """A figure that a notebook shows by itself; pyplot, which does that for its own, knows none of
+    ours."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        image = io.BytesIO()
+        self.savefig(image, format="png", dpi=DPI)
+        width, height = (round(PIXELS * inches) for inches in self.get_size_inches())
+        return image.getvalue(), {"width": width, "height": height}
 
 
 class Look(NamedTuple):
@@ -142,7 +155,7 @@ def panels(
     """
     sharex, sharey = share
     if ax is None:
-        figure = Figure(figsize=(width, height), layout="constrained", dpi=SCREEN)
+        figure = Drawn(figsize=(width, height), layout="constrained", dpi=SCREEN)
         axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
         for one in axes.flat:
             # Ticks are made lazily, after the rc context has gone.

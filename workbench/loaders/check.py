@@ -44,6 +44,11 @@ class PairReport:
         for row in self.table[self.table["status"] == STOP].itertuples():
             raise WorkbenchError(f"{row.item}: {row.found}. {row.remedy}")
 
+    def _repr_html_(self) -> str:
+        from workbench import shown
+
+        return shown.preflight(self)
+
 
 Line = tuple[str, str, str, str]
 

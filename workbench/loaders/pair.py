@@ -226,6 +226,11 @@ class CheckpointPair:
             made.append(wrap(model, words))
         return made[0], made[1]
 
+    def _repr_html_(self) -> str:
+        from workbench import shown
+
+        return shown.pair(self)
+
     def provenance(self, **known: Any) -> Provenance:
         """Provenance of one analysis of this pair, with the preflight's notes."""
         report = self.check(read=False)
@@ -283,6 +288,11 @@ class Family:
         if name not in self.members:
             raise WorkbenchError(f"No member {name!r}; this family has {list(self.members)}.")
         return CheckpointPair(self.base, self.members[name], name)
+
+    def _repr_html_(self) -> str:
+        from workbench import shown
+
+        return shown.family(self)
 
 
 def load_pair(base: Reference, tuned: Reference, name: str | None = None) -> CheckpointPair:

@@ -110,6 +110,11 @@ class PromptSet:
         content = json.dumps([asdict(p) for p in self.prompts], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()
 
+    def _repr_html_(self) -> str:
+        from workbench import shown
+
+        return shown.prompts(self)
+
     def select(self, *, split: Split | None = None, **tags: str) -> PromptSet:
         """The prompts of one split whose tags have these values, in the same order.
 

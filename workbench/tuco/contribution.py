@@ -270,7 +270,9 @@ def invisible(pair: CheckpointPair) -> pd.DataFrame:
                 size = float(torch.linalg.vector_norm(delta.base.float()))
                 ratio = delta.norm / size if size else float("inf")
                 made.append({"component": site.component, "metric": "invisible", "value": ratio})
-    return pd.DataFrame(made, columns=pd.Index(["component", "metric", "value"]))
+    # Where nothing changed, the empty column must not turn the other values into objects.
+    table = pd.DataFrame(made, columns=pd.Index(["component", "metric", "value"]))
+    return table.astype({"value": float})
 
 
 def _profile(row: Row, shares: Sequence[float], tokenizer: Any) -> list[dict[str, Any]]:
