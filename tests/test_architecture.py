@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "workbench"
 
 # What each part may import of the workbench. A part not listed may not exist.
-SHARED = {"errors", "files", "stats", "results", "cache", "devices"}
+SHARED = {"errors", "files", "stats", "results", "meaning", "cache", "devices"}
 ANALYSES = {"spectral", "forgetting", "behaviour", "patching", "skills", "tuco"}
 MAY = {
     "errors": set(),
@@ -20,6 +20,7 @@ MAY = {
     "files": {"errors"},
     "stored": {"errors", "files"},
     "results": {"errors", "files", "stored"},
+    "meaning": {"results"},
     "cache": {"results"},
     "devices": {"errors"},
     "loaders": SHARED,

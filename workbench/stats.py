@@ -25,8 +25,8 @@ def bootstrap(
 
     values: (items,). weights: (items,), e.g. tokens per text; the statistic is then the ratio of
     sums, sum(values * weights) / sum(weights), resampled by item. For a paired comparison pass the
-    differences. Items of weight 0 are left out, and out of n. A single item gives the degenerate
-    interval (value, value). Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993),
+    differences. Items of weight 0 are left out, and out of n. A single item has no interval: low
+    and high are NaN. Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993),
     chapter 13.
     """
     values = np.asarray(values, dtype=float)
@@ -36,9 +36,17 @@ def bootstrap(
         return Interval(float("nan"), float("nan"), float("nan"), 0)
     picks = np.random.default_rng(seed).integers(0, values.size, size=(draws, values.size))
     means = (values * weights)[picks].sum(1) / weights[picks].sum(1)
-    low, high = np.quantile(means, [0.025, 0.975])
     value = float((values * weights).sum() / weights.sum())
-    return Interval(value, float(low), float(high), int(values.size))
+    return Interval(value, *edges(means, values.size), int(values.size))
+
+
+def edges(drawn: NDArray[np.float64], n: int) -> tuple[float, float]:
+    """The middle 95% of the draws of a statistic of n items; NaN for fewer than two, whose draws
+    are all alike."""
+    if n < 2:
+        return float("nan"), float("nan")
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
 
 
 class Intervals(NamedTuple):
@@ -80,9 +88,9 @@ def ratios(
         value[part] = whole = _quotient(above[part].sum(1), below[part].sum(1))
         each = _quotient(times @ above[part].T, times @ below[part].T)
         defined = np.isfinite(whole)
-        edges = np.nanquantile(np.where(defined, each, 0.0), [0.025, 0.975], axis=0)
+        found = np.nanquantile(np.where(defined, each, 0.0), [0.025, 0.975], axis=0)
         several = known[part].sum(1) > 1
-        low[part], high[part] = np.where(defined & several, edges, np.nan)
+        low[part], high[part] = np.where(defined & several, found, np.nan)
     return Intervals(value, low, high, known.sum(1))
 
 
@@ -152,9 +160,9 @@ def spearman(
 def auc(first: ArrayLike, second: ArrayLike, *, seed: int = 0, draws: int = 2000) -> Interval:
     """The chance that a value of `first` exceeds one of `second`, ties counting half.
 
-    first: (n,). second: (m,). The 95% percentile interval resamples both; n is n + m. Empty groups
-    give NaN. Source: Hanley & McNeil, Radiology 143 (1982): the area under the ROC curve is the
-    Mann-Whitney statistic over n m.
+    first: (n,). second: (m,). The 95% percentile interval resamples both, and is NaN where one has
+    a single value; n is n + m. Empty groups give NaN. Source: Hanley & McNeil, Radiology 143
+    (1982): the area under the ROC curve is the Mann-Whitney statistic over n m.
     """
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if not (a.size and b.size):
@@ -164,8 +172,7 @@ def auc(first: ArrayLike, second: ArrayLike, *, seed: int = 0, draws: int = 2000
     times_a = random.multinomial(a.size, np.full(a.size, 1 / a.size), size=draws) / a.size
     times_b = random.multinomial(b.size, np.full(b.size, 1 / b.size), size=draws) / b.size
     drawn = ((times_a @ larger) * times_b).sum(1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Interval(float(larger.mean()), float(low), float(high), a.size + b.size)
+    return Interval(float(larger.mean()), *edges(drawn, min(a.size, b.size)), a.size + b.size)
 
 
 def nearest_pairs(
@@ -235,9 +242,8 @@ def calibration(
     spread = calibration_error(sure[picks], right[picks], bins=bins, mass=mass)
     null = calibration_error(sure, random.random((draws, n)) < sure, bins=bins, mass=mass)
     value = float(calibration_error(sure, right, bins=bins, mass=mass))
-    low, high = np.quantile(spread, [0.025, 0.975])
     lowest, highest = np.quantile(null, [0.025, 0.975])
     return (
-        Interval(value, float(low), float(high), n),
+        Interval(value, *edges(spread, n), n),
         Interval(float(null.mean()), float(lowest), float(highest), n),
     )

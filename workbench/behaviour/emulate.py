@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
 from workbench.loaders import Checkpoint, CheckpointPair
+from workbench.meaning import finished
 from workbench.models.sides import named_dtype
 from workbench.results import Result, describe
 from workbench.stats import ratios
@@ -89,7 +90,7 @@ def emulate(
         "large": {arm: one.fingerprint for arm, one in given.items()},
     }  # fmt: skip
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
-    return Result(KEY, table, provenance)
+    return finished(KEY, table, provenance)
 
 
 def _one_vocabulary(words: Any, given: Mapping[str, Checkpoint]) -> None:

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from workbench.behaviour.decoding import written
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
+from workbench.meaning import finished
 from workbench.models.sides import named_dtype
 from workbench.results import Result, describe
 from workbench.stats import ratios
@@ -132,7 +133,7 @@ def faithfulness(
         "own_steps": own_steps,
     }  # fmt: skip
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
-    return Result(KEY, table, provenance)
+    return finished(KEY, table, provenance)
 
 
 def _filled(filler: str) -> Reword:

@@ -32,6 +32,7 @@ from workbench.lab.data import Example, batches
 from workbench.lab.recipe import Recipe
 from workbench.lab.train import trainable, updates
 from workbench.loaders import CheckpointPair
+from workbench.meaning import finished
 from workbench.models.sides import named_dtype
 from workbench.results import Result, describe
 from workbench.stats import ratios
@@ -130,7 +131,7 @@ def generate(
         "alpha": alpha, "rounds": rounds,
     }  # fmt: skip
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
-    return Result(KEY, table, provenance)
+    return finished(KEY, table, provenance)
 
 
 def _require(arms: Sequence[str], n: int, length: int, alpha: float, rounds: int) -> None:

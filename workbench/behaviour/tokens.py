@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
+from workbench.meaning import finished
 from workbench.models.sides import named_dtype
 from workbench.results import Result, describe
 from workbench.stats import Interval, ratios
@@ -38,6 +39,7 @@ from workbench.tasks.score import pieces, side_by_side
 KEY = "behaviour.tokens"
 LOW_PROBABILITY = 0.1
 LOW_ENTROPY = 1.0  # nats
+ROUNDING = 1e-6  # nats of a float32 log-probability
 SHOWN = 60  # tokens of a text that are kept with their words
 Floats = NDArray[np.float64]
 
@@ -113,7 +115,7 @@ def tokens(
     }  # fmt: skip
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
     kept = {n: read[n].astype(np.float32) for n in ("log_p", "delta", "entropy", "kl")}
-    return Result(KEY, table, provenance, kept | {"text": read["text"].astype(np.int32)})
+    return finished(KEY, table, provenance, kept | {"text": read["text"].astype(np.int32)})
 
 
 def _coded(model: Any, words: Any, given: Sequence[Prompt | str]) -> tuple[list[Encoded], Any]:
@@ -169,8 +171,10 @@ def _means(
     yield row("log_p", read["log_p"], arm="base")
     yield row("log_p", read["tuned_log_p"], baseline=float(read["log_p"].mean()), arm="tuned")
     yield row("entropy", read["entropy"], arm="base")
+    loss = -read["log_p"]
     # A base that loses nothing has nothing to learn.
-    yield row("learnability", read["delta"], -read["log_p"], baseline=0.0)
+    loss = loss if loss.mean() > ROUNDING else np.zeros_like(loss)
+    yield row("learnability", read["delta"], loss, baseline=0.0)
     sure = read["entropy"] < low_entropy
     conflict = sure & (read["log_p"] < np.log(low_probability))
     expected = float(np.where(sure, read["tail"], 0.0).mean())

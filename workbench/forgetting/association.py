@@ -22,6 +22,7 @@ import pandas as pd
 from scipy.stats import permutation_test, spearmanr
 
 from workbench.errors import WorkbenchError
+from workbench.meaning import finished
 from workbench.results import Result, describe
 from workbench.stats import spearman
 
@@ -75,7 +76,7 @@ def association(results: Sequence[Result], *, seed: int = 0) -> Result:
     about = {name: kept.provenance.members[name] for name in members}
     parameters = {"results": describe([kept, *beside])}
     provenance = replace(kept.provenance, members=about, parameters=parameters, seed=seed)
-    return Result(KEY, table, provenance)
+    return finished(KEY, table, provenance)
 
 
 def _outcomes(kept: Result) -> Iterator[dict[str, Any]]:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from workbench.errors import WorkbenchError
 from workbench.forgetting.sides import Side, both, require_prompts
 from workbench.loaders import CheckpointPair
+from workbench.meaning import finished
 from workbench.results import Result, describe
 from workbench.stats import halves, ratios, share_of
 from workbench.tasks.batching import encode
@@ -91,7 +92,7 @@ def conjugate(
         "task": describe(task),
     }  # fmt: skip
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
-    return Result(KEY, table, provenance)
+    return finished(KEY, table, provenance)
 
 
 def _require_alike(prompts: PromptSet, conjugates: Mapping[str, PromptSet]) -> None:

@@ -25,10 +25,11 @@ from tqdm.auto import tqdm
 from workbench.errors import WorkbenchError
 from workbench.forgetting.sides import require_prompts
 from workbench.loaders import CheckpointPair
+from workbench.meaning import finished
 from workbench.models import Edit, edit
 from workbench.models.sides import named_dtype
 from workbench.results import Result, describe
-from workbench.stats import Intervals, ratios
+from workbench.stats import Intervals, edges, ratios
 from workbench.tasks.batching import encode
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.score import side_by_side
@@ -47,12 +48,13 @@ def chord(alphas: Floats, values: Floats) -> Floats:
 
 
 def barriers(alphas: Floats, losses: Floats, *, seed: int = 0, draws: int = 1000) -> Intervals:
-    """max over alpha of mean loss - chord, with a 95% bootstrap over items. losses: (a, items)."""
+    """max over alpha of mean loss - chord, with a 95% bootstrap over items (none of one
+    item). losses: (a, items)."""
     excess = losses - chord(alphas, losses)
     n = excess.shape[1]
     times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws) / n
     drawn = (excess @ times.T).max(0)
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = edges(drawn, n)
     value, low, high = (np.array([v]) for v in (excess.mean(1).max(), low, high))
     return Intervals(value, low, high, np.array([n]))
 
@@ -104,7 +106,7 @@ def interpolate(
         "origin": None if origin is None else origin.tuned.about,
     }  # fmt: skip
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
-    return Result(KEY, table, provenance)
+    return finished(KEY, table, provenance)
 
 
 def _along(

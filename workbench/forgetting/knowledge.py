@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from workbench.errors import WorkbenchError
 from workbench.forgetting.sides import Side, both, require_prompts
 from workbench.loaders import CheckpointPair
+from workbench.meaning import finished
 from workbench.results import Result, describe
 from workbench.stats import ratios
 from workbench.tasks.prompts import PromptSet
@@ -103,7 +104,7 @@ def knowledge(
     }  # fmt: skip
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
     tensors = {f"{pair.name}/{arm}": one for arm, one in found.items()}
-    return Result(KEY, table, provenance, tensors)
+    return finished(KEY, table, provenance, tensors)
 
 
 def _behind(

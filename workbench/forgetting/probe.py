@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from workbench.errors import WorkbenchError
 from workbench.forgetting.sides import Side, both, fresh, lost_prompts, require_prompts, streams
 from workbench.loaders import CheckpointPair
+from workbench.meaning import finished
 from workbench.results import Result, describe
 from workbench.stats import halves, ratios, share_of
 from workbench.tasks.batching import encode
@@ -138,7 +139,7 @@ def probe(
             "prompts."
         )
         provenance = provenance.with_notes((*provenance.notes, note))
-    return Result(KEY, table, provenance)
+    return finished(KEY, table, provenance)
 
 
 def _labels(base: Side, prompts: PromptSet, label: str | None) -> list[Any]:

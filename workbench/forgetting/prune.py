@@ -28,6 +28,7 @@ from workbench.errors import WorkbenchError
 from workbench.forgetting.conjugate import recovered
 from workbench.forgetting.sides import Side, both, require_prompts
 from workbench.loaders import CheckpointPair
+from workbench.meaning import finished
 from workbench.models import Layout, Site, replace
 from workbench.results import Result, describe
 from workbench.stats import halves, ratios, share_of
@@ -147,7 +148,7 @@ def prune(
         "random": random,
     }  # fmt: skip
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
-    return Result(KEY, table, provenance, {f"{pair.name}/relevance": scores.cpu().numpy()})
+    return finished(KEY, table, provenance, {f"{pair.name}/relevance": scores.cpu().numpy()})
 
 
 def _right(found: pd.DataFrame) -> Floats:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from workbench.forgetting.sides import Side, both, require_prompts
 from workbench.loaders import CheckpointPair
+from workbench.meaning import finished
 from workbench.results import Result, describe
 from workbench.stats import bootstrap
 from workbench.tasks.prompts import PromptSet
@@ -87,7 +88,7 @@ def retention(
     table.insert(0, "member", pair.name)
     parameters = {"prompts": describe(list(prompts)), "texts": describe(list(texts)), "task": task}
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
-    return Result("forgetting.retention", table, provenance)
+    return finished("forgetting.retention", table, provenance)
 
 
 def _starts(words: Any) -> bool:

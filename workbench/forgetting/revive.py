@@ -37,6 +37,7 @@ from workbench.lab.data import batches, prepare
 from workbench.lab.recipe import Recipe
 from workbench.lab.train import trainable, updates
 from workbench.loaders import Checkpoint, CheckpointPair
+from workbench.meaning import finished
 from workbench.results import Result, describe
 from workbench.stats import ratios, share_of
 from workbench.tasks.prompts import Prompt, PromptSet
@@ -147,7 +148,7 @@ def revive(
         "threshold": threshold, "runs": runs, "batch_size": batch_size,
     }  # fmt: skip
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
-    return Result(KEY, table, provenance)
+    return finished(KEY, table, provenance)
 
 
 def _require(prompts: PromptSet, lessons: PromptSet, steps: Sequence[int], runs: int) -> None:
@@ -210,8 +211,8 @@ def _steps(
         yield {
             "arm": arm, "metric": "steps_to_threshold", "n": len(reached), "x": wanted,
             "value": float(reached.mean()) if reached.size else np.nan,
-            "low": float(reached.min()) if reached.size else np.nan,
-            "high": float(reached.max()) if reached.size else np.nan,
+            "low": float(reached.min()) if reached.size > 1 else np.nan,
+            "high": float(reached.max()) if reached.size > 1 else np.nan,
         }  # fmt: skip
 
 

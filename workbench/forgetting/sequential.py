@@ -24,8 +24,9 @@ from tqdm.auto import tqdm
 from workbench.errors import WorkbenchError
 from workbench.forgetting.sides import Side, require_prompts
 from workbench.loaders import Family
+from workbench.meaning import finished
 from workbench.results import Provenance, Result, describe
-from workbench.stats import ratios
+from workbench.stats import edges, ratios
 from workbench.tasks.prompts import PromptSet
 
 KEY = "forgetting.sequential"
@@ -99,7 +100,7 @@ def sequential(
         family.base.about, {name: last}, parameters=parameters,
         seed=seed, device=str(device), dtype=dtype,
     )  # fmt: skip
-    return Result(KEY, table, provenance)
+    return finished(KEY, table, provenance)
 
 
 def _scores(
@@ -124,9 +125,9 @@ def _summaries(
     count = len(stages)
 
     def row(metric: str, value: Any, draws: Floats, n: int, **about: Any) -> dict[str, Any]:
-        low, high = np.quantile(draws, [0.025, 0.975])
-        edges = {"low": float(low), "high": float(high), "n": n, "baseline": 0.0}
-        return about | {"metric": metric, "value": float(value)} | edges
+        low, high = edges(draws, n)
+        interval = {"low": low, "high": high, "n": n, "baseline": 0.0}
+        return about | {"metric": metric, "value": float(value)} | interval
 
     lost, again = forgetting(whole), forgetting(drawn)
     for j, one in enumerate(sets):

@@ -35,6 +35,7 @@ from workbench.forgetting.probe import TooFew, probe
 from workbench.forgetting.revive import NEVER, RANDOM, RELABELLED, revive
 from workbench.forgetting.sides import both, require_prompts
 from workbench.loaders import CheckpointPair
+from workbench.meaning import finished
 from workbench.results import Result, describe
 from workbench.stats import bootstrap, ratios
 from workbench.tasks.prompts import PromptSet
@@ -132,7 +133,7 @@ def verdict(
         "never": None if never is None else str(never),
     }  # fmt: skip
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
-    return Result(KEY, table, provenance)
+    return finished(KEY, table, provenance)
 
 
 def sentence(member: str, task: str, decided: str, rows: Sequence[Row]) -> str:
@@ -192,7 +193,8 @@ def _output(base: Any, tuned: Any, prompts: PromptSet, seed: int) -> Row:
     first, last = (side.answers(prompts)["correct"].to_numpy(float) for side in (base, tuned))
     if not ratios(first, seed=seed).low[0] > LEAST:
         nothing = {"value": np.nan, "low": np.nan, "high": np.nan, "n": len(first)}
-        return _row("output", nothing, UNCLEAR, "the base itself does not have it", 1.0)
+        few = "the base itself does not have it" if len(first) > 1 else "one prompt tells nothing"
+        return _row("output", nothing, UNCLEAR, few, 1.0)
     found = ratios(last, first, seed=seed).first
     return _row("output", found._asdict(), reading(found._asdict(), WHOLE), "base", 1.0)
 

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
+from workbench.meaning import finished
 from workbench.models import Layout, Site, replace
 from workbench.models.rerun import Rerun, answers_only, predictors
 from workbench.models.sides import Sides, named_dtype
@@ -216,7 +217,7 @@ def attribution(
     }  # fmt: skip
     known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **known)
-    return Result(KEY, table, provenance.with_notes((*provenance.notes, *notes)))
+    return finished(KEY, table, provenance.with_notes((*provenance.notes, *notes)))
 
 
 def _require(sides: Sequence[str], across: bool, steps: int, sites: Any) -> None:
@@ -321,15 +322,16 @@ class Job(NamedTuple):
         """Every row of this side, and notes."""
         made = self.attributed()
         gap = made.one - made.zero
-        table = _rows(self.patches, ratios(made.effects, gap, seed=seed), "attribution")
-        groups = strongest_and_random(table["value"].to_numpy(float), exact, seed)
+        table = _rows(self.patches, shared.shares(made.effects, gap, seed), "attribution")
+        sizes = ratios(made.effects).value  # defined where no share of the gap is
+        groups = strongest_and_random(sizes, exact, seed)
         top = groups["top"]
         again = [self.patches[i] for i in top]
-        turned = ratios(made.shuffled[top], gap, seed=seed) if top else None
+        turned = shared.shares(made.shuffled[top], gap, seed) if top else None
         parts = [table, shared.random_site(table)]
         if turned is not None:
             parts.append(_rows(again, turned, "attribution").assign(arm="shuffled", group="top"))
-        parts += [self._checked(table, own, name, seed) for name, own in groups.items() if own]
+        parts += [self._checked(sizes, own, name, seed) for name, own in groups.items() if own]
         notes = [
             f"{len(self.patches)} patches cost {1 + (self.steps > 1) + self.steps} forward and "
             f"{self.steps} backward passes of the prompts.",
@@ -348,9 +350,10 @@ class Job(NamedTuple):
         return whole.astype(dict.fromkeys(("layer", "head", "neuron"), "Int64")), notes
 
     def _checked(
-        self, table: pd.DataFrame, own: Sequence[int], group: str, seed: int
+        self, sizes: np.ndarray, own: Sequence[int], group: str, seed: int
     ) -> pd.DataFrame:
-        """These patches made in earnest, and how both order them."""
+        """These patches made in earnest, and how both order them. sizes: every patch's mean
+        first-order effect."""
         again = [self.patches[i] for i in own]
         made = shared.sweep(
             *(self.destination, self.source, again, self.words),
@@ -361,9 +364,8 @@ class Job(NamedTuple):
         zero, one = made.destination, made.source
         found = shared.summary(made, again, zero=zero, one=one, seed=seed, measures=[self.measure])
         found = found[found["metric"] == f"recovered:{self.measure}"]
-        agreement = spearman(
-            table["value"].to_numpy(float)[own], found["value"].to_numpy(float), seed=seed
-        )
+        change = ratios(made.patched[self.measure] - zero[self.measure]).value
+        agreement = spearman(sizes[own], change, seed=seed)
         row = {"arm": "patch", "metric": "rank_correlation"} | agreement._asdict()
         parts = [found.assign(metric="exact"), pd.DataFrame([row])]
         return pd.concat(parts, ignore_index=True).assign(group=group)
@@ -374,16 +376,18 @@ class Job(NamedTuple):
         """The strongest edges' rows, some made in earnest, and a note on how many are left out."""
         links = graph.links(Layout(self.destination.model))
         names = pd.DataFrame([link.named for link in links])
-        found = ratios(effects, gap, seed=seed)
+        found = shared.shares(effects, gap, seed)
         table = names.assign(metric="edge_attribution", **found._asdict())
-        groups = strongest_and_random(found.value, exact, seed)
-        kept = strongest_and_random(found.value, EDGES, seed)["top"]
+        sizes = ratios(effects).value
+        groups = strongest_and_random(sizes, exact, seed)
+        kept = strongest_and_random(sizes, EDGES, seed)["top"]
         parts = [table.iloc[kept]]
         for group, own in groups.items():
             if not own:
                 continue
-            values = ratios(self._exact_edges([links[i] for i in own]), gap, seed=seed)
-            agreement = spearman(found.value[own], values.value, seed=seed)._asdict()
+            changes = self._exact_edges([links[i] for i in own])
+            values = shared.shares(changes, gap, seed)
+            agreement = spearman(sizes[own], ratios(changes).value, seed=seed)._asdict()
             rows = names.iloc[own].assign(metric="edge_exact", **values._asdict())
             agreed = pd.DataFrame([{"metric": "edge_rank_correlation"} | agreement])
             # The random ones are not among the strongest, and stand in no other row.

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
+from workbench.meaning import finished
 from workbench.models import Layout, Site
 from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
@@ -36,7 +37,7 @@ from workbench.patching.discovery import GROUPS, Circuit, Group, discover, heads
 from workbench.patching.path import Head
 from workbench.patching.sweep import Side
 from workbench.results import Result, describe
-from workbench.stats import ratios
+from workbench.stats import edges, ratios
 from workbench.tasks import PromptSet
 from workbench.tasks.batching import Row, batch, in_batches, pad_id
 
@@ -118,7 +119,7 @@ def circuit(
     }  # fmt: skip
     about = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **about)
-    return Result(KEY, table, provenance.with_notes((*provenance.notes, *notes)))
+    return finished(KEY, table, provenance.with_notes((*provenance.notes, *notes)))
 
 
 def circuits_of(result: Result) -> dict[str, dict[str, list[Head]]]:
@@ -255,14 +256,16 @@ def _judged(judge: _Judge, circuit: Circuit, random: int, minimal: bool, seed: i
         name = f"faithfulness:{metric}"
         tables.append(_rows((kept - floor)[None], (whole - floor)[None], name, seed, "patch", 1.0))
         if random:
-            found = ratios(drawn - floor, whole - floor, seed=seed).value
-            low, high = np.quantile(found, [0.025, 0.975])
+            found = shared.shares(drawn - floor, whole - floor, seed).value
+            low, high = edges(found, random)
             row = {"value": found.mean(), "low": low, "high": high, "n": random, "baseline": 1.0}
             tables.append(pd.DataFrame([row | {"arm": "random", "metric": name}]))
         if parts:
             gap = np.abs(without.mean(1) - less.mean(1))
             about = {"arm": "patch", "metric": f"incompleteness:{metric}", "n": len(parts)}
-            row = about | {"value": gap.mean(), "low": gap.min(), "high": gap.max()}
+            row = about | {"value": gap.mean()}
+            if len(parts) > 1:
+                row |= {"low": gap.min(), "high": gap.max()}
             tables.append(pd.DataFrame([row]))
             lost = _rows(kept - less, None, f"minimality:{metric}", seed, "patch", 0.0)
             names = [{"group": group} for group in groups]
@@ -279,7 +282,8 @@ def _rows(
     arm: str,
     baseline: float,
 ) -> pd.DataFrame:
-    found = ratios(tops, bottoms, seed=seed)._asdict()
+    found = ratios(tops, seed=seed) if bottoms is None else shared.shares(tops, bottoms[0], seed)
+    found = found._asdict()
     return pd.DataFrame({"arm": arm, "metric": metric, "baseline": baseline} | found)
 
 

@@ -25,6 +25,7 @@ import torch
 
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
+from workbench.meaning import finished
 from workbench.models import Layout, Site
 from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
@@ -117,7 +118,7 @@ def cross_model(
     }  # fmt: skip
     known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **known)
-    return Result(KEY, table, provenance.with_notes((*provenance.notes, *notes)))
+    return finished(KEY, table, provenance.with_notes((*provenance.notes, *notes)))
 
 
 class _Runs(NamedTuple):

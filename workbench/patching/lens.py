@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
+from workbench.meaning import finished
 from workbench.models import Layout, Site
 from workbench.models.rerun import Rerun
 from workbench.models.sides import Sides, named_dtype
@@ -98,7 +99,7 @@ def lens(
     parameters = {"prompts": describe(prompts), "top": top}
     known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **known)
-    return Result(KEY, table, provenance.with_notes((*provenance.notes, *notes)))
+    return finished(KEY, table, provenance.with_notes((*provenance.notes, *notes)))
 
 
 class _Lens(NamedTuple):

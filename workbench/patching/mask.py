@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
+from workbench.meaning import finished
 from workbench.models import Layout, Site, replace
 from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
@@ -107,7 +108,7 @@ def mask(
         "epochs": epochs, "batch_size": batch_size, "sides": list(sides), "kind": pairs.kind,
     }  # fmt: skip
     known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
-    return Result(KEY, table, pair.provenance(parameters=parameters, **known))
+    return finished(KEY, table, pair.provenance(parameters=parameters, **known))
 
 
 class _Masked(NamedTuple):

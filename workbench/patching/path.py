@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
+from workbench.meaning import finished
 from workbench.models import Layout, Site
 from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
@@ -45,6 +46,7 @@ from workbench.tasks.batching import batch, in_batches, pad_id
 Head = tuple[int, int]  # layer, head
 Part = Literal["q", "k", "v"]
 KEY = "patching.path"
+LEAST = -20.0  # nats; a smaller p_clean is nothing that a relative change could be of
 
 
 def path(
@@ -70,7 +72,8 @@ def path(
     before the last receiver.
 
     Returns a Result with columns side, layer, head, position, arm, metric. Arm "patch": `effect`
-    (mean relative change of the answer's probability) and `logit_change` (of the logit difference);
+    (mean relative change of the answer's probability, over prompts where that is not below e^-20)
+    and `logit_change` (of the logit difference);
     "shuffled": with the z of another prompt's corrupt run; "random": what a random sender gives.
     95% intervals over prompts, n. The cost in forward passes is in the notes.
     Raises WorkbenchError for heads a model does not have.
@@ -103,7 +106,7 @@ def path(
     }  # fmt: skip
     known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **known)
-    return Result(KEY, table, provenance.with_notes((*provenance.notes, *notes)))
+    return finished(KEY, table, provenance.with_notes((*provenance.notes, *notes)))
 
 
 def effects(
@@ -208,7 +211,8 @@ def _changes(
     gain, logit = (
         [score[m] - before[m] for score in scores] for m in ("log_probability", "logit_difference")
     )
-    found = {"effect": torch.cat(gain).expm1(), "logit_change": torch.cat(logit)}
+    effect = torch.cat(gain).expm1().masked_fill(before["log_probability"] < LEAST, torch.nan)
+    found = {"effect": effect, "logit_change": torch.cat(logit)}
     if turn is None:
         return found
     return {metric: value.masked_fill(turn < 0, torch.nan) for metric, value in found.items()}

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
+from workbench.meaning import finished
 from workbench.models import Layout, Site, capture
 from workbench.models.sides import Sides, named_dtype
 from workbench.patching.patches import default_positions
@@ -107,7 +108,7 @@ def patterns(
     known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **known)
     provenance = provenance.with_notes((*provenance.notes, *notes))
-    return Result(KEY, table, provenance, tensors)
+    return finished(KEY, table, provenance, tensors)
 
 
 def most_changed(table: pd.DataFrame) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
+from workbench.meaning import finished
 from workbench.models import Layout, edit, merged
 from workbench.models.edits import Mask, only, overlay
 from workbench.models.rerun import Rerun
@@ -124,7 +125,7 @@ def restore(
     provenance = pair.provenance(parameters=parameters, **known)
     told = shared.meaningful(made.destination, made.source, "The two sides", seed)
     notes = (*provenance.notes, *(f"{pair.name}, {direction}: {note}" for note in told))
-    return Result(KEY, table.assign(direction=direction), provenance.with_notes(notes))
+    return finished(KEY, table.assign(direction=direction), provenance.with_notes(notes))
 
 
 class _Place(NamedTuple):

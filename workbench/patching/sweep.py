@@ -20,11 +20,14 @@ from workbench.errors import WorkbenchError
 from workbench.models import Layout, Site
 from workbench.models.rerun import Plus, Rerun
 from workbench.patching.patches import COLUMNS, Patch
-from workbench.stats import ratios
+from workbench.stats import Intervals, ratios
 from workbench.tasks.batching import Batch, Row, batch, in_batches, pad_id
 
 Values = dict[str, np.ndarray]  # metric -> (prompts,) or (patches, prompts)
 MEASURES = ("logit_difference", "log_probability", "score")
+ROUNDING = 1e-5  # of a float32 logit or log-probability, both of the size of tens
+ERROR = 1e-7  # of a squared error over a vocabulary of logits, or of a KL
+LEAST = 0.1  # logits, nats or a score: a gap of one prompt that something can be a share of
 
 
 class Side(NamedTuple):
@@ -186,8 +189,8 @@ def summary(
     restored: bool = False,
 ) -> pd.DataFrame:
     """Rows of every patch: each measure's mean (baseline: the destination's), `recovered:MEASURE`,
-    the ratio of sums (patched - zero) / (one - zero), without an interval where that of the gap
-    holds 0, and where `restored` krs, kl_krs and
+    the ratio of sums (patched - zero) / (one - zero), NaN where the interval of the gap holds 0
+    (`shares`), and where `restored` krs, kl_krs and
     agreement with the source; 95% bootstrap intervals over prompts, n.
 
     zero, one: the plain runs that stand for 0 and 1.
@@ -197,11 +200,11 @@ def summary(
     tables = []
 
     def add(metric: str, tops: np.ndarray, bottoms: np.ndarray | None, baseline: float) -> None:
-        found = ratios(tops, bottoms, seed=seed)
-        if bottoms is not None and not differs(bottoms, seed):
-            # The share of a gap that may be none has no interval worth the name.
-            nothing = np.full_like(found.low, np.nan)
-            found = found._replace(low=nothing, high=nothing)
+        if bottoms is None:
+            found = ratios(tops, seed=seed)
+        else:
+            size = ROUNDING if metric.startswith("recovered:") else ERROR
+            found = shares(tops, bottoms, seed, rounding=size)
         about = {"arm": arm, "metric": metric} | found._asdict()
         tables.append(columns.assign(**about, baseline=baseline))
 
@@ -248,6 +251,26 @@ def random_site(table: pd.DataFrame, by: Sequence[str] = ("component", "position
     return pd.DataFrame(rows)
 
 
+def shares(
+    tops: np.ndarray, gap: np.ndarray, seed: int = 0, *, rounding: float = ROUNDING
+) -> Intervals:
+    """Ratios of sums, sum(tops) / sum(gap) over prompts. tops: (k, prompts); gap: (prompts,).
+
+    NaN unless the 95% interval of the gap leaves out 0, since a share of what may be nothing says
+    nothing; of one prompt, which has no interval, unless the gap is at least LEAST (of an error,
+    which is never negative, more than rounding). rounding: a mean gap that is none.
+    """
+    found = ratios(tops, gap, seed=seed)
+    own = gap[np.isfinite(gap)]
+    clear = differs(gap, seed)
+    if len(own) == 1:
+        clear = abs(own[0]) >= (LEAST if rounding == ROUNDING else rounding)
+    if clear and abs(own.mean()) > rounding:
+        return found
+    nothing = np.full_like(found.value, np.nan)
+    return found._replace(value=nothing, low=nothing, high=nothing)
+
+
 def differs(gap: np.ndarray, seed: int = 0) -> bool:
     """Whether the 95% interval of a mean difference (prompts,) leaves out 0."""
     found = ratios(gap, seed=seed)
@@ -282,7 +305,8 @@ def meaningful(zero: Values, one: Values, what: str, seed: int = 0) -> list[str]
         if np.isnan(gap).all():
             continue
         found = ratios(gap, seed=seed)
-        if not differs(gap, seed):
+        # Of one prompt no interval is to be had, which every Result says by itself.
+        if found.n[0] > 1 and not differs(gap, seed):
             notes.append(
                 f"{what} do not differ reliably in {measure} ({found.value[0]:.3g}, 95% "
                 f"{found.low[0]:.3g} to {found.high[0]:.3g}, n = {found.n[0]}): "

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.loaders.names import ParameterSite
+from workbench.meaning import finished
 from workbench.models import Edit, edit, truncated
 from workbench.models.edits import once
 from workbench.results import Result, describe
@@ -127,7 +128,7 @@ def blocks(
     about = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **about)
     notes = (*provenance.notes, *_notes(held, sites, path, most))
-    return Result(KEY, table, provenance.with_notes(notes))
+    return finished(KEY, table, provenance.with_notes(notes))
 
 
 class _Ablation:

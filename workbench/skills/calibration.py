@@ -24,6 +24,7 @@ from scipy.stats import binomtest
 from workbench import stats
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
+from workbench.meaning import finished
 from workbench.results import Result, describe
 from workbench.skills.graft import Graft, require_own
 from workbench.skills.readout import Readout
@@ -103,7 +104,7 @@ def difference(
 
     n = one[0].size
     spread = errors_of(np.random.default_rng(seed).integers(0, n, (DRAWS, n)))
-    low, high = np.quantile(spread, [0.025, 0.975])
+    low, high = stats.edges(spread, n)
     value = float(errors_of(np.arange(n)))
     draw = np.random.default_rng(seed)
     # Each is right on its own: the wider of the two nulls, where they may be right together.
@@ -112,7 +113,7 @@ def difference(
         for sure, _ in (one, other)
     )
     null = ours - theirs
-    interval = {"value": value, "low": float(low), "high": float(high), "n": n}
+    interval = {"value": value, "low": low, "high": high, "n": n}
     return interval | _null(null.mean(), *np.quantile(null, [0.025, 0.975]))
 
 
@@ -177,7 +178,7 @@ def calibration(
     }  # fmt: skip
     about = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **about)
-    return Result(KEY, table, provenance.with_notes((*provenance.notes, *_notes(pair, table))))
+    return finished(KEY, table, provenance.with_notes((*provenance.notes, *_notes(pair, table))))
 
 
 def _answered(frame: pd.DataFrame) -> tuple[Floats, Floats]:

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Family
+from workbench.meaning import finished
 from workbench.models import Edit, edit
 from workbench.results import Provenance, Result, describe
 from workbench.skills import rankings
@@ -133,7 +134,7 @@ def compose(
     provenance = Provenance(family.base.about, members, parameters, notes=notes, **told)
     table = pd.DataFrame(rows)
     table.insert(0, "member", " + ".join(held))
-    return Result(KEY, table, provenance)
+    return finished(KEY, table, provenance)
 
 
 def _joined(skills: Sequence[Skill]) -> dict[str, Graft]:

@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Delta
 from workbench.loaders.names import ParameterSite
+from workbench.meaning import finished
 from workbench.models import Edit, edit, one_bit, tiered, truncated
 from workbench.models.edits import TIERS, once
 from workbench.results import Result, describe
@@ -143,7 +144,7 @@ def compression(
         "weights": "merged",
     }  # fmt: skip
     about = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
-    return Result(KEY, table, pair.provenance(parameters=parameters, **about))
+    return finished(KEY, table, pair.provenance(parameters=parameters, **about))
 
 
 class _Stored(NamedTuple):

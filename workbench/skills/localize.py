@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Delta
 from workbench.loaders.names import ParameterSite
+from workbench.meaning import finished
 from workbench.models import Edit, edit, only
 from workbench.models.edits import entries, truncated
 from workbench.results import Result, describe
@@ -133,7 +134,7 @@ def localize(
     about = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **about)
     notes = (*provenance.notes, *_notes(pair, table, readout, arms))
-    return Result(KEY, table, provenance.with_notes(notes), tensors)
+    return finished(KEY, table, provenance.with_notes(notes), tensors)
 
 
 def reported(task: PromptSet, seed: int = 0) -> PromptSet:

@@ -18,6 +18,7 @@ import pandas as pd
 from scipy.stats import hypergeom
 
 from workbench.errors import WorkbenchError
+from workbench.meaning import finished
 from workbench.results import Provenance, Result
 from workbench.skills.graft import KEY as LOCALIZED
 from workbench.skills.graft import Graft
@@ -35,9 +36,9 @@ def overlap(
     each the smallest with 95% of the gain, or the largest.
 
     Returns a Result with columns first, second ("member, task"), x (share of N that `first` takes)
-    and metric. "overlap": |first and second| / |second|, baseline the chance value, null_low and
-    null_high the 95% range of a random graft of first's size (hypergeometric), n the entries of
-    second.
+    and metric. "overlap": |first and second| / |second|, NaN where second is empty, baseline the
+    chance value, null_low and null_high the 95% range of a random graft of first's size
+    (hypergeometric), n the entries of second.
     "within": the chance value for random places inside each matrix. "places": Spearman's rho of the
     share of each matrix taken, 95% bootstrap interval over matrices.
     Raises WorkbenchError for fewer than two grafts or several bases.
@@ -70,7 +71,7 @@ def overlap(
     notes = tuple(dict.fromkeys(note for one in given for note in one.provenance.notes))
     known: dict[str, Any] = {"seed": seed, "notes": notes}
     base = next(iter(bases.values()))
-    return Result(KEY, pd.DataFrame(rows), Provenance(base, members, parameters, **known))
+    return finished(KEY, pd.DataFrame(rows), Provenance(base, members, parameters, **known))
 
 
 def task_of(result: Result) -> str:
@@ -80,7 +81,7 @@ def task_of(result: Result) -> str:
 
 def compared(first: Graft, second: Graft, seed: int = 0) -> list[dict[str, Any]]:
     """The rows of one ordered pair of grafts."""
-    both, size = len(first & second), max(1, len(second))
+    both, size = len(first & second), len(second) or np.nan
     low, high = hypergeom(first.total, len(first), len(second)).ppf([0.025, 0.975])
     sizes = np.array(list(first.sizes.values()))
     ours, theirs = (

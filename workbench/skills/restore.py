@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
+from workbench.meaning import finished
 from workbench.models import Edit, edit
 from workbench.results import Result, describe
 from workbench.skills import rankings
@@ -120,7 +121,7 @@ def restore(
     }  # fmt: skip
     about = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **about)
-    return Result(KEY, table, provenance.with_notes((*provenance.notes, *_notes(pair, table))))
+    return finished(KEY, table, provenance.with_notes((*provenance.notes, *_notes(pair, table))))
 
 
 def _orders(pair: CheckpointPair, arm: str, random: int, seed: int) -> list[rankings.Scores]:

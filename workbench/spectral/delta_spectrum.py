@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbench.loaders import CheckpointPair, Delta
+from workbench.meaning import finished
 from workbench.results import Result
 from workbench.spectral.linalg import factor_values
 
@@ -72,7 +73,7 @@ def delta_spectrum(pair: CheckpointPair, *, device: str = "cpu") -> Result:
     Raises WorkbenchError for a pair that fails its preflight.
     """
     provenance = pair.provenance(device=str(device))
-    rows = []
+    rows, still = [], 0
     matrices = set(pair.sites())
     for site in tqdm(pair.sites("all"), desc=f"spectrum {pair.name}", disable=None, leave=False):
         delta = pair.delta(site)
@@ -81,10 +82,13 @@ def delta_spectrum(pair: CheckpointPair, *, device: str = "cpu") -> Result:
         values = torch.zeros(0)
         if site in matrices:
             values = change_values(delta, device) if delta.changed else values
+            still += not delta.changed
             found |= summary(values)
         at = (pair.name, site.layer, site.component)
         rows += [(*at, None, metric, value) for metric, value in found.items()]
         rows += [(*at, rank, "sigma", value) for rank, value in enumerate(values.tolist())]
     columns = ["member", "layer", "component", "rank", "metric", "value"]
     table = pd.DataFrame(rows, columns=columns).astype({"layer": "Int64", "rank": "Int64"})
-    return Result("spectral.delta_spectrum", table, provenance)
+    note = f"{pair.name}: {still} of {len(matrices)} matrices did not change; their ranks are 0."
+    provenance = provenance.with_notes((*provenance.notes, *([note] if still else [])))
+    return finished("spectral.delta_spectrum", table, provenance)

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Delta
 from workbench.loaders.adapters import Factors
+from workbench.meaning import finished
 from workbench.results import Result
 from workbench.spectral.decisions import Bracket, bracket
 from workbench.spectral.linalg import (
@@ -222,7 +223,7 @@ def intruders(
                 rows.append((pair.name, site.layer, site.component, at, name, value))
     columns = ["member", "layer", "component", "rank", "metric", "value"]
     table = pd.DataFrame(rows, columns=columns).astype({"layer": "Int64", "rank": "Int64"})
-    return Result("spectral.intruders", table, provenance)
+    return finished("spectral.intruders", table, provenance)
 
 
 def _one_matrix(

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Delta
 from workbench.loaders.names import ParameterSite
+from workbench.meaning import finished
 from workbench.models import Edit, edit, merged
 from workbench.models.sides import named_dtype
 from workbench.results import Result, describe
@@ -32,6 +33,7 @@ from workbench.tasks.measure import Items, losses, own_samples, scores
 from workbench.tasks.prompts import PromptSet
 
 LAMBDAS = (0.0, 0.1, 0.25, 0.3, 0.5, 0.7, 0.75, 0.9, 1.0, 1.5, 2.0)
+ROUNDING = 1e-6  # of a score, or of nats in float32
 ARMS = ("top", "all", "neighbour", "random", "shrink")
 
 
@@ -156,7 +158,7 @@ def scale_intruders(
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
     notes = (*provenance.notes, _edited_note(pair, found))
     table = pd.DataFrame(rows, columns=columns).sort_values(["arm", "x"], kind="stable")
-    return Result("spectral.scale", table.reset_index(drop=True), provenance.with_notes(notes))
+    return finished("spectral.scale", table.reset_index(drop=True), provenance.with_notes(notes))
 
 
 def _edited_note(pair: CheckpointPair, found: Sequence[Found]) -> str:
@@ -189,7 +191,7 @@ def _rows(
         first = start[task, metric]
         at_one = bootstrap(*first, seed=seed).value
         rows.append((member, arm, x, task, metric, *bootstrap(*items, seed=seed), at_one))
-        scale = 100 / at_one if at_one else np.nan
+        scale = 100 / at_one if abs(at_one) > ROUNDING else np.nan
         change = bootstrap((items.values - first.values) * scale, items.weights, seed=seed)
         rows.append((member, arm, x, task, f"{metric}_change", *change, at_one))
     return rows

@@ -13,6 +13,7 @@ import pandas as pd
 
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
+from workbench.meaning import finished
 from workbench.results import Result
 from workbench.spectral.intruders import Side, cosines
 from workbench.spectral.linalg import Operator, base_triplets, dense_triplets
@@ -54,4 +55,4 @@ def similarity(
         best = enumerate(found.max(1).values.tolist())
         rows += [(*at, rank, "max_cosine", value) for rank, value in best]
     columns = ["member", "layer", "component", "rank", "metric", "value"]
-    return Result("spectral.similarity", pd.DataFrame(rows, columns=columns), provenance, tensors)
+    return finished("spectral.similarity", pd.DataFrame(rows, columns=columns), provenance, tensors)

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
+from workbench.meaning import finished
 from workbench.models import Sides, Site, capture
 from workbench.models.sides import Where, named_dtype
 from workbench.results import Result, describe
@@ -184,7 +185,7 @@ def contribution(
     known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **known)
     provenance = provenance.with_notes((*provenance.notes, f"{pair.name}: {ran}"))
-    return Result("tuco.contribution", table.reset_index(drop=True), provenance)
+    return finished("tuco.contribution", table.reset_index(drop=True), provenance)
 
 
 def measure(
@@ -268,7 +269,7 @@ def invisible(pair: CheckpointPair) -> pd.DataFrame:
             delta = pair.delta(site)
             if delta.changed:
                 size = float(torch.linalg.vector_norm(delta.base.float()))
-                ratio = delta.norm / size if size else float("inf")
+                ratio = delta.norm / size if size else float("nan")
                 made.append({"component": site.component, "metric": "invisible", "value": ratio})
     # Where nothing changed, the empty column must not turn the other values into objects.
     table = pd.DataFrame(made, columns=pd.Index(["component", "metric", "value"]))

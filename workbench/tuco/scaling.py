@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
+from workbench.meaning import finished
 from workbench.models import Sides
 from workbench.models.sides import load, named_dtype
 from workbench.results import Result, describe
@@ -130,7 +131,7 @@ def scaling(
     known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **known)
     notes = (*provenance.notes, f"{pair.name}: {sides.described}")
-    return Result("tuco.scaling", table, provenance.with_notes(notes))
+    return finished("tuco.scaling", table, provenance.with_notes(notes))
 
 
 def best(values: dict[float, dict[str, np.ndarray]], seed: int) -> list[dict[str, Any]]:

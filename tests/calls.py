@@ -1,0 +1,135 @@
+"""Every analysis of the catalogue as one cheap call on a tiny pair, for what must hold of all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import workbench as wb
+from tests.behaviour.test_faithfulness import prompts as steps
+from workbench.results import Result
+from workbench.tasks import PromptSet, desiderata, facts, off_by_one, permutation, world
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the analyses are asked of: n prompts of each kind, of unequal lengths."""
+
+    n: int
+
+    @cached_property
+    def prompts(self) -> PromptSet:
+        """Boxes, of three and of four in turn."""
+        each = [wb.tasks.boxes(self.n, seed=3, split="test", count=count) for count in (3, 4)]
+        mixed = [each[i % 2].prompts[i] for i in range(self.n)]
+        return PromptSet("boxes", tuple(replace(p, id=str(i)) for i, p in enumerate(mixed)))
+
+    @cached_property
+    def others(self) -> PromptSet:
+        return facts(self.n, seed=1, split="test")
+
+    @cached_property
+    def lessons(self) -> PromptSet:
+        return wb.tasks.boxes(6, seed=5, split="train", count=3)
+
+    @cached_property
+    def texts(self) -> list[str]:
+        return [prompt.text for prompt in self.others]
+
+    @cached_property
+    def conjugates(self) -> dict[str, PromptSet]:
+        return {"permuted": permutation(world.OBJECTS)(self.prompts)}
+
+
+Call = Callable[..., Result]
+
+
+def _verdict(pair: wb.CheckpointPair, own: Asked, **run: Any) -> Result:
+    parts = [CALLS[f"forgetting.{name}"](pair, own, **run) for name in ("revive", "conjugate")]
+    return wb.forgetting.verdict(pair, own.prompts, results=parts, task=own.others, **run)
+
+
+# key -> (pair, what is asked, batch_size=, device=) -> Result
+CALLS: dict[str, Call] = {
+    "spectral.intruders": lambda p, a, device="cpu", **_: wb.spectral.intruders(
+        p, k=4, device=device
+    ),
+    "spectral.delta_spectrum": lambda p, a, device="cpu", **_: wb.spectral.delta_spectrum(
+        p, device=device
+    ),
+    "spectral.similarity": lambda p, a, device="cpu", **_: wb.spectral.similarity(p, device=device),
+    "spectral.scale": lambda p, a, batch_size=0, **run: wb.spectral.scale_intruders(
+        p, a.prompts, texts=a.texts, lambdas=(0.0,), arms=("top", "random"), eps=0.9, **run
+    ),
+    "forgetting.retention": lambda p, a, **run: wb.forgetting.retention(
+        p, [a.prompts], texts=a.texts, **run
+    ),
+    "forgetting.interpolate": lambda p, a, **run: wb.forgetting.interpolate(
+        p, a.prompts, [a.others], alphas=(0.0, 0.4, 1.0), **run
+    ),
+    "forgetting.knowledge": lambda p, a, **run: wb.forgetting.knowledge(
+        p, a.prompts, examples=a.lessons, sets=2, shots=1, samples=2, between=" . ", **run
+    ),
+    "forgetting.conjugate": lambda p, a, **run: wb.forgetting.conjugate(
+        p, a.prompts, a.conjugates, task=a.others, **run
+    ),
+    "forgetting.probe": lambda p, a, **run: wb.forgetting.probe(
+        p, a.prompts, label="boxes", folds=2, **run
+    ),
+    "forgetting.prune": lambda p, a, **run: wb.forgetting.prune(
+        p, a.prompts, a.others, shares=(0.02, 0.1), random=1, **run
+    ),
+    "forgetting.revive": lambda p, a, **run: wb.forgetting.revive(
+        p, a.prompts, a.lessons, steps=(1, 2), runs=1, **run
+    ),
+    "forgetting.verdict": _verdict,
+    "behaviour.tokens": lambda p, a, **run: wb.behaviour.tokens(p, a.prompts, show=1, **run),
+    "behaviour.generate": lambda p, a, **run: wb.behaviour.generate(
+        p, n=a.n, length=6, rounds=2, **run
+    ),
+    "behaviour.faithfulness": lambda p, a, **run: wb.behaviour.faithfulness(
+        p, steps(a.n), between=" .", mistake=off_by_one, shares=(0.0, 0.5, 1.0), **run
+    ),
+    "tuco.contribution": lambda p, a, **run: wb.tuco.contribution(
+        p, {"boxes": a.prompts, "facts": a.others}, tokens=1, **run
+    ),
+    "tuco.scaling": lambda p, a, **run: wb.tuco.scaling(
+        p, a.prompts, alphas=(0.0, 0.9), texts=a.texts, **run
+    ),
+    "patching.cross_model": lambda p, a, **run: wb.patching.cross_model(
+        p, a.prompts, sites=("resid_post", "mlp_out"), positions=(-1,), controls=1, **run
+    ),
+    "patching.restore": lambda p, a, **run: wb.patching.restore(p, a.prompts, **run),
+    "patching.lens": lambda p, a, **run: wb.patching.lens(p, a.prompts, top=1, **run),
+    "patching.patterns": lambda p, a, **run: wb.patching.patterns(
+        p, a.prompts, examples=1, **run
+    ),
+    "patching.activation": lambda p, a, **run: wb.patching.activation(
+        p, a.prompts, sites=("resid_post",), positions=(-1,), controls=1, **run
+    ),
+    "patching.attribution": lambda p, a, **run: wb.patching.attribution(
+        p, a.prompts, positions=(-1,), exact=3, **run
+    ),
+    "patching.circuit": lambda p, a, **run: wb.patching.circuit(
+        p, a.prompts, most=2, random=2, **run
+    ),
+    "patching.groups": lambda p, a, **run: wb.patching.groups(p, a.prompts, most=2, **run),
+    "patching.mask": lambda p, a, batch_size=0, **run: wb.patching.mask(
+        p, desiderata("object value", a.n, seed=0, count=4), epochs=1, batch_size=4, **run
+    ),
+    "skills.localize": lambda p, a, **run: wb.skills.localize(
+        p, a.prompts, others=[a.others], sparsity=(0.01, 0.3), random=1, epochs=1, **run
+    ),
+    "skills.blocks": lambda p, a, **run: wb.skills.blocks(
+        p, a.prompts, most=1, ranks=(1,), random=1, **run
+    ),
+    "skills.restore": lambda p, a, **run: wb.skills.restore(
+        p, a.prompts, shares=(0.1, 0.5), random=1, **run
+    ),
+    "skills.compression": lambda p, a, **run: wb.skills.compression(
+        p, a.prompts, ranks=(1,), sparsities=(0.1,), random=1, **run
+    ),
+    "skills.calibration": lambda p, a, **run: wb.skills.calibration(p, a.prompts, **run),
+}  # fmt: skip
