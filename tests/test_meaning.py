@@ -125,12 +125,16 @@ def test_one_item_has_no_interval():
 
 def test_a_share_of_nothing_is_none():
     tops = np.array([[1.0, 2.0, 3.0, 2.0]])
-    clear, noise = np.array([2.0, 2.1, 1.9, 2.0]), np.array([1.0, -1.0, 1.0, -0.99])
+    clear = np.array([2.0, 2.1, 1.9, 2.0])
     assert shares(tops, clear).value[0] == pytest.approx(1.0)
     assert shares(tops, -clear).value[0] == pytest.approx(-1.0)
-    # The plain ratio of the sums is 800.
-    assert np.isnan([*shares(tops, noise)[:3]]).all()
-    assert np.isnan(shares(tops, 1e-6 * clear).value[0])  # rounding, however alike
+    assert np.isfinite([*shares(tops, clear)[:3]]).all()
+    unsure = shares(tops, np.array([1.0, -1.0, 1.0, -0.5]))
+    assert unsure.value[0] == pytest.approx(16.0)
+    assert np.isnan([unsure.low, unsure.high]).all()
+    # The plain ratio of these sums is 800, and of the next ones a million.
+    for nothing in (np.array([1.0, -1.0, 1.0, -0.99]), 1e-6 * clear, 0 * clear):
+        assert np.isnan([*shares(tops, nothing)[:3]]).all()
     assert np.isnan(shares(tops[:, :1], np.array([0.01])).value[0])
     assert shares(tops[:, :1], np.array([2.0])).value[0] == pytest.approx(0.5)
 

@@ -16,7 +16,7 @@ from workbench.results import Provenance, Result
 
 # Rows whose value is no measured number, or whose reading says itself that there is none.
 SPOKEN = ("verdict", "evidence", "text")
-GAP = "the two plain runs do not differ reliably, so that there is nothing to have a share of"
+GAP = "the two plain runs hardly differ there, so that there is nothing to have a share of"
 CONSTANT = "fewer than three values stand on each side, or one side is constant"
 ADDED = "no block adds anything to the stream there"
 ZERO = "the base's own parameter is zero"

@@ -212,12 +212,24 @@ class CheckpointPair:
         return base, tuned
 
     def to_nnsight(
-        self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+        self,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        *,
+        remote: bool = False,
     ) -> tuple[Any, Any]:
-        """(base, tuned) as nnsight LanguageModels with eager attention; adapters stay unmerged."""
-        from workbench.models.nnsight import wrap
+        """(base, tuned) as nnsight LanguageModels with eager attention; adapters stay unmerged.
+
+        remote: both as models on a server, by their hub ids alone; see `workbench.models.nnsight`,
+        also for what that cannot do. Raises WorkbenchError unless both are public hub models.
+        """
+        from workbench.models.nnsight import hosted, require_public, wrap
         from workbench.models.sites import Layout
 
+        if remote:
+            for side in (self.base, self.tuned):
+                require_public(side)
+            return hosted(self.base), hosted(self.tuned)
         words, made = self.base.tokenizer(), []
         for side in (self.base, self.tuned):
             model = side.load(device, dtype)

@@ -2,17 +2,28 @@
 
 nnsight runs the transformers model itself, so its numbers are exactly those of `hooks`. Inside a
 trace modules must be touched in the order in which they run.
+
+The same trace can be sent to a server that holds the model (NDIF, or one of your own): `hosted`
+names a model there, `run(..., remote=True)` sends it. What then holds: the server must serve that
+very hub model, with nnsight of a matching version; NDIF needs an API key (NDIF_API_KEY, or
+`nnsight login`); the model's weights stay there, so no adapter, edit or folder of this machine can
+be run; every activation read comes back over the network, in whole or at the site's positions, on
+the CPU, and every tensor or function that is written travels there with the code that this module
+runs. Numbers are those of the server's device and dtype.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, reason
+from workbench.loaders import Checkpoint
 from workbench.models.hooks import Run, Value, Where, rewritten, token_index
 from workbench.models.sites import KINDS, End, Layout, Site, end, pick
 
@@ -27,6 +38,49 @@ def wrap(model: nn.Module, tokenizer: Any = None) -> Any:
     return nnsight.LanguageModel(root, tokenizer=tokenizer)
 
 
+def hosted(checkpoint: Checkpoint) -> Any:
+    """nnsight's view of a public hub model on a server, without its weights; for `run(remote=True)`
+    or to trace on one's own. Attention is eager, as of every model handed over.
+
+    Only the hub's config and tokenizer are fetched. Raises WorkbenchError, before anything is read,
+    for what only this machine has: a folder, a file, a model in memory, or one with an adapter; and
+    where the hub does not give them.
+    """
+    import nnsight
+    from transformers import AutoTokenizer
+
+    require_public(checkpoint)
+    name = str(checkpoint.reference)
+    known = {"revision": checkpoint.revision} if checkpoint.revision else {}
+    try:
+        words = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **known)
+        return nnsight.TransformersModel(
+            name, tokenizer=words, task="text-generation", attn_implementation="eager", **known
+        )
+    except Exception as error:  # the hub's client, transformers and nnsight raise many kinds
+        raise WorkbenchError(
+            f"The config and tokenizer of {checkpoint.name} cannot be read ({reason(error)}); "
+            "check the hub id and the network."
+        ) from error
+
+
+def require_public(checkpoint: Checkpoint) -> None:
+    """Raises WorkbenchError unless a server can know this checkpoint by its hub id."""
+    reference = checkpoint.reference
+    what = None
+    if isinstance(reference, nn.Module):
+        what = "a model in memory"
+    elif checkpoint.adapter is not None:
+        what = "an adapter"
+    elif Path(reference).expanduser().exists() or reference.endswith(".gguf"):
+        what = "a file or folder of this machine"
+    if what is not None:
+        raise WorkbenchError(
+            f"{checkpoint.name} is {what}, which a remote server cannot hold; give a public hub id "
+            '("org/name@revision"), or run it here with remote=False.'
+        )
+
+
 def run(
     model: Any,
     inputs: Mapping[str, Tensor],
@@ -35,11 +89,17 @@ def run(
     read: Iterable[Site] = (),
     write: Mapping[Site, Value] | None = None,
     at: Where | None = None,
+    remote: bool | str = False,
 ) -> Run:
-    """As `hooks.run`. model: what `wrap` made; layout: `Layout` of the plain model."""
+    """As `hooks.run`. model: what `wrap` or `hosted` made; layout: `Layout` of the plain model.
+
+    remote: True sends the trace to the server that nnsight is set up for, a text to the one at that
+    address; "local" packs and unpacks it as a server would and runs it here. Raises WorkbenchError
+    for a model that only this machine has, before anything is run, or where the server fails.
+    """
+    import nnsight
+
     changes, wanted = dict(write or {}), list(read)
-    found: dict[Site, Tensor] = {}
-    kept: list[Tensor] = []
     eager = layout.root.config._attn_implementation == "eager"
     if not eager and any(site.kind == "pattern" for site in (*changes, *wanted)):
         raise WorkbenchError(
@@ -51,22 +111,63 @@ def run(
         if KINDS[kind] == "pattern":
             # An attention is made to tell its inner steps before it is entered.
             _ = _module(model, layout.path(Site("pattern", layer))).source.attention_interface_1
-    with model.trace(**inputs, use_cache=False):
-        for place in places:
-            here = [site for site in changes if site.order == place]
-            seen = [site for site in wanted if site.order == place]
-            first = (here + seen)[0]
-            handle = _handle(model, layout.path(first), end(first))
-            raw = _get(handle, first)
-            for site in here:
-                raw = rewritten(site, raw, changes[site], at, partial(layout.view, site))
-            if here:
-                _set(handle, first, raw)
-            for site in seen:
-                full = layout.view(site, raw)
-                found[site] = pick(site, full, token_index(site, full, at)).clone()
-        kept.append(model.output.logits)
-    return Run(kept[0], {site: found[site] for site in wanted})
+    with _sent(model, remote) as options, model.trace(dict(inputs), use_cache=False, **options):
+        # Saved one by one in a list: a server's answer can hold tensors, but no Site.
+        found = nnsight.save(_visited(model, layout, places, changes, wanted, at))
+        logits = nnsight.save(model.output.logits)
+    return Run(logits, dict(zip(wanted, found, strict=True)))
+
+
+@contextlib.contextmanager
+def _sent(model: Any, remote: bool | str) -> Iterator[dict[str, Any]]:
+    """What a trace is told of where it runs; a server's failure is one sentence."""
+    if not remote:
+        yield {}
+        return
+    import nnsight
+    from nnsight.intervention.backends.remote import RemoteError
+
+    if remote != "local" and getattr(model, "dispatched", True):
+        raise WorkbenchError(
+            "This model is in memory, which a remote server cannot hold; make it by `hosted` from "
+            "a public hub id, or run it here with remote=False."
+        )
+    # The server has no workbench: what runs there travels as source.
+    nnsight.register("workbench")
+    try:
+        yield {"remote": remote}
+    except (RemoteError, OSError) as error:
+        raise WorkbenchError(
+            f"The remote server did not run the trace ({reason(error)}); check that it serves this "
+            "model, the API key (NDIF_API_KEY) and the network."
+        ) from error
+
+
+def _visited(
+    model: Any,
+    layout: Layout,
+    places: Iterable[tuple[int, int]],
+    changes: Mapping[Site, Value],
+    wanted: Iterable[Site],
+    at: Where | None,
+) -> list[Tensor]:
+    """Inside a trace: every place in the order of the model, written and then read; what `wanted`
+    names, in its order."""
+    found: dict[Site, Tensor] = {}
+    for place in places:
+        here = [site for site in changes if site.order == place]
+        seen = [site for site in wanted if site.order == place]
+        first = (here + seen)[0]
+        handle = _handle(model, layout.path(first), end(first))
+        raw = _get(handle, first)
+        for site in here:
+            raw = rewritten(site, raw, changes[site], at, partial(layout.view, site))
+        if here:
+            _set(handle, first, raw)
+        for site in seen:
+            full = layout.view(site, raw)
+            found[site] = pick(site, full, token_index(site, full, at)).clone()
+    return [found[site] for site in wanted]
 
 
 def _handle(model: Any, path: str, where: End) -> Any:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -192,7 +191,8 @@ class Layout:
     """Where the sites lie in one model. Raises WorkbenchError for a shape that is not known.
 
     root: the transformers model, without PEFT's wrapper. architecture: its record.
-    layers, heads, kv_heads, d_head: numbers of layers and heads, width of a head.
+    layers, heads, kv_heads, d_head: numbers of layers and heads, width of a head. Nothing here is
+    kept by a lock (as cached properties are), so that it can be sent to where a trace runs.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -205,7 +205,7 @@ class Layout:
         self.kv_heads = getattr(config, "num_key_value_heads", None) or self.heads
         self.d_head = getattr(config, "head_dim", None) or config.hidden_size // self.heads
 
-    @cached_property
+    @property
     def neurons(self) -> int:
         """Width of mlp_hidden, the input of the MLP's output projection."""
         down: Any = self.module(Site("mlp_hidden", 0))
@@ -213,7 +213,7 @@ class Layout:
         # GPT-2's Conv1D keeps (in, out) and names no widths.
         return getattr(down, "in_features", None) or down.weight.shape[0]
 
-    @cached_property
+    @property
     def parallel(self) -> bool:
         """Whether attention and MLP read the same stream, so that there is no resid_mid."""
         return bool(getattr(self.root.config, "use_parallel_residual", False))

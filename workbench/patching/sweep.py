@@ -27,6 +27,7 @@ Values = dict[str, np.ndarray]  # metric -> (prompts,) or (patches, prompts)
 MEASURES = ("logit_difference", "log_probability", "score")
 ROUNDING = 1e-5  # of a float32 logit or log-probability, both of the size of tens
 ERROR = 1e-7  # of a squared error over a vocabulary of logits, or of a KL
+CANCELS = 0.01
 LEAST = 0.1  # logits, nats or a score: a gap of one prompt that something can be a share of
 
 
@@ -189,9 +190,8 @@ def summary(
     restored: bool = False,
 ) -> pd.DataFrame:
     """Rows of every patch: each measure's mean (baseline: the destination's), `recovered:MEASURE`,
-    the ratio of sums (patched - zero) / (one - zero), NaN where the interval of the gap holds 0
-    (`shares`), and where `restored` krs, kl_krs and
-    agreement with the source; 95% bootstrap intervals over prompts, n.
+    the ratio of sums (patched - zero) / (one - zero), as in `shares`, and where `restored` krs,
+    kl_krs and agreement with the source; 95% bootstrap intervals over prompts, n.
 
     zero, one: the plain runs that stand for 0 and 1.
     """
@@ -256,19 +256,20 @@ def shares(
 ) -> Intervals:
     """Ratios of sums, sum(tops) / sum(gap) over prompts. tops: (k, prompts); gap: (prompts,).
 
-    NaN unless the 95% interval of the gap leaves out 0, since a share of what may be nothing says
-    nothing; of one prompt, which has no interval, unless the gap is at least LEAST (of an error,
-    which is never negative, more than rounding). rounding: a mean gap that is none.
+    Without an interval unless that of the gap leaves out 0: the share of a gap that may be none has
+    none worth the name. NaN where the gap is nothing: its mean no more than `rounding`, or, over
+    prompts, than CANCELS of their own gaps, or, of one prompt, below LEAST (of an error, which is
+    never negative, rounding).
     """
     found = ratios(tops, gap, seed=seed)
     own = gap[np.isfinite(gap)]
-    clear = differs(gap, seed)
-    if len(own) == 1:
-        clear = abs(own[0]) >= (LEAST if rounding == ROUNDING else rounding)
-    if clear and abs(own.mean()) > rounding:
-        return found
+    least = max(rounding, CANCELS * np.abs(own).mean()) if len(own) else rounding
+    if len(own) == 1 and rounding == ROUNDING:
+        least = LEAST
     nothing = np.full_like(found.value, np.nan)
-    return found._replace(value=nothing, low=nothing, high=nothing)
+    if not len(own) or abs(own.mean()) < least:
+        return found._replace(value=nothing, low=nothing, high=nothing)
+    return found if differs(gap, seed) else found._replace(low=nothing, high=nothing)
 
 
 def differs(gap: np.ndarray, seed: int = 0) -> bool:
