@@ -52,6 +52,20 @@ bench: $(VENV)/installed
 	$(RUN)/python -m benchmarks.precision --out benchmarks/results
 	$(RUN)/python -m benchmarks.patching --model data/family/base --prompts 8 --boxes 5 --out benchmarks/results
 
+# On a machine with a GPU: random weights at 7B shapes in bfloat16, made on the spot. tuco writes
+# about 30 GB to the temporary folder. DEVICE=cpu SHAPES=tiny is the same on any machine.
+DEVICE ?= cuda
+SHAPES ?= llama-2-7b qwen2.5-7b
+.PHONY: gpu-bench gpu-test
+gpu-bench: $(VENV)/installed
+	$(RUN)/python -m benchmarks.spectral $(SHAPES:%=--shape %) --device $(DEVICE) --dtype bfloat16 --out out/gpu
+	for shape in $(SHAPES); do $(RUN)/python -m benchmarks.tuco --shape $$shape --device $(DEVICE) --dtype bfloat16 --out out/gpu || exit 1; done
+	$(RUN)/python -m benchmarks.patching $(SHAPES:%=--shape %) --device $(DEVICE) --dtype bfloat16 --name patching-$(DEVICE) --out out/gpu
+
+# Every analysis of the catalogue on the accelerators that are here, against the CPU.
+gpu-test: $(VENV)/installed
+	$(RUN)/python -m pytest tests/test_determinism.py -k accelerator
+
 # Everything under figures/ from the results kept there, without a model; a few minutes.
 figures: $(VENV)/installed
 	$(RUN)/python -m benchmarks.redraw figures

@@ -1,4 +1,4 @@
-"""On what did a benchmark run, and how is its table written?"""
+"""On what did a benchmark run, on which random models, and how is its table written?"""
 
 from __future__ import annotations
 
@@ -9,6 +9,54 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+# Shapes of models that are made on the spot, with random weights.
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6,
+             "num_attention_heads": 6, "num_key_value_heads": 6, "vocab_size": 600},
+    "135m": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+             "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152},
+    "llama-2-7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+                   "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000},
+    "qwen2.5-7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+                   "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064},
+}  # fmt: skip
+DTYPES = ("float32", "bfloat16")
+
+
+def random_model(shape: str, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Any:
+    """A Llama (for a Qwen shape a Qwen2) of this shape, eval mode, made in `dtype` on `device`."""
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    qwen = shape.startswith("qwen")
+    kind, config = (Qwen2ForCausalLM, Qwen2Config) if qwen else (LlamaForCausalLM, LlamaConfig)
+    before = torch.get_default_dtype()
+    torch.manual_seed(seed)
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            made: Any = kind(config(**SHAPES[shape]))  # pyright: ignore[reportArgumentType]
+    finally:
+        torch.set_default_dtype(before)
+    return made.eval()
+
+
+def matrices(shape: str) -> dict[str, tuple[int, int]]:
+    """name -> (out, in) of the matrices of one layer."""
+    given = SHAPES[shape]
+    width, wide = given["hidden_size"], given["intermediate_size"]
+    shared = width * given["num_key_value_heads"] // given["num_attention_heads"]
+    return {
+        "q_proj": (width, width), "k_proj": (shared, width), "v_proj": (shared, width),
+        "o_proj": (width, width), "gate_proj": (wide, width), "up_proj": (wide, width),
+        "down_proj": (width, wide),
+    }  # fmt: skip
+
+
+def wait() -> None:
+    """Until the GPU has done what it was given; at once where there is none."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A full layer x position sweep of the residual stream, against TransformerLens and nnsight.
 
     python -m benchmarks.patching --model data/family/base --out benchmarks/results
+    python -m benchmarks.patching --shape llama-2-7b --device cuda --dtype bfloat16 --out out
 
 Denoising on boxes prompts of one length: every layer's resid_pre at every token, one patch at a
 time, scored by the logit difference. TransformerLens runs its own get_act_patch_resid_pre, nnsight
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import machine, table
+from benchmarks.common import DTYPES, SHAPES, machine, random_model, table, wait
 
 ROWS = 32  # of several patches that share a forward pass
 
@@ -103,21 +104,30 @@ def theirs_nnsight(sight: Any, layout: Any, clean: Any, dirty: Any, metric: Any)
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     start = time.perf_counter()
     found = call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait()
     return time.perf_counter() - start, found
 
 
-def measure(reference: str, n: int, count: int, device: str) -> dict[str, Any]:
-    """One model's row: seconds, ratios to ours, largest differences, and costs."""
+def loaded(reference: str, device: str, dtype: torch.dtype) -> tuple[str, Any, Any]:
+    """Name, model and tokenizer of a checkpoint, or of a shape's random weights, which read the
+    small world's words."""
+    from workbench.lab import shipped
     from workbench.loaders import Checkpoint
+
+    if reference in SHAPES:
+        return reference, random_model(reference, dtype, device), shipped.tokenizer()
+    checkpoint = Checkpoint.parse(reference)
+    return checkpoint.name, checkpoint.load(device, dtype), checkpoint.tokenizer()
+
+
+def measure(reference: str, n: int, count: int, device: str, dtype: torch.dtype) -> dict[str, Any]:
+    """One model's row: seconds, ratios to ours, largest differences, and costs."""
     from workbench.models import Layout, nnsight, transformer_lens
     from workbench.patching.path import effects
     from workbench.patching.sweep import Side
     from workbench.tasks.batching import batch, rows
 
-    checkpoint = Checkpoint.parse(reference)
-    model, words = checkpoint.load(device, torch.float32), checkpoint.tokenizer()
+    name, model, words = loaded(reference, device, dtype)
     clean, dirty = (rows(words, one, answers=True) for one in prompts_for(words, n, count))
     one, other = (batch(rows_, range(len(rows_)), device, 0) for rows_ in (clean, dirty))
     metric, layout = difference(clean), Layout(model)
@@ -131,7 +141,7 @@ def measure(reference: str, n: int, count: int, device: str) -> dict[str, Any]:
     )
     heads = layout.layers * layout.heads
     return {
-        "model": checkpoint.name, "prompts": len(clean), "tokens": scores.shape[1],
+        "model": name, "prompts": len(clean), "tokens": scores.shape[1],
         "patches": scores.numel(), "ours_s": took, "ours_forwards": forwards,
         "transformer_lens_s": lens_took, "ratio_transformer_lens": lens_took / took,
         "nnsight_s": nn_took, "ratio_nnsight": nn_took / took,
@@ -143,16 +153,22 @@ def measure(reference: str, n: int, count: int, device: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", action="append", required=True, help="may repeat")
+    parser.add_argument("--model", action="append", default=[], help="may repeat")
+    parser.add_argument(
+        "--shape", action="append", default=[], choices=SHAPES, help="random weights"
+    )
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--boxes", type=int, default=4)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--name", default="patching")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    found = []
-    for reference in options.model:
-        found.append(measure(reference, options.prompts, options.boxes, options.device))
+    if not options.model + options.shape:
+        parser.error("give at least one --model or --shape")
+    found, dtype = [], getattr(torch, options.dtype)
+    for reference in [*options.model, *options.shape]:
+        found.append(measure(reference, options.prompts, options.boxes, options.device, dtype))
         print(json.dumps(found[-1]), flush=True)
     about = machine(options.device)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -166,7 +182,7 @@ def main() -> None:
     costs = ["model", "path_heads", "path_forwards", "path_naive"]
     lines = [
         f"Residual sweeps, every layer and token: {about['cpu']}, {about['threads']} threads, "
-        f"torch {about['torch']}, {about['device']}, {about['date']}.", "",
+        f"torch {about['torch']}, {about['device']}, {options.dtype}, {about['date']}.", "",
         *table(found, columns), "",
         "Path patching of all heads to the logits at the last token, in plain forward passes:", "",
         *table(found, costs),

@@ -1,6 +1,6 @@
 """What does bfloat16 change? Every analysis that runs a model, in both precisions, side by side.
 
-python -m benchmarks.precision --out benchmarks/results
+python -m benchmarks.precision --out benchmarks/results [--device cuda]
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 import workbench as wb
-from benchmarks.common import machine, table
+from benchmarks.common import DTYPES, machine, table
 from workbench.lab import shipped
 from workbench.results import Result, writing
 
@@ -78,12 +78,12 @@ def compared(exact: Result, rough: Result) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measure(n: int) -> pd.DataFrame:
+def measure(n: int, device: str) -> pd.DataFrame:
     rows = []
     asked = [(name, *call, member) for name, call in calls(n).items() for member in MEMBERS]
     for name, call, arguments, member in tqdm(asked, desc="precision", disable=None):
         pair = wb.load_pair(str(FAMILY / "base"), str(FAMILY / member))
-        exact, rough = (call(pair, **arguments, dtype=d) for d in ("float32", "bfloat16"))
+        exact, rough = (call(pair, **arguments, dtype=d, device=device) for d in DTYPES)
         rows.append({"analysis": name, "member": member} | compared(exact, rough))
     return pd.DataFrame(rows)
 
@@ -91,9 +91,10 @@ def measure(n: int) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=40)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    rows, where = measure(given.prompts), machine()
+    rows, where = measure(given.prompts, given.device), machine(given.device)
     lines = [
         f"bfloat16 against float32 on the shipped family, {given.prompts} prompts a set: "
         f"{where['cpu']}, {where['threads']} threads, torch {where['torch']}, {where['device']}, "

@@ -7,7 +7,7 @@ full fine-tuning step (gradient of the answers, AdamW); a mask step written the 
 autograd from S through theta_0 + gamma(S) delta with torch.func.functional_call. Then choosing the
 largest entries: by two histograms, against torch.topk and a sort over one concatenated vector. The
 peak of memory is what the process grew by until the first masks were learned, both sides of the
-pair and the change included, in models of float32.
+pair and the change included, in models of --dtype.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch.func import functional_call
 
-from benchmarks.common import machine, table
+from benchmarks.common import DTYPES, machine, table, wait
 
 
 def each(call: Callable[[], Any], steps: int) -> float:
@@ -32,13 +32,14 @@ def each(call: Callable[[], Any], steps: int) -> float:
     start = time.perf_counter()
     for _ in range(steps):
         call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait()
     return (time.perf_counter() - start) / steps
 
 
-def resident() -> int:
-    """Bytes of this process's largest resident set so far."""
+def resident(device: str) -> int:
+    """Bytes of this process's largest resident set so far, or of what it held on the GPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -48,16 +49,18 @@ def prompts_for(words: Any, n: int) -> Any:
     return tasks.boxes_prompts(n, seed=0, count=4) if len(words) > 1000 else tasks.ledger(n, seed=0)
 
 
-def measure(base: str, tuned: str, batch: int, steps: int, device: str) -> dict[str, Any]:
+def measure(
+    base: str, tuned: str, batch: int, steps: int, device: str, dtype: torch.dtype
+) -> dict[str, Any]:
     """Seconds a step of each kind, and to choose 1% of the entries."""
     from workbench.loaders import load_pair
     from workbench.skills import rankings
     from workbench.skills.graft import count, inside, top
     from workbench.skills.teaching import Teacher, learn
 
-    before = resident()
+    before = resident(device)
     pair = load_pair(base, tuned).held(device)
-    model: Any = pair.base.load(device, torch.float32).eval()
+    model: Any = pair.base.load(device, dtype).eval()
     pair.rest_on(model)
     teacher = Teacher(pair, model, prompts_for(pair.base.tokenizer(), batch), batch)
     sites, total = inside(pair), count(pair)
@@ -66,15 +69,17 @@ def measure(base: str, tuned: str, batch: int, steps: int, device: str) -> dict[
 
     def learned(epochs: int) -> float:
         """Seconds for so many epochs of one step; a judge that is never pleased twice."""
+        wait()
         begin, told = time.perf_counter(), iter(range(10**6))
         never: dict[str, Any] = {"rate": 0.3, "patience": 10**6, "seed": 0}
         learn(teacher, start, lambda masks: -next(told), epochs=epochs, **never)
+        wait()
         return time.perf_counter() - begin
 
     # The first step also finds its scale.
     once = learned(1)
     ours = (learned(1 + steps) - once) / steps
-    peak = resident() - before
+    peak = resident(device) - before
     naive = each(autograd_step(teacher, start), max(1, steps // 3))
     plain = each(training_step(teacher), steps)
     moved = {s.name: scores(s) for s in sites}
@@ -86,7 +91,7 @@ def measure(base: str, tuned: str, batch: int, steps: int, device: str) -> dict[
         "mask_over_training": ours / plain, "autograd_s": naive, "autograd_over_mask": naive / ours,
         "top_s": chosen, "topk_over_top": each(lambda: flat.topk(total // 100), 3) / chosen,
         "sort_over_top": each(lambda: flat.sort(), 1) / chosen,
-        "peak_over_model": peak / sum(p.numel() * 4 for p in model.parameters()),
+        "peak_over_model": peak / sum(p.nbytes for p in model.parameters()),
     }  # fmt: skip
 
 
@@ -120,7 +125,8 @@ def autograd_step(teacher: Any, start: Any) -> Callable[[], None]:
         for name, delta in names.items():
             sign = 1 - 2 * start[name].float()
             gamma = start[name].float() + sign * torch.sigmoid(state[name])
-            theta[f"model.{name}"] = delta.base + gamma * delta.change
+            edited = delta.base + gamma * delta.change
+            theta[f"model.{name}"] = edited.to(teacher.model.dtype)
         functional_call(shell, theta, ()).backward()
         with torch.no_grad():
             for own in state.values():
@@ -149,18 +155,22 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--name", default="skills")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    row = measure(options.base, options.tuned, options.batch, options.steps, options.device)
+    row = measure(
+        *(options.base, options.tuned, options.batch, options.steps),
+        *(options.device, getattr(torch, options.dtype)),
+    )
     about = machine(options.device)
     options.out.mkdir(parents=True, exist_ok=True)
     made = {"machine": about, "rows": [row]}
     (options.out / f"{options.name}.json").write_text(json.dumps(made, indent=1))
     lines = [
         f"Learning a mask: {about['cpu']}, {about['threads']} threads, torch {about['torch']}, "
-        f"{about['device']}, {about['date']}. Seconds a step. mask_over_training below 1, the "
-        "other ratios above 1: ours is faster.", "",
+        f"{about['device']}, {options.dtype}, {about['date']}. Seconds a step. "
+        "mask_over_training below 1, the other ratios above 1: ours is faster.", "",
         *table([row], [name for name in row if "top" not in name]), "",
         *table([row], ["model", "N", "top_s", "topk_over_top", "sort_over_top"]),
     ]  # fmt: skip

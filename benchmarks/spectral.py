@@ -5,9 +5,12 @@ every member a thin SVD of the base, a thin SVD of the tuned matrix, and the who
 left vectors. Ours without anything kept ("decide"): the top k of the member to a certified angle,
 and bounds on their cosines from passes over the base. Ours with the base decomposed once ("auto").
 All get the same matrices in memory, in one process, with the same threads (--threads). Decisions
-are compared at eps .1 to .9; the seconds of "decide" are those at eps .5.
+are compared at eps .1 to .9; the seconds of "decide" are those at eps .5. With --shape instead all
+matrices of a whole pair of that shape, of random weights: ours over all, the published algorithm
+over its first --published layers.
 
     python -m benchmarks.spectral --out benchmarks/results [--quick] [--threads 1]
+    python -m benchmarks.spectral --shape llama-2-7b --device cuda --dtype bfloat16 --out out
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import machine, table
+from benchmarks.common import DTYPES, SHAPES, machine, matrices, table, wait
 
 K = 10
 EPSILONS = [e / 10 for e in range(1, 10)]
@@ -41,14 +44,20 @@ def published(base: Tensor, tuned: Tensor) -> Tensor:
     return (left.T @ left0).abs().max(1).values[:K]
 
 
-def trained_like(rows: int, columns: int, seed: int) -> Tensor:
+def noise(device: str, seed: int) -> Callable[..., Tensor]:
+    """torch.randn on this device, from a seed of its own."""
+    generator = torch.Generator(device).manual_seed(seed)
+    return lambda *size: torch.randn(*size, generator=generator, device=device)
+
+
+def trained_like(rows: int, columns: int, seed: int, device: str = "cpu") -> Tensor:
     """Gaussian bulk plus decaying strong directions, the shape of trained weights' spectra."""
-    generator = torch.Generator().manual_seed(seed)
+    drawn = noise(device, seed)
     strong = min(rows, columns) // 8
-    up = torch.linalg.qr(torch.randn(rows, strong, generator=generator))[0]
-    down = torch.linalg.qr(torch.randn(columns, strong, generator=generator))[0]
-    values = 12 * torch.arange(1, strong + 1, dtype=torch.float32) ** -0.6
-    bulk = torch.randn(rows, columns, generator=generator) * 0.5 / max(rows, columns) ** 0.5
+    up = torch.linalg.qr(drawn(rows, strong))[0]
+    down = torch.linalg.qr(drawn(columns, strong))[0]
+    values = 12 * torch.arange(1, strong + 1, dtype=torch.float32, device=device) ** -0.6
+    bulk = drawn(rows, columns) * 0.5 / max(rows, columns) ** 0.5
     return bulk + (up * values) @ down.T
 
 
@@ -56,18 +65,20 @@ def change(kind: str, base: Tensor, seed: int) -> Any:
     """LoRA factors of rank 8 that make several intruders, or a dense full-rank change."""
     from workbench.loaders.adapters import Factors
 
-    generator = torch.Generator().manual_seed(seed)
+    drawn = noise(str(base.device), seed)
     rows, columns = base.shape
     if kind == "lora-r8":
-        up = torch.randn(rows, 8, generator=generator) / rows**0.5
-        down = torch.randn(8, columns, generator=generator) / columns**0.5
-        return Factors(up * torch.linspace(10, 3, 8), down)
-    return torch.randn(rows, columns, generator=generator) * 0.1 / max(rows, columns) ** 0.5
+        up = drawn(rows, 8) / rows**0.5
+        down = drawn(8, columns) / columns**0.5
+        return Factors(up * torch.linspace(10, 3, 8, device=base.device), down)
+    return drawn(rows, columns) * 0.1 / max(rows, columns) ** 0.5
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    wait()
     start = time.perf_counter()
     found = call()
+    wait()
     return found, time.perf_counter() - start
 
 
@@ -93,11 +104,15 @@ class Tally:
         return f"{self.agree} of {self.of}"
 
 
-def one_member(base: Tensor, kind: str, seed: int, said: dict[str, Tally]) -> dict[str, float]:
-    """Seconds of the published algorithm and of ours, with and without the base decomposed."""
+def one_member(stored: Tensor, kind: str, seed: int, said: dict[str, Tally]) -> dict[str, float]:
+    """Seconds of the published algorithm and of ours, with and without the base decomposed.
+
+    stored: the base at stored precision; both decompose in float32.
+    """
     from workbench.spectral.intruders import certified, cosines, decisions, tuned_triplets
     from workbench.spectral.linalg import Operator, base_triplets, top_triplets
 
+    base, device = stored.float(), str(stored.device)
     delta = change(kind, base, seed=seed)
     if kind == "lora-r8":
         operator, tuned = Operator(base, delta), base + delta.product
@@ -106,17 +121,18 @@ def one_member(base: Tensor, kind: str, seed: int, said: dict[str, Tally]) -> di
         operator = Operator(tuned)
     theirs, published_s = timed(lambda: published(base, tuned))
     fresh_cache()
-    decided, decide_s = timed(lambda: decisions(operator, base, K, 0.5, "left"))
+    decided, decide_s = timed(lambda: decisions(operator, stored, K, 0.5, "left"))
     fresh_cache()
-    decomposed, base_s = timed(lambda: base_triplets(base))
+    decomposed, base_s = timed(lambda: base_triplets(stored, device))
     auto, member_s = timed(
         lambda: (
             cosines(
-                tuned_triplets(operator, base_triplets(base), K, 0.5, "left", "auto"),
+                tuned_triplets(operator, base_triplets(stored, device), K, 0.5, "left", "auto"),
                 decomposed, "left",
             ).max(0).values
         )
     )  # fmt: skip
+    theirs, auto = theirs.cpu(), auto.cpu()
     for eps in EPSILONS:
         said["auto"].add(eps, auto < eps, theirs < eps)
         mine, undecided = auto < eps, K
@@ -126,7 +142,7 @@ def one_member(base: Tensor, kind: str, seed: int, said: dict[str, Tally]) -> di
             sure = bounds.decided(eps)
             mine, undecided = torch.where(sure, bounds.high < eps, mine), int((~sure).sum())
         if eps == 0.5:
-            mine = decided["intruder"].bool()  # what was timed
+            mine = decided["intruder"].bool().cpu()  # what was timed
         said["decide"].add(eps, mine, theirs < eps, undecided)
     return {
         "published": published_s, "decide": decide_s, "base": base_s, "member": member_s,
@@ -135,14 +151,21 @@ def one_member(base: Tensor, kind: str, seed: int, said: dict[str, Tally]) -> di
     }  # fmt: skip
 
 
-def one_size(rows: int, columns: int, kind: str, members: int = 1) -> dict[str, Any]:
+def one_size(
+    rows: int,
+    columns: int,
+    kind: str,
+    members: int = 1,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Any]:
     """Seconds of both, without the base's decomposition ("decide") and with it ("auto").
 
     ratio_first_member: published / decide, nothing kept from before. ratio_all_members: published /
     (base once + every member), ratio_base_cached: the same without the base. undecided: vectors
     that `decide` left to the base's decomposition, per eps (none where an eps is not named).
     """
-    base = trained_like(rows, columns, seed=0)
+    base = trained_like(rows, columns, 0, device).to(dtype)
     said = {"auto": Tally(), "decide": Tally()}
     found = [one_member(base, kind, member + 1, said) for member in range(members)]
     total = {name: sum(one[name] for one in found) for name in found[0]}
@@ -164,6 +187,48 @@ def one_size(rows: int, columns: int, kind: str, members: int = 1) -> dict[str, 
         "auto_agrees": str(said["auto"]),
         "auto_dense": int(total["dense"]),
     }
+
+
+def whole_pair(
+    shape: str, kind: str, published_layers: int, device: str, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Seconds to count the intruders of every matrix of a pair of this shape, nothing kept from
+    before, and of the published algorithm over its first layers, taken for all.
+
+    Each matrix is made, and let go, on its own: its making is not counted.
+    """
+    from workbench.spectral.intruders import decisions
+    from workbench.spectral.linalg import Operator
+
+    layers, said = SHAPES[shape]["num_hidden_layers"], Tally()
+    ours = theirs = fallbacks = intruders = 0.0
+    for layer in range(layers):
+        for place, (rows, columns) in enumerate(matrices(shape).values()):
+            seed = 100 * layer + place
+            stored = trained_like(rows, columns, seed, device).to(dtype)
+            base, delta = stored.float(), change(kind, stored.float(), seed + 50)
+            lora = kind == "lora-r8"
+            operator = Operator(base, delta) if lora else Operator((base + delta).to(dtype).float())
+            fresh_cache()
+            found, seconds = timed(
+                lambda operator=operator, stored=stored: decisions(operator, stored, K, 0.5, "left")
+            )
+            ours += seconds
+            fallbacks += float(found["fallback"].sum())
+            intruders += float(found["intruder"].sum())
+            if layer < published_layers:
+                best, seconds = timed(
+                    lambda base=base, operator=operator: published(base, operator.formed())
+                )
+                theirs += seconds
+                said.add(0.5, found["intruder"].bool().cpu(), best.cpu() < 0.5)
+    whole = theirs * layers / published_layers
+    return {
+        "shape": shape, "change": kind, "matrices": layers * len(matrices(shape)),
+        "decide_s": ours, "published_s": whole, "published_layers": published_layers,
+        "ratio": whole / ours, "agrees": str(said), "fallbacks": int(fallbacks),
+        "intruders": int(intruders),
+    }  # fmt: skip
 
 
 def large_checkpoint(gigabytes: float) -> dict[str, Any]:
@@ -211,24 +276,59 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=4096, help="skip matrices with more rows")
     parser.add_argument("--threads", type=int, help="of torch, for both (default: its own)")
     parser.add_argument("--no-checkpoint", action="store_true", help="matrices only")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the stored weights")
+    parser.add_argument("--shape", action="append", default=[], choices=SHAPES, help="whole pairs")
+    parser.add_argument("--published", type=int, default=1, help="layers of a whole pair")
     chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     os.environ["WORKBENCH_CACHE"] = tempfile.mkdtemp(prefix="workbench-bench-")
+    if chosen.shape:
+        whole_pairs(chosen)
+        return
+    where: dict[str, Any] = {"device": chosen.device, "dtype": getattr(torch, chosen.dtype)}
     large = None
     if not chosen.no_checkpoint:
         large = large_checkpoint(0.5 if chosen.quick else 8)
         print(json.dumps(large), flush=True)
     cases = [(1024, 1024, 1), (2048, 2048, 1), (4096, 4096, 1), (4096, 11008, 1), (2048, 2048, 5)]
-    one_size(256, 256, "full")  # libraries load and threads start outside the measurement
+    one_size(256, 256, "full", **where)  # libraries load and threads start outside the measurement
     rows = []
     cases = cases[:1] if chosen.quick else [c for c in cases if c[0] <= chosen.largest]
     for height, width, members in cases:
         for kind in ("lora-r8", "full"):
-            rows.append(one_size(height, width, kind, members))
+            rows.append(one_size(height, width, kind, members, **where))
             print(json.dumps(rows[-1]), flush=True)
     fresh_cache()
-    write(chosen.out, {"machine": machine(), "intruders": rows, "large_checkpoint": large})
+    found = {"machine": machine(chosen.device), "dtype": chosen.dtype, "intruders": rows}
+    write(chosen.out, found | {"large_checkpoint": large})
+
+
+def whole_pairs(chosen: argparse.Namespace) -> None:
+    """spectral-pairs-DEVICE.json and .md: every shape, as a LoRA and as a full fine-tune."""
+    rows, dtype = [], getattr(torch, chosen.dtype)
+    one_size(256, 256, "full", device=chosen.device, dtype=dtype)  # as above
+    for shape in chosen.shape:
+        for kind in ("lora-r8", "full"):
+            rows.append(whole_pair(shape, kind, chosen.published, chosen.device, dtype))
+            print(json.dumps(rows[-1]), flush=True)
+    fresh_cache()
+    host, name = machine(chosen.device), f"spectral-pairs-{chosen.device.partition(':')[0]}"
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    made = {"machine": host, "dtype": chosen.dtype, "rows": rows}
+    (chosen.out / f"{name}.json").write_text(json.dumps(made, indent=1))
+    lines = [
+        "# Intruder dimensions of whole pairs",
+        "",
+        f"{host['cpu']}, {host['cores']} cores, torch {host['torch']}, {host['device']}, "
+        f"{host['date']}. Random weights of each shape in {chosen.dtype}, decomposed in float32; "
+        "seconds for all matrices, of the published algorithm from its first layers.",
+        "",
+        *table(rows, list(rows[0])),
+        "",
+    ]
+    (chosen.out / f"{name}.md").write_text("\n".join(lines))
 
 
 def write(out: Path, found: dict[str, Any]) -> None:
@@ -240,8 +340,9 @@ def write(out: Path, found: dict[str, Any]) -> None:
         "# Intruder dimensions: this workbench against the published algorithm",
         "",
         f"{host['cpu']}, {host['cores']} cores, torch {host['torch']}, {host['device']}, "
-        f"{host['threads']} threads for both, {host['date']}. Seconds per matrix; ratios are "
-        "published / ours; decisions are compared with the published ones at eps .1 to .9.",
+        f"{found['dtype']}, {host['threads']} threads for both, {host['date']}. Seconds per "
+        "matrix; ratios are published / ours; decisions are compared with the published ones at "
+        "eps .1 to .9.",
         "",
         *table(found["intruders"], list(found["intruders"][0])),
     ]

@@ -2,7 +2,7 @@
 
     python -m benchmarks.tuco --out benchmarks/results
 
-Random weights of SmolLM2's shape (or of a 7B model's, with --shape 7b, on a GPU), saved and loaded
+Random weights of SmolLM2's shape (or of a 7B model's, with --shape, on a GPU), saved and loaded
 like any pair: a full fine-tune, a LoRA on one copy of the weights, a LoRA on the last 4 layers, and
 a base read block by block from disk. Beside them the naive way for a LoRA: PEFT's own switch, which
 toggles the whole model, around every block. Peaks of memory are those of a process of their own.
@@ -24,31 +24,17 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import machine, table
+from benchmarks.common import DTYPES, SHAPES, machine, random_model, table, wait
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6,
-             "num_attention_heads": 6, "num_key_value_heads": 6, "vocab_size": 600},
-    "135m": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-             "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152},
-    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-           "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000},
-}  # fmt: skip
 ROWS, TOKENS = 4, 128
 
 
-def write_pair(folder: Path, shape: str, dtype: torch.dtype) -> None:
+def write_pair(folder: Path, shape: str, dtype: torch.dtype, device: str = "cpu") -> None:
     """base, full, lora and lora-last4 under `folder`."""
     from peft import LoraConfig, get_peft_model
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    def model(seed: int) -> Any:
-        torch.manual_seed(seed)
-        made: Any = LlamaForCausalLM(LlamaConfig(**SHAPES[shape]))
-        return made.to(dtype)
 
     layers = SHAPES[shape]["num_hidden_layers"]
-    base = model(0)
+    base = random_model(shape, dtype, device)
     base.save_pretrained(folder / "base")
     with torch.no_grad():
         for name, parameter in base.named_parameters():
@@ -60,7 +46,9 @@ def write_pair(folder: Path, shape: str, dtype: torch.dtype) -> None:
         config = LoraConfig(
             r=16, target_modules=matrices, layers_to_transform=where, init_lora_weights=False
         )
-        get_peft_model(model(0), config).save_pretrained(str(folder / name))
+        lora: Any = get_peft_model(base, config)
+        lora.save_pretrained(str(folder / name))
+        base = lora.unload()
 
 
 def seconds(call: Callable[[], Any], repeats: int) -> float:
@@ -68,10 +56,10 @@ def seconds(call: Callable[[], Any], repeats: int) -> float:
     call()
     times = []
     for _ in range(repeats):
-        _wait()
+        wait()
         start = time.perf_counter()
         call()
-        _wait()
+        wait()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
@@ -152,17 +140,12 @@ def peak(folder: Path, member: str, device: str) -> int:
     return int(next(x.split()[1] for x in lines if x.startswith("VmHWM"))) // 1024
 
 
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--shape", choices=SHAPES, default="135m")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peak", nargs=2, metavar=("FOLDER", "MEMBER"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -171,7 +154,7 @@ def main() -> None:
         return
     folder = Path(tempfile.mkdtemp(prefix="workbench-tuco-"))
     try:
-        write_pair(folder, chosen.shape, getattr(torch, chosen.dtype))
+        write_pair(folder, chosen.shape, getattr(torch, chosen.dtype), chosen.device)
         cases = [("full", "memory"), ("full", "disk"), ("lora", "memory"), ("lora-last4", "memory")]
         rows = []
         for member, where in cases:

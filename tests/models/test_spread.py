@@ -94,6 +94,38 @@ def test_parameters_are_restored_in_a_spread_model(family):
         merged(family["lora-r4"], MIXED)
 
 
+@pytest.mark.parametrize("where", [MIXED, DISK], ids=["mixed", "disk"])
+@pytest.mark.parametrize("analysis", ["prune", "probe", "faithfulness", "generate"])
+def test_what_reads_gradients_or_writes_texts_gives_the_same_numbers(family, analysis: str, where):
+    """Relevance by the gradient of activations, a model of random weights beside, greedy texts."""
+    pair = family["full"]
+    facts = PromptSet("facts", shipped.held_out("facts", 24).prompts)
+    calls: dict[str, Callable[..., wb.Result]] = {
+        "prune": lambda **at: wb.forgetting.prune(
+            pair, FEW, PROMPTS, shares=(0.01, 0.1), random=1, **at
+        ),
+        "probe": lambda **at: wb.forgetting.probe(pair, facts, label="attribute", folds=2, **at),
+        "faithfulness": lambda **at: wb.behaviour.faithfulness(
+            pair, FEW, between=" .", filler=";", shares=(0.0, 1.0), **at
+        ),
+        "generate": lambda **at: wb.behaviour.generate(pair, n=3, length=5, rounds=2, **at),
+    }
+    alike(calls[analysis], where)
+
+
+@pytest.mark.parametrize("where", [MIXED, DISK, "auto"], ids=["mixed", "disk", "auto"])
+def test_what_trains_is_refused_on_a_spread_model(family, where):
+    pair = family["full"]
+    lessons = PromptSet("lessons", PROMPTS.prompts[6:])
+    with pytest.raises(wb.WorkbenchError, match="trains copies of both sides, each on one device"):
+        wb.forgetting.revive(pair, FEW, lessons, steps=(1,), runs=1, device=where)
+    if where == "auto":
+        return  # offloads nothing where there is room
+    for arm in ("learned", "gradient"):
+        with pytest.raises(wb.WorkbenchError, match="some of this model's are offloaded"):
+            localize(pair, PROMPTS, sparsity=0.1, arms=(arm,), epochs=1, device=where)
+
+
 def test_an_edit_of_a_spread_model_ends_with_its_block(family):
     pair, ids = family["full"], torch.arange(3, 20)[None]
     base, whole = pair.base.load(MIXED), pair.tuned.load("cpu")

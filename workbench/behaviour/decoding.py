@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workbench.devices import home
 from workbench.tasks.batching import in_batches
 
 # log-probabilities of each model, (rows, vocabulary), and a number in [0, 1) for each row, None for
@@ -69,7 +70,7 @@ def _batch(
     models: Sequence[Any], begun: list[list[int]], length: int, choose: Choose, stop: int | None,
     chances: Tensor | None,
 ) -> list[list[int]]:  # fmt: skip
-    homes = [next(model.parameters()).device for model in models]
+    homes = [home(model) for model in models]
     ids = torch.tensor(begun, device=homes[0])
     start = ids.shape[1]
     caches: list[Any] = [None] * len(models)

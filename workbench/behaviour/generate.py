@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from workbench.behaviour.decoding import Choose, drawn, written
 from workbench.behaviour.novelty import fresh_bigrams, overused
+from workbench.devices import home
 from workbench.errors import WorkbenchError
 from workbench.lab.data import Example, batches
 from workbench.lab.recipe import Recipe
@@ -166,8 +167,7 @@ def _iterative(
         max_length=10**6,
     )  # fmt: skip
     words = pair.base.tokenizer()
-    home = next(tuned.parameters()).device
-    base = trainable(copy.deepcopy(pair.base.load(home, torch.float32)), recipe).eval()
+    base = trainable(copy.deepcopy(pair.base.load(home(tuned), torch.float32)), recipe).eval()
     found: Texts = []
     for part, places in enumerate(np.array_split(np.arange(len(begun)), min(rounds, len(begun)))):
         if part:

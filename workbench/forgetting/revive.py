@@ -31,6 +31,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from workbench.devices import spread
 from workbench.errors import WorkbenchError
 from workbench.forgetting.sides import Side, both, fresh, require_prompts
 from workbench.lab.data import batches, prepare
@@ -106,11 +107,16 @@ def revive(
     knew; NaN where the interval of the base's own holds 0. savings_share_lost is the same on those
     prompts alone that the base answered right and the tuned model wrong before training. 95%
     bootstrap intervals over prompts, of means over runs. Raises WorkbenchError for prompts that are
-    among the lessons, or steps that do not rise.
+    among the lessons, steps that do not rise, or a device map.
     """
     require_prompts(prompts)
     require_prompts(lessons)
     _require(prompts, lessons, steps, runs)
+    if spread(device):
+        raise WorkbenchError(
+            f"Revival trains copies of both sides, each on one device, found device={device!r}; "
+            'give one, such as "cpu" or "cuda:0".'
+        )
     base, tuned = both(pair, batch_size, device, dtype)
     targets = [p.target for p in (*prompts, *lessons)]
     other = relabelled(prompts, seed, targets), relabelled(lessons, seed, targets)

@@ -122,14 +122,14 @@ def require_prompts(*sets: PromptSet) -> None:
 
 
 def fresh(model: Any, seed: int) -> Any:
-    """A model of the same configuration with random weights, on the same device: one that never
-    learned anything."""
+    """A model of the same configuration with random weights, where the model's inputs are put: one
+    that never learned anything."""
     root = Layout(model).root
-    where = next(root.parameters())
+    kind = next(root.parameters()).dtype
     with torch.random.fork_rng():
         torch.manual_seed(10_000 + seed)  # away from the small seeds that a base may have begun at
         made = type(root)(copy.deepcopy(root.config))
-    return made.to(where.device, where.dtype).eval()
+    return made.to(home(root), kind).eval()
 
 
 def streams(

@@ -89,7 +89,8 @@ def localize(
     gain on the quarter that chooses, by which `Graft.of` takes the smallest that is enough; "N" and
     "moved", the share of N that changed at all, among which every arm chooses. tensors: the kept
     grafts in index form.
-    Raises WorkbenchError for an unknown arm, a sparsity outside (0, 1], or too few prompts.
+    Raises WorkbenchError for an unknown arm, a sparsity outside (0, 1], too few prompts, or an
+    offloaded model where gradients are needed.
     """
     grid = sorted({sparsity} if isinstance(sparsity, int | float) else {*sparsity})
     if not grid or not all(0 < s <= 1 for s in grid):
@@ -106,7 +107,10 @@ def localize(
     held = pair.held(device)
     known = {"batch_size": batch_size, "seed": seed, "device": device, "dtype": dtype}
     readout = Readout.of(held, (reported(task, seed), *others), **known)
-    cutter = _Cutter(held, readout, Teacher(held, readout.model, teach, batch_size), choose)
+    teacher = Teacher(held, readout.model, teach, batch_size)
+    if {"learned", "gradient"} & {*arms}:
+        teacher.require_gradients()
+    cutter = _Cutter(held, readout, teacher, choose)
     rows, tensors = cutter.ends(), cutter.sizes()
     plan = [(arm, s) for arm in CUT if arm in arms for s in grid]
     for arm, s in tqdm(plan, desc=f"grafts {pair.name}", disable=None, leave=False):

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from workbench.devices import home
+from workbench.devices import home, offloaded
+from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.loaders.names import ParameterSite, align, is_conv1d
 from workbench.models import edit
@@ -51,6 +52,15 @@ class Teacher:
         self.sites = inside(self.pair)
         kind = self.pair.tuned.config.get("model_type")
         self._turned = {s.name for s in self.sites if is_conv1d(s.name, kind)}
+
+    def require_gradients(self) -> None:
+        """Raises WorkbenchError where parts of the model lie nowhere between their runs."""
+        if any(map(offloaded, self.model.modules())):
+            raise WorkbenchError(
+                "A mask is learned, and entries are ranked, by gradients of all parameters, and "
+                'some of this model\'s are offloaded; give one device, such as "cuda:0", or leave '
+                'out the arms "learned" and "gradient".'
+            )
 
     def gradients(self, places: Sequence[int]) -> tuple[float, dict[str, Tensor]]:
         """Mean over these prompts of -log p(answer), nats, and its gradient by base name, each

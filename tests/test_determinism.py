@@ -1,0 +1,106 @@
+"""The same call gives the same table: again, in other batches, and on whatever accelerator is here.
+
+On a machine with a GPU this file is the GPU test of every analysis.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import workbench as wb
+from tests.calls import CALLS, Asked
+from tests.conftest import nudged
+from tests.patching.conftest import model
+from tests.tuco.conftest import write
+from workbench.forgetting import sides
+from workbench.results import Result
+
+N = 16  # prompts of each kind, of unequal lengths
+BATCHES = {"rtol": 1e-4, "atol": 2e-5}  # float32 sums in another order
+DEVICES = {"rtol": 2e-3, "atol": 5e-4}  # other kernels, and other orders of their sums
+# Training steps are made of batches there: their size is a parameter of what is learned.
+TRAINED = {"forgetting.revive", "forgetting.verdict"}
+ACCELERATORS = [
+    name
+    for name, there in (
+        ("cuda", torch.cuda.is_available()),
+        ("mps", torch.backends.mps.is_available()),
+    )
+    if there
+]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> wb.CheckpointPair:
+    folder = tmp_path_factory.mktemp("pair")
+    with torch.no_grad():
+        write(model(), folder / "base")
+        write(nudged(model(), seed=4), folder / "tuned")
+    return wb.load_pair(folder / "base", folder / "tuned")
+
+
+@pytest.fixture(scope="module")
+def first(pair: wb.CheckpointPair):
+    """key -> the table of four prompts a batch, on the CPU."""
+    return cache(lambda key: made(pair, key, batch_size=4).table)
+
+
+def made(pair: wb.CheckpointPair, key: str, **run: Any) -> Result:
+    """One analysis, which reads its models anew."""
+    sides._KEPT.clear()
+    return CALLS[key](pair, Asked(N), **run)
+
+
+def alike(found: pd.DataFrame, wanted: pd.DataFrame, **tolerance: float) -> None:
+    """Words and counts the same, numbers within the tolerance, NaN in the same places."""
+    assert list(found) == list(wanted)
+    assert len(found) == len(wanted)
+    for name in wanted:
+        if pd.api.types.is_float_dtype(wanted[name]):
+            ours, theirs = (
+                table[name].to_numpy(float, na_value=np.nan) for table in (found, wanted)
+            )
+            np.testing.assert_allclose(ours, theirs, equal_nan=True, err_msg=name, **tolerance)
+        else:
+            pd.testing.assert_series_equal(found[name], wanted[name])
+
+
+@pytest.mark.parametrize("key", CALLS)
+def test_again(key: str, pair: wb.CheckpointPair, first):
+    pd.testing.assert_frame_equal(made(pair, key, batch_size=4).table, first(key), check_exact=True)
+
+
+@pytest.mark.parametrize("key", [key for key in CALLS if key not in TRAINED])
+def test_in_other_batches(key: str, pair: wb.CheckpointPair, first):
+    for size in (1, N + 5):
+        alike(made(pair, key, batch_size=size).table, first(key), **BATCHES)
+
+
+@pytest.mark.skipif(not ACCELERATORS, reason="no accelerator here")
+@pytest.mark.parametrize("device", ACCELERATORS)
+@pytest.mark.parametrize("key", CALLS)
+def test_on_an_accelerator(key: str, device: str, pair: wb.CheckpointPair, first):
+    """Against the CPU, and again against itself."""
+    found = made(pair, key, batch_size=4, device=device)
+    assert found.provenance.device == device or key == "spectral.similarity"
+    alike(found.table, first(key), **DEVICES)
+    alike(made(pair, key, batch_size=4, device=device).table, found.table, **BATCHES)
+
+
+def test_lengths_are_unequal():
+    """Or nothing would be padded."""
+    words = wb.lab.shipped.tokenizer()
+    assert len({len(words(prompt.prompt)["input_ids"]) for prompt in Asked(N).prompts}) > 1
+
+
+def test_another_seed_gives_other_numbers(pair: wb.CheckpointPair, first):
+    """A control: the tables are not the same whatever is asked."""
+    other = made(pair, "patching.activation", batch_size=4, seed=1).table
+    with pytest.raises(AssertionError):
+        alike(other, first("patching.activation"), **BATCHES)
