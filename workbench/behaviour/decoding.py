@@ -70,23 +70,23 @@ def _batch(
     models: Sequence[Any], begun: list[list[int]], length: int, choose: Choose, stop: int | None,
     chances: Tensor | None,
 ) -> list[list[int]]:  # fmt: skip
-    homes = [home(model) for model in models]
-    ids = torch.tensor(begun, device=homes[0])
+    places = [home(model) for model in models]
+    ids = torch.tensor(begun, device=places[0])
     start = ids.shape[1]
     caches: list[Any] = [None] * len(models)
-    over = torch.zeros(len(begun), dtype=torch.bool, device=homes[0])
+    over = torch.zeros(len(begun), dtype=torch.bool, device=places[0])
     with torch.inference_mode():
         for step in range(length):
             said = []
-            for i, (model, home) in enumerate(zip(models, homes, strict=True)):
+            for i, (model, place) in enumerate(zip(models, places, strict=True)):
                 # A model that keeps no cache reads the whole text again.
                 fed = ids if caches[i] is None else ids[:, -1:]
-                out = model(input_ids=fed.to(home), past_key_values=caches[i], use_cache=True)
+                out = model(input_ids=fed.to(place), past_key_values=caches[i], use_cache=True)
                 caches[i] = getattr(out, "past_key_values", None)
-                said.append(out.logits[:, -1].float().to(homes[0]))
+                said.append(out.logits[:, -1].float().to(places[0]))
             width = min(logits.shape[-1] for logits in said)  # heads can be padded
             said = [logits[:, :width].log_softmax(-1) for logits in said]
-            chance = None if chances is None else chances[:, step].to(homes[0])
+            chance = None if chances is None else chances[:, step].to(places[0])
             new = choose(said, chance)
             ids = torch.cat([ids, new[:, None]], dim=1)
             if stop is not None:

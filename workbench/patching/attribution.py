@@ -122,12 +122,10 @@ def first_order(
     source: tuple[Batch, Mapping[Site, Tensor]],
     destination: tuple[Batch, Mapping[Site, Tensor]],
     slopes: Mapping[Site, Tensor],
-    turn: Tensor | None = None,
 ) -> Tensor:
     """sum (source - destination) . slope over each patch's tokens and features, (patches, batch).
 
-    source, destination: a batch and its activations by whole site. turn: (batch,), which row of
-    the source stands for each row; NaN where it is negative.
+    source, destination: a batch and its activations by whole site.
     """
     products: dict[Site, Tensor] = {}
 
@@ -136,10 +134,7 @@ def first_order(
             index = None if place.position is None else inputs.index(place.position)
             return pick(place, kept[place.whole], index).float()
 
-        wanted = at(*source)
-        if turn is not None:
-            wanted = wanted[turn.clamp(min=0)]
-        return (wanted - at(*destination)) * at(destination[0], slopes)
+        return (at(*source) - at(*destination)) * at(destination[0], slopes)
 
     found = []
     for patch in patches:
@@ -151,8 +146,7 @@ def first_order(
             own = pick(replace_site(site, position=None), products[place], None)
             total = total + own.flatten(1).sum(1)
         found.append(total)
-    made = torch.stack(found)
-    return made if turn is None else made.masked_fill(turn < 0, torch.nan)
+    return torch.stack(found)
 
 
 def attribution(
@@ -289,16 +283,21 @@ class Job(NamedTuple):
         kinds |= {EMBEDDING, *(graph.needed(layout) if self.edges else ())}
         goal = observe(self.source.model, there, kinds, self.measure, slopes=False)
         start = observe(self.destination.model, here, kinds, self.measure, slopes=self.steps == 1)
-        turn = shared.shuffle(there)
+        others, alone = shared.turned(shared.shuffle(self.source.rows), at)
+        turned = batch(self.source.rows, others, self.device, fill)
+        away = observe(self.source.model, turned, kinds, self.measure, slopes=False)
         ends = (there, goal.values), (here, start.values)
         effects = shuffled = links = torch.zeros(())
         for step in self._path(start, goal, here, kinds):
             effects = effects + first_order(self.patches, *ends, step.slopes)
-            shuffled = shuffled + first_order(self.patches, *ends, step.slopes, turn)
+            shuffled = shuffled + first_order(
+                self.patches, (turned, away.values), ends[1], step.slopes
+            )
             if self.edges:
                 links = links + graph.scores(
                     self.destination.model, goal.values, start.values, step.values, step.slopes
                 )
+        shuffled = shuffled.masked_fill(alone.to(shuffled.device), torch.nan)
         unknown = start.metric.isnan()
         effects, shuffled, links = (
             (part / self.steps).masked_fill(unknown, torch.nan)
@@ -333,7 +332,7 @@ class Job(NamedTuple):
             parts.append(_rows(again, turned, "attribution").assign(arm="shuffled", group="top"))
         parts += [self._checked(sizes, own, name, seed) for name, own in groups.items() if own]
         notes = [
-            f"{len(self.patches)} patches cost {1 + (self.steps > 1) + self.steps} forward and "
+            f"{len(self.patches)} patches cost {2 + (self.steps > 1) + self.steps} forward and "
             f"{self.steps} backward passes of the prompts.",
             *shared.meaningful(
                 {**_nothing(gap), self.measure: made.zero},

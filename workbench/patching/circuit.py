@@ -110,7 +110,8 @@ def circuit(
                 tables.append(table.assign(side=side, circuit=name))
     tables.append(overlaps(known, total, seed))
     table = pd.concat(tables, ignore_index=True)
-    table = table.astype({"layer": "Int64", "head": "Int64"})
+    # An empty circuit's rows would make every value an object.
+    table = table.astype({"layer": "Int64", "head": "Int64", "value": float})
     table.insert(0, "member", pair.name)
     parameters = {
         "prompts": describe(prompts), "corrupted": describe(corrupted), "sides": list(sides),

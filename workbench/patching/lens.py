@@ -129,6 +129,9 @@ class _Lens(NamedTuple):
                     kept[depth, at] = value.cpu().numpy()
                 tokens += said
                 bar.update(len(at))
+        # Batches come shortest first; the rows stand in the prompts' own order.
+        order = {row.name: number for number, row in enumerate(self.given)}
+        tokens.sort(key=lambda row: order[row["prompt"]])
         return values, tokens
 
     def _batch(

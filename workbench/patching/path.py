@@ -148,20 +148,22 @@ def effects(
     total = len(senders) * size * len(arms)
     bar = tqdm(total=total, desc="path patching", disable=None, leave=False)
 
+    turn = shared.shuffle(dirty.rows)
+
     def run(places: list[int]) -> tuple[float, dict[str, dict[str, Tensor]]]:
         own = Rerun(clean.model, batch(clean.rows, places, device, fill), kinds)
-        other = Rerun(dirty.model, batch(dirty.rows, places, device, fill), kinds)
         before = shared.measured(own.logits, own.inputs)
-        scores = {}
+        scores, runs = {}, [own]
         for arm, turned in arms.items():
-            turn = shared.shuffle(other.inputs) if turned else None
+            others, alone = shared.turned(turn if turned else range(size), places)
+            runs.append(Rerun(dirty.model, batch(dirty.rows, others, device, fill), kinds))
             after = [
-                _patched(own, other, senders[i : i + many], into, position, turn)
+                _patched(own, runs[-1], senders[i : i + many], into, position)
                 for many in [max(1, batch_size // len(places))]
                 for i in range(0, len(senders), many)
             ]
-            scores[arm] = _changes(before, after, own, turn)
-        return own.forwards + other.forwards, scores
+            scores[arm] = _changes(before, after, own, alone)
+        return sum(one.forwards for one in runs), scores
 
     with bar:
         for places, (forwards, scores) in in_batches(
@@ -181,7 +183,6 @@ def _patched(
     senders: Sequence[Head],
     into: Sequence[Site],
     position: Position,
-    turn: Tensor | None,
 ) -> Tensor:
     """Logits (senders, batch, answer, vocabulary) of step 3, or of step 2 for the logits."""
     # Where tokens behind the sender's reach the logits, their heads must be frozen too.
@@ -190,10 +191,9 @@ def _patched(
     patches = []
     for layer, head in senders:
         site = Site("z", layer, head, position)
-        value = other.read(site)
         later = range(layer + 1, own.layout.layers)
         frozen = [Site("z", one, position=held) for one in later]
-        patch = {site: value if turn is None else value[turn.clamp(min=0)]}
+        patch = {site: other.read(site)}
         patches.append(patch | {one: own.read(one) for one in frozen})
     # Receivers that no sender of these comes before are as they were.
     reached = [site for site in into if site.layer > min(senders)[0]]
@@ -204,18 +204,17 @@ def _patched(
 
 
 def _changes(
-    before: dict[str, Tensor], after: Sequence[Tensor], own: Rerun, turn: Tensor | None
+    before: dict[str, Tensor], after: Sequence[Tensor], own: Rerun, alone: Tensor
 ) -> dict[str, Tensor]:
-    """metric -> (senders, batch)."""
+    """metric -> (senders, batch), NaN where a prompt is `alone`, (batch,)."""
     scores = [shared.measured(logits, own.inputs) for logits in after]
     gain, logit = (
         [score[m] - before[m] for score in scores] for m in ("log_probability", "logit_difference")
     )
     effect = torch.cat(gain).expm1().masked_fill(before["log_probability"] < LEAST, torch.nan)
     found = {"effect": effect, "logit_change": torch.cat(logit)}
-    if turn is None:
-        return found
-    return {metric: value.masked_fill(turn < 0, torch.nan) for metric, value in found.items()}
+    alone = alone.to(effect.device)
+    return {metric: value.masked_fill(alone, torch.nan) for metric, value in found.items()}
 
 
 def _table(

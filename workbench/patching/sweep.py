@@ -116,8 +116,8 @@ def sweep(
 ) -> Sweep:
     """Every patch of the source's activations into the destination's run of every prompt.
 
-    shuffled: take each prompt's activations from another prompt of its batch and length (the
-    control; NaN where there is none). batch_size: prompts, and rows where several patches of few
+    shuffled: take each prompt's activations from another prompt of its length (the control; NaN
+    where there is none), see `shuffle`. batch_size: prompts, and rows where several patches of few
     prompts share a forward pass. Raises where whole rows would be patched between prompts of
     unequal length, and RuntimeError where a patch of a run's own values changed anything.
     """
@@ -132,26 +132,32 @@ def sweep(
     spent = 0.0
     bar = tqdm(total=len(patches) * size, desc=label, disable=None, leave=False)
 
-    def run(places: list[int]) -> tuple[Rerun, Rerun, list[tuple[list[int], dict[str, Tensor]]]]:
+    turn = shuffle(source.rows) if shuffled else None
+
+    def run(places: list[int]) -> tuple[list[Rerun], list[tuple[list[int], dict[str, Tensor]]]]:
         there = Rerun(source.model, batch(source.rows, places, device, fill), kinds)
         here = Rerun(destination.model, batch(destination.rows, places, device, fill))
-        turn = shuffle(there.inputs) if shuffled else None
+        runs, alone = [here, there], torch.zeros(len(places), dtype=torch.bool)
+        if turn is not None:
+            others, alone = turned(turn, places)
+            runs.append(Rerun(source.model, batch(source.rows, others, device, fill), kinds))
+        alone = alone.to(there.logits.device)
         reference, found = there.logits[0], []
         order = sorted(range(len(patches)), key=lambda i: _entry(patches[i], here.inputs))
         for chunk in _chunks(order, max(1, batch_size // len(places))):
-            values = [_values(there, here, patches[i], turn) for i in chunk]
+            values = [_values(runs[-1], here, patches[i]) for i in chunk]
             logits = here.again(values)
             scores = measured(logits, here.inputs, reference)
-            if turn is not None:
-                scores = {m: v.masked_fill(turn < 0, torch.nan) for m, v in scores.items()}
+            scores = {m: v.masked_fill(alone, torch.nan) for m, v in scores.items()}
             found.append((chunk, scores))
         _require_null(here, patches, fill, device)
-        return there, here, found
+        return runs, found
 
     with bar:
-        for places, (there, here, found) in in_batches(
+        for places, (runs, found) in in_batches(
             [len(row.fed) for row in destination.rows], batch_size, run
         ):
+            here, there = runs[:2]
             plain = measured(here.logits, here.inputs, there.logits[0])
             ends = measured(there.logits, there.inputs, there.logits[0])
             for values, scores in ((made.destination, plain), (made.source, ends)):
@@ -162,20 +168,29 @@ def sweep(
                 for metric, value in scores.items():
                     kept = made.patched.setdefault(metric, np.full((len(patches), size), np.nan))
                     kept[np.ix_(chunk, places)] = value.cpu().numpy()
-            spent += (there.forwards + here.forwards) * len(places) / size
+            spent += sum(one.forwards for one in runs) * len(places) / size
             bar.update(len(places) * len(patches))
     return made._replace(forwards=spent)
 
 
-def shuffle(inputs: Batch) -> Tensor:
-    """(batch,) for each row another row of its length, or -1 where there is none."""
-    turn = torch.full((len(inputs.rows),), -1)
-    lengths = [len(row.fed) for row in inputs.rows]
+def shuffle(rows: Sequence[Row]) -> list[int]:
+    """For each row the number of the next one of its length among all rows, or -1 where there is no
+    other: what it is does not depend on the batches."""
+    turn = [-1] * len(rows)
+    lengths = [len(row.fed) for row in rows]
     for length in set(lengths):
         same = [i for i, own in enumerate(lengths) if own == length]
         if len(same) > 1:
-            turn[same] = torch.tensor([*same[1:], same[0]])
-    return turn.to(inputs.ids.device)
+            for own, other in zip(same, [*same[1:], same[0]], strict=True):
+                turn[own] = other
+    return turn
+
+
+def turned(turn: Sequence[int], places: Sequence[int]) -> tuple[list[int], Tensor]:
+    """The rows that stand for these ones, themselves where there is no other, and which of them
+    (batch,) have no other."""
+    others = [turn[place] if turn[place] >= 0 else place for place in places]
+    return others, torch.tensor([turn[place] < 0 for place in places])
 
 
 def summary(
@@ -316,21 +331,15 @@ def meaningful(zero: Values, one: Values, what: str, seed: int = 0) -> list[str]
     return notes
 
 
-def _values(
-    there: Rerun, here: Rerun, patch: Patch, turn: Tensor | None
-) -> dict[Site, Tensor | Plus]:
-    """What the source has at the patch's sites, rows in their own order or turned."""
-
-    def own(value: Tensor) -> Tensor:
-        return value if turn is None else value[turn.clamp(min=0)]
-
+def _values(there: Rerun, here: Rerun, patch: Patch) -> dict[Site, Tensor | Plus]:
+    """What the source has at the patch's sites."""
     if not patch.added:
-        return {site: own(there.read(site)) for site in patch.sites}
+        return {site: there.read(site) for site in patch.sites}
     # The source's z through the source's projection: z is replaced, and what the two projections
     # make of it otherwise is added to what the run has there.
     found: dict[Site, Tensor | Plus] = {}
     for site in patch.sites:
-        found[site] = value = own(there.read(site))
+        found[site] = value = there.read(site)
         more = there.added(site, value) - here.added(site, value)
         before = found.get(whole := _sum(site))
         found[whole] = Plus(before.delta + more if isinstance(before, Plus) else more)
@@ -389,6 +398,6 @@ def _require_null(here: Rerun, patches: Sequence[Patch], fill: int, device: str)
     first = batch(here.inputs.rows, [0], device, fill)
     for patch in {patch.about["component"]: patch for patch in patches}.values():
         own = Rerun(here.model, first, {site.whole for site in patch.sites})
-        same = own.again([_values(own, own, patch, None)], whole=True)
+        same = own.again([_values(own, own, patch)], whole=True)
         if not torch.equal(same, own.logits):
             raise RuntimeError(f"A patch of {patch.sites[0]} with its own values changed the run.")
