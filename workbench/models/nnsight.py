@@ -111,7 +111,7 @@ def run(
         if KINDS[kind] == "pattern":
             # An attention is made to tell its inner steps before it is entered.
             _ = _module(model, layout.path(Site("pattern", layer))).source.attention_interface_1
-    with _sent(model, remote) as options, model.trace(dict(inputs), use_cache=False, **options):
+    with _sent(model, remote) as options, model.trace(**inputs, use_cache=False, **options):
         # Saved one by one in a list: a server's answer can hold tensors, but no Site.
         found = nnsight.save(_visited(model, layout, places, changes, wanted, at))
         logits = nnsight.save(model.output.logits)
