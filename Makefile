@@ -53,7 +53,7 @@ bench: $(VENV)/installed
 	$(RUN)/python -m benchmarks.patching --model data/family/base --prompts 8 --boxes 5 --out benchmarks/results
 
 # On a machine with a GPU: random weights at 7B shapes in bfloat16, made on the spot. tuco writes
-# about 30 GB to the temporary folder. DEVICE=cpu SHAPES=tiny is the same on any machine.
+# about 30 GB to the temporary folder. DEVICE=cpu SHAPES="tiny qwen-tiny" is the same anywhere.
 DEVICE ?= cuda
 SHAPES ?= llama-2-7b qwen2.5-7b
 .PHONY: gpu-bench gpu-test

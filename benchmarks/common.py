@@ -14,6 +14,8 @@ import torch
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6,
              "num_attention_heads": 6, "num_key_value_heads": 6, "vocab_size": 600},
+    "qwen-tiny": {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6,
+                  "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 600},
     "135m": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
              "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152},
     "llama-2-7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
