@@ -22,7 +22,7 @@ from workbench.loaders.pair import SAME
 from workbench.meaning import OTHERWISE, SINGLE, SPOKEN, finished, notes, reason
 from workbench.patching.sweep import shares
 from workbench.results import Provenance, Result
-from workbench.stats import auc, bootstrap, calibration
+from workbench.stats import auc, bootstrap, calibration, proportion
 
 # What refuses one prompt, or a pair without a change, does so with a sentence.
 NEEDS_MORE = {
@@ -117,6 +117,8 @@ def test_one_item_has_no_interval():
     assert bootstrap([3.0]).value == 3.0
     assert np.isnan(bootstrap([3.0, 1.0], [1.0, 0.0])[1:3]).all()  # a weight of 0 is no item
     assert bootstrap([3.0, 1.0]).low == 1.0
+    # Of a share Wilson's interval is wide enough to be told: 1 / (1 + 1.96^2) to 1.
+    assert proportion(bootstrap([1.0]))[1:3] == pytest.approx((0.2065, 1.0), abs=1e-4)
     assert np.isnan(auc([1.0], [2.0, 3.0])[1:3]).all()
     error, _ = calibration([0.7], [1.0])
     assert error.value == pytest.approx(0.3)

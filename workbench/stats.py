@@ -105,9 +105,10 @@ def difference(first: Interval, second: Interval) -> Interval:
 
 
 def proportion(found: Interval) -> Interval:
-    """`found`, or where it has no width Wilson's score interval over its n items: resampling items
-    that are all alike says nothing of those that were not drawn. Source: Wilson (1927)."""
-    if found.low != found.high or not found.n or not 0 <= found.value <= 1:
+    """`found`, or where it has no width, or is of one item, Wilson's score interval over its n
+    items: resampling items that are all alike says nothing of those that were not drawn. Source:
+    Wilson (1927)."""
+    if (found.low != found.high and found.n > 1) or not found.n or not 0 <= found.value <= 1:
         return found
     count = int(found.n)
     edges = binomtest(round(found.value * count), count).proportion_ci(method="wilson")
