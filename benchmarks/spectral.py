@@ -104,15 +104,18 @@ class Tally:
         return f"{self.agree} of {self.of}"
 
 
-def one_member(stored: Tensor, kind: str, seed: int, said: dict[str, Tally]) -> dict[str, float]:
+def one_member(
+    stored: Tensor, kind: str, seed: int, said: dict[str, Tally], device: str
+) -> dict[str, float]:
     """Seconds of the published algorithm and of ours, with and without the base decomposed.
 
-    stored: the base at stored precision; both decompose in float32.
+    stored: the base at stored precision, in memory; both decompose in float32 on `device`. The
+    published algorithm finds its matrices there, ours brings the base and reads its content.
     """
     from workbench.spectral.intruders import certified, cosines, decisions, tuned_triplets
     from workbench.spectral.linalg import Operator, base_triplets, top_triplets
 
-    base, device = stored.float(), str(stored.device)
+    base = stored.to(device).float()
     delta = change(kind, base, seed=seed)
     if kind == "lora-r8":
         operator, tuned = Operator(base, delta), base + delta.product
@@ -165,9 +168,9 @@ def one_size(
     (base once + every member), ratio_base_cached: the same without the base. undecided: vectors
     that `decide` left to the base's decomposition, per eps (none where an eps is not named).
     """
-    base = trained_like(rows, columns, 0, device).to(dtype)
+    base = trained_like(rows, columns, 0, device).to(dtype).cpu()
     said = {"auto": Tally(), "decide": Tally()}
-    found = [one_member(base, kind, member + 1, said) for member in range(members)]
+    found = [one_member(base, kind, member + 1, said, device) for member in range(members)]
     total = {name: sum(one[name] for one in found) for name in found[0]}
     left = {eps: count for eps, count in said["decide"].undecided.items() if count}
     return {
@@ -205,8 +208,9 @@ def whole_pair(
     for layer in range(layers):
         for place, (rows, columns) in enumerate(matrices(shape).values()):
             seed = 100 * layer + place
-            stored = trained_like(rows, columns, seed, device).to(dtype)
-            base, delta = stored.float(), change(kind, stored.float(), seed + 50)
+            stored = trained_like(rows, columns, seed, device).to(dtype).cpu()
+            base = stored.to(device).float()
+            delta = change(kind, base, seed + 50)
             lora = kind == "lora-r8"
             operator = Operator(base, delta) if lora else Operator((base + delta).to(dtype).float())
             fresh_cache()
