@@ -105,10 +105,11 @@ def difference(first: Interval, second: Interval) -> Interval:
 
 
 def proportion(found: Interval) -> Interval:
-    """`found`, or where it has no width, or is of one item, Wilson's score interval over its n
-    items: resampling items that are all alike says nothing of those that were not drawn. Source:
-    Wilson (1927)."""
-    if (found.low != found.high and found.n > 1) or not found.n or not 0 <= found.value <= 1:
+    """`found`, or where it has no width, or none because it is of one item, Wilson's score interval
+    over its n items: resampling items that are all alike says nothing of those that were not drawn.
+    Source: Wilson (1927)."""
+    single = found.n == 1 and np.isnan(found.low)
+    if not (found.low == found.high or single) or not found.n or not 0 <= found.value <= 1:
         return found
     count = int(found.n)
     edges = binomtest(round(found.value * count), count).proportion_ci(method="wilson")
