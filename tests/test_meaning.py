@@ -31,7 +31,6 @@ NEEDS_MORE = {
 }  # fmt: skip
 NEEDS_A_CHANGE = {"skills.blocks", "skills.compression"}
 # Figures that cannot show a table without any number.
-UNDRAWN = {"tuco.contribution", "skills.localize"}
 COUNTS = ("share", "transition", "reliability")  # Wilson's interval is wide where n is 1
 RATIOS = {  # metric -> the analyses whose value is NaN for a model against itself
     "krs": "patching.cross_model",
@@ -76,8 +75,7 @@ def test_a_model_against_itself_is_said_to_show_nothing(key: str, folder: Path):
     sound(made)
     for metric in [name for name, analysis in RATIOS.items() if analysis == key]:
         assert made.metric(metric)["value"].isna().all(), metric
-    if key not in UNDRAWN:
-        draw(made)
+    draw(made)
 
 
 @pytest.mark.parametrize("key", CALLS)

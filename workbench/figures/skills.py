@@ -58,7 +58,7 @@ def graft_scores(result: Result, ax: Axes | None = None, *, metric: str = "score
         here.set_title(look.label, loc="left", color=look.colour)
     taken = table.loc[table["x"].between(0, 1, inclusive="neither"), "x"]
     # A decade at least, in which a single sparsity has room for its ticks.
-    low, high = taken.min() / 2, min(1.0, taken.max() * 2)
+    low, high = (taken.min() / 2, min(1.0, taken.max() * 2)) if len(taken) else (0.1, 1.0)
     low = min(low, high / 10)
     axes[0, 0].set_xlim(low, high)
     style.log_ticks(axes[0, 0].xaxis, low, high)

@@ -151,7 +151,8 @@ def tuco_by_token(result: Result, ax: Axes | None = None, *, prompts: int = 2) -
     """TuCo at every token of one prompt of each of the first groups, a row per member."""
     table = result.metric("token_tuco")
     names = [name for name in groups_of(result) if (table["group"] == name).any()][:prompts]
-    high = float(table["value"].max())
+    most = table["value"].max()
+    high = 1.0 if pd.isna(most) else float(most)  # a model against itself has no TuCo anywhere
     members = result.members
     figure, axes = style.panels(
         *(ax, len(names), 1),
@@ -162,7 +163,8 @@ def tuco_by_token(result: Result, ax: Axes | None = None, *, prompts: int = 2) -
     for here, name in zip(axes[:, 0], names, strict=True):
         own = table[table["group"] == name]
         own = own[own["prompt"] == own["prompt"].iloc[0]]
-        grid = own.pivot_table("value", "member", "position").reindex(members).iloc[:, -TOKENS:]
+        grid = own.pivot(index="member", columns="position", values="value")
+        grid = grid.reindex(members).iloc[:, -TOKENS:].astype(float)
         tokens = own.drop_duplicates("position").set_index("position")["token"]
         image = here.imshow(grid.to_numpy(), aspect="auto", vmin=0, vmax=high, cmap=style.MAP)
         here.set_xticks(
