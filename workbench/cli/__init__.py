@@ -100,6 +100,7 @@ def demo(
     shared: dict[str, Any] = {"device": device, "dtype": dtype}
     if model == "family":
         study, title = shipped_study(quick=not full, **shared), "The shipped family"
+        title += "" if full else " (demo: few prompts and sites, wide intervals)"
     elif model == "smollm2":
         slow = device == "cpu" and not fast_bfloat16()
         low, high = (round(m * steps / 300 * (6 if slow else 1)) for m in (5, 15))
