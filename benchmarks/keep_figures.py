@@ -9,8 +9,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from workbench.compare import PREFLIGHT
 from workbench.results import replacing
+from workbench.runs import ABOUT
 
 LARGE = 2**22  # bytes
 
@@ -20,7 +20,7 @@ def keep(run: Path, target: Path) -> None:
     with replacing(target) as fresh:
         for figure in sorted((run / "figures").glob("*.png")):
             shutil.copy(figure, fresh / figure.name)
-        for name in ("report.html", PREFLIGHT):
+        for name in ("report.html", ABOUT):
             shutil.copy(run / name, fresh / name)
         shutil.copytree(run / "results", fresh / "results", ignore=large)
 

@@ -12,10 +12,10 @@ import re
 import sys
 from pathlib import Path
 
-from workbench.compare import redraw
 from workbench.figures import Spec
 from workbench.findings import by_base, page, summary
 from workbench.results import writing
+from workbench.runs import redraw
 
 README = Path(__file__).parents[1] / "README.md"
 MARKS = ("<!-- findings: python -m benchmarks.redraw -->", "<!-- end of findings -->")

@@ -40,11 +40,12 @@ MAY = {
     "reports": SHARED | {"figures"},
     "shown": SHARED | {"figures", "loaders", "tasks"},
     "equivalence": SHARED,
-    "findings": SHARED | {"equivalence"},
+    "findings": SHARED | {"equivalence", "runs"},
+    "runs": SHARED | {"figures", "reports"},
     "study": SHARED | {"loaders", "tasks", "units", "catalogue"},
     "compare": SHARED
     | {"loaders", "units", "forgetting", "skills", "equivalence"}
-    | {"catalogue", "cluster", "figures", "reports", "study"},
+    | {"catalogue", "cluster", "reports", "runs", "study"},
     "demo": SHARED | {"loaders", "tasks", "lab", "behaviour", "patching", "catalogue", "study"},
 }
 # The public names, and the command line, stand above everything.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,8 @@ from workbench import compare as comparing
 from workbench import study as studies
 from workbench.catalogue import ANALYSES
 from workbench.cli import app
-from workbench.compare import compare, failures, redraw, results
+from workbench.compare import compare, results
+from workbench.runs import failures, redraw
 from workbench.study import Study
 
 SPECTRAL = ("spectral.intruders", "spectral.delta_spectrum")
@@ -120,6 +123,34 @@ def test_drawn_again_without_a_model_it_is_the_same(family, tmp_path, monkeypatc
     assert {p.name for p in (tmp_path / "flat").iterdir()} == {n for n in before if "png" in n}
     with pytest.raises(wb.WorkbenchError, match="Expected the results of a run"):
         redraw(tmp_path / "nowhere")
+
+
+def test_what_earlier_runs_left_stays_out_and_what_is_lost_is_told(family, tmp_path):
+    compare(Study(family, only=SPECTRAL), tmp_path)
+    page = compare(Study(family, only=SPECTRAL[:1]), tmp_path).read_bytes()
+    assert (tmp_path / "results" / SPECTRAL[1]).exists()
+    assert b"Spectrum of the change" not in page
+    assert redraw(tmp_path).read_bytes() == page
+    shutil.rmtree(tmp_path / "results" / SPECTRAL[0])
+    with pytest.raises(wb.WorkbenchError, match=r"lists 'spectral\.intruders', which"):
+        redraw(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("about", "says"),
+    [
+        ({"results": ["../../results/spectral.intruders"]}, "which is not in"),
+        ({"results": [3]}, "not what a comparison writes"),
+        ({"title": None}, "not what a comparison writes"),
+        ({"preflight": [{"item": "a"}]}, "not what a comparison writes"),
+        ({"preflight": "all", "failures": 3}, "not what a comparison writes"),
+    ],
+)
+def test_a_damaged_list_is_one_sentence(family, tmp_path, about, says: str):
+    compare(Study(family, only=SPECTRAL[:1]), tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps(about))
+    with pytest.raises(wb.WorkbenchError, match=says):
+        redraw(tmp_path)
 
 
 def test_the_same_through_the_command_line(family, tmp_path):

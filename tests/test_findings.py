@@ -130,6 +130,24 @@ def test_the_larger_of_two_readings_counts():
     assert findings(results)["n"].tolist() == [50]
 
 
+def test_members_of_one_name_and_other_content_are_two():
+    def forgot(content: str, value: float):
+        members = {
+            "r4": {"kind": "lora", "rank": 4, "seed": 0, "fingerprint": content},
+            "full": {"kind": "full", "seed": 0, "fingerprint": "f"},
+        }
+        rows = [
+            row(m, "loss_change", v, task="pretraining") for m, v in (("r4", value), ("full", 1))
+        ]
+        return result("forgetting.retention", rows, members)
+
+    table = findings([forgot("a", 2.0), forgot("b", 1.5)])
+    found = table[table["claim"].str.contains("more than full")].set_index("member")["value"]
+    assert found.to_dict() == pytest.approx({"r4": 1.0, "r4 (2)": 0.5})
+    again = findings([forgot("a", 2.0), forgot("a", 2.0)])
+    assert set(again["member"]) == {"r4"}
+
+
 def test_checkpoints_of_one_run_are_not_members():
     steps = {f"r4 step {s}": {"kind": "lora", "rank": 4, "seed": 0, "step": s} for s in (1, 2)}
     rows = [

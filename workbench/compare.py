@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import re
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,33 +9,31 @@ from typing import Any
 
 import pandas as pd
 
-from workbench import figures
+from workbench import runs
 from workbench.catalogue import ANALYSES
 from workbench.cluster import HERE, Crew, place, workers
 from workbench.equivalence import equivalence
-from workbench.errors import WorkbenchError, visible
+from workbench.errors import WorkbenchError
 from workbench.forgetting import association, sequential
 from workbench.loaders import CheckpointPair, Family
-from workbench.reports import FIRST, QUESTION, report
-from workbench.results import Result, replacing, writing
+from workbench.reports import FIRST
+from workbench.results import Result
 from workbench.skills import alike, compose, localize, overlap, reported
 from workbench.study import STEPS, Part, Study, plan
 from workbench.units import Unit, joined
 
 KEEPS = "forgetting.retention"  # chains are read where retention is
 MEASURES = ("spectral.intruders", "spectral.delta_spectrum", "tuco.contribution")
-PREFLIGHT = "preflight.csv"
-FAILED = "failed"
 
 
 def compare(study: Study, out: str | Path, *, title: str | None = None, on: str = HERE) -> Path:
     """Run the catalogue on a family; write results/, figures/ and report.html under `out`.
 
     Every analysis of every member is a unit of work kept under out/units: a second run computes
-    nothing, an interrupted one goes on. An analysis that fails is named in the report, with its
-    traceback under out/failed, and the others go on; see `failures`. on: where they are run, see
-    `workbench.cluster`; with worker processes a script must call this under `if __name__ ==
-    "__main__":`. Returns the report's path. Raises WorkbenchError where the preflight must stop,
+    nothing, an interrupted one goes on. An analysis that fails is named in the report, and the
+    others go on. on: where they are run, see `workbench.cluster`; with worker processes a script
+    must call this under `if __name__ == "__main__":`. Returns the report's path; what lies beside
+    it, see `workbench.runs`. Raises WorkbenchError where the preflight must stop,
     and what the first analysis raised where all of them failed.
     """
     out = Path(out)
@@ -49,10 +44,7 @@ def compare(study: Study, out: str | Path, *, title: str | None = None, on: str 
     run = _run(study, out, on)
     if not run.made:
         raise next(iter(run.failed.values()), WorkbenchError("There is no analysis to run."))
-    with writing(out / PREFLIGHT) as fresh:
-        preflight.to_csv(fresh, index=False)
-    _note(run.failed, out / FAILED)
-    return _page(run.made, out, title, preflight)
+    return runs.keep(out, run.made, title=title, preflight=preflight, failed=run.failed)
 
 
 def results(study: Study, out: str | Path, *, on: str = HERE) -> list[Result]:
@@ -64,66 +56,6 @@ def results(study: Study, out: str | Path, *, on: str = HERE) -> list[Result]:
     for reason in run.failed.values():
         raise reason
     return list(run.made.values())
-
-
-def redraw(
-    folder: str | Path,
-    *,
-    pictures: str | Path | None = None,
-    formats: Sequence[str] = ("png", "pdf"),
-    title: str | None = None,
-) -> Path:
-    """Draw the figures and the report of a finished run anew from its results/, without a model.
-
-    folder: what `compare` wrote, or a copy of its results/ alone. pictures: where figures go, None
-    for figures/ in it. formats: of their files, PNG among them. title: None for the report's own.
-    Returns the report's path. Raises WorkbenchError where it holds no results.
-    """
-    folder = Path(folder)
-    kept = sorted(path.parent for path in (folder / "results").glob("*/result.json"))
-    if not kept:
-        raise WorkbenchError(
-            f"Expected the results of a run in {folder / 'results'}, found none; give the folder "
-            "that was the --out of `workbench compare` or `demo`."
-        )
-    listed = _ordered({path.name: Result.load(path) for path in kept})
-    preflight = folder / PREFLIGHT
-    table = pd.read_csv(preflight, keep_default_na=False) if preflight.exists() else None
-    page = folder / "report.html"
-    return _page(listed, folder, title or _title(page), table, pictures, formats)
-
-
-def failures(out: str | Path) -> list[str]:
-    """What failed in the run under `out`: one sentence each, as the report says it."""
-    return [path.read_text().splitlines()[0] for path in sorted((Path(out) / FAILED).glob("*.txt"))]
-
-
-def _title(page: Path) -> str | None:
-    """Of the report that is there, where there is one."""
-    if not page.exists():
-        return None
-    found = re.search(r"<title>(.*?)</title>", page.read_text(encoding="utf-8"), re.S)
-    return html.unescape(found[1]) if found else None
-
-
-def _page(
-    made: Mapping[str, Result],
-    out: Path,
-    title: str | None,
-    preflight: pd.DataFrame | None,
-    pictures: str | Path | None = None,
-    formats: Sequence[str] = ("png", "pdf"),
-) -> Path:
-    pictures = Path(pictures or out / "figures")
-    figures.save_all(made, pictures, formats=formats)
-    return report(
-        made,
-        out / "report.html",
-        title=title or QUESTION,
-        preflight=preflight,
-        failures=failures(out),
-        pictures=pictures,
-    )
 
 
 @dataclass
@@ -205,18 +137,6 @@ def _ordered(made: Mapping[str, Result]) -> dict[str, Result]:
         return name.endswith(STEPS), order.index(key) if key in order else len(order), name
 
     return {name: made[name] for name in sorted(made, key=place_of)}
-
-
-def _note(failed: Mapping[str, Exception], folder: Path) -> None:
-    """One file a failure: a sentence, and the traceback for who mends it."""
-    with replacing(folder) as fresh:
-        for number, (name, error) in enumerate(failed.items(), start=1):
-            kind = "" if isinstance(error, WorkbenchError) else f"{type(error).__name__}: "
-            said = " ".join(visible(f"{name}: {kind}{error}").split())
-            trace = "".join(traceback.format_exception(error))
-            (fresh / f"{number:02d}.txt").write_text(f"{said}\n\n{trace}")
-    if not failed:
-        folder.rmdir()
 
 
 def _before(part: Part, parts: Sequence[Part], made: Mapping[str, Result]) -> list[Result]:

@@ -21,7 +21,7 @@ from workbench.results import Result, concatenate, describe
 # What draws, prints or hands out a number cannot change it.
 PRESENTATION = (
     "figures", "cli", "reports.py", "shown.py", "study.py", "compare.py", "equivalence.py",
-    "findings", "cluster", "demo",
+    "findings", "runs.py", "cluster", "demo",
 )  # fmt: skip
 
 

@@ -281,9 +281,9 @@ def figures(
 
     Example: workbench figures figures/panels.yaml --out out/panels
     """
-    from workbench.compare import redraw
     from workbench.errors import WorkbenchError
     from workbench.figures import Spec
+    from workbench.runs import redraw
 
     formats = format or ["png", "pdf"]
     if not {"png"} <= set(formats) <= {"png", "pdf"}:

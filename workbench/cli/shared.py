@@ -62,7 +62,8 @@ def run_study(
     study: Any, out: Path, dry_run: bool, json: bool, title: str | None = None, on: str = "here"
 ) -> None:
     from workbench import cluster
-    from workbench.compare import compare, failures
+    from workbench.compare import compare
+    from workbench.runs import failures
     from workbench.study import plan
 
     cluster.place(on)

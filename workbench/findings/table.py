@@ -20,14 +20,16 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from workbench.errors import WorkbenchError, visible
+from workbench.errors import visible
 from workbench.findings.claims import CLAIMS, Claim
 from workbench.results import Result
+from workbench.runs import load
 
 REPRODUCED, PARTLY, NOT, UNDECIDED = "reproduced", "partly", "not reproduced", "undecided"
 SHOWN = 3  # readings in one cell
@@ -41,7 +43,7 @@ def findings(results: Sequence[Result]) -> pd.DataFrame:
     control, holds, and the claim's verdict and number of seeds on each. Empty where nothing can be
     said.
     """
-    whole = [result for result in results if not _along(result)]
+    whole = _told_apart([result for result in results if not _along(result)])
     ordered = sorted(whole, key=_items, reverse=True)
     rows = []
     for claim in CLAIMS:
@@ -69,14 +71,8 @@ def by_base(runs: Sequence[str | Path]) -> dict[str, pd.DataFrame]:
     """
     found: dict[str, list[Result]] = {}
     names: dict[str, str] = {}
-    for run in map(Path, runs):
-        paths = sorted(path.parent for path in (run / "results").glob("*/result.json"))
-        if not paths:
-            raise WorkbenchError(
-                f"Expected the results of a run in {run / 'results'}, found none; give the folder "
-                "that was the --out of `workbench compare` or `demo`."
-            )
-        for result in map(Result.load, paths):
+    for run in runs:
+        for result in load(run).values():
             base = result.provenance.base
             key = str(base.get("fingerprint") or base.get("reference"))
             found.setdefault(key, []).append(result)
@@ -152,6 +148,29 @@ def _said(row: pd.Series) -> str:
 
 def _number(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.2f}" if abs(value) >= 0.01 else f"{value:.2g}"
+
+
+def _told_apart(results: Sequence[Result]) -> list[Result]:
+    """The Results with other names where members of one name are different checkpoints: the first
+    keeps its own."""
+    seen: dict[str, list[Any]] = {}
+    made = []
+    for result in results:
+        names = {}
+        for name, about in result.provenance.members.items():
+            known = seen.setdefault(name, [])
+            content = about.get("fingerprint")
+            if content not in known:
+                known.append(content)
+            place = known.index(content)
+            names[name] = f"{name} ({place + 1})" if place else name
+        if "member" in result.table and any(old != new for old, new in names.items()):
+            members = {names[n]: about for n, about in result.provenance.members.items()}
+            table = result.table.assign(member=result.table["member"].replace(names))
+            provenance = replace(result.provenance, members=members)
+            result = Result(result.analysis, table, provenance, result.tensors)
+        made.append(result)
+    return made
 
 
 def _along(result: Result) -> bool:

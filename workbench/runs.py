@@ -1,0 +1,134 @@
+"""What a finished run keeps under its folder, and its figures and report drawn from that alone.
+
+results/NAME    the Results
+run.json        the report's title, the names of its chapters in order, what failed, the preflight
+figures/        NAME.FIGURE.png and .pdf
+report.html
+failed/         a traceback for each analysis that failed
+units/          the units of work that the Results were joined from
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from workbench import figures
+from workbench.errors import WorkbenchError, visible
+from workbench.files import read_json
+from workbench.reports import QUESTION, report
+from workbench.results import Result, replacing, writing
+
+ABOUT, FAILED = "run.json", "failed"
+PREFLIGHT = {"item", "status", "found", "remedy"}
+
+
+def keep(
+    out: Path,
+    made: Mapping[str, Result],
+    *,
+    title: str | None = None,
+    preflight: pd.DataFrame | None = None,
+    failed: Mapping[str, Exception] | None = None,
+) -> Path:
+    """Write everything of a run but results/, which are there; returns the report's path.
+
+    made: Results by name, in the report's order. failed: what was raised, by what it was.
+    """
+    failed = failed or {}
+    lines = [] if preflight is None else preflight.to_dict("records")
+    about = {
+        "title": title or QUESTION,
+        "results": list(made),
+        "failures": [_said(name, error) for name, error in failed.items()],
+        "preflight": lines,
+    }
+    with writing(out / ABOUT) as fresh:
+        fresh.write_text(json.dumps(about, indent=1, default=str), encoding="utf-8")
+    with replacing(out / FAILED) as fresh:
+        for number, (name, error) in enumerate(failed.items(), start=1):
+            trace = "".join(traceback.format_exception(error))
+            (fresh / f"{number:02d}.txt").write_text(f"{_said(name, error)}\n\n{trace}")
+    if not failed:
+        (out / FAILED).rmdir()
+    return redraw(out)
+
+
+def redraw(
+    folder: str | Path,
+    *,
+    pictures: str | Path | None = None,
+    formats: Sequence[str] = ("png", "pdf"),
+) -> Path:
+    """Draw the figures and the report of a finished run from what it kept, without a model.
+
+    folder: what `compare` wrote, or a copy of its results/ and run.json. pictures: where figures
+    go, None for figures/ in it. formats: of their files, PNG among them. Returns the report's
+    path. Raises WorkbenchError where it holds no results.
+    """
+    folder = Path(folder)
+    made, about = load(folder), _about(folder)
+    pictures = Path(pictures or folder / "figures")
+    figures.save_all(made, pictures, formats=formats)
+    return report(
+        made,
+        folder / "report.html",
+        title=about["title"],
+        preflight=pd.DataFrame(about["preflight"]) if about["preflight"] else None,
+        failures=about["failures"],
+        pictures=pictures,
+    )
+
+
+def load(folder: str | Path) -> dict[str, Result]:
+    """The Results of the report under `folder`, by name and in its order; those of earlier runs
+    that lie beside them stay out. Raises WorkbenchError where there are none."""
+    folder = Path(folder)
+    there = sorted(path.parent.name for path in (folder / "results").glob("*/result.json"))
+    if not there:
+        raise WorkbenchError(
+            f"Expected the results of a run in {folder / 'results'}, found none; give the folder "
+            "that was the --out of `workbench compare` or `demo`."
+        )
+    listed = _about(folder)["results"]
+    lost = [name for name in listed if name not in there]
+    if lost:
+        raise WorkbenchError(
+            f"{folder / ABOUT} lists {lost[0]!r}, which is not in {folder / 'results'}; run the "
+            "comparison again."
+        )
+    return {name: Result.load(folder / "results" / name) for name in listed or there}
+
+
+def failures(folder: str | Path) -> list[str]:
+    """What failed in the run under `folder`: one sentence each, as the report says it."""
+    return _about(Path(folder))["failures"]
+
+
+def _said(name: str, error: Exception) -> str:
+    kind = "" if isinstance(error, WorkbenchError) else f"{type(error).__name__}: "
+    return " ".join(visible(f"{name}: {kind}{error}").split())
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """run.json, or what stands for it where only results were copied."""
+    empty: dict[str, Any] = {"title": QUESTION, "results": [], "failures": [], "preflight": []}
+    if not (folder / ABOUT).exists():
+        return empty
+    found = empty | read_json(folder / ABOUT)
+    lists = [found[name] for name in ("results", "failures", "preflight")]
+    fit = isinstance(found["title"], str) and all(isinstance(one, list) for one in lists)
+    if fit:
+        names, told, rows = lists
+        fit = all(isinstance(text, str) for text in (*names, *told))
+        fit = fit and all(isinstance(row, dict) and set(row) >= PREFLIGHT for row in rows)
+    if not fit:
+        raise WorkbenchError(
+            f"{folder / ABOUT} is not what a comparison writes; run the comparison again."
+        )
+    return found
