@@ -18,7 +18,7 @@ from workbench.tasks import PromptSet
 from workbench.tasks.desiderata import Counterfactuals
 from workbench.units import Unit
 
-# For `plan`: forward passes over every prompt and text, of about so many tokens each.
+# For `plan`: forward passes over the prompts and texts that an analysis takes.
 PASSES = {
     "forgetting.retention": 2,
     "forgetting.interpolate": 13,
@@ -49,7 +49,7 @@ PASSES = {
     "skills.compression": 20,
     "skills.calibration": 2,
 }
-TOKENS = 100
+TOKENS, CHARACTERS = 100, 4  # of a text that is sampled; of a token
 STEPS = ".steps"  # how results along a training run are called
 FOLLOWED = ("spectral.intruders", "forgetting.retention")
 
@@ -199,9 +199,6 @@ def plan(study: Study) -> pd.DataFrame:
 
 def _planned(study: Study, svd: float, matmul: float) -> pd.DataFrame:
     """`plan` of one study. svd, matmul: as `_speeds` gives them."""
-    texts = len(study.texts or ()) or 64
-    sets = [*([study.task] if study.task else []), *study.prompts]
-    prompts = sum(len(one) for one in sets)
     rows = []
     for pair in study.family:
         info = pair.base.weights().info
@@ -214,12 +211,23 @@ def _planned(study: Study, svd: float, matmul: float) -> pd.DataFrame:
             # about as much again for activations and the edited copies.
             largest = max(map(math.prod, shapes), default=0)
             peak = 2 * 4 * weights if runs else 6 * 4 * largest
-            passes = PASSES.get(analysis.key, 0) * 2 * weights * TOKENS * (prompts + texts)
+            passes = PASSES.get(analysis.key, 0) * 2 * weights * _tokens(study, analysis)
             seconds = passes / matmul if runs else 2 * cubic / svd
             row = (pair.name, analysis.key, len(shapes), round(peak / 2**20), runs)
             rows.append((*row, round(seconds / 60, 1)))
     columns = ["member", "analysis", "matrices", "peak_MiB", "runs_model", "minutes"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _tokens(study: Study, analysis: Analysis) -> float:
+    """About how many tokens of prompts and texts one pass of an analysis reads."""
+    needs = set(analysis.needs)
+    sets = [study.task] if study.task is not None else []
+    if needs & {"others", "groups"} or analysis.key == "forgetting.retention":
+        sets += study.prompts
+    read = sum(len(text) for one in sets for text in one.texts) / CHARACTERS
+    own = [len(text) / CHARACTERS for text in study.texts or ()] or [TOKENS] * 64
+    return read + (sum(own) if needs & {"texts", "model"} else 0)
 
 
 def _speeds() -> tuple[float, float]:

@@ -70,6 +70,12 @@ def run_study(
     if dry_run:
         show(plan(study), json)
         return
+    planned = plan(study)
+    print(
+        f"Plan: {len(planned)} analyses of members, about {planned['minutes'].sum():.0f} minutes, "
+        f"{planned['peak_MiB'].max():,} MiB at most; --dry-run lists them.",
+        file=sys.stderr,
+    )
     begun = time.monotonic()
     made = compare(study, out, title=title, on=on)
     if json:

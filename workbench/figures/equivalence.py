@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from workbench.errors import WorkbenchError
 from workbench.figures import style
 from workbench.figures.drawing import Drawing
 from workbench.figures.wording import change
@@ -51,7 +52,9 @@ def members_against_full(result: Result, ax: Axes | None = None) -> Figure:
     around the full fine-tune, the mark on the right what the difference from it says."""
     measured, says = result.metric("measure"), _says(result)
     differences = result.table[result.table["metric"] == "difference"]
-    measures = list(dict.fromkeys(measured["measure"]))
+    measures = list(dict.fromkeys(measured.dropna(subset="value")["measure"]))
+    if not measures:
+        raise WorkbenchError("Expected a measure with a value to draw, found none.")
     looks = style.looks(result)
     rows, columns = style.grid_shape(len(measures), 3)
     figure, axes = style.panels(
@@ -135,5 +138,6 @@ DRAWINGS = (
         "Intervals are over prompts, texts or matrices of one training run each, not over seeds. "
         "A member with another score has learned something else, so that nothing else compares; "
         "of twenty comparisons of equals about one comes out different.",
+        applies=lambda result, *others: result.metric("measure")["value"].notna().any(),
     ),
 )

@@ -265,7 +265,7 @@ def paths(result: Result, ax: Axes | None = None) -> Figure:
     groups = list(dict.fromkeys(own["group"]))
     sides = _sides(result, own)
     panels = [
-        (f"{name}: {group}", part[part["group"] == group]) for name, part in sides
+        (f"{name}\n{group}", part[part["group"] == group]) for name, part in sides
         for group in groups
     ]  # fmt: skip
     heads = sorted(int(h) for h in own["head"].unique())
@@ -293,7 +293,7 @@ def masks(result: Result, ax: Axes | None = None) -> Figure:
         scores = scores[(scores["member"] == member) & (scores["side"] == side)]
         told = scores.set_index("arm")["value"]
         score = f"score {told['patch']:.2f} (random {told['random']:.2f})"
-        panels.append((f"{style.text(name)}\n{score}", part))
+        panels.append((f"{name}\n{score}", part))
     return _maps(
         ax, panels, unit, heads, [str(h) for h in heads], unit, "taken from the\nsource, 1 − m"
     )
@@ -318,7 +318,8 @@ def _maps(
         grid = grid.reindex(index=list(layers), columns=list(keys)).to_numpy(float)
         random = part[part["arm"] == "random"]["value"]
         note = f" (random: {random.mean():.2f})" if len(random) else ""
-        made.append(Map(style.text(name, 60) + note, grid))
+        title = "\n".join(style.text(line, 60) for line in name.split("\n"))
+        made.append(Map(title + note, grid))
     return heat_maps(ax, made, legend=legend, xlabel=xlabel, labels=list(labels), columns=columns)
 
 

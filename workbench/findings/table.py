@@ -33,6 +33,10 @@ from workbench.runs import load
 
 REPRODUCED, PARTLY, NOT, UNDECIDED = "reproduced", "partly", "not reproduced", "undecided"
 SHOWN = 3  # readings in one cell
+BEFORE = (
+    "In brackets 95% intervals over n items; a number after a name is another checkpoint of that "
+    "name. What is read, and what it takes:"
+)
 
 
 def findings(results: Sequence[Result]) -> pd.DataFrame:
@@ -96,7 +100,7 @@ def page(tables: Mapping[str, pd.DataFrame]) -> str:
     known = _known(tables)
     lines = _lines(tables, ["claim", "source"], _cell)
     notes = [f"- {claim.name}: {claim.reading}; holds where {claim.holds}." for claim in known]
-    return "\n".join([*lines, "", "What is read, and what it takes:", "", *notes, ""])
+    return "\n".join([*lines, "", BEFORE, "", *notes, ""])
 
 
 def summary(tables: Mapping[str, pd.DataFrame]) -> str:
