@@ -115,11 +115,38 @@ def test_the_smallest_graft_that_carries_the_gain():
     assert made is not None
     found = made.metric("measure").set_index(["measure", "member"])
     size = found.loc[("graft size", "r4")]
-    assert (size["value"], size["low"], size["high"]) == (0.1, 0.1, 0.3)
+    assert (size["value"], size["low"], size["high"]) == (0.1, 0.01, 0.3)
     assert math.isnan(found.loc[("graft size", "full"), "value"])
     assert found.loc[("gain in a tenth", "full"), "baseline"] == pytest.approx(0.05)
     assert says(made)["r4", "gain in a tenth"] == DIFFERENT
     assert says(made)["r4", "graft size"] == UNDECIDED
+
+
+def test_grafts_of_other_sizes_are_not_taken_for_a_tenth():
+    rows = [
+        {"member": "r4", "arm": "learned", "sparsity": x, "x": x, "own": True, "metric": "gain"}
+        | {"value": 1.0, "low": 1.0, "high": 1.0, "n": 100, "baseline": 0.0}
+        for x in (0.03, 0.3)
+    ]
+    made = equivalence([result("skills.localize", rows, MEMBERS)])
+    assert made is not None
+    assert set(made.table["measure"]) == {"graft size"}
+
+
+def test_of_two_results_that_of_more_items_counts_and_other_content_is_another_member():
+    few = retention({"r4": (0.5, 0.4, 0.6), "full": (0.9, 0.8, 1.0)}, {}, n=50)
+    many = retention({"r4": (0.6, 0.5, 0.7), "full": (0.9, 0.8, 1.0)}, {}, n=400)
+    for results in ([few, many], [many, few]):
+        made = equivalence(results)
+        assert made is not None
+        assert made.metric("measure").set_index("member").loc["r4", "value"] == 0.6
+        assert len(made.metric("difference")) == 1
+    about = {name: about | {"fingerprint": "other"} for name, about in MEMBERS.items()}
+    other = retention({"r4": (0.1, 0.0, 0.2), "full": (0.9, 0.8, 1.0)}, {}, members=about)
+    made = equivalence([many, other])
+    assert made is not None
+    values = made.metric("measure").set_index("member")["value"].to_dict()
+    assert values == {"r4": 0.6, "full": 0.9, "r4 (2)": 0.1, "full (2)": 0.9}
 
 
 def test_without_a_full_fine_tune_members_are_measured_only():

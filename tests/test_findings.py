@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +31,12 @@ def row(member: str, metric: str, value: float, half: float = 0.01, **more) -> d
 
 
 def intruders(shares: dict[str, float]):
-    """20 matrices of 10 vectors with these shares of intruders."""
+    """50 matrices of 10 vectors with these shares of intruders."""
     rows = [
         {"member": m, "layer": layer, "component": "q", "rank": i, "metric": "intruder",
          "value": float(i < round(10 * share))}
         for m, share in shares.items()
-        for layer in range(20)
+        for layer in range(50)
         for i in range(10)
     ]  # fmt: skip
     return result("spectral.intruders", rows, MEMBERS, k=10, eps=0.5)
@@ -71,16 +72,21 @@ def test_the_rule(holds):
 def test_planted_intruders_are_found_and_their_absence_too():
     assert told([intruders({"r4": 0.4, "r64": 0.1, "full": 0.0})], "intruder dim") == "reproduced"
     same = intruders({"r4": 0.0, "r64": 0.0, "full": 0.0})
-    assert (
-        told([same], "intruder dim") == "undecided"
-    )  # 200 vectors leave room for one in a hundred
+    assert told([same], "intruder dim") == "not reproduced"
     upside_down = intruders({"r4": 0.0, "r64": 0.0, "full": 0.4})
     assert told([upside_down], "intruder dim") == "not reproduced"
+    both = intruders({"r4": 0.9, "r64": 0.8, "full": 0.6})  # full fine-tuning has many, too
+    assert told([both], "intruder dim") == "not reproduced"
 
 
 @pytest.mark.parametrize(
     ("top", "neighbour", "said"),
-    [(-20.0, -1.0, "reproduced"), (-20.0, -40.0, "not reproduced"), (5.0, 5.0, "undecided")],
+    [
+        (-20.0, -1.0, "reproduced"),
+        (-20.0, -40.0, "not reproduced"),
+        (5.0, 5.0, "not reproduced"),
+        (0.0, 0.0, "undecided"),
+    ],
 )
 def test_scaling_counts_only_beyond_its_control(top: float, neighbour: float, said: str):
     rows = [
@@ -88,6 +94,51 @@ def test_scaling_counts_only_beyond_its_control(top: float, neighbour: float, sa
         for arm, value in (("top", top), ("neighbour", neighbour))
     ]
     assert told([result("spectral.scale", rows, MEMBERS)], "takes forgetting back") == said
+
+
+def test_a_cost_is_asked_of_what_took_forgetting_back_alone():
+    def scaled(loss: float, score: float, x: float = 0.7):
+        tops = {"loss_change": (loss, "pretraining"), "score_change": (score, "boxes")}
+        rows = [
+            row("r4", metric, value if arm == "top" else 0.0, 1.0, arm=arm, x=x, task=task)
+            for metric, (value, task) in tops.items()
+            for arm in ("top", "neighbour")
+        ]
+        return result("spectral.scale", rows, MEMBERS)
+
+    assert told([scaled(-20.0, 0.0)], "hardly any cost") == "reproduced"
+    assert told([scaled(-20.0, -30.0)], "hardly any cost") == "not reproduced"
+    assert told([scaled(-20.0, -5.5)], "hardly any cost") == "undecided"
+    assert told([scaled(0.0, 0.0)], "hardly any cost") is None  # nothing was taken back
+    assert told([scaled(-20.0, 0.0, x=1.0)], "hardly any cost") is None  # nothing was scaled
+
+
+def grafts(gain: float, share: float, n: int = 100):
+    rows = [
+        row("r4", metric, value, arm=arm, sparsity=share, x=share, own=True) | {"n": n}
+        for arm in ("learned", "random")
+        for metric, value in (("gain", gain if arm == "learned" else 0.0), ("ece", 0.1))
+    ]
+    # As the real tables have it: a count of entries in n says nothing of prompts.
+    rows.append({"member": "r4", "metric": "entries", "value": 1.0, "n": 98304})
+    return result("skills.localize", rows, MEMBERS)
+
+
+def test_a_small_graft_is_small_and_of_the_most_prompts():
+    assert told([grafts(0.99, 0.001)], "very few parameters") == "reproduced"
+    assert told([grafts(0.5, 0.001)], "very few parameters") == "not reproduced"
+    assert told([grafts(0.99, 0.1)], "very few parameters") is None
+    few, many = grafts(0.5, 0.01, n=15), grafts(0.99, 0.01, n=100)
+    for results in ([few, many], [many, few]):
+        assert told(results, "very few parameters") == "reproduced"
+    nothing = grafts(np.nan, 0.01)
+    assert told([nothing], "very few parameters") is None
+
+
+def test_members_of_one_rank_say_nothing_of_ranks():
+    members = {f"r4-{i}": {"kind": "lora", "rank": 4, "seed": i} for i in (0, 1)}
+    made = result("forgetting.retention", lost_more(*members), members)
+    assert told([made], "as its rank rises") is None
 
 
 def test_a_restored_answer_of_any_prompt_is_no_knowledge():
@@ -159,7 +210,7 @@ def test_checkpoints_of_one_run_are_not_members():
 def test_seeds_are_counted_by_recipe():
     assert findings([intruders({"r4": 0.4, "r64": 0.1, "full": 0.0})])["seeds"].unique() == [1]
     twice = MEMBERS | {"r4-again": {"kind": "lora", "rank": 4, "seed": 1}}
-    made = intruders({"r4": 0.4, "r64": 0.1, "full": 0.0})
+    made = intruders({"r4": 0.4, "r4-again": 0.4, "full": 0.0})
     more = result("spectral.intruders", made.table.to_dict("records"), twice, k=10, eps=0.5)
     assert findings([more])["seeds"].unique() == [2]
 
@@ -187,6 +238,8 @@ def test_claims_have_names_sources_and_criteria():
 
 def test_the_command_reads_runs_by_their_base(tmp_path):
     made = intruders({"r4": 0.4, "r64": 0.1, "full": 0.0})
+    other = replace(made.provenance, base={"reference": "a/models/base", "fingerprint": "c" * 16})
+    replace(made, provenance=other).save(tmp_path / "b" / "results" / "spectral.intruders")
     made.save(tmp_path / "run" / "results" / "spectral.intruders")
     done = CliRunner().invoke(app, ["findings", str(tmp_path / "run"), "--json"])
     assert done.exit_code == 0, done.output
@@ -198,6 +251,9 @@ def test_the_command_reads_runs_by_their_base(tmp_path):
         app, ["findings", str(tmp_path / "run"), "--out", str(tmp_path / "f.md")]
     )
     assert (tmp_path / "f.md").read_text() == page(by_base([tmp_path / "run"]))
+    assert list(by_base([tmp_path / "run", tmp_path / "b"])) == [
+        f"models/base ({letter * 8})" for letter in "bc"
+    ]
     with pytest.raises(WorkbenchError, match="Expected the results of a run"):
         by_base([tmp_path])
 

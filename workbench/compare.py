@@ -76,14 +76,17 @@ class Run:
             lost = {unit: raised[unit.key] for unit in own if unit.key in raised}
             for unit, reason in lost.items():
                 self.failed[f"{name} of {', '.join(unit.members)}"] = reason
-            if len(lost) < len(own):
-                made = joined([unit for unit in own if unit not in lost], self.store)
-                self.made[name] = _lacking(made, lost)
+            kept = [unit for unit in own if unit not in lost]
+            if kept:
+                self.attempt(name, self._joined, kept, lost)
 
-    def attempt(self, name: str, make: Callable[[], Result | None]) -> None:
+    def _joined(self, kept: Sequence[Unit], lost: Iterable[Unit]) -> Result:
+        return _lacking(joined(kept, self.store), lost)
+
+    def attempt(self, name: str, make: Callable[..., Result | None], *given: Any) -> None:
         """A Result made of other Results, where there is one."""
         try:
-            made = make()
+            made = make(*given)
         except Exception as error:
             self.failed[name] = error
         else:
@@ -119,13 +122,14 @@ def _fill(study: Study, run: Run) -> None:
     }
     localized = [p for p in parts if p.analysis.function is localize and p.name in run.made]
     pairs = [(part.study, run.made[part.name]) for part in localized]
-    run.attempt("skills.overlap", lambda: _overlap(pairs))
-    composed = _composed(pairs) if "skills.overlap" in run.made else {}
-    run.fill(later | composed)
+    run.attempt("skills.overlap", _overlap, pairs)
+    run.fill(later)
+    if "skills.overlap" in run.made:
+        run.fill(_composed(pairs))
     main = [run.made[part.name] for part in parts if part.name in run.made and part.study is study]
-    run.attempt("forgetting.association", lambda: _associated(main))
+    run.attempt("forgetting.association", _associated, main)
     whole = [run.made[part.name] for part in parts if part.name in run.made]
-    run.attempt(FIRST, lambda: equivalence(whole))
+    run.attempt(FIRST, equivalence, whole)
 
 
 def _ordered(made: Mapping[str, Result]) -> dict[str, Result]:

@@ -1,7 +1,9 @@
 """Are LoRA and full fine-tuning equivalent here? One row a member, over what other analyses found.
 
 Each measure of a member (score, forgetting, intruders, effective rank, TuCo, graft, circuit) stands
-beside its null, and its difference from the full fine-tune beside a margin below which a difference
+beside its null or what it is held against (the base, random changes or entries or heads, for an
+effective rank the LoRA's own rank, for TuCo prompts that fine-tuning was not about), and its
+difference from the full fine-tune beside a margin below which a difference
 would not matter. The question is that of an equivalence test, which is two tests at once:
 
     alike       the whole 95% interval of the difference lies within the margin
@@ -9,8 +11,8 @@ would not matter. The question is that of an equivalence test, which is two test
     undecided   neither: too few prompts or matrices to tell
 
 so that a wide interval never counts as "no difference". Differences have the intervals that follow
-from those of their two sides (Zou & Donner 2008, doi:10.1002/sim.3095; for two proportions with
-Wilson's intervals, Newcombe 1998); prompts shared by both sides make them too wide, not too narrow.
+from those of their two sides (Zou & Donner 2008, doi:10.1002/sim.3095); prompts shared by both
+sides make them too wide, not too narrow. A proportion whose items were all alike takes Wilson's.
 Sizes (effective rank, norm, share of the parameters) are compared as ratios, within 0.8 to 1.25 as
 bioequivalence is (FDA 2001, Statistical Approaches to Establishing Bioequivalence).
 
@@ -51,7 +53,8 @@ def equivalence(
     """Every measure of every member beside its null, and its difference from the full fine-tune.
 
     results: Results of one base by any of the analyses in MEASURES; others are passed over, and of
-    several that measure one member the first counts. margins: measure -> the difference that would
+    several that measure one member that of the most items counts. Checkpoints of one name and
+    other content are told apart (`told_apart`). margins: measure -> the difference that would
     not matter (for ratios the factor), other than MEASURES has them. A member is compared with the
     first full fine-tune of the same Result; where there is none, it is measured only.
 
@@ -64,25 +67,26 @@ def equivalence(
     margins = _margins(margins or {})
     found: dict[tuple[str, str], Row] = {}
     compared: dict[tuple[str, str], Row] = {}
-    used: list[Result] = []
+    used: dict[tuple[str, str], Result] = {}
+    results = told_apart(results)
     for measure in MEASURES:
         for result in (r for r in results if r.analysis == measure.analysis):
             own = {row["member"]: row for row in measure.read(result)}
-            fresh = {m: row for m, row in own.items() if (measure.name, m) not in found}
-            if fresh:
-                used.append(result)
             reference = next((m for m in own if _kind(result, m) == "full"), None)
-            for member, row in fresh.items():
-                found[measure.name, member] = {"metric": "measure", "measure": measure.name} | row
-                if reference is not None and member != reference:
-                    compared[measure.name, member] = _compared(
-                        measure, row, own[reference], margins[measure.name]
-                    )
+            for member, row in own.items():
+                key = (measure.name, member)
+                if key in found and found[key]["n"] >= row["n"]:
+                    continue
+                used[key] = result
+                found[key] = {"metric": "measure", "measure": measure.name} | row
+                compared.pop(key, None)
+                if measure.margin and reference is not None and member != reference:
+                    compared[key] = _compared(measure, row, own[reference], margins[measure.name])
     if not found:
         return None
-    members = {n: about for r in used for n, about in r.provenance.members.items()}
+    inputs = [r for r in results if any(r is one for one in used.values())]
+    members = {n: about for r in inputs for n, about in r.provenance.members.items()}
     kept = {name: about for name, about in members.items() if any(n == name for _, n in found)}
-    inputs = list({id(result): result for result in used}.values())
     provenance = replace(
         inputs[0].provenance,
         members=kept,
@@ -93,14 +97,37 @@ def equivalence(
     return Result(KEY, pd.DataFrame(rows, columns=COLUMNS), provenance)
 
 
+def told_apart(results: Sequence[Result]) -> list[Result]:
+    """The Results with another name where members of one name are different checkpoints: the first
+    keeps its own, the second is "NAME (2)"."""
+    seen: dict[str, list[Any]] = {}
+    made = []
+    for result in results:
+        names = {}
+        for name, about in result.provenance.members.items():
+            known = seen.setdefault(name, [])
+            if about.get("fingerprint") not in known:
+                known.append(about.get("fingerprint"))
+            place = known.index(about.get("fingerprint"))
+            names[name] = f"{name} ({place + 1})" if place else name
+        if "member" in result.table and any(old != new for old, new in names.items()):
+            members = {names[n]: about for n, about in result.provenance.members.items()}
+            table = result.table.assign(member=result.table["member"].replace(names))
+            provenance = replace(result.provenance, members=members)
+            result = Result(result.analysis, table, provenance, result.tensors)
+        made.append(result)
+    return made
+
+
 @dataclass(frozen=True)
 class Measure:
     """One column of the first page. read(result) -> rows of member, value, low, high, n, baseline.
-    margin: the difference that would not matter; ratio: it is a factor."""
+    margin: the difference that would not matter, None where members are not compared; ratio: it is
+    a factor."""
 
     name: str
     analysis: str
-    margin: float
+    margin: float | None
     read: Callable[[Result], Iterator[Row]]
     ratio: bool = False
 
@@ -115,7 +142,7 @@ def verdict(low: float, high: float, margin: float) -> str:
 
 
 def _compared(measure: Measure, row: Row, reference: Row, margin: float) -> Row:
-    ours, theirs = _interval(row), _interval(reference)
+    ours, theirs = Interval.of(row), Interval.of(reference)
     if measure.ratio:
         ours, theirs = _logarithm(ours), _logarithm(theirs)
     found = difference(ours, theirs)
@@ -135,23 +162,19 @@ def _logarithm(side: Interval) -> Interval:
     return Interval(value, low, high, side.n)
 
 
-def _interval(row: Mapping[str, Any]) -> Interval:
-    return Interval(row["value"], row["low"], row["high"], row["n"])
-
-
 def _kind(result: Result, member: str) -> str | None:
     return result.provenance.members[member].get("kind")
 
 
 def _margins(given: Mapping[str, float]) -> dict[str, float]:
-    known = {measure.name: measure for measure in MEASURES}
+    known = {measure.name: measure for measure in MEASURES if measure.margin}
     for name, margin in given.items():
         if name not in known:
             raise WorkbenchError(f"Unknown measure {name!r}; there are {', '.join(known)}.")
         least = 1 if known[name].ratio else 0
         if not margin > least:
             raise WorkbenchError(f"Expected a margin of {name} above {least}, found {margin}.")
-    return {name: float(given.get(name, measure.margin)) for name, measure in known.items()}
+    return {name: float(given.get(name, measure.margin or 0)) for name, measure in known.items()}
 
 
 def _rows(rows: pd.DataFrame) -> Iterator[Row]:
@@ -162,7 +185,7 @@ def _rows(rows: pd.DataFrame) -> Iterator[Row]:
 def _shares(rows: pd.DataFrame) -> Iterator[Row]:
     """`_rows` of proportions: one without width is given Wilson's interval over its items."""
     for row in _rows(rows):
-        yield row | proportion(_interval(row))._asdict()
+        yield row | proportion(Interval.of(row))._asdict()
 
 
 def _score(result: Result) -> Iterator[Row]:
@@ -191,11 +214,14 @@ def _intruders(result: Result) -> Iterator[Row]:
 
 
 def _per_matrix(metric: str) -> Callable[[Result], Iterator[Row]]:
-    """The mean over changed matrices; beside an effective rank a LoRA's ceiling, its rank."""
+    """The mean over the matrices that changed; beside an effective rank a LoRA's ceiling, its rank.
+    A member that changed fewer kinds of matrices has its mean over fewer."""
 
     def read(result: Result) -> Iterator[Row]:
-        rows = result.table[(result.table["metric"] == metric) & (result.table["value"] > 0)]
-        rows = rows[rows["layer"].notna()]
+        place = ["member", "layer", "component"]
+        table = result.table[result.table["layer"].notna() & (result.table["value"] > 0)]
+        changed = table.loc[table["metric"] == "effective_rank", place]
+        rows = table[table["metric"] == metric].merge(changed, on=place)
         for member, own in rows.groupby("member", sort=False):
             about = result.provenance.members[str(member)]
             ceiling = about.get("rank") if metric == "effective_rank" else None
@@ -224,18 +250,29 @@ def _grafts(result: Result) -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame]]:
 
 
 def _graft_gain(result: Result) -> Iterator[Row]:
+    """The gain at about SHARE of the entries, where such a graft was cut."""
     for _, own, random in _grafts(result):
-        at = own.loc[[(own["sparsity"] - SHARE).abs().idxmin()]]
+        at = own[(own["sparsity"] - SHARE).abs() < SHARE / 5].head(1)
+        if at.empty:
+            continue
         null = random[random["sparsity"] == at["sparsity"].iloc[0]]["value"]
-        yield from _shares(at.assign(baseline=null.mean() if len(null) else math.nan))
+        # The items of a share of the gain are the prompts that fine-tuning turned, which are not
+        # told: where all of them agree there is no interval.
+        sure = at["low"].eq(at["high"])
+        at = at.assign(low=at["low"].mask(sure), high=at["high"].mask(sure))
+        yield from _rows(at.assign(baseline=null.mean() if len(null) else math.nan))
 
 
 def _graft_size(result: Result) -> Iterator[Row]:
-    """The smallest share tried that carries ENOUGH of the gain; NaN where none does. Its interval
-    is of the shares that the intervals of the gains allow."""
+    """The smallest share tried that carries ENOUGH of the gain; NaN where none does. What is needed
+    lies between the largest share that surely does not and the smallest that surely does."""
     for member, own, random in _grafts(result):
-        enough = [_first(own, "value"), _first(own, "high"), _first(own, "low")]
-        found = dict(zip(("value", "low", "high"), enough, strict=True))
+        short = own.loc[own["high"] < ENOUGH, "x"]
+        found = {
+            "value": _first(own, "value"),
+            "low": float(short.max()) if len(short) else math.nan,
+            "high": _first(own, "low"),
+        }
         null = _first(random, "value")
         yield {"member": member, "n": int(own["n"].max()), "baseline": null} | found
 
@@ -256,13 +293,13 @@ def _faithfulness(result: Result) -> Iterator[Row]:
 
 
 def _overlap(result: Result) -> Iterator[Row]:
-    """Jaccard index of the circuits found in base and member, over the heads of either; null: of
-    random circuits of these sizes."""
+    """Jaccard index of the circuits found in base and member; null: of random circuits of these
+    sizes. Heads are no sample of anything, so it has no interval."""
     table = result.table
     rows = table[(table["metric"] == "jaccard") & (table["arm"] == "overlap")]
     rows = rows[rows["group"].isna()]
     # What stands beside it in the table is the range of its null.
-    yield from _shares(rows.assign(low=rows["value"], high=rows["value"]))
+    yield from _rows(rows.assign(low=math.nan, high=math.nan))
 
 
 MEASURES = (
@@ -275,5 +312,5 @@ MEASURES = (
     Measure("gain in a tenth", "skills.localize", 0.1, _graft_gain),
     Measure("graft size", "skills.localize", 1.25, _graft_size, True),
     Measure("base's circuit", "patching.circuit", 0.1, _faithfulness),
-    Measure("circuit overlap", "patching.circuit", 0.1, _overlap),
+    Measure("circuit overlap", "patching.circuit", None, _overlap),
 )

@@ -98,7 +98,7 @@ def finished(
 def notes(member: str, table: pd.DataFrame, told: Sequence[str] = ()) -> Iterator[str]:
     """What one member's rows cannot say. told: notes there are, of which none is repeated."""
     names = dict.fromkeys(table["metric"])
-    known = {name for name in names if not any(f"{name} is not" in note for note in told)}
+    known = {name for name in names if not any(f" {name} is not" in f" {note}" for note in told)}
     n = table["n"] if "n" in table else pd.Series(np.nan, table.index)
     gone = table["value"].isna() & table["metric"].isin(known.difference(SPOKEN))
     why = table["metric"].map({name: reason(name) for name in names}).mask(n.eq(1), SINGLE)

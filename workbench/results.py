@@ -132,6 +132,10 @@ class Result:
             raise WorkbenchError(
                 f"{self.analysis} has no member {unknown[0]!r}; it has {', '.join(about)}."
             )
+        if "member" not in self.table:
+            raise WorkbenchError(
+                f"{self.analysis} compares its members; it cannot show some alone."
+            )
         rows = [self.table[self.table["member"] == name] for name in members]
         left = {f"{name}/" for name in about if name not in members}
         tensors = {

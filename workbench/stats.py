@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, rankdata
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Interval(NamedTuple):
@@ -16,6 +20,11 @@ class Interval(NamedTuple):
     low: float
     high: float
     n: int
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any] | pd.Series) -> Interval:
+        """What a row of a Result's table says."""
+        return cls(row["value"], row["low"], row["high"], int(row["n"]))
 
 
 def bootstrap(

@@ -14,6 +14,7 @@ from tests.patching.conftest import boxes, model, paired, planted, value, write
 from workbench.errors import WorkbenchError
 from workbench.models import Layout, Site, merged
 from workbench.models.rerun import Rerun
+from workbench.patching.sweep import shares
 from workbench.tasks import Prompt, PromptSet
 from workbench.tasks.batching import batch, rows
 
@@ -198,3 +199,14 @@ def test_bad_input_is_one_sentence(tmp_path, options, message):
     prompts = boxes(8, count=None)
     with pytest.raises(WorkbenchError, match=message):
         wb.patching.cross_model(pair, prompts, **options)
+
+
+def test_a_share_is_judged_by_the_prompts_it_is_of():
+    gap = np.array([1e-7, 1e-7, 2.0, 2.1, 2.2])
+    whole, some = np.array([1.0, 1.0, 1.0, 1.1, 1.2]), np.array([1.0, 1.0, *[np.nan] * 3])
+    found = shares(np.stack([whole, some]), gap)
+    assert found.value[0] == pytest.approx(5.3 / 6.3)
+    assert np.isnan(found.value[1])  # of the two prompts that it knows the gap is nothing
+    one = np.array([[1.0, np.nan]])
+    assert np.isnan(shares(one, np.array([0.01, 2.0])).value[0])
+    assert shares(one, np.array([0.5, 2.0])).value[0] == 2

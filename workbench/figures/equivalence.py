@@ -14,6 +14,7 @@ from workbench.results import Result
 
 KEY = "compare.equivalence"
 MARKS = {"alike": "=", "different": "≠", "undecided": "?"}
+SIZE = "graft size"
 UNITS = {
     "score": "score on the task",
     "forgetting": "rise of the loss (nats/token)",
@@ -22,7 +23,7 @@ UNITS = {
     "relative norm": "relative norm of the change",
     "TuCo": "TuCo on the task",
     "gain in a tenth": "gain in a tenth of the entries",
-    "graft size": "graft size (share of entries)",
+    SIZE: "graft size (share of entries)",
     "base's circuit": "faithfulness of base's circuit",
     "circuit overlap": "Jaccard index of circuits",
 }
@@ -34,7 +35,8 @@ def cells(result: Result) -> pd.DataFrame:
     rows = {}
     for _, row in measured.iterrows():
         null = "" if pd.isna(row["baseline"]) else f" (null {row['baseline']:.3g})"
-        value = "none tried" if pd.isna(row["value"]) else change(row, ".3g") + null
+        unknown = "none tried" if row["measure"] == SIZE else "undefined"
+        value = unknown if pd.isna(row["value"]) else change(row, ".3g") + null
         mark = MARKS.get(says.get((row["member"], row["measure"]), ""), "")
         rows.setdefault(row["member"], {})[row["measure"]] = f"{value} {mark}".strip()
     order = list(dict.fromkeys(measured["measure"]))
@@ -96,6 +98,8 @@ def members_against_full(result: Result, ax: Axes | None = None) -> Figure:
 def _margin(here: Axes, own: pd.DataFrame, compared: pd.DataFrame) -> None:
     """The values within the margin of the full fine-tune."""
     for reference, rows in compared.groupby("versus", sort=False):
+        if reference not in own.index:  # only some of the members are shown
+            continue
         at, margin = own.loc[reference, "value"], float(rows["margin"].iloc[0])
         ratio = rows["arm"].iloc[0] == "ratio"
         edges = (at / margin, at * margin) if ratio else (at - margin, at + margin)
@@ -132,9 +136,10 @@ DRAWINGS = (
         "members",
         "Are they equivalent here?",
         members_against_full,
-        "Every measure of every member with its 95% interval, and its null (grey). The band holds "
-        "what is within the margin of the full fine-tune; the mark says what the interval of the "
-        "difference does: lie within the margin (=), leave out no difference (≠), or neither (?).",
+        "Every measure of every member with its 95% interval, and its null (grey; for an effective "
+        "rank the LoRA's own rank, for TuCo prompts that fine-tuning was not about). The band is "
+        "the margin around the full fine-tune; the mark says what the interval of the difference "
+        "does: lie within the margin (=), leave out no difference (≠), or neither (?).",
         "Intervals are over prompts, texts or matrices of one training run each, not over seeds. "
         "A member with another score has learned something else, so that nothing else compares; "
         "of twenty comparisons of equals about one comes out different.",

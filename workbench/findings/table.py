@@ -1,8 +1,9 @@
 """Which published findings show in these results? A row a claim: its source, what was seen, and a
 verdict that a rule gives, never a person.
 
-Each claim is read member by member (or task by task). A reading holds where its whole 95% interval
-says so, contradicts where the whole interval says otherwise, and else decides nothing:
+Each claim is read member by member (or task by task). A reading holds where the whole 95% interval
+of what its criterion names says so, contradicts where the whole interval says otherwise, and else
+decides nothing:
 
     reproduced        nothing contradicts, and most readings hold
     partly            some hold, others do not
@@ -19,15 +20,18 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from workbench.equivalence import told_apart
 from workbench.errors import visible
 from workbench.findings.claims import CLAIMS, Claim
+from workbench.findings.readings import Reading
 from workbench.results import Result
 from workbench.runs import load
 
@@ -47,12 +51,10 @@ def findings(results: Sequence[Result]) -> pd.DataFrame:
     control, holds, and the claim's verdict and number of seeds on each. Empty where nothing can be
     said.
     """
-    whole = _told_apart([result for result in results if not _along(result)])
-    ordered = sorted(whole, key=_items, reverse=True)
+    whole = told_apart([result for result in results if not _along(result)])
     rows = []
     for claim in CLAIMS:
-        seen = {reading.member: reading for reading in reversed(list(claim.read(ordered)))}
-        kept = list(reversed(seen.values()))
+        kept = _largest(claim.read(whole))
         about = {
             "claim": claim.name,
             "source": claim.source,
@@ -60,11 +62,9 @@ def findings(results: Sequence[Result]) -> pd.DataFrame:
             "criterion": claim.holds,
             "verdict": verdict([one.holds for one in kept]),
         }
-        rows += [about | one._asdict() for one in kept]
-    table = pd.DataFrame(rows)
-    if len(table):
-        table["seeds"] = _seeds(whole)
-    return table
+        seeds = _seeds(whole, kept)
+        rows += [about | one._asdict() | {"seeds": seeds} for one in kept]
+    return pd.DataFrame(rows)
 
 
 def by_base(runs: Sequence[str | Path]) -> dict[str, pd.DataFrame]:
@@ -82,7 +82,11 @@ def by_base(runs: Sequence[str | Path]) -> dict[str, pd.DataFrame]:
             found.setdefault(key, []).append(result)
             parts = Path(str(base.get("reference"))).parts
             names.setdefault(key, "/".join(parts[-2:]) if parts[-1] == "base" else parts[-1])
-    return {names[key]: findings(results) for key, results in found.items()}
+    twice = Counter(names.values())
+    return {
+        names[key] + (f" ({key[:8]})" if twice[names[key]] > 1 else ""): findings(results)
+        for key, results in found.items()
+    }
 
 
 def verdict(holds: Sequence[bool | None]) -> str:
@@ -117,7 +121,8 @@ def _known(tables: Mapping[str, pd.DataFrame]) -> list[Claim]:
 def _lines(
     tables: Mapping[str, pd.DataFrame], head: Sequence[str], cell: Callable[[pd.DataFrame], str]
 ) -> list[str]:
-    lines = [f"| {' | '.join([*head, *tables])} |", "|" + "---|" * (len(head) + len(tables))]
+    names = [html.escape(visible(name)).replace("|", "/") for name in tables]
+    lines = [f"| {' | '.join([*head, *names])} |", "|" + "---|" * (len(head) + len(tables))]
     for claim in _known(tables):
         cells = [cell(t[t["claim"] == claim.name] if len(t) else t) for t in tables.values()]
         lines.append(f"| {' | '.join([claim.name, claim.source, *cells])} |")
@@ -154,29 +159,6 @@ def _number(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.2f}" if abs(value) >= 0.01 else f"{value:.2g}"
 
 
-def _told_apart(results: Sequence[Result]) -> list[Result]:
-    """The Results with other names where members of one name are different checkpoints: the first
-    keeps its own."""
-    seen: dict[str, list[Any]] = {}
-    made = []
-    for result in results:
-        names = {}
-        for name, about in result.provenance.members.items():
-            known = seen.setdefault(name, [])
-            content = about.get("fingerprint")
-            if content not in known:
-                known.append(content)
-            place = known.index(content)
-            names[name] = f"{name} ({place + 1})" if place else name
-        if "member" in result.table and any(old != new for old, new in names.items()):
-            members = {names[n]: about for n, about in result.provenance.members.items()}
-            table = result.table.assign(member=result.table["member"].replace(names))
-            provenance = replace(result.provenance, members=members)
-            result = Result(result.analysis, table, provenance, result.tensors)
-        made.append(result)
-    return made
-
-
 def _along(result: Result) -> bool:
     """Whether its members are checkpoints of one training run."""
     members = list(result.provenance.members.values())
@@ -184,15 +166,21 @@ def _along(result: Result) -> bool:
     return len({m.get("step") for m in members}) == len(members) > len(recipes) == 1
 
 
-def _items(result: Result) -> float:
-    return float(result.table["n"].max()) if "n" in result.table else float(len(result.table))
+def _largest(seen: Iterable[Reading]) -> list[Reading]:
+    """Of readings of one member that of most items; of as many, the first."""
+    kept: dict[str, Reading] = {}
+    for reading in seen:
+        if reading.member not in kept or kept[reading.member].n < reading.n:
+            kept[reading.member] = reading
+    return list(kept.values())
 
 
-def _seeds(results: Sequence[Result]) -> int:
-    """Training runs of the recipe that has most of them; one where nothing is known."""
-    runs: dict[tuple[Any, ...], set[Any]] = {}
-    for result in results:
-        for about in result.provenance.members.values():
-            recipe = tuple(str(about.get(name)) for name in ("kind", "rank", "alpha"))
+def _seeds(results: Sequence[Result], kept: Sequence[Reading]) -> int:
+    """Training runs of the recipe that has most of them, among the members that were read."""
+    members = {n: about for r in results for n, about in r.provenance.members.items()}
+    runs: dict[tuple[str, ...], set[Any]] = {}
+    for name, about in members.items():
+        if any(re.match(rf"{re.escape(name)}(,| less |$)", one.member) for one in kept):
+            recipe = tuple(str(about.get(key)) for key in ("kind", "rank", "alpha"))
             runs.setdefault(recipe, set()).add(about.get("seed"))
     return max(map(len, runs.values()), default=1)

@@ -257,8 +257,10 @@ def _judged(judge: _Judge, circuit: Circuit, random: int, minimal: bool, seed: i
         name = f"faithfulness:{metric}"
         tables.append(_rows((kept - floor)[None], (whole - floor)[None], name, seed, "patch", 1.0))
         if random:
-            found = shared.shares(drawn - floor, whole - floor, seed).value
-            low, high = edges(found, random)
+            each = shared.shares(drawn - floor, whole - floor, seed)
+            found = each.value
+            # Where one has no interval the gap may be none, and the middle of many says nothing.
+            low, high = edges(found, random) if np.isfinite(each.low).all() else (np.nan, np.nan)
             row = {"value": found.mean(), "low": low, "high": high, "n": random, "baseline": 1.0}
             tables.append(pd.DataFrame([row | {"arm": "random", "metric": name}]))
         if parts:

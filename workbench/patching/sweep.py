@@ -219,7 +219,8 @@ def summary(
             found = ratios(tops, seed=seed)
         else:
             size = ROUNDING if metric.startswith("recovered:") else ERROR
-            found = shares(tops, bottoms, seed, rounding=size)
+            alone = LEAST if size == ROUNDING else size  # an error is never negative
+            found = shares(tops, bottoms, seed, rounding=size, alone=alone)
         about = {"arm": arm, "metric": metric} | found._asdict()
         tables.append(columns.assign(**about, baseline=baseline))
 
@@ -267,24 +268,31 @@ def random_site(table: pd.DataFrame, by: Sequence[str] = ("component", "position
 
 
 def shares(
-    tops: np.ndarray, gap: np.ndarray, seed: int = 0, *, rounding: float = ROUNDING
+    tops: np.ndarray,
+    gap: np.ndarray,
+    seed: int = 0,
+    *,
+    rounding: float = ROUNDING,
+    alone: float = LEAST,
 ) -> Intervals:
     """Ratios of sums, sum(tops) / sum(gap) over prompts. tops: (k, prompts); gap: (prompts,).
 
-    Without an interval unless that of the gap leaves out 0: the share of a gap that may be none has
-    none worth the name. NaN where the gap is nothing: its mean no more than `rounding`, or, over
-    prompts, than CANCELS of their own gaps, or, of one prompt, below LEAST (of an error, which is
-    never negative, rounding).
+    Each is judged by the gap of its own prompts, those where it is known. Without an interval
+    unless that of the gap leaves out 0: the share of a gap that may be none has none worth the
+    name. NaN where the gap is nothing: its mean no more than `rounding`, or, over prompts, than
+    CANCELS of their own gaps, or, of one prompt, below `alone`.
     """
     found = ratios(tops, gap, seed=seed)
-    own = gap[np.isfinite(gap)]
-    least = max(rounding, CANCELS * np.abs(own).mean()) if len(own) else rounding
-    if len(own) == 1 and rounding == ROUNDING:
-        least = LEAST
-    nothing = np.full_like(found.value, np.nan)
-    if not len(own) or abs(own.mean()) < least:
-        return found._replace(value=nothing, low=nothing, high=nothing)
-    return found if differs(gap, seed) else found._replace(low=nothing, high=nothing)
+    known = np.isfinite(np.atleast_2d(tops)) & np.isfinite(gap)
+    value, low, high = (part.copy() for part in found[:3])
+    for which in np.unique(known, axis=0):
+        rows, own = (known == which).all(1), gap[which]
+        least = max(rounding, CANCELS * np.abs(own).mean()) if len(own) else rounding
+        if not len(own) or abs(own.mean()) < (alone if len(own) == 1 else least):
+            value[rows] = low[rows] = high[rows] = np.nan
+        elif not differs(own, seed):
+            low[rows] = high[rows] = np.nan
+    return found._replace(value=value, low=low, high=high)
 
 
 def differs(gap: np.ndarray, seed: int = 0) -> bool:
