@@ -83,9 +83,7 @@ def test_in_other_batches(key: str, pair: wb.CheckpointPair, first):
         alike(made(pair, key, batch_size=size).table, first(key), **BATCHES)
 
 
-@pytest.mark.skipif(not ACCELERATORS, reason="no accelerator here")
-@pytest.mark.parametrize("device", ACCELERATORS)
-@pytest.mark.parametrize("key", CALLS)
+@pytest.mark.parametrize(("key", "device"), [(k, d) for k in CALLS for d in ACCELERATORS])
 def test_on_an_accelerator(key: str, device: str, pair: wb.CheckpointPair, first):
     """Against the CPU, and again against itself."""
     found = made(pair, key, batch_size=4, device=device)

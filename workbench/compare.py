@@ -26,15 +26,22 @@ KEEPS = "forgetting.retention"  # chains are read where retention is
 MEASURES = ("spectral.intruders", "spectral.delta_spectrum", "tuco.contribution")
 
 
-def compare(study: Study, out: str | Path, *, title: str | None = None, on: str = HERE) -> Path:
+def compare(
+    study: Study,
+    out: str | Path,
+    *,
+    title: str | None = None,
+    on: str = HERE,
+    formats: Sequence[str] = ("png", "pdf"),
+) -> Path:
     """Run the catalogue on a family; write results/, figures/ and report.html under `out`.
 
     Every analysis of every member is a unit of work kept under out/units: a second run computes
     nothing, an interrupted one goes on. An analysis that fails is named in the report, and the
     others go on. on: where they are run, see `workbench.cluster`; with worker processes a script
-    must call this under `if __name__ == "__main__":`. Returns the report's path; what lies beside
-    it, see `workbench.runs`. Raises WorkbenchError where the preflight must stop,
-    and what the first analysis raised where all of them failed.
+    must call this under `if __name__ == "__main__":`. formats: of figures, PNG among them. Returns
+    the report's path; what lies beside it, see `workbench.runs`. Raises WorkbenchError where the
+    preflight must stop, and what the first analysis raised where all of them failed.
     """
     out = Path(out)
     place(on)
@@ -44,7 +51,8 @@ def compare(study: Study, out: str | Path, *, title: str | None = None, on: str 
     run = _run(study, out, on)
     if not run.made:
         raise next(iter(run.failed.values()), WorkbenchError("There is no analysis to run."))
-    return runs.keep(out, run.made, title=title, preflight=preflight, failed=run.failed)
+    about: dict[str, Any] = {"title": title, "preflight": preflight, "failed": run.failed}
+    return runs.keep(out, run.made, formats=formats, **about)
 
 
 def results(study: Study, out: str | Path, *, on: str = HERE) -> list[Result]:

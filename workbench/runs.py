@@ -35,10 +35,12 @@ def keep(
     title: str | None = None,
     preflight: pd.DataFrame | None = None,
     failed: Mapping[str, Exception] | None = None,
+    formats: Sequence[str] = ("png", "pdf"),
 ) -> Path:
     """Write everything of a run but results/, which are there; returns the report's path.
 
-    made: Results by name, in the report's order. failed: what was raised, by what it was.
+    made: Results by name, in the report's order. failed: what was raised, by what it was. formats:
+    of the figures' files, PNG among them.
     """
     failed = failed or {}
     lines = [] if preflight is None else preflight.to_dict("records")
@@ -56,7 +58,7 @@ def keep(
             (fresh / f"{number:02d}.txt").write_text(f"{_said(name, error)}\n\n{trace}")
     if not failed:
         (out / FAILED).rmdir()
-    return redraw(out)
+    return redraw(out, formats=formats)
 
 
 def redraw(

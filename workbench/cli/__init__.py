@@ -115,7 +115,8 @@ def demo(
         title = "SmolLM2-135M-Instruct on boxes"
     else:
         raise WorkbenchError(f"Expected --model family or smollm2, found {model!r}.")
-    run_study(study.narrowed(only or ()), out, dry_run, json, title, on)
+    # `workbench figures OUT` writes PDFs, too.
+    run_study(study.narrowed(only or ()), out, dry_run, json, title, on, ("png",))
 
 
 @app.command()

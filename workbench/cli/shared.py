@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,7 +60,13 @@ def finish(result: Any, out: Path | None, json: bool) -> None:
 
 
 def run_study(
-    study: Any, out: Path, dry_run: bool, json: bool, title: str | None = None, on: str = "here"
+    study: Any,
+    out: Path,
+    dry_run: bool,
+    json: bool,
+    title: str | None = None,
+    on: str = "here",
+    formats: Sequence[str] = ("png", "pdf"),
 ) -> None:
     from workbench import cluster
     from workbench.compare import compare
@@ -77,7 +84,7 @@ def run_study(
         file=sys.stderr,
     )
     begun = time.monotonic()
-    made = compare(study, out, title=title, on=on)
+    made = compare(study, out, title=title, on=on, formats=formats)
     if json:
         import pandas as pd
 

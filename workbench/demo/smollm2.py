@@ -106,6 +106,7 @@ def smollm2_study(
             "instructions": _smollm2_instructions(file, members, words, run),
             "said": _smollm2_said(file, members, texts, run),
             "grafts": _smollm2_grafts(file, members, run),
+            "paths": _smollm2_paths(file, members, run),
         },
     )
 
@@ -187,6 +188,18 @@ def _smollm2_grafts(file: Path, members: Mapping[str, Reference], run: dict[str,
         },
         **run,
     )  # fmt: skip
+
+
+def _smollm2_paths(file: Path, members: Mapping[str, Reference], run: dict[str, Any]) -> Study:
+    """From the base to each member, on boxes and on what the base answers from a few examples."""
+    return Study(
+        load_family(file, dict(members)),
+        task=tasks.boxes_prompts(24, seed=6, split="test"),
+        prompts=in_context(24),
+        only=("forgetting.interpolate",),
+        options={"forgetting.interpolate": {"alphas": (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)}},
+        **run,
+    )
 
 
 def fast_bfloat16() -> bool:
