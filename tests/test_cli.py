@@ -69,6 +69,37 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, says: str, base: P
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_a_split_is_taken_where_a_file_has_several(tmp_path: Path, capsys):
+    from workbench.cli.shared import asked
+
+    lines = [
+        {"id": str(i), "prompt": f"say {i}", "target": " a", "split": split}
+        for i, split in enumerate(["train", "train", "test"])
+    ]
+    file = tmp_path / "task.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    assert [p.id for p in asked(file)] == ["2"]
+    assert [p.id for p in asked(file, "train")] == ["0", "1"]
+    assert [p.id for p in asked(file, "validation")] == ["0", "1", "2"]
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition(": ")[2] for line in told] == [
+        "1 of 3 prompts, those of the split test.", "2 of 3 prompts, those of the split train.",
+    ]  # fmt: skip
+
+
+def test_an_interrupted_command_says_that_it_goes_on(monkeypatch, capsys):
+    from workbench import cli
+
+    def interrupted():
+        raise SystemExit(130)  # what Typer makes of ctrl-C
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+
+
 def test_dry_run_plans_and_writes_nothing(base: Path, tuned: Path, tmp_path: Path):
     out = tmp_path / "out"
     done = workbench("compare", base, "--member", f"full={tuned}", "--out", out, "--dry-run")

@@ -207,7 +207,7 @@ def test_the_figure_and_the_table_say_what_the_result_says():
     assert cells.loc["r64", "score"].endswith("≠")
     words = [text.get_text() for text in made.plot().axes[0].texts]
     assert words == ["=", "≠", ""]
-    assert "r64 against full: different in score (-0.20 [" in figures.headline(made)
+    assert "r64 is not equivalent to full: different in score (-0.20 [" in figures.headline(made)
 
 
 def test_every_measure_reads_an_analysis_of_the_catalogue():

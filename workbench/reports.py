@@ -299,7 +299,10 @@ def tables(result: Result) -> Iterator[Table]:
 
 def _equivalent(result: Result) -> Table:
     """One row a member."""
-    caption = "= alike, ≠ different, ? undecided, against the full fine-tune; 95% intervals"
+    caption = (
+        "= alike, ≠ different, ? undecided, against the full fine-tune (not the null); 95% "
+        "intervals, Wilson's where all items of a proportion were alike"
+    )
     wide = figures.cells(result).fillna("").reset_index(names="member")
     return _cells(caption, wide)
 

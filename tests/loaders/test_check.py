@@ -235,3 +235,23 @@ def test_a_result_of_one_model_twice_says_that_it_shows_nothing(base: Path, tune
     same, other = wb.load_pair(base, base), wb.load_pair(base, tuned)
     assert any(SAME in note for note in same.provenance().notes)
     assert not any(SAME in note for note in other.provenance().notes)
+
+
+def test_a_base_with_an_adapter_is_refused(base: Path, tuned: Path, lora: Path):
+    """Its adapter would be seen by some analyses and not by others."""
+    with pytest.raises(wb.WorkbenchError, match="is a base with an adapter"):
+        wb.load_pair(f"{base}+{lora}", tuned)
+
+
+@pytest.mark.parametrize(
+    ("declared", "status"),
+    [("../base", "ok"), ("org/base", "ok"), ("../tuned", "warn"), ("org/other-7b", "note")],
+)
+def test_the_base_that_an_adapter_declares(
+    base: Path, tuned: Path, lora: Path, declared: str, status: str
+):
+    config = json.loads((lora / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = declared
+    (lora / "adapter_config.json").write_text(json.dumps(config))
+    table = wb.load_pair(base, lora).check(read=False).table.set_index("item")
+    assert table.loc["adapter's base", "status"] == status

@@ -58,3 +58,15 @@ def test_other_errors_are_not_swallowed():
 
     with pytest.raises(RuntimeError, match="shapes"):
         list(in_batches([1, 2], 2, run))
+
+
+def test_unknown_words_are_told_once(capsys):
+    words = shipped.tokenizer()
+    strange = [Prompt(str(i), f"inventory : {i} zyx", " coins") for i in range(3)]
+    plain = [Prompt("p", "inventory : 9", " coins")]
+    for _ in range(2):
+        rows(words, [*strange, *plain])
+    rows(words, plain)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert "3 of 4 prompts hold words that the tokenizer does not know" in told[0]

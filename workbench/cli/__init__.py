@@ -28,6 +28,7 @@ from workbench.cli.shared import (
     Seed,
     Text,
     Tuned,
+    asked,
     finish,
     group_of,
     named,
@@ -65,7 +66,10 @@ def main() -> None:
         # What the system refuses, a vanished file or a full disk, is no fault of the program.
         print(f"workbench: {WorkbenchError(str(error))}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ended:
+        # Typer makes an exit of ctrl-C by itself.
+        if isinstance(ended, SystemExit) and ended.code != 130:
+            raise
         print("workbench: interrupted; the same command goes on from here.", file=sys.stderr)
         sys.exit(130)
 
@@ -74,7 +78,7 @@ def main() -> None:
 def demo(
     out: Out = Path("out/demo"),
     model: Annotated[
-        str, typer.Option(help="family (shipped, a minute) or smollm2 (trains 3 members).")
+        str, typer.Option(help="family (shipped, minutes) or smollm2 (trains 3 members).")
     ] = "family",
     text: Text = None,
     full: Annotated[bool, typer.Option(help="All prompts and lambdas of the family.")] = False,
@@ -137,6 +141,8 @@ def check(base: Base, tuned: Tuned, json: Json = False) -> None:
     show(report.table, json)
     if report.ok:
         load_pair(base, tuned)
+        if not json:
+            print("These checkpoints are comparable.")
     else:
         raise typer.Exit(3)
 
@@ -211,7 +217,7 @@ def compare(
     members = named(member)
     study = Study(
         wb.load_family(base, members),
-        task=wb.tasks.PromptSet.load(task) if task else None,
+        task=asked(task) if task else None,
         texts=texts(text),
         device=device,
         dtype=dtype,

@@ -16,6 +16,7 @@ from workbench.cli.shared import (
     Save,
     Seed,
     Tuned,
+    asked,
     finish,
     group_of,
     numbers,
@@ -113,7 +114,7 @@ def emulate(
 
     result = wb.behaviour.emulate(
         wb.load_pair(base, tuned),
-        wb.tasks.PromptSet.load(prompts),
+        asked(prompts),
         large,
         large_tuned=large_tuned,
         betas=numbers(betas) or BETAS,
@@ -150,7 +151,7 @@ def faithfulness(
 
     result = wb.behaviour.faithfulness(
         wb.load_pair(base, tuned),
-        wb.tasks.PromptSet.load(prompts),
+        asked(prompts),
         between=between.replace("\\n", "\n"),
         filler=filler,
         mistake=wb.tasks.off_by_one if mistakes else None,

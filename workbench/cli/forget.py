@@ -18,6 +18,7 @@ from workbench.cli.shared import (
     Seed,
     Text,
     Tuned,
+    asked,
     finish,
     named,
     numbers,
@@ -67,7 +68,7 @@ def retention(
     import workbench as wb
 
     run = running(batch_size, device, dtype, seed)
-    own = [_set(task)] if task else []
+    own = [asked(task)] if task else []
     sets, named_task = [*own, *_sets(prompts)], own[0].name if own else None
     pair = wb.load_pair(base, tuned)
     result = wb.forgetting.retention(pair, sets, texts=texts(text), task=named_task, **run)
@@ -96,8 +97,8 @@ def conjugate(
 
     result = wb.forgetting.conjugate(
         wb.load_pair(base, tuned),
-        *(_set(prompts), _named(conjugates)),
-        task=_set(task) if task else None,
+        *(asked(prompts), _named(conjugates)),
+        task=asked(task) if task else None,
         **running(batch_size, device, dtype, seed),
     )
     finish(result, out, json)
@@ -127,9 +128,9 @@ def knowledge(
     import workbench as wb
 
     run = running(batch_size, device, dtype, seed)
-    pair, asked = wb.load_pair(base, tuned), _set(prompts)
+    pair, given = wb.load_pair(base, tuned), asked(prompts)
     told = {"sets": sets, "shots": shots, "between": between.replace("\\n", "\n")}
-    finish(wb.forgetting.knowledge(pair, asked, **told, **run), out, json)
+    finish(wb.forgetting.knowledge(pair, given, **told, **run), out, json)
 
 
 @app.command()
@@ -155,7 +156,7 @@ def interpolate(
 
     result = wb.forgetting.interpolate(
         wb.load_pair(base, tuned),
-        *(_set(prompts), _sets(other)),
+        *(asked(prompts), _sets(other)),
         alphas=numbers(alphas) or ALPHAS,
         **running(batch_size, device, dtype, seed),
     )
@@ -213,8 +214,8 @@ def probe(
     import workbench as wb
 
     run = running(batch_size, device, dtype, seed)
-    pair, asked = wb.load_pair(base, tuned), _set(prompts)
-    finish(wb.forgetting.probe(pair, asked, label=label, folds=folds, **run), out, json)
+    pair, given = wb.load_pair(base, tuned), asked(prompts)
+    finish(wb.forgetting.probe(pair, given, label=label, folds=folds, **run), out, json)
 
 
 @app.command()
@@ -240,7 +241,7 @@ def prune(
 
     result = wb.forgetting.prune(
         wb.load_pair(base, tuned),
-        *(_set(prompts), _set(task)),
+        *(asked(prompts), asked(task)),
         shares=numbers(shares) or SHARES,
         **running(batch_size, device, dtype, seed),
     )
@@ -271,7 +272,7 @@ def revive(
 
     result = wb.forgetting.revive(
         wb.load_pair(base, tuned),
-        *(_set(prompts), _set(lessons)),
+        *(asked(prompts), asked(lessons, "train")),
         never=never,
         runs=runs,
         lr=rate,
@@ -304,26 +305,20 @@ def verdict(
 
     result = wb.forgetting.verdict(
         wb.load_pair(base, tuned),
-        _set(prompts),
-        lessons=_set(lessons) if lessons else None,
+        asked(prompts),
+        lessons=asked(lessons, "train") if lessons else None,
         conjugates=_named(conjugates) if conjugates else None,
-        task=_set(task) if task else None,
+        task=asked(task) if task else None,
         never=never,
         **running(batch_size, device, dtype, seed),
     )
     finish(result, out, json)
 
 
-def _set(path: Path) -> Any:
-    import workbench as wb
-
-    return wb.tasks.PromptSet.load(path)
-
-
 def _sets(paths: list[Path] | None) -> list[Any]:
-    return [_set(path) for path in paths or ()]
+    return [asked(path) for path in paths or ()]
 
 
 def _named(given: list[str] | None, option: str = "conjugate") -> dict[str, Any]:
     """NAME=FILE as name -> prompts."""
-    return {name: _set(Path(path)) for name, path in named(given, option).items()}
+    return {name: asked(Path(path)) for name, path in named(given, option).items()}

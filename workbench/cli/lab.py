@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.cli.shared import Base, Device, Seed
+from workbench.cli.shared import Base, Device, Seed, asked
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -41,7 +41,7 @@ def train(
     else:
         recipe = Recipe(method="full", **shared)
     source = wb.Checkpoint.parse(base).folder
-    made = wb.lab.train(str(source), recipe, wb.tasks.PromptSet.load(prompts), out, device=device)
+    made = wb.lab.train(str(source), recipe, asked(prompts, "train"), out, device=device)
     print(f"Member: {made}")
 
 

@@ -16,6 +16,7 @@ from workbench.cli.shared import (
     Save,
     Seed,
     Tuned,
+    asked,
     finish,
     running,
     words,
@@ -63,7 +64,7 @@ def activation(
 
     result = wb.patching.activation(
         wb.load_pair(base, tuned),
-        wb.tasks.PromptSet.load(prompts),
+        asked(prompts),
         corrupted=_set(corrupted),
         sites=words(sites),
         positions=_places(positions),
@@ -104,7 +105,7 @@ def cmap(
     options: dict[str, Any] = {"direction": direction, "window": window, "cumulative": cumulative}
     result = wb.patching.cross_model(
         wb.load_pair(base, tuned),
-        wb.tasks.PromptSet.load(prompts),
+        asked(prompts),
         sites=words(sites),
         positions=_places(positions),
         answer="base" if own_answer else "target",
@@ -143,7 +144,7 @@ def restore(
     options: dict[str, Any] = {"direction": direction, "window": window}
     result = wb.patching.restore(
         wb.load_pair(base, tuned),
-        wb.tasks.PromptSet.load(prompts),
+        asked(prompts),
         components=components if components in ("layer", "matrix") else words(components),
         answer="base" if own_answer else "target",
         **options,
@@ -178,7 +179,7 @@ def path(
     options: dict[str, Any] = {"part": part, "position": _place(position)}
     result = wb.patching.path(
         wb.load_pair(base, tuned),
-        wb.tasks.PromptSet.load(prompts),
+        asked(prompts),
         corrupted=_set(corrupted),
         receivers="logits" if receivers == "logits" else _heads(receivers),
         sides=words(sides),
@@ -215,7 +216,7 @@ def circuit(
     known = wb.patching.circuits_of(wb.Result.load(theirs)) if theirs else {}
     result = wb.patching.circuit(
         wb.load_pair(base, tuned),
-        wb.tasks.PromptSet.load(prompts),
+        asked(prompts),
         corrupted=_set(corrupted),
         circuits={f"theirs: {name}": own for name, own in known.items()} or None,
         most=most,
@@ -287,7 +288,7 @@ def attribution(
 
     result = wb.patching.attribution(
         wb.load_pair(base, tuned),
-        wb.tasks.PromptSet.load(prompts),
+        asked(prompts),
         corrupted=_set(corrupted),
         sites=words(sites),
         positions=_places(positions),
@@ -318,7 +319,7 @@ def lens(
     """
     import workbench as wb
 
-    pair, given = wb.load_pair(base, tuned), wb.tasks.PromptSet.load(prompts)
+    pair, given = wb.load_pair(base, tuned), asked(prompts)
     finish(wb.patching.lens(pair, given, **running(32, device, dtype, seed)), out, json)
 
 
@@ -339,14 +340,13 @@ def patterns(
     """
     import workbench as wb
 
-    pair, given = wb.load_pair(base, tuned), wb.tasks.PromptSet.load(prompts)
+    pair, given = wb.load_pair(base, tuned), asked(prompts)
     finish(wb.patching.patterns(pair, given, **running(16, device, dtype, seed)), out, json)
 
 
 def _set(path: Path | None) -> Any:
-    import workbench as wb
 
-    return None if path is None else wb.tasks.PromptSet.load(path)
+    return None if path is None else asked(path)
 
 
 def _places(text: str) -> Any:

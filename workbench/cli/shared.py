@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-Base = Annotated[str, typer.Argument(help="Folder, .gguf file, hub id@revision, or BASE+ADAPTER.")]
-Tuned = Annotated[str, typer.Argument(help="As BASE, or a PEFT LoRA adapter folder.")]
+Base = Annotated[str, typer.Argument(help="Folder, .gguf file, or hub id@revision.")]
+Tuned = Annotated[str, typer.Argument(help="As BASE, a PEFT LoRA adapter folder, or BASE+ADAPTER.")]
 Out = Annotated[Path, typer.Option(help="Folder for results, figures and the report.")]
 Save = Annotated[Path | None, typer.Option("--out", help="Folder to save the Result in.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the table as JSON lines.")]
@@ -100,12 +101,26 @@ def run_study(
         raise typer.Exit(1)
 
 
+def asked(path: Path, split: str = "test") -> Any:
+    """The prompts of one split of a file, with a word where that leaves some out; all of a file
+    that has none of it."""
+    import workbench as wb
+
+    whole = wb.tasks.PromptSet.load(path)
+    own = [prompt for prompt in whole if prompt.split == split]
+    if not own or len(own) == len(whole):
+        return whole
+    print(f"{path}: {len(own)} of {len(whole)} prompts, those of the split {split}.",
+          file=sys.stderr)  # fmt: skip
+    return replace(whole, prompts=tuple(own))
+
+
 def group_of(path: Path) -> Any:
     """One group of prompts: a prompt set, or the lines of a text file."""
     import workbench as wb
 
     if path.suffix in (".jsonl", ".csv"):
-        return wb.tasks.PromptSet.load(path)
+        return asked(path)
     pieces = wb.tasks.read_text(path, characters=1, most=100_000)
     return [piece.strip() for piece in pieces if piece.strip()]
 

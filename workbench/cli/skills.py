@@ -17,6 +17,7 @@ from workbench.cli.shared import (
     Save,
     Seed,
     Tuned,
+    asked,
     finish,
     named,
     numbers,
@@ -60,7 +61,7 @@ def localize(
 
     result = wb.skills.localize(
         wb.load_pair(base, tuned),
-        wb.tasks.PromptSet.load(prompts),
+        asked(prompts),
         sparsity=numbers(sparsity) or SPARSITIES,
         arms=words(arms) or ARMS,
         epochs=epochs,
@@ -90,7 +91,7 @@ def blocks(
     """
     import workbench as wb
 
-    pair, task = wb.load_pair(base, tuned), wb.tasks.PromptSet.load(prompts)
+    pair, task = wb.load_pair(base, tuned), asked(prompts)
     run = _run(other, batch_size, device, dtype, seed)
     finish(wb.skills.blocks(pair, task, most=most, **run), out, json)
 
@@ -119,7 +120,7 @@ def restore(
 
     result = wb.skills.restore(
         wb.load_pair(base, tuned),
-        wb.tasks.PromptSet.load(prompts),
+        asked(prompts),
         shares=numbers(shares) or SHARES,
         arms=words(arms) or ARMS,
         **_run(other, batch_size, device, dtype, seed),
@@ -146,7 +147,7 @@ def compression(
     """
     import workbench as wb
 
-    pair, task = wb.load_pair(base, tuned), wb.tasks.PromptSet.load(prompts)
+    pair, task = wb.load_pair(base, tuned), asked(prompts)
     run = _run(other, batch_size, device, dtype, seed)
     finish(wb.skills.compression(pair, task, **run), out, json)
 
@@ -173,7 +174,7 @@ def calibration(
     """
     import workbench as wb
 
-    pair, task = wb.load_pair(base, tuned), wb.tasks.PromptSet.load(prompts)
+    pair, task = wb.load_pair(base, tuned), asked(prompts)
     grafts = {path.stem: wb.skills.Graft.load(path) for path in graft or ()}
     run = _run(other, batch_size, device, dtype, seed)
     finish(wb.skills.calibration(pair, task, grafts=grafts, **run), out, json)
@@ -253,10 +254,7 @@ def compose(
         raise wb.WorkbenchError(
             f"Expected --prompts and --graft for every member; {sorted(missing)[0]} lacks one."
         )
-    skills = [
-        Skill(name, wb.tasks.PromptSet.load(tasks[name]), Graft.load(grafts[name]))
-        for name in members
-    ]
+    skills = [Skill(name, asked(Path(tasks[name])), Graft.load(grafts[name])) for name in members]
     run = _run(other, batch_size, device, dtype, seed)
     finish(wb.skills.compose(wb.load_family(base, dict(members)), skills, **run), out, json)
 
@@ -264,7 +262,6 @@ def compose(
 def _run(
     others: list[Path] | None, batch_size: int, device: str, dtype: str, seed: int
 ) -> dict[str, Any]:
-    import workbench as wb
 
-    sets = [wb.tasks.PromptSet.load(path) for path in others or ()]
+    sets = [asked(path) for path in others or ()]
     return running(batch_size, device, dtype, seed) | {"others": sets}

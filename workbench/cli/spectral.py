@@ -16,6 +16,7 @@ from workbench.cli.shared import (
     Seed,
     Text,
     Tuned,
+    asked,
     finish,
     numbers,
     texts,
@@ -90,7 +91,7 @@ def scale(
     grid = numbers(lambdas) or LAMBDAS
     result = wb.spectral.scale_intruders(
         wb.load_pair(base, tuned),
-        wb.tasks.PromptSet.load(prompts),
+        asked(prompts),
         texts=texts(text),
         lambdas=grid,
         device=device,

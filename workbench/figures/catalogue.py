@@ -221,6 +221,8 @@ def draw(result: Result, ax: Axes | None = None, **options: Any) -> Figure:
 
     Raises WorkbenchError where no figure shows such a result.
     """
+    if ax is not None and not isinstance(ax, Axes):
+        raise WorkbenchError(f"Expected the axes to draw in, or nothing, found {ax!r}.")
     for drawing in CATALOGUE:
         alone = not drawing.companion or drawing.alone
         if drawing.analysis == result.analysis and alone and drawing.applies(result):

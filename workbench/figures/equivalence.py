@@ -82,7 +82,10 @@ def members_against_full(result: Result, ax: Axes | None = None) -> Figure:
         if len(compared) and (compared["arm"] == "ratio").any() and own["value"].gt(0).any():
             here.set_xscale("log")
             low, high = here.get_xlim()
-            style.log_ticks(here.xaxis, low, high)
+            if high / low > 3:  # else the ticks would stand in each other's way
+                style.log_ticks(here.xaxis, low, high)
+            else:
+                here.set_xscale("linear")
         here.set_xlabel(UNITS.get(measure, style.text(measure, 28)))
         here.margins(x=0.08)
     axes[0, 0].set_ylim(len(looks) - 0.4, -0.6)
@@ -107,21 +110,37 @@ def _margin(here: Axes, own: pd.DataFrame, compared: pd.DataFrame) -> None:
 
 
 def sentence(result: Result) -> tuple[str, list[str]]:
-    """What each member's differences from the full fine-tune say."""
+    """Whether each member is equivalent to the full fine-tune, and by which differences."""
     rows = result.table[result.table["metric"] == "difference"]
     parts = []
     for (member, versus), own in rows.groupby(["member", "versus"], sort=False):
         said = []
-        for mark in MARKS:
+        for mark in ("different", "alike", "undecided"):
             found = own[own["says"] == mark]
             if len(found):
                 names = [_difference(row) if mark == "different" else str(row["measure"])
                          for _, row in found.iterrows()]  # fmt: skip
                 said.append(f"{mark} in {', '.join(names)}")
-        parts.append(f"{member} against {versus}: {'; '.join(said)}")
+        marks = set(own["says"])
+        told = "is not equivalent to" if "different" in marks else (
+            "is equivalent to" if marks == {"alike"} else "may or may not be equivalent to"
+        )  # fmt: skip
+        parts.append(f"{member} {told} {versus}: {'; '.join(said)}")
     if not parts:
         return "No full fine-tune beside another member: they are measured only", []
-    return "Differences from the full fine-tune, 95% intervals against a margin", parts
+    return (
+        "By 95% intervals of the differences, alike where they lie within a margin "
+        f"({margins(rows)})"
+    ), parts
+
+
+def margins(rows: pd.DataFrame) -> str:
+    """What would not matter, measure by measure."""
+    first = rows.drop_duplicates("measure")
+    return ", ".join(
+        f"{row['measure']} {'a factor of ' if row['arm'] == 'ratio' else ''}{row['margin']:g}"
+        for _, row in first.iterrows()
+    )
 
 
 def _difference(row: pd.Series) -> str:

@@ -36,7 +36,7 @@ from workbench.figures import catalogue, style
 from workbench.files import is_count, is_number, read_json, read_yaml
 from workbench.results import Result, writing
 
-HEIGHT = 2.6  # inches of one row of panels, where the file does not say
+HEIGHT = 3.2  # inches of one row of panels, where the file does not say
 SIZES = {"column": style.COLUMN, "wide": style.WIDE}
 LARGEST = 24  # inches
 REMEDY = "see `workbench figures --help`"

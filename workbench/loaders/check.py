@@ -61,7 +61,7 @@ def check(pair: CheckpointPair, *, read: bool = True) -> PairReport:
     """
     lines: list[Line] = []
     questions: tuple[Callable[[CheckpointPair], Iterator[Line]], ...] = (
-        _architecture, _names, _shapes, _tied, _dtype, _adapter, _vocabulary,
+        _base, _architecture, _names, _shapes, _tied, _dtype, _adapter, _vocabulary,
     )  # fmt: skip
     for question in questions:
         lines.extend(question(pair))
@@ -70,6 +70,14 @@ def check(pair: CheckpointPair, *, read: bool = True) -> PairReport:
         changes, found = _changes(pair)
         lines.extend(found)
     return PairReport(pd.DataFrame(lines, columns=["item", "status", "found", "remedy"]), changes)
+
+
+def _base(pair: CheckpointPair) -> Iterator[Line]:
+    if pair.base.adapter is not None:
+        remedy = (
+            "Merge it into whole weights first (peft's merge_and_unload), or give its own base."
+        )
+        yield "base", STOP, f"is a base with an adapter, {pair.base.name}", remedy
 
 
 def _architecture(pair: CheckpointPair) -> Iterator[Line]:
@@ -150,12 +158,30 @@ def _dtype(pair: CheckpointPair) -> Iterator[Line]:
         yield "dtype", OK, kinds[0], ""
 
 
+def _declared(pair: CheckpointPair, named: str) -> tuple[str, str, str]:
+    """Whether the base that an adapter declares is the one it is given."""
+    if not named:
+        return NOTE, "declares no base", ""
+    given, adapter = pair.base.reference, pair.tuned.adapter
+    if not isinstance(given, str | Path):
+        return OK, f"declares {named}", ""
+    places = [Path(named), Path(str(adapter)) / named]
+    there = [place.resolve() for place in places if place.is_dir()]
+    if Path(given).resolve() in there:
+        return OK, f"declares {named}", ""
+    if there:
+        return WARN, f"declares {named}, another folder than the base", "Give its own base."
+    if Path(named).name.lower() == Path(given).name.lower():
+        return OK, f"declares {named}", ""
+    return NOTE, f"declares {named}, another name than the base's", "Make sure they are the same."
+
+
 def _adapter(pair: CheckpointPair) -> Iterator[Line]:
     lora = pair.tuned.lora
     if lora is None:
         return
     named = lora.config.get("base_model_name_or_path")
-    yield "adapter's base", NOTE if not named else OK, f"declares {named or 'no base'}", ""
+    yield "adapter's base", *_declared(pair, str(named or ""))
     lost = [m for m in lora.modules if m not in set(pair.adapted.values())]
     lost += [p for p in lora.replaced if p not in set(pair.replaced.values())]
     if lost:

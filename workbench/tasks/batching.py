@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache as once
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -112,6 +113,7 @@ def rows(
         spans = {name: _tokens(offsets, *span) for name, span in prompt.spans.items()}
         scored = (tuple(ids.ids[ids.start :]), foil_tokens(tokenizer, prompt, ids))
         made.append(Row(prompt.id, ids.ids[: ids.start], spans, *(scored if answers else ())))
+    tell_unknown(tokenizer, [[*row.ids, *row.answer] for row in made])
     if not made or not all(row.ids for row in made):
         raise WorkbenchError("Expected prompts of at least one token each; found none or an empty.")
     return made
@@ -159,6 +161,22 @@ def in_batches(
             continue
         yield chosen, made
         begin += len(chosen)
+
+
+def tell_unknown(tokenizer: Any, texts: Sequence[Sequence[int]]) -> None:
+    """Say once how many texts hold words that the tokenizer does not know."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    count = sum(unknown in ids for ids in texts) if unknown is not None else 0
+    if count:
+        _say(
+            f"{count} of {len(texts)} prompts hold words that the tokenizer does not know: both "
+            f"models read {tokenizer.unk_token} in their place."
+        )
+
+
+@once
+def _say(text: str) -> None:
+    print(f"workbench: {text}", file=sys.stderr)
 
 
 def encode(tokenizer: Any, prompt: Prompt) -> Encoded:

@@ -13,7 +13,15 @@ import torch.nn.functional as F
 
 from workbench.devices import home
 from workbench.errors import WorkbenchError
-from workbench.tasks.batching import Encoded, encode, foil_tokens, in_batches, pad_id, padded
+from workbench.tasks.batching import (
+    Encoded,
+    encode,
+    foil_tokens,
+    in_batches,
+    pad_id,
+    padded,
+    tell_unknown,
+)
 from workbench.tasks.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -51,6 +59,7 @@ def answers(
     """
     prompts = list(prompts)
     encoded = [encode(tokenizer, p) for p in prompts]
+    tell_unknown(tokenizer, [one.ids for one in encoded])
     foils = [list(foil_tokens(tokenizer, p, e)) for p, e in zip(prompts, encoded, strict=True)]
     rows: list[dict] = [{} for _ in prompts]
     with _ready(model, device) as where:
