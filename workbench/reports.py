@@ -121,11 +121,13 @@ def report(
     loaded = dict(zip(names, read, strict=True))
     if not loaded:
         raise WorkbenchError("Expected at least one Result to report on, found none.")
-    bases = {json.dumps(r.provenance.base, sort_keys=True, default=str) for r in read}
+    told = [json.dumps(r.provenance.base, sort_keys=True, default=str) for r in read]
+    # One base may have been given by several paths.
+    bases = {r.provenance.base.get("fingerprint", t): t for r, t in zip(read, told, strict=True)}
     if len(bases) > 1:
         raise WorkbenchError(
             f"Expected Results of one base checkpoint, found {len(bases)} bases: "
-            f"{'; '.join(sorted(bases))}; write one report per base."
+            f"{'; '.join(sorted(bases.values()))}; write one report per base."
         )
     members = figures.everyone(read)
     with style.family(members):
