@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import cache as once
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,21 @@ def program() -> str:
     """Where Chromium is. Skips the test where there is none; fails it where the environment says
     that there must be one, as .ci/run does."""
     found = next(filter(None, map(shutil.which, NAMES)), None)
-    if found is not None:
+    if found is not None and _starts(found):
         return found
-    missing = "no browser to read the page in (Debian: apt-get install chromium)"
+    missing = "no browser that starts to read the page in (Debian: apt-get install chromium)"
     if os.environ.get(REQUIRED) == "1":
         pytest.fail(f"There is {missing}, and {REQUIRED}=1.", pytrace=False)
     pytest.skip(f"There is {missing}.")
+
+
+@once
+def _starts(browser: str) -> bool:
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", "about:blank"]
+    try:
+        return subprocess.run(command, capture_output=True, timeout=WAIT).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 class Tab:
