@@ -12,7 +12,7 @@ import pandas as pd
 from workbench import runs
 from workbench.catalogue import ANALYSES
 from workbench.cluster import HERE, Crew, place, workers
-from workbench.equivalence import equivalence
+from workbench.equivalence import ARMS, equivalence
 from workbench.errors import WorkbenchError
 from workbench.forgetting import association, sequential
 from workbench.loaders import CheckpointPair, Family
@@ -200,7 +200,7 @@ def _associated(results: Sequence[Result]) -> Result | None:
 def _overlap(localized: Sequence[tuple[Study, Result]]) -> Result | None:
     """What the grafts of several members and tasks have in common."""
     arms = [set(result.provenance.parameters["arms"]) for _, result in localized]
-    arm = next((one for one in ("learned", "movement") if all(one in own for own in arms)), "")
+    arm = next((one for one in ARMS if all(one in own for own in arms)), "")
     results = [result for _, result in localized]
     bases = {result.provenance.base["fingerprint"] for result in results}
     if not arm or len(bases) > 1 or sum(len(result.members) for result in results) < 2:

@@ -3,8 +3,8 @@
 Each measure of a member (score, forgetting, intruders, effective rank, TuCo, graft, circuit) stands
 beside its null or what it is held against (the base, random changes or entries or heads, for an
 effective rank the LoRA's own rank, for TuCo prompts that fine-tuning was not about), and its
-difference from the full fine-tune beside a margin below which a difference
-would not matter. The question is that of an equivalence test, which is two tests at once:
+difference from the full fine-tune beside a margin below which a difference would not matter. The
+question is that of an equivalence test, which is two tests at once:
 
     alike       the whole 95% interval of the difference lies within the margin
     different   the interval leaves out no difference, and does not lie within the margin
@@ -39,7 +39,7 @@ KEY = "compare.equivalence"
 ALIKE, DIFFERENT, UNDECIDED = "alike", "different", "undecided"
 ENOUGH = 0.9  # of the gain, for a graft to carry the skill
 SHARE = 0.1  # of the parameters, where grafts of members are compared
-ARMS = ("learned", "movement")  # the best choice of entries that was run
+ARMS = ("learned", "movement")  # choices of a graft's entries, the best first
 COLUMNS = [
     "metric", "measure", "member", "value", "low", "high", "n", "baseline", "versus", "arm",
     "margin", "says",

@@ -135,8 +135,8 @@ def report(
             _checked(name, loaded, pictures, source)
             for name, source in zip(names, given, strict=True)
         ]
-    told = Counter(note for result in read for note in result.provenance.notes)
-    shared = list(dict.fromkeys([*notes, *(note for note, times in told.items() if times > 1)]))
+    often = Counter(note for result in read for note in result.provenance.notes)
+    shared = list(dict.fromkeys([*notes, *(note for note, times in often.items() if times > 1)]))
     page = _template().render(
         title=title,
         question=QUESTION,

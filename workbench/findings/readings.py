@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from workbench.equivalence import DIFFERENT, equivalence
+from workbench.equivalence import ARMS, DIFFERENT, equivalence
 from workbench.results import Result
 from workbench.stats import Interval, difference
 
@@ -198,7 +198,7 @@ def sparse(results: Sequence[Result]) -> Iterator[Reading]:
     """The largest graft of at most a hundredth, learned where one was."""
     for member, rows in _gains(results):
         own = rows[(rows["metric"] == "gain") & (rows["sparsity"] <= 0.01)].dropna(subset="value")
-        arm = next((a for a in ("learned", "movement") if (own["arm"] == a).any()), None)
+        arm = next((a for a in ARMS if (own["arm"] == a).any()), None)
         if arm is None:
             continue
         own = own[own["arm"] == arm]
@@ -211,7 +211,7 @@ def sparse(results: Sequence[Result]) -> Iterator[Reading]:
 
 def learned(results: Sequence[Result]) -> Iterator[Reading]:
     for member, rows in _gains(results):
-        ours, theirs = (_at(rows, "gain", arm, 0.1) for arm in ("learned", "movement"))
+        ours, theirs = (_at(rows, "gain", arm, 0.1) for arm in ARMS)
         if ours is not None and theirs is not None:
             found = difference(Interval.of(ours), Interval.of(theirs))
             yield _reading(member, found._asdict(), math.nan, _above(found.low, found.high, 0))
