@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-smollm2 test notebooks cluster-test fuzz crash-test lint bench figures family-figures clean
+.PHONY: demo demo-smollm2 test dist notebooks cluster-test fuzz crash-test lint bench figures family-figures clean
 
 # constraints.txt pins what is tested. The last lines keep the install from running again.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -24,6 +24,10 @@ demo-smollm2: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(RUN)/python -m pytest
+
+# Two wheels under dist/: the code, and the shipped family for those who have no clone.
+dist: $(VENV)/installed
+	$(RUN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist . ./data
 
 notebooks: $(VENV)/installed
 	$(RUN)/jupyter lab notebooks
@@ -68,12 +72,12 @@ gpu-test: $(VENV)/installed
 
 # Everything under figures/ from the results kept there, without a model; a few minutes.
 figures: $(VENV)/installed
-	$(RUN)/python -m benchmarks.redraw figures
+	$(RUN)/python -m benchmarks.figures
 
 # The shipped family's results anew, by the demo.
 family-figures: $(VENV)/installed
 	$(RUN)/workbench demo --out out/family
-	$(RUN)/python -m benchmarks.keep_figures out/family figures/family
+	$(RUN)/python -m benchmarks.figures keep out/family family
 
 clean:
-	rm -rf $(VENV) out build *.egg-info
+	rm -rf $(VENV) out dist

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 import workbench as wb
@@ -25,7 +26,18 @@ def test_files_are_those_of_the_manifest():
     for file in files:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         assert digest == MANIFEST["sha256"][str(file.relative_to(FAMILY))], file
-    assert sum(p.stat().st_size for p in files) < 60e6
+    assert sum(p.stat().st_size for p in files) <= 40 * 2**20
+
+
+def test_what_is_stored_in_16_bits_is_said():
+    stored = {name: about["stored"] for name, about in MANIFEST["members"].items()}
+    assert MANIFEST["base"]["stored"] == stored["full"] == "float32"
+    for name in MEMBERS:
+        (file,) = (FAMILY / name).glob("*.safetensors")
+        dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in load_file(file).values()}
+        halved = shipped.MEMBERS[name].method == "lora" or name in shipped.HALVED
+        assert ("float16" in dtypes) == halved
+        assert "+".join(sorted(dtypes)) == stored[name]
 
 
 def test_words_are_those_the_base_was_trained_with():
@@ -97,8 +109,10 @@ def test_auto_and_exact_decide_alike_on_every_matrix(member: str):
     assert close.float().mean() > 0.98
 
 
-def test_full_fine_tuning_left_embeddings_and_norms_alone():
-    pair = wb.load_pair(FAMILY / "base", FAMILY / "full")
+@pytest.mark.parametrize("member", ["full", *shipped.HALVED])
+def test_full_fine_tuning_left_embeddings_and_norms_alone(member: str):
+    """Also where what it changed is stored in 16 bits."""
+    pair = wb.load_pair(FAMILY / "base", FAMILY / member)
     changed = {d.site.component for d in pair.deltas("all") if d.changed}
     assert changed == {s.component for s in pair.sites()}
 
@@ -121,5 +135,5 @@ def test_the_study_plans_the_members_of_a_task_together():
 
 
 def test_a_missing_family_is_one_sentence(tmp_path):
-    with pytest.raises(wb.WorkbenchError, match="clone of the repository"):
+    with pytest.raises(wb.WorkbenchError, match="pip install finetune-workbench-family"):
         shipped_study(tmp_path)

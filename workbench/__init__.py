@@ -13,6 +13,8 @@ import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from workbench.version import __version__
+
 if TYPE_CHECKING:
     from workbench import (
         behaviour,
@@ -65,6 +67,7 @@ __all__ = [
     "Provenance",
     "Result",
     "WorkbenchError",
+    "__version__",
     "behaviour",
     "figures",
     "forgetting",

@@ -265,7 +265,7 @@ def _pictures(
     """Every figure of a Result as a data address, with the words that go with it."""
     for drawing, group in figures.drawings(results[name], list(results.values())):
         if folder is None:
-            image = figures.png(drawing.draw(*group), figures.metadata(drawing, group))
+            image = figures.png(drawing.draw(*group), figures.metadata(drawing.title, group))
         else:
             image = (Path(folder) / f"{name}.{drawing.name}.png").read_bytes()
         # A PNG's first chunk holds its width and height in pixels.

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,20 +25,20 @@ import pandas as pd
 from workbench import stored
 from workbench.errors import WorkbenchError, visible
 from workbench.files import read_json
+from workbench.version import __version__
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FORMAT = 1
-VERSIONED = ("workbench", "torch", "transformers", "peft", "numpy", "scipy")
+VERSIONED = ("torch", "transformers", "peft", "numpy", "scipy")
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a number."""
-    return {"python": platform.python_version()} | {
-        name: metadata.version(name) for name in VERSIONED
-    }
+    """Versions of Python, of the workbench and of the packages that decide a number."""
+    own = {"python": platform.python_version(), "workbench": __version__}
+    return own | {name: metadata.version(name) for name in VERSIONED}
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Result:
                 f"A Result's table needs the columns metric and value; {sorted(missing)} missing."
             )
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 of the table's content; when and where it was made stay out."""
         content = self.table.to_json(orient="split", double_precision=15)
@@ -177,7 +178,7 @@ class Result:
         from safetensors.numpy import save_file
 
         with replacing(Path(folder)) as fresh:
-            self.table.to_parquet(fresh / "table.parquet", index=False)
+            stored.write(self.table, fresh / "table.parquet")
             if self.tensors:
                 arrays = {name: np.ascontiguousarray(a) for name, a in self.tensors.items()}
                 save_file(arrays, fresh / "tensors.safetensors")

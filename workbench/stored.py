@@ -72,6 +72,18 @@ def table(file: Path) -> pd.DataFrame:
     return found
 
 
+def write(table: pd.DataFrame, file: Path) -> None:
+    """A table as parquet, numbers split into their bytes: half the size of pandas' own default."""
+    numbers = [name for name in table if pd.api.types.is_float_dtype(table[name])]
+    table.to_parquet(
+        file,
+        index=False,
+        compression="zstd",
+        use_dictionary=[name for name in table if name not in numbers],
+        use_byte_stream_split=numbers or False,
+    )
+
+
 def _require_modest(file: Path) -> None:
     """Raise ValueError where a table would take far more memory than anyone means."""
     import pyarrow as pa

@@ -37,8 +37,10 @@ from workbench.cli.shared import (
     show,
     texts,
 )
+from workbench.version import __version__
 
 app = typer.Typer(
+    help="What did fine-tuning do to this model? A base and its fine-tuned checkpoints compared.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -54,6 +56,21 @@ VERBS = {
 }
 for name, part in VERBS.items():
     app.add_typer(part.app, name=name, help=part.__doc__)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"workbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which it is.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:
@@ -127,7 +144,7 @@ def demo(
 def check(base: Base, tuned: Tuned, json: Json = False) -> None:
     """Preflight: do these two checkpoints belong together?
 
-    Example: workbench check data/family/base data/family/lora-r4
+    Example: workbench check BASE TUNED
     """
     from workbench.loaders import Checkpoint, CheckpointPair, load_pair
     from workbench.loaders.checkpoint import is_adapter
@@ -284,9 +301,25 @@ def figures(
 ) -> None:
     """Draw from stored results, without a model: a paper's panels, or a run's figures and report.
 
-    The file is described in workbench/figures/spec.py; figures/panels.yaml is one.
+    Example: workbench figures panels.yaml --out out/panels
 
-    Example: workbench figures figures/panels.yaml --out out/panels
+    The file of panels, which are lettered, fill rows from the left and show members alike:
+
+    \b
+      results: out/mine/results         # folder of saved results, from where this file lies
+      style: paper                      # PNG at 300 dpi and PDF; notebook: PNG for a screen
+      size: wide                        # column (3.4 in), wide (7 in), or [width, height]
+      columns: 2
+      panels:
+        - analysis: spectral.intruders  # a folder of results
+          figure: count                 # one of its figures; default: the first
+          members: [full, lora-r4]      # default: all
+          title: Low ranks have intruders
+          options: {k: 5}               # of the figure's function
+          span: 1                       # columns it takes; two panels in one figure want two
+          legend: false                 # where another panel tells the members apart
+        - analysis: forgetting.retention
+          results: ../other/results     # where it lies elsewhere
     """
     from workbench.errors import WorkbenchError
     from workbench.figures import Spec

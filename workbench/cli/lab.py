@@ -47,12 +47,12 @@ def train(
 
 @app.command()
 def build(
-    out: Annotated[Path, typer.Option(help="Folder for the family.")] = Path("data/family"),
+    out: Annotated[Path, typer.Option(help="Folder for the family.")] = Path("out/family"),
     member: Annotated[list[str] | None, typer.Option(help="Only these members.")] = None,
 ) -> None:
     """Make the shipped family again: pre-train the base, train every member. Some hours.
 
-    Example: workbench lab build --out data/family
+    Example: workbench lab build --out out/family
     """
     import workbench as wb
 

@@ -43,7 +43,7 @@ def intruders(
 ) -> None:
     """Count intruder dimensions, arXiv 2410.21228.
 
-    Example: workbench spectral intruders data/family/base data/family/lora-r1
+    Example: workbench spectral intruders BASE TUNED
     """
     import workbench as wb
 
@@ -61,7 +61,7 @@ def spectrum(
 ) -> None:
     """Size and effective rank of every change.
 
-    Example: workbench spectral spectrum data/family/base data/family/full
+    Example: workbench spectral spectrum BASE TUNED
     """
     import workbench as wb
 

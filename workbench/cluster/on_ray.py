@@ -29,7 +29,9 @@ def connected(address: str) -> Iterator[None]:
     try:
         import ray
     except ImportError as error:
-        raise WorkbenchError("Running on Ray needs it: pip install 'workbench[ray]'.") from error
+        raise WorkbenchError(
+            "Running on Ray needs it: pip install 'finetune-workbench[ray]'."
+        ) from error
     if ray.is_initialized():
         yield
         return

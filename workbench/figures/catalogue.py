@@ -268,22 +268,25 @@ def everyone(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
     return members
 
 
-def metadata(drawing: Drawing, group: Sequence[Result]) -> dict[str, str]:
-    """What a file of this figure says of itself: Title, Subject (commands), Keywords (JSON).
-
-    Keywords hold the analyses and the fingerprint of the base and of every member.
-    """
-    prints = {name: about.get("fingerprint") for name, about in everyone(group).items()}
+def metadata(title: str, results: Sequence[Result]) -> dict[str, str]:
+    """What a file of a figure says of itself: Title, and Keywords (JSON) with the analyses and the
+    fingerprints of their tables, of the base and of every member. Nothing that another day, folder
+    or version would change."""
+    prints = {name: about.get("fingerprint") for name, about in everyone(results).items()}
     keywords = {
-        "analyses": [result.analysis for result in group],
-        "base": group[0].provenance.base.get("fingerprint"),
+        "analyses": [result.analysis for result in results],
+        "tables": [result.fingerprint for result in results],
+        "base": results[0].provenance.base.get("fingerprint"),
         "members": prints,
     }
-    return {
-        "Title": drawing.title,
-        "Subject": "; ".join(dict.fromkeys(result.provenance.command for result in group)),
-        "Keywords": json.dumps(keywords),
-    }
+    return {"Title": title, "Keywords": json.dumps(keywords)}
+
+
+# What matplotlib would add of itself and of the moment.
+UNSAID: dict[str, dict[str, Any]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
 
 
 def write(
@@ -295,9 +298,8 @@ def write(
     dpi: int = style.DPI,
 ) -> None:
     """`figure` as PNG or PDF with `about` as its metadata, the same bytes each time."""
-    undated = {"CreationDate": None} if format == "pdf" else {}
     with mpl.rc_context(style.RC):
-        figure.savefig(target, format=format, dpi=dpi, metadata=about | undated)
+        figure.savefig(target, format=format, dpi=dpi, metadata=about | UNSAID[format])
 
 
 def png(figure: Figure, about: dict[str, str]) -> bytes:
@@ -337,7 +339,7 @@ def save_all(
     with style.family(everyone(everything)):
         for name, result in by_name.items():
             for drawing, group in drawings(result, everything):
-                figure, about = drawing.draw(*group), metadata(drawing, group)
+                figure, about = drawing.draw(*group), metadata(drawing.title, group)
                 for format in formats:
                     path = Path(folder) / f"{name}.{drawing.name}.{format}"
                     with writing(path) as fresh:

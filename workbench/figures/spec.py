@@ -1,27 +1,9 @@
 """One figure of several panels, as a paper or a notebook shows it, from stored Results and a small
-file.
-
-    results: figures/family/results     # the folder of saved Results, from where this file lies
-    style: paper                        # paper: PNG at 300 dpi and PDF; notebook: PNG for a screen
-    size: wide                          # column (3.4 in), wide (7 in), or [width, height] in inches
-    columns: 2
-    panels:
-      - analysis: spectral.intruders    # a folder of results
-        figure: count                   # one of its figures; default: the first
-        members: [full, lora-r4]        # default: all
-        title: Low ranks have intruders
-        options: {k: 5}                 # of the figure's function
-        span: 1                         # columns it takes; a figure of two panels wants two
-        legend: false                   # where another panel tells the members apart
-      - analysis: forgetting.retention
-        results: ../other/results
-
-Panels are lettered and fill rows from the left; members look alike in all of them.
+file, which `workbench figures --help` describes.
 """
 
 from __future__ import annotations
 
-import json
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -130,11 +112,8 @@ class Spec:
         """The figure as TARGET.png and, of the style paper, TARGET.pdf; their paths."""
         figure, made = self.draw(), []
         results = [_result(panel) for panel in self.panels]
-        about = {
-            "Title": " · ".join(panel.title or panel.folder.name for panel in self.panels),
-            "Subject": "; ".join(dict.fromkeys(r.provenance.command for r in results)),
-            "Keywords": json.dumps({"analyses": [r.analysis for r in results]}),
-        }
+        title = " · ".join(panel.title or panel.folder.name for panel in self.panels)
+        about = catalogue.metadata(title, results)
         dpi, formats = STYLES[self.style]
         for format in formats:
             path = Path(f"{target}.{format}")

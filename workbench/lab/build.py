@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from workbench.errors import WorkbenchError
 from workbench.lab import shipped
@@ -24,7 +25,7 @@ LOGGED, SCORED = 64, 400
 
 
 def build(
-    out: str | Path = "data/family",
+    out: str | Path = "out/family",
     *,
     recipes: Mapping[str, Recipe] | None = None,
     members: list[str] | None = None,
@@ -54,8 +55,28 @@ def build(
                 start=out / recipe.start if recipe.start else None,
                 evaluate=shipped.Evaluation(LOGGED, "validation", task=recipe.task),
             )
+    lighten(out)
     manifest(out)
     return out
+
+
+def lighten(out: str | Path) -> None:
+    """Store in float16 what is read no finer: the factors of every adapter, and what fine-tuning
+    changed in the members `shipped.HALVED`; what it left alone stays the base's, bit for bit.
+
+    After all training, since a member of a chain starts from the float32 factors. Rounding to 11
+    bits moves a factor's entries by less than 2^-11 of themselves and adds no direction to BA.
+    """
+    out = Path(out)
+    kept = load_file(out / "base" / "model.safetensors")
+    files = [*out.glob("**/adapter_model.safetensors")]
+    files += [out / name / "model.safetensors" for name in shipped.HALVED if (out / name).is_dir()]
+    for file in files:
+        stored = load_file(file)
+        moved = [n for n in stored if n not in kept or not torch.equal(stored[n], kept[n])]
+        with writing(file) as fresh:
+            halves = {name: stored[name].half() for name in moved}
+            save_file(stored | halves, fresh, metadata={"format": "pt"})
 
 
 def base(out: str | Path, steps: float = 1.0) -> Path:
@@ -117,12 +138,15 @@ def manifest(out: str | Path) -> dict[str, Any]:
 
     It holds the recipes, those of the base's stages included, package versions, each member's seed
     and scores (mean, 95% interval and n per task, on the test split, which no recipe was chosen
-    by), the sha256 of every file, and `sweep`, the trials listed in sweep.json.
+    by), the precision its weights are stored in, the sha256 of every file, and `sweep`, the trials
+    listed in sweep.json.
     """
     out = Path(out)
     evaluate = shipped.Evaluation(SCORED, "test")
     folders = sorted(f.parent for f in out.glob("[!.]*/training.json"))
-    members = {f.name: _run(f) | {"scores": _scores(f, evaluate)} for f in folders}
+    members = {
+        f.name: _run(f) | {"stored": _stored(f), "scores": _scores(f, evaluate)} for f in folders
+    }
     members["base"]["stages"] = {
         name: _run(out / "base" / "stages" / name) for name in shipped.STAGES
     }
@@ -152,14 +176,19 @@ def _run(folder: Path) -> dict[str, Any]:
 
 def _scores(folder: Path, evaluate: shipped.Evaluation) -> dict[str, dict[str, float]]:
     """Task -> value, low, high and n, rounded."""
-    from transformers import AutoTokenizer
-
-    words = AutoTokenizer.from_pretrained(folder)
-    found = evaluate.intervals(Checkpoint.parse(folder).load(dtype=torch.float32), words)
+    own = Checkpoint.parse(folder)
+    found = evaluate.intervals(own.load(dtype=torch.float32), own.tokenizer())
     return {
         name: {k: v if k == "n" else round(v, 5) for k, v in interval._asdict().items()}
         for name, interval in found.items()
     }
+
+
+def _stored(folder: Path) -> str:
+    """The precisions of the weights in a folder, "float16+float32" where some are of each."""
+    (file,) = folder.glob("*.safetensors")
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in load_file(file).values()}
+    return "+".join(sorted(dtypes))
 
 
 def _digests(out: Path) -> dict[str, str]:

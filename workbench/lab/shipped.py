@@ -227,6 +227,8 @@ MEMBERS = {
         evaluate_every=25,
     ),
 }
+# Full fine-tunes whose weights no study of spectra reads; stored in 16 bits, see `build.lighten`.
+HALVED = ("boxes-full", "unlearned")
 # The same chain by full fine-tuning, which the folder of the family has no room for.
 CHAIN = {
     "chain-2-full": Recipe(method="full", lr=5e-4, start="full", **_REVERSAL),

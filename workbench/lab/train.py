@@ -51,7 +51,7 @@ def train(
     last one and ends in the same weights. compiled: run the steps through torch.compile, which
     pays off after some thousand steps.
 
-    `out` holds a transformers model or a PEFT adapter with the tokenizer, training.json (recipe,
+    `out` holds a transformers model with its tokenizer, or a PEFT adapter, training.json (recipe,
     step, seed, scores), log.jsonl, and steps/step-000500/ and so on, each with a training.json of
     its own. An adapter names its base by the path from its own folder. Raises where `out` holds a
     member of another recipe or other texts, and where the loss is no longer finite.
@@ -279,7 +279,7 @@ class _Member:
             (folder / "README.md").unlink(missing_ok=True)
         else:
             self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
         about = self.run | {"step": step, "seed": self.run["recipe"]["seed"], "scores": self.scores}
         (folder / "training.json").write_text(json.dumps(about, indent=1))
 
