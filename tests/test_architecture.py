@@ -12,14 +12,16 @@ import pytest
 ROOT = Path(__file__).parents[1] / "workbench"
 
 # What each part may import of the workbench. A part not listed may not exist.
-SHARED = {"errors", "files", "stats", "results", "meaning", "cache", "devices"}
+SHARED = {"errors", "files", "log", "stats", "results", "meaning", "cache", "devices"}
 ANALYSES = {"spectral", "forgetting", "behaviour", "patching", "skills", "tuco"}
 MAY = {
     "errors": set(),
+    "log": set(),
+    "version": set(),
     "stats": set(),
     "files": {"errors"},
     "stored": {"errors", "files"},
-    "results": {"errors", "files", "stored"},
+    "results": {"errors", "files", "stored", "version"},
     "meaning": {"results"},
     "cache": {"results"},
     "devices": {"errors"},

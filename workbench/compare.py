@@ -11,11 +11,12 @@ import pandas as pd
 
 from workbench import runs
 from workbench.catalogue import ANALYSES
-from workbench.cluster import HERE, Crew, place, workers
+from workbench.cluster import HERE, LOCAL, Crew, place, workers
 from workbench.equivalence import ARMS, equivalence
 from workbench.errors import WorkbenchError
 from workbench.forgetting import association, sequential
 from workbench.loaders import CheckpointPair, Family
+from workbench.log import quiet
 from workbench.reports import FIRST
 from workbench.results import Result
 from workbench.skills import alike, compose, localize, overlap, reported
@@ -52,7 +53,9 @@ def compare(
     if not run.made:
         raise next(iter(run.failed.values()), WorkbenchError("There is no analysis to run."))
     about: dict[str, Any] = {"title": title, "preflight": preflight, "failed": run.failed}
-    return runs.keep(out, run.made, formats=formats, **about)
+    kind, where = place(on)
+    drawers = int(where) if kind == LOCAL else 1
+    return runs.keep(out, run.made, formats=formats, workers=drawers, **about)
 
 
 def results(study: Study, out: str | Path, *, on: str = HERE) -> list[Result]:
@@ -109,7 +112,7 @@ def _lacking(made: Result, lost: Iterable[Unit]) -> Result:
 
 
 def _run(study: Study, out: Path, on: str) -> Run:
-    with workers(on, device=study.device, peak=_peak(study, on)) as crew:
+    with quiet(), workers(on, device=study.device, peak=_peak(study, on)) as crew:
         run = Run(out / "units", crew)
         _fill(study, run)
     run.made = _ordered(run.made)

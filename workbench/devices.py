@@ -8,6 +8,7 @@ to where it runs for the time of its run, so the numbers are those of a model in
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import weakref
@@ -46,6 +47,13 @@ def home(model: nn.Module) -> torch.device:
     """Where a model's inputs are put; offloaded parameters lie nowhere between their runs."""
     places = (parameter.device for parameter in model.parameters())
     return next((place for place in places if place.type != "meta"), torch.device("cpu"))
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def load_spread(load: Callable[..., nn.Module], device: Device, offload: Path) -> nn.Module:

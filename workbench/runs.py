@@ -36,11 +36,12 @@ def keep(
     preflight: pd.DataFrame | None = None,
     failed: Mapping[str, Exception] | None = None,
     formats: Sequence[str] = ("png", "pdf"),
+    workers: int = 1,
 ) -> Path:
     """Write everything of a run but results/, which are there; returns the report's path.
 
     made: Results by name, in the report's order. failed: what was raised, by what it was. formats:
-    of the figures' files, PNG among them.
+    of the figures' files, PNG among them. workers: processes that draw.
     """
     failed = failed or {}
     lines = [] if preflight is None else preflight.to_dict("records")
@@ -58,7 +59,7 @@ def keep(
             (fresh / f"{number:02d}.txt").write_text(f"{_said(name, error)}\n\n{trace}")
     if not failed:
         (out / FAILED).rmdir()
-    return redraw(out, formats=formats)
+    return redraw(out, formats=formats, workers=workers)
 
 
 def redraw(
@@ -66,17 +67,19 @@ def redraw(
     *,
     pictures: str | Path | None = None,
     formats: Sequence[str] = ("png", "pdf"),
+    workers: int = 1,
 ) -> Path:
     """Draw the figures and the report of a finished run from what it kept, without a model.
 
     folder: what `compare` wrote, or a copy of its results/ and run.json. pictures: where figures
-    go, None for figures/ in it. formats: of their files, PNG among them. Returns the report's
-    path. Raises WorkbenchError where it holds no results.
+    go, None for figures/ in it. formats: of their files, PNG among them. workers: processes that
+    draw, see `figures.save_all`. Returns the report's path. Raises WorkbenchError where it holds no
+    results.
     """
     folder = Path(folder)
     made, about = load(folder), _about(folder)
     pictures = Path(pictures or folder / "figures")
-    figures.save_all(made, pictures, formats=formats)
+    figures.save_all(made, pictures, formats=formats, workers=workers)
     return report(
         made,
         folder / "report.html",

@@ -57,6 +57,14 @@ def test_every_figure_of_behaviour_is_drawn_of_these_results(results):
     assert {d.analysis for d in behaviour.DRAWINGS} == set(behaviour.SENTENCES)
 
 
+def test_emulation_is_drawn_again_as_the_same_file(results, tmp_path):
+    """The one figure of which figures/ keeps no Result; test_figures holds the others to it."""
+    made = [one for one in results if one.analysis == "behaviour.emulate"]
+    first, again = (figures.save_all(made, tmp_path / name) for name in ("first", "again"))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
+    assert len(first) == 2
+
+
 def test_every_sentence_names_its_members(results):
     for one in results:
         head, parts = behaviour.SENTENCES[one.analysis](one)

@@ -14,6 +14,7 @@ import typer
 
 from workbench.cli import behaviour, forget, lab, patch, skills, spectral
 from workbench.cli.shared import (
+    WHERE,
     Base,
     Device,
     DryRun,
@@ -106,7 +107,7 @@ def demo(
     json: Json = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",
-    on: On = "here",
+    on: Annotated[str, typer.Option(help=f"{WHERE} By default the cores share it.")] = "",
 ) -> None:
     """Compare LoRA with full fine-tuning on the shipped family, or on SmolLM2-135M.
 
@@ -114,8 +115,12 @@ def demo(
     """
     from workbench.cluster import place
     from workbench.demo import fast_bfloat16, shipped_study, smollm2_study
+    from workbench.devices import cores
     from workbench.errors import WorkbenchError
 
+    # The family's models are small: a process a core is faster than a process of many threads.
+    several = min(cores(), 4) if model == "family" and device == "cpu" else 1
+    on = on or (f"local:{several}" if several > 1 else "here")
     place(on)
 
     shared: dict[str, Any] = {"device": device, "dtype": dtype}

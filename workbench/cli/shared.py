@@ -20,9 +20,8 @@ Device = Annotated[
     str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: all GPUs, memory, disk.")
 ]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16, for every run of a model.")]
-On = Annotated[
-    str, typer.Option(help="Where: here, local:N, ray:auto, ray:HOST:PORT or ray://HOST:PORT.")
-]
+WHERE = "Where: here, local:N, ray:auto, ray:HOST:PORT or ray://HOST:PORT."
+On = Annotated[str, typer.Option(help=WHERE)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
 Batch = Annotated[int, typer.Option(help="Rows per forward pass; halved where they do not fit.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.")]

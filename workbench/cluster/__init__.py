@@ -28,9 +28,9 @@ from workbench.cluster.crew import Crew, Here
 from workbench.cluster.processes import processes
 from workbench.errors import WorkbenchError
 
-__all__ = ["HERE", "Crew", "place", "workers"]
+__all__ = ["HERE", "LOCAL", "Crew", "place", "workers"]
 
-HERE = "here"
+HERE, LOCAL = "here", "local"
 
 
 @contextlib.contextmanager
@@ -61,7 +61,7 @@ def workers(on: str = HERE, *, device: str = "cpu", peak: float = 0) -> Iterator
 def place(on: str) -> tuple[str, str]:
     """(here, local or ray; how many workers or Ray's address). Raises WorkbenchError."""
     kind, _, where = on.partition(":")
-    if on == HERE or (kind == "local" and where.isdecimal() and int(where)):
+    if on == HERE or (kind == LOCAL and where.isdecimal() and int(where)):
         return kind, where
     if kind == "ray" and where:
         return kind, on if where.startswith("//") else where

@@ -3,12 +3,14 @@ is like it, and runs units."""
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import sys
 from collections.abc import Mapping
 
 from workbench.errors import WorkbenchError
+from workbench.log import log
 from workbench.results import Result, versions
 from workbench.units import Unit, code_fingerprint
 
@@ -39,6 +41,7 @@ def begin(folder: str, command: list[str], like: Mapping[str, str]) -> None:
             "every machine sees."
         ) from error
     sys.argv = command
+    log.setLevel(logging.WARNING)  # the process that was started says what runs
 
 
 def work(unit: Unit) -> Result:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -328,21 +330,59 @@ def save_all(
     folder: str | Path,
     *,
     formats: Sequence[str] = ("png", "pdf"),
+    workers: int = 1,
 ) -> list[Path]:
     """Every figure of `results` as PNG and PDF in `folder`, members alike in all; their paths.
 
-    Files are NAME.FIGURE.png and .pdf, NAME as `named` gives it.
+    Files are NAME.FIGURE.png and .pdf, NAME as `named` gives it. workers: processes that draw; with
+    several a script must call this under `if __name__ == "__main__":`.
     """
-    paths: list[Path] = []
-    by_name = named(results)
-    everything = list(by_name.values())
-    with style.family(everyone(everything)):
-        for name, result in by_name.items():
-            for drawing, group in drawings(result, everything):
-                figure, about = drawing.draw(*group), metadata(drawing.title, group)
-                for format in formats:
-                    path = Path(folder) / f"{name}.{drawing.name}.{format}"
-                    with writing(path) as fresh:
-                        write(figure, fresh, about, format=format)
-                    paths.append(path)
-    return paths
+    album = Album(named(results), Path(folder), tuple(formats))
+    wanted = album.wanted()
+    if min(workers, len(wanted)) < 2:
+        return [path for one in wanted for path in album.save(*one)]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(wanted)), spawn, _open, (album,)) as pool:
+        return [path for paths in pool.map(_save, wanted) for path in paths]
+
+
+class Album(NamedTuple):
+    """Results by name, whose figures go to a folder."""
+
+    results: Mapping[str, Result]
+    folder: Path
+    formats: tuple[str, ...]
+
+    def wanted(self) -> list[tuple[str, str]]:
+        """(name of a Result, name of a figure) of every figure there is."""
+        return [
+            (name, drawing.name)
+            for name, result in self.results.items()
+            for drawing, _ in drawings(result, list(self.results.values()))
+        ]
+
+    def save(self, name: str, figure: str) -> list[Path]:
+        """Draw one of them; the paths of its files."""
+        everything, paths = list(self.results.values()), []
+        (drawing, group), *_ = (
+            one for one in drawings(self.results[name], everything) if one[0].name == figure
+        )
+        with style.family(everyone(everything)):
+            drawn, about = drawing.draw(*group), metadata(drawing.title, group)
+            for format in self.formats:
+                path = self.folder / f"{name}.{drawing.name}.{format}"
+                with writing(path) as fresh:
+                    write(drawn, fresh, about, format=format)
+                paths.append(path)
+        return paths
+
+
+_OPENED: list[Album] = []  # in a process that draws
+
+
+def _open(album: Album) -> None:
+    _OPENED.append(album)
+
+
+def _save(one: tuple[str, str]) -> list[Path]:
+    return _OPENED[-1].save(*one)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -22,6 +21,7 @@ from workbench.devices import Device, spread
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.loaders.names import align
+from workbench.log import log
 from workbench.models.edits import parameter_homes
 from workbench.models.sites import Layout
 
@@ -324,7 +324,7 @@ def _announce(pair: CheckpointPair, device: Device, dtype: torch.dtype | None, b
             f"{pair.name} needs {told} ({how}); use a smaller dtype, another device, or "
             'base="disk" for a full fine-tune.'
         )
-    print(f"{pair.name}: {how}: {told}", file=sys.stderr)
+    log.info("%s: %s: %s", pair.name, how, told)
 
 
 def _bytes(checkpoint: Any, dtype: torch.dtype | None) -> int:

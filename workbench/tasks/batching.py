@@ -6,7 +6,6 @@ filling, and positions need no correction.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache as once
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from workbench.devices import entry
 from workbench.errors import WorkbenchError
+from workbench.log import log
 from workbench.tasks.prompts import Prompt, PromptSet
 
 Made = TypeVar("Made")
@@ -157,7 +157,7 @@ def in_batches(
             if not memory or len(chosen) == 1:
                 raise
             batch_size = len(chosen) // 2
-            print(f"halved: {batch_size} texts a batch", file=sys.stderr)
+            log.warning("halved: %d texts a batch", batch_size)
             continue
         yield chosen, made
         begin += len(chosen)
@@ -176,7 +176,7 @@ def tell_unknown(tokenizer: Any, texts: Sequence[Sequence[int]]) -> None:
 
 @once
 def _say(text: str) -> None:
-    print(f"workbench: {text}", file=sys.stderr)
+    log.warning("workbench: %s", text)
 
 
 def encode(tokenizer: Any, prompt: Prompt) -> Encoded:

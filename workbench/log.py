@@ -1,0 +1,36 @@
+"""What is said beside the results, a line a thing on stderr, through Python's own logging.
+
+The logger is named "workbench"; `logging.getLogger("workbench").setLevel("WARNING")` silences it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+
+
+class _Now(logging.Handler):
+    """To whatever stderr is at that moment: a notebook and a test exchange it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+log = logging.getLogger("workbench")
+if not log.handlers:
+    log.addHandler(_Now())
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Only warnings, for a block that says by itself what it does."""
+    before = log.level
+    log.setLevel(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        log.setLevel(before)
