@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
 
 from workbench.errors import WorkbenchError
 from workbench.files import MIB, is_count, read_json, read_text
 from workbench.loaders.adapters import REWRITES_BASE
+from workbench.loaders.changes import measured
 
 if TYPE_CHECKING:
     from workbench.loaders.pair import CheckpointPair
@@ -243,27 +243,32 @@ def _vocabulary(pair: CheckpointPair) -> Iterator[Line]:
 
 
 def _changes(pair: CheckpointPair) -> tuple[pd.DataFrame, list[Line]]:
-    rows, lines = [], []
-    for site in pair.sites("all"):
-        try:
-            delta = pair.delta(site)
-        except WorkbenchError as error:
-            lines.append(("finite", STOP, str(error).rstrip("."), ""))
-            continue
-        norm = delta.norm
-        size = float(torch.linalg.vector_norm(delta.base.float()))
-        rows.append((site.name, site.layer, site.component, norm, norm / size if size else None))
+    found = measured(pair)
+    lines: list[Line] = [
+        ("finite", STOP, one.problem.rstrip("."), "") for one in found if one.problem
+    ]
+    rows = [
+        (one.site.name, one.site.layer, one.site.component, one.norm,
+         one.norm / one.base if one.base else float("nan"))
+        for one in found
+        if not one.problem
+    ]  # fmt: skip
     columns = ["name", "layer", "component", "norm", "relative_norm"]
     table = pd.DataFrame(rows, columns=columns)
     if not lines:
         lines.append(("finite", OK, "no NaN or inf", ""))
-    moved = int((table["norm"] > 0).sum())
-    found = f"{moved} of {len(table)} parameters changed"
-    if moved:
-        most = table.sort_values("relative_norm").iloc[-1]
-        found += f", {most['name']} most (relative norm {most['relative_norm']:.3g})"
-    remedy = "" if moved else "Tuned equals base: every analysis will give its exact null."
-    lines.append(("changes", OK if moved else WARN, found, remedy))
+    moved = table[table["norm"] > 0]
+    said = f"{len(moved)} of {len(table)} parameters changed"
+    # Of a parameter that was zero nothing is relative.
+    relative = moved["relative_norm"].replace(float("inf"), float("nan")).dropna()
+    if len(relative):
+        most = table.loc[relative.idxmax()]
+        said += f", {most['name']} most (relative norm {most['relative_norm']:.3g})"
+    elif len(moved):
+        most = table.loc[moved["norm"].idxmax()]
+        said += f", {most['name']} most (norm {most['norm']:.3g}, where the base has zeros)"
+    remedy = "" if len(moved) else "Tuned equals base: every analysis will give its exact null."
+    lines.append(("changes", OK if len(moved) else WARN, said, remedy))
     return table, lines
 
 
