@@ -194,7 +194,7 @@ def _is_factored(pair: CheckpointPair, name: str) -> bool:
     theirs, lora = pair.comparable[name], pair.tuned.lora
     if lora is None or theirs not in pair.adapted or theirs in pair.replaced:
         return False
-    return pair.shared_base and lora.magnitude(pair.adapted[theirs]) is None
+    return pair.shared_base and "lora_magnitude_vector" not in lora.parts[pair.adapted[theirs]]
 
 
 def _is_formed(pair: CheckpointPair, name: str) -> bool:
@@ -302,7 +302,9 @@ def _exactly(base: Tensor, tuned: Tensor | None) -> Sums:
     return Sums(float(size @ size), float(change @ change), bad[0], 0 if tuned is None else bad[1])
 
 
-def _change(pair: CheckpointPair, site: ParameterSite, sums: list[Sums], problem: str | None):
+def _change(
+    pair: CheckpointPair, site: ParameterSite, sums: list[Sums], problem: str | None
+) -> Change:
     """What the sums of one parameter say."""
     found, theirs = _total(sums), pair.comparable[site.name]
     entries = math.prod(pair.base.weights().info[site.name].shape)

@@ -55,7 +55,7 @@ class Mapped:
     def keep(self, digest: str) -> None:
         """Remember the file's sha256, unless the file was written meanwhile."""
         # A cache that cannot be written costs the next one who asks a second reading, no more.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, WorkbenchError):
             if cache.digest_memo(self.path) == self.memo:
                 cache.keep_digest(self.memo, digest)
 

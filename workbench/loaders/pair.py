@@ -94,6 +94,8 @@ class CheckpointPair:
         if self.tuned.lora is None:
             return False
         same = self.tuned.reference is self.base.reference or self.tuned.bare == self.base
+        if not same and self.base.folder is not None and self.tuned.folder is not None:
+            same = self.base.adapter is None and self.tuned.folder.samefile(self.base.folder)
         return same or self.tuned.base_fingerprint == self.base.fingerprint
 
     @cached_property
@@ -182,6 +184,12 @@ class CheckpointPair:
 
         return check(self, read=read)
 
+    def limits(self) -> PairReport:
+        """What stands beside every number: the preflight of headers and of an adapter's factors."""
+        from workbench.loaders.check import limits
+
+        return limits(self)
+
     def models(
         self,
         device: Device = "cpu",
@@ -245,7 +253,7 @@ class CheckpointPair:
 
     def provenance(self, **known: Any) -> Provenance:
         """Provenance of one analysis of this pair, with the preflight's notes."""
-        report = self.check(read=False)
+        report = self.limits()
         report.require()
         base, member = self.base.about, self.tuned.about
         same = base.get("fingerprint") == member.get("fingerprint")
