@@ -328,4 +328,4 @@ def test_an_analysis_of_matrices_reads_no_other_parameter(base: Path, tuned: Pat
     save_file(state, tuned / "model.safetensors", metadata={"format": "pt"})
     pair = wb.load_pair(base, tuned)
     assert not pair.check().ok
-    assert len(wb.spectral.delta_spectrum(pair).table)
+    assert len(wb.spectral.intruders(pair, k=2).table)
