@@ -20,7 +20,7 @@ from tests.conftest import adapter, nudged, saved, tiny
 from workbench import cache
 from workbench.loaders import CheckpointPair, changes
 from workbench.loaders.changes import measured
-from workbench.loaders.mapped import Hashing, Mapped
+from workbench.loaders.mapped import Following, Hashing, Mapped
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 SMALL_BLOCKS = {"BLOCK": 8, "PART": 24, "STRETCH": 100}  # so that a small tensor has many edges
@@ -155,6 +155,7 @@ def test_zeros_of_another_sign_are_no_change(blocks, tmp_path: Path):
         (torch.float32, 3e25, 1e25),  # the squares are no float32
         (torch.float32, 3e-30, 1e-30),  # the squares are zero in float32
         (torch.bfloat16, 0.0, 1e-38),
+        (torch.float32, 0.0, 2**-149),  # the smallest number there is
         (torch.float32, 1.0, 1.0 + 2**-23),
     ],
 )
@@ -260,6 +261,30 @@ def test_fingerprints_are_left_by_the_pass(blocks, tmp_path: Path, monkeypatch):
         kept = cache.kept_digest(cache.digest_memo(file))
         assert kept == hashlib.sha256(file.read_bytes()).hexdigest()
     assert [wb.Checkpoint.parse(folder).fingerprint for folder in folders] == expected
+
+
+@pytest.mark.parametrize("place", [None, 0, 1, 1999, 2000, 3500, 3999])
+def test_hashes_are_right_wherever_two_sides_part(place, tmp_path: Path, monkeypatch):
+    """As long as both have the same bytes one hash serves both, over ends of files too."""
+    monkeypatch.setattr("workbench.loaders.mapped.MIB", 64)
+    emptied(monkeypatch, tmp_path / "cache")
+    content = [bytearray(np.random.default_rng(0).bytes(4000)) for _ in range(2)]
+    if place is not None:
+        content[1][place] ^= 1
+    files = [[tmp_path / f"{side}{i}" for i in range(2)] for side in "ab"]
+    for side, data in zip(files, content, strict=True):
+        for i, file in enumerate(side):
+            file.write_bytes(data[2000 * i : 2000 * (i + 1)])
+    leader = Hashing([Mapped(file) for file in files[0]])
+    follower = Following([Mapped(file) for file in files[1]], leader)
+    for share in (0.1, 0.45, 0.5, 0.9, 1.0):
+        for one in (follower, leader):
+            one.advance(share)
+        for one in (leader, follower):
+            one.settle()
+    for file in [file for side in files for file in side]:
+        kept = cache.kept_digest(cache.digest_memo(file))
+        assert kept == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def test_a_file_written_while_it_is_hashed_is_not_remembered(tuned: Path):

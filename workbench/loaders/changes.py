@@ -24,7 +24,7 @@ from workbench.errors import WorkbenchError
 from workbench.files import MIB
 from workbench.loaders.adapters import Factors, dora
 from workbench.loaders.checkpoint import Checkpoint
-from workbench.loaders.mapped import Files, Hashing
+from workbench.loaders.mapped import Files, Following, Hashing
 from workbench.loaders.names import ParameterSite
 from workbench.loaders.pair import (
     CheckpointPair,
@@ -111,6 +111,8 @@ def measured(pair: CheckpointPair) -> list[Change]:
                 sums[name].append(found.result())
             for done in hashed:
                 done.result()
+            for one in hashing:
+                one.settle()
             files.release()
     return [_change(pair, site, sums[name], problems.get(name)) for name, site in sites.items()]
 
@@ -136,7 +138,9 @@ def _hashing(pair: CheckpointPair, files: Files) -> list[Hashing]:
         for side in (pair.base, pair.tuned)
     ]
     sides[1] = [path for path in sides[1] if path not in set(sides[0])]
-    return [Hashing([files[path] for path in side]) for side in sides]
+    leader, follower = ([files[path] for path in side] for side in sides)
+    first = Hashing(leader)
+    return [first, Following(follower, first)]
 
 
 def _stretches(pair: CheckpointPair) -> Iterator[tuple[list[Part], float]]:
@@ -287,8 +291,12 @@ def _sums(base: Tensor, tuned: Tensor | None, space: Tensor) -> Sums:
 
 
 def _sound(square: float, entries: Tensor) -> bool:
-    """Whether a float32 sum of squares lost nothing: no NaN, inf or overflow, no underflow."""
-    return LEAST <= square < math.inf or (square == 0 and not entries.any())
+    """Whether a float32 sum of squares lost nothing: no NaN, inf or overflow, no underflow. Writes
+    over entries whose squares are all zero: so enlarged, any that is not zero itself would show."""
+    if square == 0:
+        entries.mul_(2.0**100)
+        return float(torch.dot(entries, entries)) == 0
+    return LEAST <= square < math.inf
 
 
 def _exactly(base: Tensor, tuned: Tensor | None) -> Sums:
