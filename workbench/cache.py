@@ -32,13 +32,29 @@ def digest(chunks: Iterable[bytes | memoryview]) -> str:
 
 def file_digest(path: Path) -> str:
     """sha256 of a file's content, remembered by its resolved path, size, inode and time."""
-    stat = path.stat()
-    state = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
-    memo = folder("hashes", digest([json.dumps(state).encode()])[:32])
-    if memo.exists() and DIGEST.fullmatch(known := memo.read_text(errors="replace")):
+    memo = digest_memo(path)
+    if known := kept_digest(memo):
         return known
     with path.open("rb") as file:
         found = digest(iter(lambda: file.read(CHUNK), b""))
+    keep_digest(memo, found)
+    return found
+
+
+def digest_memo(path: Path) -> Path:
+    """Where the sha256 of a file is remembered: another place once the file is written anew."""
+    stat = path.stat()
+    state = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    return folder("hashes", digest([json.dumps(state).encode()])[:32])
+
+
+def kept_digest(memo: Path) -> str | None:
+    """What `keep_digest` left there."""
+    if memo.exists() and DIGEST.fullmatch(known := memo.read_text(errors="replace")):
+        return known
+    return None
+
+
+def keep_digest(memo: Path, found: str) -> None:
     with writing(memo) as fresh:
         fresh.write_text(found)
-    return found

@@ -155,23 +155,26 @@ class Adapter:
             inference_mode=True,
         )
 
-    def factors(self, module: str) -> Factors:
-        """B (scaled) and A of one module, in the orientation (out, in)."""
-        parts = self.parts[module]
-        if "lora_embedding_A" in parts:
-            # An embedding is stored (tokens, out) and peft's delta is (B A)^T.
-            up, down = parts["lora_embedding_A"], parts["lora_embedding_B"]
-            left, right = self.weights[up].float().T, self.weights[down].float().T
-        else:
-            self._require_pair(module, parts)
-            left, right = self.weights[parts["lora_B"]], self.weights[parts["lora_A"]]
-        if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
+    def shape(self, module: str) -> tuple[int, int]:
+        """(out, in) of the change of one module; reads headers only."""
+        (up, down), turned = self._pair(module)
+        shapes = [self.weights.info[name].shape for name in (up, down)]
+        left, right = (shape[::-1] if turned else shape for shape in shapes)
+        if len(left) != 2 or len(right) != 2 or left[1] != right[0]:
             raise WorkbenchError(
                 f"Adapter {self.reference}: expected lora_B (out, r) and lora_A (r, in) for "
-                f"{module}, found {tuple(left.shape)} and {tuple(right.shape)}; LoRA on linear and "
-                "embedding layers can be read."
+                f"{module}, found {left} and {right}; LoRA on linear and embedding layers can be "
+                "read."
             )
-        return Factors((left.float() * self.scale(module)).contiguous(), right.float())
+        return left[0], right[1]
+
+    def factors(self, module: str) -> Factors:
+        """B (scaled) and A of one module, in the orientation (out, in)."""
+        self.shape(module)
+        names, turned = self._pair(module)
+        left, right = (self.weights[name].float() for name in names)
+        left, right = (left.T, right.T) if turned else (left, right)
+        return Factors((left * self.scale(module)).contiguous(), right)
 
     def magnitude(self, module: str) -> Float[Tensor, " out"] | None:
         """DoRA's row norms of one module, None for plain LoRA."""
@@ -181,12 +184,18 @@ class Adapter:
     def replacement(self, parameter: str) -> Tensor:
         return self.weights[self._names[1][parameter]]
 
-    def _require_pair(self, module: str, parts: Mapping[str, str]) -> None:
+    def _pair(self, module: str) -> tuple[tuple[str, str], bool]:
+        """The names of `up` and `down` of one module, and whether they are stored transposed."""
+        parts = self.parts[module]
+        if {"lora_embedding_A", "lora_embedding_B"} <= parts.keys():
+            # An embedding is stored (tokens, out) and peft's delta is (B A)^T.
+            return (parts["lora_embedding_A"], parts["lora_embedding_B"]), True
         if not {"lora_A", "lora_B"} <= parts.keys():
             raise WorkbenchError(
                 f"Adapter {self.reference} has {sorted(parts)} for {module} but needs both lora_A "
                 "and lora_B; save the adapter again."
             )
+        return (parts["lora_B"], parts["lora_A"]), False
 
 
 def dora(

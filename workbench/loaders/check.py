@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
 
 from workbench.errors import WorkbenchError
 from workbench.files import MIB, is_count, read_json, read_text
 from workbench.loaders.adapters import REWRITES_BASE
+from workbench.loaders.changes import measured
 
 if TYPE_CHECKING:
     from workbench.loaders.pair import CheckpointPair
@@ -59,16 +59,29 @@ def check(pair: CheckpointPair, *, read: bool = True) -> PairReport:
     read: also read every tensor once, for NaN and inf and for which parameters changed and by how
     much. Nothing is raised for a bad pair; `PairReport.require` does that.
     """
-    lines: list[Line] = []
-    questions: tuple[Callable[[CheckpointPair], Iterator[Line]], ...] = (
-        _base, _architecture, _names, _shapes, _tied, _dtype, _adapter, _vocabulary,
-    )  # fmt: skip
-    for question in questions:
-        lines.extend(question(pair))
-    changes = None
+    lines, changes = _answers(pair, factors=read), None
     if read and not any(status == STOP for _, status, _, _ in lines):
         changes, found = _changes(pair)
         lines.extend(found)
+    return _report(lines, changes)
+
+
+def limits(pair: CheckpointPair) -> PairReport:
+    """What stands beside every number of a pair: all that headers and an adapter's factors say."""
+    return _report(_answers(pair, factors=True), None)
+
+
+def _answers(pair: CheckpointPair, *, factors: bool) -> list[Line]:
+    """The answers of all questions but those that take every parameter. factors: read those of an
+    adapter too, not headers alone."""
+    questions: tuple[Callable[[CheckpointPair], Iterator[Line]], ...] = (
+        _base, _architecture, _names, _shapes, _tied, _dtype, _adapter, _adapter_shapes,
+        *([_adapter_effect] if factors else []), _adapter_start, _vocabulary,
+    )  # fmt: skip
+    return [line for question in questions for line in question(pair)]
+
+
+def _report(lines: list[Line], changes: pd.DataFrame | None) -> PairReport:
     return PairReport(pd.DataFrame(lines, columns=["item", "status", "found", "remedy"]), changes)
 
 
@@ -195,7 +208,12 @@ def _adapter(pair: CheckpointPair) -> Iterator[Line]:
         yield "adapter keys", STOP if all_lost else WARN, found, remedy
     else:
         yield "adapter keys", OK, f"{len(pair.adapted)} adapted, {len(pair.replaced)} replaced", ""
-    yield from _adapter_shapes(pair)
+
+
+def _adapter_start(pair: CheckpointPair) -> Iterator[Line]:
+    lora = pair.tuned.lora
+    if lora is None:
+        return
     start = str(lora.config.get("init_lora_weights", "")).lower()
     if start.startswith(REWRITES_BASE):
         found = f"initialised by {start}, which rewrites the base before training"
@@ -205,16 +223,22 @@ def _adapter(pair: CheckpointPair) -> Iterator[Line]:
 
 def _adapter_shapes(pair: CheckpointPair) -> Iterator[Line]:
     lora = pair.tuned.lora
-    assert lora is not None
-    empty = 0
     for parameter, module in pair.adapted.items():
-        factors = lora.factors(module)
-        ours = tuple(pair.tuned.weights().info[parameter].shape)
-        theirs = (factors.up.shape[0], factors.down.shape[1])
+        assert lora is not None
+        ours, theirs = pair.tuned.weights().info[parameter].shape, lora.shape(module)
         if theirs not in (ours, ours[::-1]):
             found = f"adapter changes {module} by {theirs}, base has {ours}"
             yield "adapter shapes", STOP, found, "Give the base this adapter was trained on."
             return
+
+
+def _adapter_effect(pair: CheckpointPair) -> Iterator[Line]:
+    lora = pair.tuned.lora
+    if lora is None or any(_adapter_shapes(pair)):
+        return
+    empty = 0
+    for module in pair.adapted.values():
+        factors = lora.factors(module)
         empty += not (factors.up.any() and factors.down.any())
     if empty and lora.magnitude(next(iter(pair.adapted.values()))) is None:
         found = f"BA = 0 in {empty} of {len(pair.adapted)} adapted modules"
@@ -243,27 +267,32 @@ def _vocabulary(pair: CheckpointPair) -> Iterator[Line]:
 
 
 def _changes(pair: CheckpointPair) -> tuple[pd.DataFrame, list[Line]]:
-    rows, lines = [], []
-    for site in pair.sites("all"):
-        try:
-            delta = pair.delta(site)
-        except WorkbenchError as error:
-            lines.append(("finite", STOP, str(error).rstrip("."), ""))
-            continue
-        norm = delta.norm
-        size = float(torch.linalg.vector_norm(delta.base.float()))
-        rows.append((site.name, site.layer, site.component, norm, norm / size if size else None))
+    found = measured(pair)
+    lines: list[Line] = [
+        ("finite", STOP, one.problem.rstrip("."), "") for one in found if one.problem
+    ]
+    rows = [
+        (one.site.name, one.site.layer, one.site.component, one.norm,
+         one.norm / one.base if one.base else float("nan"))
+        for one in found
+        if not one.problem
+    ]  # fmt: skip
     columns = ["name", "layer", "component", "norm", "relative_norm"]
     table = pd.DataFrame(rows, columns=columns)
     if not lines:
         lines.append(("finite", OK, "no NaN or inf", ""))
-    moved = int((table["norm"] > 0).sum())
-    found = f"{moved} of {len(table)} parameters changed"
-    if moved:
-        most = table.sort_values("relative_norm").iloc[-1]
-        found += f", {most['name']} most (relative norm {most['relative_norm']:.3g})"
-    remedy = "" if moved else "Tuned equals base: every analysis will give its exact null."
-    lines.append(("changes", OK if moved else WARN, found, remedy))
+    moved = table[table["norm"] > 0]
+    said = f"{len(moved)} of {len(table)} parameters changed"
+    # Of a parameter that was zero nothing is relative.
+    relative = moved["relative_norm"].replace(float("inf"), float("nan")).dropna()
+    if len(relative):
+        most = table.loc[relative.idxmax()]
+        said += f", {most['name']} most (relative norm {most['relative_norm']:.3g})"
+    elif len(moved):
+        most = table.loc[moved["norm"].idxmax()]
+        said += f", {most['name']} most (norm {most['norm']:.3g}, where the base has zeros)"
+    remedy = "" if len(moved) else "Tuned equals base: every analysis will give its exact null."
+    lines.append(("changes", OK if len(moved) else WARN, said, remedy))
     return table, lines
 
 

@@ -48,10 +48,11 @@ SAID = ("block_count", "embedding_length")
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor by its header: shape, and the name of its type in the file."""
+    """One tensor by its header: shape, the name of its type, the first byte of it in the file."""
 
     shape: tuple[int, ...]
     kind: str
+    start: int
 
 
 def safetensors_header(file: Path) -> dict[str, Stored]:
@@ -67,7 +68,7 @@ def safetensors_header(file: Path) -> dict[str, Stored]:
             if size < 8 or length > min(size - 8, MOST_HEADER):
                 raise ValueError(f"{size} bytes, of which the header claims {length}")
             content = parsed(opened.read(length).decode())
-        return _tensors(content, size - 8 - length)
+        return _tensors(content, size, 8 + length)
     except OSError as error:
         raise WorkbenchError(
             f"{file} cannot be read ({error.strerror}); check the path."
@@ -78,26 +79,28 @@ def safetensors_header(file: Path) -> dict[str, Stored]:
         ) from error
 
 
-def _tensors(content: Any, size: int) -> dict[str, Stored]:
-    """The header's object checked against `size` bytes of data; raises ValueError."""
+def _tensors(content: Any, size: int, start: int) -> dict[str, Stored]:
+    """The header's object checked against a file of `size` bytes whose data begin at `start`;
+    raises ValueError."""
     if not isinstance(content, dict):
         raise ValueError("its header is no JSON object")
     content.pop("__metadata__", None)
     found, ranges = {}, []
     for name, about in content.items():
-        found[name], (first, last) = _tensor(name, about)
+        found[name] = _tensor(name, about, start)
+        first, last = about["data_offsets"]
         ranges.append((first, last, name))
     end = 0
     for first, last, name in sorted(ranges):
         if first != end:
             raise ValueError(f"the data of {name!r} begin at byte {first}, not at {end}")
         end = last
-    if end != size:
-        raise ValueError(f"its tensors end at byte {end} of {size}")
+    if end != size - start:
+        raise ValueError(f"its tensors end at byte {end} of {size - start}")
     return found
 
 
-def _tensor(name: str, about: Any) -> tuple[Stored, tuple[int, int]]:
+def _tensor(name: str, about: Any, start: int) -> Stored:
     if not isinstance(about, dict) or about.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name!r} is not described by dtype, shape and data_offsets")
     kind, shape, place = about["dtype"], about["shape"], about["data_offsets"]
@@ -113,7 +116,7 @@ def _tensor(name: str, about: Any) -> tuple[Stored, tuple[int, int]]:
         raise ValueError(
             f"{name!r} of shape {shape} and type {kind} has {place[1] - place[0]} bytes"
         )
-    return Stored(tuple(shape), kind), (place[0], place[1])
+    return Stored(tuple(shape), kind, start + place[0])
 
 
 def require_gguf(file: Path) -> None:

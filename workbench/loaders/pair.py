@@ -94,6 +94,8 @@ class CheckpointPair:
         if self.tuned.lora is None:
             return False
         same = self.tuned.reference is self.base.reference or self.tuned.bare == self.base
+        if not same and self.base.folder is not None and self.tuned.folder is not None:
+            same = self.base.adapter is None and self.tuned.folder.samefile(self.base.folder)
         return same or self.tuned.base_fingerprint == self.base.fingerprint
 
     @cached_property
@@ -149,9 +151,9 @@ class CheckpointPair:
     def delta(self, site: ParameterSite) -> Delta:
         """One aligned parameter. Raises as `deltas`."""
         theirs = self.comparable[site.name]
-        base = _oriented(self.base, site.name)
-        _finite(base, self.base, site.name)
-        made = Delta(site, base, whole=self._stored(theirs, base))
+        base = oriented(self.base, site.name)
+        require_finite(base, self.base, site.name)
+        made = Delta(site, base, whole=self.stored(theirs, base))
         module = self.adapted.get(theirs)
         if module is not None:
             own = _with_adapter(Delta(site, made.tuned), self.tuned.lora, module)
@@ -159,18 +161,18 @@ class CheckpointPair:
             made = own if factored else Delta(site, base, whole=own.tuned)
         for tensor in (made.whole, *(vars(made.factors).values() if made.factors else ())):
             if tensor is not None:
-                _finite(tensor, self.tuned, theirs)
+                require_finite(tensor, self.tuned, theirs)
         return made
 
-    def _stored(self, theirs: str, base: Tensor) -> Tensor | None:
+    def stored(self, theirs: str, base: Tensor) -> Tensor | None:
         """The member's own copy of a parameter before its low-rank change; None where that is the
         base's."""
         if theirs in self.replaced:
             assert self.tuned.lora is not None
-            whole = _turned(self.tuned.lora.replacement(self.replaced[theirs]), self.tuned, theirs)
+            whole = turned(self.tuned.lora.replacement(self.replaced[theirs]), self.tuned, theirs)
             # peft saves an adapted embedding's unchanged base too.
             return None if torch.equal(whole, base) else whole
-        return None if self.shared_base else _oriented(self.tuned, theirs)
+        return None if self.shared_base else oriented(self.tuned, theirs)
 
     def held(self, device: Device = "cpu") -> HeldPair:
         """The same pair with every parameter read once, and kept on `device`."""
@@ -181,6 +183,12 @@ class CheckpointPair:
         from workbench.loaders.check import check
 
         return check(self, read=read)
+
+    def limits(self) -> PairReport:
+        """What stands beside every number: the preflight of headers and of an adapter's factors."""
+        from workbench.loaders.check import limits
+
+        return limits(self)
 
     def models(
         self,
@@ -245,7 +253,7 @@ class CheckpointPair:
 
     def provenance(self, **known: Any) -> Provenance:
         """Provenance of one analysis of this pair, with the preflight's notes."""
-        report = self.check(read=False)
+        report = self.limits()
         report.require()
         base, member = self.base.about, self.tuned.about
         same = base.get("fingerprint") == member.get("fingerprint")
@@ -337,15 +345,22 @@ def load_family(base: Reference, members: Mapping[str, Reference]) -> Family:
     return Family(ours, {name: load_pair(ours, ref, name).tuned for name, ref in members.items()})
 
 
+def fitting(lora: Adapter, module: str, shape: tuple[int, ...]) -> Factors:
+    """The adapter's factors of one module; raises WorkbenchError unless they change a matrix of
+    this shape, (out, in)."""
+    factors = lora.factors(module)
+    theirs = (factors.up.shape[0], factors.down.shape[1])
+    if theirs != shape:
+        raise WorkbenchError(
+            f"Adapter {lora.reference} changes {module} by a {theirs} matrix but the base has "
+            f"{shape} there; it was trained on another base."
+        )
+    return factors
+
+
 def _with_adapter(delta: Delta, lora: Adapter | None, module: str) -> Delta:
     assert lora is not None
-    factors = lora.factors(module)
-    shape = (factors.up.shape[0], factors.down.shape[1])
-    if shape != tuple(delta.base.shape):
-        raise WorkbenchError(
-            f"Adapter {lora.reference} changes {module} by a {shape} matrix but the base has "
-            f"{tuple(delta.base.shape)} there; it was trained on another base."
-        )
+    factors = fitting(lora, module, tuple(delta.base.shape))
     magnitude = lora.magnitude(module)
     if magnitude is None:
         return Delta(delta.site, delta.base, factors=factors)
@@ -357,25 +372,30 @@ def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[0], int(torch.Size(shape[1:]).numel())
 
 
-def _oriented(checkpoint: Checkpoint, name: str) -> Tensor:
-    return _turned(checkpoint.weights()[name], checkpoint, name)
+def oriented(checkpoint: Checkpoint, name: str) -> Tensor:
+    """One of its parameters as the analyses see it: matrices as (out, in)."""
+    return turned(checkpoint.weights()[name], checkpoint, name)
 
 
-def _turned(tensor: Tensor, checkpoint: Checkpoint, name: str) -> Tensor:
+def turned(tensor: Tensor, checkpoint: Checkpoint, name: str) -> Tensor:
     if tensor.ndim > 2:
         return tensor.flatten(1)
     transposed = is_conv1d(name, checkpoint.config.get("model_type"))
     return tensor.T if transposed and tensor.ndim == 2 else tensor
 
 
-def _finite(tensor: Tensor, checkpoint: Checkpoint, name: str) -> None:
+def require_finite(tensor: Tensor, checkpoint: Checkpoint, name: str) -> None:
     # A sum is finite only where every entry is, short of an overflow that isfinite then settles.
     if not torch.isfinite(tensor.sum(dtype=torch.float64)) and not torch.isfinite(tensor).all():
-        bad = int((~torch.isfinite(tensor)).sum())
-        raise WorkbenchError(
-            f"{name} of {checkpoint.name} has {bad} NaN or inf of {tensor.numel()} entries; use a "
-            "checkpoint from before the run diverged."
-        )
+        raise not_finite(checkpoint, name, int((~torch.isfinite(tensor)).sum()), tensor.numel())
+
+
+def not_finite(checkpoint: Checkpoint, name: str, bad: int, entries: int) -> WorkbenchError:
+    """What is said of a parameter with `bad` NaN or inf."""
+    return WorkbenchError(
+        f"{name} of {checkpoint.name} has {bad} NaN or inf of {entries} entries; use a "
+        "checkpoint from before the run diverged."
+    )
 
 
 __all__ = ["CheckpointPair", "Delta", "Family", "Weights", "load_family", "load_pair"]

@@ -31,20 +31,29 @@ SCALED = ("F8_", "F6_", "F4")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What is known of a tensor before it is read; dtype is None for non-float tensors."""
+    """What is known of a tensor before it is read; dtype is None for non-float tensors. start: the
+    first byte of its data in its file, None where they do not lie there one entry after another."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None
+    start: int | None = None
 
 
 class Weights(Mapping[str, Tensor]):
     """name -> tensor at stored precision, on the CPU. Iterating reads nothing.
 
-    info: name -> TensorInfo for every floating-point tensor. read: name -> Tensor.
+    info: name -> TensorInfo for every floating-point tensor. read: name -> Tensor. home: name ->
+    the file it lies in; empty for a model in memory.
     """
 
-    def __init__(self, info: Mapping[str, TensorInfo], read: Callable[[str], Tensor]) -> None:
+    def __init__(
+        self,
+        info: Mapping[str, TensorInfo],
+        read: Callable[[str], Tensor],
+        home: Mapping[str, Path] | None = None,
+    ) -> None:
         self.info = {name: known for name, known in info.items() if known.dtype is not None}
+        self.home = home or {}
         self._read = read
 
     def __getitem__(self, name: str) -> Tensor:
@@ -60,7 +69,8 @@ class Weights(Mapping[str, Tensor]):
 
     def without(self, names: set[str]) -> Weights:
         """The same weights, less `names`."""
-        return Weights({n: i for n, i in self.info.items() if n not in names}, self._read)
+        kept = {n: i for n, i in self.info.items() if n not in names}
+        return Weights(kept, self._read, self.home)
 
 
 def from_files(files: list[Path]) -> Weights:
@@ -85,7 +95,7 @@ def from_files(files: list[Path]) -> Weights:
             return _torch_file(file)[name]
         return _tensor(file, name, info[name])
 
-    return Weights(info, read)
+    return Weights(info, read, home)
 
 
 def from_module(module: nn.Module) -> Weights:
@@ -169,7 +179,7 @@ def _info(file: Path) -> dict[str, TensorInfo]:
             "elsewhere; convert the checkpoint to bfloat16."
         )
     return {
-        name: TensorInfo(stored.shape, SAFETENSORS_DTYPES.get(stored.kind))
+        name: TensorInfo(stored.shape, SAFETENSORS_DTYPES.get(stored.kind), stored.start)
         for name, stored in found.items()
     }
 

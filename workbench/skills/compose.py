@@ -129,7 +129,7 @@ def compose(
         "others": describe(list(others)), "batch_size": batch_size,
     }  # fmt: skip
     members = {name: pair.tuned.about for name, pair in held.items()}
-    notes = tuple(note for pair in held.values() for note in pair.check(read=False).notes)
+    notes = tuple(note for pair in held.values() for note in pair.limits().notes)
     told: dict[str, Any] = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = Provenance(family.base.about, members, parameters, notes=notes, **told)
     table = pd.DataFrame(rows)
