@@ -35,9 +35,15 @@ VERSIONED = ("workbench", "torch", "transformers", "peft", "numpy", "scipy")
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a number."""
-    return {"python": platform.python_version()} | {
-        name: metadata.version(name) for name in VERSIONED
-    }
+    return {"python": platform.python_version()} | {name: version(name) for name in VERSIONED}
+
+
+def version(name: str) -> str:
+    """Of an installed package; this one can also run from its source tree, installed nowhere."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 @dataclass(frozen=True)
