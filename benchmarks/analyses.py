@@ -59,10 +59,12 @@ def plain(frame: pd.DataFrame) -> Table:
         ]
         for name in floats
     }
-    return {
-        "numbers": numbers,
-        "words": {str(n): frame[n].astype(str).tolist() for n in frame if n not in floats},
+    words = {
+        str(name): ["" if pd.isna(value) else str(value) for value in frame[name]]
+        for name in frame
+        if name not in floats
     }
+    return {"numbers": numbers, "words": words}
 
 
 def as_arrays(one: Table) -> dict[str, np.ndarray]:

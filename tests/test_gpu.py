@@ -11,40 +11,47 @@ from benchmarks import analyses
 from benchmarks.gpu import PARTS, Part, drive
 from tests.calls import write_pair
 
-SAYS = (
-    "import json,pathlib;pathlib.Path('{out}/%s.json').write_text(json.dumps(dict(headline='%s')))"
-)
+SAYS = """
+import json, pathlib, sys, time
+pathlib.Path(sys.argv[1]).write_text(json.dumps({{"headline": "{}"}}))
+time.sleep({})
+"""
 
 
-def part(name: str, code: str, limit: float = 30) -> Part:
-    """Python code without a space as a part."""
-    return Part(name, f"-c {code}", limit, name)
-
-
-GOOD, LATER = part("good", SAYS % ("good", "fine")), part("later", SAYS % ("later", "too"))
-BAD = part("bad", "raise(SystemExit('it_broke'))")
-SLOW = part("slow", SAYS % ("slow", "half") + ";import time;time.sleep(60)", limit=3)
+def part(folder: Path, name: str, code: str, limit: float = 30) -> Part:
+    """A script as a part, told where its file is to be."""
+    script = folder / f"{name}.py"
+    script.write_text(code)
+    return Part(name, f"{script} {{out}}/{name}.json", limit, name)
 
 
 def test_parts_cost_only_themselves(tmp_path: Path, capsys):
-    assert drive((GOOD, BAD, SLOW, LATER), tmp_path, device="cpu", shape="tiny") == 1
-    found = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    out = tmp_path / "out"
+    parts = (
+        part(tmp_path, "good", SAYS.format("fine", 0)),
+        part(tmp_path, "bad", "raise SystemExit('it broke')"),
+        part(tmp_path, "slow", SAYS.format("half", 60), limit=3),
+        part(tmp_path, "later", SAYS.format("too", 0)),
+    )
+    assert drive(parts, out, device="cuda", shape="tiny") == 1
+    found = json.loads((out / "gpu.json").read_text())["parts"]
     told = {row["part"]: (row["status"], row["found"]) for row in found}
     assert told == {
-        "good": ("ok", "fine"), "bad": ("failed", "it_broke"), "slow": ("timed out", "half"),
+        "good": ("ok", "fine"), "bad": ("failed", "it broke"), "slow": ("timed out", "half"),
         "later": ("ok", "too"),
     }  # fmt: skip
     assert found[2]["seconds"] < 20
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[:4]] == ["good", "bad", "slow", "later"]
     assert "| later |" in lines[-1]
-    assert "timed out" in (tmp_path / "gpu.md").read_text()
-    assert not list(tmp_path.glob(".*"))  # no unfinished file
+    assert "timed out" in (out / "gpu.md").read_text()
+    assert not list(out.glob(".*"))  # no unfinished file
 
 
 def test_all_well_is_zero_and_an_old_file_is_not_taken_for_new(tmp_path: Path):
-    assert drive((GOOD,), tmp_path, device="cpu", shape="tiny") == 0
-    quiet = part("good", "pass")
+    well = part(tmp_path, "good", SAYS.format("fine", 0))
+    assert drive((well,), tmp_path, device="cpu", shape="tiny") == 0
+    quiet = part(tmp_path, "good", "")
     assert drive((quiet,), tmp_path, device="cpu", shape="tiny") == 0
     assert json.loads((tmp_path / "gpu.json").read_text())["parts"][0]["found"] == ""
 
