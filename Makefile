@@ -4,7 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-smollm2 test dist notebooks cluster-test fuzz crash-test lint bench figures family-figures clean
+.PHONY: demo demo-smollm2 test dist notebooks cluster-test fuzz crash-test lint bench gpu gpu-reference
+.PHONY: figures family-figures clean
 
 # constraints.txt pins what is tested. The last lines keep the install from running again.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -56,19 +57,20 @@ bench: $(VENV)/installed
 	$(RUN)/python -m benchmarks.precision --out benchmarks/results
 	$(RUN)/python -m benchmarks.patching --model data/family/base --prompts 8 --boxes 5 --out benchmarks/results
 
-# On a machine with a GPU: random weights at 7B shapes in bfloat16, made on the spot. tuco writes
-# about 30 GB to the temporary folder. DEVICE=cpu SHAPES="tiny qwen-tiny" is the same anywhere.
+# On a machine with an NVIDIA GPU, in at most eight minutes: every analysis against the CPU, and the
+# costs at 7B shapes in bfloat16 of random weights. Nothing is installed and nothing fetched: the
+# python that is there runs this tree, and needs torch, transformers, peft and what is listed in
+# pyproject.toml but transformer-lens, nnsight and jupyterlab. About 30 GB go to the temporary
+# folder for a while. DEVICE=cpu SHAPES=tiny is a dry run anywhere.
 DEVICE ?= cuda
-SHAPES ?= llama-2-7b qwen2.5-7b
-.PHONY: gpu-bench gpu-test
-gpu-bench: $(VENV)/installed
-	$(RUN)/python -m benchmarks.spectral $(SHAPES:%=--shape %) --device $(DEVICE) --dtype bfloat16 --out out/gpu
-	for shape in $(SHAPES); do $(RUN)/python -m benchmarks.tuco --shape $$shape --device $(DEVICE) --dtype bfloat16 --out out/gpu || exit 1; done
-	$(RUN)/python -m benchmarks.patching $(SHAPES:%=--shape %) --device $(DEVICE) --dtype bfloat16 --name patching-$(DEVICE) --out out/gpu
+SHAPES ?= llama-2-7b
+OUT ?= out/gpu
+gpu:
+	PYTHONPATH=. $(PYTHON) -m benchmarks.gpu --device $(DEVICE) --shape $(SHAPES) --out $(OUT)
 
-# Every analysis of the catalogue on the accelerators that are here, against the CPU.
-gpu-test: $(VENV)/installed
-	$(RUN)/python -m pytest tests/test_determinism.py -k accelerator
+# What `gpu` compares with, anew, on a CPU; for when an analysis gives other numbers for a reason.
+gpu-reference: $(VENV)/installed
+	PYTHONPATH=. $(RUN)/python -m benchmarks.analyses --store
 
 # Everything under figures/ from the results kept there, without a model; a few minutes.
 figures: $(VENV)/installed

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 import platform
+import time
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from workbench.results import writing
 
 # Shapes of models that are made on the spot, with random weights.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -61,6 +67,31 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """What a call gives, and its seconds, with all that it left for the GPU to do."""
+    wait()
+    start = time.perf_counter()
+    found = call()
+    wait()
+    return found, time.perf_counter() - start
+
+
+def fresh_peak(device: str) -> None:
+    """From here on `peak` counts anew; what was let go is given back."""
+    if device.startswith("cuda"):
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak(device: str) -> float | None:
+    """GiB that tensors took at their most on the GPU; None on a CPU, which does not count them."""
+    if not device.startswith("cuda"):
+        return None
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) / 2**30
+
+
 def machine(device: str = "cpu") -> dict[str, Any]:
     """Processor, cores, threads, torch, device and date."""
     model = platform.processor() or platform.machine()
@@ -83,3 +114,13 @@ def table(rows: list[dict[str, Any]], columns: list[str]) -> list[str]:
         text = [f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells]
         lines.append("| " + " | ".join(text) + " |")
     return lines
+
+
+def save(out: Path, name: str, found: dict[str, Any], lines: list[str]) -> None:
+    """NAME.json and, for people, NAME.md; each there whole or not at all."""
+    for file, text in (
+        (f"{name}.json", json.dumps(found, indent=1)),
+        (f"{name}.md", "\n".join(lines)),
+    ):
+        with writing(out / file) as fresh:
+            fresh.write_text(text + "\n", encoding="utf-8")

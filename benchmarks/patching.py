@@ -14,14 +14,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import DTYPES, SHAPES, machine, random_model, table, wait
+from benchmarks.common import (
+    DTYPES,
+    SHAPES,
+    fresh_peak,
+    machine,
+    peak,
+    random_model,
+    save,
+    table,
+    timed,
+)
 
 ROWS = 32  # of several patches that share a forward pass
 
@@ -101,11 +112,29 @@ def theirs_nnsight(sight: Any, layout: Any, clean: Any, dirty: Any, metric: Any)
     return made
 
 
-def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    found = call()
-    wait()
-    return time.perf_counter() - start, found
+def naive(model: Any, layout: Any, clean: Any, dirty: Any, metric: Any) -> torch.Tensor:
+    """The whole model run again for every patch, by a plain hook on the block, (layers, tokens)."""
+    from workbench.models import Site, capture
+
+    sites = [Site("resid_pre", layer) for layer in range(layout.layers)]
+    made = torch.zeros(layout.layers, clean.ids.shape[1])
+    with torch.no_grad():
+        with capture(model, sites, at=clean.index) as kept:
+            model(**clean.inputs, use_cache=False)
+        for layer, site in enumerate(sites):
+            for token in range(clean.ids.shape[1]):
+
+                def patch(module: Any, args: Any, full: Any = kept[site], t: int = token) -> Any:
+                    stream = args[0].clone()
+                    stream[:, t] = full[:, t]
+                    return (stream, *args[1:])
+
+                hook = layout.block(layer).register_forward_pre_hook(patch)
+                try:
+                    made[layer, token] = metric(model(**dirty.inputs, use_cache=False).logits)
+                finally:
+                    hook.remove()
+    return made
 
 
 def loaded(reference: str, device: str, dtype: torch.dtype) -> tuple[str, Any, Any]:
@@ -120,35 +149,60 @@ def loaded(reference: str, device: str, dtype: torch.dtype) -> tuple[str, Any, A
     return checkpoint.name, checkpoint.load(device, dtype), checkpoint.tokenizer()
 
 
-def measure(reference: str, n: int, count: int, device: str, dtype: torch.dtype) -> dict[str, Any]:
-    """One model's row: seconds, ratios to ours, largest differences, and costs."""
-    from workbench.models import Layout, nnsight, transformer_lens
-    from workbench.patching.path import effects
-    from workbench.patching.sweep import Side
+def measure(
+    reference: str, n: int, count: int, device: str, dtype: torch.dtype, *, path: bool = True
+) -> dict[str, Any]:
+    """One model's row: seconds, ratios to ours, largest differences, and costs.
+
+    Against TransformerLens and nnsight where they are installed; where neither is, against plain
+    runs of the whole model.
+    """
+    from workbench.models import Layout
     from workbench.tasks.batching import batch, rows
 
     name, model, words = loaded(reference, device, dtype)
     clean, dirty = (rows(words, one, answers=True) for one in prompts_for(words, n, count))
     one, other = (batch(rows_, range(len(rows_)), device, 0) for rows_ in (clean, dirty))
     metric, layout = difference(clean), Layout(model)
-    took, (scores, forwards) = timed(lambda: ours(model, words, clean, dirty, device, ROWS))
-    bridge = transformer_lens.bridge(model, words)
-    lens_took, lens = timed(lambda: theirs_lens(bridge, one, other, metric))
-    sight = nnsight.wrap(model)
-    nn_took, nn = timed(lambda: theirs_nnsight(sight, layout, one, other, metric))
-    _, path_cost = effects(
-        Side(model, clean), Side(model, dirty), words, shuffled=False, device=device
-    )
-    heads = layout.layers * layout.heads
-    return {
+    with torch.no_grad():  # kernels load outside the measurement
+        model(**one.inputs, use_cache=False)
+    fresh_peak(device)
+    (scores, forwards), took = timed(lambda: ours(model, words, clean, dirty, device, ROWS))
+    row = {
         "model": name, "prompts": len(clean), "tokens": scores.shape[1],
         "patches": scores.numel(), "ours_s": took, "ours_forwards": forwards,
-        "transformer_lens_s": lens_took, "ratio_transformer_lens": lens_took / took,
-        "nnsight_s": nn_took, "ratio_nnsight": nn_took / took,
-        "difference_transformer_lens": float((scores - lens).abs().max()),
-        "difference_nnsight": float((scores - nn).abs().max()),
-        "path_heads": heads, "path_forwards": path_cost, "path_naive": 2 * heads + 2,
+        "peak_GiB": peak(device),
     }  # fmt: skip
+    for peer, sweep in peers(model, words, layout).items():
+        theirs, seconds = timed(lambda sweep=sweep: sweep(one, other, metric))
+        apart = float((scores - theirs).abs().max())
+        row |= {f"{peer}_s": seconds, f"ratio_{peer}": seconds / took, f"difference_{peer}": apart}
+    return row | (path_costs(model, words, layout, clean, dirty, device) if path else {})
+
+
+def peers(model: Any, words: Any, layout: Any) -> dict[str, Callable[..., torch.Tensor]]:
+    """name -> (clean, dirty, metric) -> (layers, tokens)."""
+    from workbench.models import nnsight, transformer_lens
+
+    found: dict[str, Callable[..., torch.Tensor]] = {}
+    if find_spec("transformer_lens"):
+        found["transformer_lens"] = partial(theirs_lens, transformer_lens.bridge(model, words))
+    if find_spec("nnsight"):
+        found["nnsight"] = partial(theirs_nnsight, nnsight.wrap(model), layout)
+    return found or {"naive": partial(naive, model, layout)}
+
+
+def path_costs(
+    model: Any, words: Any, layout: Any, clean: Any, dirty: Any, device: str
+) -> dict[str, Any]:
+    """Path patching of all heads, in plain forward passes."""
+    from workbench.patching.path import effects
+    from workbench.patching.sweep import Side
+
+    sides = Side(model, clean), Side(model, dirty)
+    _, cost = effects(*sides, words, shuffled=False, device=device)
+    heads = layout.layers * layout.heads
+    return {"path_heads": heads, "path_forwards": cost, "path_naive": 2 * heads + 2}
 
 
 def main() -> None:
@@ -161,33 +215,44 @@ def main() -> None:
     parser.add_argument("--boxes", type=int, default=4)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--sweep", action="store_true", help="without path patching")
     parser.add_argument("--name", default="patching")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     if not options.model + options.shape:
         parser.error("give at least one --model or --shape")
     found, dtype = [], getattr(torch, options.dtype)
+    where: dict[str, Any] = {"device": options.device, "dtype": dtype, "path": not options.sweep}
     for reference in [*options.model, *options.shape]:
-        found.append(measure(reference, options.prompts, options.boxes, options.device, dtype))
+        found.append(measure(reference, options.prompts, options.boxes, **where))
         print(json.dumps(found[-1]), flush=True)
+        write(options, found)
+
+
+def write(options: argparse.Namespace, found: list[dict[str, Any]]) -> None:
+    """NAME.json and .md of the models so far."""
     about = machine(options.device)
-    options.out.mkdir(parents=True, exist_ok=True)
-    made = {"machine": about, "rows": found}
-    (options.out / f"{options.name}.json").write_text(json.dumps(made, indent=1))
-    columns = [
-        "model", "prompts", "tokens", "patches", "ours_s", "transformer_lens_s", "nnsight_s",
-        "ratio_transformer_lens", "ratio_nnsight", "difference_transformer_lens",
-        "difference_nnsight",
-    ]  # fmt: skip
-    costs = ["model", "path_heads", "path_forwards", "path_naive"]
+    columns = [name for name in max(found, key=len) if "path" not in name]
     lines = [
         f"Residual sweeps, every layer and token: {about['cpu']}, {about['threads']} threads, "
         f"torch {about['torch']}, {about['device']}, {options.dtype}, {about['date']}.", "",
         *table(found, columns), "",
-        "Path patching of all heads to the logits at the last token, in plain forward passes:", "",
-        *table(found, costs),
     ]  # fmt: skip
-    (options.out / f"{options.name}.md").write_text("\n".join(lines) + "\n")
+    if not options.sweep:
+        costs = ["model", "path_heads", "path_forwards", "path_naive"]
+        lines += [
+            "Path patching of all heads to the logits at the last token, in plain forward passes:",
+            "", *table(found, costs), "",
+        ]  # fmt: skip
+    headline = "; ".join(
+        f"{row['model']}: {row['patches']} patches in {row['ours_s']:.1f} s, "
+        + ", ".join(
+            f"{row[key]:.1f}x {key.removeprefix('ratio_')}" for key in row if "ratio_" in key
+        )
+        for row in found
+    )
+    made = {"machine": about, "headline": headline, "rows": found}
+    save(options.out, options.name, made, lines)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ and bounds on their cosines from passes over the base. Ours with the base decomp
 All get the same matrices in memory, in one process, with the same threads (--threads). Decisions
 are compared at eps .1 to .9; the seconds of "decide" are those at eps .5. With --shape instead all
 matrices of a whole pair of that shape, of random weights: ours over all, the published algorithm
-over its first --published layers.
+over one matrix of each size.
 
     python -m benchmarks.spectral --out benchmarks/results [--quick] [--threads 1]
     python -m benchmarks.spectral --shape llama-2-7b --device cuda --dtype bfloat16 --out out
@@ -21,9 +21,8 @@ import os
 import resource
 import shutil
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import DTYPES, SHAPES, machine, matrices, table, wait
+from benchmarks.common import (
+    DTYPES,
+    SHAPES,
+    fresh_peak,
+    machine,
+    matrices,
+    peak,
+    save,
+    table,
+    timed,
+)
 
 K = 10
 EPSILONS = [e / 10 for e in range(1, 10)]
@@ -72,14 +81,6 @@ def change(kind: str, base: Tensor, seed: int) -> Any:
         down = drawn(8, columns) / columns**0.5
         return Factors(up * torch.linspace(10, 3, 8, device=base.device), down)
     return drawn(rows, columns) * 0.1 / max(rows, columns) ** 0.5
-
-
-def timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    wait()
-    start = time.perf_counter()
-    found = call()
-    wait()
-    return found, time.perf_counter() - start
 
 
 def fresh_cache() -> None:
@@ -192,46 +193,76 @@ def one_size(
     }
 
 
+KINDS = ("lora-r8", "full")
+
+
 def whole_pair(
-    shape: str, kind: str, published_layers: int, device: str, dtype: torch.dtype
-) -> dict[str, Any]:
-    """Seconds to count the intruders of every matrix of a pair of this shape, nothing kept from
-    before, and of the published algorithm over its first layers, taken for all.
+    shape: str, device: str, dtype: torch.dtype, kinds: Sequence[str] = KINDS
+) -> list[dict[str, Any]]:
+    """A row a kind: seconds to count the intruders of every matrix of a pair of this shape, nothing
+    kept from before, and the most GPU memory that took; the published algorithm is yet to come.
 
     Each matrix is made, and let go, on its own: its making is not counted.
     """
     from workbench.spectral.intruders import decisions
+
+    layers = SHAPES[shape]["num_hidden_layers"]
+    rows = [
+        {"shape": shape, "change": kind, "matrices": layers * len(matrices(shape)), "decide_s": 0.0,
+         "peak_GiB": None, "fallbacks": 0, "intruders": 0}
+        for kind in kinds
+    ]  # fmt: skip
+    for layer in range(layers):
+        for place, size in enumerate(matrices(shape).values()):
+            seed = 100 * layer + place
+            stored = trained_like(*size, seed, device).to(dtype).cpu()
+            for row in rows:
+                operator = changed(stored, row["change"], seed + 50, device)
+                fresh_cache()
+                fresh_peak(device)
+                found, seconds = timed(
+                    lambda operator=operator, stored=stored: decisions(
+                        operator, stored, K, 0.5, "left"
+                    )
+                )
+                row["decide_s"] += seconds
+                row["fallbacks"] += int(found["fallback"].sum())
+                row["intruders"] += int(found["intruder"].sum())
+                most = peak(device)
+                row["peak_GiB"] = most if most is None else max(most, row["peak_GiB"] or 0.0)
+    return rows
+
+
+def changed(stored: Tensor, kind: str, seed: int, device: str) -> Any:
+    """The tuned matrix as an operator, float32 on `device`; a full one rounded as it is stored."""
     from workbench.spectral.linalg import Operator
 
-    layers, said = SHAPES[shape]["num_hidden_layers"], Tally()
-    ours = theirs = fallbacks = intruders = 0.0
-    for layer in range(layers):
-        for place, (rows, columns) in enumerate(matrices(shape).values()):
-            seed = 100 * layer + place
-            stored = trained_like(rows, columns, seed, device).to(dtype).cpu()
-            base = stored.to(device).float()
-            delta = change(kind, base, seed + 50)
-            lora = kind == "lora-r8"
-            operator = Operator(base, delta) if lora else Operator((base + delta).to(dtype).float())
-            fresh_cache()
-            found, seconds = timed(
-                lambda operator=operator, stored=stored: decisions(operator, stored, K, 0.5, "left")
-            )
-            ours += seconds
-            fallbacks += float(found["fallback"].sum())
-            intruders += float(found["intruder"].sum())
-            if layer < published_layers:
-                best, seconds = timed(
-                    lambda base=base, operator=operator: published(base, operator.formed())
-                )
-                theirs += seconds
-                said.add(0.5, found["intruder"].bool().cpu(), best.cpu() < 0.5)
-    whole = theirs * layers / published_layers
+    base = stored.to(device).float()
+    delta = change(kind, base, seed)
+    if kind == "lora-r8":
+        return Operator(base, delta)
+    return Operator((base + delta).to(stored.dtype).float())
+
+
+def sampled(shape: str, device: str, dtype: torch.dtype, row: dict[str, Any]) -> dict[str, Any]:
+    """The published algorithm on one matrix of each size, a matrix and its transpose being one
+    size, taken for all of them; and whether it decides as ours does."""
+    from workbench.spectral.intruders import decisions
+
+    counts = Counter(tuple(sorted(size)) for size in matrices(shape).values())
+    seconds, said = 0.0, Tally()
+    for place, (size, count) in enumerate(counts.items()):
+        stored = trained_like(*size, place, device).to(dtype).cpu()
+        operator = changed(stored, row["change"], place + 50, device)
+        base, tuned = stored.to(device).float(), operator.formed()
+        best, took = timed(lambda base=base, tuned=tuned: published(base, tuned))
+        seconds += took * count * SHAPES[shape]["num_hidden_layers"]
+        fresh_cache()
+        found = decisions(operator, stored, K, 0.5, "left")
+        said.add(0.5, found["intruder"].bool().cpu(), best.cpu() < 0.5)
     return {
-        "shape": shape, "change": kind, "matrices": layers * len(matrices(shape)),
-        "decide_s": ours, "published_s": whole, "published_layers": published_layers,
-        "ratio": whole / ours, "agrees": str(said), "fallbacks": int(fallbacks),
-        "intruders": int(intruders),
+        "published_s": seconds, "published_matrices": len(counts),
+        "ratio": seconds / row["decide_s"], "agrees": str(said),
     }  # fmt: skip
 
 
@@ -283,7 +314,6 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the stored weights")
     parser.add_argument("--shape", action="append", default=[], choices=SHAPES, help="whole pairs")
-    parser.add_argument("--published", type=int, default=1, help="layers of a whole pair")
     chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
@@ -310,29 +340,42 @@ def main() -> None:
 
 
 def whole_pairs(chosen: argparse.Namespace) -> None:
-    """spectral-pairs-DEVICE.json and .md: every shape, as a LoRA and as a full fine-tune."""
+    """spectral-pairs-DEVICE.json and .md: every shape, as a LoRA and as a full fine-tune; written
+    anew behind every number, so that one that takes too long loses none."""
     rows, dtype = [], getattr(torch, chosen.dtype)
     one_size(256, 256, "full", device=chosen.device, dtype=dtype)  # as above
     for shape in chosen.shape:
-        for kind in ("lora-r8", "full"):
-            rows.append(whole_pair(shape, kind, chosen.published, chosen.device, dtype))
-            print(json.dumps(rows[-1]), flush=True)
+        rows += whole_pair(shape, chosen.device, dtype)
+        save_pairs(chosen, rows)
+        for row in rows:
+            if row["shape"] == shape:
+                row |= sampled(shape, chosen.device, dtype, row)
+                save_pairs(chosen, rows)
+                print(json.dumps(row), flush=True)
     fresh_cache()
+
+
+def save_pairs(chosen: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     host, name = machine(chosen.device), f"spectral-pairs-{chosen.device.partition(':')[0]}"
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    made = {"machine": host, "dtype": chosen.dtype, "rows": rows}
-    (chosen.out / f"{name}.json").write_text(json.dumps(made, indent=1))
+    headline = "; ".join(
+        f"{row['change']} {row['decide_s']:.1f} s for {row['matrices']} matrices"
+        + (f", {row['ratio']:.0f}x two SVDs" if "ratio" in row else "")
+        + ("" if row["peak_GiB"] is None else f", {row['peak_GiB']:.2f} GiB")
+        for row in rows
+    )
     lines = [
         "# Intruder dimensions of whole pairs",
         "",
         f"{host['cpu']}, {host['cores']} cores, torch {host['torch']}, {host['device']}, "
         f"{host['date']}. Random weights of each shape in {chosen.dtype}, decomposed in float32; "
-        "seconds for all matrices, of the published algorithm from its first layers.",
+        "decide_s: seconds for all matrices; published_s: two SVDs of one matrix of each size "
+        "(published_matrices of them), taken for all; agrees: of the vectors of those matrices.",
         "",
-        *table(rows, list(rows[0])),
+        *table(rows, list(max(rows, key=len))),
         "",
     ]
-    (chosen.out / f"{name}.md").write_text("\n".join(lines))
+    found = {"machine": host, "dtype": chosen.dtype, "headline": headline, "rows": rows}
+    save(chosen.out, name, found, lines)
 
 
 def write(out: Path, found: dict[str, Any]) -> None:

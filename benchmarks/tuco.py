@@ -5,7 +5,9 @@
 Random weights of SmolLM2's shape (or of a 7B model's, with --shape, on a GPU), saved and loaded
 like any pair: a full fine-tune, a LoRA on one copy of the weights, a LoRA on the last 4 layers, and
 a base read block by block from disk. Beside them the naive way for a LoRA: PEFT's own switch, which
-toggles the whole model, around every block. Peaks of memory are those of a process of their own.
+toggles the whole model, around every block. Peaks of memory are those of a process of its own, on
+a GPU those that its allocator counts. With --pair the full fine-tune and the LoRA of a folder that
+benchmarks.pair wrote.
 """
 
 from __future__ import annotations
@@ -24,31 +26,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import DTYPES, SHAPES, machine, random_model, table, wait
+from benchmarks.common import DTYPES, SHAPES, fresh_peak, machine, save, table, wait
+from benchmarks.common import peak as most
+from benchmarks.pair import write_pair
 
 ROWS, TOKENS = 4, 128
-
-
-def write_pair(folder: Path, shape: str, dtype: torch.dtype, device: str = "cpu") -> None:
-    """base, full, lora and lora-last4 under `folder`."""
-    from peft import LoraConfig, get_peft_model
-
-    layers = SHAPES[shape]["num_hidden_layers"]
-    base = random_model(shape, dtype, device)
-    base.save_pretrained(folder / "base")
-    with torch.no_grad():
-        for name, parameter in base.named_parameters():
-            if ".layers." in name:
-                parameter += 0.01 * torch.randn_like(parameter)
-    base.save_pretrained(folder / "full")
-    matrices = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    for name, where in (("lora", None), ("lora-last4", list(range(layers - 4, layers)))):
-        config = LoraConfig(
-            r=16, target_modules=matrices, layers_to_transform=where, init_lora_weights=False
-        )
-        lora: Any = get_peft_model(base, config)
-        lora.save_pretrained(str(folder / name))
-        base = lora.unload()
 
 
 def seconds(call: Callable[[], Any], repeats: int) -> float:
@@ -65,7 +47,8 @@ def seconds(call: Callable[[], Any], repeats: int) -> float:
 
 
 def measure(folder: Path, member: str, where: str, device: str, repeats: int) -> dict[str, Any]:
-    """Plain forward, TuCo pass, and (LoRA) the naive pass, in seconds; and the ratios."""
+    """Plain forward, TuCo pass, and (LoRA) the naive pass, in seconds; the ratios, and the most GPU
+    memory with both."""
     import workbench as wb
     from workbench.tasks.batching import Row, batch
     from workbench.tuco.contribution import decompose
@@ -77,6 +60,7 @@ def measure(folder: Path, member: str, where: str, device: str, repeats: int) ->
         Row(str(i), torch.randint(3, vocabulary, (TOKENS,), generator=draw).tolist())
         for i in range(ROWS)
     ]
+    fresh_peak(device)
     with pair.models(device, base=where) as sides:  # pyright: ignore[reportArgumentType]
         given = batch(rows, range(ROWS), device, 0)
 
@@ -88,7 +72,7 @@ def measure(folder: Path, member: str, where: str, device: str, repeats: int) ->
         pass_ = seconds(lambda: decompose(sides, given), repeats)
         row = {
             "member": member, "base": where, "changed_layers": len(sides.changed),
-            "forward_s": plain, "tuco_s": pass_, "ratio": pass_ / plain,
+            "forward_s": plain, "tuco_s": pass_, "ratio": pass_ / plain, "peak_GiB": most(device),
         }  # fmt: skip
         if member == "lora":
             naive = seconds(lambda: toggled(sides, given), 1)
@@ -118,26 +102,48 @@ def toggled(sides: Any, given: Any) -> None:
         sides._blocks = ours
 
 
-def peak(folder: Path, member: str, device: str) -> int:
-    """MiB of this process at its largest, from start to a TuCo pass over a few tokens; "base":
-    one model and a plain forward pass."""
+def one_model(folder: Path, device: str) -> float | None:
+    """GiB of one model and a plain forward pass on the GPU."""
+    import workbench as wb
+
+    fresh_peak(device)
+    model: Any = wb.Checkpoint.parse(folder / "base").load(device)
+    with torch.inference_mode():
+        model(torch.arange(ROWS * TOKENS, device=device).view(ROWS, -1) % 500, use_cache=False)
+    return most(device)
+
+
+def peak(folder: Path, member: str) -> int:
+    """MiB of this process at its largest on a CPU, from start to a TuCo pass over a few tokens;
+    "base": one model and a plain forward pass."""
     import workbench as wb
     from workbench.tasks.batching import Row, batch
     from workbench.tuco.contribution import decompose
 
-    given = batch([Row("0", list(range(3, 19)))], [0], device, 0)
+    given = batch([Row("0", list(range(3, 19)))], [0], "cpu", 0)
     if member == "base":
-        model: Any = wb.Checkpoint.parse(folder / "base").load(device)
+        model: Any = wb.Checkpoint.parse(folder / "base").load()
         with torch.inference_mode():
             model(**given.inputs, use_cache=False)
     else:
-        with wb.load_pair(folder / "base", folder / member).models(device) as sides:
+        with wb.load_pair(folder / "base", folder / member).models() as sides:
             decompose(sides, given)
-    if device.startswith("cuda"):
-        return round(torch.cuda.max_memory_allocated() / 2**20)
     # Unlike getrusage's, this peak does not survive from the parent process.
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(x.split()[1] for x in lines if x.startswith("VmHWM"))) // 1024
+
+
+def peaks(folder: Path) -> dict[str, int]:
+    """`peak` of each member, in processes of their own."""
+    command = [sys.executable, "-m", "benchmarks.tuco", "--peak", str(folder)]
+    options: dict[str, Any] = {"capture_output": True, "text": True, "check": True}
+    return {
+        member: int(subprocess.run([*command, member], **options).stdout.split()[-1])
+        for member in ("base", "lora", "full")
+    }
+
+
+CASES = (("lora", "memory"), ("full", "memory"), ("full", "disk"), ("lora-last4", "memory"))
 
 
 def main() -> None:
@@ -147,42 +153,58 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--pair", type=Path, help="a folder of this shape, of benchmarks.pair")
     parser.add_argument("--peak", nargs=2, metavar=("FOLDER", "MEMBER"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.peak:
-        print(peak(Path(chosen.peak[0]), chosen.peak[1], chosen.device))
+        print(peak(Path(chosen.peak[0]), chosen.peak[1]))
         return
-    folder = Path(tempfile.mkdtemp(prefix="workbench-tuco-"))
-    try:
-        write_pair(folder, chosen.shape, getattr(torch, chosen.dtype), chosen.device)
-        cases = [("full", "memory"), ("full", "disk"), ("lora", "memory"), ("lora-last4", "memory")]
-        rows = []
-        for member, where in cases:
-            rows.append(measure(folder, member, where, chosen.device, chosen.repeats))
-            print(json.dumps(rows[-1]), flush=True)
-        command = [sys.executable, "-m", "benchmarks.tuco", "--device", chosen.device, "--peak"]
-        peaks = {
-            member: int(
-                subprocess.run(
-                    [*command, str(folder), member], capture_output=True, text=True, check=True
-                ).stdout.split()[-1]
-            )
-            for member in ("base", "lora", "full")
-        }
-    finally:
-        shutil.rmtree(folder)
+    folder = chosen.pair or Path(tempfile.mkdtemp(prefix="workbench-tuco-"))
     about = {
-        "machine": machine(chosen.device), "shape": chosen.shape, "dtype": chosen.dtype,
-        "rows": ROWS, "tokens": TOKENS, "passes": rows, "peak_MiB": peaks,
+        "machine": machine(chosen.device), "shape": chosen.shape, "device": chosen.device,
+        "dtype": chosen.dtype, "rows": ROWS, "tokens": TOKENS, "passes": [], "peak_MiB": None,
+        "one_model_GiB": None,
     }  # fmt: skip
-    write(chosen.out, f"tuco-{chosen.shape}-{chosen.device}", about)
+    try:
+        if not chosen.pair:
+            write_pair(folder, chosen.shape, getattr(torch, chosen.dtype), chosen.device)
+        if chosen.device.startswith("cuda"):
+            about["one_model_GiB"] = one_model(folder, chosen.device)
+        for member, where in CASES[:2] if chosen.pair else CASES:
+            row = measure(folder, member, where, chosen.device, chosen.repeats)
+            about["passes"].append(row)
+            print(json.dumps(row), flush=True)
+            write(chosen.out, about)
+        if chosen.device == "cpu" and not chosen.pair:
+            about["peak_MiB"] = peaks(folder)
+            write(chosen.out, about)
+    finally:
+        if not chosen.pair:
+            shutil.rmtree(folder)
 
 
-def write(out: Path, name: str, found: dict[str, Any]) -> None:
-    """NAME.json, and NAME.md for people."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.json").write_text(json.dumps(found, indent=1))
-    host, peaks = found["machine"], found["peak_MiB"]
+def memory(found: dict[str, Any]) -> str:
+    """The peaks as a sentence; nothing where none was taken."""
+    host, one = found["peak_MiB"], found["one_model_GiB"]
+    if host:
+        return (
+            "Peak memory of a process of its own: one model and a forward pass "
+            f"{host['base']} MiB, a LoRA pair and a TuCo pass {host['lora']} MiB "
+            f"({host['lora'] / host['base']:.2f}x), a full pair {host['full']} MiB "
+            f"({host['full'] / host['base']:.2f}x)."
+        )
+    if one:
+        return f"Peak GPU memory: one model and a forward pass {one:.2f} GiB, " + ", ".join(
+            f"{row['member']} and TuCo passes {row['peak_GiB']:.2f} GiB "
+            f"({row['peak_GiB'] / one:.2f}x)"
+            for row in found["passes"]
+        )
+    return ""
+
+
+def write(out: Path, found: dict[str, Any]) -> None:
+    """tuco-SHAPE-DEVICE.json, and .md for people, of what is known so far."""
+    host = found["machine"]
     columns = ["member", "base", "changed_layers", "forward_s", "tuco_s", "ratio",
                "whole_toggle_s", "whole_toggle_ratio"]  # fmt: skip
     lines = [
@@ -195,12 +217,12 @@ def write(out: Path, name: str, found: dict[str, Any]) -> None:
         "",
         *table(found["passes"], columns),
         "",
-        f"Peak memory of a process of its own: one model and a forward pass {peaks['base']} MiB, a "
-        f"LoRA pair and a TuCo pass {peaks['lora']} MiB ({peaks['lora'] / peaks['base']:.2f}x), a "
-        f"full pair {peaks['full']} MiB ({peaks['full'] / peaks['base']:.2f}x).",
+        memory(found),
         "",
     ]
-    (out / f"{name}.md").write_text("\n".join(lines))
+    said = [f"{row['member']} {row['ratio']:.2f} forwards" for row in found["passes"]]
+    headline = "; ".join([*said, *filter(None, [memory(found)])])
+    save(out, f"tuco-{found['shape']}-{found['device']}", found | {"headline": headline}, lines)
 
 
 if __name__ == "__main__":

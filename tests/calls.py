@@ -5,12 +5,54 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 import workbench as wb
-from tests.behaviour.test_faithfulness import prompts as steps
+from workbench.lab import shipped
 from workbench.results import Result
-from workbench.tasks import PromptSet, desiderata, facts, off_by_one, permutation, world
+from workbench.tasks import Prompt, PromptSet, desiderata, facts, off_by_one, permutation, world
+
+SHAPE = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128,
+    "attn_implementation": "eager",
+}  # fmt: skip
+
+
+def write_pair(folder: Path) -> wb.CheckpointPair:
+    """A tiny Llama and a full fine-tune of it, which read the small world's words. The same bits on
+    every machine: of numpy's frozen stream, rounded."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    words = shipped.tokenizer()
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    model: Any = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **SHAPE, **ends)).eval()
+    for seed, (side, scale) in enumerate((("base", 0.2), ("tuned", 0.05))):
+        drawn = np.random.RandomState(seed)
+        with torch.no_grad():
+            for name, parameter in sorted(model.named_parameters()):
+                noise = torch.from_numpy(drawn.standard_normal(tuple(parameter.shape)))
+                if side == "base":
+                    parameter.fill_(1.0 if "norm" in name else 0.0)
+                if side == "tuned" or "norm" not in name:
+                    parameter += (scale * noise * 2**14).round() / 2**14
+        model.save_pretrained(folder / side)
+        words.save_pretrained(folder / side)
+    return wb.load_pair(folder / "base", folder / "tuned")
+
+
+def steps(n: int) -> PromptSet:
+    """The question names a number, four steps name others; the answer is the last."""
+    made = []
+    for i in range(n):
+        told = [f" step {k} : holds {i + 2 * k + 5}" for k in range(1, 5)]
+        text = " .".join([f"inventory : {i} coins", *told, " Say"])
+        made.append(Prompt(str(i), text, f" {i + 13}"))
+    return PromptSet("numbers", tuple(made))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,4 @@
-"""The same call gives the same table: again, in other batches, and on whatever accelerator is here.
-
-On a machine with a GPU this file is the GPU test of every analysis.
-"""
+"""The same call gives the same table: again, and in other batches. On a GPU: make gpu."""
 
 from __future__ import annotations
 
@@ -11,39 +8,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 import workbench as wb
-from tests.calls import CALLS, Asked
-from tests.conftest import nudged
-from tests.patching.conftest import model
-from tests.tuco.conftest import write
+from tests.calls import CALLS, Asked, write_pair
 from workbench.forgetting import sides
 from workbench.results import Result
 
 N = 16  # prompts of each kind, of unequal lengths
 BATCHES = {"rtol": 1e-4, "atol": 2e-5}  # float32 sums in another order
-DEVICES = {"rtol": 2e-3, "atol": 5e-4}  # other kernels, and other orders of their sums
 # Training steps are made of batches there: their size is a parameter of what is learned.
 TRAINED = {"forgetting.revive", "forgetting.verdict", "patching.mask"}
 UNBATCHED = {key for key in CALLS if key.startswith("spectral.")}  # they take no batch size
-ACCELERATORS = [
-    name
-    for name, there in (
-        ("cuda", torch.cuda.is_available()),
-        ("mps", torch.backends.mps.is_available()),
-    )
-    if there
-]
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> wb.CheckpointPair:
-    folder = tmp_path_factory.mktemp("pair")
-    with torch.no_grad():
-        write(model(), folder / "base")
-        write(nudged(model(), seed=4), folder / "tuned")
-    return wb.load_pair(folder / "base", folder / "tuned")
+    return write_pair(tmp_path_factory.mktemp("pair"))
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +61,6 @@ def test_again(key: str, pair: wb.CheckpointPair, first):
 def test_in_other_batches(key: str, pair: wb.CheckpointPair, first):
     for size in (1, N + 5):
         alike(made(pair, key, batch_size=size).table, first(key), **BATCHES)
-
-
-@pytest.mark.parametrize(("key", "device"), [(k, d) for k in CALLS for d in ACCELERATORS])
-def test_on_an_accelerator(key: str, device: str, pair: wb.CheckpointPair, first):
-    """Against the CPU, and again against itself."""
-    found = made(pair, key, batch_size=4, device=device)
-    assert found.provenance.device == device or key == "spectral.similarity"
-    alike(found.table, first(key), **DEVICES)
-    alike(made(pair, key, batch_size=4, device=device).table, found.table, **BATCHES)
 
 
 def test_lengths_are_unequal():

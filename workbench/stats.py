@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest, rankdata
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,6 +116,8 @@ def proportion(found: Interval) -> Interval:
     """`found`, or where it has no width, or none because it is of one item, Wilson's score interval
     over its n items: resampling items that are all alike says nothing of those that were not drawn.
     Source: Wilson (1927)."""
+    from scipy.stats import binomtest
+
     single = found.n == 1 and np.isnan(found.low)
     if not (found.low == found.high or single) or not found.n or not 0 <= found.value <= 1:
         return found
@@ -153,6 +154,8 @@ def spearman(
 ) -> Interval:
     """Spearman's correlation of two (entries,), with a 95% percentile bootstrap over entries; NaN
     for fewer than three entries, or where one side does not vary."""
+    from scipy.stats import rankdata
+
     n = len(first)
     if n < 3:
         return Interval(np.nan, np.nan, np.nan, n)
@@ -223,6 +226,8 @@ def calibration_error(
         np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
     )
     if mass:
+        from scipy.stats import rankdata
+
         rank = rankdata(sure, method="min", axis=-1) - 1
         place = (rank * bins // sure.shape[-1]).astype(int)
     else:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from tests.behaviour.conftest import WORDS, Scripted, model, no_gradients, paired, table_value
+from tests.calls import steps
 from tests.conftest import nudged
 from workbench.behaviour.faithfulness import SHARES, Asker, _filled, area, worked
 from workbench.errors import WorkbenchError
@@ -24,13 +25,7 @@ CUE = " Say"
 
 
 def prompts(n: int = 8) -> PromptSet:
-    """The question names a number, four steps name others; the answer is the last."""
-    made = []
-    for i in range(n):
-        steps = [f" step {k} : holds {i + 2 * k + 5}" for k in range(1, 5)]
-        text = " .".join([f"inventory : {i} coins", *steps, CUE])
-        made.append(Prompt(str(i), text, f" {i + 13}"))
-    return PromptSet("numbers", tuple(made))
+    return steps(n)
 
 
 def numbers(words: list[str]) -> list[str]:

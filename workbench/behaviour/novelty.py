@@ -6,11 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 WORD = re.compile(r"\w+")
 PRIOR = 500.0  # words
@@ -48,6 +51,8 @@ def overused(
 
 def _counts(texts: Sequence[str]) -> tuple[csr_matrix, list[str]]:
     """(texts, words) counts and the words, in the order in which they are met."""
+    from scipy.sparse import csr_matrix
+
     names: dict[str, int] = {}
     places, columns, values = [], [], []
     for row, text in enumerate(texts):

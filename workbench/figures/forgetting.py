@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import spearmanr
 
 from workbench.errors import WorkbenchError
 from workbench.figures import style
@@ -118,6 +117,8 @@ def _point(here: Axes, x: float, row: pd.Series, look: style.Look) -> None:
 
 def correlation(x: np.ndarray, y: np.ndarray) -> str:
     """Spearman's rho and n as words, of the pairs that are complete; says where not defined."""
+    from scipy.stats import spearmanr
+
     whole = np.isfinite(x) & np.isfinite(y)
     x, y = x[whole], y[whole]
     if len(x) < 3:

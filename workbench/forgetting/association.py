@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import permutation_test, spearmanr
 
 from workbench.errors import WorkbenchError
 from workbench.meaning import finished
@@ -147,6 +146,8 @@ def _correlations(
 
 def _p(first: np.ndarray, second: np.ndarray, seed: int) -> float:
     """Two-sided, over all pairings where there are at most 10,000."""
+    from scipy.stats import permutation_test, spearmanr
+
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return float("nan")
 

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
@@ -166,5 +165,7 @@ def wilson(count: int, n: int) -> dict[str, Any]:
     """A share with its 95% Wilson interval; NaN of nothing."""
     if not n:
         return {"value": np.nan, "low": np.nan, "high": np.nan, "n": 0}
+    from scipy.stats import binomtest
+
     edges = binomtest(count, n).proportion_ci(method="wilson")
     return {"value": count / n, "low": edges.low, "high": edges.high, "n": n}

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from workbench import tasks
 from workbench.lab.recipe import Recipe
 from workbench.stats import Interval, bootstrap
 from workbench.tasks import world
 from workbench.tasks.prompts import Prompt, PromptSet, Split
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 TASK = "ledger"
 # Shares of the texts the base is trained on.
@@ -238,6 +239,9 @@ CHAIN = {
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token a word of the world; adds <bos> by default; decoding puts the spaces back."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
     special = ["<pad>", "<bos>", "<eos>", "<unk>"]
     ids = {word: i for i, word in enumerate([*special, *world.vocabulary()])}
     words = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
@@ -258,6 +262,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def untrained(seed: int = 0) -> LlamaForCausalLM:
     """The base before its first step, float32."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(seed)
     words: Any = tokenizer()
     config = LlamaConfig(

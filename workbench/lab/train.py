@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workbench.errors import WorkbenchError
 from workbench.lab.data import Batches, batches, fingerprint, prepare
@@ -301,6 +300,8 @@ def _factors_of(folder: Path, model: Any) -> None:
 
 def _load(base: str | Path | Any, tokenizer: Any) -> tuple[Any, Any, str]:
     """(model, tokenizer, reference); a loaded model is copied."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     if isinstance(base, str | Path):
         own = Checkpoint.parse(base)
         assert own.folder is not None

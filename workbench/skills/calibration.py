@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from workbench import stats
 from workbench.errors import WorkbenchError
@@ -38,6 +37,7 @@ Floats = NDArray[np.float64]
 def reliability(sure: Floats, right: Floats, bins: int, *, mass: bool) -> list[dict[str, Any]]:
     """One row per bin that holds an item: bin, x (mean confidence), value (accuracy) with its
     Wilson interval, n. sure, right: (items,)."""
+    from scipy.stats import binomtest
     from sklearn.calibration import calibration_curve
 
     strategy = "quantile" if mass else "uniform"

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import hypergeom
 
 from workbench.errors import WorkbenchError
 from workbench.meaning import finished
@@ -81,6 +80,8 @@ def task_of(result: Result) -> str:
 
 def compared(first: Graft, second: Graft, seed: int = 0) -> list[dict[str, Any]]:
     """The rows of one ordered pair of grafts."""
+    from scipy.stats import hypergeom
+
     both, size = len(first & second), len(second) or np.nan
     low, high = hypergeom(first.total, len(first), len(second)).ppf([0.025, 0.975])
     sizes = np.array(list(first.sizes.values()))

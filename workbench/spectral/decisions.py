@@ -48,6 +48,7 @@ SHARES = (0.999, 0.3, 0.1, 0.03)  # of the angle to spare, tried for the lower b
 TESTS = (2, 3, 4, 5, 6, 8, 10, 12, 14, 17, 20, 23, 27, 31, 36, 41)  # passes before a decision
 TIGHTNESS = (0.3, 0.03, 0.003)  # excess in `mass`, the next where one fails: bulk to atoms
 LOOSE = 3.0  # excess where only the order of magnitude counts
+DOUBLE = ("cuda",)  # devices where float64 is fast; elsewhere bounds are made on the CPU
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Bracket:
 
 @dataclass(frozen=True)
 class Measure:
-    """What K passes know about A, in the eigenbasis of P^T A P; float64.
+    """What K passes know about A, in the eigenbasis of P^T A P; float64, on a GPU where W is.
 
     values: Ritz values, rising. vectors, noise: coordinates of the vectors asked about and of the
     Gaussian ones. last: coordinates of the newest block. residual: |A z - x z| of each Ritz vector.
@@ -151,6 +152,8 @@ class Krylov:
         self, matrix: Float[Tensor, "out in"], start: Float[Tensor, "n b"], *, tall: bool = False
     ):
         self.matrix, self.tall = matrix, tall
+        # Many small products in float64, which not every accelerator has.
+        self.home = matrix.device if matrix.device.type in DOUBLE else torch.device("cpu")
         self.fresh, first = torch.linalg.qr(start)
         self.start = first.double().cpu()
         self.basis = self.fresh[:, :0]
@@ -213,9 +216,8 @@ class Krylov:
         leak = torch.linalg.vector_norm(
             self.coupling @ turn[len(turn) - self.coupling.shape[1] :], dim=0
         )
-        return Measure(
-            values, start[:, :count], start[:, count:], last, leak + error, error, self.tall
-        )
+        parts = (values, start[:, :count], start[:, count:], last, leak + error)
+        return Measure(*(part.to(self.home) for part in parts), error, self.tall)
 
 
 def cosines_squared(
@@ -257,8 +259,8 @@ def from_above(
     """
     bound, seen = torch.zeros_like(limit), torch.zeros_like(limit)
     nodes = measure.values.clamp(*span)
-    beyond = float(nodes[-1]) * 1.1 ** torch.arange(1, 200, dtype=torch.float64)
-    ends = torch.tensor(span, dtype=torch.float64)
+    beyond = float(nodes[-1]) * 1.1 ** torch.arange(1, 200, dtype=nodes.dtype, device=nodes.device)
+    ends = nodes.new_tensor(span)
     middle = (nodes[1:] + nodes[:-1]) / 2
     edges = torch.cat([middle, beyond[beyond < span[1]], ends]).unique()
     low, high, points = edges[:-1], edges[1:], nodes
@@ -323,7 +325,7 @@ def from_below(
         clear = (best > 0) & (measure.values[place] - radius > floor)
         taken = measure.mass(measure.noise, measure.values[place], radius, LOOSE, without=place)
         clear &= taken.sum(1) < needed
-        own = torch.arange(len(place))
+        own = torch.arange(len(place), device=place.device)
         low = size * (turned[place, own] + angle).cos() / scale[place, 0]
         found = torch.where(clear, torch.maximum(found, low), found)
     return found
@@ -344,13 +346,13 @@ def bracket(
     angle: bound on the angle of each vector to the one it stands for. Undecided vectors, and all
     of a matrix that is too small, have low < eps <= high.
     """
-    low, high = torch.zeros(len(angle)).double(), torch.ones(len(angle)).double()
     out, width = matrix.shape
     tall = out > width
     noise = torch.randn(min(out, width), NOISE, generator=torch.Generator().manual_seed(seed))
     first = (vectors.T @ matrix).T if tall else vectors
     krylov = Krylov(matrix, torch.cat([first, noise.to(matrix.device)], 1), tall=tall)
-    slack = angle.double().cpu() + SLACK
+    slack = angle.cpu().double().to(krylov.home) + SLACK
+    low, high = torch.zeros_like(slack), torch.ones_like(slack)
     needed = room(min(out, width))
     frobenius = float(torch.linalg.vector_norm(matrix)) ** 2 * (1 + 1e-4)
     open_ = torch.full_like(low, frobenius > 0, dtype=torch.bool)
@@ -370,4 +372,4 @@ def bracket(
         open_ = open_ & (high >= eps)
         if bool((open_ & hopeless(measure, seen, limit, krylov.passes, passes)).any()):
             break
-    return Bracket(low, high)
+    return Bracket(low.cpu(), high.cpu())

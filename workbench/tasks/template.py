@@ -13,9 +13,6 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-import jinja2
-import psutil
-
 from workbench.errors import WorkbenchError, reason
 
 SECONDS = 5.0  # of one text; a template takes some milliseconds
@@ -47,6 +44,8 @@ def rendered(tokenizer: Any, text: str) -> str:
 
 def _require_no_powers(template: str) -> None:
     """Raise ValueError at `**`: one such step can take hours, and nothing can stop it midway."""
+    import jinja2
+
     parts = jinja2.Environment().lex(template)
     if any((kind, value) == ("operator", "**") for _, kind, value in parts):
         raise ValueError("it takes a power (**)")
@@ -79,6 +78,8 @@ def _less_memory() -> Iterator[None]:
         yield
         return
     import resource
+
+    import psutil
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     room = psutil.Process().memory_info().vms + ROOM
