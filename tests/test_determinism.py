@@ -21,7 +21,7 @@ from tests.tuco.conftest import write
 from workbench.forgetting import sides
 from workbench.results import Result
 
-N = 16  # prompts of each kind, of unequal lengths
+N = 12  # prompts of each kind, of unequal lengths
 BATCHES = {"rtol": 1e-4, "atol": 2e-5}  # float32 sums in another order
 DEVICES = {"rtol": 2e-3, "atol": 5e-4}  # other kernels, and other orders of their sums
 # Training steps are made of batches there: their size is a parameter of what is learned.
