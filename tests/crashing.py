@@ -1,13 +1,14 @@
 """Runs that are killed at random points and then left to end.
 
-    python -m tests.crashing FOLDER SEED
+    python -m tests.crashing FOLDER SEED KILLS
 
 FOLDER holds base, full and lora. The package is loaded once; every attempt is a fork of this
-process, killed with SIGKILL after a random part of the time that an undisturbed one took. Ten times
-the analyses of the weights over the family are killed once, each in a folder of its own, and run
-again; then a whole comparison with its figures and report is killed three times in one folder.
-Clocks stand still, so that an undisturbed run and a disturbed one can be the same to the byte.
-Prints how many Results each killed run of the analyses had kept.
+process, killed with SIGKILL after a random part of the time that an undisturbed one took. KILLS
+times the analyses of the weights over the family are killed once, each in a folder of its own, the
+n-th within the n-th part of that time, and run again; then a whole comparison with its figures and
+report is killed a third as often in one folder. Clocks stand still, so that an undisturbed run and
+a disturbed one can be the same to the byte. Prints how many Results each killed run of the analyses
+had kept.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from workbench import results
 from workbench.compare import Study, compare
 
 ANALYSES = (wb.spectral.delta_spectrum, wb.spectral.similarity, wb.spectral.intruders)
-KILLS = 10
 
 
 class Stopped(datetime):
@@ -67,21 +67,21 @@ def attempt(
     return time.monotonic() - start
 
 
-def main(folder: Path, seed: int) -> None:
+def main(folder: Path, seed: int, kills: int) -> None:
     results.datetime = Stopped  # type: ignore[attr-defined]
     draw = random.Random(seed)
     attempt(folder, "warm", analyses)
     whole = attempt(folder, "plain", analyses)
-    for number in range(KILLS):
+    for number in range(kills):
         name = f"killed-{number}"
-        attempt(folder, name, analyses, draw.uniform(0, whole))
+        attempt(folder, name, analyses, draw.uniform(number, number + 1) / kills * whole)
         print(sum(1 for _ in (folder / name).rglob("result.json")), flush=True)
         attempt(folder, name, analyses)
     whole = attempt(folder, "compared", comparison)
-    for _ in range(3):
+    for _ in range(kills // 3):
         attempt(folder, "compared-killed", comparison, draw.uniform(0, whole))
     attempt(folder, "compared-killed", comparison)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

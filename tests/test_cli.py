@@ -1,4 +1,7 @@
-"""The command line, run as a person runs it: outputs, exit codes, and sentences for bad input."""
+"""The command line: outputs, exit codes, and sentences for bad input.
+
+Most run in this process; tests/hostile/test_fuzz.py has the sentences in processes of their own.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,11 @@ from pathlib import Path
 import pytest
 
 import workbench as wb
+from tests.terminal import workbench
 
 
-def workbench(*arguments) -> subprocess.CompletedProcess:
+def process(*arguments) -> subprocess.CompletedProcess:
+    """As a person runs it."""
     command = [sys.executable, "-m", "workbench.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
 
@@ -28,7 +33,7 @@ def test_intruders_as_json_lines_are_the_functions_table(base: Path, tuned: Path
 
 
 def test_out_keeps_a_result(base: Path, lora: Path, tmp_path: Path):
-    done = workbench("spectral", "spectrum", base, lora, "--out", tmp_path / "kept")
+    done = process("spectral", "spectrum", base, lora, "--out", tmp_path / "kept")
     assert done.returncode == 0, done.stderr
     result = wb.Result.load(tmp_path / "kept")
     assert result.analysis == "spectral.delta_spectrum"
@@ -62,7 +67,9 @@ def test_check_prints_and_exits_by_what_it_found(base: Path, tuned: Path, tmp_pa
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(arguments, says: str, base: Path):
-    done = workbench(*[a.replace("BASE", str(base)) for a in arguments])
+    # Types are checked in this process, which says the same of the side in other words.
+    run = process if "--side" in arguments else workbench
+    done = run(*[a.replace("BASE", str(base)) for a in arguments])
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr

@@ -21,6 +21,7 @@ from workbench.compare import compare, results
 from workbench.runs import failures, redraw
 from workbench.study import Study
 
+PNG = ("png",)
 SPECTRAL = ("spectral.intruders", "spectral.delta_spectrum")
 
 
@@ -31,6 +32,20 @@ def family(tmp_path_factory) -> wb.Family:
     saved(nudged(tiny("llama")), folder / "full")
     adapter(tiny("llama"), folder / "lora")
     return wb.load_family(folder / "base", {n: folder / n for n in ("full", "lora")})
+
+
+@pytest.fixture(scope="module")
+def finished(family, tmp_path_factory) -> Path:
+    """What a comparison of both analyses wrote; it is not written to."""
+    out = tmp_path_factory.mktemp("finished")
+    compare(Study(family, only=SPECTRAL), out, title="These <two>")
+    return out
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of that."""
+    return shutil.copytree(finished, tmp_path / "run")
 
 
 def failing(monkeypatch, key: str, function) -> None:
@@ -51,7 +66,7 @@ def never(pair: wb.CheckpointPair, *, device: str = "cpu") -> wb.Result:
 
 def test_a_failed_member_is_named_and_the_rest_is_there(family, tmp_path, monkeypatch):
     failing(monkeypatch, "spectral.delta_spectrum", spectrum_of_lora_alone)
-    page = compare(Study(family, only=SPECTRAL), tmp_path).read_text()
+    page = compare(Study(family, only=SPECTRAL), tmp_path, formats=PNG).read_text()
     (said,) = failures(tmp_path)
     assert said == "spectral.delta_spectrum of full: ZeroDivisionError: of <b>nothing</b>"
     assert "of &lt;b&gt;nothing&lt;/b&gt;" in page
@@ -63,7 +78,7 @@ def test_a_failed_member_is_named_and_the_rest_is_there(family, tmp_path, monkey
     whole = wb.Result.load(tmp_path / "results" / "spectral.intruders")
     assert whole.members == ["full", "lora"]
     monkeypatch.undo()
-    page = compare(Study(family, only=SPECTRAL), tmp_path).read_text()
+    page = compare(Study(family, only=SPECTRAL), tmp_path, formats=PNG).read_text()
     assert failures(tmp_path) == []
     assert "What could not be run" not in page
     assert not (tmp_path / "failed").exists()
@@ -71,7 +86,7 @@ def test_a_failed_member_is_named_and_the_rest_is_there(family, tmp_path, monkey
 
 def test_a_failed_analysis_is_named_and_the_rest_is_there(family, tmp_path, monkeypatch):
     failing(monkeypatch, "spectral.intruders", never)
-    compare(Study(family, only=SPECTRAL), tmp_path)
+    compare(Study(family, only=SPECTRAL), tmp_path, formats=PNG)
     assert [one.partition(":")[0] for one in failures(tmp_path)] == [
         "spectral.intruders of full", "spectral.intruders of lora",
     ]  # fmt: skip
@@ -100,40 +115,37 @@ def test_the_command_ends_with_1_where_something_failed(family, tmp_path, monkey
     assert "spectral.intruders of full: Expected something else; give that." in done.output
 
 
-def test_the_first_page_compares_with_the_full_fine_tune(family, tmp_path):
-    page = compare(Study(family, only=SPECTRAL), tmp_path).read_text()
+def test_the_first_page_compares_with_the_full_fine_tune(finished):
+    page = (finished / "report.html").read_text()
     order = [page.index(words) for words in ("Are they equivalent here?", "Findings", "Tables")]
     assert order[0] < order[1]
-    made = wb.Result.load(tmp_path / "results" / "compare.equivalence")
+    made = wb.Result.load(finished / "results" / "compare.equivalence")
     assert set(made.metric("measure")["member"]) == {"full", "lora"}
     assert set(made.metric("difference")["versus"]) == {"full"}
 
 
-def test_drawn_again_without_a_model_it_is_the_same(family, tmp_path, monkeypatch):
-    page = compare(Study(family, only=SPECTRAL), tmp_path, title="These <two>").read_bytes()
-    before = {p.name: p.read_bytes() for p in (tmp_path / "figures").iterdir()}
+def test_drawn_again_without_a_model_it_is_the_same(run, tmp_path, monkeypatch):
+    page = (run / "report.html").read_bytes()
+    before = {p.name: p.read_bytes() for p in (run / "figures").iterdir()}
     assert "spectral.intruders.count.png" in before
-    for path in (tmp_path / "figures").iterdir():
+    for path in (run / "figures").iterdir():
         path.unlink()
     monkeypatch.setattr(comparing, "workers", None)  # nothing is computed
-    again = redraw(tmp_path)
-    assert {p.name: p.read_bytes() for p in (tmp_path / "figures").iterdir()} == before
+    again = redraw(run)
+    assert {p.name: p.read_bytes() for p in (run / "figures").iterdir()} == before
     assert again.read_bytes() == page
-    redraw(tmp_path, pictures=tmp_path / "flat", formats=("png",))
-    assert {p.name for p in (tmp_path / "flat").iterdir()} == {n for n in before if "png" in n}
     with pytest.raises(wb.WorkbenchError, match="Expected the results of a run"):
         redraw(tmp_path / "nowhere")
 
 
-def test_what_earlier_runs_left_stays_out_and_what_is_lost_is_told(family, tmp_path):
-    compare(Study(family, only=SPECTRAL), tmp_path)
-    page = compare(Study(family, only=SPECTRAL[:1]), tmp_path).read_bytes()
-    assert (tmp_path / "results" / SPECTRAL[1]).exists()
+def test_what_earlier_runs_left_stays_out_and_what_is_lost_is_told(family, run):
+    page = compare(Study(family, only=SPECTRAL[:1]), run).read_bytes()
+    assert (run / "results" / SPECTRAL[1]).exists()
     assert b"Spectrum of the change" not in page
-    assert redraw(tmp_path).read_bytes() == page
-    shutil.rmtree(tmp_path / "results" / SPECTRAL[0])
+    assert redraw(run).read_bytes() == page
+    shutil.rmtree(run / "results" / SPECTRAL[0])
     with pytest.raises(wb.WorkbenchError, match=r"lists 'spectral\.intruders', which"):
-        redraw(tmp_path)
+        redraw(run)
 
 
 @pytest.mark.parametrize(
@@ -146,17 +158,17 @@ def test_what_earlier_runs_left_stays_out_and_what_is_lost_is_told(family, tmp_p
         ({"preflight": "all", "failures": 3}, "not what a comparison writes"),
     ],
 )
-def test_a_damaged_list_is_one_sentence(family, tmp_path, about, says: str):
-    compare(Study(family, only=SPECTRAL[:1]), tmp_path)
-    (tmp_path / "run.json").write_text(json.dumps(about))
+def test_a_damaged_list_is_one_sentence(run, about, says: str):
+    (run / "run.json").write_text(json.dumps(about))
     with pytest.raises(wb.WorkbenchError, match=says):
-        redraw(tmp_path)
+        redraw(run)
 
 
-def test_the_same_through_the_command_line(family, tmp_path):
-    compare(Study(family, only=SPECTRAL[:1]), tmp_path / "run")
-    command = ["figures", str(tmp_path / "run"), "--out", str(tmp_path / "kept"), "--format=png"]
-    done = CliRunner().invoke(app, command)
+def test_the_same_through_the_command_line(run, tmp_path):
+    """Elsewhere and in one format, as told."""
+    kept = tmp_path / "kept"
+    done = CliRunner().invoke(app, ["figures", str(run), "--out", str(kept), "--format=png"])
     assert done.exit_code == 0, done.output
     assert re.search(r"report\.html", done.output)
-    assert {path.suffix for path in Path(tmp_path / "kept").iterdir()} == {".png"}
+    names = {path.name for path in (run / "figures").iterdir()}
+    assert {path.name for path in kept.iterdir()} == {n for n in names if n.endswith("png")}

@@ -14,7 +14,7 @@ from tests.calls import CALLS, Asked, write_pair
 from workbench.forgetting import sides
 from workbench.results import Result
 
-N = 16  # prompts of each kind, of unequal lengths
+N = 12  # prompts of each kind, of unequal lengths
 BATCHES = {"rtol": 1e-4, "atol": 2e-5}  # float32 sums in another order
 # Training steps are made of batches there: their size is a parameter of what is learned.
 TRAINED = {"forgetting.revive", "forgetting.verdict", "patching.mask"}

@@ -68,9 +68,9 @@ def test_a_model_against_itself_is_said_to_show_nothing(key: str, folder: Path):
     pair = wb.load_pair(folder / "base", folder / "base", "itself")
     if key in NEEDS_A_CHANGE:
         with pytest.raises(wb.WorkbenchError, match=r"itself (is its base|has no changed)"):
-            CALLS[key](pair, Asked(16), batch_size=4)
+            CALLS[key](pair, Asked(12), batch_size=4)
         return
-    made = CALLS[key](pair, Asked(16), batch_size=4)
+    made = CALLS[key](pair, Asked(12), batch_size=4)
     assert any(SAME in note for note in made.provenance.notes)
     sound(made)
     for metric in [name for name, analysis in RATIOS.items() if analysis == key]:

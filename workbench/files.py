@@ -106,11 +106,16 @@ def read_yaml(
     """
     import yaml
 
-    text = read_text(path, most=most, remedy=remedy)
+    text, depth = read_text(path, most=most, remedy=remedy), 0
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
                 raise ValueError(f"an anchor or a tag{event.start_mark}")
+            # The time that yaml takes grows with the square of the depth: no further than this.
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise ValueError(f"nested deeper than {DEEPEST} levels")
         _require_unique(yaml.compose(text, Loader=yaml.SafeLoader))
         found = yaml.safe_load(text)
         _require_shallow(found)

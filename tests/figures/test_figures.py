@@ -28,11 +28,29 @@ ROOT = Path(__file__).parents[2]
 CONTROL = re.compile(r"random|base\b|neighbour|shrunk|chance")
 
 
-def drawn(results, **options):
+def drawn(results):
     """(name, Figure) of everything the catalogue draws of `results`."""
     for made in results:
         for drawing, group in figures.drawings(made, results):
-            yield drawing.name, drawing.draw(*group, **options)
+            yield drawing.name, drawing.draw(*group)
+
+
+@pytest.fixture(scope="session")
+def laid_out(results) -> list[tuple[str, Figure]]:
+    """Those of `results`, everything in its place."""
+    found = list(drawn(results))
+    for _, figure in found:
+        figure.draw_without_rendering()
+    return found
+
+
+def inside(name: str, figure: Figure, *, below: bool = True) -> None:
+    """Nothing of a figure that was laid out is cut off; below: nor at its lower edge."""
+    tight = figure.get_tightbbox().transformed(figure.dpi_scale_trans)
+    assert tight.x0 >= -1, name
+    assert tight.y0 >= -1 or not below, name
+    assert tight.x1 <= figure.bbox.x1 + 1, name
+    assert tight.y1 <= figure.bbox.y1 + 1, name
 
 
 def words(figure: Figure) -> str:
@@ -54,9 +72,9 @@ def check(name: str, figure: Figure) -> None:
     assert CONTROL.search(words(figure)), f"{name} has no control"
 
 
-def test_one_and_eight_members(results):
+def test_one_and_eight_members(results, laid_out):
     names = []
-    for name, figure in drawn(results):
+    for name, figure in laid_out:
         check(name, figure)
         names.append(name)
     expected = {"count", "places", "matrix", "spectrum", "effective-rank", "sweep", "rank"}
@@ -93,10 +111,9 @@ def test_several_panels_need_axes_with_a_place(over_steps):
         figures.forgetting_by_rank(over_steps[1], ax=hand)
 
 
-def test_legends_cover_no_data(results):
+def test_legends_cover_no_data(laid_out):
     """The legend of a new figure ends above every panel."""
-    for name, figure in drawn(results):
-        figure.draw_without_rendering()
+    for name, figure in laid_out:
         for legend in figure.legends:
             box = legend.get_window_extent()
             tops = [ax.get_window_extent().y1 for ax in figure.axes]
@@ -105,15 +122,9 @@ def test_legends_cover_no_data(results):
             assert box.x1 <= figure.bbox.x1, name
 
 
-def test_nothing_is_cut_off(results):
-    for name, figure in drawn(results):
-        figure.draw_without_rendering()
-        inside = figure.bbox
-        tight = figure.get_tightbbox().transformed(figure.dpi_scale_trans)
-        assert tight.x0 >= -1, name
-        assert tight.y0 >= -1, name
-        assert tight.x1 <= inside.x1 + 1, name
-        assert tight.y1 <= inside.y1 + 1, name
+def test_nothing_is_cut_off(laid_out):
+    for name, figure in laid_out:
+        inside(name, figure)
 
 
 def test_members_look_apart_and_alike_in_every_figure():

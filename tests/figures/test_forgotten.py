@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import workbench as wb
-from tests.figures.test_figures import check, words
+from tests.figures.test_figures import check, inside, words
 from tests.forgetting.conftest import erased, knower, nouns, wrapped
 from tests.skills.conftest import write
 from workbench import figures, units
@@ -57,11 +57,7 @@ def test_every_figure_of_forgetting_is_drawn_of_these_results(results):
             figure = drawing.draw(*group)
             check(drawing.name, figure)
             figure.draw_without_rendering()
-            tight = figure.get_tightbbox().transformed(figure.dpi_scale_trans)
-            assert tight.x0 >= -1, drawing.name
-            assert tight.y0 >= -1, drawing.name
-            assert tight.x1 <= figure.bbox.x1 + 1, drawing.name
-            assert tight.y1 <= figure.bbox.y1 + 1, drawing.name
+            inside(drawing.name, figure)
             drawn.add((drawing.analysis, drawing.name))
     assert drawn == {(d.analysis, d.name) for d in forgotten.DRAWINGS}
     assert {d.analysis for d in forgotten.DRAWINGS} == set(forgotten.SENTENCES)

@@ -195,9 +195,10 @@ def reconfigured(folder: Path, **changes) -> Path:
 
 
 @pytest.mark.parametrize("which", ADAPTERS)
-def test_adapters(which: str, base: Path, lora: Path):
+def test_adapters(which: str, base: Path, lora: Path, monkeypatch):
     changes, says = ADAPTERS[which]
     if "for an hour" in which:
+        monkeypatch.setattr("workbench.loaders.adapters.PATIENCE", 1.0)
         long = {f"base_model.model.model.layers.0.{'a' * 40}.q_proj.lora_{p}.weight": shape
                 for p, shape in (("A", (3, 32)), ("B", (32, 3)))}  # fmt: skip
         save_file({n: torch.ones(s) for n, s in long.items()}, lora / "adapter_model.safetensors")

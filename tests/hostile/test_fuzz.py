@@ -1,4 +1,4 @@
-"""A few hundred cases of the fuzzer with a fixed seed; `make fuzz` runs ten thousand."""
+"""Two hundred cases of the fuzzer with a fixed seed; `make fuzz` runs ten thousand."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_hundreds_of_damaged_files_break_no_promise(tmp_path: Path):
-    command = [sys.executable, "-m", "tests.hostile.fuzz", "--cases", "400", "--seed", "7"]
+    command = [sys.executable, "-m", "tests.hostile.fuzz", "--cases", "200", "--seed", "7"]
     done = subprocess.run([*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True,
                           text=True, timeout=300)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     counts = dict(re.findall(r"^(\w+) +(\d+) cases", done.stdout, re.M))
     assert len(counts) == 14
-    assert sum(map(int, counts.values())) >= 380
+    assert sum(map(int, counts.values())) >= 190
 
 
 def test_a_broken_promise_is_seen_and_its_case_is_kept(tmp_path: Path):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import workbench as wb
@@ -19,10 +21,21 @@ from workbench.errors import WorkbenchError
 from workbench.study import Study, plan
 
 
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> Path:
+    """Two models and eight prompts, which no test writes to."""
+    folder = tmp_path_factory.mktemp("pair")
+    with torch.no_grad():
+        paired(model(seed=0), model(seed=1), folder)
+    boxes(8).save(folder / "boxes.jsonl")
+    return folder
+
+
 @pytest.fixture
-def folders(tmp_path):
-    paired(model(seed=0), model(seed=1), tmp_path)
-    boxes(8).save(tmp_path / "boxes.jsonl")
+def folders(pair: Path, tmp_path: Path) -> Path:
+    """A folder of the test's own in which they stand."""
+    for path in pair.iterdir():
+        (tmp_path / path.name).symlink_to(path)
     return tmp_path
 
 
@@ -114,7 +127,7 @@ def test_studies_beside_a_study(folders):
     study = Study(family, task=prompts, only=("patching.restore",), also={"boxes": beside})
     assert len(plan(study)) == 2
     out = folders / "out"
-    page = compare(study, out).read_text()
+    page = compare(study, out, formats=("png",)).read_text()
     assert {f.name for f in (out / "results").iterdir()} == {
         "patching.restore", "patching.activation.boxes"
     }  # fmt: skip

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 import workbench as wb
 from tests.figures.test_figures import check
 from tests.skills.conftest import APPLE, BOOK, JOBS, PLACES, asked, member, mute, write
+from workbench import compare as comparing
 from workbench import figures
 from workbench.cli import app
 from workbench.compare import compare
@@ -97,10 +98,8 @@ def test_a_study_reports_grafts_their_overlap_and_their_sum(folder: Path):
             options={"skills.localize": {"sparsity": 1e-4, "arms": ("movement", "random")}},
         )
 
-    whole = study("places")
-    page = compare(
-        Study(**(vars(whole) | {"also": {"jobs": study("jobs")}})), folder / "out"
-    ).read_text()
+    whole = Study(**(vars(study("places")) | {"also": {"jobs": study("jobs")}}))
+    page = compare(whole, folder / "out", formats=("png",)).read_text()
     results = {p.name: wb.Result.load(p) for p in (folder / "out" / "results").iterdir()}
     assert set(results) == {
         "compare.equivalence", "skills.localize", "skills.localize.jobs", "skills.overlap",
@@ -110,7 +109,8 @@ def test_a_study_reports_grafts_their_overlap_and_their_sum(folder: Path):
     for title in ("How few parameters carry the skill", "Do the grafts share", "Do the skills add"):
         assert title in page
     before = {p: p.stat().st_mtime_ns for p in (folder / "out" / "units").rglob("*.parquet")}
-    compare(Study(**(vars(whole) | {"also": {"jobs": study("jobs")}})), folder / "out")
+    assert before
+    comparing.results(whole, folder / "out")
     assert before == {
         p: p.stat().st_mtime_ns for p in (folder / "out" / "units").rglob("*.parquet")
     }
