@@ -10,7 +10,6 @@ meanwhile, so that fingerprints need no second reading; the threads change no nu
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from workbench.devices import cores
 from workbench.errors import WorkbenchError
 from workbench.files import MIB
 from workbench.loaders.adapters import Factors, dora
@@ -120,11 +120,10 @@ def measured(pair: CheckpointPair) -> list[Change]:
 @contextmanager
 def _workers() -> Iterator[Executor]:
     """Threads that each compute alone: torch would start threads of its own in every one."""
-    could = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     before = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(
-            min(could or 1, MOST_THREADS), "preflight", torch.set_num_threads, (1,)
+            min(cores(), MOST_THREADS), "preflight", torch.set_num_threads, (1,)
         ) as pool:
             yield pool
     finally:
