@@ -73,7 +73,14 @@ def lighten(out: str | Path) -> None:
     files += [out / name / "model.safetensors" for name in shipped.HALVED if (out / name).is_dir()]
     for file in files:
         stored = load_file(file)
-        moved = [n for n in stored if n not in kept or not torch.equal(stored[n], kept[n])]
+        moved = [
+            name
+            for name, tensor in stored.items()
+            if tensor.dtype == torch.float32
+            and (name not in kept or not torch.equal(tensor, kept[name]))
+        ]
+        if not moved:  # as it was left by an earlier call
+            continue
         with writing(file) as fresh:
             halves = {name: stored[name].half() for name in moved}
             save_file(stored | halves, fresh, metadata={"format": "pt"})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ from workbench import cache
 from workbench.devices import Device, load_spread, settle, spread
 from workbench.errors import WorkbenchError, reason, visible
 from workbench.files import is_count, read_json
+from workbench.loaders.account import require_attached, require_read, require_whole
 from workbench.loaders.adapters import Adapter, adapter_in, base_weights_in, read_adapter
 from workbench.loaders.headers import require_gguf
-from workbench.loaders.names import tied_heads
+from workbench.loaders.names import BEFORE, WRAPPED, heads, unwrapped
 from workbench.loaders.plausible import require_loadable
 from workbench.loaders.weights import Weights, from_files, from_module, shard_files
 from workbench.results import replacing
@@ -140,11 +143,24 @@ class Checkpoint:
         else:
             assert self.folder is not None
             found = from_files(shard_files(self.folder))
+            plain = unwrapped(found)
+            if any(name != own for name, own in plain.items()) or len(plain) < len(found):
+                found = found.renamed(plain)
         if not found:
             raise WorkbenchError(f"{self.name} holds no floating-point tensors.")
+        return found.without(self._second_names(found))
+
+    def _second_names(self, found: Weights) -> set[str]:
+        """Output heads that are only a second name of an embedding; one that the config ties but
+        that is stored with other numbers runs, and counts, as a parameter of its own."""
+        if not self.config.get("tie_word_embeddings"):
+            return set()
         shapes = {name: info.shape for name, info in found.info.items()}
-        tied = tied_heads(shapes, bool(self.config.get("tie_word_embeddings")))
-        return found.without(tied)
+        return {
+            head
+            for head, embeddings in heads(shapes).items()
+            if any(torch.equal(found[head], found[other]) for other in embeddings)
+        }
 
     @cached_property
     def lora(self) -> Adapter | None:
@@ -211,23 +227,33 @@ class Checkpoint:
         if isinstance(self.reference, nn.Module):
             return self.reference.eval()
         from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
 
-        if not sys.stderr.isatty():
-            logging.disable_progress_bar()
         assert self.folder is not None
         require_loadable(self.folder, self.config, self.weights().info)
-        read = partial(
-            AutoModelForCausalLM.from_pretrained,
-            str(self.folder),
-            dtype=dtype or "auto",
-            local_files_only=True,
-            trust_remote_code=False,
-        )
+        told: dict[str, Any] = {}
+        asked: dict[str, Any] = {
+            "dtype": dtype or "auto",
+            "key_mapping": self._wrappers or None,
+            "local_files_only": True,
+            "trust_remote_code": False,
+            "output_loading_info": True,
+            "ignore_mismatched_sizes": True,  # told below, with what it is
+        }
+
+        def read(**where: Any) -> nn.Module:
+            model, account = AutoModelForCausalLM.from_pretrained(self.folder, **asked, **where)
+            told.update(account)
+            return model
+
         placed = spread(device)
         try:
-            model = load_spread(read, device, cache.folder("offload")) if placed else read()
-            model = model if self.lora is None else _attached(model, self.lora, self.name)
+            with unsaid():
+                model = load_spread(read, device, cache.folder("offload")) if placed else read()
+            require_whole(self.name, told)
+            require_read(model, self.weights(), self.name)
+            if self.lora is not None:
+                model = _attached(model, self.lora, self.name)
+                require_attached(model, self.lora, self.name)
         except WorkbenchError:
             raise
         except Exception as error:  # transformers and peft raise many kinds for a wrong config
@@ -238,6 +264,18 @@ class Checkpoint:
         if placed:
             return model.eval()
         return model.to(torch.device(device)).eval()  # pyright: ignore[reportArgumentType]
+
+    @cached_property
+    def _wrappers(self) -> dict[str, str]:
+        """For transformers: pattern -> what stands for it, to read names without what a training
+        tool put into them."""
+        assert self.folder is not None
+        stored = from_files(shard_files(self.folder))
+        found = {rf"^{re.escape(p)}": "" for p in BEFORE if any(n.startswith(p) for n in stored)}
+        inside = {match for name in stored for match in WRAPPED.findall(name)}
+        for word in sorted(inside):
+            found |= {rf"^{re.escape(word)}": "", rf"\.{re.escape(word)}": "."}
+        return found
 
     def tokenizer(self) -> Any:
         """The tokenizer beside the weights; raises WorkbenchError where there is none."""
@@ -257,6 +295,23 @@ class Checkpoint:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
+
+
+@contextlib.contextmanager
+def unsaid() -> Iterator[None]:
+    """transformers' report of a loading, which is read here, and its bar in a file stay unsaid."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(max(level, logging.CRITICAL))
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def _attached(model: Any, lora: Adapter, name: str) -> nn.Module:

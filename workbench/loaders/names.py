@@ -25,6 +25,13 @@ FUSED = {
     "in_proj_weight": "q+k+v",
     "gate_up_proj": "gate+up",
 }
+# What training tools put into names: anywhere (torch.compile, FSDP), or before all (DDP, TRL).
+WRAPPED = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+BEFORE = ("module.", "pretrained_model.")
+# Heads that a training tool keeps beside the language model; no next token depends on them.
+BESIDE = re.compile(r"(^|\.)v_head\.")
+# What gives the next token's logits.
+HEAD = re.compile(r"(^|\.)(lm_head|embed_out|predictions\.decoder)\.weight$")
 LEGACY = {"gamma": "weight", "beta": "bias"}
 
 
@@ -83,6 +90,17 @@ def modern(name: str) -> str:
     return head + dot + LEGACY.get(last, last)
 
 
+def unwrapped(names: Iterable[str]) -> dict[str, str]:
+    """Stored name -> the name without what training tools put into it; heads beside the model are
+    left out."""
+    plain = {name: WRAPPED.sub("", name) for name in names}
+    kept = {name: own for name, own in plain.items() if not BESIDE.search(own)}
+    for prefix in BEFORE:
+        if kept and all(own.startswith(prefix) for own in kept.values()):
+            kept = {name: own.removeprefix(prefix) for name, own in kept.items()}
+    return kept
+
+
 def is_conv1d(name: str, model_type: str | None) -> bool:
     """Whether this weight is stored (in, out)."""
     module = name.removesuffix(".weight").split(".")[-1]
@@ -112,12 +130,11 @@ def _prefixes(names: Iterable[str]) -> list[str]:
     return ["", *(prefix for prefix, _ in firsts.most_common())]
 
 
-def tied_heads(shapes: Mapping[str, tuple[int, ...]], tie: bool) -> set[str]:
-    """Output heads that are only a second name of an embedding in a config that ties them."""
-    heads = re.compile(r"(^|\.)(lm_head|embed_out|predictions\.decoder)\.weight$")
-    if not tie:
-        return set()
-    embeddings = {
-        shape for name, shape in shapes.items() if "emb" in name or name.endswith("wte.weight")
+def heads(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
+    """Output head -> the embeddings of its shape, of which it may be a second name."""
+    embeddings = [n for n in shapes if "emb" in n or n.endswith("wte.weight")]
+    return {
+        name: [other for other in embeddings if other != name and shapes[other] == shape]
+        for name, shape in shapes.items()
+        if HEAD.search(name)
     }
-    return {n for n, shape in shapes.items() if heads.search(n) and shape in embeddings}

@@ -72,6 +72,15 @@ class Weights(Mapping[str, Tensor]):
         kept = {n: i for n, i in self.info.items() if n not in names}
         return Weights(kept, self._read, self.home)
 
+    def renamed(self, names: Mapping[str, str]) -> Weights:
+        """The same tensors of these names, stored name -> name; others are left out."""
+        stored = {own: name for name, own in names.items() if name in self.info}
+        return Weights(
+            {own: self.info[name] for own, name in stored.items()},
+            lambda own: self._read(stored[own]),
+            {own: self.home[name] for own, name in stored.items() if name in self.home},
+        )
+
 
 def from_files(files: list[Path]) -> Weights:
     """Weights of one checkpoint that lies in one or several shard files.

@@ -1,0 +1,138 @@
+"""Is the model that was made the one whose weights are read?
+
+transformers puts random numbers where a checkpoint lacks a weight and passes over what it has no
+place for; peft passes over a module whose name it does not find. Both go on. Here what they report
+is read, and a sample of every parameter that runs is held against the tensor that the reader
+resolves for it: names forgiven there and not here, or the other way round, end in one sentence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workbench.errors import WorkbenchError
+from workbench.loaders.adapters import Adapter
+from workbench.loaders.names import BESIDE, HEAD, align
+from workbench.loaders.weights import Weights
+from workbench.log import log
+
+ENTRIES = 4096  # of each parameter are compared, in rows spread over it; all of a smaller one
+
+
+def require_whole(name: str, told: Mapping[str, Any]) -> None:
+    """Raise WorkbenchError where transformers loaded another model than the files hold.
+
+    told: what from_pretrained(output_loading_info=True) says; tied weights are not missing there.
+    """
+    for key, stored, wanted in told.get("mismatched_keys") or ():
+        raise WorkbenchError(
+            f"{name} stores {key} as {tuple(stored)}, where its config.json describes {tuple(wanted)}; "
+            "give the config these weights were saved with."
+        )
+    missing, unused = (
+        sorted(map(str, told.get(f"{kind}_keys") or ())) for kind in ("missing", "unexpected")
+    )
+    if missing and all(HEAD.search(one) for one in missing):
+        raise WorkbenchError(
+            f"{name} has no output head ({missing[0]}), so that it says nothing of the next token; "
+            "analyses of the weights apply, for others give a checkpoint of the causal language "
+            "model."
+        )
+    if missing:
+        raise WorkbenchError(
+            f"{name} lacks {_some(missing)} of the model that its config.json describes, where random "
+            "numbers would run; give the whole checkpoint."
+        )
+    extra = [one for one in unused if not BESIDE.search(one)]
+    if extra:
+        raise WorkbenchError(
+            f"{name} holds {_some(extra)}, which the model that its config.json describes has no place for; "
+            "give the config these weights were saved with."
+        )
+    if unused:
+        log.warning("%s: %s beside the language model, left out.", name, _some(unused))
+
+
+def require_read(model: nn.Module, weights: Weights, name: str) -> None:
+    """Raise WorkbenchError where a parameter of `model`, just loaded without an adapter, is not the
+    tensor that `weights` has for it."""
+    running = _as_stored(model)
+    named = align(list(running), list(weights))
+    twice = _shared_names(model)
+    for own, tensor in running.items():
+        stored = named.get(own) or next((n for n in twice.get(own, ()) if n in weights), None)
+        if stored is None:
+            raise WorkbenchError(
+                f"{own} of the model that {name} makes is in none of its files; give the whole "
+                "checkpoint."
+            )
+        if not tensor.is_meta and not _agree(tensor, weights[stored]):
+            raise WorkbenchError(
+                f"{own} of the model that {name} makes is not {stored} of its files: what would "
+                "run is not what is compared. Save the checkpoint again with save_pretrained."
+            )
+
+
+def require_attached(model: nn.Module, lora: Adapter, name: str) -> None:
+    """Raise WorkbenchError where a factor or a whole parameter of the adapter is not in `model`, a
+    PeftModel just loaded."""
+    running: dict[str, list[Tensor]] = {}
+    for own, tensor in model.state_dict().items():
+        running.setdefault(_plain(own), []).append(tensor)
+    for stored in lora.weights:
+        found = running.get(_plain(stored), ())
+        if not any(one.is_meta or _agree(one, lora.weights[stored]) for one in found):
+            raise WorkbenchError(
+                f"{stored} of the adapter of {name} reaches no module of the model it is put on; "
+                "give the base it was trained on, or save the adapter again with save_pretrained."
+            )
+
+
+def _plain(name: str) -> str:
+    """A name of peft's, without what only tells one adapter from another."""
+    name = re.sub(r"\.(lora_\w+|modules_to_save)\.(?!weight$|bias$)[^.]+", r".\1", name)
+    return name.replace(".modules_to_save.", ".").replace(".base_layer.", ".")
+
+
+def _as_stored(model: nn.Module) -> dict[str, Tensor]:
+    """Name -> parameter, each once, under the names and in the pieces of a file."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    own: dict[str, Tensor] = {n: p.detach() for n, p in model.named_parameters()}
+    kinds = {type(one).__name__ for one in getattr(model, "_weight_conversions", None) or ()}
+    # Renamings alone are `align`'s business; what was taken off a name cannot be put back.
+    if "WeightConverter" not in kinds:
+        return own
+    return revert_weight_conversion(model, own)  # pyright: ignore[reportArgumentType]
+
+
+def _shared_names(model: nn.Module) -> dict[str, list[str]]:
+    """First name of a parameter -> its other names."""
+    first: dict[int, str] = {}
+    found: dict[str, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(parameter), name) != name:
+            found.setdefault(first[id(parameter)], []).append(name)
+    return found
+
+
+def _agree(running: Tensor, stored: Tensor) -> bool:
+    """Whether a sample of entries is the same, at the precision that runs."""
+    if running.shape != stored.shape:
+        return running.numel() == stored.numel() and _agree(running.flatten(), stored.flatten())
+    if running.numel() > ENTRIES and running.ndim:
+        width = max(1, running.numel() // len(running))
+        rows = torch.linspace(0, len(running) - 1, max(4, ENTRIES // width)).long()
+        running, stored = running[rows.to(running.device)], stored[rows.to(stored.device)]
+    same = stored.to(running) == running
+    return bool((same | (running.isnan() & stored.to(running).isnan())).all())
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
