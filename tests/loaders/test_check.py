@@ -210,7 +210,9 @@ def test_bad_folders_are_one_sentence(base: Path, tuned: Path, damage, says: str
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data())
 def test_any_damaged_safetensors_file_is_refused_or_read(data, tmp_path_factory):
