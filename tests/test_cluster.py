@@ -24,6 +24,7 @@ from tests import clustered
 from tests.conftest import adapter
 from tests.forgetting.conftest import knower, nouns, overruled, wrapped
 from tests.skills.conftest import write
+from tests.terminal import workbench
 from workbench import cluster
 from workbench.cluster import attending, crew, on_ray
 from workbench.compare import results
@@ -328,8 +329,5 @@ def test_the_command_line_runs_workers_and_says_what_ran(folder, tmp_path):
     made = wb.Result.load(tmp_path / "out" / "results" / "spectral.delta_spectrum")
     assert made.members == list(MEMBERS[:2])
     assert made.provenance.command.startswith("__main__.py compare")
-    done = subprocess.run(
-        [sys.executable, "-m", "workbench.cli", "demo", "--on", "there"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    done = workbench("demo", "--on", "there")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from transformers import AutoTokenizer
 import workbench as wb
 from workbench import study as studies
 from workbench import tasks
-from workbench.demo import FAMILY, shipped_study
+from workbench.demo import FAMILY, lost, shipped_study
 from workbench.lab import shipped
 
 MANIFEST = json.loads((FAMILY / "manifest.json").read_text())
@@ -117,8 +118,21 @@ def test_full_fine_tuning_left_embeddings_and_norms_alone(member: str):
     assert changed == {s.component for s in pair.sites()}
 
 
+@pytest.fixture
+def short_chain(monkeypatch, tmp_path):
+    """The stages that the family does not ship are trained for a step each, and not kept."""
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(shipped, "TASK_TEXTS", 200)
+    one = {name: replace(recipe, steps=1) for name, recipe in shipped.CHAIN.items()}
+    monkeypatch.setattr(shipped, "CHAIN", one)
+
+
+@pytest.mark.usefixtures("short_chain")
 def test_the_study_plans_the_members_of_a_task_together():
     study = shipped_study()
+    assert [set(chain.stages.members) for chain in study.chains.values()] == [
+        set(stages) for stages in lost.CHAINS.values()
+    ]
     tasks_of = {shipped.TASK: study, "boxes": study.also["boxes"]}
     tasks_of[shipped.UNLEARNING] = study.also["unlearned"]
     tasks_of[shipped.SUPPRESSION] = study.also["suppressed"]

@@ -106,7 +106,7 @@ def test_a_held_pair_reads_each_parameter_once(tmp_path: Path, monkeypatch):
     pair = pair_of("llama", "lora", tmp_path)
     held = pair.held()
     first = {s.name: held.delta(s) for s in inside(pair)}
-    monkeypatch.setattr(wb.CheckpointPair, "_stored", lambda *a: pytest.fail("read twice"))
+    monkeypatch.setattr(wb.CheckpointPair, "stored", lambda *a: pytest.fail("read twice"))
     for site in inside(pair):
         assert held.delta(site) is first[site.name]
 

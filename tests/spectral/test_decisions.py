@@ -184,13 +184,16 @@ def test_a_degenerate_pair_is_never_called_one_vector(gap: float, place: int, mo
     """Their mean has a residual of the size of the gap, and a cosine of .707 with either (with any
     basis of their plane, where they are equal)."""
     matrix, mixed = pair_of_equals(gap, place)
-    found = bracket(matrix, mixed, torch.zeros(1), 0.9)
-    assert found.low[0] < 0.9
-    assert found.high[0] >= 1 / math.sqrt(2)
-    # Negative control: were the Gaussian vectors not asked, it would be.
+    seeds = range(3)
+    for seed in seeds:
+        found = bracket(matrix, mixed, torch.zeros(1), 0.9, seed=seed)
+        assert found.low[0] < 0.9
+        assert found.high[0] >= 1 / math.sqrt(2)
+    # Negative control: were the Gaussian vectors not asked, it would be. With some of them it is
+    # given up before; with which ones hangs on how the processor rounds.
     monkeypatch.setattr(deciding, "room", lambda size: math.inf)
-    wrong = bracket(matrix, mixed, torch.zeros(1), 0.9)
-    assert wrong.low[0] >= 0.9
+    wrong = [bracket(matrix, mixed, torch.zeros(1), 0.9, seed=seed) for seed in seeds]
+    assert max(float(one.low[0]) for one in wrong) >= 0.9
 
 
 def test_a_pair_with_a_gap_is_resolved():

@@ -24,7 +24,7 @@ from workbench.errors import WorkbenchError
 from workbench.files import MIB
 from workbench.loaders.adapters import Factors, dora
 from workbench.loaders.checkpoint import Checkpoint
-from workbench.loaders.mapped import Files, Following, Hashing
+from workbench.loaders.mapped import Files, Following, Hashing, same_bytes
 from workbench.loaders.names import ParameterSite
 from workbench.loaders.pair import (
     CheckpointPair,
@@ -278,6 +278,8 @@ def _total(sums: list[Sums]) -> Sums:
 
 def _sums(base: Tensor, tuned: Tensor | None, space: Tensor) -> Sums:
     """The sums of one block. space: (2, entries), float32, written over."""
+    if tuned is not None and tuned.dtype == base.dtype and same_bytes(_bits(base), _bits(tuned)):
+        tuned = None
     ours = space[0].copy_(base)
     size, change = float(torch.dot(ours, ours)), 0.0
     sound = _sound(size, ours)
@@ -287,6 +289,10 @@ def _sums(base: Tensor, tuned: Tensor | None, space: Tensor) -> Sums:
         sound = _sound(change, theirs)
     # Where base and change have finite sums, all entries of both sides are finite.
     return Sums(size, change) if sound else _exactly(base, tuned)
+
+
+def _bits(entries: Tensor) -> Tensor:
+    return entries.view(torch.uint8)
 
 
 def _sound(square: float, entries: Tensor) -> bool:

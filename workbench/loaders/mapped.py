@@ -130,7 +130,7 @@ class Following(Hashing):
         at, first, done = len(self.ended), self.first, self.done
         while done < share * self.size:
             run = slice(first, first + MIB)
-            if not _equal(self.files[at].bytes[run], self.leader.files[at].bytes[run]):
+            if not same_bytes(self.files[at].bytes[run], self.leader.files[at].bytes[run]):
                 return False
             size = min(MIB, self.sizes[at] - first)
             done, first = done + size, first + size
@@ -139,8 +139,10 @@ class Following(Hashing):
         return True
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two runs of bytes of one length are equal."""
+def same_bytes(one: Tensor, other: Tensor) -> bool:
+    """Whether two runs of bytes of one length are equal; by words of 8 where they begin at one."""
+    if one.storage_offset() % 8 or other.storage_offset() % 8:
+        return torch.equal(one, other)
     whole = len(one) // 8 * 8
     words = [run[:whole].view(torch.int64) for run in (one, other)]
     return torch.equal(*words) and torch.equal(one[whole:], other[whole:])
