@@ -31,8 +31,8 @@ def require_whole(name: str, told: Mapping[str, Any]) -> None:
     """
     for key, stored, wanted in told.get("mismatched_keys") or ():
         raise WorkbenchError(
-            f"{name} stores {key} as {tuple(stored)}, where its config.json describes {tuple(wanted)}; "
-            "give the config these weights were saved with."
+            f"{name} stores {key} as {tuple(stored)}, where its config.json describes "
+            f"{tuple(wanted)}; give the config these weights were saved with."
         )
     missing, unused = (
         sorted(map(str, told.get(f"{kind}_keys") or ())) for kind in ("missing", "unexpected")
@@ -45,14 +45,14 @@ def require_whole(name: str, told: Mapping[str, Any]) -> None:
         )
     if missing:
         raise WorkbenchError(
-            f"{name} lacks {_some(missing)} of the model that its config.json describes, where random "
-            "numbers would run; give the whole checkpoint."
+            f"{name} lacks {_some(missing)} of the model that its config.json describes, where "
+            "random numbers would run; give the whole checkpoint."
         )
     extra = [one for one in unused if not BESIDE.search(one)]
     if extra:
         raise WorkbenchError(
-            f"{name} holds {_some(extra)}, which the model that its config.json describes has no place for; "
-            "give the config these weights were saved with."
+            f"{name} holds {_some(extra)}, which the model that its config.json describes has no "
+            "place for; give the config these weights were saved with."
         )
     if unused:
         log.warning("%s: %s beside the language model, left out.", name, _some(unused))

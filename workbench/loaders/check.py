@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +15,18 @@ from workbench.errors import WorkbenchError
 from workbench.files import MIB, is_count, read_json, read_text
 from workbench.loaders.adapters import REWRITES_BASE
 from workbench.loaders.changes import measured
+from workbench.loaders.configs import computing, writing
 
 if TYPE_CHECKING:
     from workbench.loaders.pair import CheckpointPair
 
 STOP, WARN, NOTE, OK = "stop", "warn", "note", "ok"
+FEW, MOST = 0.1, 0.9  # of the base's entries matched: below, nothing can be said; above, all
+# How quantised and converted copies of a model are called after it.
+QUANTISED = re.compile(
+    r"[-_.](unsloth|bnb|gguf|awq|gptq|exl2|mlx|fp8|fp16|bf16|f16|f32|hf|dynamic|int[48]|[48]bit|"
+    r"i?q\d(_\w+)*)(?=[-_.]|$)"
+)
 SIZES = ("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads")
 
 
@@ -75,7 +84,7 @@ def _answers(pair: CheckpointPair, *, factors: bool) -> list[Line]:
     """The answers of all questions but those that take every parameter. factors: read those of an
     adapter too, not headers alone."""
     questions: tuple[Callable[[CheckpointPair], Iterator[Line]], ...] = (
-        _base, _architecture, _names, _shapes, _tied, _dtype, _adapter, _adapter_shapes,
+        _base, _architecture, _config, _names, _shapes, _tied, _dtype, _adapter, _adapter_shapes,
         *([_adapter_effect] if factors else []), _adapter_start, _vocabulary,
     )  # fmt: skip
     return [line for question in questions for line in question(pair)]
@@ -107,6 +116,22 @@ def _architecture(pair: CheckpointPair) -> Iterator[Line]:
         yield "architecture", OK, kinds[0], ""
 
 
+def _config(pair: CheckpointPair) -> Iterator[Line]:
+    if pair.base.folder is not None and pair.base.folder == pair.tuned.folder:
+        return
+    ours, theirs = pair.base.config, pair.tuned.config
+    if not ours or not theirs:
+        return
+    differ = computing(ours, theirs, (pair.base.folder, pair.tuned.folder))
+    if differ:
+        remedy = "The same weights compute something else there; a run shows that difference, too."
+        yield "config", WARN, _some(differ), remedy
+    else:
+        yield "config", OK, "both compute the same function of their weights", ""
+    if written := writing(ours, theirs):
+        yield "generation", NOTE, _some(written), "Texts begin or end otherwise."
+
+
 def _names(pair: CheckpointPair) -> Iterator[Line]:
     base, tuned = pair.base.weights(), pair.tuned.weights()
     if not pair.matched:
@@ -114,7 +139,16 @@ def _names(pair: CheckpointPair) -> Iterator[Line]:
         remedy = f"Base has e.g. {next(iter(base))}, tuned {next(iter(tuned))}; check both."
         yield "names", STOP, found, remedy
         return
-    yield "names", OK, f"{len(pair.matched)} parameters matched", ""
+    share = _matched_share(pair)
+    remedy = "Give the base this checkpoint was fine-tuned from."
+    if share < FEW:
+        found = f"only {share:.0%} of the base's weights are matched, {_some(list(pair.matched))}"
+        yield "names", STOP, found, remedy
+    elif share < MOST:
+        found = f"{len(pair.matched)} parameters matched, {share:.0%} of the base's weights"
+        yield "names", WARN, found, "The rest is left out; no null is claimed of the whole."
+    else:
+        yield "names", OK, f"{len(pair.matched)} parameters matched", ""
     for side, missing in (
         ("base", [n for n in base if n not in pair.matched]),
         ("tuned", [n for n in tuned if n not in set(pair.matched.values())]),
@@ -123,6 +157,13 @@ def _names(pair: CheckpointPair) -> Iterator[Line]:
             many = len(missing) > len(pair.matched)
             found = f"{len(missing)} only in {side}: {_some(missing)}"
             yield "unmatched names", WARN if many else NOTE, found, "They are left out."
+
+
+def _matched_share(pair: CheckpointPair) -> float:
+    """The part of the base's entries that has a counterpart, of whatever shape."""
+    info = pair.base.weights().info
+    sizes = {name: math.prod(known.shape) for name, known in info.items()}
+    return sum(sizes[name] for name in pair.matched) / max(1, sum(sizes.values()))
 
 
 def _shapes(pair: CheckpointPair) -> Iterator[Line]:
@@ -179,14 +220,21 @@ def _declared(pair: CheckpointPair, named: str) -> tuple[str, str, str]:
     if not isinstance(given, str | Path):
         return OK, f"declares {named}", ""
     places = [Path(named), Path(str(adapter)) / named]
-    there = [place.resolve() for place in places if place.is_dir()]
+    there = [place.resolve() for place in places if place.exists()]
     if Path(given).resolve() in there:
         return OK, f"declares {named}", ""
     if there:
         return WARN, f"declares {named}, another folder than the base", "Give its own base."
-    if Path(named).name.lower() == Path(given).name.lower():
+    if _bare_name(named) == _bare_name(given):
         return OK, f"declares {named}", ""
-    return NOTE, f"declares {named}, another name than the base's", "Make sure they are the same."
+    return WARN, f"declares {named}, another name than the base's", "Give its own base."
+
+
+def _bare_name(reference: str | Path) -> str:
+    """A model's name without owner, punctuation, case, and how it is quantised or stored."""
+    name = re.sub(r"@.*$", "", Path(reference).name.lower())
+    name = re.sub(QUANTISED, "", name)
+    return re.sub(r"[^a-z0-9]", "", name)
 
 
 def _adapter(pair: CheckpointPair) -> Iterator[Line]:
@@ -277,6 +325,7 @@ def _changes(pair: CheckpointPair) -> tuple[pd.DataFrame, list[Line]]:
         for one in found
         if not one.problem
     ]  # fmt: skip
+    sizes = [one.base for one in found if not one.problem]
     columns = ["name", "layer", "component", "norm", "relative_norm"]
     table = pd.DataFrame(rows, columns=columns)
     if not lines:
@@ -291,9 +340,25 @@ def _changes(pair: CheckpointPair) -> tuple[pd.DataFrame, list[Line]]:
     elif len(moved):
         most = table.loc[moved["norm"].idxmax()]
         said += f", {most['name']} most (norm {most['norm']:.3g}, where the base has zeros)"
-    remedy = "" if len(moved) else "Tuned equals base: every analysis will give its exact null."
+    remedy = ""
+    if not len(moved) and _equal(pair):
+        remedy = "Tuned equals base: every analysis will give its exact null."
+    elif not len(moved):
+        remedy = "The weights compared are equal, what else is told above is not."
+    whole = [math.sqrt(sum(part**2 for part in parts)) for parts in (table["norm"], sizes)]
+    if whole[0] > whole[1]:
+        lines.append(
+            ("size", WARN, f"the change is {whole[0] / whole[1]:.2g} times as large as the base",
+             "Fine-tuning does not go so far; give the base this checkpoint was fine-tuned from.")
+        )  # fmt: skip
     lines.append(("changes", OK if len(moved) else WARN, said, remedy))
     return table, lines
+
+
+def _equal(pair: CheckpointPair) -> bool:
+    """Whether equal weights make equal models: all are compared, and the configs agree."""
+    complete = len(pair.comparable) == len(pair.matched) and _matched_share(pair) >= MOST
+    return complete and not any(status == WARN for _, status, _, _ in _config(pair))
 
 
 def _some(names: list[str], most: int = 4) -> str:

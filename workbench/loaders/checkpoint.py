@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +242,8 @@ class Checkpoint:
         }
 
         def read(**where: Any) -> nn.Module:
-            model, account = AutoModelForCausalLM.from_pretrained(self.folder, **asked, **where)
+            made: Any = AutoModelForCausalLM.from_pretrained(str(self.folder), **asked, **where)
+            model, account = made
             told.update(account)
             return model
 
@@ -303,7 +305,7 @@ def unsaid() -> Iterator[None]:
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(max(level, logging.CRITICAL))
+    logging.set_verbosity(max(level, CRITICAL))
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:

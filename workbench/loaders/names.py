@@ -111,7 +111,9 @@ def align(base: Sequence[str], tuned: Sequence[str]) -> dict[str, str]:
     """Base name -> tuned name for every parameter the two have in common.
 
     A model saved with its head carries a prefix ("bert.", "model.") that the bare model lacks: one
-    prefix may be dropped on either side, whichever pair of prefixes matches most names.
+    prefix may be dropped on either side, whichever pair of prefixes matches most names. Only what
+    most names of a side begin with is such a prefix: a head's own ("lm_head.", "classifier.") tells
+    what it is for, and two heads are never one.
     """
     best: dict[str, str] = {}
     for ours in _prefixes(base):
@@ -125,9 +127,10 @@ def align(base: Sequence[str], tuned: Sequence[str]) -> dict[str, str]:
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:
-    """No prefix first, then the first segments, commonest first."""
+    """No prefix first, then the first segment of more than half the names."""
+    names = list(names)
     firsts = Counter(name.split(".")[0] + "." for name in names if "." in name)
-    return ["", *(prefix for prefix, _ in firsts.most_common())]
+    return ["", *(prefix for prefix, count in firsts.items() if 2 * count > len(names))]
 
 
 def heads(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:

@@ -121,11 +121,12 @@ def load(
 ) -> Sides:
     """Both sides of `pair`, loaded.
 
-    dtype: None runs each side as stored. base: "disk" keeps only the tuned model in memory and
-    reads the base's blocks from its safetensors when they are run (`Sides.base_block`); for a LoRA
-    pair there is no second model in either case. Prints the memory plan to stderr; raises
-    WorkbenchError, with the numbers, where it cannot fit.
+    dtype: None runs both sides as they are stored, or in the wider of two precisions. base: "disk"
+    keeps only the tuned model in memory and reads the base's blocks from its safetensors when they
+    are run (`Sides.base_block`); for a LoRA pair there is no second model in either case. Tells the
+    memory plan; raises WorkbenchError, with the numbers, where it cannot fit.
     """
+    dtype = dtype or _common_dtype(pair)
     _announce(pair, device, dtype, base)
     made = _adapter_sides(pair, device, dtype)
     if made is None and spread(device):
@@ -150,6 +151,22 @@ def models(
         yield made
     finally:
         made.base = made.tuned = None
+
+
+def _common_dtype(pair: CheckpointPair) -> torch.dtype | None:
+    """The wider of two precisions in which the sides are stored; None where it is one, which then
+    runs. Two would be compared as much as the change."""
+    kinds = {
+        max((i.dtype for i in side.weights().info.values() if i.dtype), key=lambda d: d.itemsize)
+        for side in (pair.base, pair.tuned)
+    }
+    if len(kinds) < 2:
+        return None
+    # float16 and bfloat16 hold each other's numbers only together.
+    wider = max(kinds, key=lambda d: d.itemsize)
+    dtype = torch.float32 if wider.itemsize == 2 else wider
+    log.info("%s: the two sides are stored in two precisions; both run in %s.", pair.name, dtype)
+    return dtype
 
 
 def one_copy(pair: CheckpointPair) -> bool:

@@ -216,8 +216,10 @@ class Krylov:
         leak = torch.linalg.vector_norm(
             self.coupling @ turn[len(turn) - self.coupling.shape[1] :], dim=0
         )
-        parts = (values, start[:, :count], start[:, count:], last, leak + error)
-        return Measure(*(part.to(self.home) for part in parts), error, self.tall)
+        values, start, last, leak = (part.to(self.home) for part in (values, start, last, leak))
+        return Measure(
+            values, start[:, :count], start[:, count:], last, leak + error, error, self.tall
+        )
 
 
 def cosines_squared(

@@ -1,0 +1,210 @@
+"""What runs is what was compared: the logits of transformers and peft, or a sentence."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import workbench as wb
+from tests.conftest import adapter, nudged, saved, tiny
+from workbench.loaders import Checkpoint
+
+IDS = torch.tensor([[5, 9, 30, 17, 44, 3, 8, 12]])
+State = dict[str, Tensor]
+LAST = "model.layers.1.mlp.up_proj.weight"
+
+
+def logits(model: torch.nn.Module) -> Tensor:
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def run(checkpoint: str | Path | Checkpoint) -> Tensor:
+    return logits(Checkpoint.parse(checkpoint).load(dtype=torch.float32))
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory) -> Path:
+    """base, full (untied), lora; tied, tied-full."""
+    home = tmp_path_factory.mktemp("originals")
+    saved(tiny("llama"), home / "base")
+    saved(nudged(tiny("llama")), home / "full")
+    adapter(tiny("llama"), home / "lora")
+    saved(tiny("tied"), home / "tied")
+    saved(nudged(tiny("tied")), home / "tied-full")
+    return home
+
+
+@pytest.fixture(scope="module")
+def truth(originals: Path) -> Mapping[str, Tensor]:
+    """Of transformers and peft themselves."""
+    plain = AutoModelForCausalLM.from_pretrained
+    names = ("base", "full", "tied", "tied-full")
+    found = {name: logits(plain(originals / name)) for name in names}
+    put_on = PeftModel.from_pretrained(plain(originals / "base"), originals / "lora")
+    return found | {"lora": logits(put_on.eval())}
+
+
+def changed(source: Path, target: Path, change: Callable[[State], State], **config: object) -> Path:
+    """A copy of a checkpoint or adapter with other tensors and config entries."""
+    shutil.copytree(source, target)
+    (file,) = target.glob("*.safetensors")
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+    if config:
+        place = target / "config.json"
+        place.write_text(json.dumps(json.loads(place.read_text()) | config))
+    return target
+
+
+def before(prefix: str, state: State) -> State:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def renamed(pattern: str, by: str, state: State) -> State:
+    return {re.sub(pattern, by, name): tensor for name, tensor in state.items()}
+
+
+def without(pattern: str, state: State) -> State:
+    return {name: tensor for name, tensor in state.items() if not re.search(pattern, name)}
+
+
+WRAPPED = {
+    "compiled": lambda s: before("_orig_mod.", s),
+    "layers compiled": lambda s: renamed(r"(layers\.\d+)", r"\1._orig_mod", s),
+    "in parallel": lambda s: before("module.", s),
+    "both": lambda s: before("module._orig_mod.", s),
+    "sharded": lambda s: renamed(r"(layers\.\d+)", r"\1._fsdp_wrapped_module", s),
+    "with a value head": lambda s: (
+        before("pretrained_model.", s) | {"v_head.summary.weight": torch.ones(1, 32)}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_what_a_training_tool_puts_into_names_is_taken_off(kind: str, originals, truth, tmp_path):
+    tuned = changed(originals / "full", tmp_path / "tuned", WRAPPED[kind])
+    torch.testing.assert_close(run(tuned), truth["full"], atol=1e-5, rtol=0)
+    pair = wb.load_pair(originals / "base", tuned)
+    plain = wb.load_pair(originals / "base", originals / "full")
+    ours, theirs = (
+        {delta.site: delta.norm for delta in one.deltas("all")} for one in (pair, plain)
+    )
+    assert ours == theirs
+
+
+BROKEN = {
+    "one matrix missing": (lambda s: without(LAST, s), {}, "lacks model.layers.1.mlp.up_proj"),
+    "no head": (lambda s: without("lm_head", s), {}, "no output head"),
+    "from AutoModel": (
+        lambda s: renamed("^model.", "", without("lm_head", s)), {}, "no output head",
+    ),
+    "a reward model": (
+        lambda s: without("lm_head", s) | {"score.weight": torch.ones(1, 32)}, {}, "no output head",
+    ),
+    "a layer more": (
+        lambda s: s | {LAST.replace("1", "2"): s[LAST].clone()}, {}, "has no place for",
+    ),
+    "a wider matrix": (lambda s: s | {LAST: torch.ones(50, 32)}, {}, r"\(50, 32\)"),
+    "a layer less": (lambda s: s, {"num_hidden_layers": 1}, "has no place for"),
+    "other names": (lambda s: renamed("mlp", "feed_forward", s), {}, "lacks"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_random_numbers_never_run(kind: str, originals, tmp_path):
+    change, config, says = BROKEN[kind]
+    tuned = changed(originals / "full", tmp_path / "tuned", change, **config)
+    with pytest.raises(wb.WorkbenchError, match=says):
+        run(tuned)
+
+
+def test_an_adapter_runs_as_peft_runs_it(originals, truth):
+    torch.testing.assert_close(
+        run(f"{originals / 'base'}+{originals / 'lora'}"), truth["lora"], atol=1e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: renamed(r"^base_model\.model\.model\.", "base_model.model.", s),
+        lambda s: renamed(r"^base_model\.model\.", "base_model.model._orig_mod.", s),
+        lambda s: renamed(r"mlp", "feed_forward", s),
+        lambda s: renamed(r"layers\.1\.", "layers.7.", s),
+    ],
+    ids=["one model short", "compiled", "other modules", "another layer"],
+)
+def test_an_adapter_that_would_reach_nothing_is_run_right_or_not_at_all(
+    change, originals, truth, tmp_path
+):
+    lora = changed(originals / "lora", tmp_path / "lora", change)
+    try:
+        found = run(f"{originals / 'base'}+{lora}")
+    except wb.WorkbenchError:
+        return
+    torch.testing.assert_close(found, truth["lora"], atol=1e-5, rtol=0)
+
+
+def test_a_head_of_its_own_runs_though_the_config_ties_it(originals, tmp_path):
+    """transformers runs what is stored; so the head is a changed parameter."""
+    head = torch.randn(50, 32)
+    tuned = changed(originals / "tied", tmp_path / "tuned", lambda s: s | {"lm_head.weight": head})
+    truth = logits(AutoModelForCausalLM.from_pretrained(tuned))
+    torch.testing.assert_close(run(tuned), truth, atol=1e-5, rtol=0)
+    assert "lm_head.weight" in Checkpoint.parse(tuned).weights()
+    same = changed(
+        originals / "tied", tmp_path / "same",
+        lambda s: s | {"lm_head.weight": s["model.embed_tokens.weight"].clone()},
+    )  # fmt: skip
+    assert "lm_head.weight" not in Checkpoint.parse(same).weights()
+
+
+NAMES = st.sampled_from(["model.", "mlp.", "layers.", "self_attn.", "lm_head.", "weight"])
+CONFIGS = st.sampled_from(
+    [{}, {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}, {"hidden_act": "gelu"},
+     {"num_hidden_layers": 1}, {"tie_word_embeddings": True}, {"rms_norm_eps": 0.1}]
+)  # fmt: skip
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    old=NAMES, new=st.sampled_from(["", "module.", "_orig_mod.", "x.", "model.model."]),
+    dropped=st.one_of(st.none(), st.integers(0, 20)), config=CONFIGS,
+)  # fmt: skip
+def test_whatever_is_renamed_or_dropped_the_truth_runs_or_nothing(
+    old, new, dropped, config, originals, tmp_path_factory
+):
+    """The truth: transformers on the tensors under their own names, where it lacks none of them: a
+    head that the config ties may be dropped."""
+    home = tmp_path_factory.mktemp("drawn")
+
+    def dropping(state: State) -> State:
+        gone = list(state)[dropped] if dropped is not None else None
+        return {name: tensor for name, tensor in state.items() if name != gone}
+
+    def change(state: State) -> State:
+        return {n.replace(old, new, 1): t for n, t in dropping(state).items()}
+
+    tuned = changed(originals / "full", home / "tuned", change, **config)
+    whole = changed(originals / "full", home / "whole", dropping, **config)
+    try:
+        found = run(tuned)
+    except wb.WorkbenchError:
+        return
+    truth, told = AutoModelForCausalLM.from_pretrained(whole, output_loading_info=True)
+    assert not told["missing_keys"]
+    torch.testing.assert_close(found, logits(truth), atol=1e-5, rtol=0)

@@ -1,0 +1,81 @@
+"""Do two configs compute the same function of the same weights?
+
+Everything a config says counts but what is listed here as changing no number of a forward pass:
+a key that nobody thought of is told, not passed over. Values that one side leaves to transformers'
+defaults are filled in before they are compared.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+# Of names and versions, of training alone, of what is put out beside the logits, of kernels.
+SILENT = re.compile(
+    r"^(_.*|transformers(\.js)?_.*|architectures|auto_map|model_type|torch_dtype|dtype|use_cache|"
+    r"torchscript|return_dict|output_.*|gradient_.*|.*dropout.*|.*pdrop|.*dropout_prob|"
+    r"initializer_.*|init_.*|id2label|label2id|num_labels|problem_type|task_specific_params|"
+    r"pretraining_tp|chunk_size_feed_forward|is_encoder_decoder|tokenizer_class|prefix|"
+    r"unsloth_.*|name_or_path|attn_implementation|quantization_config|router_aux_loss_coef|"
+    r"vocab_size|tie_word_embeddings|base_model_.*|finetuning_task|pad_vocab_size_multiple)$"
+)
+# What ends and begins texts: it changes what is written, not the logits of a given text.
+WRITING = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def computing(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], folders: tuple[Path | None, Path | None]
+) -> list[str]:
+    """ "key value against value" for all that makes two models compute differently.
+
+    ours, theirs: config.json as it is stored. folders: where they lie, so that transformers' own
+    defaults can be filled in; None for a model in memory, whose config has them.
+    """
+    if not any(_differing(ours, theirs)):
+        return []
+    first, last = folders
+    return list(_differing(_filled(ours, first), _filled(theirs, last)))
+
+
+def writing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """The same of the tokens that begin, end and pad texts."""
+    both = [{key: config[key] for key in WRITING if key in config} for config in (ours, theirs)]
+    return [
+        f"{key} {both[0][key]} against {both[1][key]}"
+        for key in WRITING
+        if key in both[0] and key in both[1] and both[0][key] != both[1][key]
+    ]
+
+
+def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
+    for key in sorted(ours.keys() | theirs.keys()):
+        if SILENT.match(key) or key in WRITING:
+            continue
+        one, other = ours.get(key), theirs.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            yield from (f"{key}.{inner}" for inner in _differing(one, other))
+        elif _plain(one) != _plain(other):
+            yield f"{key} {one} against {other}"
+
+
+def _plain(value: Any) -> str:
+    """1e4 and 10000 are one number."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return json.dumps(float(value) if whole else value, sort_keys=True, default=str)
+
+
+def _filled(config: Mapping[str, Any], folder: Path | None) -> Mapping[str, Any]:
+    """A config with what transformers takes where it says nothing; as it is where that cannot be
+    had."""
+    if folder is None:
+        return config
+    from transformers import AutoConfig
+
+    try:
+        made = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return made.to_dict()
+    except Exception:  # transformers raises many kinds for a wrong config; loading tells them
+        return config
