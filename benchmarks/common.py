@@ -77,11 +77,18 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def fresh_peak(device: str) -> None:
-    """From here on `peak` counts anew; what was let go is given back."""
+    """From here on `peak` counts anew."""
     if device.startswith("cuda"):
-        gc.collect()
-        torch.cuda.empty_cache()
+        torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
+
+
+def let_go(device: str) -> None:
+    """Give back the memory of models that nothing holds any more, and count anew."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    fresh_peak(device)
 
 
 def peak(device: str) -> float | None:
