@@ -117,7 +117,7 @@ def table(rows: list[dict[str, Any]], columns: list[str]) -> list[str]:
     """`rows` as a Markdown table; numbers to three digits, what a row lacks left empty."""
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:
-        cells = [row.get(name, "") for name in columns]
+        cells = ["" if row.get(name) is None else row[name] for name in columns]
         text = [f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells]
         lines.append("| " + " | ".join(text) + " |")
     return lines
