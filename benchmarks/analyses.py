@@ -90,10 +90,10 @@ def exact(found: Table, wanted: Table) -> dict[str, Any]:
 
 
 def rows_of(one: Table) -> dict[tuple[Any, ...], tuple[float, float]]:
-    """Row -> value and half-width of its interval (NaN without one); alike rows are numbered."""
+    """What a row says of itself in words, and which of those that say so it is -> its value and the
+    half-width of its interval (NaN without one)."""
     numbers = as_arrays(one)
     keys = [one["words"][name] for name in one["words"] if name != "n"]
-    keys += [numbers[name].tolist() for name in ("x", "rank") if name in numbers]
     none = np.full(len(numbers["value"]), np.nan)
     half = (numbers.get("high", none) - numbers.get("low", none)) / 2
     found: dict[tuple[Any, ...], tuple[float, float]] = {}

@@ -77,11 +77,18 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def fresh_peak(device: str) -> None:
-    """From here on `peak` counts anew; what was let go is given back."""
+    """From here on `peak` counts anew."""
     if device.startswith("cuda"):
-        gc.collect()
-        torch.cuda.empty_cache()
+        torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
+
+
+def let_go(device: str) -> None:
+    """Give back the memory of models that nothing holds any more, and count anew."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    fresh_peak(device)
 
 
 def peak(device: str) -> float | None:
@@ -110,7 +117,7 @@ def table(rows: list[dict[str, Any]], columns: list[str]) -> list[str]:
     """`rows` as a Markdown table; numbers to three digits, what a row lacks left empty."""
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:
-        cells = [row.get(name, "") for name in columns]
+        cells = ["" if row.get(name) is None else row[name] for name in columns]
         text = [f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells]
         lines.append("| " + " | ".join(text) + " |")
     return lines

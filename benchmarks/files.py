@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import DTYPES, fresh_peak, machine, peak, save, table, timed
+from benchmarks.common import DTYPES, let_go, machine, peak, save, table, timed
 
 AIM = 30.0  # seconds for the preflight of 14 GB a side
 PROMPTS = 16
@@ -56,7 +56,7 @@ def measured(folder: Path, device: str, dtype: str) -> Any:
     yield sampled_spectrum(full, device)
     task = wb.tasks.boxes(PROMPTS, seed=0, count=3)
     given: dict[str, Any] = {"texts": [p.text for p in task], "device": device, "dtype": dtype}
-    fresh_peak(device)
+    let_go(device)
     _, seconds = timed(lambda: wb.forgetting.retention(full, [task], **given))
     said = f"{PROMPTS} prompts and texts, models loaded"
     yield {"what": "retention", "seconds": seconds, "said": said, "peak_GiB": peak(device)}

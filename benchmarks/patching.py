@@ -25,7 +25,7 @@ import torch
 from benchmarks.common import (
     DTYPES,
     SHAPES,
-    fresh_peak,
+    let_go,
     machine,
     peak,
     random_model,
@@ -166,7 +166,7 @@ def measure(
     metric, layout = difference(clean), Layout(model)
     with torch.no_grad():  # kernels load outside the measurement
         model(**one.inputs, use_cache=False)
-    fresh_peak(device)
+    let_go(device)
     (scores, forwards), took = timed(lambda: ours(model, words, clean, dirty, device, ROWS))
     row = {
         "model": name, "prompts": len(clean), "tokens": scores.shape[1],

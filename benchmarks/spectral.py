@@ -22,7 +22,7 @@ import resource
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -197,20 +197,21 @@ KINDS = ("lora-r8", "full")
 
 
 def whole_pair(
-    shape: str, device: str, dtype: torch.dtype, kinds: Sequence[str] = KINDS
+    shape: str, device: str, dtype: torch.dtype, told: Callable[[list[dict[str, Any]]], None]
 ) -> list[dict[str, Any]]:
     """A row a kind: seconds to count the intruders of every matrix of a pair of this shape, nothing
     kept from before, and the most GPU memory that took; the published algorithm is yet to come.
 
-    Each matrix is made, and let go, on its own: its making is not counted.
+    Each matrix is made, and let go, on its own: its making is not counted. told: called with the
+    rows so far behind every layer.
     """
     from workbench.spectral.intruders import decisions
 
     layers = SHAPES[shape]["num_hidden_layers"]
     rows = [
-        {"shape": shape, "change": kind, "matrices": layers * len(matrices(shape)), "decide_s": 0.0,
-         "peak_GiB": None, "fallbacks": 0, "intruders": 0}
-        for kind in kinds
+        {"shape": shape, "change": kind, "of": layers * len(matrices(shape)), "matrices": 0,
+         "decide_s": 0.0, "peak_GiB": None, "fallbacks": 0, "intruders": 0}
+        for kind in KINDS
     ]  # fmt: skip
     for layer in range(layers):
         for place, size in enumerate(matrices(shape).values()):
@@ -226,10 +227,12 @@ def whole_pair(
                     )
                 )
                 row["decide_s"] += seconds
+                row["matrices"] += 1
                 row["fallbacks"] += int(found["fallback"].sum())
                 row["intruders"] += int(found["intruder"].sum())
                 most = peak(device)
                 row["peak_GiB"] = most if most is None else max(most, row["peak_GiB"] or 0.0)
+        told(rows)
     return rows
 
 
@@ -249,7 +252,7 @@ def sampled(shape: str, device: str, dtype: torch.dtype, row: dict[str, Any]) ->
     size, taken for all of them; and whether it decides as ours does."""
     from workbench.spectral.intruders import decisions
 
-    counts = Counter(tuple(sorted(size)) for size in matrices(shape).values())
+    counts = Counter((min(size), max(size)) for size in matrices(shape).values())
     seconds, said = 0.0, Tally()
     for place, (size, count) in enumerate(counts.items()):
         stored = trained_like(*size, place, device).to(dtype).cpu()
@@ -342,23 +345,28 @@ def main() -> None:
 def whole_pairs(chosen: argparse.Namespace) -> None:
     """spectral-pairs-DEVICE.json and .md: every shape, as a LoRA and as a full fine-tune; written
     anew behind every number, so that one that takes too long loses none."""
-    rows, dtype = [], getattr(torch, chosen.dtype)
+    known: list[dict[str, Any]] = []
+    dtype = getattr(torch, chosen.dtype)
     one_size(256, 256, "full", device=chosen.device, dtype=dtype)  # as above
+
+    def told(now: list[dict[str, Any]]) -> None:
+        save_pairs(chosen, known + now)
+
     for shape in chosen.shape:
-        rows += whole_pair(shape, chosen.device, dtype)
-        save_pairs(chosen, rows)
+        rows = whole_pair(shape, chosen.device, dtype, told)
         for row in rows:
-            if row["shape"] == shape:
-                row |= sampled(shape, chosen.device, dtype, row)
-                save_pairs(chosen, rows)
-                print(json.dumps(row), flush=True)
+            row |= sampled(shape, chosen.device, dtype, row)
+            told(rows)
+            print(json.dumps(row), flush=True)
+        known += rows
     fresh_cache()
 
 
 def save_pairs(chosen: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     host, name = machine(chosen.device), f"spectral-pairs-{chosen.device.partition(':')[0]}"
     headline = "; ".join(
-        f"{row['change']} {row['decide_s']:.1f} s for {row['matrices']} matrices"
+        f"{row['change']} {row['decide_s']:.1f} s for {row['matrices']} of {row['of']} "
+        "matrices"
         + (f", {row['ratio']:.0f}x two SVDs" if "ratio" in row else "")
         + ("" if row["peak_GiB"] is None else f", {row['peak_GiB']:.2f} GiB")
         for row in rows

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import DTYPES, SHAPES, fresh_peak, machine, save, table, wait
+from benchmarks.common import DTYPES, SHAPES, let_go, machine, save, table, wait
 from benchmarks.common import peak as most
 from benchmarks.pair import write_pair
 
@@ -60,7 +60,7 @@ def measure(folder: Path, member: str, where: str, device: str, repeats: int) ->
         Row(str(i), torch.randint(3, vocabulary, (TOKENS,), generator=draw).tolist())
         for i in range(ROWS)
     ]
-    fresh_peak(device)
+    let_go(device)
     with pair.models(device, base=where) as sides:  # pyright: ignore[reportArgumentType]
         given = batch(rows, range(ROWS), device, 0)
 
@@ -106,7 +106,7 @@ def one_model(folder: Path, device: str) -> float | None:
     """GiB of one model and a plain forward pass on the GPU."""
     import workbench as wb
 
-    fresh_peak(device)
+    let_go(device)
     model: Any = wb.Checkpoint.parse(folder / "base").load(device)
     with torch.inference_mode():
         model(torch.arange(ROWS * TOKENS, device=device).view(ROWS, -1) % 500, use_cache=False)

@@ -191,10 +191,10 @@ class Krylov:
         """Split what left the space into orthonormal directions and their coupling to the newest
         ones, without directions of the size of rounding."""
         frame, corner = torch.linalg.qr(rest)
-        turn, sizes, back = torch.linalg.svd(corner)
-        self.coupling = (sizes[:, None] * back).double().cpu()
+        turn, sizes, back = torch.linalg.svd(corner.cpu())
+        self.coupling = (sizes[:, None] * back).double()
         scale = float(self.projected.diagonal().max())
-        frame = frame @ turn[:, sizes > rounding(scale) / 4]
+        frame = frame @ turn[:, sizes > rounding(scale) / 4].to(frame.device)
         frame = frame - self.basis @ (self.basis.T @ frame)
         self.fresh = torch.linalg.qr(frame)[0]
 
@@ -216,10 +216,11 @@ class Krylov:
         leak = torch.linalg.vector_norm(
             self.coupling @ turn[len(turn) - self.coupling.shape[1] :], dim=0
         )
-        values, start, last, leak = (part.to(self.home) for part in (values, start, last, leak))
+        start = start.to(self.home)
         return Measure(
-            values, start[:, :count], start[:, count:], last, leak + error, error, self.tall
-        )
+            values.to(self.home), start[:, :count], start[:, count:], last.to(self.home),
+            (leak + error).to(self.home), error, self.tall,
+        )  # fmt: skip
 
 
 def cosines_squared(

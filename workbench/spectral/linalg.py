@@ -146,7 +146,7 @@ def top_triplets(
     basis = _orthonormal(block if start is None else torch.cat([start, block], 1))
     image = operator.times(basis)
     while basis.shape[1] <= most:
-        left, values, turn = torch.linalg.svd(image, full_matrices=False)
+        left, values, turn = thin_svd(image)
         left, values, turn = left[:, :wanted], values[:wanted], turn[:wanted].T
         right = basis @ turn
         back = operator.transposed_times(left)
@@ -160,6 +160,16 @@ def top_triplets(
         basis = torch.cat([basis, fresh], 1)
         image = torch.cat([image, operator.times(fresh)], 1)
     return None
+
+
+def thin_svd(tall: Float[Tensor, "n b"]) -> tuple[Tensor, Tensor, Tensor]:
+    """A thin SVD of few columns; elsewhere than on a CPU by way of QR, whose small triangle the CPU
+    decomposes sooner than an accelerator."""
+    if tall.device.type == "cpu":
+        return torch.linalg.svd(tall, full_matrices=False)
+    frame, corner = torch.linalg.qr(tall)
+    left, values, right = (part.to(tall.device) for part in torch.linalg.svd(corner.cpu()))
+    return frame @ left, values, right
 
 
 def _angle_bound(values: Tensor, residual: Tensor) -> Tensor:
