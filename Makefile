@@ -36,7 +36,7 @@ notebooks: $(VENV)/installed
 
 # On two processes, on a Ray cluster of two nodes started for it, and with workers killed.
 cluster-test: $(VENV)/installed
-	$(RUN)/python -m pytest tests/test_cluster.py
+	CLUSTER=whole $(RUN)/python -m pytest tests/test_cluster.py
 
 # Ten thousand damaged and hostile files over every reader; about four minutes.
 fuzz: $(VENV)/installed

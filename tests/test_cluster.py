@@ -1,4 +1,8 @@
-"""Wherever units run they give the same files, and a worker that dies costs nothing but time."""
+"""Wherever units run they give the same files, and a worker that dies costs nothing but time.
+
+On Ray the whole study and a lost node stand for all of it; `make cluster-test` runs every test
+there too, as CLUSTER=whole does.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +37,8 @@ from workbench.tasks import PromptSet
 from workbench.units import Unit
 
 MEMBERS = ("wrapped", "overruled", "lora")
+WHOLE = os.environ.get("CLUSTER") == "whole"
+PLACES = ["local:2", *(["ray"] if WHOLE else [])]
 MEMORY = {"object_store_memory": 100 << 20}
 # No word about this run leaves the machine.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -170,7 +176,7 @@ def test_every_place_gives_the_same_files(where: str, folder, plain, tmp_path, r
     } <= names  # fmt: skip
 
 
-@pytest.mark.parametrize("where", ["local:2", "ray"])
+@pytest.mark.parametrize("where", PLACES)
 def test_a_killed_worker_changes_nothing_but_the_time(where: str, family, calls, tmp_path, request):
     plain = filled(
         "here", tmp_path / "plain", family, clustered.killed_once, calls=calls, member=""
@@ -198,7 +204,7 @@ def test_a_lost_node_changes_nothing_but_the_time(nodes, family, calls, tmp_path
     assert tables[0] == tables[1]
 
 
-@pytest.mark.parametrize("where", ["local:2", "ray"])
+@pytest.mark.parametrize("where", PLACES)
 def test_a_unit_that_kills_every_worker_is_one_sentence(
     where: str, folder, calls, tmp_path, request
 ):
@@ -210,7 +216,7 @@ def test_a_unit_that_kills_every_worker_is_one_sentence(
     assert contents(tmp_path / "store") == {}
 
 
-@pytest.mark.parametrize("where", ["here", "local:2", "ray"])
+@pytest.mark.parametrize("where", ["here", *PLACES])
 def test_bad_input_of_one_unit_leaves_the_others(where: str, family, calls, tmp_path, request):
     options = {"calls": calls, "member": MEMBERS[0]}
     with pytest.raises(wb.WorkbenchError, match=f"^{MEMBERS[0]} will not do"):

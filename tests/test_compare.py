@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,11 +36,13 @@ def family(tmp_path_factory) -> wb.Family:
 
 
 @pytest.fixture(scope="module")
-def finished(family, tmp_path_factory) -> Path:
+def finished(family, tmp_path_factory) -> Iterator[Path]:
     """What a comparison of both analyses wrote; it is not written to."""
     out = tmp_path_factory.mktemp("finished")
     compare(Study(family, only=SPECTRAL), out, title="These <two>")
-    return out
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
+    yield out
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == before
 
 
 @pytest.fixture

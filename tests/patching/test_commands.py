@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,13 +23,19 @@ from workbench.study import Study, plan
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory) -> Path:
-    """Two models and eight prompts, which no test writes to."""
+def pair(tmp_path_factory) -> Iterator[Path]:
+    """Two models and eight prompts, which no command writes to."""
     folder = tmp_path_factory.mktemp("pair")
     with torch.no_grad():
         paired(model(seed=0), model(seed=1), folder)
     boxes(8).save(folder / "boxes.jsonl")
-    return folder
+    before = contents(folder)
+    yield folder
+    assert contents(folder) == before
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.fixture
