@@ -247,7 +247,14 @@ def test_a_base_with_an_adapter_is_refused(base: Path, tuned: Path, lora: Path):
 
 @pytest.mark.parametrize(
     ("declared", "status"),
-    [("../base", "ok"), ("org/base", "ok"), ("../tuned", "warn"), ("org/other-7b", "note")],
+    [
+        ("../base", "ok"),
+        ("org/base", "ok"),
+        ("../tuned", "warn"),
+        ("org/other-7b", "warn"),
+        ("Org/BASE-bnb-4bit", "ok"),
+        ("org/base-GGUF", "ok"),
+    ],
 )
 def test_the_base_that_an_adapter_declares(
     base: Path, tuned: Path, lora: Path, declared: str, status: str

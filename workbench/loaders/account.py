@@ -61,11 +61,13 @@ def require_whole(name: str, told: Mapping[str, Any]) -> None:
 def require_read(model: nn.Module, weights: Weights, name: str) -> None:
     """Raise WorkbenchError where a parameter of `model`, just loaded without an adapter, is not the
     tensor that `weights` has for it."""
-    running = _as_stored(model)
-    named = align(list(running), list(weights))
+    running, named = _as_stored(model), _read_as(model, weights)
+    if not named:
+        named = align(list(running), list(weights))
     twice = _shared_names(model)
     for own, tensor in running.items():
-        stored = named.get(own) or next((n for n in twice.get(own, ()) if n in weights), None)
+        names = (named.get(name) for name in (own, *twice.get(own, ())))
+        stored = next((name for name in names if name is not None), None)
         if stored is None:
             raise WorkbenchError(
                 f"{own} of the model that {name} makes is in none of its files; give the whole "
@@ -99,14 +101,32 @@ def _plain(name: str) -> str:
     return name.replace(".modules_to_save.", ".").replace(".base_layer.", ".")
 
 
+def _read_as(model: nn.Module, weights: Weights) -> dict[str, str]:
+    """Parameter -> the stored name that transformers reads as it. Empty where it takes tensors
+    apart or puts them together, which `_as_stored` undoes."""
+    from transformers.core_model_loading import rename_source_key
+
+    conversions = getattr(model, "_weight_conversions", None) or ()
+    if _converters(model):
+        return {}
+    known: Any = {name: tensor for name, tensor in model.state_dict().items()}
+    prefix = getattr(model, "base_model_prefix", None)
+    return {
+        rename_source_key(name, list(conversions), [], prefix, known)[0]: name for name in weights
+    }
+
+
+def _converters(model: nn.Module) -> bool:
+    conversions = getattr(model, "_weight_conversions", None) or ()
+    return any(type(one).__name__ == "WeightConverter" for one in conversions)
+
+
 def _as_stored(model: nn.Module) -> dict[str, Tensor]:
     """Name -> parameter, each once, under the names and in the pieces of a file."""
     from transformers.core_model_loading import revert_weight_conversion
 
     own: dict[str, Tensor] = {n: p.detach() for n, p in model.named_parameters()}
-    kinds = {type(one).__name__ for one in getattr(model, "_weight_conversions", None) or ()}
-    # Renamings alone are `align`'s business; what was taken off a name cannot be put back.
-    if "WeightConverter" not in kinds:
+    if not _converters(model):
         return own
     return revert_weight_conversion(model, own)  # pyright: ignore[reportArgumentType]
 

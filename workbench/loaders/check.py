@@ -163,7 +163,8 @@ def _matched_share(pair: CheckpointPair) -> float:
     """The part of the base's entries that has a counterpart, of whatever shape."""
     info = pair.base.weights().info
     sizes = {name: math.prod(known.shape) for name, known in info.items()}
-    return sum(sizes[name] for name in pair.matched) / max(1, sum(sizes.values()))
+    whole = sum(sizes.values())
+    return sum(sizes[name] for name in pair.matched) / whole if whole else 1.0
 
 
 def _shapes(pair: CheckpointPair) -> Iterator[Line]:
@@ -346,7 +347,7 @@ def _changes(pair: CheckpointPair) -> tuple[pd.DataFrame, list[Line]]:
     elif not len(moved):
         remedy = "The weights compared are equal, what else is told above is not."
     whole = [math.sqrt(sum(part**2 for part in parts)) for parts in (table["norm"], sizes)]
-    if whole[0] > whole[1]:
+    if whole[0] > whole[1] > 0:
         lines.append(
             ("size", WARN, f"the change is {whole[0] / whole[1]:.2g} times as large as the base",
              "Fine-tuning does not go so far; give the base this checkpoint was fine-tuned from.")
