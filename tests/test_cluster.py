@@ -192,18 +192,6 @@ def test_a_killed_worker_changes_nothing_but_the_time(where: str, family, calls,
     assert calls_of(calls).total() == 7
 
 
-def test_a_lost_node_changes_nothing_but_the_time(nodes, family, calls, tmp_path):
-    nodes.add_node(num_cpus=1, **MEMORY)  # in place of the one that is lost
-    plain = filled("here", tmp_path / "plain", family, clustered.counted, calls=calls)
-    options = {"calls": calls, "head": nodes.head_node.node_id}
-    found = filled(
-        f"ray:{nodes.address}", tmp_path / "store", family, clustered.node_lost_once, **options
-    )
-    assert (calls / "killed").exists()
-    tables = [sorted(b for n, b in f.items() if n.endswith("parquet")) for f in (plain, found)]
-    assert tables[0] == tables[1]
-
-
 @pytest.mark.parametrize("where", PLACES)
 def test_a_unit_that_kills_every_worker_is_one_sentence(
     where: str, folder, calls, tmp_path, request
@@ -223,6 +211,17 @@ def test_bad_input_of_one_unit_leaves_the_others(where: str, family, calls, tmp_
         filled(on(where, request), tmp_path / "store", family, clustered.refused, **options)
     assert len(list((tmp_path / "store").iterdir())) == 2
     assert calls_of(calls) == dict.fromkeys(MEMBERS[1:], 1)  # those after it, too
+
+
+def test_a_lost_node_changes_nothing_but_the_time(nodes, family, calls, tmp_path):
+    plain = filled("here", tmp_path / "plain", family, clustered.counted, calls=calls)
+    options = {"calls": calls, "head": nodes.head_node.node_id}
+    found = filled(
+        f"ray:{nodes.address}", tmp_path / "store", family, clustered.node_lost_once, **options
+    )
+    assert (calls / "killed").exists()
+    tables = [sorted(b for n, b in f.items() if n.endswith("parquet")) for f in (plain, found)]
+    assert tables[0] == tables[1]
 
 
 DRIVER = """

@@ -15,6 +15,7 @@ import pytest
 import workbench as wb
 from tests.figures.synthetic import family, retention
 from tests.hostile.guard import require_sentence
+from tests.terminal import workbench
 
 ROOT = Path(__file__).parents[1]
 KILLS = int(os.environ.get("KILLS", "3"))
@@ -120,8 +121,7 @@ def test_a_folder_that_is_read_only(tmp_path: Path):
 def test_a_place_that_is_no_folder_is_one_sentence(base: Path, tuned: Path, tmp_path: Path):
     (tmp_path / "file").write_text("mine")
     command = ["spectral", "spectrum", base, tuned, "--out", tmp_path / "file" / "out"]
-    done = subprocess.run([sys.executable, "-m", "workbench.cli", *map(str, command)], cwd=ROOT,
-                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    done = workbench(*command)
     assert done.returncode == 2
     assert "cannot be written" in done.stderr
     assert len(done.stderr.splitlines()) == 1
