@@ -171,6 +171,45 @@ def test_a_head_of_its_own_runs_though_the_config_ties_it(originals, tmp_path):
     assert "lm_head.weight" not in Checkpoint.parse(same).weights()
 
 
+def changes(pair: wb.CheckpointPair) -> dict[str, float]:
+    return {d.site.name: d.norm for d in pair.deltas("all") if d.changed}
+
+
+def test_a_head_that_one_side_ties_is_a_changed_parameter(originals, tmp_path):
+    """Base tied, tuned with a head of its own, and the other way round: |head - embedding|."""
+    embedding = load_file(originals / "tied" / "model.safetensors")["model.embed_tokens.weight"]
+    head = torch.randn(50, 32, generator=torch.Generator().manual_seed(1))
+    untied = changed(
+        originals / "tied", tmp_path / "untied",
+        lambda s: s | {"lm_head.weight": head}, tie_word_embeddings=False,
+    )  # fmt: skip
+    truth = {"lm_head.weight": float((head - embedding).double().norm())}
+    there, back = wb.load_pair(originals / "tied", untied), wb.load_pair(untied, originals / "tied")
+    assert changes(there) == pytest.approx(truth)
+    assert changes(back) == pytest.approx(truth)
+    spectrum = wb.spectral.delta_spectrum(there).table
+    assert set(spectrum.loc[spectrum["metric"] == "norm", "component"]) >= {"lm_head"}
+    table = there.check().table.set_index("item")
+    assert "1 of" in table.loc["changes", "found"]
+    with there.models(dtype=torch.float32) as sides:
+        assert sides.elsewhere == ("lm_head.weight",)
+        torch.testing.assert_close(logits(sides.tuned), run(untied), atol=1e-5, rtol=0)
+    half = wb.models.edit(there, alpha=0.5)
+    with half.on(Checkpoint.parse(originals / "tied").load()) as edited:
+        hidden = edited.model(IDS).last_hidden_state
+        torch.testing.assert_close(
+            edited(IDS).logits, hidden @ ((head + embedding) / 2).T, atol=1e-5, rtol=0
+        )
+
+
+def test_lora_on_a_tied_head_is_seen(originals, tmp_path):
+    lora = adapter(tiny("tied"), tmp_path / "lora", target_modules=["lm_head"])
+    pair = wb.load_pair(originals / "tied", lora)
+    (changed_,) = changes(pair)
+    assert changed_ == "lm_head.weight"
+    assert not any("BA = 0" in note for note in pair.check().notes)
+
+
 NAMES = st.sampled_from(["model.", "mlp.", "layers.", "self_attn.", "lm_head.", "weight"])
 CONFIGS = st.sampled_from(
     [{}, {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}, {"hidden_act": "gelu"},

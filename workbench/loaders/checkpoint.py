@@ -8,7 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from logging import CRITICAL
 from pathlib import Path
@@ -24,7 +24,7 @@ from workbench.files import is_count, read_json
 from workbench.loaders.account import require_attached, require_read, require_whole
 from workbench.loaders.adapters import Adapter, adapter_in, base_weights_in, read_adapter
 from workbench.loaders.headers import require_gguf
-from workbench.loaders.names import BEFORE, WRAPPED, heads, unwrapped
+from workbench.loaders.names import BEFORE, WRAPPED, embedding, heads, unwrapped
 from workbench.loaders.plausible import require_loadable
 from workbench.loaders.weights import Weights, from_files, from_module, shard_files
 from workbench.results import replacing
@@ -40,11 +40,14 @@ class Checkpoint:
     reference: a folder, a .gguf file, a hub id, or a model in memory.
     adapter: a PEFT LoRA adapter folder (or hub id) that is applied to it.
     revision: branch, tag or commit for a hub id.
+    heads: output heads that are its embedding by a second name, listed because the other side of
+    a pair has one of its own.
     """
 
     reference: str | nn.Module
     adapter: str | None = None
     revision: str | None = None
+    heads: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
     def parse(cls, reference: str | Path | nn.Module | Checkpoint) -> Checkpoint:
@@ -106,7 +109,7 @@ class Checkpoint:
     @property
     def bare(self) -> Checkpoint:
         """The same checkpoint without its adapter."""
-        return Checkpoint(self.reference, None, self.revision)
+        return Checkpoint(self.reference, None, self.revision, self.heads)
 
     @cached_property
     def folder(self) -> Path | None:
@@ -149,7 +152,10 @@ class Checkpoint:
                 found = found.renamed(plain)
         if not found:
             raise WorkbenchError(f"{self.name} holds no floating-point tensors.")
-        return found.without(self._second_names(found))
+        found = found.without(self._second_names(found))
+        shapes = {name: info.shape for name, info in found.info.items()}
+        embeddings = embedding(shapes)
+        return found.also({head: embeddings for head in self.heads if embeddings})
 
     def _second_names(self, found: Weights) -> set[str]:
         """Output heads that are only a second name of an embedding; one that the config ties but
@@ -216,6 +222,7 @@ class Checkpoint:
         # What was read stays behind: another process reads its own, and may lie on another machine.
         # It tells of the checkpoint as this one does, whatever the folders are called there.
         named = {"reference": self.reference, "adapter": self.adapter, "revision": self.revision}
+        named["heads"] = self.heads
         return named | {"about": self.about}
 
     def load(self, device: Device = "cpu", dtype: torch.dtype | None = None) -> nn.Module:

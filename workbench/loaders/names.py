@@ -32,6 +32,7 @@ BEFORE = ("module.", "pretrained_model.")
 BESIDE = re.compile(r"(^|\.)v_head\.")
 # What gives the next token's logits.
 HEAD = re.compile(r"(^|\.)(lm_head|embed_out|predictions\.decoder)\.weight$")
+TOKENS = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings)\.weight$")
 LEGACY = {"gamma": "weight", "beta": "bias"}
 
 
@@ -131,6 +132,12 @@ def _prefixes(names: Iterable[str]) -> list[str]:
     names = list(names)
     firsts = Counter(name.split(".")[0] + "." for name in names if "." in name)
     return ["", *(prefix for prefix, count in firsts.items() if 2 * count > len(names))]
+
+
+def embedding(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """The one matrix of token embeddings, None where names do not tell it."""
+    found = [n for n, shape in shapes.items() if len(shape) == 2 and TOKENS.search(n)]
+    return found[0] if len(found) == 1 else None
 
 
 def heads(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:

@@ -15,7 +15,7 @@ from workbench.devices import Device, entry
 from workbench.errors import WorkbenchError, visible
 from workbench.loaders.adapters import Adapter, Factors, dora
 from workbench.loaders.checkpoint import Checkpoint, is_adapter
-from workbench.loaders.names import ParameterSite, align, is_conv1d, locate
+from workbench.loaders.names import HEAD, ParameterSite, align, is_conv1d, locate
 from workbench.loaders.weights import Weights
 from workbench.results import Provenance
 
@@ -87,6 +87,17 @@ class CheckpointPair:
     base: Checkpoint
     tuned: Checkpoint
     name: str = "tuned"
+
+    def __post_init__(self) -> None:
+        """A side whose head is its embedding lists it as a parameter where the other side has a
+        head of its own, or an adapter of the head: there it is one that changed."""
+        own = {"base": _heads_of(self.base), "tuned": _heads_of(self.tuned)}
+        wanted = own["base"] | own["tuned"] | _adapted_heads(self.tuned)
+        for which, there in own.items():
+            side: Checkpoint = getattr(self, which)
+            lone = tuple(sorted(wanted - there))
+            if lone and side.config.get("tie_word_embeddings") and not side.heads:
+                object.__setattr__(self, which, replace(side, heads=lone))
 
     @cached_property
     def shared_base(self) -> bool:
@@ -343,6 +354,18 @@ def load_family(base: Reference, members: Mapping[str, Reference]) -> Family:
         raise WorkbenchError("A family needs at least one member: {'name': reference}.")
     ours = Checkpoint.parse(base)
     return Family(ours, {name: load_pair(ours, ref, name).tuned for name, ref in members.items()})
+
+
+def _heads_of(side: Checkpoint) -> set[str]:
+    return {name for name in side.weights() if HEAD.search(name)}
+
+
+def _adapted_heads(side: Checkpoint) -> set[str]:
+    """Heads that an adapter changes beside the embedding they are tied to."""
+    if side.lora is None:
+        return set()
+    names = [*(f"{module}.weight" for module in side.lora.modules), *side.lora.replaced]
+    return {name for name in names if HEAD.search(name)}
 
 
 def fitting(lora: Adapter, module: str, shape: tuple[int, ...]) -> Factors:

@@ -72,6 +72,15 @@ class Weights(Mapping[str, Tensor]):
         kept = {n: i for n, i in self.info.items() if n not in names}
         return Weights(kept, self._read, self.home)
 
+    def also(self, names: Mapping[str, str]) -> Weights:
+        """The same weights, some of them under a second name too: new name -> name."""
+        own = {new: name for new, name in names.items() if name in self.info}
+        return Weights(
+            {**self.info, **{new: self.info[name] for new, name in own.items()}},
+            lambda name: self._read(own.get(name, name)),
+            {**self.home, **{new: self.home[n] for new, n in own.items() if n in self.home}},
+        )
+
     def renamed(self, names: Mapping[str, str]) -> Weights:
         """The same tensors of these names, stored name -> name; others are left out."""
         stored = {own: name for name, own in names.items() if name in self.info}

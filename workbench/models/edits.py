@@ -279,8 +279,10 @@ def _swap(
 ) -> list[Callable[[], None]]:
     """Give the model these parameters; returns what gives it back its own, the last first."""
     homes = parameter_homes(model)
-    own = dict(model.named_parameters())
+    own = dict(model.named_parameters(remove_duplicate=False))
     found = align(list(tensors), list(own))
+    # A head that only one side has of its own is edited apart from the embedding it is tied to.
+    apart = bool(pair.base.heads or pair.tuned.heads)
     missing = [name for name in tensors if name not in found]
     if missing:
         raise WorkbenchError(f"{type(model).__name__} has no parameter {missing[0]}.")
@@ -299,6 +301,8 @@ def _swap(
     undo: list[Callable[[], None]] = []
     for target, parameter in fresh.items():
         for module, attribute in homes[id(own[target])]:
+            if apart and module is not model.get_submodule(target.rpartition(".")[0]):
+                continue
             if offloaded(module):
                 _require_apart(model, module)
                 undo.append(instead(module, attribute, parameter.data))
