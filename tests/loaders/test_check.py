@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import workbench as wb
@@ -123,10 +125,39 @@ def test_an_untrained_adapter_is_said_to_change_nothing(base: Path, tmp_path: Pa
     assert status(report, "changes") == ["warn"]
 
 
-def test_an_adapter_that_rewrote_its_base_is_a_warning(base: Path, lora: Path):
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga"])
+def test_an_adapter_that_rewrote_its_base_is_refused_with_the_call_that_converts_it(
+    start: str, base: Path, lora: Path
+):
+    """base + BA is not the model, and base - BA not the base."""
     file = lora / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"init_lora_weights": "pissa"}))
-    assert status(wb.load_pair(base, lora).check(), "adapter's start") == ["warn"]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"init_lora_weights": start}))
+    with pytest.raises(wb.WorkbenchError, match="path_initial_model_for_weight_conversion"):
+        wb.load_pair(base, lora)
+    with pytest.raises(wb.WorkbenchError, match="path_initial_model_for_weight_conversion"):
+        wb.Checkpoint.parse(f"{base}+{lora}").load()
+
+
+def test_pissa_converted_by_peft_is_the_change_of_the_original_base(tmp_path: Path):
+    """peft's own conversion against the merged model."""
+    base = saved(tiny("llama"), tmp_path / "base")
+    config = LoraConfig(r=3, lora_alpha=3, target_modules="all-linear", init_lora_weights="pissa")
+    model = get_peft_model(tiny("llama"), config)
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(tmp_path / "start")
+    model.peft_config["default"].init_lora_weights = "pissa"
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter += 0.02 * torch.randn_like(parameter)
+    model.save_pretrained(
+        tmp_path / "lora", path_initial_model_for_weight_conversion=str(tmp_path / "start")
+    )
+    pair = wb.load_pair(base, tmp_path / "lora")
+    merged = model.merge_and_unload().state_dict()
+    for delta in pair.deltas():
+        whole = merged[delta.site.name]
+        torch.testing.assert_close(delta.tuned, whole, atol=2e-5, rtol=0)
 
 
 def test_other_adapters_are_refused_with_a_remedy(base: Path, lora: Path):
@@ -264,3 +295,90 @@ def test_the_base_that_an_adapter_declares(
     (lora / "adapter_config.json").write_text(json.dumps(config))
     table = wb.load_pair(base, lora).check(read=False).table.set_index("item")
     assert table.loc["adapter's base", "status"] == status
+
+
+def test_an_untold_config_is_no_null(base: Path, tmp_path: Path):
+    """The same weights under another rope: logits differ, so nothing is said to be equal."""
+    other = shutil.copytree(base, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 500.0}
+    (other / "config.json").write_text(json.dumps(config))
+    report = wb.load_pair(base, other).check()
+    assert status(report, "config") == ["warn"]
+    assert "rope_theta 10000.0 against 500.0" in "".join(report.notes)
+    assert not any("exact null" in note for note in report.notes)
+    ours, theirs = (wb.Checkpoint.parse(one).load() for one in (base, other))
+    ids = torch.tensor([[5, 9, 30, 17, 44]])
+    assert float((ours(ids).logits - theirs(ids).logits).abs().max()) > 1e-5
+
+
+@pytest.mark.parametrize(
+    "silent", [{"transformers_version": "4.40.0"}, {"use_cache": False}, {"architectures": ["X"]},
+               {"rope_theta": 10000.0}, {"attention_dropout": 0.1}, {"_name_or_path": "elsewhere"}],
+)  # fmt: skip
+def test_what_computes_nothing_in_a_config_is_not_told(silent, base: Path, tmp_path: Path):
+    other = shutil.copytree(base, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text()) | silent
+    (other / "config.json").write_text(json.dumps(config))
+    report = wb.load_pair(base, other).check()
+    assert status(report, "config") == ["ok"]
+    assert any("exact null" in note for note in report.notes)
+
+
+def test_heads_of_other_roles_are_never_paired(tmp_path: Path):
+    """RoBERTa's lm_head.dense and a classifier's dense have one shape and nothing in common."""
+    masked = saved(tiny("roberta"), tmp_path / "masked")
+    t = transformers
+    config = t.AutoConfig.from_pretrained(masked, num_labels=3)
+    torch.manual_seed(1)
+    classifier = saved(t.RobertaForSequenceClassification(config), tmp_path / "classifier")
+    pair = wb.load_pair(masked, classifier)
+    assert not [n for n in pair.matched if n.startswith("lm_head")]
+    assert all(name.removeprefix("roberta.") == other.removeprefix("roberta.")
+               for name, other in pair.matched.items())  # fmt: skip
+
+
+def test_a_change_larger_than_the_base_is_a_warning(base: Path, tmp_path: Path):
+    other = saved(tiny("llama", seed=7), tmp_path / "other")
+    assert status(wb.load_pair(base, other).check(), "size") == ["warn"]
+    near = saved(nudged(tiny("llama"), 0.01), tmp_path / "near")
+    assert status(wb.load_pair(base, near).check(), "size") == []
+
+
+FOREIGN = {
+    "zero_pp_rank_0_mp_rank_00_optim_states.pt": "DeepSpeed",
+    "__0_0.distcp": "FSDP",
+    "consolidated.00.pth": "consolidated",
+    "hf_model_0001_0.pt": "torchtune",
+    "adapters.safetensors": "MLX",
+    "pytorch_lora_weights.safetensors": "diffusers",
+    "adapter_model.safetensors": r"without its adapter_config\.json",
+    "checkpoint-500/model.safetensors": "name one of them, e.g. checkpoint-500",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_is_no_checkpoint_is_told_for_what_it_is(name: str, base: Path, tmp_path: Path):
+    place = tmp_path / "it" / name
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"x")
+    with pytest.raises(wb.WorkbenchError, match=FOREIGN[name]):
+        wb.load_pair(base, tmp_path / "it")
+
+
+def test_placeholders_empty_tensors_and_packed_weights_are_told(base: Path, tmp_path: Path):
+    pointer = shutil.copytree(base, tmp_path / "pointer")
+    (pointer / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 9")
+    with pytest.raises(wb.WorkbenchError, match="git lfs pull"):
+        wb.load_pair(base, pointer)
+    empty = edited(
+        shutil.copytree(base, tmp_path / "empty"), lambda s: {n: t[:0] for n, t in s.items()}
+    )
+    with pytest.raises(wb.WorkbenchError, match="ZeRO-3"):
+        wb.load_pair(base, empty)
+    packed = shutil.copytree(base, tmp_path / "packed")
+    config = json.loads((packed / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (packed / "config.json").write_text(json.dumps(config))
+    with pytest.raises(wb.WorkbenchError, match=r"quantised \(gptq\)"):
+        wb.load_pair(base, packed)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
 from workbench.files import is_count, is_number, read_json
+from workbench.loaders.foreign import pointers
 from workbench.loaders.weights import Weights, from_files, from_module, inside
 
 PREFIX = "base_model.model."
@@ -44,14 +45,18 @@ UNSUPPORTED = {
     "use_bdlora": "block-diagonal factors",
 }
 # These initialisations change the base weights before training, so that base + BA is not the model.
-REWRITES_BASE = ("pissa", "olora", "corda", "loftq")
+REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+CONVERT = (
+    "save it again beside its initialisation with save_pretrained(..., "
+    "path_initial_model_for_weight_conversion=...), or merge it (merge_and_unload) and give the "
+    "whole weights"
+)
 # All that decides what a trained adapter computes. Nothing else of its config reaches peft: there
 # are modules to import and patterns to search with among the rest.
 COMPUTES = (
     "r", "lora_alpha", "use_rslora", "use_dora", "fan_in_fan_out", "bias", "task_type",
     "modules_to_save", "ensure_weight_tying",
 )  # fmt: skip
-AT_LOADING = re.compile(r"pissa(_niter_\d{1,2})?|olora", re.IGNORECASE)
 PATIENCE = 5.0  # seconds for all patterns of an adapter on all its modules
 
 
@@ -114,6 +119,12 @@ class Adapter:
         """Parameters saved whole (modules_to_save, trained biases)."""
         return list(self._names[1])
 
+    @property
+    def rewrites(self) -> str:
+        """The initialisation by which the base was rewritten before training; "" for none."""
+        start = str(self.config.get("init_lora_weights", "")).lower()
+        return start if start.startswith(REWRITES_BASE) else ""
+
     def scale(self, module: str) -> float:
         """s of one module, with rank_pattern, alpha_pattern and rsLoRA as peft reads them."""
         rank, alpha = self.ranks[module], self.alphas[module]
@@ -136,19 +147,17 @@ class Adapter:
         """
         from peft import LoraConfig
 
-        start = str(self.config.get("init_lora_weights", "")).lower()
-        again = bool(AT_LOADING.fullmatch(start))
-        if start.startswith(REWRITES_BASE) and not again:
+        if self.rewrites:
             raise WorkbenchError(
-                f"Adapter {self.reference} was initialised by {start}, which rewrites the base "
-                "before training; convert it with peft or merge it."
+                f"Adapter {self.reference} was initialised by {self.rewrites}, which rewrites the "
+                f"base before training: base + BA is not the model; {CONVERT}."
             )
         kept: dict[str, Any] = {
             key: self.config[key] for key in COMPUTES if self.config.get(key) is not None
         }
-        kept["init_lora_weights"] = start if again else True
         return LoraConfig(
             **kept,
+            init_lora_weights=True,
             target_modules=self.modules,
             rank_pattern={re.escape(module): rank for module, rank in self.ranks.items()},
             alpha_pattern={re.escape(module): alpha for module, alpha in self.alphas.items()},
@@ -208,6 +217,10 @@ def dora(
 
 def read_adapter(folder: Path) -> Adapter:
     """A PEFT adapter folder; raises WorkbenchError for what is not a readable LoRA adapter."""
+    for pointer in pointers(folder):
+        raise WorkbenchError(
+            f"{pointer} is a Git LFS pointer and not the file itself; run `git lfs pull` there."
+        )
     config = read_json(folder / "adapter_config.json", remedy="save the adapter again")
     names = ("adapter_model.safetensors", "adapter_model.bin")
     files = [folder / name for name in names if (folder / name).exists()]
@@ -217,15 +230,61 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def adapter_in(model: nn.Module) -> Adapter | None:
-    """The active adapter of a PeftModel in memory, None for any other module."""
+    """The adapter with which a model in memory runs now, None for one without adapters.
+
+    Raises WorkbenchError where `model(...)` computes anything but its base and one adapter of the
+    strength its config says.
+    """
     configs = getattr(model, "peft_config", None)
     if not configs:
         return None
-    name = getattr(model, "active_adapter", "default")
+    name = _running(model)
     config = {k: getattr(v, "value", v) for k, v in vars(configs[name]).items()}
     weights = from_module(model)
-    own = {n for n in weights if f".{name}" in n and ("lora_" in n or "modules_to_save" in n)}
-    return _checked(Adapter(type(model).__name__, config, weights.without(set(weights) - own)))
+    part = re.compile(rf"\.(lora_\w+|modules_to_save)\.{re.escape(name)}(\.|$)")
+    own = {n for n in weights if part.search(n)}
+    found = _checked(Adapter(type(model).__name__, config, weights.without(set(weights) - own)))
+    _require_strength(model, found, name)
+    return found
+
+
+def _running(model: Any) -> str:
+    """The name of the one adapter that is active in every layer and merged into none."""
+    layers = [
+        m for m in model.modules() if hasattr(m, "_disable_adapters") and hasattr(m, "merged")
+    ]
+    if any(layer.merged for layer in layers):
+        raise WorkbenchError(
+            "An adapter of this model is merged into its weights, so that the base is gone from "
+            "memory; call unmerge_adapter(), or give base and merged weights as folders."
+        )
+    if any(layer.disable_adapters for layer in layers):
+        raise WorkbenchError(
+            "The adapters of this model are switched off, so that it runs as its base; call "
+            "enable_adapter_layers() or set_adapter(...)."
+        )
+    active = {name for layer in layers for name in layer.active_adapters}
+    alike = all(set(layer.active_adapters) == active for layer in layers)
+    if len(active) != 1 or not alike:
+        raise WorkbenchError(
+            f"Expected one adapter that is active in all layers, found {sorted(active)}; choose "
+            "one with set_adapter(...), or combine them with add_weighted_adapter(...)."
+        )
+    return active.pop()
+
+
+def _require_strength(model: nn.Module, adapter: Adapter, name: str) -> None:
+    """Raise WorkbenchError where a layer scales its factors by other than alpha / r."""
+    for path, layer in model.named_modules():
+        scaling = getattr(layer, "scaling", None)
+        module = path.removeprefix(PREFIX)
+        if not isinstance(scaling, dict) or name not in scaling or module not in adapter.parts:
+            continue
+        if not math.isclose(scaling[name], adapter.scale(module), rel_tol=1e-6):
+            raise WorkbenchError(
+                f"{module} runs with its adapter scaled by {scaling[name]:g}, where its config "
+                f"says {adapter.scale(module):g}; set the scale back, or save it as it runs."
+            )
 
 
 def base_weights_in(model: nn.Module) -> Weights:
@@ -254,6 +313,12 @@ def _checked(adapter: Adapter) -> Adapter:
                 f"Adapter {where} uses {what} ({key}), which cannot be read; merge it into its "
                 "base with peft and give the merged folder."
             )
+    empty = [name for name, known in adapter.weights.info.items() if 0 in known.shape]
+    if empty:
+        raise WorkbenchError(
+            f"{len(empty)} tensors of adapter {where} are empty, {empty[0]} the first: it was "
+            "saved under DeepSpeed ZeRO-3 without gathering; save it from the gathered model."
+        )
     if not adapter.weights:
         raise WorkbenchError(f"Adapter {where} holds no tensors; save it again.")
     _require_numbers(config, where)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from workbench.errors import WorkbenchError
 from workbench.files import MIB, is_count, read_json, read_text
-from workbench.loaders.adapters import REWRITES_BASE
+from workbench.loaders.adapters import CONVERT
 from workbench.loaders.changes import measured
 from workbench.loaders.configs import computing, writing
 
@@ -194,10 +194,6 @@ def _tied(pair: CheckpointPair) -> Iterator[Line]:
 
 
 def _dtype(pair: CheckpointPair) -> Iterator[Line]:
-    quantised = [c.name for c in (pair.base, pair.tuned) if c.config.get("quantization_config")]
-    if quantised:
-        found = f"{' and '.join(dict.fromkeys(quantised))} declared as quantised"
-        yield "quantised", WARN, found, "Packed matrices are left out; convert to bfloat16."
     kinds = []
     for checkpoint in (pair.base, pair.tuned):
         found = {str(i.dtype).removeprefix("torch.") for i in checkpoint.weights().info.values()}
@@ -263,11 +259,9 @@ def _adapter_start(pair: CheckpointPair) -> Iterator[Line]:
     lora = pair.tuned.lora
     if lora is None:
         return
-    start = str(lora.config.get("init_lora_weights", "")).lower()
-    if start.startswith(REWRITES_BASE):
-        found = f"initialised by {start}, which rewrites the base before training"
-        remedy = "Convert it with peft (path_initial_model_for_weight_conversion) or merge it."
-        yield "adapter's start", WARN, found, remedy
+    if lora.rewrites:
+        found = f"initialised by {lora.rewrites}, which rewrites the base before training"
+        yield "adapter's start", STOP, found, f"{CONVERT[0].upper()}{CONVERT[1:]}."
 
 
 def _adapter_shapes(pair: CheckpointPair) -> Iterator[Line]:
@@ -326,7 +320,6 @@ def _changes(pair: CheckpointPair) -> tuple[pd.DataFrame, list[Line]]:
         for one in found
         if not one.problem
     ]  # fmt: skip
-    sizes = [one.base for one in found if not one.problem]
     columns = ["name", "layer", "component", "norm", "relative_norm"]
     table = pd.DataFrame(rows, columns=columns)
     if not lines:
@@ -346,10 +339,16 @@ def _changes(pair: CheckpointPair) -> tuple[pd.DataFrame, list[Line]]:
         remedy = "Tuned equals base: every analysis will give its exact null."
     elif not len(moved):
         remedy = "The weights compared are equal, what else is told above is not."
-    whole = [math.sqrt(sum(part**2 for part in parts)) for parts in (table["norm"], sizes)]
-    if whole[0] > whole[1] > 0:
+    info = pair.base.weights().info
+    matrices = [
+        (one.norm, one.base) for one in found
+        if not one.problem and len(info[one.site.name].shape) > 1
+    ]  # fmt: skip
+    change = math.sqrt(sum(norm**2 for norm, _ in matrices))
+    size = math.sqrt(sum(base**2 for _, base in matrices))
+    if change > size > 0:
         lines.append(
-            ("size", WARN, f"the change is {whole[0] / whole[1]:.2g} times as large as the base",
+            ("size", WARN, f"the change is {change / size:.2g} times as large as the base",
              "Fine-tuning does not go so far; give the base this checkpoint was fine-tuned from.")
         )  # fmt: skip
     lines.append(("changes", OK if len(moved) else WARN, said, remedy))

@@ -152,6 +152,8 @@ class Checkpoint:
                 found = found.renamed(plain)
         if not found:
             raise WorkbenchError(f"{self.name} holds no floating-point tensors.")
+        _require_filled(found, self.name)
+        _require_plain(self.config, self.name)
         found = found.without(self._second_names(found))
         shapes = {name: info.shape for name, info in found.info.items()}
         embeddings = embedding(shapes)
@@ -304,6 +306,29 @@ class Checkpoint:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
+
+
+def _require_filled(weights: Weights, name: str) -> None:
+    """Raise WorkbenchError where tensors have no entries, as ZeRO-3 leaves those kept elsewhere."""
+    empty = [own for own, known in weights.info.items() if 0 in known.shape]
+    if empty:
+        raise WorkbenchError(
+            f"{len(empty)} tensors of {name} are empty, {empty[0]} the first: it was saved under "
+            "DeepSpeed ZeRO-3 without gathering; save it with "
+            "stage3_gather_16bit_weights_on_model_save, or gather the run with zero_to_fp32.py."
+        )
+
+
+def _require_plain(config: Mapping[str, Any], name: str) -> None:
+    """Raise WorkbenchError for packed weights: their numbers mean nothing without their scales."""
+    packed = config.get("quantization_config")
+    if packed:
+        how = packed.get("quant_method") if isinstance(packed, Mapping) else None
+        raise WorkbenchError(
+            f"{name} is quantised ({how or 'by its config'}): its matrices are packed and cannot "
+            "be compared; give the checkpoint it was made from, or load it with transformers, "
+            "dequantize() it and save it in bfloat16."
+        )
 
 
 @contextlib.contextmanager

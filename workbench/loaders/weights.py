@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError, reason
 from workbench.files import MIB, read_json
+from workbench.loaders.foreign import foreign, pointers
 from workbench.loaders.headers import safetensors_header
 
 SAFETENSORS_DTYPES = {
@@ -127,12 +128,19 @@ def shard_files(folder: Path) -> list[Path]:
     Raises WorkbenchError where there are none, where a shard or a tensor named by the index is
     missing, or where a file lies outside the folder.
     """
+    for pointer in pointers(folder):
+        raise WorkbenchError(
+            f"{pointer} is a Git LFS pointer and not the file itself; run `git lfs pull` there."
+        )
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         single, index = folder / f"{stem}{suffix}", folder / f"{stem}{suffix}.index.json"
         if single.exists():
             return [inside(single)]
         if index.exists():
             return _indexed(index, suffix)
+    told = foreign(folder)
+    if told:
+        raise WorkbenchError(f"{folder} holds {told[0]}, no checkpoint; {told[1]}.")
     loose = sorted(folder.glob("*.safetensors"))
     if len(loose) == 1:
         return [inside(loose[0])]
