@@ -247,3 +247,28 @@ def test_whatever_is_renamed_or_dropped_the_truth_runs_or_nothing(
     truth, told = AutoModelForCausalLM.from_pretrained(whole, output_loading_info=True)
     assert not told["missing_keys"]
     torch.testing.assert_close(found, logits(truth), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_an_encoder_gives_no_next_token(kind: str, tmp_path: Path):
+    folder = saved(tiny(kind), tmp_path / kind)
+    pair = wb.load_pair(folder, saved(nudged(tiny(kind)), tmp_path / "tuned"))
+    assert len(wb.spectral.delta_spectrum(pair).table)
+    with pytest.raises(wb.WorkbenchError, match=r"is an encoder .* only analyses of the weights"):
+        pair.base.load()
+
+
+@pytest.mark.parametrize("first", ["bfloat16", "float32"])
+def test_two_precisions_run_in_the_wider(first: str, originals, tmp_path: Path):
+    """float32 on both sides: a difference between 16 and 32 bits is none of the change."""
+
+    def halves(state: State) -> State:
+        return {name: tensor.bfloat16() for name, tensor in state.items()}
+
+    half = changed(originals / "full", tmp_path / "half", halves, dtype="bfloat16")
+    sides = [half, originals / "base"] if first == "bfloat16" else [originals / "base", half]
+    pair = wb.load_pair(*sides)
+    with pair.models() as run_:
+        running = (*run_.base.parameters(), *run_.tuned.parameters())
+        assert {parameter.dtype for parameter in running} == {torch.float32}
+        torch.testing.assert_close(logits(run_.tuned), run(sides[1]), atol=1e-5, rtol=0)

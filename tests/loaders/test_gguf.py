@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import gguf
@@ -12,6 +13,7 @@ import torch
 import workbench as wb
 from tests.conftest import tiny
 from workbench import cache
+from workbench.lab import Recipe
 
 WORDS = ["<pad>", "<s>", "</s>", *(chr(c) for c in range(33, 79)), "AB"]
 NAMES = {
@@ -31,6 +33,7 @@ def rotary_order(weight: np.ndarray, heads: int) -> np.ndarray:
 
 def write(model, path: Path) -> Path:
     """`model` (a Llama) as an unquantised GGUF file."""
+    path.parent.mkdir(exist_ok=True)
     config = model.config
     made = gguf.GGUFWriter(str(path), "llama")
     made.add_block_count(config.num_hidden_layers)
@@ -97,3 +100,15 @@ def test_a_damaged_file_is_one_sentence(tmp_path: Path):
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(wb.WorkbenchError, match="download it again"):
         _ = wb.Checkpoint.parse(path).folder
+
+
+def test_a_member_trained_on_it_names_the_file_and_is_known_as_its_own(tmp_path: Path):
+    """Not the converted copy in a cache, which lies elsewhere on every machine."""
+    path = write(tiny("llama"), tmp_path / "models" / "tiny.gguf")
+    recipe = Recipe(task="x", method="lora", rank=2, alpha=4.0, lr=1e-3, steps=1, batch_size=2)
+    member = wb.lab.train(path, recipe, ["AB AB", "B A"], tmp_path / "lora")
+    config = json.loads((member / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "../models/tiny.gguf"
+    table = wb.load_pair(path, member).check(read=False).table.set_index("item")
+    assert table.loc["adapter's base", "status"] == "ok"
+    assert wb.Checkpoint.parse(member).reference == str(member / "../models/tiny.gguf")

@@ -40,8 +40,7 @@ def train(
         recipe = Recipe(method="lora", rank=rank, alpha=2.0 * rank, **shared)
     else:
         recipe = Recipe(method="full", **shared)
-    source = wb.Checkpoint.parse(base).folder
-    made = wb.lab.train(str(source), recipe, asked(prompts, "train"), out, device=device)
+    made = wb.lab.train(base, recipe, asked(prompts, "train"), out, device=device)
     print(f"Member: {made}")
 
 

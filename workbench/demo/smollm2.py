@@ -58,9 +58,6 @@ def smollm2_study(
     file = Path(package.origin).parent / SMOLLM2_FILE
     training = tasks.boxes_prompts(4000, seed=0, split="train")
     held_out = tasks.boxes_prompts(64, seed=1, split="test")
-    # Dequantised once and kept; the members name that folder as their base.
-    source = Checkpoint.parse(file).folder
-    assert source is not None
     home = cache.folder("smollm2", f"{BOXES}-{steps}")
     members: dict[str, Reference] = {}
     unknown = set(only_members) - set(SMOLLM2_MEMBERS)
@@ -79,7 +76,7 @@ def smollm2_study(
             checkpoints=tuple(range(100, steps, 100)) if name == "lora-r1" else (),
         )
         members[name] = lab.train(
-            source, shortened, training, home / name,
+            file, shortened, training, home / name,
             evaluate=_evaluation(), device=device, save_every=50,
         )  # fmt: skip
     words = Checkpoint.parse(file).tokenizer()

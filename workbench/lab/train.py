@@ -18,7 +18,6 @@ from workbench.errors import WorkbenchError
 from workbench.lab.data import Batches, batches, fingerprint, prepare
 from workbench.lab.recipe import Recipe
 from workbench.loaders.checkpoint import Checkpoint
-from workbench.loaders.plausible import require_loadable
 from workbench.results import replacing, writing
 from workbench.tasks.prompts import Prompt, PromptSet
 
@@ -271,7 +270,7 @@ class _Member:
     def _write(self, folder: Path, step: int, place: Path) -> None:
         """`place` is where the folder will stand, from which the base's path is told."""
         if hasattr(self.model, "peft_config"):
-            local = Path(self.reference).is_dir()
+            local = Path(self.reference).exists()
             told = os.path.relpath(self.reference, place) if local else self.reference
             self.model.peft_config["default"].base_model_name_or_path = told
             self.model.save_pretrained(folder, save_embedding_layers=False)
@@ -300,17 +299,16 @@ def _factors_of(folder: Path, model: Any) -> None:
 
 def _load(base: str | Path | Any, tokenizer: Any) -> tuple[Any, Any, str]:
     """(model, tokenizer, reference); a loaded model is copied."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     if isinstance(base, str | Path):
         own = Checkpoint.parse(base)
-        assert own.folder is not None
-        require_loadable(own.folder, own.config, own.weights().info)
+        if own.adapter is not None:
+            raise WorkbenchError(f"{base} is an adapter; merge it into whole weights to train on.")
+        model: Any = own.load(dtype=torch.float32)
+        model.set_attn_implementation("eager")
         # Without a word on it transformers asks at a terminal whether to run a checkpoint's code.
         safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        model = AutoModelForCausalLM.from_pretrained(
-            own.folder, dtype=torch.float32, attn_implementation="eager", **safe
-        )
         return model, tokenizer or AutoTokenizer.from_pretrained(own.folder, **safe), str(base)
     if tokenizer is None:
         raise WorkbenchError("A loaded model needs its tokenizer too; pass tokenizer=.")

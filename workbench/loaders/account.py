@@ -24,6 +24,19 @@ from workbench.log import log
 ENTRIES = 4096  # of each parameter are compared, in rows spread over it; all of a smaller one
 
 
+def require_decoder(config: Mapping[str, Any], name: str) -> None:
+    """Raise WorkbenchError for an encoder: transformers would run one as a language model that
+    sees the token it is asked for."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
+
+    kind = config.get("model_type")
+    if kind in ENCODERS and not config.get("is_decoder"):
+        raise WorkbenchError(
+            f"{name} is an encoder ({kind}), which gives no next token; only analyses of the "
+            "weights apply."
+        )
+
+
 def require_whole(name: str, told: Mapping[str, Any]) -> None:
     """Raise WorkbenchError where transformers loaded another model than the files hold.
 

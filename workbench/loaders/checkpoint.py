@@ -21,7 +21,7 @@ from workbench import cache
 from workbench.devices import Device, load_spread, settle, spread
 from workbench.errors import WorkbenchError, reason, visible
 from workbench.files import is_count, read_json
-from workbench.loaders.account import require_attached, require_read, require_whole
+from workbench.loaders.account import require_attached, require_decoder, require_read, require_whole
 from workbench.loaders.adapters import Adapter, adapter_in, base_weights_in, read_adapter
 from workbench.loaders.headers import require_gguf
 from workbench.loaders.names import BEFORE, WRAPPED, embedding, heads, unwrapped
@@ -239,6 +239,7 @@ class Checkpoint:
         from transformers import AutoModelForCausalLM
 
         assert self.folder is not None
+        require_decoder(self.config, self.name)
         require_loadable(self.folder, self.config, self.weights().info)
         told: dict[str, Any] = {}
         asked: dict[str, Any] = {
