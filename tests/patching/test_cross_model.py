@@ -210,3 +210,27 @@ def test_a_share_is_judged_by_the_prompts_it_is_of():
     one = np.array([[1.0, np.nan]])
     assert np.isnan(shares(one, np.array([0.01, 2.0])).value[0])
     assert shares(one, np.array([0.5, 2.0])).value[0] == 2
+
+
+@pytest.mark.parametrize("more", [1, 8, 64])
+@pytest.mark.parametrize("grown", ["base", "tuned"])
+def test_new_tokens_of_one_side_change_nothing_that_both_sides_have(tmp_path, grown, more):
+    """An embedding resized for special tokens, or padded: errors and divergences are over the
+    tokens that both have, so the numbers are those of the pair before."""
+    prompts = boxes(4)
+    plain = planted(tmp_path / "plain", LAYER, "down")
+    sides = {"base": model(), "tuned": model()}
+    sides["tuned"].load_state_dict(plain.tuned.load().state_dict())
+    sides[grown].resize_token_embeddings(sides[grown].config.vocab_size + more)
+    pair = paired(sides["base"], sides["tuned"], tmp_path / "grown")
+    assert any("resized vocabulary" in note for note in pair.check(read=False).notes)
+    for analysis, options in (
+        (wb.patching.cross_model, {"sites": ("resid_post", "mlp_out")}),
+        (wb.patching.restore, {}),
+    ):
+        ours, theirs = (analysis(one, prompts, **options) for one in (pair, plain))
+        for metric in ("krs", "kl"):
+            if theirs.has(metric):
+                found, wanted = (value(one, metric) for one in (ours, theirs))
+                torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    assert wb.patching.lens(pair, prompts).has("kl")

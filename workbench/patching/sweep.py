@@ -57,7 +57,8 @@ def measured(logits: Tensor, inputs: Batch, reference: Tensor | None = None) -> 
     token less the best foil (NaN without foils). log_probability: nats, of the whole answer. With a
     reference, logits (batch, answer, vocabulary) of another run: squared_error, summed over answer
     tokens and vocabulary; kl, KL(reference || run) in nats, the mean over answer tokens; agreement,
-    whether every most likely token is the reference's.
+    whether every most likely token is the reference's. Where one side has more tokens, error and
+    divergence are over those that both have.
     """
     answer, counted, foils = _targets(inputs)
     scores = logits.float()
@@ -75,9 +76,11 @@ def measured(logits: Tensor, inputs: Batch, reference: Tensor | None = None) -> 
     }
     if reference is not None:
         goal = reference.float()
-        error = (scores - goal).square().sum(-1)
-        goal_log_p = goal.log_softmax(-1)
-        divergence = (goal_log_p.exp() * (goal_log_p - log_p)).sum(-1).clamp(min=0)
+        shared = min(scores.shape[-1], goal.shape[-1])
+        both = (scores[..., :shared], goal[..., :shared])
+        error = (both[0] - both[1]).square().sum(-1)
+        shared_log_p, goal_log_p = (one.log_softmax(-1) for one in both)
+        divergence = (goal_log_p.exp() * (goal_log_p - shared_log_p)).sum(-1).clamp(min=0)
         found |= {
             "squared_error": (error * counted).sum(-1),
             "kl": (divergence * counted).sum(-1) / counted.sum(-1),
