@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -230,22 +231,28 @@ def _tokens(study: Study, analysis: Analysis) -> float:
     return read + (sum(own) if needs & {"texts", "model"} else 0)
 
 
+@cache
 def _speeds() -> tuple[float, float]:
-    """(m n min(m, n) of an SVD, floating-point operations of a product) per second, just measured
-    on the CPU: half a second."""
+    """(m n min(m, n) of an SVD, floating-point operations of a product) per second of one thread,
+    measured once on the CPU: a tenth of a second. Several threads beside other work would wait for
+    each other far longer than they compute."""
     import torch
 
-    size = 512
+    size, threads = 256, torch.get_num_threads()
     matrix = torch.randn(size, size)
     found = []
-    for work, call in (
-        (size**3, lambda: torch.linalg.svd(matrix)),
-        (2 * size**3, lambda: matrix @ matrix),
-    ):
-        call()
-        start = time.perf_counter()
-        call()
-        found.append(work / (time.perf_counter() - start))
+    torch.set_num_threads(1)
+    try:
+        for work, call in (
+            (size**3, lambda: torch.linalg.svd(matrix)),
+            (2 * size**3, lambda: matrix @ matrix),
+        ):
+            call()
+            start = time.perf_counter()
+            call()
+            found.append(work / (time.perf_counter() - start))
+    finally:
+        torch.set_num_threads(threads)
     return found[0], found[1]
 
 
