@@ -43,7 +43,7 @@ def analyses(family: wb.Family, out: Path) -> None:
 
 
 def comparison(family: wb.Family, out: Path) -> None:
-    compare(Study(family, only=("spectral.delta_spectrum",)), out)
+    compare(Study(family, only=("spectral.delta_spectrum",)), out, formats=("png",))
 
 
 def attempt(

@@ -14,7 +14,7 @@ from tests.calls import CALLS, Asked, write_pair
 from workbench.forgetting import sides
 from workbench.results import Result
 
-N = 12  # prompts of each kind, of unequal lengths
+N, BATCH = 12, 6  # prompts of each kind, of unequal lengths
 BATCHES = {"rtol": 1e-4, "atol": 2e-5}  # float32 sums in another order
 # Training steps are made of batches there: their size is a parameter of what is learned.
 TRAINED = {"forgetting.revive", "forgetting.verdict", "patching.mask"}
@@ -28,8 +28,8 @@ def pair(tmp_path_factory) -> wb.CheckpointPair:
 
 @pytest.fixture(scope="module")
 def first(pair: wb.CheckpointPair):
-    """key -> the table of four prompts a batch, on the CPU."""
-    return cache(lambda key: made(pair, key, batch_size=4).table)
+    """key -> the table of six prompts a batch, on the CPU."""
+    return cache(lambda key: made(pair, key, batch_size=BATCH).table)
 
 
 def made(pair: wb.CheckpointPair, key: str, **run: Any) -> Result:
@@ -54,7 +54,9 @@ def alike(found: pd.DataFrame, wanted: pd.DataFrame, **tolerance: float) -> None
 
 @pytest.mark.parametrize("key", CALLS)
 def test_again(key: str, pair: wb.CheckpointPair, first):
-    pd.testing.assert_frame_equal(made(pair, key, batch_size=4).table, first(key), check_exact=True)
+    pd.testing.assert_frame_equal(
+        made(pair, key, batch_size=BATCH).table, first(key), check_exact=True
+    )
 
 
 @pytest.mark.parametrize("key", [key for key in CALLS if key not in TRAINED | UNBATCHED])
@@ -71,6 +73,6 @@ def test_lengths_are_unequal():
 
 def test_another_seed_gives_other_numbers(pair: wb.CheckpointPair, first):
     """A control: the tables are not the same whatever is asked."""
-    other = made(pair, "patching.activation", batch_size=4, seed=1).table
+    other = made(pair, "patching.activation", batch_size=BATCH, seed=1).table
     with pytest.raises(AssertionError):
         alike(other, first("patching.activation"), **BATCHES)

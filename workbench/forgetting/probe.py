@@ -47,19 +47,29 @@ class TooFew(WorkbenchError):
     """There are too few prompts a label for a probe."""
 
 
+def parted(
+    labels: NDArray[np.int64], groups: NDArray[np.int64], folds: int, seed: int
+) -> list[tuple[Places, Places]]:
+    """The prompts to learn from and those to read, of every fold; those of one group stand in
+    one."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    return list(parts.split(labels, labels, groups))
+
+
 def right(
-    features: Floats, labels: NDArray[np.int64], groups: NDArray[np.int64], folds: int, seed: int
+    features: Floats, labels: NDArray[np.int64], parts: list[tuple[Places, Places]]
 ) -> Floats:
-    """(prompts,) 1 where the cross-validated probe reads the label; the prompts of one group stand
-    in one fold. features: (prompts, width)."""
+    """(prompts,) 1 where the probe, cross-validated over these `parts`, reads the label. features:
+    (prompts, width)."""
     from sklearn.linear_model import RidgeClassifierCV
-    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.model_selection import cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     reader = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=STRENGTHS))
-    parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    found = cross_val_predict(reader, features, labels, groups=groups, cv=parts)
+    found = cross_val_predict(reader, features, labels, cv=parts)
     return (found == labels).astype(float)
 
 
@@ -109,11 +119,11 @@ def probe(
     total = len(asked) * len(seen["base"])
     with tqdm(total=total, desc=f"{pair.name}: probes", disable=None, leave=False) as bar:
         for arm, side, wanted in asked:
-            found = []
+            found, parts = [], parted(wanted, groups, folds, seed)
             for features in seen[side]:
                 with warnings.catch_warnings():  # a constant column is no fault of the prompts
                     warnings.simplefilter("ignore", RuntimeWarning)
-                    found.append(right(features.astype(float), wanted, groups, folds, seed))
+                    found.append(right(features.astype(float), wanted, parts))
                 bar.update()
             read[arm] = np.stack(found)
     common = max(Counter(codes.tolist()).values()) / len(codes)
