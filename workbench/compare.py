@@ -48,8 +48,7 @@ def compare(
     place(on)
     families = (study.family, *(other.family for other in study.also.values()))
     pairs = {(p.name, p.tuned.fingerprint): p for family in families for p in family}
-    preflight = preflights(pairs.values())
-    run = _run(study, out, on)
+    preflight, run = _run(study, out, on, pairs.values())
     if not run.made:
         raise next(iter(run.failed.values()), WorkbenchError("There is no analysis to run."))
     about: dict[str, Any] = {"title": title, "preflight": preflight, "failed": run.failed}
@@ -63,7 +62,7 @@ def results(study: Study, out: str | Path, *, on: str = HERE) -> list[Result]:
 
     Raises what the first failed analysis raised, after the others were run and saved.
     """
-    run = _run(study, Path(out), on)
+    _, run = _run(study, Path(out), on)
     for reason in run.failed.values():
         raise reason
     return list(run.made.values())
@@ -111,14 +110,20 @@ def _lacking(made: Result, lost: Iterable[Unit]) -> Result:
     return replace(made, provenance=about.with_notes((*about.notes, *missing))) if missing else made
 
 
-def _run(study: Study, out: Path, on: str) -> Run:
+def _run(
+    study: Study, out: Path, on: str, pairs: Iterable[CheckpointPair] = ()
+) -> tuple[pd.DataFrame | None, Run]:
+    """What came of a study, behind the preflight of these pairs."""
     with quiet(), workers(on, device=study.device, peak=_peak(study, on)) as crew:
+        if pairs and not (out / "units").exists():
+            crew.prepare()  # workers start while this process reads
+        preflight = preflights(pairs) if pairs else None
         run = Run(out / "units", crew)
         _fill(study, run)
     run.made = _ordered(run.made)
     for name, result in run.made.items():
         result.save(out / "results" / name)
-    return run
+    return preflight, run
 
 
 def _fill(study: Study, run: Run) -> None:

@@ -63,8 +63,7 @@ class Crew:
         missing = deque(unit for unit in found.values() if not unit.kept(store))
         self.bar.total += len(found)
         self.bar.update(len(found) - len(missing))
-        while (hired := len(self.idle) + len(self.running)) < min(self.most, len(missing)):
-            self._add(self.hire(hired))
+        self.prepare(len(missing))
         failed: dict[str, Exception] = {}
         first: Exception | None = None
         while missing or any(unit for _, unit in self.running.values()):
@@ -83,6 +82,12 @@ class Crew:
         if first is not None:
             raise first
         return failed
+
+    def prepare(self, units: int | None = None) -> None:
+        """Let workers start, as many as there may be, or as so many units need."""
+        wanted = self.most if units is None else min(self.most, units)
+        while (hired := len(self.idle) + len(self.running)) < wanted:
+            self._add(self.hire(hired))
 
     def stop(self) -> None:
         """End all workers, whatever they do."""

@@ -37,7 +37,7 @@ FAMILY = _folder()
 QUICK: dict[str, dict[str, Any]] = {
     "spectral.scale": {
         "lambdas": (0.3, 0.7, 1.0),
-        "arms": ("top", "neighbour", "random", "shrink"),
+        "arms": ("top", "neighbour", "shrink"),
     },
     "tuco.scaling": {"alphas": (0.0, 0.9, 1.0, 1.1), "texts": None},
 }
@@ -92,7 +92,7 @@ def shipped_study(
         task=task,
         prompts=list(sets.values()),
         texts=shipped.mixture(n, seed=1, split="test").texts,
-        steps=steps_of(base, folder, list(members)),
+        steps=steps_of(base, folder, list(members), every=2 if quick else 1),
         groups=groups(task, list(sets.values()), n=25 if quick else 100),
         options=QUICK if quick else {},
         only=tuple(a.key for a in ANALYSES if a.key not in (*PATCHED, *SKILLS, *ASIDE)),
@@ -107,13 +107,13 @@ def _boxes_study(
 ) -> Study:
     """The object said first, as in arXiv 2402.14811, and five boxes for its seven: what this base
     answers two times in three."""
-    prompts = tasks.boxes(16 if quick else 100, seed=1, split="test", count=5, order="object first")
+    prompts = tasks.boxes(12 if quick else 100, seed=1, split="test", count=5, order="object first")
     if quick:  # the largest LoRA and the full fine-tune
         members = {name: members[name] for name in list(members)[-2:]}
     fewer = {
         "patching.activation": {"sites": ("resid_pre",), "controls": 2},
         "patching.attribution": {"sites": ("z",), "positions": [-1], "exact": 5},
-        "patching.circuit": {"minimal": False, "random": 5},
+        "patching.circuit": {"minimal": False, "random": 3},
         "patching.cross_model": {"controls": 2},
         "patching.groups": {"direction": "tuned->base", "paths": LAST},
     }
@@ -167,12 +167,12 @@ def _said_study(
 ) -> Study:
     """What members of the main task say: whole texts token by token, new ones, and answers behind
     ledgers whose told totals are the worked steps."""
-    asked = shipped.held_out(shipped.TASK, 24 if quick else 100)
+    asked = shipped.held_out(shipped.TASK, 16 if quick else 100)
     texts = [*asked.texts, *shipped.mixture(len(asked), seed=1, split="test").texts]
     if quick:
         members = {name: members[name] for name in ("lora-r4", "full") if name in members}
     few: dict[str, dict[str, Any]] = {
-        "behaviour.generate": {"n": 16, "length": 32, "rounds": 2},
+        "behaviour.generate": {"n": 12, "length": 24, "rounds": 2},
         "behaviour.faithfulness": {"shares": (0.0, 0.5, 1.0)},
     }
     return Study(
@@ -236,11 +236,11 @@ def _grafts_quick(
     """Two members of the main task with a learned mask of few steps, two of boxes by movement."""
     options: dict[str, dict[str, Any]] = {
         "skills.localize": {
-            "sparsity": (0.03, 0.3), "random": 1, "epochs": 4,
-            "arms": ("learned", "movement", "rank", "random", "layer"),
+            "sparsity": (0.03, 0.3), "random": 1, "epochs": 3,
+            "arms": ("learned", "movement", "rank", "random"),
         },
-        "skills.restore": {"shares": (0.1, 0.4, 0.8), "arms": ("movement", "random"), "random": 1},
-        "skills.compression": {"ranks": (1, 4, 16), "sparsities": (0.03, 0.3), "random": 1},
+        "skills.restore": {"shares": (0.1, 0.4), "arms": ("movement", "random"), "random": 1},
+        "skills.compression": {"ranks": (1, 4), "sparsities": (0.3,), "random": 1},
     }  # fmt: skip
     few = {"skills.localize": BY_MOVEMENT | {"sparsity": 0.3, "random": 1}}
     ledger, boxed = (
@@ -253,14 +253,14 @@ def _grafts_quick(
     return {
         "grafts-ledger": Study(
             load_family(base, ledger),
-            task=shipped.held_out(shipped.TASK, 60),
+            task=shipped.held_out(shipped.TASK, 40),
             only=tuple(key for key in SKILLS if key != "skills.blocks"),
             options=options,
             **run,
         ),
         "grafts-boxes": Study(
             load_family(base, boxed),
-            task=shipped.held_out("boxes", 60),
+            task=shipped.held_out("boxes", 40),
             only=("skills.localize",),
             options=few,
             **run,
@@ -296,10 +296,11 @@ def _order(about: Mapping) -> tuple[float, int]:
     return (float("inf") if rank is None else rank, about["seed"])
 
 
-def steps_of(base: Path, folder: Path, members: list[str]):
-    """The first member that was kept along its training, as a family of its checkpoints."""
+def steps_of(base: Path, folder: Path, members: list[str], *, every: int = 1):
+    """The first member that was kept along its training, as a family of its checkpoints, or of
+    every second and so on."""
     for name in members:
-        kept = sorted((folder / name / "steps").glob("step-*"))
+        kept = sorted((folder / name / "steps").glob("step-*"))[::every]
         if kept:
             chain: dict[str, Reference] = {f"{name} {one.name}": one for one in kept}
             return load_family(base, chain | {f"{name} end": folder / name})

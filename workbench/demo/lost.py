@@ -23,10 +23,10 @@ HIDDEN = tuple(
 )
 # Coarser grids for the demo: one run of few steps, two sizes of what is pruned.
 QUICK: dict[str, dict[str, Any]] = {
-    "forgetting.knowledge": {"between": " . ", "sets": 3},
+    "forgetting.knowledge": {"between": " . ", "sets": 2},
     "forgetting.probe": {"folds": 2},
     "forgetting.prune": {"shares": (0.003, 0.03), "random": 1},
-    "forgetting.revive": {"steps": (1, 4, 16), "runs": 1},
+    "forgetting.revive": {"steps": (1, 3, 8), "runs": 1},
 }
 WHOLE: dict[str, dict[str, Any]] = {
     "forgetting.knowledge": {"between": " . "},
@@ -66,7 +66,7 @@ def lost(
     base: Path, members: Mapping[str, Reference], quick: bool, run: dict[str, Any]
 ) -> dict[str, Study]:
     """A study for every task of the base's pre-training: was it kept, suppressed or erased?"""
-    n = 60 if quick else 200
+    n = 40 if quick else 200
     found = {}
     for name in ("arithmetic",) if quick else tuple(shipped.MIXTURE):
         asked = dict(list(members.items())[-2:]) if quick else dict(members)
@@ -78,7 +78,7 @@ def suppressed(
     base: Path, members: Mapping[str, Reference], quick: bool, run: dict[str, Any]
 ) -> Study:
     """Facts in the two wordings that one member was trained to answer with one word."""
-    return _study("facts", base, members, shipped.SUPPRESSION, 60 if quick else 200, run)
+    return _study("facts", base, members, shipped.SUPPRESSION, 40 if quick else 200, run)
 
 
 def _study(
@@ -130,7 +130,7 @@ def paths(base: Path, members: Mapping[str, Reference], quick: bool, run: dict[s
 def chains(folder: Path, quick: bool) -> dict[str, Chain]:
     """Three tasks learned one after the other. The chain by full fine-tuning is trained here, once,
     and kept in the cache folder: some minutes."""
-    n = 60 if quick else 400
+    n = 30 if quick else 400
     others = [shipped.held_out(name, n) for name in shipped.MIXTURE if name not in CHAIN]
     made = {}
     for name, stages in CHAINS.items():
