@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from workbench.devices import cores
 from workbench.figures import Spec
 from workbench.findings import by_base, page, summary
 from workbench.results import replacing, writing
@@ -38,7 +39,7 @@ def draw() -> None:
     runs = sorted(path.parent for path in FIGURES.glob("*/results"))
     for run in runs:
         shutil.rmtree(run / "figures", ignore_errors=True)  # what is drawn no more must not stay
-        print(redraw(run, formats=("png",)))
+        print(redraw(run, formats=("png",), workers=cores()))
     for spec in sorted(FIGURES.glob("*.yaml")):
         print(*Spec.load(spec).save(spec.with_suffix("")), sep="\n")
     for name, drawn in SHOWN.items():
