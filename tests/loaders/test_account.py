@@ -272,3 +272,32 @@ def test_two_precisions_run_in_the_wider(first: str, originals, tmp_path: Path):
         running = (*run_.base.parameters(), *run_.tuned.parameters())
         assert {parameter.dtype for parameter in running} == {torch.float32}
         torch.testing.assert_close(logits(run_.tuned), run(sides[1]), atol=1e-5, rtol=0)
+
+
+def runs(pair: wb.CheckpointPair, **options: bool) -> tuple[str, str]:
+    table = pair.check(**options).table.set_index("item")
+    return table.loc["runs", "status"], table.loc["runs", "found"]
+
+
+def test_the_preflight_says_whether_both_sides_run(originals, tmp_path):
+    good = wb.load_pair(originals / "base", originals / "lora")
+    assert runs(good) == ("ok", "both sides load whole, every parameter as it was read")
+    assert runs(good, run=True)[0] == "ok"
+    assert "plain loading" in runs(good, run=True)[1]
+    assert "runs" not in set(good.check(run=False).table["item"])
+    assert "runs" not in set(good.check(read=False).table["item"])
+    broken = changed(originals / "full", tmp_path / "broken", lambda s: without(LAST, s))
+    status, found = runs(wb.load_pair(originals / "base", broken))
+    assert status == "warn"
+    assert "the tuned does not" in found
+    assert LAST.removesuffix(".weight") in found
+
+
+def test_another_model_than_a_plain_loading_gives_is_told(originals, tmp_path):
+    """Names that only we can read: a plain loading runs random numbers there."""
+    tuned = changed(originals / "full", tmp_path / "tuned", WRAPPED["compiled"])
+    pair = wb.load_pair(originals / "base", tuned)
+    assert runs(pair)[0] == "ok"
+    status, found = runs(pair, run=True)
+    assert status == "warn"
+    assert "from those of a plain loading" in found

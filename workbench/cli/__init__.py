@@ -146,7 +146,14 @@ def demo(
 
 
 @app.command()
-def check(base: Base, tuned: Tuned, json: Json = False) -> None:
+def check(
+    base: Base,
+    tuned: Tuned,
+    run: Annotated[
+        bool, typer.Option("--run", help="Hold logits against a plain transformers and peft, too.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Preflight: do these two checkpoints belong together?
 
     Example: workbench check BASE TUNED
@@ -159,12 +166,18 @@ def check(base: Base, tuned: Tuned, json: Json = False) -> None:
         pair = CheckpointPair(ours, Checkpoint(ours.reference, tuned, ours.revision))
     else:
         pair = CheckpointPair(ours, Checkpoint.parse(tuned))
-    report = pair.check()
+    report = pair.check(run=run or None)
     show(report.table, json)
     if report.ok:
         load_pair(base, tuned)
         if not json:
-            print("These checkpoints are comparable.")
+            warned = report.table.loc[report.table["status"] == "warn", "item"]
+            said = "These checkpoints are comparable"
+            print(
+                f"{said}, but read the warnings: {', '.join(warned)}."
+                if len(warned)
+                else f"{said}."
+            )
     else:
         raise typer.Exit(3)
 

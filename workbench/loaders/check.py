@@ -18,9 +18,11 @@ from workbench.loaders.changes import measured
 from workbench.loaders.configs import computing, writing
 
 if TYPE_CHECKING:
+    from workbench.loaders.checkpoint import Checkpoint
     from workbench.loaders.pair import CheckpointPair
 
 STOP, WARN, NOTE, OK = "stop", "warn", "note", "ok"
+SMALL = 10**9  # bytes of both sides, which are loaded without being asked to
 FEW, MOST = 0.1, 0.9  # of the base's entries matched: below, nothing can be said; above, all
 # How quantised and converted copies of a model are called after it.
 QUANTISED = re.compile(
@@ -62,17 +64,43 @@ class PairReport:
 Line = tuple[str, str, str, str]
 
 
-def check(pair: CheckpointPair, *, read: bool = True) -> PairReport:
+def check(pair: CheckpointPair, *, read: bool = True, run: bool | None = None) -> PairReport:
     """Ask every preflight question of a pair.
 
     read: also read every tensor once, for NaN and inf and for which parameters changed and by how
-    much. Nothing is raised for a bad pair; `PairReport.require` does that.
+    much. run: also hold the logits of both sides, one after the other, against a plain loading by
+    transformers and peft; None only loads both where they are small, see `SMALL`; False does not.
+    Nothing is raised for a bad pair; `PairReport.require` does that.
     """
     lines, changes = _answers(pair, factors=read), None
-    if read and not any(status == STOP for _, status, _, _ in lines):
+    good = not any(status == STOP for _, status, _, _ in lines)
+    if good and (run or (run is None and read and _bytes(pair) < SMALL)):
+        lines.extend(_runs(pair, logits=bool(run)))
+    if read and good:
         changes, found = _changes(pair)
         lines.extend(found)
     return _report(lines, changes)
+
+
+def _bytes(pair: CheckpointPair) -> int:
+    infos = [info for side in (pair.base, pair.tuned) for info in side.weights().info.values()]
+    return sum(math.prod(info.shape) * info.dtype.itemsize for info in infos if info.dtype)
+
+
+def _runs(pair: CheckpointPair, *, logits: bool) -> Iterator[Line]:
+    from workbench.loaders.running import require_runs
+
+    for side, one in (("base", pair.base), ("tuned", pair.tuned)):
+        try:
+            require_runs(one, logits=logits)
+        except WorkbenchError as error:
+            remedy = "Analyses of the weights apply; whatever runs the model is refused."
+            yield "runs", WARN, f"the {side} does not: {str(error).rstrip('.')}", remedy
+            return
+    found = "both sides load whole, every parameter as it was read"
+    if logits:
+        found += "; their logits are those of a plain loading"
+    yield "runs", OK, found, ""
 
 
 def limits(pair: CheckpointPair) -> PairReport:
@@ -288,8 +316,15 @@ def _adapter_effect(pair: CheckpointPair) -> Iterator[Line]:
         yield "adapter effect", WARN, found, "Untrained modules equal the base exactly."
 
 
+def _words_folder(side: Checkpoint) -> Path | None:
+    """Where its tokenizer lies: an adapter may bring its own."""
+    if side.adapter is not None and (Path(side.adapter) / "tokenizer.json").exists():
+        return Path(side.adapter)
+    return side.folder
+
+
 def _vocabulary(pair: CheckpointPair) -> Iterator[Line]:
-    before, after = pair.base.folder, pair.tuned.folder
+    before, after = pair.base.folder, _words_folder(pair.tuned)
     if before is None or after is None or before == after:
         return
     ours, theirs = _token_ids(before), _token_ids(after)
