@@ -113,3 +113,11 @@ def tuned(tmp_path: Path) -> Path:
 @pytest.fixture
 def lora(tmp_path: Path) -> Path:
     return adapter(tiny("llama"), tmp_path / "lora")
+
+
+# What takes longest, first: the workers then end together.
+LONGEST = ("test_cluster.py", "test_notebooks.py", "test_package.py", "test_crash.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)

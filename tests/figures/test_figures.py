@@ -202,9 +202,10 @@ def kept() -> dict[str, Result]:
     found: dict[str, Result] = {}
     for run in ("family", "boxes"):
         for folder in sorted((ROOT / "figures" / run / "results").iterdir()):
-            own = Result.load(folder)
+            method = ".".join(folder.name.split(".")[:2])  # of all its studies the first
             steps = ".steps" if folder.name.endswith(".steps") else ""
-            found.setdefault(f"{own.analysis}{steps}", own)
+            if method + steps not in found:
+                found[method + steps] = Result.load(folder)
     for name in ("patching.activation.boxes", "patching.cross_model.heads"):
         found[name] = Result.load(ROOT / "figures" / "smollm2-patching" / "results" / name)
     return found | {"skills.blocks": blocks(family(1))}

@@ -382,3 +382,30 @@ def test_placeholders_empty_tensors_and_packed_weights_are_told(base: Path, tmp_
     (packed / "config.json").write_text(json.dumps(config))
     with pytest.raises(wb.WorkbenchError, match=r"quantised \(gptq\)"):
         wb.load_pair(base, packed)
+
+
+NAMES_OF_A_LANGUAGE_MODEL = {
+    "as transformers 4 named it": lambda n: f"language_model.{n}",
+    "as transformers 5 names it": lambda n: n.replace("model.", "model.language_model.", 1),
+    "alone": lambda n: n,
+}
+
+
+@pytest.mark.parametrize("tuned_names", NAMES_OF_A_LANGUAGE_MODEL)
+@pytest.mark.parametrize("base_names", NAMES_OF_A_LANGUAGE_MODEL)
+def test_a_language_model_in_a_multimodal_one_is_the_same_module(
+    base_names: str, tuned_names: str, base: Path, tuned: Path
+):
+    """A text-only member beside a multimodal base, and the names of two versions."""
+    vision = {"vision_tower.layers.0.w.weight": torch.ones(4, 4)}
+    for folder, names in ((base, base_names), (tuned, tuned_names)):
+        name = NAMES_OF_A_LANGUAGE_MODEL[names]
+        more = {} if names == "alone" else vision
+        edited(folder, lambda s, name=name, more=more: {name(n): t for n, t in s.items()} | more)
+    pair = wb.load_pair(base, tuned)
+    language = [n for n in pair.matched if "vision" not in n]
+    assert len(language) == 21
+    for ours in language:
+        theirs = pair.matched[ours]
+        plain = [n.replace("language_model.", "") for n in (ours, theirs)]
+        assert plain[0] == plain[1]

@@ -33,6 +33,7 @@ BESIDE = re.compile(r"(^|\.)v_head\.")
 # What gives the next token's logits.
 HEAD = re.compile(r"(^|\.)(lm_head|embed_out|predictions\.decoder)\.weight$")
 TOKENS = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings)\.weight$")
+LANGUAGE = re.compile(r"\blanguage_model\.")
 LEGACY = {"gamma": "weight", "beta": "bias"}
 
 
@@ -86,8 +87,9 @@ def _component(rest: str) -> str:
 
 
 def modern(name: str) -> str:
-    """Old BERT checkpoints say gamma and beta where today's say weight and bias."""
-    head, dot, last = name.rpartition(".")
+    """Old BERT checkpoints say gamma and beta where today's say weight and bias; a language model
+    inside a multimodal one is called so, here or there, by the version of transformers."""
+    head, dot, last = LANGUAGE.sub("", name).rpartition(".")
     return head + dot + LEGACY.get(last, last)
 
 
