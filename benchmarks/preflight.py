@@ -6,9 +6,8 @@ are written just before and read again at once, so that they come from the page 
 times, in one process and one after the other,
 
   plain       safetensors, torch.equal, and where that is False |tuned - base| in float32;
-  preflight   wb.load_pair(...).check() with an empty cache: headers, norms of base and change, NaN
-              and inf, and sha256 of both files;
-  again       the same with the sha256 remembered.
+  check       wb.load_pair(...).check(): headers, norms of base and change, NaN and inf;
+  hashing     the same with sha256 of both files, none of them remembered.
 
 Ratios are taken within a round, and the median of them is reported. Processor seconds, of all
 threads, stand beside the seconds: other work on the machine moves them less.
@@ -89,13 +88,13 @@ def one_round(base: Path, tuned: Path) -> dict[str, float]:
     files = [folder / "model.safetensors" for folder in (base, tuned)]
     calls = {
         "plain": lambda: plain(*files),
-        "preflight": lambda: wb.load_pair(base, tuned).check().changes,
-        "again": lambda: wb.load_pair(base, tuned).check().changes,
+        "check": lambda: wb.load_pair(base, tuned).check(run=False).changes,
+        "hashing": lambda: wb.load_pair(base, tuned).check(run=False, fingerprints=True).changes,
     }
     row, given = {}, {}
     for name, call in calls.items():
         row[f"{name}_s"], row[f"{name}_cpu_s"], given[name] = timed(call)
-    for change in given["preflight"].itertuples():
+    for change in given["check"].itertuples():
         expected = given["plain"][change.name]
         # torch's float32 sum over 16 million squares is itself right to three digits.
         if abs(change.norm - expected) > 2e-3 * expected:
@@ -110,9 +109,9 @@ def one_case(folder: Path, member: str, rounds: int) -> dict[str, Any]:
     middle = {name: statistics.median(row[name] for row in made) for name in made[0]}
     ratios = {
         f"plain / {name}": statistics.median(row["plain_s"] / row[f"{name}_s"] for row in made)
-        for name in ("preflight", "again")
+        for name in ("check", "hashing")
     }
-    speeds = {f"{name} GB/s a side": size / middle[f"{name}_s"] for name in ("preflight", "again")}
+    speeds = {f"{name} GB/s a side": size / middle[f"{name}_s"] for name in ("check", "hashing")}
     return {"GB a side": round(size, 2), **middle, **ratios, **speeds, "rounds": made}
 
 
@@ -129,8 +128,8 @@ def write(out: Path, found: dict[str, Any]) -> None:
         f"{host['date']}; load of the machine at the start {found['load'][0]:.1f}, at the end "
         f"{found['load'][1]:.1f} (1 minute, this benchmark included). Random bfloat16 matrices of "
         "4096 x 4096 from the page cache. plain: safetensors, torch.equal, float32 norm of the "
-        "difference. preflight: `workbench check` as a call, both files hashed by sha256. again: "
-        "the same with their sha256 remembered. Medians of "
+        "difference. check: `workbench check` as a call. hashing: the same with the sha256 of both "
+        "files, as `compare` needs them. Medians of "
         f"{len(found['rows'][0]['rounds'])} rounds, ratios within a round; cpu: seconds of "
         "all threads.",
         "",

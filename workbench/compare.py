@@ -176,7 +176,8 @@ def preflights(pairs: Iterable[CheckpointPair]) -> pd.DataFrame:
     """Every pair's preflight, each parameter read once; raises at the first that must stop."""
     tables = []
     for pair in pairs:
-        found = pair.check(run=False)  # what runs is held against the files when it is loaded
+        # What runs is held against the files when it is loaded; units are named by fingerprints.
+        found = pair.check(run=False, fingerprints=True)
         found.require()
         tables.append(found.table.assign(member=pair.name))
     return pd.concat(tables, ignore_index=True)

@@ -4,7 +4,8 @@ Entries are read in the order of the base's files, a stretch of both sides at a 
 in blocks that stay in a processor's cache while they are turned to float32, subtracted and summed.
 No tensor is copied whole, and memory depends neither on the checkpoint's size nor on its largest
 tensor. NaN and inf show in the very sums. Other threads hash the same stretch of the files
-meanwhile, so that fingerprints need no second reading; the threads change no number.
+meanwhile where that is asked for, so that fingerprints need no second reading; the threads change
+no number.
 """
 
 from __future__ import annotations
@@ -83,16 +84,17 @@ class Sides(NamedTuple):
     tuned: Entries | None
 
 
-def measured(pair: CheckpointPair) -> list[Change]:
+def measured(pair: CheckpointPair, *, fingerprints: bool = False) -> list[Change]:
     """Every parameter's change, in the order of `pair.sites("all")`.
 
-    The sha256 of both sides' files is taken on the way and kept for `Checkpoint.fingerprint`.
+    fingerprints: take the sha256 of both sides' files on the way, as long as the comparison again,
+    and keep it for `Checkpoint.fingerprint`.
     """
     sites = {site.name: site for site in pair.sites("all")}
     sums: dict[str, list[Sums]] = {name: [] for name in sites}
     problems: dict[str, str] = {}
     files = Files()
-    hashing = _hashing(pair, files)
+    hashing = _hashing(pair, files) if fingerprints else []
     with _workers() as pool:
         for parts, share in _stretches(pair):
             opened: dict[str, Sides] = {}

@@ -64,12 +64,19 @@ class PairReport:
 Line = tuple[str, str, str, str]
 
 
-def check(pair: CheckpointPair, *, read: bool = True, run: bool | None = None) -> PairReport:
+def check(
+    pair: CheckpointPair,
+    *,
+    read: bool = True,
+    run: bool | None = None,
+    fingerprints: bool = False,
+) -> PairReport:
     """Ask every preflight question of a pair.
 
     read: also read every tensor once, for NaN and inf and for which parameters changed and by how
     much. run: also hold the logits of both sides, one after the other, against a plain loading by
     transformers and peft; None only loads both where they are small, see `SMALL`; False does not.
+    fingerprints: take both sides' in the same reading, for what is run next.
     Nothing is raised for a bad pair; `PairReport.require` does that.
     """
     lines, changes = _answers(pair, factors=read), None
@@ -77,7 +84,7 @@ def check(pair: CheckpointPair, *, read: bool = True, run: bool | None = None) -
     if good and (run or (run is None and read and _bytes(pair) < SMALL)):
         lines.extend(_runs(pair, logits=bool(run)))
     if read and good:
-        changes, found = _changes(pair)
+        changes, found = _changes(pair, fingerprints)
         lines.extend(found)
     return _report(lines, changes)
 
@@ -345,8 +352,8 @@ def _vocabulary(pair: CheckpointPair) -> Iterator[Line]:
         yield "chat template", NOTE, "differs", "Say which one you format prompts with."
 
 
-def _changes(pair: CheckpointPair) -> tuple[pd.DataFrame, list[Line]]:
-    found = measured(pair)
+def _changes(pair: CheckpointPair, fingerprints: bool) -> tuple[pd.DataFrame, list[Line]]:
+    found = measured(pair, fingerprints=fingerprints)
     lines: list[Line] = [
         ("finite", STOP, one.problem.rstrip("."), "") for one in found if one.problem
     ]

@@ -189,12 +189,14 @@ class CheckpointPair:
         """The same pair with every parameter read once, and kept on `device`."""
         return HeldPair(self.base, self.tuned, self.name, str(entry(device)))
 
-    def check(self, *, read: bool = True, run: bool | None = None) -> PairReport:
+    def check(
+        self, *, read: bool = True, run: bool | None = None, fingerprints: bool = False
+    ) -> PairReport:
         """The preflight: what matches, what does not, what to do. read=False opens no tensor;
         run=True holds the logits against a plain loading; see `workbench.loaders.check`."""
         from workbench.loaders.check import check
 
-        return check(self, read=read, run=run)
+        return check(self, read=read, run=run, fingerprints=fingerprints)
 
     def limits(self) -> PairReport:
         """What stands beside every number: the preflight of headers and of an adapter's factors."""
