@@ -163,7 +163,7 @@ def plain(folder: Path, tmp_path_factory) -> dict[str, bytes]:
     return contents(out)
 
 
-@pytest.mark.parametrize("where", ["local:2", "ray"])
+@pytest.mark.parametrize("where", PLACES)
 def test_every_place_gives_the_same_files(where: str, folder, plain, tmp_path, request):
     results(study(folder), tmp_path, on=on(where, request))
     found = contents(tmp_path)

@@ -93,7 +93,7 @@ def shipped_study(
         prompts=list(sets.values()),
         texts=shipped.mixture(n, seed=1, split="test").texts,
         steps=steps_of(base, folder, list(members), every=2 if quick else 1),
-        groups=groups(task, list(sets.values()), n=25 if quick else 100),
+        groups=groups(task, list(sets.values()), n=20 if quick else 100),
         options=QUICK if quick else {},
         only=tuple(a.key for a in ANALYSES if a.key not in (*PATCHED, *SKILLS, *ASIDE)),
         chains=lost.chains(folder, quick),

@@ -30,7 +30,7 @@ def require_decoder(config: Mapping[str, Any], name: str) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
     kind = config.get("model_type")
-    if kind in ENCODERS and not config.get("is_decoder"):
+    if isinstance(kind, str) and kind in ENCODERS and not config.get("is_decoder"):
         raise WorkbenchError(
             f"{name} is an encoder ({kind}), which gives no next token; only analyses of the "
             "weights apply."

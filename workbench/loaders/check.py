@@ -140,7 +140,8 @@ def _base(pair: CheckpointPair) -> Iterator[Line]:
 def _architecture(pair: CheckpointPair) -> Iterator[Line]:
     ours, theirs = pair.base.config, pair.tuned.config
     kinds = [c.get("model_type", "unknown") for c in (ours, theirs)]
-    kinds = [kind.removesuffix("_text") for kind in kinds]  # alone, or in its multimodal model
+    # A language model alone, or in its multimodal one.
+    kinds = [str(kind).removesuffix("_text") for kind in kinds]
     different = [k for k in SIZES if k in ours and k in theirs and ours[k] != theirs[k]]
     if kinds[0] != kinds[1] and "unknown" not in kinds:
         found = f"base is {kinds[0]}, tuned is {kinds[1]}"
