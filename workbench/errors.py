@@ -37,3 +37,9 @@ def visible(text: str) -> str:
     Newlines and tabs stay; letters of every script and emoji are untouched.
     """
     return UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def some(names: list[str], most: int = 4) -> str:
+    """The first names of a list, and how many more there are."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

@@ -289,7 +289,7 @@ def test_the_preflight_says_whether_both_sides_run(originals, tmp_path):
     broken = changed(originals / "full", tmp_path / "broken", lambda s: without(LAST, s))
     status, found = runs(wb.load_pair(originals / "base", broken))
     assert status == "warn"
-    assert "the tuned does not" in found
+    assert "the tuned side does not" in found
     assert LAST.removesuffix(".weight") in found
 
 

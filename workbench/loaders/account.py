@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, some
 from workbench.loaders.adapters import Adapter
 from workbench.loaders.names import BESIDE, HEAD, align
 from workbench.loaders.weights import Weights
@@ -58,17 +58,17 @@ def require_whole(name: str, told: Mapping[str, Any]) -> None:
         )
     if missing:
         raise WorkbenchError(
-            f"{name} lacks {_some(missing)} of the model that its config.json describes, where "
+            f"{name} lacks {some(missing)} of the model that its config.json describes, where "
             "random numbers would run; give the whole checkpoint."
         )
     extra = [one for one in unused if not BESIDE.search(one)]
     if extra:
         raise WorkbenchError(
-            f"{name} holds {_some(extra)}, which the model that its config.json describes has no "
+            f"{name} holds {some(extra)}, which the model that its config.json describes has no "
             "place for; give the config these weights were saved with."
         )
     if unused:
-        log.warning("%s: %s beside the language model, left out.", name, _some(unused))
+        log.warning("%s: %s beside the language model, left out.", name, some(unused))
 
 
 def require_read(model: nn.Module, weights: Weights, name: str) -> None:
@@ -164,8 +164,3 @@ def _agree(running: Tensor, stored: Tensor) -> bool:
         running, stored = running[rows.to(running.device)], stored[rows.to(stored.device)]
     same = stored.to(running) == running
     return bool((same | (running.isnan() & stored.to(running).isnan())).all())
-
-
-def _some(names: list[str], most: int = 3) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest

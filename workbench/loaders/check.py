@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, some
 from workbench.files import MIB, is_count, read_json, read_text
 from workbench.loaders.adapters import CONVERT
 from workbench.loaders.changes import measured
@@ -102,7 +102,7 @@ def _runs(pair: CheckpointPair, *, logits: bool) -> Iterator[Line]:
             require_runs(one, logits=logits)
         except WorkbenchError as error:
             remedy = "Analyses of the weights apply; whatever runs the model is refused."
-            yield "runs", WARN, f"the {side} does not: {str(error).rstrip('.')}", remedy
+            yield "runs", WARN, f"the {side} side does not: {str(error).rstrip('.')}", remedy
             return
     found = "both sides load whole, every parameter as it was read"
     if logits:
@@ -162,11 +162,11 @@ def _config(pair: CheckpointPair) -> Iterator[Line]:
     differ = computing(ours, theirs, (pair.base.folder, pair.tuned.folder))
     if differ:
         remedy = "The same weights compute something else there; a run shows that difference, too."
-        yield "config", WARN, _some(differ), remedy
+        yield "config", WARN, some(differ), remedy
     else:
         yield "config", OK, "both compute the same function of their weights", ""
     if written := writing(ours, theirs):
-        yield "generation", NOTE, _some(written), "Texts begin or end otherwise."
+        yield "generation", NOTE, some(written), "Texts begin or end otherwise."
 
 
 def _names(pair: CheckpointPair) -> Iterator[Line]:
@@ -179,7 +179,7 @@ def _names(pair: CheckpointPair) -> Iterator[Line]:
     share = _matched_share(pair)
     remedy = "Give the base this checkpoint was fine-tuned from."
     if share < FEW:
-        found = f"only {share:.0%} of the base's weights are matched, {_some(list(pair.matched))}"
+        found = f"only {share:.0%} of the base's weights are matched, {some(list(pair.matched))}"
         yield "names", STOP, found, remedy
     elif share < MOST:
         found = f"{len(pair.matched)} parameters matched, {share:.0%} of the base's weights"
@@ -192,7 +192,7 @@ def _names(pair: CheckpointPair) -> Iterator[Line]:
     ):
         if missing:
             many = len(missing) > len(pair.matched)
-            found = f"{len(missing)} only in {side}: {_some(missing)}"
+            found = f"{len(missing)} only in {side}: {some(missing)}"
             yield "unmatched names", WARN if many else NOTE, found, "They are left out."
 
 
@@ -210,7 +210,7 @@ def _shapes(pair: CheckpointPair) -> Iterator[Line]:
     ours, theirs = pair.base.weights().info, pair.tuned.weights().info
     differ = [b for b in pair.matched if b not in pair.comparable]
     if differ:
-        found = _some([f"{b} {ours[b].shape} to {theirs[pair.matched[b]].shape}" for b in differ])
+        found = some([f"{b} {ours[b].shape} to {theirs[pair.matched[b]].shape}" for b in differ])
         if 2 * len(differ) > len(pair.matched):
             remedy = "Most shapes differ: give the base this checkpoint was fine-tuned from."
             yield "shapes", STOP, found, remedy
@@ -225,7 +225,12 @@ def _tied(pair: CheckpointPair) -> Iterator[Line]:
     ties = [bool(c.config.get("tie_word_embeddings")) for c in (pair.base, pair.tuned)]
     if ties[0] != ties[1]:
         found = f"embeddings tied in base: {ties[0]}, in tuned: {ties[1]}"
-        yield "tied weights", NOTE, found, "The output head is compared only where both store it."
+        yield (
+            "tied weights",
+            NOTE,
+            found,
+            "The head of the side that ties it is its embedding, and is compared as that.",
+        )
     else:
         yield "tied weights", OK, "tied, counted once" if ties[0] else "not tied", ""
 
@@ -286,7 +291,7 @@ def _adapter(pair: CheckpointPair) -> Iterator[Line]:
             remedy = (
                 "Analyses of the weights do not see them, a run of the model may; check the base."
             )
-        found = f"{len(lost)} adapter keys match nothing in the base: {_some(lost)}"
+        found = f"{len(lost)} adapter keys match nothing in the base: {some(lost)}"
         yield "adapter keys", STOP if all_lost else WARN, found, remedy
     else:
         yield "adapter keys", OK, f"{len(pair.adapted)} adapted, {len(pair.replaced)} replaced", ""
@@ -342,7 +347,7 @@ def _vocabulary(pair: CheckpointPair) -> Iterator[Line]:
         found = f"no tokenizer.json in {' and '.join(sides)}"
         yield "tokenizer", NOTE, found, "Token ids are taken to mean the same on both sides."
     elif moved := [t for t, i in ours.items() if theirs.get(t, i) != i]:
-        found = f"{len(moved)} tokens have another id in tuned: {_some(moved)}"
+        found = f"{len(moved)} tokens have another id in tuned: {some(moved)}"
         yield "tokenizer", WARN, found, "Prompts are read differently; embeddings are permuted."
     elif ours.keys() != theirs.keys():
         found = f"vocabulary of {len(ours)} against {len(theirs)} tokens"
@@ -403,10 +408,6 @@ def _equal(pair: CheckpointPair) -> bool:
     """Whether equal weights make equal models: all are compared, and the configs agree."""
     complete = len(pair.comparable) == len(pair.matched) and _matched_share(pair) >= MOST
     return complete and not any(status == WARN for _, status, _, _ in _config(pair))
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _token_ids(folder: Path) -> dict[str, int] | None:
