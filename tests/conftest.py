@@ -14,6 +14,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Every worker's own.
 CACHE = os.environ["WORKBENCH_CACHE"] = tempfile.mkdtemp(prefix="workbench-tests-")
 
+# Before nnsight, which gives every object a method that beartype cannot read when it starts.
+import beartype  # noqa: F401
 from jaxtyping import install_import_hook
 
 # Shapes written in the types are checked in every spectral call of every test.

@@ -32,7 +32,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.errors import WorkbenchError
-from workbench.results import Result, describe
+from workbench.results import Result, describe, matrix_columns
 from workbench.stats import Interval, bootstrap, difference, proportion
 
 KEY = "compare.equivalence"
@@ -202,7 +202,9 @@ def _intruders(result: Result) -> Iterator[Row]:
     """Share of the top vectors, over matrices; null: random factors of the same rank and norm where
     there are any, else a random change of the same norm."""
     for member, own in result.table.groupby("member", sort=False):
-        shares = own[own["metric"] == "intruder"].groupby(["layer", "component"])["value"]
+        shares = own[own["metric"] == "intruder"].groupby(matrix_columns(own), dropna=False)[
+            "value"
+        ]
         counted = shares.agg(["mean", "size"])
         found = bootstrap(counted["mean"], counted["size"])
         null = own[own["metric"] == "intruder:random_lowrank"]
@@ -218,10 +220,10 @@ def _per_matrix(metric: str) -> Callable[[Result], Iterator[Row]]:
     A member that changed fewer kinds of matrices has its mean over fewer."""
 
     def read(result: Result) -> Iterator[Row]:
-        place = ["member", "layer", "component"]
         table = result.table[result.table["layer"].notna() & (result.table["value"] > 0)]
-        changed = table.loc[table["metric"] == "effective_rank", place]
-        rows = table[table["metric"] == metric].merge(changed, on=place)
+        matrix = ["member", *matrix_columns(table)]
+        changed = table.loc[table["metric"] == "effective_rank", matrix]
+        rows = table[table["metric"] == metric].merge(changed, on=matrix)
         for member, own in rows.groupby("member", sort=False):
             about = result.provenance.members[str(member)]
             ceiling = about.get("rank") if metric == "effective_rank" else None

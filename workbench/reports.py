@@ -17,7 +17,7 @@ import pandas as pd
 from workbench import figures
 from workbench.errors import WorkbenchError, visible
 from workbench.figures import style
-from workbench.results import Result, writing
+from workbench.results import Result, matrix_columns, writing
 
 QUESTION = "What did fine-tuning do to this model?"
 FIRST = "compare.equivalence"
@@ -420,10 +420,10 @@ def _medians(result: Result) -> Table:
     caption = "Median [quartiles]"
     if "rank" in table and table["rank"].isna().any():
         table = table[table["rank"].isna()]
-        place = ["member", "layer", "component"]
-        ranked = table.loc[table["metric"] == "effective_rank", place]
+        matrix = ["member", *matrix_columns(table)]
+        ranked = table.loc[table["metric"] == "effective_rank", matrix]
         if len(ranked):
-            table = table.merge(ranked, on=place)
+            table = table.merge(ranked, on=matrix)
             caption += " over matrices"
     spread = table.groupby(["metric", "member"], sort=False)["value"].quantile([0.5, 0.25, 0.75])
     text = spread.unstack().apply(lambda row: figures.interval(*row), axis=1)

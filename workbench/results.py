@@ -11,7 +11,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -65,6 +65,23 @@ class Provenance:
 
     def with_notes(self, notes: tuple[str, ...]) -> Provenance:
         return replace(self, notes=tuple(dict.fromkeys(notes)))
+
+
+PLACE = ("layer", "component", "expert")  # what names a matrix; the last of experts alone
+
+
+def matrix_columns(table: pd.DataFrame) -> list[str]:
+    """The columns of a table that tell one matrix of a model from another."""
+    return [column for column in PLACE if column in table]
+
+
+def by_matrix(rows: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
+    """A table of (member, layer, component, expert, rank, metric, value); `expert` is a column only
+    where any matrix is an expert's."""
+    columns = ["member", *PLACE, "rank", "metric", "value"]
+    table = pd.DataFrame(rows, columns=pd.Index(columns))
+    table = table.astype({"layer": "Int64", "expert": "Int64", "rank": "Int64"})
+    return table if table["expert"].notna().any() else table.drop(columns="expert")
 
 
 def describe(value: Any) -> Any:

@@ -76,16 +76,6 @@ def test_inf_that_cancels_in_a_sum_is_found(base: Path, tuned: Path):
         list(wb.load_pair(base, tuned).deltas())
 
 
-def test_a_resized_vocabulary_is_left_out_and_said(base: Path, tmp_path: Path):
-    model = tiny("llama")
-    model.resize_token_embeddings(60)
-    pair = wb.load_pair(base, saved(model, tmp_path / "resized"))
-    report = pair.check()
-    assert report.ok
-    assert status(report, "shapes") == ["warn"]
-    assert "model.embed_tokens.weight" not in {s.name for s in pair.sites("all")}
-
-
 def test_mixed_precision_is_a_warning(base: Path, tmp_path: Path):
     half = saved(tiny("llama").to(torch.float16), tmp_path / "half")
     assert status(wb.load_pair(base, half).check(), "dtype") == ["warn"]

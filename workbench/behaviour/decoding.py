@@ -39,13 +39,15 @@ def written(
     choose: Choose = last,
     *,
     stop: int | None = None,
+    known: int | None = None,
     sample: bool = False,
     batch_size: int = 32,
     seed: int | Sequence[int] = 0,
 ) -> list[list[int]]:
     """What is written behind each text: at most `length` tokens, up to and without `stop`.
 
-    models: causal language models of one vocabulary. begun: token ids, none empty. sample: draw
+    models: causal language models of one vocabulary. begun: token ids, none empty. known: how many
+    tokens, from the first id on, may be chosen; None for all that every model has. sample: draw
     with a number of its own for each text and token, so that batches do not change what is drawn;
     else greedy. Runs with a cache where the models have one.
     """
@@ -58,7 +60,8 @@ def written(
         def run(places: list[int], own: list[int] = own) -> list[list[int]]:
             rows = [own[i] for i in places]
             numbers = None if chances is None else torch.from_numpy(chances[rows])
-            return _batch(models, [begun[i] for i in rows], length, choose, stop, numbers)
+            first = [begun[i] for i in rows]
+            return _batch(models, first, length, choose, stop, known, numbers)
 
         for places, made in in_batches([size] * len(own), batch_size, run):
             for place, ids in zip(places, made, strict=True):
@@ -68,7 +71,7 @@ def written(
 
 def _batch(
     models: Sequence[Any], begun: list[list[int]], length: int, choose: Choose, stop: int | None,
-    chances: Tensor | None,
+    known: int | None, chances: Tensor | None,
 ) -> list[list[int]]:  # fmt: skip
     places = [home(model) for model in models]
     ids = torch.tensor(begun, device=places[0])
@@ -85,6 +88,7 @@ def _batch(
                 caches[i] = getattr(out, "past_key_values", None)
                 said.append(out.logits[:, -1].float().to(places[0]))
             width = min(logits.shape[-1] for logits in said)  # heads can be padded
+            width = width if known is None else min(width, known)
             said = [logits[:, :width].log_softmax(-1) for logits in said]
             chance = None if chances is None else chances[:, step].to(places[0])
             new = choose(said, chance)

@@ -77,9 +77,10 @@ def generate(
     """What base, tuned model and their contrast write, side by side.
 
     prompts: texts to go on with, greedily, one continuation each; None samples n texts from the
-    start token. arms: of "base", "tuned", "contrast", "iterative". length: tokens at most. alpha:
-    the least share of the tuned model's largest probability that a token needs. rounds: parts of
-    the iterative texts, before each of which a copy of the base is trained on those there are.
+    start token. Only tokens that both sides have are written. arms: of "base", "tuned",
+    "contrast", "iterative". length: tokens at most. alpha: the least share of the tuned model's
+    largest probability that a token needs. rounds: parts of the iterative texts, before each of
+    which a copy of the base is trained on those there are.
 
     Returns a Result with rows text (arm, x: its number, prompt, text; value: novelty, log p_tuned -
     log p_base in nats per token), novelty per arm (0 for a model against itself; baseline: the base
@@ -105,6 +106,8 @@ def generate(
     flat: Texts = []
     with pair.models(device, named_dtype(dtype)) as sides:
         models = (sides.base, sides.tuned)
+        # What one side writes the other reads.
+        run["known"] = min(len(model.get_input_embeddings().weight) for model in models)
         for arm in tqdm(arms, desc=f"{pair.name}: texts", disable=None, leave=False):
             if arm in (BASE, TUNED):
                 made[arm] = written([models[arm == TUNED]], begun, length, **run)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
 from workbench.figures import style
-from workbench.results import Result
+from workbench.results import Result, matrix_columns
 
 KEY = "spectral.delta_spectrum"
 FLOOR = 1e-6  # of the largest singular value: below it a float32 difference is rounding
@@ -35,7 +35,9 @@ def sigma_rows(result: Result) -> pd.DataFrame:
     """The rows of metric "sigma" with `relative`: over the largest of the same matrix."""
     rows = result.metric("sigma")
     rows = rows[rows["value"].notna()]
-    largest = rows.groupby(["member", "layer", "component"], dropna=False)["value"].transform("max")
+    largest = rows.groupby(["member", *matrix_columns(rows)], dropna=False)["value"].transform(
+        "max"
+    )
     return rows.assign(relative=rows["value"] / largest.where(largest > 0))
 
 
@@ -148,5 +150,5 @@ def _ceiling(result: Result, member: str) -> float | None:
     rows = result.table[(result.table["metric"] == "sigma") & (result.table["member"] == member)]
     if rows.empty:
         return None
-    sizes = rows.groupby(["layer", "component"], dropna=False).size()
+    sizes = rows.groupby(matrix_columns(rows), dropna=False).size()
     return effective_rank(quarter_circle(int(sizes.median())))

@@ -23,7 +23,7 @@ from workbench.figures import (
     tuco,
 )
 from workbench.figures.wording import change, interval
-from workbench.results import Result
+from workbench.results import Result, matrix_columns
 from workbench.stats import bootstrap
 
 LAMBDA = 0.7  # where arXiv 2410.21228 reads its sweep
@@ -47,7 +47,7 @@ def findings(result: Result) -> tuple[str, list[str]]:
 def _intruders(result: Result) -> Findings:
     eps, k = intruders.settings(result)
     parts = []
-    by = intruders.intruder_counts(result, eps, k, by=("member", "layer", "component"))
+    by = intruders.intruder_counts(result, eps, k, by=("member", *matrix_columns(result.table)))
     for name in result.members:
         ours = by[by["member"] == name]
         tuned = ours[ours["arm"] == intruders.TUNED]
@@ -62,7 +62,7 @@ def _intruders(result: Result) -> Findings:
             f"{name}: {tuned['count'].sum()} of {tuned['n'].sum()} "
             f"({interval(share.value, share.low, share.high, '.1f')}%{beside})"
         )
-    matrices = by.groupby(["layer", "component"], dropna=False).ngroups
+    matrices = by.groupby(matrix_columns(by), dropna=False).ngroups
     return (
         f"Intruders among the top-{k} vectors at eps {eps:g}, 95% interval over {matrices} matrices"
     ), parts

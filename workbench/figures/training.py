@@ -12,7 +12,7 @@ from workbench.errors import WorkbenchError
 from workbench.figures import style
 from workbench.figures.forgetting import measured, task_of
 from workbench.figures.intruders import decided_only, settings
-from workbench.results import Result
+from workbench.results import Result, matrix_columns
 
 RUN = ("kind", "rank", "alpha", "seed")  # what the checkpoints of one training run share
 
@@ -56,18 +56,24 @@ def strongest(
     strength, and each null's max_cosine of that rank.
     """
     _, k = settings(result, None, k)
-    keys = ["member", "layer", "component", "rank"]
+    matrix = matrix_columns(result.table)
+    keys = ["member", *matrix, "rank"]
     names = ["sigma", *(m for m in result.table["metric"].unique() if m.startswith("max_cosine"))]
     rows = result.table[result.table["metric"].isin(names) & (result.table["rank"] < k)]
     rows = rows.assign(layer=rows["layer"].fillna(-1))  # a matrix outside the layers
-    wide = rows.groupby([*keys, "metric"], sort=False)["value"].first().unstack().reset_index()
+    wide = (
+        rows.groupby([*keys, "metric"], sort=False, dropna=False)["value"]
+        .first()
+        .unstack()
+        .reset_index()
+    )
     wide = wide.dropna(subset=["sigma", "max_cosine"])
-    largest = wide.groupby(keys[:3])["sigma"].transform("max")
+    largest = wide.groupby(keys[:-1], dropna=False)["sigma"].transform("max")
     wide["strength"] = (1 - wide["max_cosine"] ** 2) * wide["sigma"] / largest
     chosen = result.members if members is None else members
     last = wide[wide["member"] == chosen[-1]]
     top = last.loc[last["strength"].idxmax()]
-    wide = wide[(wide["layer"] == top["layer"]) & (wide["component"] == top["component"])]
+    wide = wide.merge(top[matrix].to_frame().T, on=matrix)
     best = wide.loc[wide.groupby("member")["strength"].idxmax()].set_index("member")
     return best.loc[[name for name in chosen if name in best.index]]
 

@@ -163,7 +163,7 @@ def block_changes(
             own = table[(table["member"] == member) & (table["arm"] == arm)]
             clear = own.assign(value=(own["low"] > 0) | (own["high"] < 0))
             grid, dots = (
-                one.pivot(index="layer", columns="component", values="value").reindex(columns=kinds)
+                one.pivot_table("value", "layer", "component").reindex(columns=kinds)
                 for one in (own, clear)
             )
             # Layers without a changed matrix keep their place.

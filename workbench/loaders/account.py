@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError, some
 from workbench.loaders.adapters import Adapter
+from workbench.loaders.experts import apart, view
 from workbench.loaders.names import BESIDE, HEAD, align
 from workbench.loaders.weights import Weights
 from workbench.log import log
@@ -71,10 +72,10 @@ def require_whole(name: str, told: Mapping[str, Any]) -> None:
         log.warning("%s: %s beside the language model, left out.", name, some(unused))
 
 
-def require_read(model: nn.Module, weights: Weights, name: str) -> None:
+def require_read(model: nn.Module, weights: Weights, config: Mapping[str, Any], name: str) -> None:
     """Raise WorkbenchError where a parameter of `model`, just loaded without an adapter, is not the
     tensor that `weights` has for it."""
-    running, named = _as_stored(model), _read_as(model, weights)
+    running, named = _as_stored(model, config), _read_as(model, weights)
     if not named:
         named = align(list(running), list(weights))
     twice = _shared_names(model)
@@ -134,14 +135,15 @@ def _converters(model: nn.Module) -> bool:
     return any(type(one).__name__ == "WeightConverter" for one in conversions)
 
 
-def _as_stored(model: nn.Module) -> dict[str, Tensor]:
+def _as_stored(model: nn.Module, config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Name -> parameter, each once, under the names and in the pieces of a file."""
     from transformers.core_model_loading import revert_weight_conversion
 
     own: dict[str, Tensor] = {n: p.detach() for n, p in model.named_parameters()}
-    if not _converters(model):
-        return own
-    return revert_weight_conversion(model, own)  # pyright: ignore[reportArgumentType]
+    if _converters(model):
+        own = revert_weight_conversion(model, own)  # pyright: ignore[reportArgumentType]
+    places = apart({name: tuple(one.shape) for name, one in own.items()}, config)
+    return {name: view(own, where) for name, where in places.items()}
 
 
 def _shared_names(model: nn.Module) -> dict[str, list[str]]:

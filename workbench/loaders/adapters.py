@@ -100,8 +100,9 @@ class Adapter:
             if added:
                 parts.setdefault(added["module"], {})[added["part"]] = name
             else:
-                plain = re.sub(r"\.modules_to_save\.[^.]+\.", ".", plain)
-                replaced[plain.replace(".base_layer.", ".")] = name
+                plain = re.sub(r"\.modules_to_save\.([^.]+\.)?(?=[^.]+$)", ".", plain)
+                if ".original_module." not in plain:
+                    replaced[plain.replace(".base_layer.", ".")] = name
         return parts, replaced
 
     @property
@@ -118,6 +119,18 @@ class Adapter:
     def replaced(self) -> list[str]:
         """Parameters saved whole (modules_to_save, trained biases)."""
         return list(self._names[1])
+
+    @property
+    def overwrites(self) -> list[str]:
+        """Parameters saved whole that peft loads over the base's, so that no switch gives those
+        back: embeddings that were saved without being trained by name."""
+        kept = {*(self.config.get("modules_to_save") or ())}
+        adapted = {f"{module}.weight" for module in self.modules}
+        return [
+            name for name in self.replaced
+            if not name.endswith(".bias") and name not in adapted
+            and not kept.intersection(name.split("."))
+        ]  # fmt: skip
 
     @property
     def rewrites(self) -> str:
@@ -189,6 +202,10 @@ class Adapter:
         """DoRA's row norms of one module, None for plain LoRA."""
         name = self.parts[module].get("lora_magnitude_vector")
         return None if name is None else self.weights[name].float().flatten()
+
+    def replacement_shape(self, parameter: str) -> tuple[int, ...]:
+        """Of a parameter saved whole; reads headers only."""
+        return self.weights.info[self._names[1][parameter]].shape
 
     def replacement(self, parameter: str) -> Tensor:
         return self.weights[self._names[1][parameter]]
@@ -296,7 +313,7 @@ def base_weights_in(model: nn.Module) -> Weights:
             continue
         own = name.removeprefix(PREFIX).replace(".base_layer.", ".")
         plain[own.replace(".original_module.", ".")] = name
-    return Weights({own: weights.info[n] for own, n in plain.items()}, lambda n: weights[plain[n]])
+    return weights.placed(plain)
 
 
 def _checked(adapter: Adapter) -> Adapter:

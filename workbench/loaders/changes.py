@@ -154,10 +154,10 @@ def _stretches(pair: CheckpointPair) -> Iterator[tuple[list[Part], float]]:
     ]
     # Sorting by place alone keeps the order of a model in memory.
     names = [name for _, _, name in sorted(places, key=lambda place: place[:2])]
-    total = sum(_bytes(base, name) for name in names)
+    total = sum(math.prod(pair.shape(name)) * _itemsize(base, name) for name in names)
     parts, held, done = [], 0, 0
     for name in names:
-        entries, step = math.prod(base.info[name].shape), _step(pair, name)
+        entries, step = math.prod(pair.shape(name)), _step(pair, name)
         size = step * max(1, PART // step)
         for first in range(0, entries, size):
             part = Part(name, first, min(first + size, entries), step)
@@ -174,10 +174,6 @@ def _itemsize(weights: Weights, name: str) -> int:
     dtype = weights.info[name].dtype
     assert dtype is not None
     return dtype.itemsize
-
-
-def _bytes(weights: Weights, name: str) -> int:
-    return math.prod(weights.info[name].shape) * _itemsize(weights, name)
 
 
 def _step(pair: CheckpointPair, name: str) -> int:
@@ -215,7 +211,7 @@ def _sides(pair: CheckpointPair, name: str, files: Files) -> Sides:
     if theirs in pair.replaced:
         assert pair.tuned.lora is not None
         whole = pair.tuned.lora.replacement(pair.replaced[theirs])
-        if whole.shape != base.info[name].shape:
+        if whole.shape != base.info[name].shape and name not in pair.resized:
             raise WorkbenchError(
                 f"The adapter replaces {theirs} by {tuple(whole.shape)} but the base has "
                 f"{base.info[name].shape} there; it was trained on another base."
@@ -322,7 +318,7 @@ def _change(
 ) -> Change:
     """What the sums of one parameter say."""
     found, theirs = _total(sums), pair.comparable[site.name]
-    entries = math.prod(pair.base.weights().info[site.name].shape)
+    entries = math.prod(pair.shape(site.name))
     base, norm = math.sqrt(found.base), math.sqrt(found.change)
     try:
         if problem is not None:

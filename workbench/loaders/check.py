@@ -16,6 +16,7 @@ from workbench.files import MIB, is_count, read_json, read_text
 from workbench.loaders.adapters import CONVERT
 from workbench.loaders.changes import measured
 from workbench.loaders.configs import computing, writing
+from workbench.results import PLACE
 
 if TYPE_CHECKING:
     from workbench.loaders.checkpoint import Checkpoint
@@ -209,13 +210,22 @@ def _shapes(pair: CheckpointPair) -> Iterator[Line]:
         return
     ours, theirs = pair.base.weights().info, pair.tuned.weights().info
     differ = [b for b in pair.matched if b not in pair.comparable]
+    for before, after in dict.fromkeys(pair.resized.values()):
+        names = [name for name, rows in pair.resized.items() if rows == (before, after)]
+        found = f"{before} tokens in base, {after} in tuned, by {some(names)}"
+        side = "tuned" if after > before else "base"
+        remedy = (
+            f"The first {min(before, after)} are compared; the {abs(after - before)} that only "
+            f"{side} has are in no comparison of weights."
+        )
+        yield "resized vocabulary", NOTE, found, remedy
     if differ:
         found = some([f"{b} {ours[b].shape} to {theirs[pair.matched[b]].shape}" for b in differ])
         if 2 * len(differ) > len(pair.matched):
             remedy = "Most shapes differ: give the base this checkpoint was fine-tuned from."
             yield "shapes", STOP, found, remedy
         else:
-            remedy = "They are left out; a resized vocabulary does this."
+            remedy = "They are left out."
             yield "shapes", WARN, found, remedy
     else:
         yield "shapes", OK, "all matched shapes agree", ""
@@ -364,13 +374,13 @@ def _changes(pair: CheckpointPair, fingerprints: bool) -> tuple[pd.DataFrame, li
         ("finite", STOP, one.problem.rstrip("."), "") for one in found if one.problem
     ]
     rows = [
-        (one.site.name, one.site.layer, one.site.component, one.norm,
+        (one.site.name, *one.site.at, one.norm,
          one.norm / one.base if one.base else float("nan"))
         for one in found
         if not one.problem
     ]  # fmt: skip
-    columns = ["name", "layer", "component", "norm", "relative_norm"]
-    table = pd.DataFrame(rows, columns=columns)
+    columns = ["name", *PLACE, "norm", "relative_norm"]
+    table = pd.DataFrame(rows, columns=pd.Index(columns)).astype({"expert": "Int64"})
     if not lines:
         lines.append(("finite", OK, "no NaN or inf", ""))
     moved = table[table["norm"] > 0]

@@ -23,8 +23,9 @@ from workbench.errors import WorkbenchError, reason, visible
 from workbench.files import is_count, read_json
 from workbench.loaders.account import require_attached, require_decoder, require_read, require_whole
 from workbench.loaders.adapters import Adapter, adapter_in, base_weights_in, read_adapter
+from workbench.loaders.experts import apart
 from workbench.loaders.headers import require_gguf
-from workbench.loaders.names import BEFORE, WRAPPED, embedding, heads, unwrapped
+from workbench.loaders.names import BEFORE, HEAD, TOKENS, WRAPPED, embedding, heads, unwrapped
 from workbench.loaders.plausible import require_loadable
 from workbench.loaders.weights import Weights, from_files, from_module, shard_files
 from workbench.results import replacing
@@ -149,11 +150,13 @@ class Checkpoint:
             found = from_files(shard_files(self.folder))
             plain = unwrapped(found)
             if any(name != own for name, own in plain.items()) or len(plain) < len(found):
-                found = found.renamed(plain)
+                found = found.placed({own: name for name, own in plain.items()})
         if not found:
             raise WorkbenchError(f"{self.name} holds no floating-point tensors.")
         _require_filled(found, self.name)
         _require_plain(self.config, self.name)
+        shapes = {name: info.shape for name, info in found.info.items()}
+        found = found.placed(apart(shapes, self.config))
         found = found.without(self._second_names(found))
         shapes = {name: info.shape for name, info in found.info.items()}
         embeddings = embedding(shapes)
@@ -262,7 +265,7 @@ class Checkpoint:
             with unsaid():
                 model = load_spread(read, device, cache.folder("offload")) if placed else read()
             require_whole(self.name, told)
-            require_read(model, self.weights(), self.name)
+            require_read(model, self.weights(), self.config, self.name)
             if self.lora is not None:
                 model = _attached(model, self.lora, self.name)
                 require_attached(model, self.lora, self.name)
@@ -353,6 +356,7 @@ def _attached(model: Any, lora: Adapter, name: str) -> nn.Module:
     """A model with its adapter, unmerged; of one that is spread over devices, see `devices`."""
     from peft import PeftModel, load_peft_weights
 
+    fit_vocabulary(model, lora)
     # Left to itself peft would place a spread model once more, and write the base's files anew.
     placed = model.__dict__.pop("hf_device_map", None)
     factors = {} if placed is None else load_peft_weights(lora.reference, device="cpu")
@@ -376,6 +380,16 @@ def _attached(model: Any, lora: Adapter, name: str) -> nn.Module:
         model.hf_device_map = placed
         settle(made, {f"{n.removesuffix('.weight')}.default.weight": t for n, t in factors.items()})
     return made
+
+
+def fit_vocabulary(model: Any, lora: Adapter) -> None:
+    """Give the model a row for every token that the adapter brings embeddings for."""
+    rows = {
+        lora.replacement_shape(name)[0] for name in lora.replaced
+        if TOKENS.search(name) or HEAD.search(name)
+    }  # fmt: skip
+    if rows and rows != {len(model.get_input_embeddings().weight)}:
+        model.resize_token_embeddings(max(rows), mean_resizing=False)
 
 
 def _shortened(reference: str) -> str:

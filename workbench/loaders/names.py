@@ -33,21 +33,36 @@ BESIDE = re.compile(r"(^|\.)v_head\.")
 # What gives the next token's logits.
 HEAD = re.compile(r"(^|\.)(lm_head|embed_out|predictions\.decoder)\.weight$")
 TOKENS = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings)\.weight$")
+EXPERT = re.compile(r"(\bexperts\.)(\d+)\.")
 LANGUAGE = re.compile(r"\blanguage_model\.")
 LEGACY = {"gamma": "weight", "beta": "bias"}
 
 
 @dataclass(frozen=True)
 class ParameterSite:
-    """One parameter of the base: its name there, its layer (None outside the blocks), and the
-    component it is the weight of, e.g. "self_attn.q_proj", or "self_attn.q_proj.bias"."""
+    """One parameter of the base: its name there, its layer (None outside the blocks), the component
+    it is the weight of, e.g. "self_attn.q_proj", or "self_attn.q_proj.bias", and which expert's it
+    is (None where there is one for all tokens)."""
 
     name: str
     layer: int | None
     component: str
+    expert: int | None = None
 
     def __str__(self) -> str:
-        return self.component if self.layer is None else f"{self.layer}.{self.component}"
+        own = self.component if self.expert is None else f"{self.component}[{self.expert}]"
+        return own if self.layer is None else f"{self.layer}.{own}"
+
+    @property
+    def at(self) -> tuple[int | None, str, int | None]:
+        """(layer, component, expert)."""
+        return self.layer, self.component, self.expert
+
+    @property
+    def place(self) -> dict[str, int | str | None]:
+        """Its columns in a table; `expert` only where it is one's."""
+        found = {"layer": self.layer, "component": self.component}
+        return found if self.expert is None else found | {"expert": self.expert}
 
 
 def locate(names: Iterable[str]) -> dict[str, ParameterSite]:
@@ -66,7 +81,11 @@ def locate(names: Iterable[str]) -> dict[str, ParameterSite]:
             rest = tail if head in roots and tail and len(stacks) == 1 else rest
         elif len(stacks) > 1:
             rest = f"{stack}.{rest}"
-        sites[name] = ParameterSite(name, layer, _component(rest))
+        expert = EXPERT.search(rest)
+        if expert:
+            rest = EXPERT.sub(r"\1", rest, count=1)
+        own = int(expert[2]) if expert else None
+        sites[name] = ParameterSite(name, layer, _component(rest), own)
     return sites
 
 

@@ -15,7 +15,8 @@ from workbench.devices import Device, entry
 from workbench.errors import WorkbenchError, visible
 from workbench.loaders.adapters import Adapter, Factors, dora
 from workbench.loaders.checkpoint import Checkpoint, is_adapter
-from workbench.loaders.names import HEAD, ParameterSite, align, is_conv1d, locate
+from workbench.loaders.experts import running, stored_name, view
+from workbench.loaders.names import HEAD, TOKENS, ParameterSite, align, is_conv1d, locate
 from workbench.loaders.weights import Weights
 from workbench.results import Provenance
 
@@ -116,9 +117,34 @@ class CheckpointPair:
 
     @cached_property
     def comparable(self) -> Mapping[str, str]:
-        """The matched names whose shapes agree; `check()` lists the others."""
+        """The matched names whose shapes agree, or at least those of their rows, one for each token
+        of a vocabulary that one side has resized; `check()` lists the others."""
         ours, theirs = self.base.weights().info, self.tuned.weights().info
-        return {b: t for b, t in self.matched.items() if ours[b].shape == theirs[t].shape}
+        return {
+            b: t for b, t in self.matched.items()
+            if ours[b].shape == theirs[t].shape or b in self.resized
+        }  # fmt: skip
+
+    @cached_property
+    def resized(self) -> Mapping[str, tuple[int, int]]:
+        """Base name of an embedding or a head -> rows of base and of tuned, where they differ. The
+        first of them are the same tokens'; those that only one side has are in no comparison."""
+        ours, theirs = self.base.weights().info, self.tuned.weights().info
+        found = {}
+        for base, tuned in self.matched.items():
+            first, last = ours[base].shape, theirs[tuned].shape
+            if tuned in self.replaced:
+                assert self.tuned.lora is not None
+                last = self.tuned.lora.replacement_shape(self.replaced[tuned])
+            alike = len(first) == len(last) == 2 and first[1] == last[1]
+            if alike and first[0] != last[0] and (TOKENS.search(base) or HEAD.search(base)):
+                found[base] = (first[0], last[0])
+        return found
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of what is compared of a parameter of the base, as it is stored."""
+        own = self.base.weights().info[name].shape
+        return own if name not in self.resized else (min(self.resized[name]), *own[1:])
 
     @cached_property
     def adapted(self) -> Mapping[str, str]:
@@ -163,6 +189,7 @@ class CheckpointPair:
         """One aligned parameter. Raises as `deltas`."""
         theirs = self.comparable[site.name]
         base = oriented(self.base, site.name)
+        base = base[: self.shape(site.name)[0]] if site.name in self.resized else base
         require_finite(base, self.base, site.name)
         made = Delta(site, base, whole=self.stored(theirs, base))
         module = self.adapted.get(theirs)
@@ -176,14 +203,18 @@ class CheckpointPair:
         return made
 
     def stored(self, theirs: str, base: Tensor) -> Tensor | None:
-        """The member's own copy of a parameter before its low-rank change; None where that is the
-        base's."""
+        """The member's own copy of a parameter before its low-rank change, of a resized one the
+        rows that `base` has; None where that is the base's."""
         if theirs in self.replaced:
             assert self.tuned.lora is not None
             whole = turned(self.tuned.lora.replacement(self.replaced[theirs]), self.tuned, theirs)
+            whole = whole[: len(base)] if whole.ndim > 1 else whole
             # peft saves an adapted embedding's unchanged base too.
             return None if torch.equal(whole, base) else whole
-        return None if self.shared_base else oriented(self.tuned, theirs)
+        if self.shared_base:
+            return None
+        whole = oriented(self.tuned, theirs)
+        return whole[: len(base)] if whole.ndim > 1 else whole
 
     def held(self, device: Device = "cpu") -> HeldPair:
         """The same pair with every parameter read once, and kept on `device`."""
@@ -298,11 +329,13 @@ class HeldPair(CheckpointPair):
         what is read from now on."""
         kind = self.base.config.get("model_type")
         own = {name: p.detach() for name, p in model.named_parameters() if not p.is_meta}
-        named = align([site.name for site in self.sites("all")], list(own))
-        self._shared.update(
-            (name, own[theirs].T if is_conv1d(name, kind) else own[theirs])
-            for name, theirs in named.items()
-        )
+        places = {
+            name: where for name, where in running(model).items()
+            if stored_name(where) in own
+        }  # fmt: skip
+        for name, theirs in align([s.name for s in self.sites("all")], list(places)).items():
+            held = view(own, places[theirs])
+            self._shared[name] = held.T if is_conv1d(name, kind) else held
 
 
 @dataclass(frozen=True)

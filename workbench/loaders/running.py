@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError, reason
-from workbench.loaders.checkpoint import Checkpoint, unsaid
+from workbench.loaders.checkpoint import Checkpoint, fit_vocabulary, unsaid
 
 TOKENS = 8
 NEAR = 1e-5  # of the largest logit: float32 sums in another order
@@ -50,6 +50,7 @@ def _plain(checkpoint: Checkpoint) -> nn.Module:
             )  # fmt: skip
             if checkpoint.lora is None:
                 return model
+            fit_vocabulary(model, checkpoint.lora)
             return PeftModel.from_pretrained(model, checkpoint.lora.reference)
     except Exception as error:  # transformers and peft raise many kinds
         raise WorkbenchError(

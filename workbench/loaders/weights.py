@@ -6,6 +6,7 @@ checkpoint carries is run.
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError, reason
 from workbench.files import MIB, read_json
+from workbench.loaders.experts import Where, stored_name
 from workbench.loaders.foreign import foreign, pointers
 from workbench.loaders.headers import safetensors_header
 
@@ -43,14 +45,15 @@ class TensorInfo:
 class Weights(Mapping[str, Tensor]):
     """name -> tensor at stored precision, on the CPU. Iterating reads nothing.
 
-    info: name -> TensorInfo for every floating-point tensor. read: name -> Tensor. home: name ->
-    the file it lies in; empty for a model in memory.
+    info: name -> TensorInfo for every floating-point tensor. read: (name, i) -> Tensor, all of it
+    where i is None, else what it has at i of its first dimension. home: name -> the file it lies
+    in; empty for a model in memory.
     """
 
     def __init__(
         self,
         info: Mapping[str, TensorInfo],
-        read: Callable[[str], Tensor],
+        read: Callable[[str, int | None], Tensor],
         home: Mapping[str, Path] | None = None,
     ) -> None:
         self.info = {name: known for name, known in info.items() if known.dtype is not None}
@@ -60,7 +63,7 @@ class Weights(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.info:
             raise KeyError(name)
-        return self._read(name)
+        return self._read(name, None)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.info)
@@ -78,18 +81,42 @@ class Weights(Mapping[str, Tensor]):
         own = {new: name for new, name in names.items() if name in self.info}
         return Weights(
             {**self.info, **{new: self.info[name] for new, name in own.items()}},
-            lambda name: self._read(own.get(name, name)),
+            lambda name, at: self._read(own.get(name, name), at),
             {**self.home, **{new: self.home[n] for new, n in own.items() if n in self.home}},
         )
 
-    def renamed(self, names: Mapping[str, str]) -> Weights:
-        """The same tensors of these names, stored name -> name; others are left out."""
-        stored = {own: name for name, own in names.items() if name in self.info}
+    def placed(self, places: Mapping[str, Where]) -> Weights:
+        """The same numbers under these names: name -> where it is here; others are left out."""
+        own = {
+            name: where for name, where in places.items()
+            if stored_name(where) in self.info
+        }  # fmt: skip
+
+        def read(name: str, at: int | None) -> Tensor:
+            where = own[name]
+            if isinstance(where, str):
+                return self._read(where, at)
+            found = where.within(self._read(where.name, where.expert))
+            return found if at is None else found[at]
+
+        stored = {name: stored_name(where) for name, where in own.items()}
         return Weights(
-            {own: self.info[name] for own, name in stored.items()},
-            lambda own: self._read(stored[own]),
-            {own: self.home[name] for own, name in stored.items() if name in self.home},
+            {name: _part(self.info[stored[name]], where) for name, where in own.items()},
+            read,
+            {name: self.home[one] for name, one in stored.items() if one in self.home},
         )
+
+
+def _part(known: TensorInfo, where: Where) -> TensorInfo:
+    """What is known of a tensor, or of a part of it."""
+    if isinstance(where, str):
+        return known
+    shape = tuple(where.of(torch.empty(known.shape, device="meta")).shape)
+    if where.turned or known.start is None or known.dtype is None:
+        return TensorInfo(shape, known.dtype)
+    each, before = math.prod(known.shape[1:]), where.part * math.prod(shape)
+    start = known.start + (where.expert * each + before) * known.dtype.itemsize
+    return TensorInfo(shape, known.dtype, start)
 
 
 def from_files(files: list[Path]) -> Weights:
@@ -108,11 +135,11 @@ def from_files(files: list[Path]) -> Weights:
                 )
             info[name], home[name] = known, file
 
-    def read(name: str) -> Tensor:
+    def read(name: str, at: int | None) -> Tensor:
         file = home[name]
         if file.suffix != ".safetensors":
-            return _torch_file(file)[name]
-        return _tensor(file, name, info[name])
+            return _at(_torch_file(file)[name], at)
+        return _tensor(file, name, info[name], at)
 
     return Weights(info, read, home)
 
@@ -210,17 +237,27 @@ def _info(file: Path) -> dict[str, TensorInfo]:
     }
 
 
-def _tensor(file: Path, name: str, known: TensorInfo) -> Tensor:
-    """One tensor; raises WorkbenchError where the file is gone, or another than it was."""
+def _at(tensor: Tensor, at: int | None) -> Tensor:
+    return tensor if at is None else tensor[at]
+
+
+def _tensor(file: Path, name: str, known: TensorInfo, at: int | None) -> Tensor:
+    """One tensor, or what it has at `at`; raises WorkbenchError where the file is gone, or another
+    than it was."""
     try:
         # Opened anew for each tensor, so that pages of a large checkpoint do not pile up.
         with safe_open(file, framework="pt") as opened:
-            found = opened.get_tensor(name)
+            if at is None:
+                found = opened.get_tensor(name)
+                shape = tuple(found.shape)
+            else:
+                stored = opened.get_slice(name)
+                found, shape = stored[at], tuple(stored.get_shape())
     except (SafetensorError, OSError) as error:
         raise WorkbenchError(
             f"{name} can no longer be read from {file} ({error}); put the file back as it was."
         ) from error
-    if tuple(found.shape) != known.shape or found.dtype != known.dtype:
+    if shape != known.shape or found.dtype != known.dtype:
         raise WorkbenchError(f"{file} was changed while it was read; run the command again.")
     return found
 
@@ -270,4 +307,4 @@ def _once(state: Mapping[str, Tensor]) -> Weights:
         n: TensorInfo(tuple(t.shape), t.dtype if t.is_floating_point() else None)
         for n, t in kept.items()
     }
-    return Weights(info, kept.__getitem__)
+    return Weights(info, lambda name, at: _at(kept[name], at))

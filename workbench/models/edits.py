@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from workbench.devices import Device, instead, offloaded, spread
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Delta
+from workbench.loaders.experts import running, stored_name, view
 from workbench.loaders.names import ParameterSite, align, is_conv1d
 
 Mask = Callable[[ParameterSite], bool | float | Tensor]
@@ -242,6 +243,11 @@ def merged(
             "Expected a checkpoint on disk, found a model in memory; save it and give the folder."
         )
     _require_tied(pair)
+    if pair.resized and pair.tuned.lora is not None:
+        raise WorkbenchError(
+            f"{pair.name} brings embeddings of tokens that its base has not, which no edit of the "
+            "base can show; run it unmerged (pair.models()), or merge it with peft."
+        )
     if not isinstance(device, str | torch.device) or spread(device):
         if pair.tuned.lora is None:
             return pair.tuned.load(device, dtype)
@@ -280,7 +286,8 @@ def _swap(
     """Give the model these parameters; returns what gives it back its own, the last first."""
     homes = parameter_homes(model)
     own = dict(model.named_parameters(remove_duplicate=False))
-    found = align(list(tensors), list(own))
+    places = running(model)
+    found = align(list(tensors), list(places))
     # A head that only one side has of its own is edited apart from the embedding it is tied to.
     apart = bool(pair.base.heads or pair.tuned.heads)
     missing = [name for name in tensors if name not in found]
@@ -289,15 +296,27 @@ def _swap(
     kind = pair.tuned.config.get("model_type")
     fresh: dict[str, nn.Parameter] = {}
     for name, target in found.items():
-        old = own[target]
+        place = places[target]
+        old = own[stored_name(place)]
+        part = view(own, place)
+        if name in pair.resized:
+            # Tokens that only one side has keep what they are.
+            part = part[: len(tensors[name])]
         tensor = tensors[name].T if is_conv1d(name, kind) else tensors[name]
-        if tensor.numel() != old.numel():
+        if tensor.numel() != part.numel():
             raise WorkbenchError(
-                f"{name} has the shape {tuple(tensor.shape)} but the model's {tuple(old.shape)}."
+                f"{name} has the shape {tuple(tensor.shape)} but the model's {tuple(part.shape)}."
             )
         where = "cpu" if old.is_meta else old.device
-        tensor = tensor.reshape(old.shape).to(device=where, dtype=old.dtype).contiguous()
-        fresh[target] = nn.Parameter(tensor, requires_grad=old.requires_grad)
+        tensor = tensor.reshape(part.shape).to(device=where, dtype=old.dtype)
+        if part.shape != old.shape:
+            # The other experts, or tokens, of the tensor stay as they are.
+            target = stored_name(place)
+            whole = fresh.get(target)
+            whole = old.detach().clone() if whole is None else whole.detach()
+            view({target: whole}, place)[: len(tensor)].copy_(tensor)
+            tensor = whole
+        fresh[target] = nn.Parameter(tensor.contiguous(), requires_grad=old.requires_grad)
     undo: list[Callable[[], None]] = []
     for target, parameter in fresh.items():
         for module, attribute in homes[id(own[target])]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -172,7 +172,9 @@ def _common_dtype(pair: CheckpointPair) -> torch.dtype | None:
 def one_copy(pair: CheckpointPair) -> bool:
     """Whether the base is the tuned model with its adapters off."""
     lora = pair.tuned.lora
-    return lora is not None and pair.shared_base and lora.config.get("bias", "none") == "none"
+    if lora is None or not pair.shared_base or pair.resized:
+        return False
+    return lora.config.get("bias", "none") == "none" and not lora.overwrites
 
 
 def _adapter_sides(pair: CheckpointPair, device: Device, dtype: torch.dtype | None) -> Sides | None:
@@ -255,6 +257,8 @@ def _streamed_sides(pair: CheckpointPair, device: Device, dtype: torch.dtype | N
     layout, stored = Layout(tuned), pair.base.weights()
     own = dict(layout.root.named_parameters())
     named = align(list(own), list(stored))
+    inside = [name for name in own if name.startswith(layout.architecture.layers + ".")]
+    _require_as_stored(pair, inside, named)
     differ = [n for n in own if n not in named or not _same(stored[named[n]], own[n])]
     changed, elsewhere = _split(layout, differ)
 
@@ -269,6 +273,16 @@ def _streamed_sides(pair: CheckpointPair, device: Device, dtype: torch.dtype | N
         return run
 
     return Sides(None, tuned, layout, changed, elsewhere, "plain", blocks)
+
+
+def _require_as_stored(pair: CheckpointPair, own: Sequence[str], named: Mapping[str, str]) -> None:
+    """Raise WorkbenchError where a parameter that runs is made of several stored ones."""
+    made = [name for name in own if name not in named]
+    if made:
+        raise WorkbenchError(
+            f'base="disk" reads parameters of {pair.name} as they are stored, and {made[0]} is '
+            'put together from several; use base="memory".'
+        )
 
 
 def _share(base: nn.Module, tuned: nn.Module, *, only_look: bool) -> list[str]:

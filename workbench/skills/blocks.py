@@ -214,7 +214,7 @@ class _Ablation:
 
 
 def _place(site: ParameterSite) -> dict[str, Any]:
-    return {"layer": site.layer, "component": site.component}
+    return site.place
 
 
 def _notes(

@@ -216,7 +216,7 @@ class _Cutter:
             if delta.base.ndim > 1:
                 taken = len(graft.places.get(site.name, ()))
                 yield {
-                    "arm": arm, "sparsity": s, "layer": site.layer, "component": site.component,
+                    "arm": arm, "sparsity": s, **site.place,
                     "metric": "entries", "value": taken / delta.base.numel(),
                     "n": delta.base.numel(), "baseline": graft.share,
                 }  # fmt: skip

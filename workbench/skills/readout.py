@@ -39,7 +39,8 @@ class Readout:
     def __post_init__(self) -> None:
         self.words = self.pair.base.tokenizer()
         self.base = self.read(None)
-        self.tuned = self.read(edit(self.pair))
+        # Rows of tokens that only the tuned side has are no part of any edit of the base.
+        self.tuned = self._of_tuned() if self.pair.resized else self.read(edit(self.pair))
 
     @classmethod
     def of(
@@ -70,6 +71,16 @@ class Readout:
             return tuple(self.answers(one) for one in self.sets)
         with change.on(self.model):
             return tuple(self.answers(one) for one in self.sets)
+
+    def _of_tuned(self) -> Reading:
+        """How the tuned model itself answers every prompt set."""
+        one = next(self.model.parameters())
+        tuned: Any = self.pair.tuned.load(one.device, one.dtype)
+        with torch.inference_mode():
+            return tuple(
+                answers(tuned, self.words, prompts, batch_size=self.batch_size)
+                for prompts in self.sets
+            )
 
     def answers(self, prompts: PromptSet) -> pd.DataFrame:
         """`tasks.answers` of the model as it is now."""

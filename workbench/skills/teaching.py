@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from workbench.devices import home, offloaded
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
+from workbench.loaders.experts import running, stored_name, view
 from workbench.loaders.names import ParameterSite, align, is_conv1d
 from workbench.models import edit
 from workbench.models.edits import Mask
@@ -66,19 +67,23 @@ class Teacher:
         """Mean over these prompts of -log p(answer), nats, and its gradient by base name, each
         (out, in), at the parameters the model has now."""
         own = dict(self.model.named_parameters())
-        named = align([s.name for s in self.sites], list(own))
-        wanted = [own[named[s.name]] for s in self.sites]
+        stored = running(self.model)
+        named = align([s.name for s in self.sites], list(stored))
+        lies = [stored[named[s.name]] for s in self.sites]
+        # Of a tensor that holds all experts of a layer the gradient is taken once.
+        wanted = {name: own[name] for name in map(stored_name, lies)}
         chosen = [self.rows[i] for i in places]
         loss, total = 0.0, []
 
         def run(some: list[int]) -> tuple[float, list[Tensor]]:
             with torch.enable_grad():
                 nats = self.nats([chosen[i] for i in some]) / len(chosen)
-                return nats.item(), list(torch.autograd.grad(nats, wanted, materialize_grads=True))
+                leaves = list(wanted.values())
+                return nats.item(), list(torch.autograd.grad(nats, leaves, materialize_grads=True))
 
-        before = [p.requires_grad for p in wanted]
+        before = [p.requires_grad for p in wanted.values()]
         try:
-            for parameter in wanted:
+            for parameter in wanted.values():
                 parameter.requires_grad_(True)
             for _, (nats, found) in in_batches([len(r.fed) for r in chosen], self.batch_size, run):
                 loss += nats
@@ -89,12 +94,14 @@ class Teacher:
                     for sum_, one in zip(total, found, strict=True):
                         sum_ += one
         finally:
-            for parameter, was in zip(wanted, before, strict=True):
+            for parameter, was in zip(wanted.values(), before, strict=True):
                 parameter.requires_grad_(was)
-        shaped = {
-            s.name: g.T if s.name in self._turned else g.flatten(1) if g.ndim > 2 else g
-            for s, g in zip(self.sites, total, strict=True)
-        }
+        whole = dict(zip(wanted, total, strict=True))
+        shaped = {}
+        for site, where in zip(self.sites, lies, strict=True):
+            own_part = view(whole, where)
+            turned = own_part.T if site.name in self._turned else own_part
+            shaped[site.name] = turned.flatten(1) if turned.ndim > 2 else turned
         return loss, shaped
 
     def loss(self) -> float:

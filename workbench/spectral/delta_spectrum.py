@@ -8,7 +8,6 @@ alone has nearly full effective rank, so read it beside the relative norm.
 
 from __future__ import annotations
 
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,7 +15,7 @@ from tqdm.auto import tqdm
 
 from workbench.loaders import CheckpointPair, Delta
 from workbench.meaning import finished
-from workbench.results import Result
+from workbench.results import Result, by_matrix
 from workbench.spectral.linalg import factor_values
 
 ENERGY_AT = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -84,11 +83,9 @@ def delta_spectrum(pair: CheckpointPair, *, device: str = "cpu") -> Result:
             values = change_values(delta, device) if delta.changed else values
             still += not delta.changed
             found |= summary(values)
-        at = (pair.name, site.layer, site.component)
+        at = (pair.name, *site.at)
         rows += [(*at, None, metric, value) for metric, value in found.items()]
         rows += [(*at, rank, "sigma", value) for rank, value in enumerate(values.tolist())]
-    columns = ["member", "layer", "component", "rank", "metric", "value"]
-    table = pd.DataFrame(rows, columns=columns).astype({"layer": "Int64", "rank": "Int64"})
     note = f"{pair.name}: {still} of {len(matrices)} matrices did not change; their ranks are 0."
     provenance = provenance.with_notes((*provenance.notes, *([note] if still else [])))
-    return finished("spectral.delta_spectrum", table, provenance)
+    return finished("spectral.delta_spectrum", by_matrix(rows), provenance)

@@ -14,7 +14,6 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -24,7 +23,7 @@ from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Delta
 from workbench.loaders.adapters import Factors
 from workbench.meaning import finished
-from workbench.results import Result
+from workbench.results import Result, by_matrix
 from workbench.spectral.decisions import Bracket, bracket
 from workbench.spectral.linalg import (
     ANGLE,
@@ -220,10 +219,8 @@ def intruders(
         for name, values in _one_matrix(delta, k, eps, side, method, nulls, seed, device).items():
             for rank, value in enumerate(values.tolist()):
                 at = None if name == "intruder_energy" else rank
-                rows.append((pair.name, site.layer, site.component, at, name, value))
-    columns = ["member", "layer", "component", "rank", "metric", "value"]
-    table = pd.DataFrame(rows, columns=columns).astype({"layer": "Int64", "rank": "Int64"})
-    return finished("spectral.intruders", table, provenance)
+                rows.append((pair.name, *site.at, at, name, value))
+    return finished("spectral.intruders", by_matrix(rows), provenance)
 
 
 def _one_matrix(

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pandas as pd
-
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
-from workbench.results import Result
+from workbench.results import Result, by_matrix
 from workbench.spectral.intruders import Side, cosines
 from workbench.spectral.linalg import Operator, base_triplets, dense_triplets
 
@@ -51,8 +49,7 @@ def similarity(
         tuned = dense_triplets(Operator.of(delta, device).formed()) if delta.changed else base
         found = cosines(tuned, base, side).T.contiguous().cpu()
         tensors[name] = found.numpy()
-        at = (pair.name, delta.site.layer, delta.site.component)
+        at = (pair.name, *delta.site.at)
         best = enumerate(found.max(1).values.tolist())
         rows += [(*at, rank, "max_cosine", value) for rank, value in best]
-    columns = ["member", "layer", "component", "rank", "metric", "value"]
-    return finished("spectral.similarity", pd.DataFrame(rows, columns=columns), provenance, tensors)
+    return finished("spectral.similarity", by_matrix(rows), provenance, tensors)
