@@ -5,11 +5,14 @@ Most run in this process; tests/hostile/test_fuzz.py has the sentences in proces
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import workbench as wb
@@ -170,3 +173,22 @@ def test_only_some_analyses_are_planned():
     done = workbench("compare", FAMILY / "base", *members, "--only", "everything")
     assert done.returncode == 2
     assert "Unknown analysis 'everything'" in done.stderr
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_table_is_no_wider_than_the_terminal(width: int):
+    """And loses no word of it."""
+    from rich.console import Console
+
+    from workbench.cli.shared import table_of
+
+    told = pd.DataFrame(
+        {"item": ["runs", "names"], "found": ["both sides load whole, as they were read"] * 2,
+         "remedy": ["", "Give the base this checkpoint was fine-tuned from."]}
+    )  # fmt: skip
+    out = io.StringIO()
+    Console(file=out, width=width).print(table_of(told))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    words = " ".join([*told.to_numpy().ravel(), *told.columns])
+    assert sorted(re.sub(r"\s", "", out.getvalue())) == sorted(re.sub(r"\s", "", words))

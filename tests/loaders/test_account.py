@@ -217,6 +217,15 @@ CONFIGS = st.sampled_from(
 )  # fmt: skip
 
 
+def told_to_run(base: Path, tuned: Path) -> bool:
+    """Whether the preflight says that both sides run."""
+    try:
+        table = wb.load_pair(base, tuned).check().table
+    except wb.WorkbenchError:
+        return False
+    return table.loc[table["item"].eq("runs"), "status"].tolist() == ["ok"]
+
+
 @settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -243,7 +252,10 @@ def test_whatever_is_renamed_or_dropped_the_truth_runs_or_nothing(
     try:
         found = run(tuned)
     except wb.WorkbenchError:
+        assert not told_to_run(originals / "base", tuned)
         return
+    # A config that makes another function of all weights is a pair that may be refused.
+    assert told_to_run(originals / "base", tuned) or config
     truth, told = AutoModelForCausalLM.from_pretrained(whole, output_loading_info=True)
     assert not told["missing_keys"]
     torch.testing.assert_close(found, logits(truth), atol=1e-5, rtol=0)
@@ -281,9 +293,10 @@ def runs(pair: wb.CheckpointPair, **options: bool) -> tuple[str, str]:
 
 def test_the_preflight_says_whether_both_sides_run(originals, tmp_path):
     good = wb.load_pair(originals / "base", originals / "lora")
-    assert runs(good) == ("ok", "both sides load whole, every parameter as it was read")
-    assert runs(good, run=True)[0] == "ok"
-    assert "plain loading" in runs(good, run=True)[1]
+    for options in ({}, {"run": True}):
+        status, found = runs(good, **options)
+        assert status == "ok"
+        assert "their logits are those of a plain loading" in found
     assert "runs" not in set(good.check(run=False).table["item"])
     assert "runs" not in set(good.check(read=False).table["item"])
     broken = changed(originals / "full", tmp_path / "broken", lambda s: without(LAST, s))
@@ -293,11 +306,127 @@ def test_the_preflight_says_whether_both_sides_run(originals, tmp_path):
     assert LAST.removesuffix(".weight") in found
 
 
-def test_another_model_than_a_plain_loading_gives_is_told(originals, tmp_path):
-    """Names that only we can read: a plain loading runs random numbers there."""
-    tuned = changed(originals / "full", tmp_path / "tuned", WRAPPED["compiled"])
-    pair = wb.load_pair(originals / "base", tuned)
-    assert runs(pair)[0] == "ok"
+def test_another_model_than_a_plain_loading_gives_is_told(originals, monkeypatch):
+    from workbench.loaders import running
+
+    other = Checkpoint.parse(originals / "full").load()
+    monkeypatch.setattr(running, "_plain", lambda checkpoint: other)
+    pair = wb.load_pair(originals / "base", originals / "lora")
     status, found = runs(pair, run=True)
     assert status == "warn"
     assert "from those of a plain loading" in found
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_a_wrapped_model_is_held_against_a_loading_that_is_told(kind, originals, tmp_path):
+    tuned = changed(originals / "full", tmp_path / "tuned", WRAPPED[kind])
+    assert runs(wb.load_pair(originals / "base", tuned))[0] == "ok"
+
+
+KINDS = {
+    "dora": {"use_dora": True},
+    "dora on embeddings": {"use_dora": True, "target_modules": ["embed_tokens", "q_proj"]},
+    "embeddings": {"target_modules": ["embed_tokens", "q_proj"]},
+    "saved head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "patterns": {"rank_pattern": {"q_proj": 7}, "alpha_pattern": {"k_proj": 11}},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_adapter_runs_as_peft_runs_it(kind: str, originals, tmp_path: Path):
+    lora = adapter(tiny("llama"), tmp_path / "lora", **KINDS[kind])
+    plain = AutoModelForCausalLM.from_pretrained(originals / "base")
+    wanted = logits(PeftModel.from_pretrained(plain, lora).eval())
+    found = run(f"{originals / 'base'}+{lora}")
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    assert runs(wb.load_pair(originals / "base", lora))[0] == "ok"
+
+
+def test_a_model_is_proved_once(originals, tmp_path, monkeypatch):
+    """And again once any number of it is another."""
+    from workbench.loaders import running
+
+    tuned = shutil.copytree(originals / "full", tmp_path / "tuned")
+    pair = wb.load_pair(originals / "base", tuned)
+    assert runs(pair)[0] == "ok"
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "_plain", None)  # would be called
+        assert runs(wb.load_pair(originals / "base", tuned))[0] == "ok"
+        with pytest.raises(TypeError):
+            pair.check(run=True)
+        shutil.rmtree(tuned)
+        changed(originals / "full", tuned, lambda s: s | {LAST: s[LAST] + 1e-3})
+        with pytest.raises(TypeError):
+            wb.load_pair(originals / "base", tuned).check()
+
+
+def test_of_an_adapter_beside_whole_weights_it_is_said_which_is_read(originals, tmp_path):
+    both = shutil.copytree(originals / "full", tmp_path / "both")
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(originals / "lora" / file, both)
+    pair = wb.load_pair(originals / "base", both)
+    assert pair.tuned.lora is not None
+    assert any("The adapter is used" in note for note in pair.check().notes)
+    (both / "adapter_model.safetensors").unlink()
+    whole = wb.load_pair(originals / "base", both)
+    assert whole.tuned.lora is None
+    assert changes(whole) == changes(wb.load_pair(originals / "base", originals / "full"))
+    report = whole.check()
+    assert any("The whole weights are compared" in note for note in report.notes)
+    # transformers would run the adapter's base in its place.
+    with pytest.raises(wb.WorkbenchError, match="move the adapter's files"):
+        whole.tuned.load()
+
+
+PACKED = {
+    "float8": (torch.float8_e4m3fn, "stored as float8_e4m3fn"),
+    "int8": (torch.int8, "stored as whole numbers"),
+    "uint8": (torch.uint8, "stored as whole numbers"),
+}
+
+
+@pytest.mark.parametrize("form", ["bin", "safetensors"])
+@pytest.mark.parametrize("kind", PACKED)
+def test_packed_numbers_are_not_compared(kind: str, form: str, originals, tmp_path):
+    dtype, says = PACKED[kind]
+    tuned = shutil.copytree(originals / "full", tmp_path / "tuned")
+    file = tuned / "model.safetensors"
+    state = {n: t.to(dtype) if "proj" in n else t for n, t in load_file(file).items()}
+    if form == "bin":
+        file.unlink()
+        torch.save(state, tuned / "pytorch_model.bin")
+    else:
+        save_file(state, file, metadata={"format": "pt"})
+        says = says.replace("float8_e4m3fn", "F8_E4M3")
+    with pytest.raises(wb.WorkbenchError, match=says):
+        wb.load_pair(originals / "base", tuned)
+
+
+def test_factors_of_another_tool_are_told(originals, tmp_path):
+    own = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    (tmp_path / "kohya").mkdir()
+    save_file(
+        {f"{own}.lora_down.weight": torch.ones(2, 4), f"{own}.lora_up.weight": torch.ones(4, 2),
+         f"{own}.alpha": torch.ones(())},
+        tmp_path / "kohya" / "some.safetensors",
+    )  # fmt: skip
+    with pytest.raises(wb.WorkbenchError, match="nothing but factors of LoRA"):
+        wb.load_pair(originals / "base", tmp_path / "kohya")
+
+
+def test_an_adapter_of_a_classifier_is_compared_and_not_run(originals, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForSequenceClassification
+
+    bare = tiny("llama")
+    classifier = LlamaForSequenceClassification(bare.config)
+    options = {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": False}
+    made = get_peft_model(classifier, LoraConfig(task_type="SEQ_CLS", **options))
+    made.save_pretrained(tmp_path / "lora")
+    pair = wb.load_pair(originals / "base", tmp_path / "lora")
+    assert len([delta for delta in pair.deltas() if delta.changed]) == 2
+    report = pair.check()
+    assert report.ok
+    assert any("score.weight" in note for note in report.notes)
+    with pytest.raises(wb.WorkbenchError, match=r"score.weight .* reaches no module"):
+        pair.tuned.load()

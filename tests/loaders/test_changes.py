@@ -213,11 +213,20 @@ def members(folder: Path) -> dict[str, CheckpointPair]:
         "gpt2": (gpt2, saved(nudged(tiny("gpt2")), folder / "gpt2-tuned")),
         "conv": (gpt2, conv),
         "embedding": (saved(tiny("tied"), folder / "tied"), embedding),
+        "dora embedding": (
+            base,
+            adapter(
+                tiny("llama"),
+                folder / "dora-embedding",
+                use_dora=True,
+                target_modules=["embed_tokens"],
+            ),
+        ),
         "other base": (base, f"{tuned}+{adapters['lora']}"),
         "dora on another base": (base, f"{tuned}+{adapters['dora']}"),
         **{name: (base, place) for name, place in adapters.items()},
     }
-    return {name: wb.load_pair(*sides) for name, sides in given.items()}
+    return {name: wb.load_pair(*sides) for name, sides in given.items()}  # fmt: skip
 
 
 def test_every_kind_of_member_gives_the_norms_of_its_deltas(blocks, tmp_path: Path):

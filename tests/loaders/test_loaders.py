@@ -92,6 +92,7 @@ ADAPTERS = {
     "conv1d": ("gpt2", {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
     "conv1d dora": ("gpt2", {"target_modules": ["c_attn"], "fan_in_fan_out": True,
                              "use_dora": True}),
+    "dora embedding": ("llama", {"target_modules": ["embed_tokens", "v_proj"], "use_dora": True}),
     "embedding": ("llama", {"target_modules": ["embed_tokens", "v_proj"]}),
     "tied": ("tied", {}),
 }  # fmt: skip

@@ -234,3 +234,18 @@ def test_bfloat16_checkpoints_are_analysed(tmp_path: Path):
 def test_bad_arguments_are_one_sentence(bad, base: Path):
     with pytest.raises(wb.WorkbenchError, match="Expected"):
         wb.spectral.intruders(wb.load_pair(base, base), **bad)
+
+
+def test_a_matrix_that_was_zero_has_no_intruders(tmp_path: Path):
+    """LLaMA Pro's added blocks begin as zeros: there is nothing that a vector could be new to."""
+    model = tiny("llama")
+    with torch.no_grad():
+        model.get_parameter("model.layers.1.mlp.down_proj.weight").zero_()
+    base = saved(model, tmp_path / "base")
+    pair = wb.load_pair(base, saved(nudged(model), tmp_path / "tuned"))
+    for method in ("auto", "decide"):
+        found = wb.spectral.intruders(pair, k=3, method=method)
+        here = found.table[found.table["layer"].eq(1)]
+        assert "mlp.down_proj" not in set(here["component"])
+        assert "mlp.up_proj" in set(here["component"])
+        assert any("zero in 1.mlp.down_proj" in note for note in found.provenance.notes)

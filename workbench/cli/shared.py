@@ -20,6 +20,7 @@ Device = Annotated[
     str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: all GPUs, memory, disk.")
 ]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16, for every run of a model.")]
+WIDEST = 10_000  # characters of a line that no terminal breaks
 WHERE = "Where: here, local:N, ray:auto, ray:HOST:PORT or ray://HOST:PORT."
 On = Annotated[str, typer.Option(help=WHERE)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
@@ -125,13 +126,32 @@ def group_of(path: Path) -> Any:
 
 
 def show(table: Any, json: bool) -> None:
-    from workbench.errors import visible
-
     if json:
         print(table.to_json(orient="records", lines=True), end="")
     else:
-        plain = table.map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
-        print(plain.to_string(index=False, justify="left"))
+        _console().print(table_of(table))
+
+
+def _console() -> Any:
+    """The terminal, or whatever output is written to, where lines are as long as they get."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else WIDEST, highlight=False, soft_wrap=False)
+
+
+def table_of(table: Any) -> Any:
+    """A data frame whose cells break between words where the terminal is narrower."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from workbench.errors import visible
+
+    made = Table(box=None, pad_edge=False, header_style="")
+    for name in table:
+        made.add_column(Text(str(name)), overflow="fold")
+    for row in table.itertuples(index=False):
+        made.add_row(*(Text(visible(str(cell))) for cell in row))
+    return made
 
 
 def named(members: list[str] | None, option: str = "member") -> dict[str, str]:

@@ -112,7 +112,8 @@ def require_attached(model: nn.Module, lora: Adapter, name: str) -> None:
 def _plain(name: str) -> str:
     """A name of peft's, without what only tells one adapter from another."""
     name = re.sub(r"\.(lora_\w+|modules_to_save)\.(?!weight$|bias$)[^.]+", r".\1", name)
-    return name.replace(".modules_to_save.", ".").replace(".base_layer.", ".")
+    name = name.replace(".modules_to_save.", ".").replace(".base_layer.", ".")
+    return name.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
 
 
 def _read_as(model: nn.Module, weights: Weights) -> dict[str, str]:

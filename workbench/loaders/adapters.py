@@ -26,6 +26,7 @@ from workbench.files import is_count, is_number, read_json
 from workbench.loaders.foreign import pointers
 from workbench.loaders.weights import Weights, from_files, from_module, inside
 
+FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
 # How peft names the tensors it adds to a module; .default appears only in a model in memory.
 ADDED = re.compile(
@@ -210,6 +211,23 @@ class Adapter:
     def replacement(self, parameter: str) -> Tensor:
         return self.weights[self._names[1][parameter]]
 
+    def is_embedding(self, module: str) -> bool:
+        """Whether the module is one of tokens, whose matrix is stored (tokens, out)."""
+        return "lora_embedding_A" in self.parts[module]
+
+    def formed(
+        self, module: str, base: Float[Tensor, "out in"], factors: Factors
+    ) -> Float[Tensor, "out in"] | None:
+        """The tuned matrix of a DoRA module, float32; None where the factors are all its change."""
+        magnitude = self.magnitude(module)
+        if magnitude is None:
+            return None
+        if self.is_embedding(module):
+            # Norms are over tokens, one for each number of an embedding.
+            across = Factors(factors.down.T, factors.up.T)
+            return dora(base.T, across, magnitude).T.contiguous()
+        return dora(base, factors, magnitude)
+
     def _pair(self, module: str) -> tuple[tuple[str, str], bool]:
         """The names of `up` and `down` of one module, and whether they are stored transposed."""
         parts = self.parts[module]
@@ -232,6 +250,11 @@ def dora(
     return magnitude[:, None] * direction / torch.linalg.vector_norm(direction, dim=1)[:, None]
 
 
+def adapter_files(folder: Path) -> list[Path]:
+    """The files of an adapter's weights that are there, the one to read first."""
+    return [folder / name for name in FILES if (folder / name).exists()]
+
+
 def read_adapter(folder: Path) -> Adapter:
     """A PEFT adapter folder; raises WorkbenchError for what is not a readable LoRA adapter."""
     for pointer in pointers(folder):
@@ -239,10 +262,9 @@ def read_adapter(folder: Path) -> Adapter:
             f"{pointer} is a Git LFS pointer and not the file itself; run `git lfs pull` there."
         )
     config = read_json(folder / "adapter_config.json", remedy="save the adapter again")
-    names = ("adapter_model.safetensors", "adapter_model.bin")
-    files = [folder / name for name in names if (folder / name).exists()]
+    files = adapter_files(folder)
     if not files:
-        raise WorkbenchError(f"Expected {' or '.join(names)} in {folder}, found neither.")
+        raise WorkbenchError(f"Expected {' or '.join(FILES)} in {folder}, found neither.")
     return _checked(Adapter(str(folder), config, from_files([inside(files[0])])))
 
 

@@ -244,12 +244,15 @@ def _formed(pair: CheckpointPair, name: str) -> Sides:
     stored = pair.stored(theirs, base)
     own = base if stored is None else stored
     factors, magnitude = fitting(lora, module, tuple(base.shape)), lora.magnitude(module)
+    whole = lora.formed(module, own, factors) if lora.is_embedding(module) else None
 
     def rows(first: int, last: int) -> slice:
         return slice(first // base.shape[1], last // base.shape[1])
 
     def formed(first: int, last: int) -> Tensor:
         at = rows(first, last)
+        if whole is not None:  # whose norms are over all tokens
+            return whole[at].flatten()
         change = Factors(factors.up[at], factors.down)
         if magnitude is None:
             return (own[at].float() + change.product).flatten()

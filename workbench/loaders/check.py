@@ -16,6 +16,7 @@ from workbench.files import MIB, is_count, read_json, read_text
 from workbench.loaders.adapters import CONVERT
 from workbench.loaders.changes import measured
 from workbench.loaders.configs import computing, writing
+from workbench.loaders.weights import has_weights
 from workbench.results import PLACE
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from workbench.loaders.pair import CheckpointPair
 
 STOP, WARN, NOTE, OK = "stop", "warn", "note", "ok"
-SMALL = 10**9  # bytes of both sides, which are loaded without being asked to
+SMALL = 10**9  # bytes of both sides, which are run without being asked to
 FEW, MOST = 0.1, 0.9  # of the base's entries matched: below, nothing can be said; above, all
 # How quantised and converted copies of a model are called after it.
 QUANTISED = re.compile(
@@ -76,14 +77,15 @@ def check(
 
     read: also read every tensor once, for NaN and inf and for which parameters changed and by how
     much. run: also hold the logits of both sides, one after the other, against a plain loading by
-    transformers and peft; None only loads both where they are small, see `SMALL`; False does not.
+    transformers and peft; None does so where they are small, see `SMALL`, and once only of a
+    checkpoint (remembered by its fingerprint); False does not.
     fingerprints: take both sides' in the same reading, for what is run next.
     Nothing is raised for a bad pair; `PairReport.require` does that.
     """
     lines, changes = _answers(pair, factors=read), None
     good = not any(status == STOP for _, status, _, _ in lines)
     if good and (run or (run is None and read and _bytes(pair) < SMALL)):
-        lines.extend(_runs(pair, logits=bool(run)))
+        lines.extend(_runs(pair, anew=bool(run)))
     if read and good:
         changes, found = _changes(pair, fingerprints)
         lines.extend(found)
@@ -95,20 +97,18 @@ def _bytes(pair: CheckpointPair) -> int:
     return sum(math.prod(info.shape) * info.dtype.itemsize for info in infos if info.dtype)
 
 
-def _runs(pair: CheckpointPair, *, logits: bool) -> Iterator[Line]:
+def _runs(pair: CheckpointPair, *, anew: bool) -> Iterator[Line]:
     from workbench.loaders.running import require_runs
 
     for side, one in (("base", pair.base), ("tuned", pair.tuned)):
         try:
-            require_runs(one, logits=logits)
+            require_runs(one, anew=anew)
         except WorkbenchError as error:
             remedy = "Analyses of the weights apply; whatever runs the model is refused."
             yield "runs", WARN, f"the {side} side does not: {str(error).rstrip('.')}", remedy
             return
     found = "both sides load whole, every parameter as it was read"
-    if logits:
-        found += "; their logits are those of a plain loading"
-    yield "runs", OK, found, ""
+    yield "runs", OK, f"{found}; their logits are those of a plain loading", ""
 
 
 def limits(pair: CheckpointPair) -> PairReport:
@@ -120,8 +120,8 @@ def _answers(pair: CheckpointPair, *, factors: bool) -> list[Line]:
     """The answers of all questions but those that take every parameter. factors: read those of an
     adapter too, not headers alone."""
     questions: tuple[Callable[[CheckpointPair], Iterator[Line]], ...] = (
-        _base, _architecture, _config, _names, _shapes, _tied, _dtype, _adapter, _adapter_shapes,
-        *([_adapter_effect] if factors else []), _adapter_start, _vocabulary,
+        _base, _architecture, _config, _names, _shapes, _tied, _dtype, _which, _adapter,
+        _adapter_shapes, *([_adapter_effect] if factors else []), _adapter_start, _vocabulary,
     )  # fmt: skip
     return [line for question in questions for line in question(pair)]
 
@@ -284,6 +284,22 @@ def _bare_name(reference: str | Path) -> str:
     name = re.sub(r"@.*$", "", Path(reference).name.lower())
     name = re.sub(QUANTISED, "", name)
     return re.sub(r"[^a-z0-9]", "", name)
+
+
+def _which(pair: CheckpointPair) -> Iterator[Line]:
+    """What of a folder that holds an adapter and whole weights is read."""
+    for side in dict.fromkeys((pair.base, pair.tuned)):
+        folder = Path(side.adapter) if side.adapter else side.folder
+        if folder is None or not (folder / "adapter_config.json").exists():
+            continue
+        if side.adapter is None:
+            found = f"{side.name} holds whole weights and an adapter_config.json"
+            remedy = "The whole weights are compared; to run them, move the adapter's files away."
+            yield "adapter", WARN, found, remedy
+        elif has_weights(folder):
+            found = f"{side.adapter} holds an adapter and whole weights"
+            remedy = "The adapter is used; keep the two in folders of their own."
+            yield "adapter", WARN, found, remedy
 
 
 def _adapter(pair: CheckpointPair) -> Iterator[Line]:

@@ -22,14 +22,22 @@ from workbench.devices import Device, load_spread, settle, spread
 from workbench.errors import WorkbenchError, reason, visible
 from workbench.files import is_count, read_json
 from workbench.loaders.account import require_attached, require_decoder, require_read, require_whole
-from workbench.loaders.adapters import Adapter, adapter_in, base_weights_in, read_adapter
+from workbench.loaders.adapters import (
+    Adapter,
+    adapter_files,
+    adapter_in,
+    base_weights_in,
+    read_adapter,
+)
 from workbench.loaders.experts import apart
 from workbench.loaders.headers import require_gguf
 from workbench.loaders.names import BEFORE, HEAD, TOKENS, WRAPPED, embedding, heads, unwrapped
 from workbench.loaders.plausible import require_loadable
-from workbench.loaders.weights import Weights, from_files, from_module, shard_files
+from workbench.loaders.weights import Weights, from_files, from_module, has_weights, shard_files
 from workbench.results import replacing
 
+# A factor of a LoRA by any tool's names.
+FACTOR = re.compile(r"(^|[._])lora_|\.(alpha|dora_scale)$", re.IGNORECASE)
 # What a hub download needs: weights, config and tokenizer, never code.
 WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
@@ -153,6 +161,11 @@ class Checkpoint:
                 found = found.placed({own: name for name, own in plain.items()})
         if not found:
             raise WorkbenchError(f"{self.name} holds no floating-point tensors.")
+        if all(FACTOR.search(name) for name in found):
+            raise WorkbenchError(
+                f"{self.name} holds nothing but factors of LoRA ({next(iter(found))}), and not "
+                "what they change and how strongly; save the adapter with peft's save_pretrained."
+            )
         _require_filled(found, self.name)
         _require_plain(self.config, self.name)
         shapes = {name: info.shape for name, info in found.info.items()}
@@ -243,11 +256,17 @@ class Checkpoint:
 
         assert self.folder is not None
         require_decoder(self.config, self.name)
+        if (self.folder / "adapter_config.json").exists():
+            raise WorkbenchError(
+                f"{self.folder} holds an adapter_config.json beside whole weights, for which "
+                "transformers would run the adapter's base; move the adapter's files to a folder "
+                "of their own."
+            )
         require_loadable(self.folder, self.config, self.weights().info)
         told: dict[str, Any] = {}
         asked: dict[str, Any] = {
             "dtype": dtype or "auto",
-            "key_mapping": self._wrappers or None,
+            "key_mapping": self.wrappers or None,
             "local_files_only": True,
             "trust_remote_code": False,
             "output_loading_info": True,
@@ -281,7 +300,7 @@ class Checkpoint:
         return model.to(torch.device(device)).eval()  # pyright: ignore[reportArgumentType]
 
     @cached_property
-    def _wrappers(self) -> dict[str, str]:
+    def wrappers(self) -> dict[str, str]:
         """For transformers: pattern -> what stands for it, to read names without what a training
         tool put into them."""
         assert self.folder is not None
@@ -403,7 +422,11 @@ def _shortened(reference: str) -> str:
 
 
 def is_adapter(path: str | Path) -> bool:
-    return (Path(path) / "adapter_config.json").exists()
+    """Whether the folder is to be read as an adapter: it has one, or nothing else."""
+    folder = Path(path)
+    if not (folder / "adapter_config.json").exists():
+        return False
+    return bool(adapter_files(folder)) or not has_weights(folder)
 
 
 def _digest_of(weights: Mapping[str, torch.Tensor]) -> str:

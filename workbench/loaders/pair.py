@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from workbench.devices import Device, entry
 from workbench.errors import WorkbenchError, visible
-from workbench.loaders.adapters import Adapter, Factors, dora
+from workbench.loaders.adapters import Adapter, Factors
 from workbench.loaders.checkpoint import Checkpoint, is_adapter
 from workbench.loaders.experts import running, stored_name, view
 from workbench.loaders.names import HEAD, TOKENS, ParameterSite, align, is_conv1d, locate
@@ -420,10 +420,10 @@ def fitting(lora: Adapter, module: str, shape: tuple[int, ...]) -> Factors:
 def _with_adapter(delta: Delta, lora: Adapter | None, module: str) -> Delta:
     assert lora is not None
     factors = fitting(lora, module, tuple(delta.base.shape))
-    magnitude = lora.magnitude(module)
-    if magnitude is None:
+    formed = lora.formed(module, delta.base, factors)
+    if formed is None:
         return Delta(delta.site, delta.base, factors=factors)
-    return Delta(delta.site, delta.base, whole=dora(delta.base, factors, magnitude))
+    return Delta(delta.site, delta.base, whole=formed)
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:

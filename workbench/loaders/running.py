@@ -6,24 +6,38 @@ One side at a time is in memory. Loading alone already holds every parameter aga
 
 from __future__ import annotations
 
+import contextlib
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from workbench import cache
 from workbench.errors import WorkbenchError, reason
 from workbench.loaders.checkpoint import Checkpoint, fit_vocabulary, unsaid
+from workbench.results import writing
 
 TOKENS = 8
+RUN_BY = ("torch", "transformers", "peft")
 NEAR = 1e-5  # of the largest logit: float32 sums in another order
 
 
-def require_runs(checkpoint: Checkpoint, *, logits: bool) -> None:
-    """Raise WorkbenchError where it cannot be loaded, or runs as another model. logits: also hold
-    those of eight tokens against a plain from_pretrained of the same references."""
-    own: Any = checkpoint.load(dtype=torch.float32)
-    if not logits or not isinstance(checkpoint.reference, str):
+def require_runs(checkpoint: Checkpoint, *, anew: bool) -> None:
+    """Raise WorkbenchError where it cannot be loaded, or where its logits of eight tokens are not
+    those of a plain from_pretrained of the same references. Of a model in memory, which is what it
+    is, only the first.
+
+    anew: ask although it was found to run so before, by these versions of what runs it.
+    """
+    if not isinstance(checkpoint.reference, str):
+        checkpoint.load()
         return
+    memo = _memo(checkpoint)
+    if memo.exists() and not anew:
+        return
+    own: Any = checkpoint.load(dtype=torch.float32)
     ids = torch.linspace(1, own.get_input_embeddings().weight.shape[0] - 1, TOKENS).long()[None]
     ours = _logits(own, ids)
     del own
@@ -35,10 +49,20 @@ def require_runs(checkpoint: Checkpoint, *, logits: bool) -> None:
             "transformers and peft, so that one of the two is another model; save it again with "
             "save_pretrained."
         )
+    # A cache that cannot be written costs the next one who asks the same again, no more.
+    with contextlib.suppress(OSError, WorkbenchError), writing(memo) as fresh:
+        fresh.touch()
+
+
+def _memo(checkpoint: Checkpoint) -> Path:
+    """What is there once a checkpoint was found to run as it is plainly loaded."""
+    parts = [checkpoint.fingerprint, *(f"{name} {version(name)}" for name in RUN_BY)]
+    return cache.folder("runs", cache.digest(part.encode() for part in parts)[:32])
 
 
 def _plain(checkpoint: Checkpoint) -> nn.Module:
-    """The model as anybody else would load it."""
+    """The model as anybody else would load it; told of the wrappers in its names, without which
+    nobody could."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -46,7 +70,7 @@ def _plain(checkpoint: Checkpoint) -> nn.Module:
         with unsaid():
             model = AutoModelForCausalLM.from_pretrained(
                 str(checkpoint.folder), dtype=torch.float32, local_files_only=True,
-                trust_remote_code=False,
+                trust_remote_code=False, key_mapping=checkpoint.wrappers or None,
             )  # fmt: skip
             if checkpoint.lora is None:
                 return model

@@ -30,6 +30,8 @@ SAFETENSORS_DTYPES = {
 }
 # Numbers of 8 bits and less mean something only times a scale that is another tensor.
 SCALED = ("F8_", "F6_", "F4")
+# How weight files are called, the ones to read first.
+STORED = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 
 
 @dataclass(frozen=True)
@@ -141,12 +143,32 @@ def from_files(files: list[Path]) -> Weights:
             return _at(_torch_file(file)[name], at)
         return _tensor(file, name, info[name], at)
 
+    _require_floats(info, " or ".join(sorted({file.name for file in files})[:2]))
     return Weights(info, read, home)
+
+
+def _require_floats(info: Mapping[str, TensorInfo], where: str) -> None:
+    """Raise WorkbenchError where most of what is stored are whole numbers: packed matrices, which
+    nothing here could unpack."""
+    sizes = {name: math.prod(known.shape) for name, known in info.items()}
+    whole = [name for name, known in info.items() if known.dtype is None]
+    if 2 * sum(sizes[name] for name in whole) > sum(sizes.values()):
+        largest = max(whole, key=sizes.__getitem__)
+        raise WorkbenchError(
+            f"{largest} of {where} is stored as whole numbers, as quantised weights are; give the "
+            "checkpoint it was made from, or dequantise it and save it in bfloat16."
+        )
 
 
 def from_module(module: nn.Module) -> Weights:
     """Weights of a model in memory; a tensor shared by two names appears under the first."""
-    return _once(dict(module.state_dict(keep_vars=False)))
+    return _once(dict(module.state_dict(keep_vars=False)), type(module).__name__)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds a model's weights, under a name that is looked for."""
+    ends = ("", ".index.json")
+    return any((folder / (stem + suffix + end)).exists() for stem, suffix in STORED for end in ends)
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -159,7 +181,7 @@ def shard_files(folder: Path) -> list[Path]:
         raise WorkbenchError(
             f"{pointer} is a Git LFS pointer and not the file itself; run `git lfs pull` there."
         )
-    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+    for stem, suffix in STORED:
         single, index = folder / f"{stem}{suffix}", folder / f"{stem}{suffix}.index.json"
         if single.exists():
             return [inside(single)]
@@ -227,10 +249,7 @@ def _info(file: Path) -> dict[str, TensorInfo]:
     found = safetensors_header(file)
     small = [name for name, stored in found.items() if stored.kind.startswith(SCALED)]
     if small:
-        raise WorkbenchError(
-            f"{small[0]} in {file} is stored as {found[small[0]].kind}, whose scale lies "
-            "elsewhere; convert the checkpoint to bfloat16."
-        )
+        raise _scaled(small[0], file, found[small[0]].kind)
     return {
         name: TensorInfo(stored.shape, SAFETENSORS_DTYPES.get(stored.kind), stored.start)
         for name, stored in found.items()
@@ -239,6 +258,13 @@ def _info(file: Path) -> dict[str, TensorInfo]:
 
 def _at(tensor: Tensor, at: int | None) -> Tensor:
     return tensor if at is None else tensor[at]
+
+
+def _scaled(name: str, file: Path, kind: str) -> WorkbenchError:
+    return WorkbenchError(
+        f"{name} in {file} is stored as {kind}, whose scale lies elsewhere; convert the checkpoint "
+        "to bfloat16."
+    )
 
 
 def _tensor(file: Path, name: str, known: TensorInfo, at: int | None) -> Tensor:
@@ -279,20 +305,23 @@ def _torch_file(file: Path) -> Weights:
             "safetensors."
         )
     tensors = {n: t for n, t in state.items() if isinstance(n, str) and isinstance(t, Tensor)}
+    small = [n for n, t in tensors.items() if t.is_floating_point() and t.itemsize < 2]
+    if small:
+        raise _scaled(small[0], file, str(tensors[small[0]].dtype).removeprefix("torch."))
     for name, tensor in tensors.items():
         # Strides of zero let a file of a few bytes stand for any size.
         if tensor.layout != torch.strided or tensor.is_quantized or _stretched(tensor):
             raise WorkbenchError(
                 f"{name} in {file} is not stored as a plain tensor; convert it to safetensors."
             )
-    return _once(tensors)
+    return _once(tensors, file.name)
 
 
 def _stretched(tensor: Tensor) -> bool:
     return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
 
 
-def _once(state: Mapping[str, Tensor]) -> Weights:
+def _once(state: Mapping[str, Tensor], where: str) -> Weights:
     """A state dict in memory as Weights, each storage once."""
     kept: dict[str, Tensor] = {}
     seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
@@ -307,4 +336,5 @@ def _once(state: Mapping[str, Tensor]) -> Weights:
         n: TensorInfo(tuple(t.shape), t.dtype if t.is_floating_point() else None)
         for n, t in kept.items()
     }
+    _require_floats(info, where)
     return Weights(info, lambda name, at: _at(kept[name], at))

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, some
 from workbench.loaders import CheckpointPair, Delta
 from workbench.loaders.adapters import Factors
 from workbench.meaning import finished
@@ -196,6 +196,7 @@ def intruders(
     max_cosine is there per vector, so a count at any smaller k and any eps is a group-by. Not so
     with "decide": sigma, max_cosine_low, max_cosine_high, intruder and fallback (1 where only the
     base's decomposition decided) and the nulls' bounds and intruder, all for this eps.
+    Matrices that are zero in the base are left out, and named in a note.
     Raises WorkbenchError for a bad argument or a pair that fails its preflight.
     """
     if k < 1 or not 0 < eps <= 1:
@@ -212,14 +213,24 @@ def intruders(
         )
     parameters = {"k": k, "eps": eps, "side": side, "method": method, "nulls": nulls}
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device))
-    rows = []
+    rows, zero = [], []
     sites = pair.sites()
     for site in tqdm(sites, desc=f"intruders {pair.name}", disable=None, leave=False):
         delta = pair.delta(site)
+        if not delta.base.any():
+            # It has no singular vectors, so that none can be new: LLaMA Pro's added blocks.
+            zero.append(str(site))
+            continue
         for name, values in _one_matrix(delta, k, eps, side, method, nulls, seed, device).items():
             for rank, value in enumerate(values.tolist()):
                 at = None if name == "intruder_energy" else rank
                 rows.append((pair.name, *site.at, at, name, value))
+    if zero:
+        note = (
+            f"{pair.name}: the base's own matrix is zero in {some(zero)}, which has no singular "
+            "vectors to be compared with and is left out."
+        )
+        provenance = provenance.with_notes((*provenance.notes, note))
     return finished("spectral.intruders", by_matrix(rows), provenance)
 
 
