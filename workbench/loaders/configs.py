@@ -37,7 +37,17 @@ def computing(
     if not any(_differing(ours, theirs)):
         return []
     first, last = folders
-    return list(_differing(_filled(ours, first), _filled(theirs, last)))
+    return list(_differing(*_alike(_filled(ours, first), _filled(theirs, last))))
+
+
+def _alike(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Both sides' configs, of a multimodal model beside a language model alone that of its own."""
+    inner = [config.get("text_config") for config in (ours, theirs)]
+    if inner[0] and not inner[1]:
+        return inner[0], theirs
+    return (ours, inner[1]) if inner[1] and not inner[0] else (ours, theirs)
 
 
 def writing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

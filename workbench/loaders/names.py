@@ -34,6 +34,7 @@ BESIDE = re.compile(r"(^|\.)v_head\.")
 HEAD = re.compile(r"(^|\.)(lm_head|embed_out|predictions\.decoder)\.weight$")
 TOKENS = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings)\.weight$")
 EXPERT = re.compile(r"(\bexperts\.)(\d+)\.")
+LEADING = re.compile(r"^(model\.)+")
 LANGUAGE = re.compile(r"\blanguage_model\.")
 LEGACY = {"gamma": "weight", "beta": "bias"}
 
@@ -107,8 +108,9 @@ def _component(rest: str) -> str:
 
 def modern(name: str) -> str:
     """Old BERT checkpoints say gamma and beta where today's say weight and bias; a language model
-    inside a multimodal one is called so, here or there, by the version of transformers."""
-    head, dot, last = LANGUAGE.sub("", name).rpartition(".")
+    inside a multimodal one is called so, here or there, by the version of transformers, and by that
+    the whole is a `model.` more or less."""
+    head, dot, last = LEADING.sub("", LANGUAGE.sub("", name)).rpartition(".")
     return head + dot + LEGACY.get(last, last)
 
 
