@@ -8,6 +8,7 @@ resolves for it: names forgiven there and not here, or the other way round, end 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,11 +19,12 @@ from torch import Tensor, nn
 from workbench.errors import WorkbenchError, some
 from workbench.loaders.adapters import Adapter
 from workbench.loaders.experts import apart, view
+from workbench.loaders.mapped import Entries, Files, entries_of, held
 from workbench.loaders.names import BESIDE, HEAD, align
 from workbench.loaders.weights import Weights
 from workbench.log import log
 
-ENTRIES = 4096  # of each parameter are compared, in rows spread over it; all of a smaller one
+ENTRIES, RUNS = 4096, 4  # of each parameter are compared, in runs spread over it
 
 
 def require_decoder(config: Mapping[str, Any], name: str) -> None:
@@ -78,7 +80,7 @@ def require_read(model: nn.Module, weights: Weights, config: Mapping[str, Any], 
     running, named = _as_stored(model, config), _read_as(model, weights)
     if not named:
         named = align(list(running), list(weights))
-    twice = _shared_names(model)
+    twice, files = _shared_names(model), Files()
     for own, tensor in running.items():
         names = (named.get(name) for name in (own, *twice.get(own, ())))
         stored = next((name for name in names if name is not None), None)
@@ -87,7 +89,10 @@ def require_read(model: nn.Module, weights: Weights, config: Mapping[str, Any], 
                 f"{own} of the model that {name} makes is in none of its files; give the whole "
                 "checkpoint."
             )
-        if not tensor.is_meta and not _agree(tensor, weights[stored]):
+        if tensor.is_meta:
+            continue
+        same = math.prod(weights.info[stored].shape) == tensor.numel()
+        if not same or not _agree(tensor, entries_of(weights, stored, files)):
             raise WorkbenchError(
                 f"{own} of the model that {name} makes is not {stored} of its files: what would "
                 "run is not what is compared. Save the checkpoint again with save_pretrained."
@@ -102,7 +107,10 @@ def require_attached(model: nn.Module, lora: Adapter, name: str) -> None:
         running.setdefault(_plain(own), []).append(tensor)
     for stored in lora.weights:
         found = running.get(_plain(stored), ())
-        if not any(one.is_meta or _agree(one, lora.weights[stored]) for one in found):
+        whole = lora.weights[stored]
+        if not any(
+            one.is_meta or (one.shape == whole.shape and _agree(one, held(whole))) for one in found
+        ):
             raise WorkbenchError(
                 f"{stored} of the adapter of {name} reaches no module of the model it is put on; "
                 "give the base it was trained on, or save the adapter again with save_pretrained."
@@ -157,13 +165,13 @@ def _shared_names(model: nn.Module) -> dict[str, list[str]]:
     return found
 
 
-def _agree(running: Tensor, stored: Tensor) -> bool:
-    """Whether a sample of entries is the same, at the precision that runs."""
-    if running.shape != stored.shape:
-        return running.numel() == stored.numel() and _agree(running.flatten(), stored.flatten())
-    if running.numel() > ENTRIES and running.ndim:
-        width = max(1, running.numel() // len(running))
-        rows = torch.linspace(0, len(running) - 1, max(4, ENTRIES // width)).long()
-        running, stored = running[rows.to(running.device)], stored[rows.to(stored.device)]
-    same = stored.to(running) == running
-    return bool((same | (running.isnan() & stored.to(running).isnan())).all())
+def _agree(running: Tensor, stored: Entries) -> bool:
+    """Whether a sample of entries is the same, at the precision that runs; all of a small one."""
+    size, flat = running.numel(), running.reshape(-1)
+    runs = [(0, size)]
+    if size > ENTRIES:
+        each = ENTRIES // RUNS
+        runs = [(at, at + each) for at in range(0, size - each + 1, (size - each) // (RUNS - 1))]
+    ours = torch.cat([flat[first:last] for first, last in runs]).cpu()
+    theirs = torch.cat([stored(first, last) for first, last in runs]).to(ours.dtype)
+    return torch.equal(ours, theirs) or torch.allclose(ours, theirs, rtol=0, atol=0, equal_nan=True)

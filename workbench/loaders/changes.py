@@ -11,7 +11,7 @@ no number.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +25,15 @@ from workbench.errors import WorkbenchError
 from workbench.files import MIB
 from workbench.loaders.adapters import Factors, dora
 from workbench.loaders.checkpoint import Checkpoint
-from workbench.loaders.mapped import Files, Following, Hashing, same_bytes
+from workbench.loaders.mapped import (
+    Entries,
+    Files,
+    Following,
+    Hashing,
+    entries_of,
+    held,
+    same_bytes,
+)  # fmt: skip
 from workbench.loaders.names import ParameterSite
 from workbench.loaders.pair import (
     CheckpointPair,
@@ -43,9 +51,6 @@ STRETCH = 128 * MIB  # bytes of the base between two times that all threads wait
 MOST_THREADS = 8  # more have nothing to do: hashing one file is the work of one
 # A float32 sum of squares below this may have lost entries whose squares are no float32 any more.
 LEAST = 1e-20
-
-Entries = Callable[[int, int], Tensor]
-"""(first, last) -> those entries of a flattened parameter, at stored precision."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +212,7 @@ def _sides(pair: CheckpointPair, name: str, files: Files) -> Sides:
     theirs, base = pair.comparable[name], pair.base.weights()
     if _is_formed(pair, name):
         return _formed(pair, name)
-    ours = _entries(base, name, files)
+    ours = entries_of(base, name, files)
     if theirs in pair.replaced:
         assert pair.tuned.lora is not None
         whole = pair.tuned.lora.replacement(pair.replaced[theirs])
@@ -216,24 +221,10 @@ def _sides(pair: CheckpointPair, name: str, files: Files) -> Sides:
                 f"The adapter replaces {theirs} by {tuple(whole.shape)} but the base has "
                 f"{base.info[name].shape} there; it was trained on another base."
             )
-        return Sides(ours, _held(whole))
+        return Sides(ours, held(whole))
     if pair.shared_base:
         return Sides(ours, None)
-    return Sides(ours, _entries(pair.tuned.weights(), theirs, files))
-
-
-def _entries(weights: Weights, name: str, files: Files) -> Entries:
-    """Entries as they are stored: a transposed matrix is not turned, no norm depends on it."""
-    known = weights.info[name]
-    if known.start is None or known.dtype is None:
-        return _held(weights[name])
-    file, start, dtype = files[weights.home[name]], known.start, known.dtype
-    return lambda first, last: file.entries(start, dtype, first, last)
-
-
-def _held(tensor: Tensor) -> Entries:
-    flat = tensor.flatten()
-    return lambda first, last: flat[first:last].cpu()
+    return Sides(ours, entries_of(pair.tuned.weights(), theirs, files))
 
 
 def _formed(pair: CheckpointPair, name: str) -> Sides:

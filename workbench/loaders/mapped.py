@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import mmap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from workbench import cache
 from workbench.errors import WorkbenchError
 from workbench.files import MIB
+from workbench.loaders.weights import Weights
 
 
 class Mapped:
@@ -73,6 +74,26 @@ class Files(dict[Path, Mapped]):
     def release(self) -> None:
         for file in self.values():
             file.release()
+
+
+Entries = Callable[[int, int], Tensor]
+"""(first, last) -> those entries of a flattened parameter, at stored precision."""
+
+
+def entries_of(weights: Weights, name: str, files: Files) -> Entries:
+    """Entries as they are stored, without the rest of the tensor where it lies in a file as it is:
+    a transposed matrix is not turned."""
+    known = weights.info[name]
+    if known.start is None or known.dtype is None:
+        return held(weights[name])
+    file, start, dtype = files[weights.home[name]], known.start, known.dtype
+    return lambda first, last: file.entries(start, dtype, first, last)
+
+
+def held(tensor: Tensor) -> Entries:
+    """The entries of a tensor in memory."""
+    flat = tensor.flatten()
+    return lambda first, last: flat[first:last].cpu()
 
 
 class Hashing:
