@@ -114,6 +114,7 @@ def _run(
     study: Study, out: Path, on: str, pairs: Iterable[CheckpointPair] = ()
 ) -> tuple[pd.DataFrame | None, Run]:
     """What came of a study, behind the preflight of these pairs."""
+    runs.begin(out)
     with quiet(), workers(on, device=study.device, peak=_peak(study, on)) as crew:
         if pairs and not (out / "units").exists():
             crew.prepare()  # workers start while this process reads

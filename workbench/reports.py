@@ -17,7 +17,8 @@ import pandas as pd
 from workbench import figures
 from workbench.errors import WorkbenchError, visible
 from workbench.figures import style
-from workbench.results import Result, matrix_columns, writing
+from workbench.outputs import says, writing
+from workbench.results import Result, matrix_columns
 
 QUESTION = "What did fine-tuning do to this model?"
 FIRST = "compare.equivalence"
@@ -149,9 +150,12 @@ def report(
         sections=sections,
         short=SHORT,
     )
-    with writing(Path(path)) as fresh:
+    with writing(Path(path), is_report, what="a report") as fresh:
         fresh.write_text(page, encoding="utf-8")
     return Path(path)
+
+
+is_report = says(b'<meta name="generator" content="workbench">')
 
 
 def _seen(value: Any) -> Any:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import hashlib
 import json
-import os
 import platform
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -25,6 +20,7 @@ import pandas as pd
 from workbench import stored
 from workbench.errors import WorkbenchError, visible
 from workbench.files import read_json
+from workbench.outputs import holds, recover, replacing
 from workbench.version import __version__
 
 if TYPE_CHECKING:
@@ -190,11 +186,12 @@ class Result:
     def save(self, folder: str | Path) -> Path:
         """Write table.parquet, tensors.safetensors and result.json to `folder`, all or nothing.
 
-        A Result already there is replaced only after the new one is complete on disk.
+        A Result already there is replaced only after the new one is complete on disk. Raises
+        WorkbenchError where anything else is there.
         """
         from safetensors.numpy import save_file
 
-        with replacing(Path(folder)) as fresh:
+        with replacing(Path(folder), is_result, what="a saved Result") as fresh:
             stored.write(self.table, fresh / "table.parquet")
             if self.tensors:
                 arrays = {name: np.ascontiguousarray(a) for name, a in self.tensors.items()}
@@ -207,6 +204,7 @@ class Result:
     def load(cls, folder: str | Path) -> Result:
         """Read what `save` wrote; raises WorkbenchError where the folder does not hold a Result."""
         folder = Path(folder)
+        recover(folder)
         if not (folder / "result.json").is_file():
             raise WorkbenchError(
                 f"Expected a saved Result (result.json and table.parquet) in {folder}, found none."
@@ -218,6 +216,17 @@ class Result:
         about, analysis = stored.provenance(folder)
         arrays = stored.tensors(folder / "tensors.safetensors")
         return cls(analysis, stored.table(folder / "table.parquet"), Provenance(**about), arrays)
+
+
+def _marked(folder: Path) -> bool:
+    try:
+        found = read_json(folder / "result.json")
+    except WorkbenchError:
+        return False
+    return isinstance(found.get("analysis"), str) and "format" in found
+
+
+is_result = holds("result.json", "table.parquet", "tensors.safetensors", marked=_marked)
 
 
 def concatenate(results: list[Result]) -> Result:
@@ -246,90 +255,3 @@ def concatenate(results: list[Result]) -> Result:
     return Result(
         first.analysis, table, replace(first.provenance, members=members, notes=notes), tensors
     )
-
-
-@contextlib.contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """A fresh folder that takes `target`'s place when the block ends well, else disappears.
-
-    What a killed run left of it disappears with it. Raises WorkbenchError where it cannot be
-    written: a full disk, a folder that is read-only.
-    """
-    with _told(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=_mark(target), dir=target.parent))
-        try:
-            yield fresh
-            os.chmod(fresh, 0o777 & ~_umask())
-            if target.exists():
-                old = Path(tempfile.mkdtemp(prefix=_mark(target), dir=target.parent))
-                os.replace(target, old / "was")
-                os.replace(fresh, target)
-                shutil.rmtree(old)
-            else:
-                os.replace(fresh, target)
-            _sweep(target)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def writing(target: Path) -> Iterator[Path]:
-    """A temporary file beside `target` that is renamed to it when the block ends well.
-
-    Raises WorkbenchError as `replacing`.
-    """
-    with _told(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=_mark(target), suffix=target.suffix, dir=target.parent
-        )
-        os.close(handle)
-        try:
-            yield Path(name)
-            os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, target)
-            _sweep(target)
-        finally:
-            Path(name).unlink(missing_ok=True)
-
-
-def _mark(target: Path) -> str:
-    """How the names of this process's unfinished copies of `target` begin."""
-    return f"{_family(target)}{os.getpid()}."
-
-
-def _family(target: Path) -> str:
-    return f".{target.name[:100]}.{platform.node()}-"
-
-
-def _sweep(target: Path) -> None:
-    """Remove the unfinished copies of `target` whose processes, on this machine, are gone."""
-    import psutil
-
-    beginning = _family(target)
-    for left in target.parent.glob(glob.escape(beginning) + "*"):
-        owner = left.name.removeprefix(beginning).partition(".")[0]
-        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
-
-
-@contextlib.contextmanager
-def _told(target: Path) -> Iterator[None]:
-    """What the system says of a write that fails, as one sentence that names `target`."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise WorkbenchError(
-            f"{target} cannot be written ({error}); what was there is untouched: make room, or "
-            "choose another folder with --out."
-        ) from error
-
-
-def _umask() -> int:
-    """The user's mask for new files; temporary ones are made private and must take it on."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -21,8 +21,9 @@ import pandas as pd
 from workbench import figures
 from workbench.errors import WorkbenchError, visible
 from workbench.files import read_json
-from workbench.reports import QUESTION, report
-from workbench.results import Result, replacing, writing
+from workbench.outputs import always, holds, require_free, writing
+from workbench.reports import QUESTION, is_report, report
+from workbench.results import Result
 
 ABOUT, FAILED = "run.json", "failed"
 PREFLIGHT = {"item", "status", "found", "remedy"}
@@ -51,15 +52,34 @@ def keep(
         "failures": [_said(name, error) for name, error in failed.items()],
         "preflight": lines,
     }
-    with writing(out / ABOUT) as fresh:
-        fresh.write_text(json.dumps(about, indent=1, default=str), encoding="utf-8")
-    with replacing(out / FAILED) as fresh:
-        for number, (name, error) in enumerate(failed.items(), start=1):
-            trace = "".join(traceback.format_exception(error))
-            (fresh / f"{number:02d}.txt").write_text(f"{_said(name, error)}\n\n{trace}")
-    if not failed:
-        (out / FAILED).rmdir()
+    _write_about(out, about)
+    _write_failed(out / FAILED, failed)
     return redraw(out, formats=formats, workers=workers)
+
+
+def begin(out: Path) -> None:
+    """Make `out` the folder of a run, before its first result. Raises WorkbenchError where it holds
+    anything that no run wrote."""
+    require_free(out, is_run, what="the results of a run")
+    if not (out / ABOUT).exists():
+        _write_about(out, {"title": QUESTION, "results": [], "failures": [], "preflight": []})
+
+
+def _write_about(out: Path, about: dict[str, Any]) -> None:
+    with writing(out / ABOUT, always) as fresh:
+        fresh.write_text(json.dumps(about, indent=1, default=str), encoding="utf-8")
+
+
+def _write_failed(folder: Path, failed: Mapping[str, Exception]) -> None:
+    """A traceback for each of them, and none of an earlier run."""
+    for left in folder.glob("[0-9][0-9].txt"):
+        left.unlink()
+    for number, (name, error) in enumerate(failed.items(), start=1):
+        trace = "".join(traceback.format_exception(error))
+        with writing(folder / f"{number:02d}.txt", always) as fresh:
+            fresh.write_text(f"{_said(name, error)}\n\n{trace}", encoding="utf-8")
+    if not failed and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def redraw(
@@ -77,6 +97,7 @@ def redraw(
     results.
     """
     folder = Path(folder)
+    require_free(folder / "report.html", is_report, what="a report")
     made, about = load(folder), _about(folder)
     pictures = Path(pictures or folder / "figures")
     figures.save_all(made, pictures, formats=formats, workers=workers)
@@ -113,6 +134,16 @@ def load(folder: str | Path) -> dict[str, Result]:
 def failures(folder: str | Path) -> list[str]:
     """What failed in the run under `folder`: one sentence each, as the report says it."""
     return _about(Path(folder))["failures"]
+
+
+def _marked(folder: Path) -> bool:
+    try:
+        return (folder / ABOUT).exists() and bool(_about(folder))
+    except WorkbenchError:
+        return False
+
+
+is_run = holds("results", ABOUT, "figures", "report.html", FAILED, "units", marked=_marked)
 
 
 def _said(name: str, error: Exception) -> str:

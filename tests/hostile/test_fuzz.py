@@ -73,6 +73,7 @@ def test_the_command_line_ends_in_one_sentence(kind: str, base: Path, tuned: Pat
         (tuned / "model.safetensors").write_bytes((1 << 62).to_bytes(8, "little") + b"{}")
         command = ["check", base, tuned]
     elif kind == "adapter":
+        (tuned / "model.safetensors").rename(tuned / "adapter_model.safetensors")
         (tuned / "adapter_config.json").write_text('{"peft_type": "LORA", "r": ' + "[" * 100_000)
         command = ["spectral", "spectrum", base, tuned]
     elif kind == "prompts":

@@ -1,7 +1,10 @@
 """A cut-off run ends in the uninterrupted run's weights, and only what should move moves."""
 
+import importlib
+import itertools
 import json
 import shutil
+import signal
 
 import pytest
 import torch
@@ -67,6 +70,48 @@ def test_resumed_lora_equals_uninterrupted_lora(base_folder, texts, tmp_path) ->
     a, b = (load_file(f / "adapter_model.safetensors") for f in (whole, cut))
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_ctrl_c_saves_where_it_is_and_the_same_call_goes_on_from_there(
+    base_folder, texts, tmp_path, capsys
+) -> None:
+    """Long before the first state that save_every would write."""
+
+    def interrupted(model, tokenizer):
+        scores = {"task": 0.5}
+        if next(calls) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return scores
+
+    calls, before = itertools.count(), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(base_folder, FULL, texts, tmp_path / "cut", evaluate=interrupted)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "cut stopped at step 2 of 6" in capsys.readouterr().err
+    cut = train(base_folder, FULL, texts, tmp_path / "cut", evaluate=lambda *_: {"task": 0.5})
+    assert "cut goes on from step 2 of 6" in capsys.readouterr().err
+    whole = train(base_folder, FULL, texts, tmp_path / "whole", evaluate=lambda *_: {"task": 0.5})
+    a, b = load_file(whole / "model.safetensors"), load_file(cut / "model.safetensors")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_state_is_saved_every_minute(base_folder, texts, tmp_path, monkeypatch) -> None:
+    """Here every step takes longer than what a minute stands for."""
+    module = importlib.import_module("workbench.lab.train")
+    monkeypatch.setattr(module, "SECONDS", 0.0)
+    with pytest.raises(Cut):
+        train(base_folder, FULL, texts, tmp_path / "cut", evaluate=cut_at(4))
+    state = torch.load(tmp_path / ".cut.training" / "state.pt", weights_only=True)
+    assert state["step"] == 3
+
+
+@pytest.mark.parametrize("place", ["out", ".out.training"])
+def test_a_folder_of_somebody_is_refused_before_anything_is_read(place, texts, tmp_path) -> None:
+    (tmp_path / place).mkdir()
+    (tmp_path / place / "thesis.tex").write_text("mine")
+    with pytest.raises(WorkbenchError, match="something else than"):
+        train(tmp_path / "no model", FULL, texts, tmp_path / "out")
+    assert (tmp_path / place / "thesis.tex").read_text() == "mine"
 
 
 def test_full_changes_the_matrices_of_the_blocks_and_nothing_else(

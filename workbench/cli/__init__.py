@@ -34,6 +34,8 @@ from workbench.cli.shared import (
     group_of,
     named,
     numbers,
+    page_out,
+    report_out,
     run_study,
     show,
     texts,
@@ -264,7 +266,9 @@ def compare(
 @app.command()
 def report(
     results: Annotated[list[Path], typer.Argument(help="Folders of saved Results.")],
-    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option(help="The HTML file to write.", callback=report_out)] = Path(
+        "report.html"
+    ),
 ) -> None:
     """One self-contained HTML page from saved Results.
 
@@ -278,19 +282,21 @@ def report(
 @app.command()
 def findings(
     runs: Annotated[list[Path], typer.Argument(help="--out folders of runs, of any bases.")],
-    out: Annotated[Path | None, typer.Option(help="A Markdown file for the table.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A Markdown file for the table.", callback=page_out)
+    ] = None,
     json: Json = False,
 ) -> None:
     """Which published findings do these results show? A verdict a claim, by rule.
 
     Example: workbench findings out/demo --out findings.md
     """
-    from workbench.findings import by_base, page
-    from workbench.results import writing
+    from workbench.findings import by_base, is_page, page
+    from workbench.outputs import writing
 
     tables = by_base(runs)
     if out is not None:
-        with writing(out) as fresh:
+        with writing(out, is_page, what="the table of findings") as fresh:
             fresh.write_text(page(tables), encoding="utf-8")
         print(out)
         return

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.cli.shared import Base, Device, Seed, asked
+from workbench.cli.shared import Base, Device, Seed, asked, member_out
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -16,11 +16,14 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 def train(
     base: Base,
     prompts: Annotated[Path, typer.Option(help="Training prompts with answers, JSONL.")],
-    out: Annotated[Path, typer.Option(help="Folder for the member.")],
+    out: Annotated[Path, typer.Option(help="Folder for the member.", callback=member_out)],
     rank: Annotated[int, typer.Option(help="LoRA rank; 0 for full fine-tuning.")] = 16,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-4,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Prompts per step.")] = 16,
+    save_every: Annotated[
+        int, typer.Option(help="Steps between saved states; one a minute is saved anyway.")
+    ] = 200,
     loss: Annotated[str, typer.Option(help="sequence (whole text) or answer.")] = "sequence",
     device: Device = "cpu",
     seed: Seed = 0,
@@ -40,7 +43,9 @@ def train(
         recipe = Recipe(method="lora", rank=rank, alpha=2.0 * rank, **shared)
     else:
         recipe = Recipe(method="full", **shared)
-    made = wb.lab.train(base, recipe, asked(prompts, "train"), out, device=device)
+    made = wb.lab.train(
+        base, recipe, asked(prompts, "train"), out, device=device, save_every=save_every
+    )
     print(f"Member: {made}")
 
 

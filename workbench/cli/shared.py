@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,8 +13,57 @@ import typer
 
 Base = Annotated[str, typer.Argument(help="Folder, .gguf file, or hub id@revision.")]
 Tuned = Annotated[str, typer.Argument(help="As BASE, a PEFT LoRA adapter folder, or BASE+ADAPTER.")]
-Out = Annotated[Path, typer.Option(help="Folder for results, figures and the report.")]
-Save = Annotated[Path | None, typer.Option("--out", help="Folder to save the Result in.")]
+
+
+def run_out(path: Path) -> Path:
+    """An --out for a run, refused before any work where something else is there."""
+    from workbench.runs import is_run
+
+    return _free(path, is_run, "the results of a run")
+
+
+def result_out(path: Path | None) -> Path | None:
+    """The same for one Result."""
+    from workbench.results import is_result
+
+    return None if path is None else _free(path, is_result, "a saved Result")
+
+
+def member_out(path: Path) -> Path:
+    """The same for a member that is trained."""
+    from workbench.lab.train import is_member
+
+    return _free(path, is_member, "a trained member")
+
+
+def report_out(path: Path) -> Path:
+    """The same for a report."""
+    from workbench.reports import is_report
+
+    return _free(path, is_report, "a report")
+
+
+def page_out(path: Path | None) -> Path | None:
+    """The same for a table of findings."""
+    from workbench.findings import is_page
+
+    return None if path is None else _free(path, is_page, "the table of findings")
+
+
+def _free(path: Path, ours: Callable[[Path], bool], what: str) -> Path:
+    from workbench.outputs import require_free
+
+    require_free(path, ours, what=what)
+    return path
+
+
+Out = Annotated[
+    Path, typer.Option(help="Folder for results, figures and the report.", callback=run_out)
+]
+Save = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder to save the Result in.", callback=result_out),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the table as JSON lines.")]
 Device = Annotated[
     str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: all GPUs, memory, disk.")

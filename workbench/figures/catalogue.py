@@ -33,7 +33,8 @@ from workbench.figures import (
     tuco,
 )
 from workbench.figures.drawing import Drawing, has
-from workbench.results import Result, writing
+from workbench.outputs import require_free, says, writing
+from workbench.results import Result
 
 
 def _share(count: int) -> Callable[[Result, Result], bool]:
@@ -291,6 +292,10 @@ UNSAID: dict[str, dict[str, Any]] = {
 }
 
 
+# By the keywords of `metadata`.
+is_figure = says(b'"analyses": [', b'"tables": [')
+
+
 def write(
     figure: Figure,
     target: Path | BinaryIO,
@@ -339,6 +344,9 @@ def save_all(
     """
     album = Album(named(results), Path(folder), tuple(formats))
     wanted = album.wanted()
+    for one in wanted:
+        for path in album.paths(*one):
+            require_free(path, is_figure, what="a figure")
     if min(workers, len(wanted)) < 2:
         return [path for one in wanted for path in album.save(*one)]
     spawn = multiprocessing.get_context("spawn")
@@ -361,19 +369,21 @@ class Album(NamedTuple):
             for drawing, _ in drawings(result, list(self.results.values()))
         ]
 
+    def paths(self, name: str, figure: str) -> list[Path]:
+        """The files of one of them."""
+        return [self.folder / f"{name}.{figure}.{format}" for format in self.formats]
+
     def save(self, name: str, figure: str) -> list[Path]:
         """Draw one of them; the paths of its files."""
-        everything, paths = list(self.results.values()), []
+        everything, paths = list(self.results.values()), self.paths(name, figure)
         (drawing, group), *_ = (
             one for one in drawings(self.results[name], everything) if one[0].name == figure
         )
         with style.family(everyone(everything)):
             drawn, about = drawing.draw(*group), metadata(drawing.title, group)
-            for format in self.formats:
-                path = self.folder / f"{name}.{drawing.name}.{format}"
-                with writing(path) as fresh:
+            for format, path in zip(self.formats, paths, strict=True):
+                with writing(path, is_figure, what="a figure") as fresh:
                     write(drawn, fresh, about, format=format)
-                paths.append(path)
         return paths
 
 

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from workbench.errors import WorkbenchError
 from workbench.figures import catalogue, style
 from workbench.files import is_count, is_number, read_json, read_yaml
-from workbench.results import Result, writing
+from workbench.outputs import require_free, writing
+from workbench.results import Result
 
 HEIGHT = 3.2  # inches of one row of panels, where the file does not say
 SIZES = {"column": style.COLUMN, "wide": style.WIDE}
@@ -110,16 +111,17 @@ class Spec:
 
     def save(self, target: str | Path) -> list[Path]:
         """The figure as TARGET.png and, of the style paper, TARGET.pdf; their paths."""
-        figure, made = self.draw(), []
+        dpi, formats = STYLES[self.style]
+        made = [Path(f"{target}.{format}") for format in formats]
+        for path in made:
+            require_free(path, catalogue.is_figure, what="a figure")
+        figure = self.draw()
         results = [_result(panel) for panel in self.panels]
         title = " · ".join(panel.title or panel.folder.name for panel in self.panels)
         about = catalogue.metadata(title, results)
-        dpi, formats = STYLES[self.style]
-        for format in formats:
-            path = Path(f"{target}.{format}")
-            with writing(path) as fresh:
+        for format, path in zip(formats, made, strict=True):
+            with writing(path, catalogue.is_figure, what="a figure") as fresh:
                 catalogue.write(figure, fresh, about, format=format, dpi=dpi)
-            made.append(path)
         return made
 
 

@@ -1,6 +1,6 @@
 """Which published findings do the results show? Results in, a table of claims and verdicts out."""
 
 from workbench.findings.claims import CLAIMS, Claim
-from workbench.findings.table import by_base, findings, page, summary, verdict
+from workbench.findings.table import by_base, findings, is_page, page, summary, verdict
 
-__all__ = ["CLAIMS", "Claim", "by_base", "findings", "page", "summary", "verdict"]
+__all__ = ["CLAIMS", "Claim", "by_base", "findings", "is_page", "page", "summary", "verdict"]

@@ -43,6 +43,11 @@ BEFORE = (
 )
 
 
+def is_page(path: Path) -> bool:
+    """Whether a file holds what `page` writes, by the sentence below its table."""
+    return path.is_file() and BEFORE.encode() in path.read_bytes()
+
+
 def findings(results: Sequence[Result]) -> pd.DataFrame:
     """Every claim that these Results have something to say of.
 

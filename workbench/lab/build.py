@@ -17,11 +17,22 @@ from safetensors.torch import load_file, save_file
 from workbench.errors import WorkbenchError
 from workbench.lab import shipped
 from workbench.lab.recipe import Recipe
-from workbench.lab.train import train
+from workbench.lab.train import is_member, train
 from workbench.loaders import Checkpoint
-from workbench.results import replacing, versions, writing
+from workbench.outputs import always, never, replacing, require_free, writing
+from workbench.results import versions
 
 LOGGED, SCORED = 64, 400
+
+
+def _is_family(out: Path) -> bool:
+    """Whether a folder holds nothing but members, finished or on their way, and what is told of
+    them."""
+    told = {"manifest.json", "sweep.json", ".stages"}
+    return out.is_dir() and all(
+        path.name in told or path.name.endswith(".training") or is_member(path)
+        for path in out.iterdir()
+    )
 
 
 def build(
@@ -38,6 +49,7 @@ def build(
     base). steps: a factor on every number of steps, for a quick trial.
     """
     out = Path(out)
+    require_free(out, _is_family, what="a family")
     recipes = dict(shipped.MEMBERS if recipes is None else recipes)
     unknown = set(members or ()) - set(recipes)
     if unknown:
@@ -81,7 +93,7 @@ def lighten(out: str | Path) -> None:
         ]
         if not moved:  # as it was left by an earlier call
             continue
-        with writing(file) as fresh:
+        with writing(file, always) as fresh:
             halves = {name: stored[name].half() for name in moved}
             save_file(stored | halves, fresh, metadata={"format": "pt"})
 
@@ -117,7 +129,7 @@ def base(out: str | Path, steps: float = 1.0) -> Path:
 def assemble(stages: Mapping[str, Path], folder: str | Path) -> Path:
     """The base as it ships: the last stage's model, with the records of all of them in stages/."""
     folder = Path(folder)
-    with replacing(folder) as temporary:
+    with replacing(folder, never, what="a base model") as temporary:
         *_, last = stages.values()
         shutil.copytree(last, temporary, dirs_exist_ok=True)
         for name, place in stages.items():
@@ -170,7 +182,7 @@ def manifest(out: str | Path) -> dict[str, Any]:
         "sweep": json.loads(trials.read_text()) if trials.is_file() else [],
         "sha256": _digests(out),
     }
-    with writing(out / "manifest.json") as temporary:
+    with writing(out / "manifest.json", always) as temporary:
         temporary.write_text(json.dumps(made, indent=1))
     return made
 

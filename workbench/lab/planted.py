@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from workbench.errors import WorkbenchError
-from workbench.results import replacing
+from workbench.outputs import replacing
 
 State = Mapping[str, torch.Tensor]
 NOT_IN_BLOCKS = ("embed", "lm_head", "wte", "wpe")
@@ -43,6 +43,13 @@ class Truth:
     expected: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
+def _is_planted(folder: Path) -> bool:
+    """A folder that `Planted.save` wrote: truth.json and a model's files, nothing else."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    kept = (".json", ".jinja", ".model", ".txt", ".safetensors")
+    return "truth.json" in names and all(Path(name).suffix in kept for name in names)
+
+
 @dataclass(frozen=True)
 class Planted:
     """A tuned state (name -> tensor, dtypes as in the base) and its truth."""
@@ -54,7 +61,7 @@ class Planted:
         """Write a model folder that transformers loads: `base`'s files with these weights, and
         truth.json."""
         folder, base = Path(folder), Path(base)
-        with replacing(folder) as fresh:
+        with replacing(folder, _is_planted, what="a planted model") as fresh:
             for file in base.iterdir():
                 # training.json and the log tell of the base's own training, not of this change.
                 kept = file.suffix in (".json", ".jinja", ".model", ".txt")

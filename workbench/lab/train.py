@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +22,11 @@ from workbench.errors import WorkbenchError
 from workbench.lab.data import Batches, batches, fingerprint, prepare
 from workbench.lab.recipe import Recipe
 from workbench.loaders.checkpoint import Checkpoint
-from workbench.results import replacing, writing
+from workbench.log import log
+from workbench.outputs import always, holds, replacing, require_free, writing
 from workbench.tasks.prompts import Prompt, PromptSet
 
+SAVE_EVERY, SECONDS = 200, 60.0  # steps and time between saved states
 Evaluate = Callable[[Any, Any], dict[str, float]]
 
 
@@ -35,7 +41,7 @@ def train(
     tokenizer: Any = None,
     evaluate: Evaluate | None = None,
     device: str | torch.device | None = None,
-    save_every: int = 200,
+    save_every: int = SAVE_EVERY,
     compiled: bool = False,
 ) -> Path:
     """Train one member and write it to the folder `out`; returns `out`.
@@ -45,16 +51,20 @@ def train(
     stands beside every batch of texts (see `step_loss`). start: the folder of a member of the
     recipe's method to go on from; of an adapter its factors are trained on. evaluate:
     (model, tokenizer) -> scores, called before the first step, every `recipe.evaluate_every` steps
-    and at the end. save_every: steps between saved states; a run that was cut off goes on from its
-    last one and ends in the same weights. compiled: run the steps through torch.compile, which
+    and at the end. save_every: steps between saved states, of which there is one a minute at least,
+    and one on ctrl-C; a run that was cut off goes on from its last one, says so, and ends in the
+    same weights. compiled: run the steps through torch.compile, which
     pays off after some thousand steps.
 
     `out` holds a transformers model with its tokenizer, or a PEFT adapter, training.json (recipe,
     step, seed, scores), log.jsonl, and steps/step-000500/ and so on, each with a training.json of
-    its own. An adapter names its base by the path from its own folder. Raises where `out` holds a
-    member of another recipe or other texts, and where the loss is no longer finite.
+    its own. An adapter names its base by the path from its own folder. Raises before any work where
+    `out` holds anything but such a member, or one of another recipe or other texts, and where the
+    loss is no longer finite.
     """
     out = Path(out)
+    require_free(out, is_member, what="a trained member")
+    require_free(_work(out), _is_work, what="the state of a training")
     whole = recipe.method == "full" and start is not None
     model, tokenizer, reference = _load(start if whole else base, tokenizer)
     examples = prepare(tokenizer, texts, recipe.loss, recipe.max_length)
@@ -78,6 +88,19 @@ def train(
     _loop(member, recipe, source, lost, evaluate, save_every, compiled)
     member.finish(recipe.steps)
     return out
+
+
+def is_member(folder: Path) -> bool:
+    """Whether a folder holds a member that was trained here; it is never trained over."""
+    return (folder / "training.json").is_file()
+
+
+def _work(out: Path) -> Path:
+    """Where a member is while it is trained."""
+    return out.parent / f".{out.name}.training"
+
+
+_is_work = holds("state.pt", "log.jsonl", "steps", marked=lambda _: True)
 
 
 def trainable(model: Any, recipe: Recipe) -> Any:
@@ -171,6 +194,8 @@ def _loop(
     start, mean = member.resume(optimizer)
     if start == 0:
         member.log(0, None, evaluate)
+    else:
+        log.info("%s goes on from step %d of %d.", member.out, start, recipe.steps)
     bar = tqdm(
         range(start, recipe.steps),
         initial=start,
@@ -178,29 +203,57 @@ def _loop(
         desc=f"{recipe.task} {member.out.name}",
         disable=None,
     )
-    for step in bar:
-        model.train()
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate(step)
-        loss = step_loss(run, source[step], lost[step] if lost else None, recipe.precision)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        done, value = step + 1, loss.item()
-        if not torch.isfinite(loss):
-            raise WorkbenchError(
-                f"The loss is {value} at step {done}; lower the learning rate ({recipe.lr})."
-            )
-        mean = value if mean is None else 0.98 * mean + 0.02 * value
-        last = done == recipe.steps
-        if last or (recipe.evaluate_every and done % recipe.evaluate_every == 0):
-            member.log(done, mean, evaluate)
-        bar.set_postfix(loss=f"{mean:.3f}", score=member.scores.get("task"))
-        if done in recipe.checkpoints:
-            member.keep(done)
-        if done % save_every == 0 or last:
-            member.save_state(done, mean, optimizer)
+    saved = time.monotonic()
+    with _deferred() as asked:
+        for step in bar:
+            model.train()
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate(step)
+            loss = step_loss(run, source[step], lost[step] if lost else None, recipe.precision)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            done, value = step + 1, loss.item()
+            if not torch.isfinite(loss):
+                raise WorkbenchError(
+                    f"The loss is {value} at step {done}; lower the learning rate ({recipe.lr})."
+                )
+            mean = value if mean is None else 0.98 * mean + 0.02 * value
+            last = done == recipe.steps
+            if last or (recipe.evaluate_every and done % recipe.evaluate_every == 0):
+                member.log(done, mean, evaluate)
+            bar.set_postfix(loss=f"{mean:.3f}", score=member.scores.get("task"))
+            if done in recipe.checkpoints:
+                member.keep(done)
+            due = done % save_every == 0 or time.monotonic() - saved > SECONDS
+            if due or last or asked:
+                member.save_state(done, mean, optimizer)
+                saved = time.monotonic()
+            if asked and not last:
+                log.warning("%s stopped at step %d of %d.", member.out, done, recipe.steps)
+                raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _deferred() -> Iterator[list[int]]:
+    """ctrl-C is put into a list, to be obeyed where a state can be saved; a second one acts at
+    once. Only the main thread is told of it at all."""
+    asked: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Member:
@@ -211,15 +264,16 @@ class _Member:
     ) -> None:
         self.model, self.tokenizer, self.reference = model, tokenizer, reference
         self.run, self.out = run, out
-        self.work = out.parent / f".{out.name}.training"
+        self.work = _work(out)
         self.scores: dict[str, float] = {}
 
     def resume(self, optimizer: torch.optim.Optimizer) -> tuple[int, float | None]:
         """Take up the saved state, if there is one; returns (steps done, running mean loss)."""
         path = self.work / "state.pt"
         if not path.is_file():
-            shutil.rmtree(self.work)
-            self.work.mkdir()
+            # What was written before the first state is written again.
+            shutil.rmtree(self.work / "steps", ignore_errors=True)
+            (self.work / "log.jsonl").unlink(missing_ok=True)
             return 0, None
         state = torch.load(path, weights_only=True)
         _same_run(self.run, state["run"], self.work)
@@ -232,7 +286,7 @@ class _Member:
         self.scores = state["scores"]
         entries = (self.work / "log.jsonl").read_text().splitlines()
         kept = [line for line in entries if json.loads(line)["step"] <= state["step"]]
-        with writing(self.work / "log.jsonl") as temporary:
+        with writing(self.work / "log.jsonl", always) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
         return state["step"], state["mean"]
 
@@ -246,7 +300,7 @@ class _Member:
             "rng": torch.get_rng_state(),
             "scores": self.scores,
         }
-        with writing(self.work / "state.pt") as temporary:
+        with writing(self.work / "state.pt", always) as temporary:
             torch.save(state, temporary)
 
     def log(self, step: int, loss: float | None, evaluate: Evaluate | None) -> None:
@@ -258,7 +312,7 @@ class _Member:
     def keep(self, step: int) -> None:
         """Write the member as it is now to steps/step-000500/ and so on."""
         place = Path("steps") / f"step-{step:06d}"
-        with replacing(self.work / place) as folder:
+        with replacing(self.work / place, always, what="a checkpoint") as folder:
             self._write(folder, step, self.out / place)
 
     def finish(self, step: int) -> None:
@@ -299,17 +353,13 @@ def _factors_of(folder: Path, model: Any) -> None:
 
 def _load(base: str | Path | Any, tokenizer: Any) -> tuple[Any, Any, str]:
     """(model, tokenizer, reference); a loaded model is copied."""
-    from transformers import AutoTokenizer
-
     if isinstance(base, str | Path):
         own = Checkpoint.parse(base)
         if own.adapter is not None:
             raise WorkbenchError(f"{base} is an adapter; merge it into whole weights to train on.")
         model: Any = own.load(dtype=torch.float32)
         model.set_attn_implementation("eager")
-        # Without a word on it transformers asks at a terminal whether to run a checkpoint's code.
-        safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        return model, tokenizer or AutoTokenizer.from_pretrained(own.folder, **safe), str(base)
+        return model, tokenizer or own.tokenizer(), str(base)
     if tokenizer is None:
         raise WorkbenchError("A loaded model needs its tokenizer too; pass tokenizer=.")
     return copy.deepcopy(base), tokenizer, str(base.config._name_or_path or "base")

@@ -34,7 +34,7 @@ from workbench.loaders.headers import require_gguf
 from workbench.loaders.names import BEFORE, HEAD, TOKENS, WRAPPED, embedding, heads, unwrapped
 from workbench.loaders.plausible import require_loadable
 from workbench.loaders.weights import Weights, from_files, from_module, has_weights, shard_files
-from workbench.results import replacing
+from workbench.outputs import always, replacing
 
 # A factor of a LoRA by any tool's names.
 FACTOR = re.compile(r"(^|[._])lora_|\.(alpha|dora_scale)$", re.IGNORECASE)
@@ -364,7 +364,10 @@ def unsaid() -> Iterator[None]:
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # peft asks transformers by a name that transformers gives up.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(level)
         if bar:
@@ -385,9 +388,7 @@ def _attached(model: Any, lora: Adapter, name: str) -> nn.Module:
             f"{name} is more than plain factors ({(other or ['DoRA'])[0]}), which cannot be spread "
             "over devices; merge it first."
         )
-    with warnings.catch_warnings():
-        # peft asks transformers by a name that transformers gives up.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    with unsaid():
         made = PeftModel.from_pretrained(
             model,
             lora.reference,
@@ -489,7 +490,7 @@ def _dequantised(path: Path) -> Path:
     setattr(model, "hf_quantizer", None)  # noqa: B010 - declared as a module by its class
     if hasattr(model.config, "quantization_config"):
         delattr(model.config, "quantization_config")
-    with replacing(target) as fresh:
+    with replacing(target, always, what="a converted model") as fresh:
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
     return target

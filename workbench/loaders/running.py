@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from workbench import cache
 from workbench.errors import WorkbenchError, reason
 from workbench.loaders.checkpoint import Checkpoint, fit_vocabulary, unsaid
-from workbench.results import writing
+from workbench.outputs import always, writing
 
 TOKENS = 8
 RUN_BY = ("torch", "transformers", "peft")
@@ -50,7 +50,7 @@ def require_runs(checkpoint: Checkpoint, *, anew: bool) -> None:
             "save_pretrained."
         )
     # A cache that cannot be written costs the next one who asks the same again, no more.
-    with contextlib.suppress(OSError, WorkbenchError), writing(memo) as fresh:
+    with contextlib.suppress(OSError, WorkbenchError), writing(memo, always) as fresh:
         fresh.touch()
 
 
@@ -63,7 +63,6 @@ def _memo(checkpoint: Checkpoint) -> Path:
 def _plain(checkpoint: Checkpoint) -> nn.Module:
     """The model as anybody else would load it; told of the wrappers in its names, without which
     nobody could."""
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     try:
@@ -74,6 +73,8 @@ def _plain(checkpoint: Checkpoint) -> nn.Module:
             )  # fmt: skip
             if checkpoint.lora is None:
                 return model
+            from peft import PeftModel
+
             fit_vocabulary(model, checkpoint.lora)
             return PeftModel.from_pretrained(model, checkpoint.lora.reference)
     except Exception as error:  # transformers and peft raise many kinds

@@ -22,7 +22,8 @@ from workbench.files import is_count, parsed
 from workbench.loaders import CheckpointPair
 from workbench.loaders.names import ParameterSite
 from workbench.models import Edit, edit
-from workbench.results import Result, writing
+from workbench.outputs import says, writing
+from workbench.results import Result
 
 KEY = "skills.localize"
 Masks = Mapping[str, Tensor]
@@ -95,7 +96,8 @@ class Graft:
         """Write the positions as safetensors: int64 arrays by parameter name."""
         from safetensors.numpy import save_file
 
-        with writing(Path(path)) as temporary:
+        ours = says(b'"__metadata__"', b'"sizes":')
+        with writing(Path(path), ours, what="a saved graft") as temporary:
             about = {"name": self.name, "sizes": json.dumps(dict(self.sizes))}
             save_file(
                 {n: np.ascontiguousarray(a) for n, a in self.places.items()}, temporary, about

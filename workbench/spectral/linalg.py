@@ -20,7 +20,7 @@ from torch import Tensor
 from workbench import cache
 from workbench.loaders import Delta
 from workbench.loaders.adapters import Factors
-from workbench.results import writing
+from workbench.outputs import always, writing
 
 DENSE_BELOW = 128  # a full SVD of so small a matrix costs less than one iteration
 GUARD = 4  # extra triplets followed, so that the k-th has a neighbour to keep a distance from
@@ -96,7 +96,7 @@ def base_triplets(matrix: Float[Tensor, "out in"], device: str | torch.device = 
     if not file.exists():
         found = dense_triplets(matrix.to(device))
         parts = {"left": found.left, "values": found.values, "right": found.right}
-        with writing(file) as fresh:
+        with writing(file, always) as fresh:
             save_file({name: part.cpu().contiguous() for name, part in parts.items()}, fresh)
     kept = load_file(file, device=str(device))
     return Triplets(kept["left"], kept["values"], kept["right"], torch.zeros_like(kept["values"]))

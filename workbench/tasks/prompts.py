@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from workbench.errors import WorkbenchError, visible
 from workbench.files import MIB, is_count, parsed, read_text
-from workbench.results import writing
+from workbench.outputs import says, writing
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -139,7 +139,8 @@ class PromptSet:
         """Write JSON lines: a first line with name and seed, then one prompt a line."""
         path = Path(path)
         rows = [{"name": self.name, "seed": self.seed}, *(asdict(p) for p in self.prompts)]
-        with writing(path) as temporary:
+        ours = says(b'{"name": ', b', "seed": ')
+        with writing(path, ours, what="a saved set of prompts") as temporary:
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             temporary.write_text("".join(lines), encoding="utf-8")
         return path

@@ -1,0 +1,228 @@
+"""Writing files so that nothing a user made is lost: whole or not at all, and only where there is
+nothing, or nothing but what was written here before.
+
+Every writer says by `ours` how its own work is known again. What a writer finds in its place is
+either that, which it replaces, or somebody's, which it leaves alone and says so, before any work
+where a command can know so early (`require_free`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from workbench.errors import WorkbenchError
+
+Ours = Callable[[Path], bool]
+"""Whether what lies at a path was written here, and holds nothing else."""
+ENDS = 1 << 14  # bytes at either end of a file by which it is known
+
+
+def always(target: Path) -> bool:
+    """For places that are nobody else's: a cache, a file within a folder that is ours."""
+    return True
+
+
+def never(target: Path) -> bool:
+    """For what is not made anew where it is."""
+    return False
+
+
+def holds(*names: str, marked: Callable[[Path], bool]) -> Ours:
+    """Folders of nothing but files and folders of these names, `marked` among them."""
+
+    def ours(target: Path) -> bool:
+        return target.is_dir() and {p.name for p in target.iterdir()} <= {*names} and marked(target)
+
+    return ours
+
+
+def says(*marks: bytes) -> Ours:
+    """Files with all of these marks near their beginning or end."""
+
+    def ours(target: Path) -> bool:
+        if not target.is_file():
+            return False
+        with target.open("rb") as file:
+            known = file.read(ENDS)
+            file.seek(-min(ENDS, target.stat().st_size), os.SEEK_END)
+            known += file.read()
+        return all(mark in known for mark in marks)
+
+    return ours
+
+
+def require_free(target: str | Path, ours: Ours, *, what: str) -> None:
+    """Raise WorkbenchError unless `target` is absent, an empty folder, or ours.
+
+    what: what would be written there, as it is called.
+    """
+    target = Path(target)
+    if target.is_symlink():
+        raise WorkbenchError(
+            f"{target} is a link, behind which {what} would be written over; give another --out."
+        )
+    if not os.path.lexists(target):
+        _require_folder_above(target)
+        return
+    if _here(target):
+        raise WorkbenchError(
+            f"{target} is the folder this runs in, or one above it; give {what} a folder of its "
+            "own with --out."
+        )
+    if (target.is_dir() and not any(target.iterdir())) or ours(target):
+        return
+    raise WorkbenchError(
+        f"{target} holds something else than {what} that was written here before; nothing of it "
+        "was touched: give another --out, or move it away."
+    )
+
+
+def _require_folder_above(target: Path) -> None:
+    above = next((p for p in target.parents if os.path.lexists(p)), None)
+    if above is not None and not above.is_dir():
+        raise WorkbenchError(
+            f"{target} cannot be written, since {above} is no folder; choose another --out."
+        )
+
+
+def _here(target: Path) -> bool:
+    """Whether it is the folder of this process, or holds it."""
+    return Path.cwd().is_relative_to(target.resolve())
+
+
+@contextlib.contextmanager
+def replacing(target: Path, ours: Ours, *, what: str) -> Iterator[Path]:
+    """A fresh folder that takes `target`'s place when the block ends well, else disappears.
+
+    What a killed run left of it disappears with it. Raises WorkbenchError as `require_free`, and
+    where it cannot be written: a full disk, a folder that is read-only.
+    """
+    recover(target)
+    require_free(target, ours, what=what)
+    with _told(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=_mark(target), dir=target.parent))
+        try:
+            yield fresh
+            os.chmod(fresh, 0o777 & ~_umask())
+            _exchange(fresh, target, ours, what)
+            _sweep(target)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _exchange(fresh: Path, target: Path, ours: Ours, what: str) -> None:
+    """Put `fresh` in `target`'s place. What was there stands aside until that is done, from where
+    `recover` takes it back should this process end between."""
+    aside: list[Path] = []
+    while not _renamed(fresh, target):
+        # Somebody's, or another writer of the same came first.
+        require_free(target, ours, what=what)
+        aside.append(Path(tempfile.mkdtemp(prefix=_mark(target), dir=target.parent)))
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(target, aside[-1] / WAS)
+    for old in aside:
+        shutil.rmtree(old)
+
+
+def _renamed(fresh: Path, target: Path) -> bool:
+    """Whether the name was free."""
+    try:
+        os.rename(fresh, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+            raise
+        return False
+    return True
+
+
+WAS = "was"  # what a replaced folder is called while it stands aside
+
+
+def recover(target: Path) -> None:
+    """Take back what a process that ended between two renames had put aside."""
+    if os.path.lexists(target):
+        return
+    kept = [left / WAS for left in _left(target) if (left / WAS).is_dir()]
+    if kept:
+        newest = max(kept, key=lambda path: path.parent.stat().st_mtime)
+        with contextlib.suppress(OSError):
+            os.rename(newest, target)
+
+
+@contextlib.contextmanager
+def writing(target: Path, ours: Ours, *, what: str = "the file") -> Iterator[Path]:
+    """A temporary file beside `target` that is renamed to it when the block ends well.
+
+    Raises WorkbenchError as `replacing`; also where `target` is a folder, if empty.
+    """
+    require_free(target, ours, what=what)
+    if target.is_dir():
+        raise WorkbenchError(f"{target} is a folder; give a file's name for {what}.")
+    with _told(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            prefix=_mark(target), suffix=target.suffix, dir=target.parent
+        )
+        os.close(handle)
+        try:
+            yield Path(name)
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, target)
+            _sweep(target)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+
+def _mark(target: Path) -> str:
+    """How the names of this process's unfinished copies of `target` begin."""
+    return f"{_family(target)}{os.getpid()}."
+
+
+def _family(target: Path) -> str:
+    return f".{target.name[:100]}.{platform.node()}-"
+
+
+def _left(target: Path) -> Iterator[Path]:
+    """The unfinished copies of `target` whose processes, on this machine, are gone."""
+    import psutil
+
+    beginning = _family(target)
+    for left in target.parent.glob(glob.escape(beginning) + "*"):
+        owner = left.name.removeprefix(beginning).partition(".")[0]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            yield left
+
+
+def _sweep(target: Path) -> None:
+    for left in _left(target):
+        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
+
+
+@contextlib.contextmanager
+def _told(target: Path) -> Iterator[None]:
+    """What the system says of a write that fails, as one sentence that names `target`."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise WorkbenchError(
+            f"{target} cannot be written ({error}); what was there is untouched: make room, or "
+            "choose another folder with --out."
+        ) from error
+
+
+def _umask() -> int:
+    """The user's mask for new files; temporary ones are made private and must take it on."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
