@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -105,6 +107,23 @@ def test_where_everything_fails_nothing_is_written(family, tmp_path, monkeypatch
     with pytest.raises(wb.WorkbenchError, match="Expected something else"):
         compare(Study(family, only=SPECTRAL[:1]), tmp_path / "out")
     assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_the_report_tells_the_one_command_that_makes_it_again(family, tmp_path, monkeypatch):
+    """Also where half of it was made by another one, of other members."""
+    base, out = str(family.base.reference), str(tmp_path / "out")
+    commands = []
+    for names in (["full"], ["full", "lora"]):
+        members = [f"--member={name}={family.members[name].name}" for name in names]
+        command = ["compare", base, *members, "--only", SPECTRAL[1], "--out", out]
+        monkeypatch.setattr(sys, "argv", ["workbench", *command])
+        assert CliRunner().invoke(app, command).exit_code == 0
+        commands.append(" ".join(sys.argv))
+    page = html.unescape((tmp_path / "out" / "report.html").read_text())
+    assert page.count(commands[1]) == 1
+    assert f"<code>{commands[0]}</code>" not in page
+    redraw(tmp_path / "out", formats=PNG)
+    assert html.unescape((tmp_path / "out" / "report.html").read_text()).count(commands[1]) == 1
 
 
 def test_the_command_ends_with_1_where_something_failed(family, tmp_path, monkeypatch):

@@ -87,9 +87,11 @@ def test_every_figure_and_sentence_is_there(page):
     for one in made:
         lead, parts = figures.findings(one)
         assert all(part in text for part in (lead, *parts))
-        assert one.provenance.command in text
     assert text.count("When it misleads:") == len(images)
     assert text.count("Said once.") == 1
+    commands = {one.provenance.command for one in made}
+    assert text.count("How to run it again") == 1
+    assert all(text.count(f"<code>{command}</code>") == 1 for command in commands)
     assert "load both as stored" in text
     # Scrolling happens inside a box that the keyboard reaches, never of the page.
     boxes = [a for a in parsed.all("div") if a.get("class") in ("scroll", "picture")]

@@ -102,6 +102,7 @@ def report(
     notes: Sequence[str] = (),
     failures: Sequence[str] = (),
     pictures: str | Path | None = None,
+    command: str = "",
 ) -> Path:
     """Write one HTML page of `results`, with every figure, table and provenance in it; its path.
 
@@ -110,7 +111,8 @@ def report(
     of `pair.check()` (item, status, found, remedy), of several members with a column member. notes:
     said on the first page, beside those that several Results have; the others stand with the one
     Result they are of. failures: what could not be run, a sentence each. pictures: the folder where
-    `figures.save_all` just drew these very results; None draws them. Whether LoRA and full
+    `figures.save_all` just drew these very results; None draws them. command: what makes all of
+    them again; by default the commands that each Result was made by. Whether LoRA and full
     fine-tuning are equivalent (`workbench.equivalence`) is answered first of all, where the results
     hold that.
     The page needs nothing else: images are in it, it loads nothing and runs no script.
@@ -147,6 +149,7 @@ def report(
         preflight=[] if preflight is None else _preflight(preflight),
         notes=shared,
         failures=failures,
+        commands=[command] if command else list(dict.fromkeys(r.provenance.command for r in read)),
         sections=sections,
         short=SHORT,
     )
@@ -254,7 +257,6 @@ def _section(
         "tables": list(tables(result)),
         "provenance": [(name, "none" if v is None else str(v)) for name, v in about.items()],
         "origin": f"{provenance.device}, {provenance.dtype}{seed}",
-        "command": provenance.command,
         "rows": len(result.table),
     }
 

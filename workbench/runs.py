@@ -1,7 +1,8 @@
 """What a finished run keeps under its folder, and its figures and report drawn from that alone.
 
 results/NAME    the Results
-run.json        the report's title, the names of its chapters in order, what failed, the preflight
+run.json        the report's title, the names of its chapters in order, what failed, the preflight,
+                and the command
 figures/        NAME.FIGURE.png and .pdf
 report.html
 failed/         a traceback for each analysis that failed
@@ -23,9 +24,10 @@ from workbench.errors import WorkbenchError, visible
 from workbench.files import read_json
 from workbench.outputs import always, holds, require_free, writing
 from workbench.reports import QUESTION, is_report, report
-from workbench.results import Result
+from workbench.results import Result, command_line
 
 ABOUT, FAILED = "run.json", "failed"
+EMPTY: dict[str, Any] = {"results": [], "failures": [], "preflight": [], "command": ""}
 PREFLIGHT = {"item", "status", "found", "remedy"}
 
 
@@ -51,6 +53,7 @@ def keep(
         "results": list(made),
         "failures": [_said(name, error) for name, error in failed.items()],
         "preflight": lines,
+        "command": command_line(),
     }
     _write_about(out, about)
     _write_failed(out / FAILED, failed)
@@ -62,7 +65,7 @@ def begin(out: Path) -> None:
     anything that no run wrote."""
     require_free(out, is_run, what="the results of a run")
     if not (out / ABOUT).exists():
-        _write_about(out, {"title": QUESTION, "results": [], "failures": [], "preflight": []})
+        _write_about(out, EMPTY | {"title": QUESTION})
 
 
 def _write_about(out: Path, about: dict[str, Any]) -> None:
@@ -107,6 +110,7 @@ def redraw(
         title=about["title"],
         preflight=pd.DataFrame(about["preflight"]) if about["preflight"] else None,
         failures=about["failures"],
+        command=about["command"],
         pictures=pictures,
     )
 
@@ -153,12 +157,13 @@ def _said(name: str, error: Exception) -> str:
 
 def _about(folder: Path) -> dict[str, Any]:
     """run.json, or what stands for it where only results were copied."""
-    empty: dict[str, Any] = {"title": QUESTION, "results": [], "failures": [], "preflight": []}
+    empty = EMPTY | {"title": QUESTION}
     if not (folder / ABOUT).exists():
         return empty
     found = empty | read_json(folder / ABOUT)
     lists = [found[name] for name in ("results", "failures", "preflight")]
-    fit = isinstance(found["title"], str) and all(isinstance(one, list) for one in lists)
+    fit = all(isinstance(found[name], str) for name in ("title", "command"))
+    fit = fit and all(isinstance(one, list) for one in lists)
     if fit:
         names, told, rows = lists
         fit = all(isinstance(text, str) for text in (*names, *told))
