@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM
 import workbench as wb
 from tests.conftest import adapter
 from tests.models.conftest import batch, decoder, write_base, write_member
+from workbench.loaders import Delta
+from workbench.loaders.names import ParameterSite
 from workbench.models import edit, entries, merged, one_bit, only, tiered, truncated
-from workbench.models.edits import decomposed, once, overlay
+from workbench.models.edits import decomposed, once, overlay, tiers_of
 
 NAME = "model.layers.1.mlp.up_proj.weight"
 
@@ -138,6 +140,21 @@ def test_the_mean_is_the_best_single_scale(pair):
     best = (delta.change - coarse).square().sum()
     for factor in (0.95, 1.05):
         assert (delta.change - factor * coarse).square().sum() > best
+
+
+def test_entries_that_did_not_change_stay_so_in_one_bit():
+    """And the scale is the best for the others."""
+    change = torch.tensor([[0.0, 2.0, -4.0], [0.0, 0.0, 6.0]])
+    site = ParameterSite("m", 0, "m")
+    made = one_bit()(Delta(site, torch.zeros(2, 3), whole=change))
+    assert made is not None
+    assert made.tolist() == [[0.0, 4.0, -4.0], [0.0, 0.0, 4.0]]
+
+
+def test_the_published_tiers_are_for_a_matrix_of_4096():
+    assert tiers_of((4096, 11008)) == ((2, 8), (32, 3), (968, 2))
+    assert tiers_of((2048, 4096)) == ((1, 8), (16, 3), (484, 2))
+    assert tiers_of((96, 64)) == ((1, 8), (1, 3), (15, 2))
 
 
 def test_more_bits_come_nearer(pair):

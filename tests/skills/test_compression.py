@@ -27,6 +27,7 @@ from tests.skills.conftest import (
 )
 from tests.skills.conftest import member as changed
 from workbench.models import edit, truncated
+from workbench.models.edits import TIERS
 from workbench.skills.compression import (
     _masked,
     _projected,
@@ -55,9 +56,12 @@ def sites_of(pair) -> list:
 
 def test_bits_by_hand():
     assert rank_bits((32, 48), 2) == 16 * 2 * 80
-    assert one_bit_bits((32, 48)) == 32 * 48 + 16
+    assert one_bit_bits(32 * 48, 32 * 48) == 32 * 48 + 16
+    assert one_bit_bits(5, 2) == pytest.approx(2 + math.log2(10) + 16)
     # 2 triplets at 8 bits, 32 at 3 and 6 of 968 at 2; two scales of 16 bits each
-    assert tier_bits((48, 64), 40) == (2 * 8 + 32 * 3 + 6 * 2) * 112 + 40 * 32
+    assert tier_bits((4096, 5000), 40) == (2 * 8 + 32 * 3 + 6 * 2) * 9096 + 40 * 32
+    # 48 / 4096 of them: 0.02 and 0.4, of which one each, and 11.3
+    assert tier_bits((48, 64), 40) == (8 + 3 + 11 * 2) * 112 + 13 * 32
     assert tier_bits((48, 64), 1) == 8 * 112 + 32
     assert tier_bits((48, 64), 5, [(2, 4)]) == 2 * (4 * 112 + 32)
     assert mask_bits(2, 5) == pytest.approx(32 + math.log2(10))
@@ -75,9 +79,11 @@ def test_an_index_costs_the_entropy():
 def test_bits_grow(rows: int, columns: int, rank: int, chosen: int):
     shape, total = (rows, columns), 1000
     assert 0 < rank_bits(shape, rank) < rank_bits(shape, rank + 1)
-    assert 0 < tier_bits(shape, rank) < tier_bits(shape, rank + 1)
+    assert 0 < tier_bits(shape, rank, TIERS) < tier_bits(shape, rank + 1, TIERS)
+    assert tier_bits(shape, rank) <= tier_bits(shape, rank + 1)
     assert 16 * chosen <= mask_bits(chosen, total) < mask_bits(chosen + 1, total)
-    assert one_bit_bits(shape) < one_bit_bits((rows + 1, columns))
+    assert one_bit_bits(total, total) == total + 16
+    assert one_bit_bits(total, chosen) < one_bit_bits(total, chosen + 1)
 
 
 def test_every_arm_of_a_full_member_by_hand(tmp_path: Path):

@@ -4,11 +4,14 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import copy
 import math
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from workbench import tasks
@@ -16,6 +19,7 @@ from workbench.errors import WorkbenchError
 from workbench.lab import shipped
 from workbench.tasks import score
 from workbench.tasks.prompts import Prompt
+from workbench.tasks.score import goes_on
 
 
 def llama(vocabulary: int) -> LlamaForCausalLM:
@@ -38,6 +42,7 @@ def subwords():
     """A byte-level BPE tokenizer, as GPT-2's, that cuts most words into several tokens."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
     raw.train_from_iterator(tasks.boxes_prompts(200, seed=0).texts, trainer)
@@ -57,8 +62,18 @@ def reference(model, tokenizer, p: Prompt) -> tuple[float, bool, int]:
         logits = model.eval()(torch.tensor([before + own])).logits[0].log_softmax(-1)
     places = range(len(before) - 1, len(before) + len(own) - 1)
     total = sum(logits[i, t].item() for i, t in zip(places, own, strict=True))
-    right = all(logits[i].argmax().item() == t for i, t in zip(places, own, strict=True))
-    return total, right, len(own)
+    return total, written(model, tokenizer, before, own), len(own)
+
+
+def written(model, tokenizer, before: list[int], own: list[int]) -> bool:
+    """Whether a greedy continuation is the target and not the beginning of a longer word."""
+    made = model.generate(
+        torch.tensor([before]), do_sample=False, max_new_tokens=len(own) + 1, pad_token_id=0
+    )[0].tolist()[len(before) :]
+    text = tokenizer.decode(made, skip_special_tokens=True)
+    behind = r"(?![^\W_]|[.,]\d)" if tokenizer.decode(own)[-1].isdigit() else r"(?![^\W_])"
+    end = behind if tokenizer.decode(own)[-1].isalnum() else ""
+    return made[: len(own)] == own and bool(re.match(re.escape(tokenizer.decode(own)) + end, text))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -88,10 +103,58 @@ def test_correct_means_that_greedy_decoding_gives_the_target(model, subwords) ->
             prompts.append(Prompt(f"p{i}", p.prompt, said))
         prompts.append(Prompt(f"q{i}", p.prompt, p.target))
     table = tasks.answers(model, subwords, prompts).set_index("id")
-    for p in prompts:
-        assert table.correct[p.id] == reference(model, subwords, p)[1]
-        if p.id.startswith("p"):
-            assert table.correct[p.id]
+    assert table.correct.to_dict() == {p.id: reference(model, subwords, p)[1] for p in prompts}
+
+
+def saying(words, *tokens: int):
+    """A model that says these tokens, one after the other, whatever it reads."""
+    model = llama(len(words))
+
+    def forward(input_ids, **_):
+        logits = torch.zeros(*input_ids.shape, len(words))
+        for place, token in enumerate(tokens):
+            logits[:, input_ids.shape[1] - len(tokens) + place, token] = 9.0
+        return SimpleNamespace(logits=logits)
+
+    model.forward = forward
+    return model
+
+
+@pytest.mark.parametrize(
+    ("target", "then", "right"),
+    [
+        (" 9", "08", False), (" 9", " 08", True), (" 9", ".", True),
+        (" 9", "th", False), (" Paris", "ian", False), (" Paris", ",", True),
+        (" Paris", " is", True), (" (x)", "y", True), (" 3.1", "4", False), (" 9", "%", True),
+        (" 9", "<|endoftext|>", True), (" é", "a", False), (" 北京", "a", True),
+    ],
+)  # fmt: skip
+def test_the_beginning_of_a_longer_word_or_number_is_no_answer(
+    target: str, then: str, right: bool, subwords
+) -> None:
+    """ "9" is not what is said where the model says "908"."""
+    own, (first, *_) = subwords(target).input_ids, subwords(then).input_ids
+    assert goes_on(subwords, own, first) is not right
+    model = saying(subwords, *own, first)
+    found = tasks.answers(model, subwords, [Prompt("a", "Say", target)]).iloc[0]
+    assert found["correct"] == right
+    assert found["first_correct"]
+
+
+def test_a_decimal_goes_on_with_its_number_and_a_stop_does_not(subwords) -> None:
+    words = copy.deepcopy(subwords)
+    words.add_tokens([".5", ".x"])
+    nine = words(" 9").input_ids
+    more, other, stop = (words.convert_tokens_to_ids(token) for token in (".5", ".x", "."))
+    assert goes_on(words, nine, more)
+    assert not goes_on(words, nine, other)
+    assert not goes_on(words, nine, stop)
+
+
+def test_a_character_that_is_cut_in_two_goes_on(subwords) -> None:
+    ids = subwords("é").input_ids
+    assert len(ids) == 2
+    assert goes_on(subwords, ids[:1], ids[1])
 
 
 def test_logit_difference_is_against_the_best_foil(model) -> None:

@@ -27,7 +27,8 @@ from workbench.loaders.names import ParameterSite, align, is_conv1d
 Mask = Callable[[ParameterSite], bool | float | Tensor]
 Projection = Callable[[Delta], Tensor | None]
 Triplets = tuple[Tensor, ...]  # left, values, right
-TIERS = ((2, 8), (32, 3), (968, 2))  # Delta-CoMe's (singular vectors, bits), arXiv 2406.08903
+# Delta-CoMe's (singular vectors, bits) of matrices that are WIDE, arXiv 2406.08903.
+TIERS, WIDE = ((2, 8), (32, 3), (968, 2)), 4096
 
 
 @dataclass(frozen=True)
@@ -197,16 +198,32 @@ def truncated(rank: int, decompose: Callable[[Delta], Triplets] = decomposed) ->
 
 
 def one_bit() -> Projection:
-    """sign(delta) . mean|delta|, the L2-optimal single scale (BitDelta, arXiv 2402.10193)."""
-    return lambda delta: delta.change.sign() * delta.change.abs().mean()
+    """sign(delta) . mean|delta|, the L2-optimal single scale (BitDelta, arXiv 2402.10193).
+
+    Entries that did not change at all, as many in 16 bits do not, stay so, and the mean is over the
+    others: without any it is BitDelta's.
+    """
+
+    def project(delta: Delta) -> Tensor:
+        moved = delta.change.abs().sum() / delta.change.count_nonzero().clamp(min=1)
+        return delta.change.sign() * moved
+
+    return project
+
+
+def tiers_of(shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """The published tiers for a matrix of another width: as many vectors for its smaller side, of
+    every tier one at least."""
+    return tuple((max(1, round(many * min(shape) / WIDE)), bits) for many, bits in TIERS)
 
 
 def tiered(
-    tiers: Sequence[tuple[int, int]] = TIERS, decompose: Callable[[Delta], Triplets] = decomposed
+    tiers: Sequence[tuple[int, int]] | None = None,
+    decompose: Callable[[Delta], Triplets] = decomposed,
 ) -> Projection:
     """Singular vectors of the change at fewer bits the smaller their value, the rest dropped.
 
-    tiers: (how many vectors, bits) from the largest on. Each vector is rounded to 2^bits - 1 even
+    tiers: (how many vectors, bits) from the largest on; None takes `tiers_of` each. Each vector is rounded to 2^bits - 1 even
     steps over its largest magnitude; the published method quantises with calibration data instead.
     """
 
@@ -215,7 +232,7 @@ def tiered(
             return delta.change
         left, values, right = decompose(delta)
         total, start = torch.zeros_like(delta.change), 0
-        for count, bits in tiers:
+        for count, bits in tiers or tiers_of(delta.base.shape):
             part = slice(start, start + count)
             coarse = _rounded(left[:, part] * values[part].sqrt(), bits, 0)
             total += coarse @ _rounded(values[part].sqrt()[:, None] * right[part], bits, 1)

@@ -2,9 +2,10 @@
 
 theta_0 + P(delta), scored against the bits that P(delta) takes to store beside a base one has:
   rank       the top k singular triplets of every matrix: 16 k (out + in)
-  1-bit      sign(delta) . mean|delta|: out . in, and 16 for the scale (BitDelta, arXiv 2402.10193)
-  tiered     singular vectors at 8, 3 and 2 bits (Delta-CoMe, arXiv 2406.08903): b (out + in) a
-             triplet, and 16 for the scale of each of its two vectors
+  1-bit      sign(delta) . mean|delta|: a bit for each of the m entries that changed, log2 C(n, m) to
+             say which of n do (nothing where all did), 16 for the scale (BitDelta, arXiv 2402.10193)
+  tiered     singular vectors at 8, 3 and 2 bits (Delta-CoMe, arXiv 2406.08903), of each as many as
+             there for a matrix of 4096: b (out + in) a triplet, 16 for each vector's scale
   movement   the n largest |delta| of all: 16 n, and log2 C(N, n) to say which, the entropy bound
   principal  n entries where the base's best low-rank part is largest (LIFT, arXiv 2506.00772)
   random     n entries at random, averaged over seeds; counted alike, as the control
@@ -32,7 +33,7 @@ from workbench.loaders import CheckpointPair, Delta
 from workbench.loaders.names import ParameterSite
 from workbench.meaning import finished
 from workbench.models import Edit, edit, one_bit, tiered, truncated
-from workbench.models.edits import TIERS, once
+from workbench.models.edits import once, tiers_of
 from workbench.results import Result, describe
 from workbench.skills import rankings
 from workbench.skills.graft import graft_of, top
@@ -51,15 +52,18 @@ def rank_bits(shape: Sequence[int], rank: int) -> int:
     return NUMBER * rank * sum(shape)
 
 
-def one_bit_bits(shape: Sequence[int]) -> int:
-    """Bits of the signs of a matrix and its one scale."""
-    return math.prod(shape) + NUMBER
+def one_bit_bits(entries: int, moved: int) -> float:
+    """Bits of the signs of the entries that moved, of which these are, and of the one scale."""
+    return moved + places(moved, entries) + NUMBER
 
 
-def tier_bits(shape: Sequence[int], width: int, tiers: Sequence[tuple[int, int]] = TIERS) -> int:
-    """Bits of the first `width` singular triplets at (how many, bits), the rest dropped."""
+def tier_bits(
+    shape: Sequence[int], width: int, tiers: Sequence[tuple[int, int]] | None = None
+) -> int:
+    """Bits of the first `width` singular triplets at (how many, bits), the rest dropped; tiers None
+    takes `tiers_of` the shape."""
     total = 0
-    for many, bits in tiers:
+    for many, bits in tiers or tiers_of(shape):
         taken = min(many, width)
         total += taken * (bits * sum(shape) + 2 * NUMBER)
         width -= taken
@@ -67,9 +71,14 @@ def tier_bits(shape: Sequence[int], width: int, tiers: Sequence[tuple[int, int]]
 
 
 def mask_bits(chosen: int, total: int) -> float:
-    """Bits of `chosen` of `total` entries, and of which they are, log2 C(total, chosen)."""
+    """Bits of `chosen` of `total` entries, and of which they are."""
+    return NUMBER * chosen + places(chosen, total)
+
+
+def places(chosen: int, total: int) -> float:
+    """log2 C(total, chosen), the bits that say which they are."""
     logs = [math.lgamma(n + 1) for n in (total, chosen, total - chosen)]
-    return NUMBER * chosen + max(0.0, logs[0] - logs[1] - logs[2]) / math.log(2)
+    return max(0.0, logs[0] - logs[1] - logs[2]) / math.log(2)
 
 
 def width(delta: Delta) -> int:
@@ -169,10 +178,10 @@ def _projected(
         change = edit(pair, projection=truncated(rank, decompose))
         yield _Stored({"arm": "rank", "rank": rank}, bits, [lambda change=change: change])
     bits = vectors + sum(tier_bits(d.base.shape, width(d)) for d in matrices)
-    yield _Stored(
-        {"arm": "tiered"}, bits, [lambda: edit(pair, projection=tiered(TIERS, decompose))]
+    yield _Stored({"arm": "tiered"}, bits, [lambda: edit(pair, projection=tiered(None, decompose))])
+    bits = vectors + sum(
+        one_bit_bits(d.change.numel(), int(d.change.count_nonzero())) for d in matrices
     )
-    bits = vectors + sum(one_bit_bits(d.base.shape) for d in matrices)
     yield _Stored({"arm": "1-bit"}, bits, [lambda: edit(pair, projection=_signs)])
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import regex
 import torch
 import torch.nn.functional as F
 
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+# A letter or digit of a script that parts its words.
+WORD = regex.compile(
+    r"(?V1)[[\p{L}\p{M}\p{N}]--[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]]"
+)
 ANSWERED = (
     "id", "log_probability", "correct", "logit_difference", "tokens", "said", "confidence",
     "first_correct", "probability",
@@ -45,12 +50,14 @@ def answers(
 ) -> pd.DataFrame:
     """Score every prompt's target, teacher-forced; one row per prompt, in order.
 
-    Columns: id; log_probability, the sum over the target's tokens in nats; correct, whether every
-    target token is the most likely one (so that greedy decoding gives exactly the target);
-    logit_difference, the first target token's logit minus the largest among the foils' first
-    tokens (NaN without foils); tokens, how many the target has; said, the most likely first token;
-    confidence, its probability; first_correct, whether it is the target's; probability, that of
-    the whole target where its tokens are sampled at `temperature`.
+    Columns: id; log_probability, the sum over the target's tokens in nats; correct, whether greedy
+    decoding gives exactly the target: every token of it is the most likely one, and what is most
+    likely behind it does not go on with its last word or number ("9" is no answer where "908" is
+    said; see `goes_on`); logit_difference, the first target token's logit minus the largest among
+    the foils' first tokens (NaN without foils); tokens, how many the target has; said, the most
+    likely first token; confidence, its probability; first_correct, whether it is the target's;
+    probability, that of the whole target where its tokens are sampled at `temperature`, whatever
+    is then said behind it, like log_probability.
 
     Special tokens are added as the tokenizer does by default. Foils that begin with the target's
     own first token say nothing at that place and are left out of logit_difference. device: where
@@ -63,10 +70,12 @@ def answers(
     foils = [list(foil_tokens(tokenizer, p, e)) for p, e in zip(prompts, encoded, strict=True)]
     rows: list[dict] = [{} for _ in prompts]
     with _ready(model, device) as where:
-        for index, logits in _logits(model, encoded, batch_size, where, pad_id(tokenizer)):
+        fill = pad_id(tokenizer)
+        for index, logits in _logits(model, encoded, batch_size, where, fill, behind=True):
             ids, start = encoded[index]
             targets = torch.tensor(ids[start:], device=where)
-            scores = logits.float()
+            scores, then = logits[:-1].float(), int(logits[-1].argmax())
+            greedy = bool((scores.argmax(-1) == targets).all())
             picked = scores.log_softmax(-1).gather(1, targets[:, None])
             sampled = (scores / temperature).log_softmax(-1).gather(1, targets[:, None])
             best_foil = scores[0, foils[index]].max().item() if foils[index] else float("nan")
@@ -74,7 +83,7 @@ def answers(
             rows[index] = {
                 "id": prompts[index].id,
                 "log_probability": picked.sum().item(),
-                "correct": bool((scores.argmax(-1) == targets).all()),
+                "correct": greedy and not goes_on(tokenizer, ids[start:], then),
                 "logit_difference": scores[0, targets[0]].item() - best_foil,
                 "tokens": len(targets),
                 "said": said.item(),
@@ -83,6 +92,21 @@ def answers(
                 "probability": sampled.sum().exp().item(),
             }
     return pd.DataFrame(rows, columns=pd.Index(ANSWERED))
+
+
+def goes_on(tokenizer: PreTrainedTokenizerBase, said: Sequence[int], then: int) -> bool:
+    """Whether the token `then` goes on with the last word or number of what was `said`: its text
+    begins with a letter or digit, or with a mark inside a number ("3" and ".5"), right behind one.
+    In scripts that put no space between words nothing tells, and no token does.
+    """
+    if then in tokenizer.all_special_ids:
+        return False
+    own, whole = (str(tokenizer.decode(ids)) for ids in (list(said), [*said, then]))
+    if own.endswith("\N{REPLACEMENT CHARACTER}"):  # the bytes of a character still to come
+        return True
+    more = whole[len(own) :] if whole.startswith(own) else ""
+    number = bool(regex.match(r"[.,]\d", more)) and own[-1:].isdigit()
+    return number or bool(WORD.match(own[-1:]) and WORD.match(more))
 
 
 def text_loss(
@@ -201,8 +225,11 @@ def _logits(
     batch_size: int,
     device: torch.device,
     fill: int,
+    *,
+    behind: bool = False,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """(index, logits) for each text; logits (scored tokens, vocabulary) predict ids[start:].
+    """(index, logits) for each text; logits (scored tokens, vocabulary) predict ids[start:], and
+    with `behind` one row more, what would follow the text.
 
     Only one batch's logits live at a time.
     """
@@ -211,7 +238,7 @@ def _logits(
     for places, logits in in_batches(lengths, batch_size, run):
         for row, index in enumerate(places):
             ids, start = encoded[index]
-            yield index, logits[row, start - 1 : len(ids) - 1]
+            yield index, logits[row, start - 1 : len(ids) - (not behind)]
 
 
 def _forward(
