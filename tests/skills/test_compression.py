@@ -189,9 +189,9 @@ def test_a_change_of_rank_one_needs_rank_one(tmp_path: Path):
     pair = planted(tmp_path, {(APPLE, PLACES): 3.0})
     found = compression(pair, PROMPTS, ranks=[1], sparsities=[1e-4, 0.01], random=2)
     assert value(found, "score", arm="base") == 0
-    for arm in ("tuned", "rank", "1-bit"):
-        wanted = 0 if arm == "1-bit" else 1  # one scale for all entries spreads the one thin
-        assert value(found, "score", arm=arm) == wanted
+    for arm in ("tuned", "rank", "1-bit"):  # the scale is of the one entry that changed
+        assert value(found, "score", arm=arm) == 1
+    assert value(found, "bits", arm="1-bit") == pytest.approx(1 + math.log2(32 * 48) + 16)
     scores = found.metric("score").set_index(["arm", "sparsity"])["value"]
     assert scores["movement", 1e-4] == 1
     assert scores["random", 1e-4] == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from workbench import tasks
@@ -54,6 +56,26 @@ def test_shots_are_other_solved_prompts():
         assert after.target == before.target
     with pytest.raises(WorkbenchError, match="at least 10"):
         tasks.many_shot(plain, plain, count=10)
+
+
+def test_no_shot_tells_the_answer_in_other_words():
+    """Two in five questions about the family's facts had the very fact among four solved ones."""
+    asked = tasks.facts(60, seed=1, split="test")
+    tags = ("person", "attribute")
+
+    def leaks(shown: PromptSet) -> int:
+        found = 0
+        for before, after in zip(asked, shown, strict=True):
+            told = after.prompt.removesuffix(before.prompt)
+            person, answer = before.tags["person"], before.target.strip()
+            found += any({person, answer} <= set(one.split()) for one in re.split(r" \. ", told))
+        return found
+
+    plain = tasks.many_shot(asked, asked, count=8, between=" . ")
+    assert leaks(plain) > 0
+    assert leaks(tasks.many_shot(asked, asked, count=8, between=" . ", group=tags)) == 0
+    with pytest.raises(WorkbenchError, match="no tag 'town'"):
+        tasks.many_shot(asked, asked, group=["town"])
 
 
 def test_spans_move_with_the_shots():

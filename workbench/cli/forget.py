@@ -114,6 +114,9 @@ def knowledge(
     between: Annotated[
         str, typer.Option(help="What ends a solved example; \\n for a line's end.")
     ] = "\\n",
+    group: Annotated[
+        list[str] | None, typer.Option(help="A tag that names what is asked; may repeat.")
+    ] = None,
     batch_size: Batch = 32,
     out: Save = None,
     json: Json = False,
@@ -129,7 +132,8 @@ def knowledge(
 
     run = running(batch_size, device, dtype, seed)
     pair, given = wb.load_pair(base, tuned), asked(prompts)
-    told = {"sets": sets, "shots": shots, "between": between.replace("\\n", "\n")}
+    told: dict[str, Any] = {"sets": sets, "shots": shots, "between": between.replace("\\n", "\n")}
+    told["group"] = group or ()
     finish(wb.forgetting.knowledge(pair, given, **told, **run), out, json)
 
 

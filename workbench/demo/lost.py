@@ -33,6 +33,7 @@ WHOLE: dict[str, dict[str, Any]] = {
     "forgetting.prune": {"random": 2},
     "forgetting.revive": {"runs": 2},
 }
+FACT = ("person", "attribute")  # what a fact is asked by, in whatever words
 # Where the family's tasks end a solved example.
 BETWEEN = {"arithmetic": " ; "}
 CHAIN = ("ledger", "reversal", "boxes")
@@ -55,7 +56,8 @@ def conjugates(prompts: PromptSet) -> dict[str, PromptSet]:
     if name == "boxes":
         made["permuted labels"] = tasks.permutation(world.LABELS)(prompts)
     between = BETWEEN.get(name, " . ")
-    made["2-shot"] = tasks.many_shot(prompts, prompts, count=2, between=between)
+    group = FACT if name == "facts" else ()
+    made["2-shot"] = tasks.many_shot(prompts, prompts, count=2, between=between, group=group)
     if name != "facts":
         front = tasks.facts(50, seed=3, split="test")
         made["behind a fact"] = tasks.many_shot(prompts, front, count=1, between=" . ")
@@ -104,11 +106,13 @@ def _study(
 
 
 def _options(name: str, shared: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Facts are asked in several wordings: a probe must not have seen the same one in another."""
+    """Facts are asked in several wordings: neither a probe nor a shown example may have the same
+    one in another."""
     if name != "facts":
         return dict(shared)
     own = {"folds": 3} | shared.get("forgetting.probe", {})  # few people share a city
-    return {**shared, "forgetting.probe": own | {"group": ("person", "attribute")}}
+    known = shared.get("forgetting.knowledge", {}) | {"group": FACT}
+    return {**shared, "forgetting.probe": own | {"group": FACT}, "forgetting.knowledge": known}
 
 
 def paths(base: Path, members: Mapping[str, Reference], quick: bool, run: dict[str, Any]) -> Study:

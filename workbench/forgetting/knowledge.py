@@ -12,7 +12,7 @@ random: a transition matrix base -> tuned stands beside that of the base -> the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,7 @@ def knowledge(
     samples: int = 16,
     temperature: float = 0.5,
     between: str = "\n",
+    group: Sequence[str] = (),
     batch_size: int = 32,
     seed: int = 0,
     device: str = "cpu",
@@ -65,7 +66,8 @@ def knowledge(
     """SliCK categories of every question on both sides, and where they went.
 
     prompts: questions with answers. examples: solved questions to show, `prompts` themselves where
-    None; never the one asked. sets, shots, samples, temperature: the paper's 10, 4, 16 and 0.5.
+    None; never one that tells the answer asked for. group: tags that name what is asked, see
+    `tasks.many_shot`. sets, shots, samples, temperature: the paper's 10, 4, 16 and 0.5.
     between: what ends a solved question (a line's end; " . " for the shipped family).
 
     Returns a Result with rows share (arm "base", "again" for the base behind other examples, or
@@ -82,7 +84,7 @@ def knowledge(
             raise WorkbenchError(f"Expected {name} above 0, found {value}.")
     base, tuned = both(pair, batch_size, device, dtype)
     shown = examples if examples is not None else prompts
-    asked = {"shots": shots, "between": between}
+    asked: dict[str, Any] = {"count": shots, "between": between, "group": group}
     with tqdm(total=3 * sets, desc=f"{pair.name}: knowledge", disable=None, leave=False) as bar:
         known = {
             arm: _known(side, _behind(prompts, shown, sets, first, **asked), samples, temperature,
@@ -100,6 +102,7 @@ def knowledge(
     parameters = {
         "prompts": describe(prompts), "examples": describe(examples), "sets": sets, "shots": shots,
         "samples": samples, "temperature": temperature, "between": between,
+        "group": list(group),
     }  # fmt: skip
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
     tensors = {f"{pair.name}/{arm}": one for arm, one in found.items()}
@@ -107,11 +110,11 @@ def knowledge(
 
 
 def _behind(
-    prompts: PromptSet, examples: PromptSet, sets: int, first: int, *, shots: int, between: str
+    prompts: PromptSet, examples: PromptSet, sets: int, first: int, **asked: Any
 ) -> Iterator[PromptSet]:
     """The questions behind one random set of examples after the other."""
     for i in range(sets):
-        yield many_shot(prompts, examples, count=shots, between=between, seed=first + i)
+        yield many_shot(prompts, examples, seed=first + i, **asked)
 
 
 def _known(

@@ -14,7 +14,6 @@ model need not use.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -33,6 +32,7 @@ from workbench.results import Result, describe
 from workbench.stats import halves, ratios, share_of
 from workbench.tasks.batching import encode
 from workbench.tasks.prompts import PromptSet
+from workbench.tasks.transform import question
 
 KEY = "forgetting.probe"
 STRENGTHS = tuple(10.0**power for power in range(-1, 6))
@@ -167,12 +167,7 @@ def _labels(base: Side, prompts: PromptSet, label: str | None) -> list[Any]:
 
 def _groups(prompts: PromptSet, tags: Sequence[str]) -> list[str]:
     """What each prompt asks: the values of these tags, or its last sentence and answer."""
-    unknown = [name for name in tags for p in prompts if name not in p.tags]
-    if unknown:
-        raise WorkbenchError(f"Some prompts of {prompts.name!r} have no tag {unknown[0]!r}.")
-    if tags:
-        return [repr([p.tags[name] for name in tags]) for p in prompts]
-    return [repr((re.split(r"[.;?!\n]\s", p.prompt)[-1], p.target)) for p in prompts]
+    return [repr(question(p, tags)) for p in prompts]
 
 
 def _shuffled(codes: NDArray[np.int64], groups: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

@@ -223,8 +223,9 @@ def tiered(
 ) -> Projection:
     """Singular vectors of the change at fewer bits the smaller their value, the rest dropped.
 
-    tiers: (how many vectors, bits) from the largest on; None takes `tiers_of` each. Each vector is rounded to 2^bits - 1 even
-    steps over its largest magnitude; the published method quantises with calibration data instead.
+    tiers: (how many vectors, bits) from the largest on; None takes `tiers_of` each matrix. Each
+    vector is rounded to 2^bits - 1 even steps over its largest magnitude; the published method
+    quantises with calibration data instead.
     """
 
     def project(delta: Delta) -> Tensor:

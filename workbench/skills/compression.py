@@ -2,8 +2,8 @@
 
 theta_0 + P(delta), scored against the bits that P(delta) takes to store beside a base one has:
   rank       the top k singular triplets of every matrix: 16 k (out + in)
-  1-bit      sign(delta) . mean|delta|: a bit for each of the m entries that changed, log2 C(n, m) to
-             say which of n do (nothing where all did), 16 for the scale (BitDelta, arXiv 2402.10193)
+  1-bit      sign(delta) . mean|delta|: a bit for each of the m entries of n that changed, log2
+             C(n, m) to say which (0 where all did), 16 for the scale (BitDelta, arXiv 2402.10193)
   tiered     singular vectors at 8, 3 and 2 bits (Delta-CoMe, arXiv 2406.08903), of each as many as
              there for a matrix of 4096: b (out + in) a triplet, 16 for each vector's scale
   movement   the n largest |delta| of all: 16 n, and log2 C(N, n) to say which, the entropy bound

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,19 +47,44 @@ def off_by_one(step: str) -> str:
     return re.sub(r"\d+(?=\D*$)", wrong, step, count=1)
 
 
-def many_shot(
-    prompts: PromptSet, shots: PromptSet, *, count: int = 3, between: str = " .\n", seed: int = 0
-) -> PromptSet:
-    """Each prompt behind `count` solved ones drawn from `shots`, never itself.
+def question(prompt: Prompt, group: Sequence[str] = ()) -> tuple[str, ...]:
+    """What a prompt asks, however it is worded: the values of the tags `group`; without any its
+    last sentence and its answer. Raises WorkbenchError for a tag that it lacks."""
+    for name in group:
+        if name not in prompt.tags:
+            raise WorkbenchError(
+                f"Prompt {prompt.id!r} has no tag {name!r}; it has {', '.join(prompt.tags)}."
+            )
+    if group:
+        return tuple(prompt.tags[name] for name in group)
+    return re.split(r"[.;?!\n]\s", prompt.prompt)[-1], prompt.target
 
-    between: what ends a solved one.
+
+def many_shot(
+    prompts: PromptSet,
+    shots: PromptSet,
+    *,
+    count: int = 3,
+    between: str = " .\n",
+    group: Sequence[str] = (),
+    seed: int = 0,
+) -> PromptSet:
+    """Each prompt behind `count` solved ones drawn from `shots`, none of which tells its answer.
+
+    between: what ends a solved one. group: tags that name what is asked, as of `forgetting.probe`:
+    a shot of the same values is none, nor one whose text holds the answer and those of the values
+    that stand in the prompt (the fact about Julia, in other words). Without tags only a shot of the
+    same last sentence and answer is none. Raises WorkbenchError where too few are left.
     """
     draw = random.Random(f"shots {seed}")
 
     def one(prompt: Prompt) -> Prompt:
-        others = [other for other in shots if other.text != prompt.text]
+        others = [other for other in shots if not _tells(other, prompt, group)]
         if len(others) < count:
-            raise WorkbenchError(f"Expected at least {count} other prompts to show, have less.")
+            raise WorkbenchError(
+                f"Expected at least {count} solved prompts that do not tell the answer of "
+                f"{prompt.id!r}, found {len(others)}."
+            )
         told = "".join(other.text + between for other in draw.sample(others, count))
         spans = {n: (a + len(told), b + len(told)) for n, (a, b) in prompt.spans.items()}
         return replace(
@@ -67,6 +92,23 @@ def many_shot(
         )
 
     return PromptSet(f"{prompts.name}-{count}-shot", tuple(map(one, prompts)), prompts.seed)
+
+
+def _tells(shot: Prompt, prompt: Prompt, group: Sequence[str]) -> bool:
+    """Whether a solved prompt gives another's answer away."""
+    if question(shot, ()) == question(prompt, ()):
+        return True
+    if not group:
+        return False
+    asked = question(prompt, group)
+    named = [value for value in asked if _holds(prompt.text, value)]
+    said = named and all(_holds(shot.text, one) for one in (*named, prompt.target.strip()))
+    same = all(shot.tags.get(name) == value for name, value in zip(group, asked, strict=True))
+    return bool(said) or same
+
+
+def _holds(text: str, words: str) -> bool:
+    return bool(re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text))
 
 
 def chat(prompts: PromptSet, tokenizer: Any) -> PromptSet:
