@@ -213,25 +213,33 @@ def nearest_pairs(
     return found[:, 0], found[:, 1]
 
 
+def bin_of(confidence: NDArray[np.float64], bins: int, *, mass: bool) -> NDArray[np.int64]:
+    """Which of `bins` each confidence lies in, along the last axis, from 0.
+
+    Of equal width over [0, 1]; a value on an edge belongs below it, as in Guo et al. 2017 (arXiv
+    1706.04599) and scikit-learn. mass: of equally many items instead; equal values share one.
+    """
+    if not mass:
+        return np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence)
+    from scipy.stats import rankdata
+
+    rank = rankdata(confidence, method="min", axis=-1).astype(np.int64) - 1
+    return rank * bins // confidence.shape[-1]
+
+
 def calibration_error(
     confidence: ArrayLike, correct: ArrayLike, *, bins: int = 10, mass: bool = False
 ) -> NDArray[np.float64]:
     """Expected calibration error: |mean confidence - accuracy|, mean over bins by their items.
 
-    confidence: in [0, 1], correct: 0 or 1, both (..., items); one value per row. mass: bins of
-    equally many items instead of equally wide ones; equal confidences share one. Sources: Naeini et
+    confidence: in [0, 1], correct: 0 or 1, both (..., items); one value per row. bins, mass: see
+    `bin_of`. Sources: Naeini et
     al., AAAI 2015 (width); Nixon et al. 2019, arXiv 1904.01685 (mass).
     """
     sure, right = np.broadcast_arrays(
         np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
     )
-    if mass:
-        from scipy.stats import rankdata
-
-        rank = rankdata(sure, method="min", axis=-1) - 1
-        place = (rank * bins // sure.shape[-1]).astype(int)
-    else:
-        place = np.minimum((sure * bins).astype(int), bins - 1)
+    place = bin_of(sure, bins, mass=mass)
     gap = sure - right
     sums = [np.abs(np.where(place == b, gap, 0).sum(-1)) for b in range(bins)]
     return np.sum(sums, axis=0) / sure.shape[-1]

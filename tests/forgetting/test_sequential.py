@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ MATRIX = np.array([[0.1, 0.2, 0.0], [0.9, 0.3, 0.1], [0.6, 0.8, 0.2], [0.4, 0.5,
 
 def test_by_hand():
     np.testing.assert_allclose(forgetting(MATRIX), [0.5, 0.3, 0.0])
+    # By luck before it was learned; and a task of no stage counts from the base on.
+    lucky = np.array([[0.1, 0.6, 0.5], [0.9, 0.9, 0.2], [0.7, 0.7, 0.4]])
+    np.testing.assert_allclose(forgetting(lucky), [0.2, 0.0, 0.1])
     assert backward_transfer(MATRIX) == pytest.approx(((0.4 - 0.9) + (0.5 - 0.8)) / 2)
     stacked = np.stack([MATRIX, MATRIX[:, ::-1]])
     np.testing.assert_allclose(forgetting(stacked)[0], forgetting(MATRIX))
@@ -52,6 +56,22 @@ def test_a_planted_chain(chain):
     # Each stage's model scores 1 on its own task and 0 on the other's.
     assert (drops["value"] == 1).all()
     assert len(drops) == 4
+
+
+def test_members_that_were_trained_apart_are_no_chain(chain):
+    tasks = {"one": asked(PLACES, "apple", name="in"), "two": asked(JOBS, "book", name="a")}
+    found = wb.forgetting.sequential(chain, tasks)
+    assert any("says that it went on from one" in note for note in found.provenance.notes)
+    folder = Path(str(chain.members["two"].reference))
+    for told, right in (({"recipe": {"start": "one"}}, True), ({"start": "abc"}, True),
+                        ({"recipe": {"start": None}}, False)):  # fmt: skip
+        (folder / "training.json").write_text(json.dumps(told))
+        again = wb.load_family(chain.base, {n: c.reference for n, c in chain.members.items()})
+        if right:
+            assert not wb.forgetting.sequential(again, tasks).provenance.notes
+            continue
+        with pytest.raises(wb.WorkbenchError, match="two was trained from the base and not from"):
+            wb.forgetting.sequential(again, tasks)
 
 
 def test_bad_chains_are_refused(chain):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from sklearn.calibration import calibration_curve
 
 import workbench as wb
 from tests.skills.conftest import (
@@ -73,6 +74,18 @@ def test_the_curve_sums_up_to_the_error(mass: bool):
     assert sum(row["n"] for row in rows) == 200
     total = sum(row["n"] * abs(row["x"] - row["value"]) for row in rows) / 200
     assert total == pytest.approx(float(calibration_error(sure, right, bins=10, mass=mass)))
+
+
+@pytest.mark.parametrize("strategy", ["uniform", "quantile"])
+def test_the_curve_is_scikit_learns(strategy: str):
+    """Values on the edges of bins among them."""
+    draw = np.random.default_rng(1)
+    sure = draw.permutation(np.concatenate([draw.random(173), np.arange(11) / 10]))
+    right = (draw.random(len(sure)) < sure).astype(float)
+    rows = reliability(sure, right, 10, mass=strategy == "quantile")
+    accuracy, confidence = calibration_curve(right, sure, n_bins=10, strategy=strategy)
+    np.testing.assert_allclose([row["value"] for row in rows], accuracy)
+    np.testing.assert_allclose([row["x"] for row in rows], confidence)
 
 
 @pytest.mark.parametrize(("n", "shown"), [(200, 0.051), (5000, 0.010)])

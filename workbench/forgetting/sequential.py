@@ -1,10 +1,12 @@
 """Sequential learning: what does a chain of fine-tunings keep of its earlier tasks?
 
-R[i, j] is the score on task j after stage i, i = 0 the base. Forgetting F_j = max_{i <= T} R[i, j]
-- R[T, j] (Chaudhry et al. 2018, arXiv 1801.10112); backward transfer is the mean over j < T of
-R[T, j] - R[j, j] (Lopez-Paz & Ranzato 2017, arXiv 1706.08840). For two tasks of one kind the drops
-of Calderon et al. (2023, arXiv 2306.00168) are read off the same matrix: source drop R[i, i] -
-R[i, j] and target drop R[j, j] - R[i, j].
+R[i, j] is the score on task j after stage i, i = 0 the base. Forgetting F_j = max_i R[i, j] -
+R[T, j] over the stages from the one that learned task j on (from the base for tasks that none did):
+what was never learned cannot be forgotten. Chaudhry et al. 2018 (arXiv 1801.10112) take the maximum
+over all earlier stages, which counts what luck gave before. Backward transfer is the mean over
+j < T of R[T, j] - R[j, j] (Lopez-Paz & Ranzato 2017, arXiv 1706.08840). For two tasks of one kind
+the drops of Calderon et al. (2023, arXiv 2306.00168) are read off the same matrix: source drop
+R[i, i] - R[i, j] and target drop R[j, j] - R[i, j].
 
 The maximum runs over the last stage too, so F_j is never below 0 and an improvement counts as none;
 it is over noisy scores and so a little too high; its interval resamples prompts and
@@ -14,6 +16,7 @@ takes the maximum anew. One chain is one sample of seeds and of the order of tas
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -36,8 +39,12 @@ DRAWS = 1000
 
 
 def forgetting(matrix: Floats) -> Floats:
-    """F_j = max_i R[i, j] - R[T, j]. matrix: (..., stages, tasks), the base's row first."""
-    return matrix.max(-2) - matrix[..., -1, :]
+    """F_j = max_{i >= j} R[i, j] - R[T, j]. matrix: (..., T + 1, tasks), the base's row first; the
+    first T columns are the stages' own tasks, others count from the base on."""
+    stages, tasks = matrix.shape[-2:]
+    learned = np.where(np.arange(tasks) < stages - 1, np.arange(tasks) + 1, 0)
+    before = np.arange(stages)[:, None] < learned
+    return np.where(before, -np.inf, matrix).max(-2) - matrix[..., -1, :]
 
 
 def backward_transfer(matrix: Floats) -> Floats:
@@ -70,8 +77,9 @@ def sequential(
     base's score), forgetting per task and, over the tasks learned before the last stage, as the
     mean under task "mean"; backward_transfer (task "mean"); source_drop and target_drop of every
     two stages (stage i's member on stage j's task). own: whether a stage learned the task. 95%
-    bootstrap intervals over each task's prompts. Raises WorkbenchError for fewer than two stages or
-    stages without prompts.
+    bootstrap intervals over each task's prompts. Raises WorkbenchError for fewer than two stages,
+    stages without prompts, or members of which their training says that they go on from no other;
+    where nothing says so a note does.
     """
     stages = list(family.members)
     if len(stages) < 2:
@@ -83,6 +91,7 @@ def sequential(
         )
     sets = [*(tasks[stage] for stage in stages), *others]
     require_prompts(*sets)
+    notes = _unconfirmed(family)
     words = family.base.tokenizer()
     right: list[list[Floats]] = []
     chain = [family.base, *family.members.values()]
@@ -97,10 +106,29 @@ def sequential(
     last = family.members[stages[-1]].about
     last = last | {"stages": {stage: family.members[stage].fingerprint for stage in stages}}
     provenance = Provenance(
-        family.base.about, {name: last}, parameters=parameters,
+        family.base.about, {name: last}, parameters=parameters, notes=notes,
         seed=seed, device=str(device), dtype=dtype,
     )  # fmt: skip
     return finished(KEY, table, provenance)
+
+
+def _unconfirmed(family: Family) -> tuple[str, ...]:
+    """What limits reading the members as a chain. Raises WorkbenchError where they are none."""
+    for before, after in pairwise(family.members):
+        training = family.members[after].training
+        if training is None:
+            return (
+                f"Nothing in the files of {after} says that it went on from {before}; of members "
+                "that were trained apart from the base these are no numbers of a chain.",
+            )
+        start = training.get("start") or training.get("recipe", {}).get("start")
+        if not start:
+            raise WorkbenchError(
+                f"{after} was trained from the base and not from {before}, as its training.json "
+                "says; give the stages of one chain, or compare such members by "
+                "forgetting.retention."
+            )
+    return ()
 
 
 def _scores(

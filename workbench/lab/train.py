@@ -72,6 +72,8 @@ def train(
     losing = prepare(tokenizer, forget, "answer", recipe.max_length) if forget else []
     if losing:
         run["forget"] = fingerprint(losing)
+    if start is not None:
+        run["start"] = Checkpoint.parse(start).fingerprint
     if (out / "training.json").is_file():
         _same_run(run, json.loads((out / "training.json").read_text()), out)
         return out

@@ -229,12 +229,19 @@ class Checkpoint:
         else:
             config = self.lora.config
             found |= {"kind": "lora", "rank": config["r"], "alpha": config["lora_alpha"]}
-        home = Path(self.adapter) if self.adapter else self.folder
-        if home is not None and (home / "training.json").exists():
-            training = read_json(home / "training.json")
+        training = self.training
+        if training is not None:
             known = {key: training[key] for key in ("step", "seed") if key in training}
             found |= {key: value for key, value in known.items() if is_count(value, 0)}
         return found
+
+    @cached_property
+    def training(self) -> dict[str, Any] | None:
+        """training.json beside the member's weights, as `lab.train` writes it; None without."""
+        home = Path(self.adapter) if self.adapter else self.folder
+        if home is None or not (home / "training.json").exists():
+            return None
+        return read_json(home / "training.json")
 
     def __getstate__(self) -> dict[str, Any]:
         # What was read stays behind: another process reads its own, and may lie on another machine.

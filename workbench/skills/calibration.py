@@ -38,22 +38,15 @@ def reliability(sure: Floats, right: Floats, bins: int, *, mass: bool) -> list[d
     """One row per bin that holds an item: bin, x (mean confidence), value (accuracy) with its
     Wilson interval, n. sure, right: (items,)."""
     from scipy.stats import binomtest
-    from sklearn.calibration import calibration_curve
 
-    strategy = "quantile" if mass else "uniform"
-    accuracy, confidence = calibration_curve(
-        right, sure, n_bins=bins, strategy=strategy, pos_label=1
-    )
-    # The bins' sizes, which scikit-learn keeps to itself; a value on an edge belongs below it.
-    edges = np.linspace(0, 1, bins + 1)
-    edges = np.percentile(sure, edges * 100) if mass else edges
-    sizes = np.bincount(np.searchsorted(edges[1:-1], sure), minlength=bins)
-    filled = sizes.nonzero()[0]
-    rows = []
-    for b, x, value in zip(filled.tolist(), confidence, accuracy, strict=True):
-        n = int(sizes[b])
-        low, high = binomtest(round(value * n), n).proportion_ci(method="wilson")
-        rows.append({"bin": b, "x": x, "value": value, "low": low, "high": high, "n": n})
+    place, rows = stats.bin_of(sure, bins, mass=mass), []
+    for b in np.unique(place).tolist():
+        here = place == b
+        n, k = int(here.sum()), int(right[here].sum())
+        low, high = binomtest(k, n).proportion_ci(method="wilson")
+        rows.append(
+            {"bin": b, "x": sure[here].mean(), "value": k / n, "low": low, "high": high, "n": n}
+        )
     return rows
 
 
