@@ -216,15 +216,18 @@ def nearest_pairs(
 def bin_of(confidence: NDArray[np.float64], bins: int, *, mass: bool) -> NDArray[np.int64]:
     """Which of `bins` each confidence lies in, along the last axis, from 0.
 
-    Of equal width over [0, 1]; a value on an edge belongs below it, as in Guo et al. 2017 (arXiv
-    1706.04599) and scikit-learn. mass: of equally many items instead; equal values share one.
+    Of equal width over [0, 1]; mass: between quantiles of the values themselves. A value on an edge
+    belongs below it, as in Guo et al. 2017 (arXiv 1706.04599) and scikit-learn.
     """
+    parts = np.linspace(0, 1, bins + 1)
     if not mass:
-        return np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence)
-    from scipy.stats import rankdata
-
-    rank = rankdata(confidence, method="min", axis=-1).astype(np.int64) - 1
-    return rank * bins // confidence.shape[-1]
+        return np.searchsorted(parts[1:-1], confidence)
+    # numpy puts the parts first.
+    edges = np.quantile(confidence, parts[1:-1], axis=-1)[..., None]
+    place = np.zeros(confidence.shape, dtype=np.int64)
+    for edge in edges:
+        place += confidence > edge
+    return place
 
 
 def calibration_error(
