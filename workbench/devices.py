@@ -31,9 +31,12 @@ def spread(device: Device) -> bool:
 
 
 def entry(device: Device) -> torch.device:
-    """Where inputs are put and single tensors are held; the first GPU of a spread model."""
+    """Where inputs are put and single tensors are held; the first GPU of a spread model.
+
+    Raises WorkbenchError for what names no device, or one that is not on this machine.
+    """
     if isinstance(device, str | torch.device) and device != "auto":
-        return torch.device(device)
+        return _there(device)
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     assert isinstance(device, Mapping)
@@ -41,6 +44,28 @@ def entry(device: Device) -> torch.device:
     if gpus and isinstance(gpus[0], int):
         return torch.device("cuda", gpus[0])
     return torch.device(gpus[0] if gpus else "cpu")
+
+
+def _there(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise WorkbenchError(
+            f"Expected a device such as cpu, cuda, cuda:1, mps or auto, found {str(device)!r}."
+        ) from error
+    counts = {
+        "cuda": torch.cuda.device_count if torch.cuda.is_available() else int,
+        "mps": lambda: int(torch.backends.mps.is_available()),
+    }
+    if found.type not in counts:
+        return found
+    count = counts[found.type]()
+    if (found.index or 0) >= count:
+        raise WorkbenchError(
+            f"Expected a device of this machine, found {str(device)!r}, where there "
+            f"{'is none' if not count else f'are {count}'} of that kind; give cpu, or auto."
+        )
+    return found
 
 
 def home(model: nn.Module) -> torch.device:

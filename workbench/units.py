@@ -6,6 +6,7 @@ run of the same command finds its units and computes nothing; an interrupted one
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import cache
+from workbench.errors import WorkbenchError
 from workbench.loaders import Checkpoint, CheckpointPair, Family
 from workbench.results import Result, concatenate, describe
 
@@ -86,17 +88,40 @@ def joined(made: Sequence[Unit], store: str | Path) -> Result:
     return concatenate([Result.load(Path(store) / unit.key) for unit in made])
 
 
+def named(key: str) -> Callable[..., Result]:
+    """The function of an analysis by its key, e.g. "spectral.intruders"."""
+    from workbench import catalogue
+
+    known = {one.key: one.function for one in catalogue.ANALYSES}
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+        raise WorkbenchError(
+            f"There is no analysis {key!r}{f'; did you mean {near[0]}' if near else ''}? Known are "
+            f"{', '.join(sorted(known))}."
+        )
+    return known[key]
+
+
 def over(
     family: Family,
-    analysis: Callable[..., Result],
+    analysis: Callable[..., Result] | str,
     *,
     store: str | Path | None = None,
     **parameters: Any,
 ) -> Result:
     """The analysis of every member, as one Result with a member column.
 
-    store: a folder that keeps each member's Result, so that an interrupted run resumes.
+    analysis: a function, or its key in the catalogue ("spectral.intruders"). store: a folder that
+    keeps each member's Result, so that an interrupted run resumes. Raises WorkbenchError for a key
+    that is not known, or what is no family.
     """
+    if not isinstance(family, Family):
+        raise WorkbenchError(
+            f"Expected a family of members, found {type(family).__name__}; load one with "
+            "wb.load_family(base, {'name': reference}), or call the analysis of one pair."
+        )
+    if isinstance(analysis, str):
+        analysis = named(analysis)
     made = [Unit(pair, analysis, parameters) for pair in family]
     if store is None:
         return concatenate([unit.run() for unit in made])

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.calls import write_pair
+from workbench import tasks
 from workbench.errors import WorkbenchError
 from workbench.lab import shipped
+from workbench.tasks import batching
 from workbench.tasks.batching import batch, in_batches, rows
 from workbench.tasks.prompts import Prompt
 
@@ -70,3 +73,36 @@ def test_unknown_words_are_told_once(capsys):
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1
     assert "3 of 4 prompts hold words that the tokenizer does not know" in told[0]
+
+
+def told(words, prompts: list[Prompt], capsys) -> str:
+    batching._say.cache_clear()
+    rows(words, prompts)
+    return capsys.readouterr().err
+
+
+def test_what_is_odd_about_prompts_is_said_before_any_run(capsys):
+    words = shipped.tokenizer()
+    plain = [Prompt("a", "Box F contains the", " apple"), Prompt("b", "In Box G is the", " book")]
+    assert told(words, plain, capsys) == ""
+    glued = [plain[0], Prompt("c", "Box F contains the", "apple")]
+    assert "1 of 2 prompts have an answer that goes on with" in told(words, glued, capsys)
+    strange = [Prompt("d", "Box F contains zzz the", " apple"), plain[1]]
+    assert "('d' is the first)" in told(words, strange, capsys)
+    twice = [Prompt("e", f"{words.bos_token}Box F contains the", " apple")]
+    if words("x").input_ids[0] == words.bos_token_id:
+        assert "begin with two" in told(words, twice, capsys)
+
+
+def test_a_text_that_is_too_long_for_the_model_is_refused_by_name(tmp_path):
+    """Also by its checkpoint's tokenizer, which knows the model's places."""
+    pair = write_pair(tmp_path)
+    words = pair.base.tokenizer()
+    assert words.model_max_length == 128
+    long = Prompt("wordy", "apple " * 200 + "the", " apple")
+    with pytest.raises(
+        WorkbenchError, match=r"'wordy' has 201 tokens, and the .* 128"
+    ):
+        rows(words, [long])
+    with pytest.raises(WorkbenchError, match="'wordy' has 201 tokens"):
+        tasks.answers(pair.base.load(), words, [long])

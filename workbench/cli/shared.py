@@ -65,8 +65,22 @@ Save = Annotated[
     typer.Option("--out", help="Folder to save the Result in.", callback=result_out),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the table as JSON lines.")]
+
+
+def device_there(name: str) -> str:
+    """A device, refused before any work where it is none of this machine's."""
+    if name != "cpu":  # torch takes seconds to import
+        from workbench.devices import entry
+
+        entry(name)
+    return name
+
+
 Device = Annotated[
-    str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: all GPUs, memory, disk.")
+    str,
+    typer.Option(
+        help="cpu, cuda, cuda:1, mps, or auto: all GPUs, memory, disk.", callback=device_there
+    ),
 ]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16, for every run of a model.")]
 WIDEST = 10_000  # characters of a line that no terminal breaks
@@ -168,7 +182,7 @@ def group_of(path: Path) -> Any:
     """One group of prompts: a prompt set, or the lines of a text file."""
     import workbench as wb
 
-    if path.suffix in (".jsonl", ".csv"):
+    if path.suffix in (".jsonl", ".csv", ".json"):
         return asked(path)
     pieces = wb.tasks.read_text(path, characters=1, most=100_000)
     return [piece.strip() for piece in pieces if piece.strip()]

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from workbench import cache
-from workbench.devices import Device, load_spread, settle, spread
+from workbench.devices import Device, entry, load_spread, settle, spread
 from workbench.errors import WorkbenchError, reason, visible
 from workbench.files import is_count, read_json
 from workbench.loaders.account import require_attached, require_decoder, require_read, require_whole
@@ -287,6 +287,7 @@ class Checkpoint:
             return model
 
         placed = spread(device)
+        entry(device)
         try:
             with unsaid():
                 model = load_spread(read, device, cache.folder("offload")) if placed else read()
@@ -304,7 +305,7 @@ class Checkpoint:
             ) from error
         if placed:
             return model.eval()
-        return model.to(torch.device(device)).eval()  # pyright: ignore[reportArgumentType]
+        return model.to(entry(device)).eval()  # pyright: ignore[reportArgumentType]
 
     @cached_property
     def wrappers(self) -> dict[str, str]:
@@ -319,7 +320,8 @@ class Checkpoint:
         return found
 
     def tokenizer(self) -> Any:
-        """The tokenizer beside the weights; raises WorkbenchError where there is none."""
+        """The tokenizer beside the weights, which knows how many places the model has; raises
+        WorkbenchError where there is none."""
         if self.folder is None:
             raise WorkbenchError("A model in memory has no tokenizer; pass one.")
         from transformers import AutoTokenizer
@@ -335,6 +337,10 @@ class Checkpoint:
             ) from error
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        inner = self.config.get("text_config") or self.config
+        places = inner.get("max_position_embeddings") or inner.get("n_positions")
+        if isinstance(places, int) and is_count(places):
+            tokenizer.model_max_length = min(tokenizer.model_max_length, places)
         return tokenizer
 
 

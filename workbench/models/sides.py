@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from workbench.devices import Device, spread
+from workbench.devices import Device, entry, spread
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.loaders.names import align
@@ -332,10 +332,8 @@ def free(device: Device) -> int | None:
     """Bytes that can still be allocated on `device`; None where nothing tells."""
     if not isinstance(device, str | torch.device) or spread(device):
         return None
-    device = torch.device(device)
+    device = entry(device)
     if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise WorkbenchError("There is no CUDA device here; use --device cpu.")
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "cpu":
         import psutil

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache as once
 from typing import Any, NamedTuple, TypeVar
 
+import regex
 import torch
 from torch import Tensor
 
@@ -20,6 +21,12 @@ from workbench.log import log
 from workbench.tasks.prompts import Prompt, PromptSet
 
 Made = TypeVar("Made")
+
+
+# A letter or digit of a script that parts its words.
+WORD = regex.compile(
+    r"(?V1)[[\p{L}\p{M}\p{N}]--[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]]"
+)
 
 
 class Encoded(NamedTuple):
@@ -113,7 +120,8 @@ def rows(
         spans = {name: _tokens(offsets, *span) for name, span in prompt.spans.items()}
         scored = (tuple(ids.ids[ids.start :]), foil_tokens(tokenizer, prompt, ids))
         made.append(Row(prompt.id, ids.ids[: ids.start], spans, *(scored if answers else ())))
-    tell_unknown(tokenizer, [[*row.ids, *row.answer] for row in made])
+    texts = {row.name: [*row.ids, *row.answer] for row in made}
+    look_at(tokenizer, texts, [one for one in prompts if not isinstance(one, str)])
     if not made or not all(row.ids for row in made):
         raise WorkbenchError("Expected prompts of at least one token each; found none or an empty.")
     return made
@@ -163,20 +171,44 @@ def in_batches(
         begin += len(chosen)
 
 
-def tell_unknown(tokenizer: Any, texts: Sequence[Sequence[int]]) -> None:
-    """Say once how many texts hold words that the tokenizer does not know."""
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    count = sum(unknown in ids for ids in texts) if unknown is not None else 0
-    if count:
-        _say(
-            f"{count} of {len(texts)} prompts hold words that the tokenizer does not know: both "
-            f"models read {tokenizer.unk_token} in their place."
-        )
+def look_at(tokenizer: Any, texts: Mapping[str, Sequence[int]], prompts: Sequence[Prompt]) -> None:
+    """What is odd about texts, by name, before any of them is run: words that the tokenizer does
+    not know, a start that stands twice, answers that go on with the question's last word; each
+    said once, with the first it is true of. Raises WorkbenchError for a text that is longer than
+    the model has places for."""
+    most = tokenizer.model_max_length
+    for name, ids in texts.items():
+        if len(ids) > most:
+            raise WorkbenchError(
+                f"Prompt {name!r} has {len(ids)} tokens, and the model places for {most}; shorten "
+                "it, or leave it out."
+            )
+    unknown, start = tokenizer.unk_token_id, tokenizer.bos_token_id
+    strange = [name for name, ids in texts.items() if unknown is not None and unknown in ids]
+    twice = [n for n, ids in texts.items() if start is not None and [*ids[:2]] == [start, start]]
+    glued = [one.id for one in prompts if goes_on_with(one.prompt, one.target)]
+    for found, what in (
+        (strange, f"hold words that the tokenizer does not know: both models read "
+                  f"{tokenizer.unk_token} in their place"),
+        (twice, f"begin with two {tokenizer.bos_token}, of which the tokenizer adds one: leave it "
+                "out of the text"),
+        (glued, "have an answer that goes on with the question's last word: begin it with a space"),
+    ):  # fmt: skip
+        if found:
+            _say(f"{len(found)} of {len(texts)} prompts {what} ({found[0]!r} is the first).")
+
+
+def goes_on_with(before: str, after: str) -> bool:
+    """Whether a word or number at the end of a text goes on behind it: a letter or digit stands
+    right behind one, or a mark inside a number ("3" and ".5"). In scripts that put no space between
+    words nothing tells, and none does."""
+    number = bool(regex.match(r"[.,]\d", after)) and before[-1:].isdigit()
+    return number or bool(WORD.match(before[-1:]) and WORD.match(after))
 
 
 @once
 def _say(text: str) -> None:
-    log.warning("workbench: %s", text)
+    log.warning("%s", text)
 
 
 def encode(tokenizer: Any, prompt: Prompt) -> Encoded:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, overload
 
 from workbench.errors import WorkbenchError, visible
 from workbench.files import MIB, is_count, parsed, read_text
@@ -99,6 +99,20 @@ class PromptSet:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    @overload
+    def __getitem__(self, at: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, at: slice) -> PromptSet: ...
+    def __getitem__(self, at: int | slice) -> Prompt | PromptSet:
+        """One prompt, or a set of some of them."""
+        if isinstance(at, slice):
+            return PromptSet(self.name, self.prompts[at], self.seed)
+        return self.prompts[at]
+
+    def __repr__(self) -> str:
+        first = f", the first {self.prompts[0].text[-60:]!r}" if self.prompts else ""
+        return f"PromptSet({self.name!r}, {len(self)} prompts{first})"
+
     @property
     def texts(self) -> list[str]:
         """The full texts, prompt + target."""
@@ -147,7 +161,8 @@ class PromptSet:
 
     @classmethod
     def load(cls, path: str | Path) -> PromptSet:
-        """Prompts from JSON lines, as `save` writes them or one object a line, or from CSV.
+        """Prompts from JSON lines, as `save` writes them or one object a line, from a JSON list of
+        such objects, or from CSV.
 
         A line needs prompt and target; id is its number, where there is none. In CSV foils are
         separated by "|" and further columns are tags. Raises WorkbenchError naming every bad line.
@@ -156,7 +171,8 @@ class PromptSet:
         if not path.is_file():
             raise WorkbenchError(f"Expected prompts (.jsonl or .csv) at {path}; no file is there.")
         text = read_text(path, most=MOST, remedy="give prompts as UTF-8 text")
-        lines = _csv_rows(text) if path.suffix == ".csv" else _json_rows(text)
+        read = {".csv": _csv_rows, ".json": _list_rows}.get(path.suffix, _json_rows)
+        lines = read(text)
         name, seed, prompts, faults = visible(path.stem), 0, [], []
         for number, row in lines:
             if isinstance(row, dict) and number == 1 and row.keys() == {"name", "seed"}:
@@ -189,6 +205,25 @@ def _json_rows(text: str) -> Iterator[tuple[int, Any]]:
                 yield number, parsed(line)
             except ValueError as error:
                 yield number, WorkbenchError(f"not JSON ({error}); mend or remove the line.")
+
+
+def _list_rows(text: str) -> Iterator[tuple[int, Any]]:
+    """(number, object) of a JSON list, from 1; of anything else the one complaint."""
+    try:
+        found = parsed(text)
+    except ValueError as error:
+        yield 1, WorkbenchError(f"not JSON ({error}); mend it.")
+        return
+    if not isinstance(found, list):
+        yield (
+            1,
+            WorkbenchError(
+                f"expected a list of objects, found {type(found).__name__}; one object a line is "
+                "read from a file that ends in .jsonl."
+            ),
+        )
+        return
+    yield from enumerate(found, 1)
 
 
 def _csv_rows(text: str) -> Iterator[tuple[int, Any]]:

@@ -8,20 +8,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import regex
 import torch
 import torch.nn.functional as F
 
-from workbench.devices import home
+from workbench.devices import entry, home
 from workbench.errors import WorkbenchError
 from workbench.tasks.batching import (
     Encoded,
     encode,
     foil_tokens,
+    goes_on_with,
     in_batches,
+    look_at,
     pad_id,
     padded,
-    tell_unknown,
 )
 from workbench.tasks.prompts import Prompt
 
@@ -29,10 +29,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-# A letter or digit of a script that parts its words.
-WORD = regex.compile(
-    r"(?V1)[[\p{L}\p{M}\p{N}]--[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]]"
-)
 ANSWERED = (
     "id", "log_probability", "correct", "logit_difference", "tokens", "said", "confidence",
     "first_correct", "probability",
@@ -66,7 +62,7 @@ def answers(
     """
     prompts = list(prompts)
     encoded = [encode(tokenizer, p) for p in prompts]
-    tell_unknown(tokenizer, [one.ids for one in encoded])
+    look_at(tokenizer, {p.id: e.ids for p, e in zip(prompts, encoded, strict=True)}, prompts)
     foils = [list(foil_tokens(tokenizer, p, e)) for p, e in zip(prompts, encoded, strict=True)]
     rows: list[dict] = [{} for _ in prompts]
     with _ready(model, device) as where:
@@ -95,18 +91,14 @@ def answers(
 
 
 def goes_on(tokenizer: PreTrainedTokenizerBase, said: Sequence[int], then: int) -> bool:
-    """Whether the token `then` goes on with the last word or number of what was `said`: its text
-    begins with a letter or digit, or with a mark inside a number ("3" and ".5"), right behind one.
-    In scripts that put no space between words nothing tells, and no token does.
-    """
+    """Whether the token `then` goes on with the last word or number of what was `said`."""
     if then in tokenizer.all_special_ids:
         return False
     own, whole = (str(tokenizer.decode(ids)) for ids in (list(said), [*said, then]))
     if own.endswith("\N{REPLACEMENT CHARACTER}"):  # the bytes of a character still to come
         return True
     more = whole[len(own) :] if whole.startswith(own) else ""
-    number = bool(regex.match(r"[.,]\d", more)) and own[-1:].isdigit()
-    return number or bool(WORD.match(own[-1:]) and WORD.match(more))
+    return goes_on_with(own, more)
 
 
 def text_loss(
@@ -205,7 +197,7 @@ def _ready(model: PreTrainedModel, device: str | torch.device | None) -> Iterato
     """Evaluation mode without gradients; the model's mode and device come back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     lies = home(model)
-    where = torch.device(device) if device is not None else lies
+    where = entry(device) if device is not None else lies
     try:
         model.eval()
         if where != lies:
