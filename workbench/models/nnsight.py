@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError, reason
 from workbench.loaders import Checkpoint
+from workbench.models import probe
 from workbench.models.hooks import Run, Value, Where, rewritten, token_index
 from workbench.models.sites import KINDS, End, Layout, Site, end, pick
 
@@ -100,6 +101,8 @@ def run(
     import nnsight
 
     changes, wanted = dict(write or {}), list(read)
+    if not remote:
+        probe.require(layout, (*changes, *wanted))
     eager = layout.root.config._attn_implementation == "eager"
     if not eager and any(site.kind == "pattern" for site in (*changes, *wanted)):
         raise WorkbenchError(
