@@ -254,19 +254,15 @@ class _Probe:
         whole = self._holds(layer, "resid_post", "resid_pre", "attn_out", "mlp_out")
         first = self._holds(layer, "resid_mid", "resid_pre", "attn_out")
         second = self._holds(layer, "resid_post", "resid_mid", "mlp_out")
-        wrong: list[Kind] = []
+        told = f"in block {layer} the stream is not the sum of the parts so named"
         if "resid_mid" not in self.kinds:
-            wrong += [] if whole else ["attn_out", "mlp_out"]
-        elif whole:
-            wrong += [] if first and second else ["resid_mid"]
-        else:
-            wrong += [] if first else ["attn_out"]
-            wrong += [] if second else ["mlp_out"]
-            cut = self._good("resid_mid") and self._same(
-                *self._at("resid_post", layer, ["cut", "cut again"])
-            )
-            wrong += [] if cut else ["resid_mid"]
-        self._refuse(wrong, f"in block {layer} the stream is not the sum of the parts so named")
+            self._refuse([] if whole else ["attn_out", "mlp_out"], told)
+            return
+        held = ["cut", "cut again"]
+        cut = self._good("resid_mid") and self._same(*self._at("resid_post", layer, held))
+        self._refuse([] if whole or first else ["attn_out"], told)
+        self._refuse([] if whole or second else ["mlp_out"], told)
+        self._refuse([] if (first and second) or (cut and not whole) else ["resid_mid"], told)
 
     def _holds(self, layer: int, total: Kind, *parts: Kind) -> bool:
         """Whether the parts add up to the total, wherever neither that nor resid_mid is foreign."""
