@@ -173,3 +173,64 @@ def test_bad_partners_are_named(pair):
     other = PromptSet("plain", (Prompt("a", "the apple", " ball"),))
     with pytest.raises(WorkbenchError, match="question about one of several boxes"):
         wb.patching.activation(pair, other)
+
+
+def named(*things: str, before: str = "the") -> PromptSet:
+    """Prompts of one answer, with each thing a named place in front of two more words."""
+    made = []
+    for number, thing in enumerate(things):
+        span = {"thing": (len(before) + 1, len(before) + 1 + len(thing))}
+        text = f"{before} {thing} . the"
+        made.append(Prompt(str(number), text, " cup", (" hat",), spans=span))
+    return PromptSet("named", tuple(made))
+
+
+ONE, TWO = named("apple", "ball", "card"), named("apple ball", "ball card", "card dice")
+MIXED = named("apple", "ball card", "dice")
+
+
+@pytest.mark.parametrize("batch_size", [1, 32])
+@pytest.mark.parametrize(
+    ("clean", "dirty"), [(ONE, TWO), (TWO, ONE), (MIXED, ONE), (ONE, MIXED), (MIXED, MIXED)]
+)
+def test_a_named_place_has_one_number_of_tokens(pair, clean, dirty, batch_size):
+    """Whatever the batches: in all prompts and in their partners."""
+    options = {"positions": ["thing"], "batch_size": batch_size}
+    for call, more in ((wb.patching.activation, {}), (wb.patching.attribution, {"exact": 1})):
+        with pytest.raises(WorkbenchError, match="Span 'thing' has 1 tokens"):
+            call(pair, clean, corrupted=dirty, **options, **more)
+    with pytest.raises(WorkbenchError, match="Span 'thing' has 1 tokens"):
+        wb.patching.path(
+            pair, clean, corrupted=dirty, position="thing", batch_size=batch_size
+        )  # fmt: skip
+    if MIXED in (clean, dirty):
+        with pytest.raises(WorkbenchError, match="Span 'thing' has 1 tokens"):
+            wb.patching.cross_model(
+                pair, MIXED, positions=["thing"], answer="base", batch_size=batch_size
+            )
+
+
+@pytest.mark.parametrize("positions", ["each", [2]])
+def test_a_count_from_the_first_token_needs_partners_of_one_length(pair, positions):
+    longer = named("ball", "card", "dice", before="so the")
+    with pytest.raises(WorkbenchError, match="have 5 and 6 tokens"):
+        wb.patching.activation(pair, ONE, corrupted=longer, positions=positions)
+    # The same places counted from the end, or by name, are the same places.
+    by_count, by_name = (
+        value(
+            wb.patching.activation(pair, ONE, corrupted=longer, positions=[p], controls=0),
+            "log_probability",
+        )
+        for p in (-3, "thing")
+    )
+    torch.testing.assert_close(by_count, by_name, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_places_outside_the_shortest_prompt_are_told(pair, batch_size):
+    for position in (5, -6):
+        with pytest.raises(WorkbenchError, match="outside a prompt of 5 tokens"):
+            wb.patching.activation(
+                pair, named("apple ball", "ball"), corrupted=named("card dice", "card"),
+                positions=[position], batch_size=batch_size,
+            )  # fmt: skip

@@ -87,8 +87,6 @@ def cross_model(
     tables, notes = [], []
     with pair.models(device, named_dtype(dtype)) as run:
         given = rows(words, prompts, answers=True)
-        if answer == "base":
-            given = continued(run.base, given, answer_tokens, words, batch_size, device)
         layout = Layout(run.tuned)
         where = places.default_positions(given) if positions == "named" else positions
         at = places.resolved(given, where)
@@ -101,6 +99,9 @@ def cross_model(
             chosen = places.grouped(layout, groups, added=True)
             random = random_groups(layout, chosen, seed)
         shared.require_some(chosen)
+        shared.require_aligned(given, given, chosen)
+        if answer == "base":
+            given = continued(run.base, given, answer_tokens, words, batch_size, device)
         for one in asked:
             models = (run.base, run.tuned) if one == "tuned->base" else (run.tuned, run.base)
             destination, source = (Side(model, given) for model in models)

@@ -32,8 +32,8 @@ from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
 from workbench.models.sites import Kind
 from workbench.patching.activation import SIDES, require_sides
-from workbench.patching.patches import Position, require_equal
-from workbench.patching.sweep import require_batches
+from workbench.patching.patches import Patch, Position, require_equal
+from workbench.patching.sweep import require_aligned, require_batches
 from workbench.results import Result
 from workbench.stats import ratios
 from workbench.tasks.batching import Row, batch, in_batches, pad_id, rows
@@ -90,6 +90,7 @@ def mask(
         )
     if position is None:
         require_equal([*ours, *theirs], "A mask over every token")
+    require_aligned(ours, theirs, [Patch((Site("z", 0, position=position),))])
     order = np.random.default_rng(seed).permutation(len(pairs))
     teach, judge = order[: len(order) // 2].tolist(), order[len(order) // 2 :].tolist()
     tables = []

@@ -113,6 +113,22 @@ def require_equal(rows: Sequence[Row], what: str) -> None:
         )
 
 
+def require_one_width(rows: Sequence[Row], name: str) -> None:
+    """Raises unless a named place is in every row, and of one number of tokens."""
+    missing = [row.name for row in rows if name not in row.spans]
+    if missing:
+        known = sorted({name for row in rows for name in row.spans})
+        raise WorkbenchError(f"Prompt {missing[0]!r} has no span {name!r}; known: {known}.")
+    sizes = {row.spans[name][1] - row.spans[name][0]: row.name for row in reversed(rows)}
+    if len(sizes) > 1:
+        (few, one), *_, (many, other) = sorted(sizes.items())
+        raise WorkbenchError(
+            f"Span {name!r} has {few} tokens in prompt {one!r} and {many} in {other!r}; a patch "
+            "needs one number in all prompts and their partners: choose words of as many tokens, "
+            "or another place (-1)."
+        )
+
+
 def _at_layer(
     layout: Layout, where: str, layer: int, layers: Sequence[int], position: Position
 ) -> list[Patch]:

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from workbench.errors import WorkbenchError
 from workbench.models import Layout, Site
 from workbench.models.rerun import Plus, Rerun
-from workbench.patching.patches import COLUMNS, Patch
+from workbench.patching.patches import COLUMNS, Patch, require_one_width
 from workbench.stats import Intervals, ratios
 from workbench.tasks.batching import Batch, Row, batch, in_batches, pad_id
 
@@ -385,6 +385,9 @@ def require_batches(batch_size: int) -> None:
 
 
 def require_aligned(ours: Sequence[Row], theirs: Sequence[Row], patches: Sequence[Patch]) -> None:
+    """Raises unless every patch means the same tokens in each prompt and its partner, whatever the
+    batches: all of them in rows of one length, a count within the prompt (from its first token only
+    where both have one length), a named place of one number of tokens throughout."""
     whole = any(s.position is None or s.kind == "pattern" for p in patches for s in p.sites)
     unequal = [a for a, b in zip(ours, theirs, strict=True) if len(a.fed) != len(b.fed)]
     if whole and unequal:
@@ -392,6 +395,25 @@ def require_aligned(ours: Sequence[Row], theirs: Sequence[Row], patches: Sequenc
             f"Prompt {unequal[0].name!r} and its partner have different lengths, so that not all "
             "tokens can be patched; give places (-1, or a named one), or partners of one length."
         )
+    for position in dict.fromkeys(site.position for patch in patches for site in patch.sites):
+        if isinstance(position, int):
+            _require_counted(ours, theirs, position)
+        elif position is not None:
+            require_one_width([*ours, *theirs], position)
+
+
+def _require_counted(ours: Sequence[Row], theirs: Sequence[Row], position: int) -> None:
+    shortest = min(len(row.ids) for row in (*ours, *theirs))
+    if not -shortest <= position < shortest:
+        raise WorkbenchError(f"Position {position} lies outside a prompt of {shortest} tokens.")
+    for one, other in zip(ours, theirs, strict=True) if position > 0 else ():
+        few, many = sorted((len(one.ids), len(other.ids)))
+        if few < many:
+            raise WorkbenchError(
+                f"Prompt {one.name!r} and its partner have {few} and {many} tokens, so that token "
+                f"{position} is not the same place in both; give named places, counts from the end "
+                "(-1), or partners of one length."
+            )
 
 
 def _require_additive(layout: Layout) -> None:
