@@ -196,6 +196,10 @@ def circuit(
     prompts: Prompts,
     corrupted: Corrupted = None,
     most: Annotated[int, typer.Option(help="Heads per group at most.")] = 8,
+    keep: Annotated[
+        str,
+        typer.Option(help='A circuit\'s heads at their group\'s "position" only, or "everywhere".'),
+    ] = "position",
     random: Annotated[int, typer.Option(help="Random circuits of the same size.")] = 10,
     theirs: Annotated[
         Path | None, typer.Option(help="Saved circuit Result whose circuits are judged here too.")
@@ -220,6 +224,7 @@ def circuit(
         corrupted=_set(corrupted),
         circuits={f"theirs: {name}": own for name, own in known.items()} or None,
         most=most,
+        keep=keep,  # pyright: ignore[reportArgumentType]
         random=random,
         **running(batch_size, device, dtype, seed),
     )

@@ -32,7 +32,15 @@ class Plus(NamedTuple):
     delta: Tensor
 
 
-Writes = Mapping[Site, Tensor | Plus]
+class Outside(NamedTuple):
+    """A value written at every token of a site but those that are kept, (batch, token)."""
+
+    value: Tensor
+    kept: Tensor
+
+
+Write = Tensor | Plus | Outside
+Writes = Mapping[Site, Write]
 
 
 class Rerun:
@@ -86,7 +94,8 @@ class Rerun:
     ) -> Tensor:
         """Logits (patches, batch, answer, vocabulary) with each patch's sites replaced.
 
-        Values have the sites' shapes; a `Plus` is added to what the run has there. layer: enter
+        Values have the sites' shapes; a `Plus` is added to what the run has there, an `Outside`
+        leaves the run what it has at some tokens. layer: enter
         there although no site is replaced (parameters were). whole: run every token, so that an
         unchanged patch gives the plain run bit for bit.
         """
@@ -209,23 +218,32 @@ class Rerun:
     def _changes(self, patches: Sequence[Writes], first: int) -> dict[Site, Any]:
         """Per place one function that writes every patch's value into its own rows."""
         size = len(self.inputs.ids)
-        placed: dict[Site, list[tuple[int, Site, Tensor | Plus]]] = {}
+        placed: dict[Site, list[tuple[int, Site, Write]]] = {}
         for number, patch in enumerate(patches):
             for site, value in patch.items():
                 placed.setdefault(site.whole, []).append((number, site, value))
 
-        def change(full: Tensor, own: list[tuple[int, Site, Tensor | Plus]]) -> Tensor:
+        def change(full: Tensor, own: list[tuple[int, Site, Write]]) -> Tensor:
             for number, site, value in own:
                 rows = full[number * size : (number + 1) * size]
                 index = None
                 if site.position is not None:
                     index = self.inputs.index(site.position) - first
-                if isinstance(value, Plus):
-                    value = pick(site, rows, index) + value.delta.to(rows)
-                put(site, rows, index, value)
+                put(site, rows, index, _new(value, site, rows, index))
             return full
 
         return {whole: lambda full, own=own: change(full, own) for whole, own in placed.items()}
+
+
+def _new(value: Write, site: Site, full: Tensor, index: Tensor | None) -> Tensor:
+    """What a run is given at a site of `full`."""
+    if isinstance(value, Tensor):
+        return value
+    own = pick(site, full, index)
+    if isinstance(value, Plus):
+        return own + value.delta.to(own)
+    kept = value.kept.to(own.device)
+    return torch.where(kept.view(*kept.shape, *[1] * (own.ndim - 2)), own, value.value.to(own))
 
 
 def _reads_whole(run: Rerun, site: Site) -> bool:
