@@ -14,9 +14,10 @@ import workbench as wb
 from tests.patching.conftest import boxes, model, paired, value
 from workbench.errors import WorkbenchError
 from workbench.models import Layout, Site, nnsight, transformer_lens
+from workbench.patching import sweep as shared
 from workbench.patching.activation import Direction
 from workbench.tasks import Prompt, PromptSet
-from workbench.tasks.batching import batch, rows
+from workbench.tasks.batching import Row, batch, rows
 
 
 @pytest.fixture
@@ -127,6 +128,62 @@ def test_shuffled_and_random_stand_beside(pair):
     random = random[(random["side"] == "base") & (random["arm"] == "random")]["value"].item()
     own = value(found, "recovered:logit_difference", side="base")
     assert random == pytest.approx(float(own.mean()))
+
+
+def test_the_strongest_are_picked_on_one_half_and_reported_on_the_other(pair):
+    """Which they are, and their numbers, are those of the two halves alone."""
+    prompts = boxes(9, count=None)
+    dirty = wb.tasks.corrupt(prompts, 0)
+    pick, report = shared.halves(9, 0)
+    assert sorted([*pick, *report]) == list(range(9))
+    for call, more in (
+        (wb.patching.activation, {"sides": ("base",)}),
+        (wb.patching.cross_model, {}),
+    ):
+        options = more | {"sites": ["z", "q"], "positions": [-1]}
+
+        def on(half: list[int], controls: int, call: Any = call, options: Any = options) -> Any:
+            own, other = (
+                PromptSet("half", tuple(one.prompts[i] for i in half)) for one in (prompts, dirty)
+            )
+            within = {"corrupted": other} if call is wb.patching.activation else {}
+            return call(pair, own, controls=controls, **within, **options)
+
+        whole = on(list(range(9)), 2)
+        assert any("picked on 4 prompts; their rows are of the other 5" in note
+                   for note in whole.provenance.notes)  # fmt: skip
+        by = ["component", "layer", "head"]
+        metric = "recovered:logit_difference"
+        picked = whole.metric(metric)
+        picked = picked[picked["arm"] == "picked"]
+        picking, reporting = (on(half, 0).metric(metric) for half in (pick, report))
+        picking = picking[picking["arm"] == "patch"]
+        strong = picking.assign(size=picking["value"].abs()).sort_values("size")
+        strong = strong.groupby("component").tail(2).set_index(by).index
+        assert set(picked.set_index(by).index) == set(strong)
+        expected = reporting[reporting["arm"] == "patch"].set_index(by)["value"]
+        expected = expected[picked.set_index(by).index]
+        assert picked["value"].to_numpy() == pytest.approx(expected.to_numpy(float), abs=1e-5)
+        assert (picked["n"] == 5).all()
+        assert "chosen on others, measured on 5 prompts" in wb.figures.headline(whole)
+
+
+def test_another_prompt_has_another_answer():
+    """The next of its length, at any place in the order; none where all say the same."""
+    given = [
+        Row(str(i), [1, 2, 3][:length], answer=answer)
+        for i, (length, answer) in enumerate(
+            [(3, (7,)), (3, (7,)), (3, (8,)), (2, (7,)), (2, (7,)), (3, (7, 9)), (1, (5,))]
+        )
+    ]
+    turn = shared.shuffle(given)
+    assert turn[:3] == [2, 2, 0]
+    assert turn[3:5] == [-1, -1]
+    assert turn[6] == -1
+    for own, other in enumerate(turn):
+        if other >= 0:
+            assert given[own].answer != given[other].answer
+            assert len(given[own].fed) == len(given[other].fed)
 
 
 def test_runs_that_hardly_differ_are_said_to(pair):

@@ -60,14 +60,16 @@ def activation(
     sites; see `patching.patches`. positions: "named" (every named place the prompts share, and the
     last token), "all" tokens at once, "each" token in turn (prompts of one length), or a list of
     these, of names and of counts. sides: of "base" and "tuned". window: layers replaced together.
-    controls: how many of the strongest patches of each component are repeated with activations of
-    another prompt. dtype: "float32" or "bfloat16"; None as stored.
+    controls: how many of the strongest patches of each component, picked on a random half of the
+    prompts, are reported on the other half, and there repeated with the activations of a prompt of
+    another answer. dtype: "float32" or "bfloat16"; None as stored.
 
     Returns a Result with columns side, component, layer, head, neuron, position, arm, metric. Arm
     "patch": `logit_difference`, `log_probability` (nats), `score` (fraction right), and
-    `recovered:` each of them (0 corrupt, 1 clean; paired ratio of sums); "shuffled": the strongest
-    ones with another prompt's activations; "random": what a random place of the component gives;
-    "destination" and "source": the plain runs. 95% intervals over prompts, n. Cost in the notes.
+    `recovered:` each of them (0 corrupt, 1 clean; paired ratio of sums); "picked" and "shuffled":
+    the strongest ones on the other half, with their own and with another prompt's activations;
+    "random": what a random place of the component gives; "destination" and "source": the plain
+    runs. 95% intervals over prompts, n. Cost in the notes.
     Raises WorkbenchError for partners that do not fit.
     """
     if direction not in ("denoising", "noising"):
@@ -118,18 +120,27 @@ def _one_side(
     options: dict[str, Any],
 ) -> tuple[pd.DataFrame, list[str]]:
     """One model's rows and notes."""
+
+    def scale(made: shared.Sweep) -> tuple[shared.Values, shared.Values]:
+        zero, one = made.destination, made.source
+        return (zero, one) if direction == "denoising" else (one, zero)
+
+    def rows_of(made: shared.Sweep, patches: Sequence[Patch], arm: str) -> pd.DataFrame:
+        zero, one = scale(made)
+        return shared.summary(made, patches, zero=zero, one=one, arm=arm, seed=seed)
+
+    def shuffled(patches: Sequence[Patch]) -> shared.Sweep:
+        return shared.sweep(destination, source, patches, words, shuffled=True, **options)
+
     made = shared.sweep(destination, source, chosen, words, **options)
-    ends = (made.destination, made.source)
-    zero, one = ends if direction == "denoising" else ends[::-1]
-    table = shared.summary(made, chosen, zero=zero, one=one, seed=seed)
-    parts = [table, shared.plain(made, seed=seed), shared.random_site(table)]
-    headline = shared.headline_metric(table)
-    again = [chosen[i] for i in shared.strongest(table, chosen, headline, controls)]
-    if again:
-        turned = shared.sweep(destination, source, again, words, shuffled=True, **options)
-        parts.append(shared.summary(turned, again, zero=zero, one=one, arm="shuffled", seed=seed))
+    zero, one = scale(made)
+    table = rows_of(made, chosen, "patch")
+    beside, told = shared.controlled(
+        made, chosen, table, rows_of, shuffled, zero=zero, most=controls, seed=seed
+    )
+    parts = [table, shared.plain(made, seed=seed), shared.random_site(table), *beside]
     cost = f"{len(chosen)} patches cost {made.forwards:.1f} plain forward passes of the prompts."
-    notes = [cost, *shared.meaningful(zero, one, "Clean and corrupt runs", seed)]
+    notes = [cost, *told, *shared.meaningful(zero, one, "Clean and corrupt runs", seed)]
     return pd.concat(parts, ignore_index=True), notes
 
 

@@ -17,6 +17,7 @@ fine-tuning left their bases alike.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -73,8 +74,8 @@ def cross_model(
 
     Returns a Result with columns direction, component, layer, head, neuron, position, group, arm,
     metric. Arm "patch": `score`, `logit_difference`, `log_probability`, `recovered:` each of them,
-    `krs`, `kl_krs`, `agreement` (top-1, with the source, on every answer token); arms "shuffled",
-    "random", "destination", "source" as in `activation`. Undefined shares are NaN.
+    `krs`, `kl_krs`, `agreement` (top-1, with the source, on every answer token); arms "picked",
+    "shuffled", "random", "destination", "source" as in `activation`. Undefined shares are NaN.
     Raises WorkbenchError for unknown sites or directions.
     """
     asked = DIRECTIONS if direction == "both" else (direction,)
@@ -164,13 +165,16 @@ class _Runs(NamedTuple):
             parts.append(shared.random_site(drawn, by=("component", "group")))
         else:
             parts.append(shared.random_site(table))
-        headline = shared.headline_metric(table)
-        again = [chosen[i] for i in shared.strongest(table, chosen, headline, controls)]
-        if again:
-            parts.append(rows_of(self.sweep(again, shuffled=True), again, "shuffled"))
+        beside, told = shared.controlled(
+            *(made, chosen, table, rows_of, lambda own: self.sweep(own, shuffled=True)),
+            zero=made.destination,
+            most=controls,
+            seed=seed,
+        )
+        parts += beside
         cost = f"{len(chosen)} patches cost {made.forwards:.1f} plain forward passes."
         what = "The two sides"
-        notes = [cost, *shared.meaningful(made.destination, made.source, what, seed)]
+        notes = [cost, *told, *shared.meaningful(made.destination, made.source, what, seed)]
         return pd.concat(parts, ignore_index=True), notes
 
 
@@ -183,32 +187,34 @@ def require_answer(answer: str, tokens: int) -> None:
 
 
 def random_groups(layout: Layout, groups: Sequence[Patch], seed: int) -> list[Patch]:
-    """For each group RANDOM_SETS groups of as many sites of the same kinds and positions, at layers
-    and heads drawn at random, none of the group's own among them where there are enough others."""
+    """For each group RANDOM_SETS groups of as many heads, layers or neurons of the same kinds, at
+    the same positions, drawn at random, none of the group's own among them where there are enough
+    others. A head at several positions stands for one."""
     random = np.random.default_rng(seed)
     made = []
     for group in groups:
+        own = list(dict.fromkeys(replace(site, position=None) for site in group.sites))
         for _ in range(RANDOM_SETS):
-            drawn: list[Site] = []
-            for site in group.sites:
-                free = [
-                    other
-                    for other in _alike(layout, site)
-                    if other not in drawn and other not in group.sites
-                ]
-                free = free or [other for other in _alike(layout, site) if other not in drawn]
-                drawn.append(free[random.integers(len(free))])
-            made.append(Patch(tuple(drawn), group.about, group.added))
+            drawn: dict[Site, Site] = {}
+            for place in own:
+                others = [one for one in _alike(layout, place) if one not in drawn.values()]
+                free = [one for one in others if one not in own] or others
+                drawn[place] = free[random.integers(len(free))]
+            sites = [
+                replace(drawn[replace(site, position=None)], position=site.position)
+                for site in group.sites
+            ]
+            made.append(Patch(tuple(sites), group.about, group.added))
     return made
 
 
-def _alike(layout: Layout, site: Site) -> list[Site]:
-    """Every site of the same kind and position, heads for a head."""
+def _alike(layout: Layout, place: Site) -> list[Site]:
+    """Every place of the same kind, heads for a head."""
     heads: Sequence[int | None] = (None,)
-    if site.head is not None:
-        heads = range(layout.kv_heads if site.kind in ("k", "v") else layout.heads)
+    if place.head is not None:
+        heads = range(layout.kv_heads if place.kind in ("k", "v") else layout.heads)
     return [
-        Site(site.kind, layer, head, site.position, site.neuron)
+        Site(place.kind, layer, head, neuron=place.neuron)
         for layer in range(layout.layers)
         for head in heads
     ]

@@ -69,11 +69,12 @@ def patches(
 def grouped(
     layout: Layout, groups: Mapping[str, Sequence[Where]], *, added: bool = False
 ) -> list[Patch]:
-    """One patch per group of sites, all of which are replaced together. added: where a group is of
-    heads alone (z), what they add to the stream stands for them."""
+    """One patch per group of sites, all of which are replaced together, each once. added: where a
+    group is of heads alone (z), what they add to the stream stands for them."""
     made = []
     for name, members in groups.items():
-        sites = tuple(s if isinstance(s, Site) else Site.parse(s) for s in members)
+        given = (s if isinstance(s, Site) else Site.parse(s) for s in members)
+        sites = tuple(dict.fromkeys(given))
         if not sites:
             raise WorkbenchError(f"Group {name!r} holds no sites; leave it out.")
         about = {"component": "group", "group": name}
