@@ -110,9 +110,19 @@ def run(
     inputs: input_ids and attention_mask. The same call exists in `transformer_lens` and `nnsight`.
     """
     wanted = list(read)
+    require_inputs(inputs)
     with replace(model, write or {}, at=at), capture(model, wanted, at=at) as found:
         logits = model(**inputs, use_cache=False).logits
     return Run(logits, {site: found[site] for site in wanted})
+
+
+def require_inputs(inputs: Mapping[str, Tensor]) -> None:
+    """Raises for texts: what a model is called with is what a tokenizer makes of them."""
+    if not isinstance(inputs, Mapping):
+        raise WorkbenchError(
+            f"Expected input_ids and attention_mask as a tokenizer gives them, found "
+            f'{type(inputs).__name__}; give tokenizer(texts, return_tensors="pt", padding=True).'
+        )
 
 
 def rewritten(

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from workbench.errors import WorkbenchError, reason
 from workbench.loaders import Checkpoint
 from workbench.models import probe
-from workbench.models.hooks import Run, Value, Where, rewritten, token_index
+from workbench.models.hooks import Run, Value, Where, require_inputs, rewritten, token_index
 from workbench.models.sites import KINDS, End, Layout, Site, end, pick
 
 
@@ -100,6 +100,7 @@ def run(
     """
     import nnsight
 
+    require_inputs(inputs)
     changes, wanted = dict(write or {}), list(read)
     if not remote:
         probe.require(layout, (*changes, *wanted))

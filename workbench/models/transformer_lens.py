@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
-from workbench.models.hooks import Run, Value, Where, rewritten, token_index
+from workbench.models.hooks import Run, Value, Where, require_inputs, rewritten, token_index
 from workbench.models.sides import WithoutAdapters, switches
 from workbench.models.sites import Layout, Site, pick
 
@@ -81,6 +81,7 @@ def run(
     at: Where | None = None,
 ) -> Run:
     """As `hooks.run`. model: what `bridge` made; layout: `Layout` of the plain model."""
+    require_inputs(inputs)
     found: dict[Site, Tensor] = {}
     reached: set[Site] = set()
     hooks: list[tuple[str, Any]] = []

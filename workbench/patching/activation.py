@@ -29,7 +29,7 @@ from workbench.patching import sweep as shared
 from workbench.patching.patches import Patch, Position, Where
 from workbench.patching.sweep import Side
 from workbench.results import Result, describe
-from workbench.tasks import PromptSet, corrupt
+from workbench.tasks import Prompt, PromptSet, corrupt
 from workbench.tasks.batching import Row, rows
 
 Direction = Literal["denoising", "noising"]
@@ -75,6 +75,7 @@ def activation(
     if direction not in ("denoising", "noising"):
         raise WorkbenchError(f"Expected direction denoising or noising, found {direction!r}.")
     require_sides(sides)
+    prompts = asked(prompts)
     words = pair.base.tokenizer()
     clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
     tables, notes = [], []
@@ -144,11 +145,24 @@ def _one_side(
     return pd.concat(parts, ignore_index=True), notes
 
 
+def asked(prompts: PromptSet | Sequence[Prompt]) -> PromptSet:
+    """Prompts with answers. Raises for plain texts: what a prompt and its partner are scored on is
+    not for either of the runs to say."""
+    bare = [prompt for prompt in prompts if not isinstance(prompt, Prompt)]
+    if bare:
+        raise WorkbenchError(
+            f"Expected prompts with answers (tasks.Prompt), found {str(bare[0])[:40]!r}; give each "
+            "text its target: a patched run is scored on it."
+        )
+    return prompts if isinstance(prompts, PromptSet) else PromptSet("prompts", tuple(prompts))
+
+
 def partners(
     words: Any, prompts: PromptSet, corrupted: PromptSet | None, seed: int
 ) -> tuple[list[Row], list[Row], PromptSet]:
     """Rows of the prompts and of their corrupt partners, scored alike, and the partners; None makes
     them. Raises where they cannot be partners."""
+    corrupted = corrupted if corrupted is None else asked(corrupted)
     if corrupted is None:
         corrupted = corrupt(prompts, seed, tokenizer=words)
     if len(prompts) != len(corrupted):

@@ -42,7 +42,8 @@ from workbench.models.sites import pick
 from workbench.patching import edges as graph
 from workbench.patching import patches as places
 from workbench.patching import sweep as shared
-from workbench.patching.activation import SIDES, partners, tokens_of
+from workbench.patching.activation import SIDES, asked, partners, tokens_of
+from workbench.patching.cross_model import with_answers
 from workbench.patching.edges import EMBEDDING
 from workbench.patching.patches import COLUMNS, Patch, Position, Where
 from workbench.patching.sweep import Side
@@ -171,11 +172,11 @@ def attribution(
 
     prompts, corrupted, sites, positions, dtype: as in `activation` (z, not "head": within one model
     they say the same). across: also the tuned side's activations put into the base on the same
-    prompts, side "tuned->base", as in `cross_model`; sides may be empty then. steps: of integrated
-    gradients; 1 is the gradient in the corrupt run. edges: also score what every head and MLP sends
-    to every later one (`patching.edges`; not for side "tuned->base"). exact: how many of the
-    strongest entries, and of random others, are patched exactly. steps > 1 and edges need partners
-    of their prompt's length.
+    prompts, side "tuned->base", as in `cross_model`; sides may be empty then, and prompts plain
+    texts. steps: of integrated gradients; 1 is the gradient in the corrupt run. edges: also score
+    what every head and MLP sends to every later one (`patching.edges`; not for side "tuned->base").
+    exact: how many of the strongest entries, and of random others, are patched exactly. steps > 1
+    and edges need partners of their prompt's length.
 
     Returns a Result with columns side, component, layer, head, neuron, position, sender, receiver,
     group, arm, metric. Arm "patch": `attribution`, and for the groups "top" and "random" `exact`,
@@ -189,12 +190,17 @@ def attribution(
     _require(sides, across, steps, sites)
     words = pair.base.tokenizer()
     if sides:
+        prompts = asked(prompts)
         clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
     else:
         clean = dirty = rows(words, prompts, answers=True)
     measure = "logit_difference" if any(row.foils for row in dirty) else "log_probability"
     tables, notes = [], []
     with pair.models(device, named_dtype(dtype)) as run:
+        if not sides:
+            options = (words, batch_size, device)
+            clean, said = with_answers(run.tuned, "tuned", clean, *options)
+            dirty, notes = clean, [f"{pair.name}: {note}" for note in said]
         where = places.default_positions(clean) if positions == "named" else positions
         chosen = places.patches(Layout(run.tuned), sites, places.resolved(clean, where))
         settings = (chosen, words, measure, steps)

@@ -37,7 +37,7 @@ from workbench.models import Layout, Site
 from workbench.models.rerun import Outside, Rerun, Write
 from workbench.models.sides import named_dtype
 from workbench.patching import sweep as shared
-from workbench.patching.activation import SIDES, partners, require_sides
+from workbench.patching.activation import SIDES, asked, partners, require_sides
 from workbench.patching.discovery import GROUPS, Circuit, Group, discover, heads
 from workbench.patching.patches import Position, require_one_width
 from workbench.patching.path import Head
@@ -95,6 +95,7 @@ def circuit(
     require_sides(sides)
     if keep not in KEEP:
         raise WorkbenchError(f"Expected keep {' or '.join(KEEP)}, found {keep!r}.")
+    prompts = asked(prompts)
     words = pair.base.tokenizer()
     clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
     at = {group.name: group.position for group in paths} if keep == "position" else {}

@@ -35,7 +35,7 @@ from workbench.patching import sweep as shared
 from workbench.patching.patches import Patch, Position, Where
 from workbench.patching.sweep import Side
 from workbench.results import Result, describe
-from workbench.tasks import PromptSet
+from workbench.tasks import Prompt, PromptSet
 from workbench.tasks.batching import Row, batch, in_batches, pad_id, rows
 
 Direction = Literal["tuned->base", "base->tuned"]
@@ -46,7 +46,7 @@ RANDOM_SETS = 10
 
 def cross_model(
     pair: CheckpointPair,
-    prompts: PromptSet,
+    prompts: PromptSet | Sequence[Prompt | str],
     *,
     sites: Sequence[Where] | Where = ("resid_post", "attn_out", "mlp_out"),
     direction: Direction | Literal["both"] = "tuned->base",
@@ -64,7 +64,8 @@ def cross_model(
 ) -> Result:
     """Patch one side's activations into the other on the same prompts.
 
-    prompts: with answers. sites, positions: as in `activation`; default every layer's stream and
+    prompts: with answers; of a plain text, or a list of them, the source's own next token is the
+    answer. sites, positions: as in `activation`; default every layer's stream and
     sublayers, on all tokens; "head" (what a head adds) also sees a changed output projection, which
     "z" does not. groups: name -> sites ("4.z.h3@-1") replaced together, instead of
     `sites`; random groups of as many sites of the same kinds and places stand beside them.
@@ -105,11 +106,13 @@ def cross_model(
             given = continued(run.base, given, answer_tokens, words, batch_size, device)
         for one in asked:
             models = (run.base, run.tuned) if one == "tuned->base" else (run.tuned, run.base)
-            destination, source = (Side(model, given) for model in models)
+            side = one.partition("->")[0]
+            own, said = with_answers(models[1], side, given, words, batch_size, device)
+            destination, source = (Side(model, own) for model in models)
             runs = _Runs(destination, source, words, batch_size, device, f"CMAP {one}")
             table, told = runs.table(chosen, random, controls, seed)
             tables.append(table.assign(direction=one))
-            notes += [f"{pair.name}, {one}: {note}" for note in told]
+            notes += [f"{pair.name}, {one}: {note}" for note in (*said, *told)]
         notes.append(f"{pair.name}: {run.described}")
     table = pd.concat(tables, ignore_index=True)
     table.insert(0, "member", pair.name)
@@ -218,6 +221,23 @@ def _alike(layout: Layout, place: Site) -> list[Site]:
         for layer in range(layout.layers)
         for head in heads
     ]
+
+
+def with_answers(
+    model: Any, side: str, given: Sequence[Row], words: Any, batch_size: int, device: str
+) -> tuple[list[Row], list[str]]:
+    """The prompts, those without an answer with the model's own most likely next token; and a note
+    on these. side: the model's name there."""
+    bare = [i for i, row in enumerate(given) if not row.answer]
+    if not bare:
+        return list(given), []
+    said = continued(model, [given[i] for i in bare], 1, words, batch_size, device)
+    made = dict(zip(bare, said, strict=True))
+    note = (
+        f"{len(bare)} of {len(given)} prompts give no answer: the {side} side's own most likely "
+        "next token stands for it, without foils."
+    )
+    return [made.get(i, row) for i, row in enumerate(given)], [note]
 
 
 def continued(

@@ -18,7 +18,7 @@ import numpy as np
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models.sides import named_dtype
-from workbench.patching.activation import partners
+from workbench.patching.activation import asked, partners
 from workbench.patching.cross_model import Direction, cross_model
 from workbench.patching.discovery import GROUPS, Group, discover, sites
 from workbench.patching.sweep import Side
@@ -53,6 +53,7 @@ def groups(
     """
     if len(prompts) < 8:
         raise WorkbenchError(f"Expected at least 8 prompts, to split in two; found {len(prompts)}.")
+    prompts = asked(prompts)
     words = pair.base.tokenizer()
     clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
     order = np.random.default_rng(seed).permutation(len(clean))

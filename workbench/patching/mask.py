@@ -74,6 +74,11 @@ def mask(
     "none" (every component, no component); `size`. 95% intervals over pairs, n.
     Raises WorkbenchError for fewer than 8 pairs.
     """
+    if not isinstance(pairs, Counterfactuals):
+        raise WorkbenchError(
+            f"Expected pairs of prompts as tasks.desiderata draws them, found "
+            f"{type(pairs).__name__}; a mask needs the answer that the source's information gives."
+        )
     if len(pairs) < 8:
         raise WorkbenchError(f"Expected at least 8 pairs, to split in two; found {len(pairs)}.")
     if component not in KIND:

@@ -35,7 +35,7 @@ from workbench.models import Layout, Site
 from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
 from workbench.patching import sweep as shared
-from workbench.patching.activation import SIDES, partners, require_sides
+from workbench.patching.activation import SIDES, asked, partners, require_sides
 from workbench.patching.patches import Patch, Position
 from workbench.patching.sweep import Side
 from workbench.results import Result, describe
@@ -79,6 +79,7 @@ def path(
     Raises WorkbenchError for heads a model does not have.
     """
     require_sides(sides)
+    prompts = asked(prompts)
     words = pair.base.tokenizer()
     clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
     tables, notes = [], []

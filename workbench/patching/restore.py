@@ -28,10 +28,16 @@ from workbench.models.edits import Mask, only, overlay
 from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
 from workbench.patching import sweep as shared
-from workbench.patching.cross_model import DIRECTIONS, Direction, continued, require_answer
+from workbench.patching.cross_model import (
+    DIRECTIONS,
+    Direction,
+    continued,
+    require_answer,
+    with_answers,
+)
 from workbench.patching.patches import Patch
 from workbench.results import Result, describe
-from workbench.tasks import PromptSet
+from workbench.tasks import Prompt, PromptSet
 from workbench.tasks.batching import batch, in_batches, pad_id, rows
 
 KEY = "patching.restore"
@@ -40,7 +46,7 @@ OUTSIDE = "outside the blocks"
 
 def restore(
     pair: CheckpointPair,
-    prompts: PromptSet,
+    prompts: PromptSet | Sequence[Prompt | str],
     *,
     direction: Direction = "tuned->base",
     components: Sequence[str] | Literal["layer", "matrix"] = "layer",
@@ -54,10 +60,10 @@ def restore(
 ) -> Result:
     """Run one side with the other's parameters, a few at a time.
 
-    direction: whose parameters -> into whom. components: "layer", all of a layer together;
-    "matrix", each matrix alone; or names ("mlp.down_proj"), each alone. window: odd number of
-    layers together. answer, answer_tokens: as in `cross_model`. An adapter is merged in float32.
-    dtype: "float32" or "bfloat16"; None as stored.
+    prompts: as in `cross_model`. direction: whose parameters -> into whom. components: "layer", all
+    of a layer together; "matrix", each matrix alone; or names ("mlp.down_proj"), each alone.
+    window: odd number of layers together. answer, answer_tokens: as in `cross_model`. An adapter is
+    merged in float32. dtype: "float32" or "bfloat16"; None as stored.
 
     Returns a Result with the columns, arms and metrics of `cross_model`; component is "layer" or
     the matrix; with "layer", parameters outside the blocks that changed are one more row. Arm
@@ -76,6 +82,8 @@ def restore(
     given = rows(words, prompts, answers=True)
     if answer == "base":
         given = continued(base, given, answer_tokens, words, batch_size, device)
+    side = direction.partition("->")[0]
+    given, said = with_answers(source, side, given, words, batch_size, device)
     layout = Layout(destination)
     chosen = _places(pair, layout, components, window)
     made = shared.Sweep({}, {}, {}, 0.0)
@@ -123,7 +131,7 @@ def restore(
     }  # fmt: skip
     known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **known)
-    told = shared.meaningful(made.destination, made.source, "The two sides", seed)
+    told = (*said, *shared.meaningful(made.destination, made.source, "The two sides", seed))
     notes = (*provenance.notes, *(f"{pair.name}, {direction}: {note}" for note in told))
     return finished(KEY, table.assign(direction=direction), provenance.with_notes(notes))
 
