@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -148,6 +150,44 @@ def test_the_answer_can_be_what_the_base_says(tmp_path):
     rows = found.table[(found.table["metric"] == "score") & (found.table["arm"] == "source")]
     assert rows["value"].item() == 1.0
     assert value(found, "krs")[-1] == pytest.approx(1)
+
+
+@pytest.fixture
+def living(monkeypatch) -> list[int]:
+    """How many plain runs were kept at once, each time another one was made."""
+    alive: set[int] = set()
+    counts: list[int] = []
+    born = Rerun.__init__
+
+    def counted(self: Rerun, *args: Any, **kwargs: Any) -> None:
+        born(self, *args, **kwargs)
+        alive.add(id(self))
+        weakref.finalize(self, alive.discard, id(self))
+        counts.append(len(alive))
+
+    monkeypatch.setattr(Rerun, "__init__", counted)
+    return counts
+
+
+def test_restoration_keeps_a_bounded_part_of_the_plain_runs(tmp_path, monkeypatch, living):
+    """A batch at a time gives the numbers of all at once."""
+    pair, prompts = paired(model(), model(seed=1), tmp_path), boxes(9, count=None)
+    options: dict[str, Any] = {"components": "matrix", "batch_size": 2}
+    whole = wb.patching.restore(pair, prompts, **options)
+    assert max(living) >= 5
+    living.clear()
+    monkeypatch.setattr(import_module("workbench.patching.restore"), "KEPT", 0)
+    bounded = wb.patching.restore(pair, prompts, **options)
+    for metric in ("krs", "log_probability", "score"):
+        assert torch.equal(value(whole, metric), value(bounded, metric))
+    assert max(living) <= 2
+
+
+def test_a_sweep_keeps_the_plain_runs_of_one_batch(tmp_path, living):
+    pair, prompts = paired(model(), model(seed=1), tmp_path), boxes(8, count=None)
+    wb.patching.cross_model(pair, prompts, sites=["pattern"], batch_size=2, controls=0)
+    assert len(living) > 8
+    assert max(living) <= 3  # both sides', and the first prompt's for the check of its own values
 
 
 def test_groups_stand_beside_random_ones(tmp_path):

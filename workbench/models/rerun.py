@@ -47,11 +47,14 @@ class Rerun:
     """A plain run of `inputs`, which carry their answers, ready to be run again with patches.
 
     read: sites kept from the plain run, in `kept`. logits: (1, batch, answer, vocabulary), as the
-    model gives them, at the tokens that predict the answer's. forwards: what all runs have cost so
+    model gives them, at the tokens that predict the answer's. prefix: keep keys and values, without
+    which every run again is of all tokens. forwards: what all runs have cost so
     far, in plain forward passes of one batch (layers times tokens, as far as they were run).
     """
 
-    def __init__(self, model: Any, inputs: Batch, read: Iterable[Site] = ()) -> None:
+    def __init__(
+        self, model: Any, inputs: Batch, read: Iterable[Site] = (), *, prefix: bool = True
+    ) -> None:
         self.model, self.inputs, self.layout = model, inputs, Layout(model)
         self.scored = predictors(inputs)
         self._stream = [Site("resid_pre", layer) for layer in range(self.layout.layers)]
@@ -60,9 +63,15 @@ class Rerun:
         with torch.no_grad(), capture(model, wanted, at=inputs.index) as kept:
             self.logits = self._call(cache, 1, 0)[None]
         self.kept = dict(kept)
-        layers: Any = cache.layers
+        layers: Any = cache.layers if prefix else ()
         self._cached = [(layer.keys, layer.values) for layer in layers]
         self.forwards = 1.0
+
+    @property
+    def bytes(self) -> int:
+        """What it keeps of the plain run."""
+        cached = (tensor for pair in self._cached for tensor in pair)
+        return sum(tensor.nbytes for tensor in (*self.kept.values(), *cached, self.logits))
 
     def read(self, site: Site, inputs: Batch | None = None) -> Tensor:
         """The site's activation in the plain run, from what was kept of its whole kind and layer.
@@ -115,7 +124,7 @@ class Rerun:
         read = list(read)
         start = min([site.layer for site in sites] + ([] if layer is None else [layer]))
         plain = whole or layer is not None or any(_reads_whole(self, s) for s in [*sites, *read])
-        first = 0 if plain else self._first(sites, read)
+        first = 0 if plain or not self._cached else self._first(sites, read)
         cache = self._prefix(len(patches), first)
         at = self._at(len(patches), first)
         with (

@@ -42,6 +42,7 @@ from workbench.tasks.batching import batch, in_batches, pad_id, rows
 
 KEY = "patching.restore"
 OUTSIDE = "outside the blocks"
+KEPT = 1 << 30  # bytes of plain runs beyond which parameters are read once more for later prompts
 
 
 def restore(
@@ -92,27 +93,36 @@ def restore(
 
     def run(some: list[int]) -> tuple[Rerun, Tensor, list[dict[str, Tensor]]]:
         inputs = batch(given, some, device, fill)
-        there, here = Rerun(source, inputs), Rerun(destination, inputs)
-        goal = there.logits[0]
-        return here, goal, [shared.measured(one.logits, inputs, goal) for one in (here, there)]
+        goal = Rerun(source, inputs, prefix=False).logits
+        here = Rerun(destination, inputs, prefix=False)
+        return here, goal[0], [shared.measured(one, inputs, goal[0]) for one in (here.logits, goal)]
 
     def keep(values: shared.Values, some: list[int], scores: dict[str, Tensor]) -> None:
         for metric, value in scores.items():
             values.setdefault(metric, np.full(size, np.nan))[some] = value[0].cpu().numpy()
 
-    # Parameters are read once a place, so the plain runs of all prompts are kept.
-    batches = list(in_batches([len(row.fed) for row in given], batch_size, run))
-    for some, (_, _, ends) in batches:
-        keep(made.destination, some, ends[0])
-        keep(made.source, some, ends[1])
     patched: list[shared.Values] = [{} for _ in chosen]
-    with bar:
+
+    def swept(batches: Sequence[tuple[list[int], Rerun, Tensor]]) -> None:
+        """Parameters are read once a place for all these prompts."""
         for place, values in zip(chosen, patched, strict=True):
             with _restored(destination, pair, place.mask, direction):
-                for some, (here, goal, _) in batches:
+                for some, here, goal in batches:
                     again = here.again([{}], layer=place.start)
                     keep(values, some, shared.measured(again, here.inputs, goal))
                     bar.update(len(some))
+
+    waiting: list[tuple[list[int], Rerun, Tensor]] = []
+    with bar:
+        for some, (here, goal, ends) in in_batches([len(r.fed) for r in given], batch_size, run):
+            keep(made.destination, some, ends[0])
+            keep(made.source, some, ends[1])
+            waiting.append((some, here, goal))
+            if sum(own.bytes for _, own, _ in waiting) > KEPT:
+                swept(waiting)
+                waiting.clear()
+        if waiting:
+            swept(waiting)
     for metric in made.source:
         made.patched[metric] = np.stack([values[metric] for values in patched])
     table = shared.summary(

@@ -25,6 +25,7 @@ from workbench.stats import Intervals, ratios
 from workbench.tasks.batching import Batch, Row, batch, in_batches, pad_id
 
 Values = dict[str, np.ndarray]  # metric -> (prompts,) or (patches, prompts)
+Scores = dict[str, Tensor]  # metric -> (patches, batch)
 MEASURES = ("logit_difference", "log_probability", "score")
 ROUNDING = 1e-5  # of a float32 logit or log-probability, both of the size of tens
 ERROR = 1e-7  # of a squared error over a vocabulary of logits, or of a KL
@@ -146,7 +147,7 @@ def sweep(
 
     turn = shuffle(source.rows) if shuffled else None
 
-    def run(places: list[int]) -> tuple[list[Rerun], list[tuple[list[int], dict[str, Tensor]]]]:
+    def run(places: list[int]) -> tuple[float, Scores, Scores, list[tuple[list[int], Scores]]]:
         there = Rerun(source.model, batch(source.rows, places, device, fill), kinds)
         here = Rerun(destination.model, batch(destination.rows, places, device, fill))
         runs, alone = [here, there], torch.zeros(len(places), dtype=torch.bool)
@@ -163,15 +164,15 @@ def sweep(
             scores = {m: v.masked_fill(alone, torch.nan) for m, v in scores.items()}
             found.append((chunk, scores))
         _require_null(here, patches, fill, device)
-        return runs, found
+        # Scores alone: the plain runs of a batch go before those of the next are made.
+        plain = measured(here.logits, here.inputs, reference)
+        ends = measured(there.logits, there.inputs, reference)
+        return sum(one.forwards for one in runs), plain, ends, found
 
     with bar:
-        for places, (runs, found) in in_batches(
+        for places, (forwards, plain, ends, found) in in_batches(
             [len(row.fed) for row in destination.rows], batch_size, run
         ):
-            here, there = runs[:2]
-            plain = measured(here.logits, here.inputs, there.logits[0])
-            ends = measured(there.logits, there.inputs, there.logits[0])
             for values, scores in ((made.destination, plain), (made.source, ends)):
                 for metric, value in scores.items():
                     kept = values.setdefault(metric, np.full(size, np.nan))
@@ -180,7 +181,7 @@ def sweep(
                 for metric, value in scores.items():
                     kept = made.patched.setdefault(metric, np.full((len(patches), size), np.nan))
                     kept[np.ix_(chunk, places)] = value.cpu().numpy()
-            spent += sum(one.forwards for one in runs) * len(places) / size
+            spent += forwards * len(places) / size
             bar.update(len(places) * len(patches))
     return made._replace(forwards=spent)
 
