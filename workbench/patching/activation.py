@@ -52,6 +52,7 @@ def activation(
     seed: int = 0,
     device: str = "cpu",
     dtype: str | None = None,
+    large: bool = False,
 ) -> Result:
     """Patch clean activations into corrupt runs (or the reverse) at every place, in both models.
 
@@ -62,7 +63,8 @@ def activation(
     these, of names and of counts. sides: of "base" and "tuned". window: layers replaced together.
     controls: how many of the strongest patches of each component, picked on a random half of the
     prompts, are reported on the other half, and there repeated with the activations of a prompt of
-    another answer. dtype: "float32" or "bfloat16"; None as stored.
+    another answer. dtype: "float32" or "bfloat16"; None as stored. large: run what
+    its plan says takes over an hour, or more memory than is free.
 
     Returns a Result with columns side, component, layer, head, neuron, position, arm, metric. Arm
     "patch": `logit_difference`, `log_probability` (nats), `score` (fraction right), and
@@ -91,6 +93,7 @@ def activation(
             source, destination = runs if direction == "denoising" else runs[::-1]
             options: dict[str, Any] = {
                 "batch_size": batch_size, "device": device, "label": f"patch {side}",
+                "large": large,
             }  # fmt: skip
             table, told = _one_side(
                 destination, source, chosen, words, direction, controls, seed, options

@@ -61,6 +61,7 @@ def cross_model(
     seed: int = 0,
     device: str = "cpu",
     dtype: str | None = None,
+    large: bool = False,
 ) -> Result:
     """Patch one side's activations into the other on the same prompts.
 
@@ -71,7 +72,8 @@ def cross_model(
     `sites`; random groups of as many sites of the same kinds and places stand beside them.
     direction: from -> into, or "both". window: odd number of layers together (5 in the paper).
     cumulative: every layer up to each. answer: "target", the prompts' own, or "base": what the base
-    itself says, `answer_tokens` greedy tokens (unlearning). controls, dtype: as in `activation`.
+    itself says, `answer_tokens` greedy tokens (unlearning). controls, dtype, large: as in
+    `activation`.
 
     Returns a Result with columns direction, component, layer, head, neuron, position, group, arm,
     metric. Arm "patch": `score`, `logit_difference`, `log_probability`, `recovered:` each of them,
@@ -109,7 +111,7 @@ def cross_model(
             side = one.partition("->")[0]
             own, said = with_answers(models[1], side, given, words, batch_size, device)
             destination, source = (Side(model, own) for model in models)
-            runs = _Runs(destination, source, words, batch_size, device, f"CMAP {one}")
+            runs = _Runs(destination, source, words, batch_size, device, f"CMAP {one}", large)
             table, told = runs.table(chosen, random, controls, seed)
             tables.append(table.assign(direction=one))
             notes += [f"{pair.name}, {one}: {note}" for note in (*said, *told)]
@@ -135,6 +137,7 @@ class _Runs(NamedTuple):
     batch_size: int
     device: str
     label: str
+    large: bool
 
     def sweep(self, chosen: Sequence[Patch], *, shuffled: bool = False) -> shared.Sweep:
         return shared.sweep(
@@ -143,6 +146,7 @@ class _Runs(NamedTuple):
             batch_size=self.batch_size,
             device=self.device,
             label=self.label,
+            large=self.large,
         )
 
     def table(

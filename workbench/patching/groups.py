@@ -71,7 +71,13 @@ def groups(
     chosen[WHOLE] = list(dict.fromkeys(site for own in chosen.values() for site in own))
     judged = PromptSet(prompts.name, tuple(prompts.prompts[i] for i in judge), prompts.seed)
     result = cross_model(
-        *(pair, judged), groups=chosen, direction=direction, seed=seed, dtype=dtype, **options
+        *(pair, judged),
+        groups=chosen,
+        direction=direction,
+        seed=seed,
+        dtype=dtype,
+        large=True,
+        **options,
     )
     note = f"{pair.name}: finding the base's circuit cost {cost:.1f} forward passes."
     parameters = {

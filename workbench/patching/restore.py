@@ -36,6 +36,7 @@ from workbench.patching.cross_model import (
     with_answers,
 )
 from workbench.patching.patches import Patch
+from workbench.patching.plan import plan
 from workbench.results import Result, describe
 from workbench.tasks import Prompt, PromptSet
 from workbench.tasks.batching import batch, in_batches, pad_id, rows
@@ -58,13 +59,14 @@ def restore(
     seed: int = 0,
     device: str = "cpu",
     dtype: str | None = None,
+    large: bool = False,
 ) -> Result:
     """Run one side with the other's parameters, a few at a time.
 
     prompts: as in `cross_model`. direction: whose parameters -> into whom. components: "layer", all
     of a layer together; "matrix", each matrix alone; or names ("mlp.down_proj"), each alone.
     window: odd number of layers together. answer, answer_tokens: as in `cross_model`. An adapter is
-    merged in float32. dtype: "float32" or "bfloat16"; None as stored.
+    merged in float32. dtype: "float32" or "bfloat16"; None as stored. large: as in `activation`.
 
     Returns a Result with the columns, arms and metrics of `cross_model`; component is "layer" or
     the matrix; with "layer", parameters outside the blocks that changed are one more row. Arm
@@ -87,6 +89,9 @@ def restore(
     given, said = with_answers(source, side, given, words, batch_size, device)
     layout = Layout(destination)
     chosen = _places(pair, layout, components, window)
+    entries = [(place.start, None) for place in chosen]
+    ahead = plan(destination, given, entries, (), words, batch_size, device)
+    ahead.require(f"restore {direction}", device, large)
     made = shared.Sweep({}, {}, {}, 0.0)
     fill, size = pad_id(words), len(given)
     bar = tqdm(total=len(chosen) * size, desc=f"restore {direction}", disable=None, leave=False)

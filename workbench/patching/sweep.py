@@ -21,6 +21,7 @@ from workbench.errors import WorkbenchError
 from workbench.models import Layout, Site
 from workbench.models.rerun import Plus, Rerun
 from workbench.patching.patches import COLUMNS, Patch, require_one_width
+from workbench.patching.plan import plan
 from workbench.stats import Intervals, ratios
 from workbench.tasks.batching import Batch, Row, batch, in_batches, pad_id
 
@@ -126,12 +127,14 @@ def sweep(
     batch_size: int = 32,
     device: str = "cpu",
     label: str = "patches",
+    large: bool = False,
 ) -> Sweep:
     """Every patch of the source's activations into the destination's run of every prompt.
 
     shuffled: take each prompt's activations from another prompt of its length and another answer
     (the control; NaN where there is none), see `shuffle`. batch_size: prompts, and rows where
-    several patches of few prompts share a forward pass. Raises where places of prompts and partners
+    several patches of few prompts share a forward pass. large: run it however long its plan says
+    that it takes (`patching.plan`, told before). Raises where places of prompts and partners
     do not fit, and RuntimeError where a patch of a run's own values changed anything.
     """
     require_aligned(destination.rows, source.rows, patches)
@@ -141,6 +144,11 @@ def sweep(
     size = len(destination.rows)
     fill = pad_id(tokenizer)
     kinds = {site.whole for patch in patches for site in patch.sites}
+    if patches and not shuffled:
+        entries = [_planned(patch) for patch in patches]
+        known = (destination.model, destination.rows, entries, kinds)
+        ahead = plan(*known, tokenizer, batch_size, device)
+        ahead.require(label, device, large)
     made = Sweep({}, {}, {}, 0.0)
     spent = 0.0
     bar = tqdm(total=len(patches) * size, desc=label, disable=None, leave=False)
@@ -440,6 +448,13 @@ def _fresh(inputs: Batch, site: Site, counted: Sequence[Site]) -> Tensor:
 def _sum(site: Site) -> Site:
     """Where what a head adds becomes part of the stream."""
     return Site("attn_out", site.layer, position=site.position)
+
+
+def _planned(patch: Patch) -> tuple[int, Site | None]:
+    """The first layer that is run again, and the one site whose tokens are the first, if one is."""
+    positions = {site.position for site in patch.sites}
+    one = patch.sites[0] if len(positions) == 1 and None not in positions else None
+    return min(site.layer for site in patch.sites), one
 
 
 def _chunks(order: Sequence[int], size: int) -> list[list[int]]:
