@@ -383,6 +383,7 @@ class Job(NamedTuple):
             batch_size=self.batch_size,
             device=self.device,
             label=f"exact, {group}",
+            large=None,
         )
         zero, one = made.destination, made.source
         found = shared.summary(made, again, zero=zero, one=one, seed=seed, measures=[self.measure])

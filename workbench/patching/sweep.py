@@ -127,15 +127,15 @@ def sweep(
     batch_size: int = 32,
     device: str = "cpu",
     label: str = "patches",
-    large: bool = False,
+    large: bool | None = False,
 ) -> Sweep:
     """Every patch of the source's activations into the destination's run of every prompt.
 
     shuffled: take each prompt's activations from another prompt of its length and another answer
     (the control; NaN where there is none), see `shuffle`. batch_size: prompts, and rows where
     several patches of few prompts share a forward pass. large: run it however long its plan says
-    that it takes (`patching.plan`, told before). Raises where places of prompts and partners
-    do not fit, and RuntimeError where a patch of a run's own values changed anything.
+    that it takes (`patching.plan`, told before); None for a part of another job, without a plan.
+    Raises where places of prompts and partners do not fit, and RuntimeError where a patch of a run's own values changed anything.
     """
     require_aligned(destination.rows, source.rows, patches)
     require_batches(batch_size)
@@ -144,7 +144,7 @@ def sweep(
     size = len(destination.rows)
     fill = pad_id(tokenizer)
     kinds = {site.whole for patch in patches for site in patch.sites}
-    if patches and not shuffled:
+    if patches and not shuffled and large is not None:
         entries = [_planned(patch) for patch in patches]
         known = (destination.model, destination.rows, entries, kinds)
         ahead = plan(*known, tokenizer, batch_size, device)
