@@ -135,7 +135,8 @@ def sweep(
     (the control; NaN where there is none), see `shuffle`. batch_size: prompts, and rows where
     several patches of few prompts share a forward pass. large: run it however long its plan says
     that it takes (`patching.plan`, told before); None for a part of another job, without a plan.
-    Raises where places of prompts and partners do not fit, and RuntimeError where a patch of a run's own values changed anything.
+    Raises where places of prompts and partners do not fit, and RuntimeError where a patch of a
+    run's own values changed anything.
     """
     require_aligned(destination.rows, source.rows, patches)
     require_batches(batch_size)
