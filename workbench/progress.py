@@ -40,4 +40,5 @@ def progress(iterable: Iterable[Any] | None = None, **options: Any) -> Any:
     Silent behind a pipe or in a file until half a minute has passed, then a line every half minute.
     """
     interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
-    return (tqdm if interactive else Lines)(iterable, **{"leave": False} | options)
+    kind: Any = tqdm if interactive else Lines
+    return kind(iterable, **{"leave": False} | options)

@@ -354,7 +354,7 @@ def _patched(result: Result) -> Iterator[Table]:
     for _, rows in own[own["arm"] == "patch"].groupby(["member", keys[0]], sort=False):
         order = rows["value"].abs().sort_values(ascending=False).index
         shown.append(rows.loc[order[:SHOWN]])
-    shown.append(own[own["arm"] == "shuffled"])
+    shown.append(own[own["arm"].isin(["picked", "shuffled"])])
     places = pd.concat(shown)
     if len(places):
         cells = [figures.interval(r.value, r.low, r.high) for r in places.itertuples(index=False)]

@@ -52,6 +52,7 @@ PASSES = {
 }
 TOKENS, CHARACTERS = 100, 4  # of a text that is sampled; of a token
 STEPS = ".steps"  # how results along a training run are called
+PLANNED = ("patching.activation", "patching.cross_model", "patching.restore")  # ask when long
 FOLLOWED = ("spectral.intruders", "forgetting.retention")
 
 
@@ -169,6 +170,8 @@ class Study:
         if analysis.key == "forgetting.retention":
             found["prompts"] = [*([self.task] if self.task else []), *self.prompts]
             found["task"] = self.task.name if self.task else None
+        if analysis.key in PLANNED:
+            found["large"] = True  # a study has a plan of its own
         return found | self.options.get(analysis.key, {})
 
     def parts(self) -> list[Part]:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import workbench as wb
 from tests.models.conftest import batch, decoder, write_base, write_member
-from workbench.models import Layout
+from workbench.models import Layout, merged, transformer_lens
 from workbench.models import sides as running
 
 
@@ -62,6 +62,50 @@ def test_a_pair_handed_over_gives_the_same_logits(kind: str, how: str, tmp_path:
     fresh = wb.load_pair(base, member)
     assert all(torch.equal(fresh.base.weights()[name], kept) for name, kept in before.items())
     assert fresh.base.fingerprint == pair.base.fingerprint
+
+
+LENS_WEIGHTS = ("W_E", "W_Q", "W_K", "W_V", "W_O", "W_in", "W_gate", "W_out", "W_U")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
+def test_the_bridge_of_an_adapter_has_the_weights_it_runs_with(kind: str, tmp_path: Path):
+    """Every weight property and every head's share, against the merged model's own bridge; and
+    gradients reach the weights."""
+    base, member = write_base(kind, tmp_path / "base"), write_member(kind, "lora", tmp_path / "m")
+    pair = wb.load_pair(base, member)
+    words, ids = pair.base.tokenizer(), batch()["input_ids"]
+    before, ours = pair.to_transformer_lens()
+    theirs = transformer_lens.bridge(merged(pair), words)
+    changed = set()
+    for name in LENS_WEIGHTS[: -1 if kind == "gpt2" else None]:
+        if name == "W_gate" and kind != "llama":
+            continue
+        weight, expected = getattr(ours, name), getattr(theirs, name)
+        torch.testing.assert_close(weight, expected, atol=1e-5, rtol=1e-5, msg=name)
+        changed |= {name} if not torch.equal(weight, getattr(before, name)) else set()
+    assert {"W_Q", "W_K", "W_V", "W_O", "W_in", "W_out"} <= changed
+    heads = [lens.run_with_cache(ids)[1].stack_head_results() for lens in (ours, theirs)]
+    torch.testing.assert_close(*heads, atol=1e-4, rtol=1e-4)
+    with torch.enable_grad():
+        ours(ids, return_type="logits").square().sum().backward()
+    slopes = [p.grad.abs().max() for p in ours.parameters() if p.grad is not None]
+    assert len(slopes) > 20
+    assert max(slopes) > 0
+
+
+def test_a_bridge_of_a_model_with_its_adapters_off_is_the_base(tmp_path: Path):
+    base = write_base("llama", tmp_path / "base")
+    pair = wb.load_pair(base, write_member("llama", "lora", tmp_path / "m"))
+    words, ids = pair.base.tokenizer(), batch()["input_ids"]
+    expected = plain(base)(ids).logits
+    with pair.models() as both:
+        lens = transformer_lens.bridge(both.base, words)
+        torch.testing.assert_close(lens(ids, return_type="logits"), expected, atol=1e-4, rtol=1e-4)
+        tuned = both.tuned(ids).logits
+        with both.tuned.disable_adapter():
+            off = transformer_lens.bridge(both.tuned, words)
+        torch.testing.assert_close(off(ids, return_type="logits"), expected, atol=1e-4, rtol=1e-4)
+        assert torch.equal(both.tuned(ids).logits, tuned)
 
 
 def test_a_lora_pair_holds_one_copy(tmp_path: Path):

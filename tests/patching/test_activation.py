@@ -14,9 +14,10 @@ import workbench as wb
 from tests.patching.conftest import boxes, model, paired, value
 from workbench.errors import WorkbenchError
 from workbench.models import Layout, Site, nnsight, transformer_lens
+from workbench.patching import sweep as shared
 from workbench.patching.activation import Direction
 from workbench.tasks import Prompt, PromptSet
-from workbench.tasks.batching import batch, rows
+from workbench.tasks.batching import Row, batch, rows
 
 
 @pytest.fixture
@@ -129,6 +130,62 @@ def test_shuffled_and_random_stand_beside(pair):
     assert random == pytest.approx(float(own.mean()))
 
 
+def test_the_strongest_are_picked_on_one_half_and_reported_on_the_other(pair):
+    """Which they are, and their numbers, are those of the two halves alone."""
+    prompts = boxes(9, count=None)
+    dirty = wb.tasks.corrupt(prompts, 0)
+    pick, report = shared.halves(9, 0)
+    assert sorted([*pick, *report]) == list(range(9))
+    for call, more in (
+        (wb.patching.activation, {"sides": ("base",)}),
+        (wb.patching.cross_model, {}),
+    ):
+        options = more | {"sites": ["z", "q"], "positions": [-1]}
+
+        def on(half: list[int], controls: int, call: Any = call, options: Any = options) -> Any:
+            own, other = (
+                PromptSet("half", tuple(one.prompts[i] for i in half)) for one in (prompts, dirty)
+            )
+            within = {"corrupted": other} if call is wb.patching.activation else {}
+            return call(pair, own, controls=controls, **within, **options)
+
+        whole = on(list(range(9)), 2)
+        assert any("picked on 4 prompts; their rows are of the other 5" in note
+                   for note in whole.provenance.notes)  # fmt: skip
+        by = ["component", "layer", "head"]
+        metric = "recovered:logit_difference"
+        picked = whole.metric(metric)
+        picked = picked[picked["arm"] == "picked"]
+        picking, reporting = (on(half, 0).metric(metric) for half in (pick, report))
+        picking = picking[picking["arm"] == "patch"]
+        strong = picking.assign(size=picking["value"].abs()).sort_values("size")
+        strong = strong.groupby("component").tail(2).set_index(by).index
+        assert set(picked.set_index(by).index) == set(strong)
+        expected = reporting[reporting["arm"] == "patch"].set_index(by)["value"]
+        expected = expected[picked.set_index(by).index]
+        assert picked["value"].to_numpy() == pytest.approx(expected.to_numpy(float), abs=1e-5)
+        assert (picked["n"] == 5).all()
+        assert "chosen on others, measured on 5 prompts" in wb.figures.headline(whole)
+
+
+def test_another_prompt_has_another_answer():
+    """The next of its length, at any place in the order; none where all say the same."""
+    given = [
+        Row(str(i), [1, 2, 3][:length], answer=answer)
+        for i, (length, answer) in enumerate(
+            [(3, (7,)), (3, (7,)), (3, (8,)), (2, (7,)), (2, (7,)), (3, (7, 9)), (1, (5,))]
+        )
+    ]
+    turn = shared.shuffle(given)
+    assert turn[:3] == [2, 2, 0]
+    assert turn[3:5] == [-1, -1]
+    assert turn[6] == -1
+    for own, other in enumerate(turn):
+        if other >= 0:
+            assert given[own].answer != given[other].answer
+            assert len(given[own].fed) == len(given[other].fed)
+
+
 def test_runs_that_hardly_differ_are_said_to(pair):
     prompts = PromptSet(
         "same", tuple(Prompt(str(i), f"the a{i} the", " the", (" a1",)) for i in range(4))
@@ -173,3 +230,64 @@ def test_bad_partners_are_named(pair):
     other = PromptSet("plain", (Prompt("a", "the apple", " ball"),))
     with pytest.raises(WorkbenchError, match="question about one of several boxes"):
         wb.patching.activation(pair, other)
+
+
+def named(*things: str, before: str = "the") -> PromptSet:
+    """Prompts of one answer, with each thing a named place in front of two more words."""
+    made = []
+    for number, thing in enumerate(things):
+        span = {"thing": (len(before) + 1, len(before) + 1 + len(thing))}
+        text = f"{before} {thing} . the"
+        made.append(Prompt(str(number), text, " cup", (" hat",), spans=span))
+    return PromptSet("named", tuple(made))
+
+
+ONE, TWO = named("apple", "ball", "card"), named("apple ball", "ball card", "card dice")
+MIXED = named("apple", "ball card", "dice")
+
+
+@pytest.mark.parametrize("batch_size", [1, 32])
+@pytest.mark.parametrize(
+    ("clean", "dirty"), [(ONE, TWO), (TWO, ONE), (MIXED, ONE), (ONE, MIXED), (MIXED, MIXED)]
+)
+def test_a_named_place_has_one_number_of_tokens(pair, clean, dirty, batch_size):
+    """Whatever the batches: in all prompts and in their partners."""
+    options = {"positions": ["thing"], "batch_size": batch_size}
+    for call, more in ((wb.patching.activation, {}), (wb.patching.attribution, {"exact": 1})):
+        with pytest.raises(WorkbenchError, match="Span 'thing' has 1 tokens"):
+            call(pair, clean, corrupted=dirty, **options, **more)
+    with pytest.raises(WorkbenchError, match="Span 'thing' has 1 tokens"):
+        wb.patching.path(
+            pair, clean, corrupted=dirty, position="thing", batch_size=batch_size
+        )  # fmt: skip
+    if MIXED in (clean, dirty):
+        with pytest.raises(WorkbenchError, match="Span 'thing' has 1 tokens"):
+            wb.patching.cross_model(
+                pair, MIXED, positions=["thing"], answer="base", batch_size=batch_size
+            )
+
+
+@pytest.mark.parametrize("positions", ["each", [2]])
+def test_a_count_from_the_first_token_needs_partners_of_one_length(pair, positions):
+    longer = named("ball", "card", "dice", before="so the")
+    with pytest.raises(WorkbenchError, match="have 5 and 6 tokens"):
+        wb.patching.activation(pair, ONE, corrupted=longer, positions=positions)
+    # The same places counted from the end, or by name, are the same places.
+    by_count, by_name = (
+        value(
+            wb.patching.activation(pair, ONE, corrupted=longer, positions=[p], controls=0),
+            "log_probability",
+        )
+        for p in (-3, "thing")
+    )
+    torch.testing.assert_close(by_count, by_name, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_places_outside_the_shortest_prompt_are_told(pair, batch_size):
+    for position in (5, -6):
+        with pytest.raises(WorkbenchError, match="outside a prompt of 5 tokens"):
+            wb.patching.activation(
+                pair, named("apple ball", "ball"), corrupted=named("card dice", "card"),
+                positions=[position], batch_size=batch_size,
+            )  # fmt: skip

@@ -17,6 +17,7 @@ from workbench.lab import shipped
 from workbench.models import Layout, Site, hooks, merged
 from workbench.models.rerun import Rerun
 from workbench.patching import edges, patches
+from workbench.patching import sweep as shared
 from workbench.patching.attribution import Job, attribution, first_order, observe
 from workbench.patching.sweep import Side, measured
 from workbench.stats import spearman
@@ -43,8 +44,8 @@ def job(made: Any, chosen: list, steps: int = 1, own: tuple | None = None, **mor
     return Job(*ends, chosen, WORDS, MEASURE, steps, False, 16, "cpu")
 
 
-def patch_values(table: Any, metric: str = "attribution") -> torch.Tensor:
-    own = table[(table["arm"] == "patch") & (table["metric"] == metric)]
+def patch_values(table: Any, metric: str = "attribution", arm: str = "patch") -> torch.Tensor:
+    own = table[(table["arm"] == arm) & (table["metric"] == metric)]
     return torch.tensor(own["value"].to_numpy(float))
 
 
@@ -85,11 +86,11 @@ def test_it_is_exact_where_the_model_is_linear():
     chosen = patches.patches(Layout(made), ["2.mlp_out@-1", "2.resid_post@-1"])
     table, _ = job(made, chosen).table(2, 0)
     exact = patch_values(table, "exact")
-    torch.testing.assert_close(patch_values(table), exact, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(patch_values(table, arm="picked"), exact, atol=1e-5, rtol=1e-5)
     assert patch_values(table)[1] == pytest.approx(1, abs=1e-5)
     # With the norm the same patches bend.
     bent, _ = job(model(), chosen).table(2, 0)
-    assert (patch_values(bent) - patch_values(bent, "exact")).abs().max() > 1e-3
+    assert (patch_values(bent, arm="picked") - patch_values(bent, "exact")).abs().max() > 1e-3
 
 
 def test_a_run_against_itself_has_exactly_nothing(tmp_path):
@@ -259,22 +260,40 @@ def test_transformer_lens_has_the_same_nodes_and_edges():
         assert value == pytest.approx(found.node_scores[node], abs=1e-4)
 
 
-def test_the_exact_ones_are_chosen_and_ranked(tmp_path):
-    pair = planted(tmp_path, 1, "o")
-    found = attribution(pair, boxes(), exact=5, sites="z", sides=["tuned"]).table
+def test_the_exact_ones_are_chosen_on_one_half_and_ranked_on_the_other(tmp_path):
+    pair, prompts = planted(tmp_path, 1, "o"), boxes(8)
+    dirty = corrupt(prompts)
+    halves = [
+        [PromptSet("half", tuple(own.prompts[i] for i in part)) for own in (prompts, dirty)]
+        for part in shared.halves(8, 0)
+    ]
+    options: dict[str, Any] = {"sites": "z", "sides": ["tuned"]}
+    result = attribution(pair, prompts, corrupted=dirty, exact=5, **options)
+    found = result.table
+    assert any("were picked on 4 prompts; their rows are of the other 4" in note
+               for note in result.provenance.notes)  # fmt: skip
     exact = found[found["metric"] == "exact"]
     assert exact.groupby("group").size().to_dict() == {"random": 5, "top": 5}
     by = ["layer", "head", "position"]
-    ours = found[(found["metric"] == "attribution") & (found["arm"] == "patch")].set_index(by)
-    sizes = ours["value"].abs().sort_values()
+    picking, reporting = (
+        attribution(pair, one, corrupted=other, exact=0, **options).table for one, other in halves
+    )
+    sizes, ours = (
+        own[(own["metric"] == "attribution") & (own["arm"] == "patch")].set_index(by)["value"]
+        for own in (picking, reporting)
+    )
+    sizes = sizes.abs().sort_values()
     top = exact[exact["group"] == "top"].set_index(by).index
     assert set(top) == set(sizes.index[-5:])
     ranked = found[found["metric"] == "rank_correlation"].set_index("group")
     expected = spearman(
-        ours.loc[top, "value"].to_numpy(float), exact[exact["group"] == "top"]["value"].to_numpy()
+        ours.loc[top].to_numpy(float), exact[exact["group"] == "top"]["value"].to_numpy()
     )
     assert ranked.loc["top", "value"] == pytest.approx(expected.value)
     assert ranked.loc["top", "n"] == 5
+    picked = found[found["arm"] == "picked"].set_index(["group", *by])["value"]
+    assert picked.loc["top"].to_numpy() == pytest.approx(ours.loc[top].to_numpy(float), abs=1e-5)
+    assert (exact["n"] == 4).all()
     assert (found.loc[found["arm"] == "shuffled", "metric"] == "attribution").all()
 
 

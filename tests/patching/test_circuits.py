@@ -120,6 +120,71 @@ def test_faithfulness_of_known_circuits(pair):
     assert missing.loc["planted", "value"] == pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.parametrize("keep", ["position", "everywhere"])
+@pytest.mark.parametrize("one_length", [True, False])
+def test_a_circuit_is_kept_where_its_groups_act(tmp_path, keep, one_length):
+    """Against plain forward passes with z replaced by hand, prompt by prompt: a head of two groups
+    is kept at both places, one of a group without a place at every token."""
+    more = {"order": "object first"} if one_length else {"count": None}
+    pair, prompts = paired(model(), model(seed=1), tmp_path), boxes(8, **more)
+    own = {
+        "value fetcher": [(2, 0), (1, 1)], "position detector": [(1, 1), (0, 2)],
+        "of another paper": [(0, 3)],
+    }  # fmt: skip
+    found = wb.patching.circuit(
+        pair, prompts, circuits={"own": own}, sides=("base",), keep=keep, minimal=False, random=0
+    ).table
+    made = found[(found["circuit"] == "own") & (found["arm"] == "circuit")]
+    made = made.set_index("metric")["value"]
+    order = np.random.default_rng(0).permutation(8)
+    given, base = rows(pair.base.tokenizer(), prompts, answers=True), pair.base.load()
+    zs = [Site("z", layer) for layer in range(3)]
+    seen = [
+        wb.models.run(base, {"input_ids": torch.tensor([given[i].fed])}, read=zs).captured
+        for i in order[:4]
+    ]
+    aligned = len({len(row.fed) for row in given}) == 1
+    assert aligned == one_length
+    stack = torch.stack if aligned else torch.cat
+    mean = {z: stack([one[z][0] for one in seen]).mean(0) for z in zs}
+    differences = []
+    for row in (given[i] for i in order[4:]):
+        detector = list(range(*row.spans["query box"]))
+        at = {(2, 0): [-1], (1, 1): [-1, *detector], (0, 2): detector, (0, 3): range(len(row.fed))}
+
+        def changed(z: Site, at: dict = at):
+            def change(full: torch.Tensor) -> torch.Tensor:
+                new = mean[z].expand_as(full).clone()
+                for (layer, head), tokens in at.items():
+                    tokens = range(full.shape[1]) if keep == "everywhere" else tokens
+                    if layer == z.layer:
+                        new[:, list(tokens), head] = full[:, list(tokens), head]
+                return new
+
+            return change
+
+        ids = {"input_ids": torch.tensor([row.fed])}
+        logits = wb.models.run(base, ids, write={z: changed(z) for z in zs}).logits[0, -1]
+        differences.append(float(logits[row.answer[0]] - logits[list(row.foils)].max()))
+    assert made["logit_difference"] == pytest.approx(np.mean(differences), abs=1e-4)
+
+
+def test_the_planted_circuit_needs_its_own_places(pair):
+    """The mover acts at the last token, on what the reader did at every token before."""
+    own = {"mover": [MOVER], "reader": [READER]}
+    found = {}
+    for place in (None, -1):
+        paths = (Group("mover", "logits"), Group("reader", "mover", "v", place))
+        table = wb.patching.circuit(
+            pair, said(16), corrupted=said(16, turn=1), circuits={"own": own}, paths=paths,
+            sides=("base",), seed=2, minimal=False,
+        ).table  # fmt: skip
+        table = table[(table["circuit"] == "own") & (table["arm"] == "patch")]
+        found[place] = table.set_index("metric")["value"]["faithfulness:score"]
+    assert found[None] == pytest.approx(1)
+    assert found[-1] < 0.7
+
+
 def test_circuits_go_to_other_members(pair):
     found = wb.patching.circuit(
         pair, said(16), corrupted=said(16, turn=1), sides=("base",), minimal=False
@@ -214,6 +279,13 @@ def test_bad_input_is_one_sentence(pair):
         wb.patching.circuit(
             pair, said(8), corrupted=said(8, turn=1), circuits={"far": {"group": [(9, 0)]}}
         )
+    with pytest.raises(WorkbenchError, match="keep position or everywhere"):
+        wb.patching.circuit(pair, said(8), corrupted=said(8, turn=1), keep="here")  # pyright: ignore
+    with pytest.raises(WorkbenchError, match="no span 'query box'"):
+        wb.patching.circuit(
+            pair, said(8), corrupted=said(8, turn=1),
+            circuits={"placed": {"position detector": [(1, 0)]}},
+        )  # fmt: skip
     bare = PromptSet("bare", tuple(replace(p, foils=()) for p in said(8)))
     with pytest.raises(WorkbenchError, match="needs foils"):
         wb.patching.circuit(pair, bare, corrupted=bare)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from tests.patching.conftest import boxes, model, paired, planted, value, write
 from workbench.errors import WorkbenchError
 from workbench.models import Layout, Site, merged
 from workbench.models.rerun import Rerun
+from workbench.patching.cross_model import random_groups
+from workbench.patching.patches import grouped
 from workbench.patching.sweep import shares
 from workbench.tasks import Prompt, PromptSet
 from workbench.tasks.batching import batch, rows
@@ -148,6 +152,44 @@ def test_the_answer_can_be_what_the_base_says(tmp_path):
     assert value(found, "krs")[-1] == pytest.approx(1)
 
 
+@pytest.fixture
+def living(monkeypatch) -> list[int]:
+    """How many plain runs were kept at once, each time another one was made."""
+    alive: set[int] = set()
+    counts: list[int] = []
+    born = Rerun.__init__
+
+    def counted(self: Rerun, *args: Any, **kwargs: Any) -> None:
+        born(self, *args, **kwargs)
+        alive.add(id(self))
+        weakref.finalize(self, alive.discard, id(self))
+        counts.append(len(alive))
+
+    monkeypatch.setattr(Rerun, "__init__", counted)
+    return counts
+
+
+def test_restoration_keeps_a_bounded_part_of_the_plain_runs(tmp_path, monkeypatch, living):
+    """A batch at a time gives the numbers of all at once."""
+    pair, prompts = paired(model(), model(seed=1), tmp_path), boxes(9, count=None)
+    options: dict[str, Any] = {"components": "matrix", "batch_size": 2}
+    whole = wb.patching.restore(pair, prompts, **options)
+    assert max(living) >= 5
+    living.clear()
+    monkeypatch.setattr(import_module("workbench.patching.restore"), "KEPT", 0)
+    bounded = wb.patching.restore(pair, prompts, **options)
+    for metric in ("krs", "log_probability", "score"):
+        assert torch.equal(value(whole, metric), value(bounded, metric))
+    assert max(living) <= 2
+
+
+def test_a_sweep_keeps_the_plain_runs_of_one_batch(tmp_path, living):
+    pair, prompts = paired(model(), model(seed=1), tmp_path), boxes(8, count=None)
+    wb.patching.cross_model(pair, prompts, sites=["pattern"], batch_size=2, controls=0)
+    assert len(living) > 8
+    assert max(living) <= 3  # both sides', and the first prompt's for the check of its own values
+
+
 def test_groups_stand_beside_random_ones(tmp_path):
     pair = planted(tmp_path, LAYER, "o")
     layer = [f"{LAYER}.z.h{head}" for head in range(4)]
@@ -177,6 +219,44 @@ def test_heads_of_several_layers_react_to_each_other(tmp_path):
     one = wb.patching.cross_model(pair, boxes(), sites=["head"], **windows)
     other = wb.patching.cross_model(pair, boxes(), sites=["z"], **windows)
     torch.testing.assert_close(value(one, "krs"), value(other, "krs"), atol=1e-5, rtol=1e-4)
+
+
+def test_a_head_counts_once_however_often_its_tokens_are_named(tmp_path):
+    """Listed twice, at all tokens and at one of them, or at a place and its count: what a head adds
+    is put in once."""
+    base, tuned = model(), model()
+    layout = Layout(tuned)
+    for layer in range(layout.layers):
+        nudged(layout.block(layer).get_submodule(layout.architecture.o), scale=0.3)
+    pair = paired(base, tuned, tmp_path)
+    words = pair.base.tokenizer()
+    prompts = boxes(order="object first")
+    first, end = rows(words, prompts)[0].spans["query box"]
+    assert end == first + 1
+    alike = [
+        {"once": ["1.z.h2"], "twice": ["1.z.h2", "1.z.h2"], "also": ["1.z.h2@-1", "1.z.h2"]},
+        {"once": ["1.z.h2@query box"], "count": ["1.z.h2@query box", f"1.z.h2@{first}"]},
+        {"once": ["1.z.h2@-1", "0.z.h1"], "mixed": ["0.z.h1", "1.z.h2@-1", "0.z.h1@-1"]},
+    ]
+    for groups in alike:
+        found = wb.patching.cross_model(pair, prompts, groups=groups)
+        for metric in ("krs", "logit_difference"):
+            values = value(found, metric)
+            torch.testing.assert_close(values, values[:1].expand_as(values), atol=1e-6, rtol=1e-5)
+    # Two places that share no token are both counted.
+    both = {"one": ["1.z.h2@-1"], "both": ["1.z.h2@-1", "1.z.h2@query box"]}
+    krs = value(wb.patching.cross_model(pair, prompts, groups=both), "krs")
+    assert abs(krs[1] - krs[0]) > 1e-4
+
+
+def test_random_groups_have_as_many_heads(tmp_path):
+    layout = Layout(model())
+    given = grouped(layout, {"g": ["0.z.h1@-1", "0.z.h1@3", "1.z.h0@-1"]}, added=True)
+    for drawn in random_groups(layout, given, seed=0):
+        assert [site.position for site in drawn.sites] == [-1, 3, -1]
+        one, same, other = ((site.layer, site.head) for site in drawn.sites)
+        assert one == same != other
+        assert not {one, other} & {(0, 1), (1, 0)}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from workbench.errors import WorkbenchError
 from workbench.lab import shipped
 from workbench.models import Layout, Site, hooks, merged
 from workbench.patching.patterns import ALL, FIRST, LAST, most_changed, over_queries, patterns
+from workbench.tasks import Prompt, PromptSet
 from workbench.tasks.batching import batch, rows
 
 LAYER, HEAD = 1, 2  # of three and four; llama's heads share keys in twos
@@ -141,3 +142,22 @@ def test_examples_hold_whole_patterns(tmp_path):
 def test_bad_input_is_one_sentence(tmp_path):
     with pytest.raises(WorkbenchError, match="0 or more examples"):
         patterns(planted(tmp_path, 0, "o"), boxes(), examples=-1)
+
+
+def test_attention_to_places_of_unequal_width_is_their_sum(tmp_path):
+    """Whatever the batches, against the patterns themselves."""
+    made = []
+    for number, thing in enumerate(("apple", "ball card", "dice")):
+        span = {"thing": (4, 4 + len(thing))}
+        made.append(Prompt(str(number), f"the {thing} . the", " cup", spans=span))
+    pair = paired(model(), model(seed=1), tmp_path)
+    site, words, wanted = Site("pattern", LAYER), pair.base.tokenizer(), []
+    for prompt in made:
+        ids = torch.tensor([words(prompt.prompt)["input_ids"]])
+        seen = hooks.run(pair.base.load(), {"input_ids": ids}, read=[site]).captured[site]
+        wide = len(prompt.prompt.split(" .")[0].split()) - 1
+        wanted.append(seen[0, :, -1, 2 : 2 + wide].sum(-1))
+    for size in (1, 3):
+        found = patterns(pair, PromptSet("wide", tuple(made)), examples=0, batch_size=size)
+        told = heads(found, "thing", "attention", "base")[LAYER]
+        assert told == pytest.approx(torch.stack(wanted).mean(0).numpy(), abs=1e-5)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
 from workbench import tasks
 from workbench.errors import WorkbenchError
 from workbench.lab import shipped
+from workbench.tasks.batching import rows
 from workbench.tasks.english import RELATIONS
 from workbench.tasks.prompts import Prompt, PromptSet
 from workbench.tasks.transform import LEDGER_WORDS
@@ -93,6 +95,48 @@ def test_a_chat_needs_a_template():
     words.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }}{% endfor %} <it>"
     (first, *_) = tasks.chat(tasks.instructions(2), words)
     assert first.prompt == f"<user> {tasks.instructions(2).prompts[0].prompt} <it>"
+
+
+def chatting(content: str) -> Any:
+    words = shipped.tokenizer()
+    words.chat_template = (
+        "{% for m in messages %}system: user . apple \n" + content + "{% endfor %} . {{ '\\n' }}"
+    )
+    return words
+
+
+@pytest.mark.parametrize(
+    "content", ["{{ m.content }}", "{{ m.content | trim }}", "<{{ m.role }}> {{ m.content }}"]
+)
+def test_spans_and_foils_go_into_the_chat(content):
+    """A span holds the same words as before, also where the template has those words, too."""
+    asked = Prompt("a", " user apple ball", " cup", (" hat", "pen"), spans={
+        "who": (1, 5), "thing": (6, 11), "last": (12, 16),
+    })  # fmt: skip
+    (told,) = tasks.chat(PromptSet("p", (asked,)), chatting(content))
+    assert (told.target, told.foils) == ("cup", ("hat", "pen"))
+    for name, (a, b) in asked.spans.items():
+        first, last = told.spans[name]
+        assert told.prompt[first:last] == asked.prompt[a:b]
+        assert first > told.prompt.index("apple") + 5  # not the template's own
+
+
+def test_a_template_that_rewrites_the_message_leaves_no_span(caplog):
+    asked = Prompt("a", "Apple", " cup", spans={"thing": (0, 5)})
+    (told,) = tasks.chat(PromptSet("p", (asked,)), chatting("{{ m.content | lower }}"))
+    assert told.spans == {}
+    assert "1 of 1 prompts (a first)" in caplog.text
+
+
+def test_answers_and_foils_of_a_chat_begin_at_the_same_place():
+    """A foil that is the answer says nothing, and another is its own word's token."""
+    words = chatting("{{ m.content }}")
+    asked = Prompt("a", "the ball", " cup", (" cup", " hat"))
+    (told,) = tasks.chat(PromptSet("p", (asked,)), words)
+    (row,) = rows(words, [told], answers=True)
+    right, wrong = (words(f"the {word}")["input_ids"][-1] for word in ("cup", "hat"))
+    assert row.answer == (right,)
+    assert row.foils == (wrong,)
 
 
 def test_in_context_answers_follow_the_relation():

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import Checkpoint, CheckpointPair
 from workbench.meaning import finished
@@ -46,6 +47,7 @@ def emulated(large: Tensor, base: Tensor, tuned: Tensor, beta: float) -> Tensor:
     return (large + beta * (tuned - base)).log_softmax(-1)
 
 
+@analysis
 def emulate(
     pair: CheckpointPair,
     prompts: PromptSet,

@@ -24,6 +24,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from workbench.asked import analysis
 from workbench.behaviour.decoding import written
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
@@ -73,6 +74,7 @@ def area(shares: Sequence[float], same: Floats) -> Floats:
     return np.asarray(np.trapezoid(same, np.asarray(shares, dtype=float), axis=0))
 
 
+@analysis
 def faithfulness(
     pair: CheckpointPair,
     prompts: PromptSet,

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.asked import analysis
 from workbench.behaviour.decoding import Choose, drawn, written
 from workbench.behaviour.novelty import fresh_bigrams, overused
 from workbench.devices import home
@@ -60,6 +61,7 @@ def contrasted(alpha: float) -> Choose:
     return choose
 
 
+@analysis
 def generate(
     pair: CheckpointPair,
     prompts: PromptSet | Sequence[str] | None = None,

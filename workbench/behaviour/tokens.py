@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
@@ -63,6 +64,7 @@ def measured(base: Tensor, tuned: Tensor, targets: Tensor, low: float) -> dict[s
     }
 
 
+@analysis
 def tokens(
     pair: CheckpointPair,
     prompts: PromptSet | Sequence[str],

@@ -35,6 +35,9 @@ Positions = Annotated[
     str, typer.Option(help="Comma-separated: named, all, each, -1, or a span's name.")
 ]
 Sides = Annotated[str, typer.Option(help="base, tuned, or base,tuned.")]
+Large = Annotated[
+    bool, typer.Option("--large", help="Run what is planned to take over an hour, or much memory.")
+]
 Window = Annotated[int, typer.Option(help="Layers patched together, odd.")]
 
 
@@ -55,6 +58,7 @@ def activation(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
+    large: Large = False,
 ) -> None:
     """Clean and corrupt prompts: which places carry what the answer hangs on, in each model?
 
@@ -71,6 +75,7 @@ def activation(
         sides=words(sides),
         direction="noising" if noising else "denoising",
         window=window,
+        large=large,
         **running(batch_size, device, dtype, seed),
     )
     finish(result, out, json)
@@ -95,6 +100,7 @@ def cmap(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
+    large: Large = False,
 ) -> None:
     """Cross-model patching, arXiv 2402.14811: one model with the other's activations.
 
@@ -110,6 +116,7 @@ def cmap(
         positions=_places(positions),
         answer="base" if own_answer else "target",
         **options,
+        large=large,
         **running(batch_size, device, dtype, seed),
     )
     finish(result, out, json)
@@ -134,6 +141,7 @@ def restore(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
+    large: Large = False,
 ) -> None:
     """Parameter restoration, arXiv 2410.06606: one model with some of the other's matrices.
 
@@ -148,6 +156,7 @@ def restore(
         components=components if components in ("layer", "matrix") else words(components),
         answer="base" if own_answer else "target",
         **options,
+        large=large,
         **running(batch_size, device, dtype, seed),
     )
     finish(result, out, json)
@@ -196,6 +205,10 @@ def circuit(
     prompts: Prompts,
     corrupted: Corrupted = None,
     most: Annotated[int, typer.Option(help="Heads per group at most.")] = 8,
+    keep: Annotated[
+        str,
+        typer.Option(help='A circuit\'s heads at their group\'s "position" only, or "everywhere".'),
+    ] = "position",
     random: Annotated[int, typer.Option(help="Random circuits of the same size.")] = 10,
     theirs: Annotated[
         Path | None, typer.Option(help="Saved circuit Result whose circuits are judged here too.")
@@ -220,6 +233,7 @@ def circuit(
         corrupted=_set(corrupted),
         circuits={f"theirs: {name}": own for name, own in known.items()} or None,
         most=most,
+        keep=keep,  # pyright: ignore[reportArgumentType]
         random=random,
         **running(batch_size, device, dtype, seed),
     )

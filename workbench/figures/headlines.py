@@ -183,15 +183,17 @@ def _located(result: Result) -> Findings:
             if patch["low"].isna().all():
                 said.append(f"{side}, {component}: not meaningful, the two runs hardly differ")
                 continue
-            best = patch.loc[patch["value"].idxmax()]
+            held = rows[rows["arm"] == "picked"].dropna(subset="value")
+            best = held.iloc[0] if len(held) else patch.loc[patch["value"].idxmax()]
             random = rows.loc[rows["arm"] == "random", "value"]
             beside = f", random {random.mean():.2f}" if len(random) else ""
             said.append(f"{side}, {component} {_where(best)}: {change(best, '.2f')}{beside}")
         parts.append(f"{member}: {', '.join(said)}")
-    prompts = int(table.loc[table["arm"] == "patch", "n"].max())
+    held = (table["arm"] == "picked") & (table["metric"] == metric)
+    prompts = int(table.loc[held if held.any() else table["arm"] == "patch", "n"].max())
     what = metric.replace("recovered:", "recovered ").replace("_", " ")
-    chosen = f"Strongest patch by {what}, chosen and measured on the same {prompts} prompts (95%)"
-    return chosen, parts
+    same = "chosen and measured on the same" if not held.any() else "chosen on others, measured on"
+    return f"Strongest patch by {what}, {same} {prompts} prompts (95%)", parts
 
 
 def _where(row: pd.Series) -> str:

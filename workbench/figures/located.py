@@ -81,7 +81,8 @@ DRAWINGS = (
         "faithfulness",
         "Does the base's circuit do the member's work?",
         patching.faithfulness,
-        "Score of the circuit's heads alone, all others replaced by their mean, over the whole "
+        "Score of the circuit's heads alone, each kept at its group's position (where asked for, "
+        "at every token) and all other heads and tokens replaced by their mean, over the whole "
         "model's score: the base's circuit and the member's own, each in both models. Numbers: "
         "heads in the circuit; grey: random circuits of as many heads.",
         "A circuit of most heads is faithful whatever it holds: compare with the random one. Means "

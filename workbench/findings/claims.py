@@ -110,8 +110,8 @@ CLAIMS = (
     Claim(
         "Fine-tuning uses the base's own circuit",
         CIRCUITS,
-        "faithfulness of the circuit found in the base, in the member, by score (control: random "
-        "heads)",
+        "faithfulness of the circuit found in the base, in the member, by score, each head kept at "
+        "its group's position (control: random heads)",
         "above the control",
         readings.circuit,
     ),

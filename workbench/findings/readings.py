@@ -238,8 +238,11 @@ def _excess(row: Any) -> Interval:
 
 
 def circuit(results: Sequence[Result]) -> Iterator[Reading]:
-    """The base's circuit in the member, against random heads."""
+    """The base's circuit in the member, against random heads; of heads kept at all tokens it says
+    nothing."""
     for result in _of(results, "patching.circuit"):
+        if result.provenance.parameters.get("keep") != "position":
+            continue
         table = result.table
         rows = table[(table["metric"] == "faithfulness:score") & (table["side"] == "tuned")]
         for member, own in rows[rows["circuit"] == "base"].groupby("member", sort=False):

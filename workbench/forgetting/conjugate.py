@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.forgetting.sides import Side, both, require_prompts
 from workbench.loaders import CheckpointPair
@@ -42,6 +43,7 @@ def recovered(base: Floats, tuned: Floats, there: Floats) -> Floats:
     return np.stack([there - tuned, base - tuned])
 
 
+@analysis
 def conjugate(
     pair: CheckpointPair,
     prompts: PromptSet,

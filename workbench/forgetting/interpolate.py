@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.forgetting.sides import require_prompts
 from workbench.loaders import CheckpointPair
@@ -59,6 +60,7 @@ def barriers(alphas: Floats, losses: Floats, *, seed: int = 0, draws: int = 1000
     return Intervals(value, low, high, np.array([n]))
 
 
+@analysis
 def interpolate(
     pair: CheckpointPair,
     prompts: PromptSet,

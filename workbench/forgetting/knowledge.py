@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.forgetting.sides import Side, both, require_prompts
 from workbench.loaders import CheckpointPair
@@ -47,6 +48,7 @@ def drawn(probability: Floats, samples: int, seed: int) -> Ints:
     return np.random.default_rng(seed).binomial(samples, np.clip(probability, 0, 1))
 
 
+@analysis
 def knowledge(
     pair: CheckpointPair,
     prompts: PromptSet,

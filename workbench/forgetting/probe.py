@@ -24,6 +24,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.forgetting.sides import Side, both, fresh, lost_prompts, require_prompts, streams
 from workbench.loaders import CheckpointPair
@@ -73,6 +74,7 @@ def right(
     return (found == labels).astype(float)
 
 
+@analysis
 def probe(
     pair: CheckpointPair,
     prompts: PromptSet,

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.asked import analysis
 from workbench.devices import home
 from workbench.errors import WorkbenchError
 from workbench.forgetting.conjugate import recovered
@@ -81,6 +82,7 @@ def relevance(model: Any, words: Any, prompts: PromptSet, batch_size: int = 32) 
     return total.abs()
 
 
+@analysis
 def prune(
     pair: CheckpointPair,
     prompts: PromptSet,

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from workbench.asked import analysis
 from workbench.forgetting.sides import Side, both, require_prompts
 from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
@@ -39,6 +40,7 @@ def spread(right: Floats, template: NDArray[np.int64]) -> Floats:
     return np.max(means, axis=0) - np.min(means, axis=0)
 
 
+@analysis
 def retention(
     pair: CheckpointPair,
     prompts: Sequence[PromptSet] = (),

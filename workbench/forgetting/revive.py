@@ -31,6 +31,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from workbench.asked import analysis
 from workbench.devices import spread
 from workbench.errors import WorkbenchError
 from workbench.forgetting.sides import Side, both, fresh, require_prompts
@@ -75,6 +76,7 @@ def steps_to(curve: Floats, steps: Sequence[int], threshold: float) -> float:
     return float((0, *steps)[reached[0]]) if reached.size else float("nan")
 
 
+@analysis
 def revive(
     pair: CheckpointPair,
     prompts: PromptSet,

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.forgetting.conjugate import BEST as BEST_CONJUGATE
 from workbench.forgetting.conjugate import conjugate
@@ -75,6 +76,7 @@ def judged(readings: Mapping[str, str]) -> str:
     return UNDECIDED
 
 
+@analysis
 def verdict(
     pair: CheckpointPair,
     prompts: PromptSet,

@@ -252,8 +252,8 @@ class CheckpointPair:
     ) -> tuple[Any, Any]:
         """(base, tuned) as TransformerLens bridges, each over its own copy of the weights.
 
-        Offline, from what the pair was loaded from; adapters stay unmerged. Needs a tokenizer
-        beside the base.
+        Offline, from what the pair was loaded from; adapters are merged in the bridge's copy. Needs
+        a tokenizer beside the base.
         """
         from workbench.models.transformer_lens import bridge
 

@@ -5,8 +5,10 @@
     with replace(model, {Site("resid_post", 3, position=-1): value}):
         logits = model(input_ids=ids).logits
 
-Both leave the model as it was, also after an exception. Hooks act in the order in which the blocks
-were entered: a capture inside a replace sees the replaced value. Gradients flow through both.
+The first use of a model proves its sites (`probe`); a kind that is not what its name says is
+refused. Both leave the model as it was, also after an exception. Hooks act in the order in which
+the blocks were entered: a capture inside a replace sees the replaced value. Gradients flow through
+both.
 """
 
 from __future__ import annotations
@@ -14,18 +16,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from workbench.errors import WorkbenchError
-from workbench.models.sites import Layout, Site, end, pick, put
+from workbench.models import probe
+from workbench.models.attach import Change, attached
+from workbench.models.sites import Layout, Site, pick, put
 
 Where = Callable[[int | str], Tensor]  # position -> (batch, p) token numbers
 Value = Tensor | Callable[[Tensor], Tensor]
-Change = Callable[[Tensor], Tensor]
 
 
 class Run(NamedTuple):
@@ -52,6 +54,7 @@ def capture(
     found: dict[Site, Tensor] = {}
     wanted = list(sites)
     layout = Layout(model)
+    probe.require(layout, wanted)
 
     def reader(site: Site) -> Change:
         def read(raw: Tensor) -> Tensor:
@@ -63,7 +66,7 @@ def capture(
 
         return read
 
-    with _attached(layout, {site: reader(site) for site in wanted}):
+    with attached(layout, {site: reader(site) for site in wanted}):
         yield found
     _all_reached(wanted, set(found), "read")
 
@@ -79,6 +82,7 @@ def replace(
     would otherwise look like an effect of zero.
     """
     layout = Layout(model)
+    probe.require(layout, values)
     reached: set[Site] = set()
 
     def writer(site: Site) -> Change:
@@ -88,7 +92,7 @@ def replace(
 
         return write
 
-    with _attached(layout, {site: writer(site) for site in values}):
+    with attached(layout, {site: writer(site) for site in values}):
         yield
     _all_reached(values, reached, "replaced")
 
@@ -106,9 +110,19 @@ def run(
     inputs: input_ids and attention_mask. The same call exists in `transformer_lens` and `nnsight`.
     """
     wanted = list(read)
+    require_inputs(inputs)
     with replace(model, write or {}, at=at), capture(model, wanted, at=at) as found:
         logits = model(**inputs, use_cache=False).logits
     return Run(logits, {site: found[site] for site in wanted})
+
+
+def require_inputs(inputs: Mapping[str, Tensor]) -> None:
+    """Raises for texts: what a model is called with is what a tokenizer makes of them."""
+    if not isinstance(inputs, Mapping):
+        raise WorkbenchError(
+            f"Expected input_ids and attention_mask as a tokenizer gives them, found "
+            f'{type(inputs).__name__}; give tokenizer(texts, return_tensors="pt", padding=True).'
+        )
 
 
 def rewritten(
@@ -143,82 +157,6 @@ def token_index(site: Site, full: Tensor, at: Where | None) -> Tensor | None:
     if not -length <= site.position < length:
         raise WorkbenchError(f"{site} lies outside a row of {length} tokens.")
     return torch.full((len(full), 1), site.position % length, device=full.device)
-
-
-class _Softmax(TorchFunctionMode):
-    """Passes the result of every softmax through the given functions while it is active."""
-
-    def __init__(self, changes: list[Change]) -> None:
-        super().__init__()
-        self.changes = changes
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        found = func(*args, **(kwargs or {}))
-        if func in (nn.functional.softmax, torch.softmax, Tensor.softmax):
-            for change in self.changes:
-                found = change(found)
-        return found
-
-
-@contextlib.contextmanager
-def _attached(layout: Layout, changes: Mapping[Site, Change]) -> Iterator[None]:
-    """Every change hooked to its module; patterns run with eager attention."""
-    with contextlib.ExitStack() as stack:
-        if any(site.kind == "pattern" for site in changes):
-            stack.enter_context(_eager(layout.root))
-        for site, change in changes.items():
-            for undo in _hooked(layout.module(site), end(site), change):
-                stack.callback(undo)
-        yield
-
-
-def _hooked(module: nn.Module, where: str, change: Change) -> list[Callable[[], None]]:
-    """Hook the change to one end of a module; returns what takes it away again."""
-    if where == "input":
-
-        def before(_module, args, kwargs):
-            if args:
-                return (change(args[0]), *args[1:]), kwargs
-            return args, kwargs | {"hidden_states": change(kwargs["hidden_states"])}
-
-        return [module.register_forward_pre_hook(before, with_kwargs=True).remove]
-    if where == "output":
-
-        def after(_module, _args, output):
-            if isinstance(output, tuple):
-                return (change(output[0]), *output[1:])
-            return change(output)
-
-        return [module.register_forward_hook(after).remove]
-    entered: list[_Softmax] = []
-
-    def enter(_module, _args) -> None:
-        entered.append(_Softmax([change]))
-        entered[-1].__enter__()
-
-    def leave(*_: Any) -> None:
-        if entered:
-            entered.pop().__exit__(None, None, None)
-
-    # Called once more at the end: an interrupt from the keyboard skips forward hooks.
-    return [
-        module.register_forward_pre_hook(enter).remove,
-        module.register_forward_hook(leave, always_call=True).remove,
-        leave,
-    ]
-
-
-@contextlib.contextmanager
-def _eager(root: Any) -> Iterator[None]:
-    """Attention that forms its pattern; fused kernels never do."""
-    kept = root.config._attn_implementation
-    if kept != "eager":
-        root.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        if kept != "eager":
-            root.set_attn_implementation(kept)
 
 
 def _all_reached(wanted: Iterable[Site], reached: set[Site], what: str) -> None:

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError, reason
 from workbench.loaders import Checkpoint
-from workbench.models.hooks import Run, Value, Where, rewritten, token_index
+from workbench.models import probe
+from workbench.models.hooks import Run, Value, Where, require_inputs, rewritten, token_index
 from workbench.models.sites import KINDS, End, Layout, Site, end, pick
 
 
@@ -99,7 +100,10 @@ def run(
     """
     import nnsight
 
+    require_inputs(inputs)
     changes, wanted = dict(write or {}), list(read)
+    if not remote:
+        probe.require(layout, (*changes, *wanted))
     eager = layout.root.config._attn_implementation == "eager"
     if not eager and any(site.kind == "pattern" for site in (*changes, *wanted)):
         raise WorkbenchError(

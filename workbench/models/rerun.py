@@ -32,18 +32,29 @@ class Plus(NamedTuple):
     delta: Tensor
 
 
-Writes = Mapping[Site, Tensor | Plus]
+class Outside(NamedTuple):
+    """A value written at every token of a site but those that are kept, (batch, token)."""
+
+    value: Tensor
+    kept: Tensor
+
+
+Write = Tensor | Plus | Outside
+Writes = Mapping[Site, Write]
 
 
 class Rerun:
     """A plain run of `inputs`, which carry their answers, ready to be run again with patches.
 
     read: sites kept from the plain run, in `kept`. logits: (1, batch, answer, vocabulary), as the
-    model gives them, at the tokens that predict the answer's. forwards: what all runs have cost so
+    model gives them, at the tokens that predict the answer's. prefix: keep keys and values, without
+    which every run again is of all tokens. forwards: what all runs have cost so
     far, in plain forward passes of one batch (layers times tokens, as far as they were run).
     """
 
-    def __init__(self, model: Any, inputs: Batch, read: Iterable[Site] = ()) -> None:
+    def __init__(
+        self, model: Any, inputs: Batch, read: Iterable[Site] = (), *, prefix: bool = True
+    ) -> None:
         self.model, self.inputs, self.layout = model, inputs, Layout(model)
         self.scored = predictors(inputs)
         self._stream = [Site("resid_pre", layer) for layer in range(self.layout.layers)]
@@ -52,9 +63,15 @@ class Rerun:
         with torch.no_grad(), capture(model, wanted, at=inputs.index) as kept:
             self.logits = self._call(cache, 1, 0)[None]
         self.kept = dict(kept)
-        layers: Any = cache.layers
+        layers: Any = cache.layers if prefix else ()
         self._cached = [(layer.keys, layer.values) for layer in layers]
         self.forwards = 1.0
+
+    @property
+    def bytes(self) -> int:
+        """What it keeps of the plain run."""
+        cached = (tensor for pair in self._cached for tensor in pair)
+        return sum(tensor.nbytes for tensor in (*self.kept.values(), *cached, self.logits))
 
     def read(self, site: Site, inputs: Batch | None = None) -> Tensor:
         """The site's activation in the plain run, from what was kept of its whole kind and layer.
@@ -86,7 +103,8 @@ class Rerun:
     ) -> Tensor:
         """Logits (patches, batch, answer, vocabulary) with each patch's sites replaced.
 
-        Values have the sites' shapes; a `Plus` is added to what the run has there. layer: enter
+        Values have the sites' shapes; a `Plus` is added to what the run has there, an `Outside`
+        leaves the run what it has at some tokens. layer: enter
         there although no site is replaced (parameters were). whole: run every token, so that an
         unchanged patch gives the plain run bit for bit.
         """
@@ -106,7 +124,7 @@ class Rerun:
         read = list(read)
         start = min([site.layer for site in sites] + ([] if layer is None else [layer]))
         plain = whole or layer is not None or any(_reads_whole(self, s) for s in [*sites, *read])
-        first = 0 if plain else self._first(sites, read)
+        first = 0 if plain or not self._cached else self._first(sites, read)
         cache = self._prefix(len(patches), first)
         at = self._at(len(patches), first)
         with (
@@ -209,23 +227,32 @@ class Rerun:
     def _changes(self, patches: Sequence[Writes], first: int) -> dict[Site, Any]:
         """Per place one function that writes every patch's value into its own rows."""
         size = len(self.inputs.ids)
-        placed: dict[Site, list[tuple[int, Site, Tensor | Plus]]] = {}
+        placed: dict[Site, list[tuple[int, Site, Write]]] = {}
         for number, patch in enumerate(patches):
             for site, value in patch.items():
                 placed.setdefault(site.whole, []).append((number, site, value))
 
-        def change(full: Tensor, own: list[tuple[int, Site, Tensor | Plus]]) -> Tensor:
+        def change(full: Tensor, own: list[tuple[int, Site, Write]]) -> Tensor:
             for number, site, value in own:
                 rows = full[number * size : (number + 1) * size]
                 index = None
                 if site.position is not None:
                     index = self.inputs.index(site.position) - first
-                if isinstance(value, Plus):
-                    value = pick(site, rows, index) + value.delta.to(rows)
-                put(site, rows, index, value)
+                put(site, rows, index, _new(value, site, rows, index))
             return full
 
         return {whole: lambda full, own=own: change(full, own) for whole, own in placed.items()}
+
+
+def _new(value: Write, site: Site, full: Tensor, index: Tensor | None) -> Tensor:
+    """What a run is given at a site of `full`."""
+    if isinstance(value, Tensor):
+        return value
+    own = pick(site, full, index)
+    if isinstance(value, Plus):
+        return own + value.delta.to(own)
+    kept = value.kept.to(own.device)
+    return torch.where(kept.view(*kept.shape, *[1] * (own.ndim - 2)), own, value.value.to(own))
 
 
 def _reads_whole(run: Rerun, site: Site) -> bool:

@@ -15,23 +15,22 @@ from typing import Any
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
-from workbench.models.hooks import Run, Value, Where, rewritten, token_index
+from workbench.models.hooks import Run, Value, Where, require_inputs, rewritten, token_index
+from workbench.models.sides import WithoutAdapters, switches
 from workbench.models.sites import Layout, Site, pick
 
 
 def bridge(model: nn.Module, tokenizer: Any, *, own: bool = False) -> Any:
-    """A TransformerBridge over a copy of `model`; a PEFT model with its adapters unmerged, but for
-    those on a fused q, k, v projection, which are merged.
+    """A TransformerBridge over a copy of `model`; a PEFT model's adapters are merged in that copy,
+    in its dtype, so that its weights are those it runs with.
 
     own: the model may be rewritten, so that no copy is needed.
     Raises WorkbenchError for an architecture that TransformerLens does not know.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
-    layout = Layout(model)
-    root: Any = layout.root if own else copy.deepcopy(layout.root)
-    if layout.architecture.fused:
-        _merge_fused(root, layout)
+    Layout(model)
+    root: Any = _merged(model if own else copy.deepcopy(model))
     # The pattern's hook needs attention that forms it.
     root.set_attn_implementation("eager")
     try:
@@ -46,16 +45,17 @@ def bridge(model: nn.Module, tokenizer: Any, *, own: bool = False) -> Any:
     return made.eval()
 
 
-def _merge_fused(root: nn.Module, layout: Layout) -> None:
-    """Merge adapters on a fused q, k, v projection, in the bridge's own copy: the bridge splits the
-    matrix under them and would drop them in silence."""
-    for layer in range(layout.layers):
-        path = layout.path(Site("q", layer))
-        module: Any = root.get_submodule(path)
-        if hasattr(module, "merge"):
-            module.merge()
-            parent, _, name = path.rpartition(".")
-            setattr(root.get_submodule(parent), name, module.get_base_layer())
+def _merged(model: Any) -> nn.Module:
+    """`model`, which may be rewritten, without PEFT's wrappers: TransformerLens reads weights from
+    under them, and drops those on a fused q, k, v projection in silence."""
+    if isinstance(model, WithoutAdapters):
+        return model.model.unload()
+    if not hasattr(model, "peft_config"):
+        return model
+    switched_off = any(module._disable_adapters for module in switches(model))
+    plain = model.unload() if switched_off else model.merge_and_unload()
+    # PEFT froze what it wrapped; a bridge is also there for gradients.
+    return plain.requires_grad_(True)
 
 
 @contextlib.contextmanager
@@ -81,6 +81,7 @@ def run(
     at: Where | None = None,
 ) -> Run:
     """As `hooks.run`. model: what `bridge` made; layout: `Layout` of the plain model."""
+    require_inputs(inputs)
     found: dict[Site, Tensor] = {}
     reached: set[Site] = set()
     hooks: list[tuple[str, Any]] = []

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
@@ -29,7 +30,7 @@ from workbench.patching import sweep as shared
 from workbench.patching.patches import Patch, Position, Where
 from workbench.patching.sweep import Side
 from workbench.results import Result, describe
-from workbench.tasks import PromptSet, corrupt
+from workbench.tasks import Prompt, PromptSet, corrupt
 from workbench.tasks.batching import Row, rows
 
 Direction = Literal["denoising", "noising"]
@@ -37,6 +38,7 @@ SIDES = ("base", "tuned")
 KEY = "patching.activation"
 
 
+@analysis
 def activation(
     pair: CheckpointPair,
     prompts: PromptSet,
@@ -52,6 +54,7 @@ def activation(
     seed: int = 0,
     device: str = "cpu",
     dtype: str | None = None,
+    large: bool = False,
 ) -> Result:
     """Patch clean activations into corrupt runs (or the reverse) at every place, in both models.
 
@@ -60,19 +63,23 @@ def activation(
     sites; see `patching.patches`. positions: "named" (every named place the prompts share, and the
     last token), "all" tokens at once, "each" token in turn (prompts of one length), or a list of
     these, of names and of counts. sides: of "base" and "tuned". window: layers replaced together.
-    controls: how many of the strongest patches of each component are repeated with activations of
-    another prompt. dtype: "float32" or "bfloat16"; None as stored.
+    controls: how many of the strongest patches of each component, picked on a random half of the
+    prompts, are reported on the other half, and there repeated with the activations of a prompt of
+    another answer. dtype: "float32" or "bfloat16"; None as stored. large: run what
+    its plan says takes over an hour, or more memory than is free.
 
     Returns a Result with columns side, component, layer, head, neuron, position, arm, metric. Arm
     "patch": `logit_difference`, `log_probability` (nats), `score` (fraction right), and
-    `recovered:` each of them (0 corrupt, 1 clean; paired ratio of sums); "shuffled": the strongest
-    ones with another prompt's activations; "random": what a random place of the component gives;
-    "destination" and "source": the plain runs. 95% intervals over prompts, n. Cost in the notes.
+    `recovered:` each of them (0 corrupt, 1 clean; paired ratio of sums); "picked" and "shuffled":
+    the strongest ones on the other half, with their own and with another prompt's activations;
+    "random": what a random place of the component gives; "destination" and "source": the plain
+    runs. 95% intervals over prompts, n. Cost in the notes.
     Raises WorkbenchError for partners that do not fit.
     """
     if direction not in ("denoising", "noising"):
         raise WorkbenchError(f"Expected direction denoising or noising, found {direction!r}.")
     require_sides(sides)
+    prompts = asked(prompts)
     words = pair.base.tokenizer()
     clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
     tables, notes = [], []
@@ -88,6 +95,7 @@ def activation(
             source, destination = runs if direction == "denoising" else runs[::-1]
             options: dict[str, Any] = {
                 "batch_size": batch_size, "device": device, "label": f"patch {side}",
+                "large": large,
             }  # fmt: skip
             table, told = _one_side(
                 destination, source, chosen, words, direction, controls, seed, options
@@ -118,19 +126,40 @@ def _one_side(
     options: dict[str, Any],
 ) -> tuple[pd.DataFrame, list[str]]:
     """One model's rows and notes."""
+
+    def scale(made: shared.Sweep) -> tuple[shared.Values, shared.Values]:
+        zero, one = made.destination, made.source
+        return (zero, one) if direction == "denoising" else (one, zero)
+
+    def rows_of(made: shared.Sweep, patches: Sequence[Patch], arm: str) -> pd.DataFrame:
+        zero, one = scale(made)
+        return shared.summary(made, patches, zero=zero, one=one, arm=arm, seed=seed)
+
+    def shuffled(patches: Sequence[Patch]) -> shared.Sweep:
+        return shared.sweep(destination, source, patches, words, shuffled=True, **options)
+
     made = shared.sweep(destination, source, chosen, words, **options)
-    ends = (made.destination, made.source)
-    zero, one = ends if direction == "denoising" else ends[::-1]
-    table = shared.summary(made, chosen, zero=zero, one=one, seed=seed)
-    parts = [table, shared.plain(made, seed=seed), shared.random_site(table)]
-    headline = shared.headline_metric(table)
-    again = [chosen[i] for i in shared.strongest(table, chosen, headline, controls)]
-    if again:
-        turned = shared.sweep(destination, source, again, words, shuffled=True, **options)
-        parts.append(shared.summary(turned, again, zero=zero, one=one, arm="shuffled", seed=seed))
+    zero, one = scale(made)
+    table = rows_of(made, chosen, "patch")
+    beside, told = shared.controlled(
+        made, chosen, table, rows_of, shuffled, zero=zero, most=controls, seed=seed
+    )
+    parts = [table, shared.plain(made, seed=seed), shared.random_site(table), *beside]
     cost = f"{len(chosen)} patches cost {made.forwards:.1f} plain forward passes of the prompts."
-    notes = [cost, *shared.meaningful(zero, one, "Clean and corrupt runs", seed)]
+    notes = [cost, *told, *shared.meaningful(zero, one, "Clean and corrupt runs", seed)]
     return pd.concat(parts, ignore_index=True), notes
+
+
+def asked(prompts: PromptSet | Sequence[Prompt]) -> PromptSet:
+    """Prompts with answers. Raises for plain texts: what a prompt and its partner are scored on is
+    not for either of the runs to say."""
+    bare = [prompt for prompt in prompts if not isinstance(prompt, Prompt)]
+    if bare:
+        raise WorkbenchError(
+            f"Expected prompts with answers (tasks.Prompt), found {str(bare[0])[:40]!r}; give each "
+            "text its target: a patched run is scored on it."
+        )
+    return prompts if isinstance(prompts, PromptSet) else PromptSet("prompts", tuple(prompts))
 
 
 def partners(
@@ -138,6 +167,7 @@ def partners(
 ) -> tuple[list[Row], list[Row], PromptSet]:
     """Rows of the prompts and of their corrupt partners, scored alike, and the partners; None makes
     them. Raises where they cannot be partners."""
+    corrupted = corrupted if corrupted is None else asked(corrupted)
     if corrupted is None:
         corrupted = corrupt(prompts, seed, tokenizer=words)
     if len(prompts) != len(corrupted):

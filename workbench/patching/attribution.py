@@ -15,8 +15,9 @@ the run corrupt, where the plain gradient may rank places better. Compare the tw
 
 It misleads where the metric bends between the two runs: saturated softmaxes have no slope, so
 attention patterns and early layers are understated, and effects of several places add up although
-the patches do not. So the strongest entries, and as many random others, are patched exactly here,
-and the rank correlation of the two stands in the table; trust no entry beyond it.
+the patches do not. So the strongest entries on a random half of the prompts, and as many random
+others, are patched exactly on the other half, and the rank correlation of the two there stands in
+the table; trust no entry beyond it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
@@ -41,7 +43,8 @@ from workbench.models.sites import pick
 from workbench.patching import edges as graph
 from workbench.patching import patches as places
 from workbench.patching import sweep as shared
-from workbench.patching.activation import SIDES, partners, tokens_of
+from workbench.patching.activation import SIDES, asked, partners, tokens_of
+from workbench.patching.cross_model import with_answers
 from workbench.patching.edges import EMBEDDING
 from workbench.patching.patches import COLUMNS, Patch, Position, Where
 from workbench.patching.sweep import Side
@@ -149,6 +152,7 @@ def first_order(
     return torch.stack(found)
 
 
+@analysis
 def attribution(
     pair: CheckpointPair,
     prompts: PromptSet,
@@ -170,29 +174,35 @@ def attribution(
 
     prompts, corrupted, sites, positions, dtype: as in `activation` (z, not "head": within one model
     they say the same). across: also the tuned side's activations put into the base on the same
-    prompts, side "tuned->base", as in `cross_model`; sides may be empty then. steps: of integrated
-    gradients; 1 is the gradient in the corrupt run. edges: also score what every head and MLP sends
-    to every later one (`patching.edges`; not for side "tuned->base"). exact: how many of the
-    strongest entries, and of random others, are patched exactly. steps > 1 and edges need partners
-    of their prompt's length.
+    prompts, side "tuned->base", as in `cross_model`; sides may be empty then, and prompts plain
+    texts. steps: of integrated gradients; 1 is the gradient in the corrupt run. edges: also score
+    what every head and MLP sends to every later one (`patching.edges`; not for side "tuned->base").
+    exact: how many of the strongest entries, and of random others, are patched exactly. steps > 1
+    and edges need partners of their prompt's length.
 
     Returns a Result with columns side, component, layer, head, neuron, position, sender, receiver,
     group, arm, metric. Arm "patch": `attribution`, and for the groups "top" and "random" `exact`,
     both as a share of clean - corrupt with 95% intervals over prompts; `rank_correlation` of the
-    two (Spearman, interval over entries) per group; with edges `edge_attribution`, `edge_exact` and
-    `edge_rank_correlation`. Arms "shuffled": the top entries with another prompt's activations;
-    "random": what a random place of the component gives.
+    two (Spearman, interval over entries) per group, both on the half of the prompts that did not
+    pick the strongest (arm "picked": their attribution there); with edges `edge_attribution`,
+    `edge_exact` and `edge_rank_correlation`. Arms "shuffled": the top entries there with the
+    activations of a prompt of another answer; "random": what a random place of the component gives.
     Raises WorkbenchError for partners that do not fit and combinations that have no meaning.
     """
     _require(sides, across, steps, sites)
     words = pair.base.tokenizer()
     if sides:
+        prompts = asked(prompts)
         clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
     else:
         clean = dirty = rows(words, prompts, answers=True)
     measure = "logit_difference" if any(row.foils for row in dirty) else "log_probability"
     tables, notes = [], []
     with pair.models(device, named_dtype(dtype)) as run:
+        if not sides:
+            options = (words, batch_size, device)
+            clean, said = with_answers(run.tuned, "tuned", clean, *options)
+            dirty, notes = clean, [f"{pair.name}: {note}" for note in said]
         where = places.default_positions(clean) if positions == "named" else positions
         chosen = places.patches(Layout(run.tuned), sites, places.resolved(clean, where))
         settings = (chosen, words, measure, steps)
@@ -322,18 +332,25 @@ class Job(NamedTuple):
         made = self.attributed()
         gap = made.one - made.zero
         table = _rows(self.patches, shared.shares(made.effects, gap, seed), "attribution")
-        sizes = ratios(made.effects).value  # defined where no share of the gap is
+        pick, report = shared.halves(gap.size, seed)
+        sizes = ratios(made.effects[:, pick], draws=1).value  # defined where no share of the gap is
         groups = strongest_and_random(sizes, exact, seed)
         top = groups["top"]
         again = [self.patches[i] for i in top]
-        turned = shared.shares(made.shuffled[top], gap, seed) if top else None
         parts = [table, shared.random_site(table)]
-        if turned is not None:
+        if top:
+            shuffled = made.shuffled[np.ix_(top, report)]
+            turned = shared.shares(shuffled, gap[report], seed)
             parts.append(_rows(again, turned, "attribution").assign(arm="shuffled", group="top"))
-        parts += [self._checked(sizes, own, name, seed) for name, own in groups.items() if own]
+        parts += [
+            self._checked(made.effects, own, report, name, seed)
+            for name, own in groups.items()
+            if own
+        ]
         notes = [
             f"{len(self.patches)} patches cost {2 + (self.steps > 1) + self.steps} forward and "
             f"{self.steps} backward passes of the prompts.",
+            *([shared.said_of_halves(pick, report, "The strongest entries")] if top else []),
             *shared.meaningful(
                 {**_nothing(gap), self.measure: made.zero},
                 {**_nothing(gap), self.measure: made.one},
@@ -342,51 +359,71 @@ class Job(NamedTuple):
             ),
         ]
         if self.edges:
-            links, told = self._edges(made.edges, gap, exact, seed)
+            links, told = self._edges(made.edges, gap, pick, report, exact, seed)
             parts.append(links)
             notes.append(told)
         whole = pd.concat(parts, ignore_index=True)
         return whole.astype(dict.fromkeys(("layer", "head", "neuron"), "Int64")), notes
 
     def _checked(
-        self, sizes: np.ndarray, own: Sequence[int], group: str, seed: int
+        self,
+        effects: np.ndarray,
+        own: Sequence[int],
+        report: Sequence[int],
+        group: str,
+        seed: int,
     ) -> pd.DataFrame:
-        """These patches made in earnest, and how both order them. sizes: every patch's mean
-        first-order effect."""
+        """These patches made in earnest on the reporting prompts, their attribution there, and how
+        both order them. effects: first-order, (patches, prompts)."""
         again = [self.patches[i] for i in own]
+        here, there = (
+            Side(side.model, [side.rows[i] for i in report])
+            for side in (self.destination, self.source)
+        )
         made = shared.sweep(
-            *(self.destination, self.source, again, self.words),
+            *(here, there, again, self.words),
             batch_size=self.batch_size,
             device=self.device,
             label=f"exact, {group}",
+            large=None,
         )
         zero, one = made.destination, made.source
         found = shared.summary(made, again, zero=zero, one=one, seed=seed, measures=[self.measure])
-        found = found[found["metric"] == f"recovered:{self.measure}"]
+        found = found[found["metric"] == f"recovered:{self.measure}"].assign(metric="exact")
+        estimated = effects[np.ix_(own, report)]
+        gap = one[self.measure] - zero[self.measure]
+        picked = _rows(again, shared.shares(estimated, gap, seed), "attribution")
         change = ratios(made.patched[self.measure] - zero[self.measure]).value
-        agreement = spearman(sizes[own], change, seed=seed)
+        agreement = spearman(ratios(estimated).value, change, seed=seed)
         row = {"arm": "patch", "metric": "rank_correlation"} | agreement._asdict()
-        parts = [found.assign(metric="exact"), pd.DataFrame([row])]
+        parts = [found, picked.assign(arm="picked"), pd.DataFrame([row])]
         return pd.concat(parts, ignore_index=True).assign(group=group)
 
     def _edges(
-        self, effects: np.ndarray, gap: np.ndarray, exact: int, seed: int
+        self,
+        effects: np.ndarray,
+        gap: np.ndarray,
+        pick: Sequence[int],
+        report: Sequence[int],
+        exact: int,
+        seed: int,
     ) -> tuple[pd.DataFrame, str]:
         """The strongest edges' rows, some made in earnest, and a note on how many are left out."""
         links = graph.links(Layout(self.destination.model))
         names = pd.DataFrame([link.named for link in links])
         found = shared.shares(effects, gap, seed)
         table = names.assign(metric="edge_attribution", **found._asdict())
-        sizes = ratios(effects).value
+        sizes = ratios(effects[:, pick], draws=1).value
         groups = strongest_and_random(sizes, exact, seed)
         kept = strongest_and_random(sizes, EDGES, seed)["top"]
         parts = [table.iloc[kept]]
         for group, own in groups.items():
             if not own:
                 continue
-            changes = self._exact_edges([links[i] for i in own])
-            values = shared.shares(changes, gap, seed)
-            agreement = spearman(sizes[own], ratios(changes).value, seed=seed)._asdict()
+            changes = self._exact_edges([links[i] for i in own], report)
+            values = shared.shares(changes, gap[report], seed)
+            estimated = ratios(effects[np.ix_(own, report)], draws=1).value
+            agreement = spearman(estimated, ratios(changes).value, seed=seed)._asdict()
             rows = names.iloc[own].assign(metric="edge_exact", **values._asdict())
             agreed = pd.DataFrame([{"metric": "edge_rank_correlation"} | agreement])
             # The random ones are not among the strongest, and stand in no other row.
@@ -395,21 +432,22 @@ class Job(NamedTuple):
         table = pd.concat(parts, ignore_index=True).assign(component="edge", arm="patch")
         return table, f"{len(kept)} strongest of {len(links)} edges are in the table."
 
-    def _exact_edges(self, chosen: Sequence[graph.Link]) -> np.ndarray:
-        """What each edge made in earnest changes the metric by, (edges, prompts)."""
-        found = np.full((len(chosen), len(self.destination.rows)), np.nan)
+    def _exact_edges(self, chosen: Sequence[graph.Link], report: Sequence[int]) -> np.ndarray:
+        """What each edge made in earnest changes the metric by, (edges, reporting prompts)."""
+        found = np.full((len(chosen), len(report)), np.nan)
         wanted = graph.needed(Layout(self.destination.model))
 
         def run(at: list[int]) -> Tensor:
+            places = [report[i] for i in at]
             there, here = (
-                Rerun(side.model, batch(side.rows, at, self.device, pad_id(self.words)), wanted)
+                Rerun(side.model, batch(side.rows, places, self.device, pad_id(self.words)), wanted)
                 for side in (self.source, self.destination)
             )
             logits = torch.cat([here.logits, graph.exact_logits(there, here, chosen)])
             metric = shared.measured(logits, here.inputs)[self.measure]
             return metric[1:] - metric[:1]
 
-        lengths = [len(row.fed) for row in self.destination.rows]
+        lengths = [len(self.destination.rows[i].fed) for i in report]
         for at, change in in_batches(lengths, self.batch_size, run):
             found[:, at] = change.cpu().numpy()
         return found

@@ -1,23 +1,28 @@
 """Is it the base's own circuit that the fine-tuned model uses, and does the circuit suffice?
 
-A circuit is a set of heads. Every other head is mean-ablated (its z replaced by the mean over other
-prompts at the same token), MLPs stay. With F the mean score and M the whole model,
+A circuit is a set of heads in groups, each group at its own position in the prompt. Every head is
+mean-ablated (its z replaced by the mean over other prompts at the same token) at every token, but a
+circuit's heads where their group acts; MLPs stay. With F the mean score and M the whole model,
 
     faithfulness = F(C) / F(M)                         for accuracy, as in the paper
     faithfulness = (F(C) - F(0)) / (F(M) - F(0))       for the logit difference, 0: all ablated
     incompleteness = mean over parts K of C of |F(M without K) - F(C without K)|
     minimality of a head = F(C) - F(C without it)
 
-(Wang et al. 2022, arXiv 2211.00593; Prakash et al. 2024, arXiv 2402.14811.) Circuits are found on
-one half of the prompts and judged on the other, beside random circuits of as many heads. It
-misleads where ablated heads take the MLPs off their usual inputs, and a circuit of nearly all heads
-is always faithful: read the random ones, and the size.
+(Wang et al. 2022, arXiv 2211.00593; Prakash et al. 2024, arXiv 2402.14811, for what is kept where.)
+With keep="everywhere" a circuit's heads are kept at every token: another measure, and a larger one,
+since what the same heads do at other tokens is kept with it. A head left out (K) is ablated at
+every token. The last token stands for all that predict an answer's tokens; a group that is none of
+`paths` has no position of its own and is kept everywhere. Circuits are found on one half of the
+prompts and judged on the other, beside random circuits of as many heads. It misleads where ablated
+heads take the MLPs off their usual inputs, and a circuit of nearly all heads is always faithful:
+read the random ones, and the size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -25,27 +30,33 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
 from workbench.models import Layout, Site
-from workbench.models.rerun import Rerun
+from workbench.models.rerun import Outside, Rerun, Write
 from workbench.models.sides import named_dtype
 from workbench.patching import sweep as shared
-from workbench.patching.activation import SIDES, partners, require_sides
+from workbench.patching.activation import SIDES, asked, partners, require_sides
 from workbench.patching.discovery import GROUPS, Circuit, Group, discover, heads
+from workbench.patching.patches import Position, require_one_width
 from workbench.patching.path import Head
 from workbench.patching.sweep import Side
 from workbench.results import Result, describe
 from workbench.stats import edges, ratios
 from workbench.tasks import PromptSet
-from workbench.tasks.batching import Row, batch, in_batches, pad_id
+from workbench.tasks.batching import Batch, Row, batch, in_batches, pad_id
 
 KEY = "patching.circuit"
 MEASURES = ("score", "logit_difference")
 RANDOM = 10
+Keep = Literal["position", "everywhere"]
+KEEP: tuple[Keep, ...] = get_args(Keep)
+Kept = Mapping[Head, frozenset[Position]]  # head -> where it is kept; None: everywhere
 
 
+@analysis
 def circuit(
     pair: CheckpointPair,
     prompts: PromptSet,
@@ -55,6 +66,7 @@ def circuit(
     sides: Sequence[str] = SIDES,
     paths: Sequence[Group] = GROUPS,
     most: int = 8,
+    keep: Keep = "position",
     random: int = RANDOM,
     minimal: bool = True,
     batch_size: int = 32,
@@ -68,8 +80,9 @@ def circuit(
     corrupted: as in `activation`. circuits: name -> group -> [(layer, head), ...], judged too, for
     instance those of other members (`circuits_of`). sides: which are judged. paths: the groups that
     are looked for, in order; those of `discovery.GROUPS`. most: heads a group
-    has at most. random: circuits of the same size. minimal: judge each head and group by leaving it
-    out. dtype: "float32" or "bfloat16"; None as stored.
+    has at most. keep: a circuit's heads at their group's "position" (the paper's definition), or
+    "everywhere". random: circuits of the same size, at the same positions. minimal: judge each head
+    and group by leaving it out. dtype: "float32" or "bfloat16"; None as stored.
 
     Returns a Result with columns side (judged in), circuit (found in, "base" or "tuned", or its
     name), group, layer, head, arm, metric. `effect` and `logit_change`: the path effects the
@@ -82,8 +95,13 @@ def circuit(
     if len(prompts) < 8:
         raise WorkbenchError(f"Expected at least 8 prompts, to split in two; found {len(prompts)}.")
     require_sides(sides)
+    if keep not in KEEP:
+        raise WorkbenchError(f"Expected keep {' or '.join(KEEP)}, found {keep!r}.")
+    prompts = asked(prompts)
     words = pair.base.tokenizer()
     clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
+    at = {group.name: group.position for group in paths} if keep == "position" else {}
+    _require_placed(circuits or {}, at, clean)
     order = np.random.default_rng(seed).permutation(len(clean))
     find, judge = order[: len(order) // 2].tolist(), order[len(order) // 2 :].tolist()
     options: dict[str, Any] = {"batch_size": batch_size, "device": device}
@@ -106,7 +124,7 @@ def circuit(
         for side in sides:
             judged = _Judge.of(models[side], clean, find, judge, words, options)
             for name, own in known.items():
-                table = _judged(judged, own, random, minimal, seed)
+                table = _judged(judged, own, at, random, minimal, seed)
                 tables.append(table.assign(side=side, circuit=name))
     tables.append(overlaps(known, total, seed))
     table = pd.concat(tables, ignore_index=True)
@@ -116,7 +134,7 @@ def circuit(
     parameters = {
         "prompts": describe(prompts), "corrupted": describe(corrupted), "sides": list(sides),
         "circuits": describe(circuits), "paths": [group.name for group in paths], "most": most,
-        "random": random, "minimal": minimal,
+        "keep": keep, "random": random, "minimal": minimal,
     }  # fmt: skip
     about = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **about)
@@ -186,13 +204,9 @@ class _Judge(NamedTuple):
         layout = Layout(self.model)
         return [(layer, head) for layer in range(layout.layers) for head in range(layout.heads)]
 
-    def without(self, sets: Sequence[Sequence[Head]]) -> dict[str, np.ndarray]:
-        """metric -> (sets, prompts), with these heads mean-ablated."""
-        patches = [
-            {Site("z", layer, head): self.means[layer][:, :, head] for layer, head in own}
-            for own in sets
-        ]
-        found = {m: np.zeros((len(sets), len(self.rows))) for m in MEASURES}
+    def ablated(self, runs: Sequence[Kept]) -> dict[str, np.ndarray]:
+        """metric -> (runs, prompts), with these heads mean-ablated but where they are kept."""
+        found = {m: np.zeros((len(runs), len(self.rows))) for m in MEASURES}
         many = self.options["batch_size"]
 
         def run(places: list[int]) -> dict[str, Tensor]:
@@ -201,14 +215,14 @@ class _Judge(NamedTuple):
             )
             step = max(1, many // len(places))
             scores = []
-            for begin in range(0, len(patches), step):
-                some = patches[begin : begin + step]
+            for begin in range(0, len(runs), step):
+                some = [self._patch(one, once.inputs) for one in runs[begin : begin + step]]
                 logits = once.again(some) if all(some) else _each(once, some)
                 scores.append(shared.measured(logits, once.inputs))
                 bar.update(len(some) * len(places))
             return {m: _joined([score[m] for score in scores]) for m in MEASURES}
 
-        total = len(sets) * len(self.rows)
+        total = len(runs) * len(self.rows)
         with tqdm(total=total, desc="circuits", disable=None, leave=False) as bar:
             lengths = [len(row.fed) for row in self.rows]
             for places, scores in in_batches(lengths, many, run):
@@ -216,8 +230,31 @@ class _Judge(NamedTuple):
                     found[metric][:, places] = value.cpu().numpy()
         return found
 
+    def _patch(self, run: Kept, inputs: Batch) -> dict[Site, Write]:
+        patch: dict[Site, Write] = {}
+        for (layer, head), positions in run.items():
+            mean = self.means[layer][:, :, head]
+            kept = _tokens(inputs, positions) if positions else None
+            patch[Site("z", layer, head)] = mean if kept is None else Outside(mean, kept)
+        return patch
 
-def _each(once: Rerun, patches: Sequence[Mapping[Site, Tensor]]) -> Tensor:
+
+def _tokens(inputs: Batch, positions: Iterable[Position]) -> Tensor:
+    """Whether each token is at one of these positions, (batch, token)."""
+    token = torch.arange(inputs.ids.shape[1], device=inputs.ids.device)
+    found = torch.zeros_like(inputs.ids, dtype=torch.bool)
+    for position in positions:
+        if position == -1:
+            # Of a longer answer every token is predicted where a "last token" acts.
+            found |= token >= inputs.last[:, None]
+        elif position is None:
+            found[:] = True
+        else:
+            found.scatter_(1, inputs.index(position), True)
+    return found
+
+
+def _each(once: Rerun, patches: Sequence[Mapping[Site, Write]]) -> Tensor:
     """Runs of which some ablate nothing: those are the plain run."""
     return _joined([once.again([patch]) if patch else once.logits for patch in patches])
 
@@ -226,24 +263,55 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts))
 
 
-def _judged(judge: _Judge, circuit: Circuit, random: int, minimal: bool, seed: int) -> pd.DataFrame:
+def places_of(circuit: Circuit, at: Mapping[str, Position]) -> dict[Head, frozenset[Position]]:
+    """Where each head of a circuit is kept: at the positions of its groups, and everywhere with a
+    group that has none."""
+    found: dict[Head, frozenset[Position]] = {}
+    for group, own in circuit.items():
+        for head in own:
+            found[head] = found.get(head, frozenset()) | {at.get(group)}
+    return dict(sorted(found.items()))
+
+
+def _require_placed(
+    circuits: Mapping[str, Circuit], at: Mapping[str, Position], rows: Sequence[Row]
+) -> None:
+    """Raises where a group of a given circuit acts at a place that the prompts do not have."""
+    for group in {name for circuit in circuits.values() for name, own in circuit.items() if own}:
+        position = at.get(group)
+        if isinstance(position, str):
+            require_one_width(rows, position)
+
+
+def _judged(
+    judge: _Judge,
+    circuit: Circuit,
+    at: Mapping[str, Position],
+    random: int,
+    minimal: bool,
+    seed: int,
+) -> pd.DataFrame:
     """Faithfulness, incompleteness and minimality of one circuit in one model."""
-    own, every = heads(circuit), judge.every
+    where, every = places_of(circuit, at), judge.every
+    own = list(where)
     draw = np.random.default_rng(seed)
     others = [
-        [every[i] for i in sorted(draw.permutation(len(every))[: len(own)])] for _ in range(random)
+        {every[i]: where[head] for i, head in zip(draw.permutation(len(every)), own, strict=False)}
+        for _ in range(random)
     ]
     groups = {name: list(group) for name, group in circuit.items() if group} if minimal else {}
     singles = own if minimal else []
     parts = [*groups.values(), *([head] for head in singles)]
 
-    def outside(kept: Sequence[Head], less: Sequence[Head] = ()) -> list[Head]:
-        return [head for head in every if head not in kept or head in less]
+    def alone(circuit: Kept, less: Sequence[Head] = ()) -> Kept:
+        """All but the circuit ablated, and of it what is left out."""
+        kept = {head: () if head in less else circuit.get(head, ()) for head in every}
+        return {head: frozenset(own) for head, own in kept.items() if None not in own}
 
-    sets = [[], every, outside(own), *(outside(kept) for kept in others)]
-    sets += [outside(own, less) for less in parts]  # the circuit without K
-    sets += parts  # the model without K
-    made = judge.without(sets)
+    runs: list[Kept] = [{}, dict.fromkeys(every, frozenset()), alone(where), *map(alone, others)]
+    runs += [alone(where, less) for less in parts]  # the circuit without K
+    runs += [dict.fromkeys(part, frozenset()) for part in parts]  # the model without K
+    made = judge.ablated(runs)
     tables = [pd.DataFrame([{"metric": "size", "value": float(len(own)), "n": len(every)}])]
     for metric in MEASURES:
         whole, none, kept = made[metric][0], made[metric][1], made[metric][2]

@@ -17,12 +17,14 @@ fine-tuning left their bases alike.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
@@ -34,7 +36,7 @@ from workbench.patching import sweep as shared
 from workbench.patching.patches import Patch, Position, Where
 from workbench.patching.sweep import Side
 from workbench.results import Result, describe
-from workbench.tasks import PromptSet
+from workbench.tasks import Prompt, PromptSet
 from workbench.tasks.batching import Row, batch, in_batches, pad_id, rows
 
 Direction = Literal["tuned->base", "base->tuned"]
@@ -43,9 +45,10 @@ KEY = "patching.cross_model"
 RANDOM_SETS = 10
 
 
+@analysis
 def cross_model(
     pair: CheckpointPair,
-    prompts: PromptSet,
+    prompts: PromptSet | Sequence[Prompt | str],
     *,
     sites: Sequence[Where] | Where = ("resid_post", "attn_out", "mlp_out"),
     direction: Direction | Literal["both"] = "tuned->base",
@@ -60,21 +63,24 @@ def cross_model(
     seed: int = 0,
     device: str = "cpu",
     dtype: str | None = None,
+    large: bool = False,
 ) -> Result:
     """Patch one side's activations into the other on the same prompts.
 
-    prompts: with answers. sites, positions: as in `activation`; default every layer's stream and
+    prompts: with answers; of a plain text, or a list of them, the source's own next token is the
+    answer. sites, positions: as in `activation`; default every layer's stream and
     sublayers, on all tokens; "head" (what a head adds) also sees a changed output projection, which
     "z" does not. groups: name -> sites ("4.z.h3@-1") replaced together, instead of
     `sites`; random groups of as many sites of the same kinds and places stand beside them.
     direction: from -> into, or "both". window: odd number of layers together (5 in the paper).
     cumulative: every layer up to each. answer: "target", the prompts' own, or "base": what the base
-    itself says, `answer_tokens` greedy tokens (unlearning). controls, dtype: as in `activation`.
+    itself says, `answer_tokens` greedy tokens (unlearning). controls, dtype, large: as in
+    `activation`.
 
     Returns a Result with columns direction, component, layer, head, neuron, position, group, arm,
     metric. Arm "patch": `score`, `logit_difference`, `log_probability`, `recovered:` each of them,
-    `krs`, `kl_krs`, `agreement` (top-1, with the source, on every answer token); arms "shuffled",
-    "random", "destination", "source" as in `activation`. Undefined shares are NaN.
+    `krs`, `kl_krs`, `agreement` (top-1, with the source, on every answer token); arms "picked",
+    "shuffled", "random", "destination", "source" as in `activation`. Undefined shares are NaN.
     Raises WorkbenchError for unknown sites or directions.
     """
     asked = DIRECTIONS if direction == "both" else (direction,)
@@ -87,8 +93,6 @@ def cross_model(
     tables, notes = [], []
     with pair.models(device, named_dtype(dtype)) as run:
         given = rows(words, prompts, answers=True)
-        if answer == "base":
-            given = continued(run.base, given, answer_tokens, words, batch_size, device)
         layout = Layout(run.tuned)
         where = places.default_positions(given) if positions == "named" else positions
         at = places.resolved(given, where)
@@ -101,13 +105,18 @@ def cross_model(
             chosen = places.grouped(layout, groups, added=True)
             random = random_groups(layout, chosen, seed)
         shared.require_some(chosen)
+        shared.require_aligned(given, given, chosen)
+        if answer == "base":
+            given = continued(run.base, given, answer_tokens, words, batch_size, device)
         for one in asked:
             models = (run.base, run.tuned) if one == "tuned->base" else (run.tuned, run.base)
-            destination, source = (Side(model, given) for model in models)
-            runs = _Runs(destination, source, words, batch_size, device, f"CMAP {one}")
+            side = one.partition("->")[0]
+            own, said = with_answers(models[1], side, given, words, batch_size, device)
+            destination, source = (Side(model, own) for model in models)
+            runs = _Runs(destination, source, words, batch_size, device, f"CMAP {one}", large)
             table, told = runs.table(chosen, random, controls, seed)
             tables.append(table.assign(direction=one))
-            notes += [f"{pair.name}, {one}: {note}" for note in told]
+            notes += [f"{pair.name}, {one}: {note}" for note in (*said, *told)]
         notes.append(f"{pair.name}: {run.described}")
     table = pd.concat(tables, ignore_index=True)
     table.insert(0, "member", pair.name)
@@ -130,6 +139,7 @@ class _Runs(NamedTuple):
     batch_size: int
     device: str
     label: str
+    large: bool
 
     def sweep(self, chosen: Sequence[Patch], *, shuffled: bool = False) -> shared.Sweep:
         return shared.sweep(
@@ -138,6 +148,7 @@ class _Runs(NamedTuple):
             batch_size=self.batch_size,
             device=self.device,
             label=self.label,
+            large=self.large,
         )
 
     def table(
@@ -163,13 +174,16 @@ class _Runs(NamedTuple):
             parts.append(shared.random_site(drawn, by=("component", "group")))
         else:
             parts.append(shared.random_site(table))
-        headline = shared.headline_metric(table)
-        again = [chosen[i] for i in shared.strongest(table, chosen, headline, controls)]
-        if again:
-            parts.append(rows_of(self.sweep(again, shuffled=True), again, "shuffled"))
+        beside, told = shared.controlled(
+            *(made, chosen, table, rows_of, lambda own: self.sweep(own, shuffled=True)),
+            zero=made.destination,
+            most=controls,
+            seed=seed,
+        )
+        parts += beside
         cost = f"{len(chosen)} patches cost {made.forwards:.1f} plain forward passes."
         what = "The two sides"
-        notes = [cost, *shared.meaningful(made.destination, made.source, what, seed)]
+        notes = [cost, *told, *shared.meaningful(made.destination, made.source, what, seed)]
         return pd.concat(parts, ignore_index=True), notes
 
 
@@ -182,35 +196,54 @@ def require_answer(answer: str, tokens: int) -> None:
 
 
 def random_groups(layout: Layout, groups: Sequence[Patch], seed: int) -> list[Patch]:
-    """For each group RANDOM_SETS groups of as many sites of the same kinds and positions, at layers
-    and heads drawn at random, none of the group's own among them where there are enough others."""
+    """For each group RANDOM_SETS groups of as many heads, layers or neurons of the same kinds, at
+    the same positions, drawn at random, none of the group's own among them where there are enough
+    others. A head at several positions stands for one."""
     random = np.random.default_rng(seed)
     made = []
     for group in groups:
+        own = list(dict.fromkeys(replace(site, position=None) for site in group.sites))
         for _ in range(RANDOM_SETS):
-            drawn: list[Site] = []
-            for site in group.sites:
-                free = [
-                    other
-                    for other in _alike(layout, site)
-                    if other not in drawn and other not in group.sites
-                ]
-                free = free or [other for other in _alike(layout, site) if other not in drawn]
-                drawn.append(free[random.integers(len(free))])
-            made.append(Patch(tuple(drawn), group.about, group.added))
+            drawn: dict[Site, Site] = {}
+            for place in own:
+                others = [one for one in _alike(layout, place) if one not in drawn.values()]
+                free = [one for one in others if one not in own] or others
+                drawn[place] = free[random.integers(len(free))]
+            sites = [
+                replace(drawn[replace(site, position=None)], position=site.position)
+                for site in group.sites
+            ]
+            made.append(Patch(tuple(sites), group.about, group.added))
     return made
 
 
-def _alike(layout: Layout, site: Site) -> list[Site]:
-    """Every site of the same kind and position, heads for a head."""
+def _alike(layout: Layout, place: Site) -> list[Site]:
+    """Every place of the same kind, heads for a head."""
     heads: Sequence[int | None] = (None,)
-    if site.head is not None:
-        heads = range(layout.kv_heads if site.kind in ("k", "v") else layout.heads)
+    if place.head is not None:
+        heads = range(layout.kv_heads if place.kind in ("k", "v") else layout.heads)
     return [
-        Site(site.kind, layer, head, site.position, site.neuron)
+        Site(place.kind, layer, head, neuron=place.neuron)
         for layer in range(layout.layers)
         for head in heads
     ]
+
+
+def with_answers(
+    model: Any, side: str, given: Sequence[Row], words: Any, batch_size: int, device: str
+) -> tuple[list[Row], list[str]]:
+    """The prompts, those without an answer with the model's own most likely next token; and a note
+    on these. side: the model's name there."""
+    bare = [i for i, row in enumerate(given) if not row.answer]
+    if not bare:
+        return list(given), []
+    said = continued(model, [given[i] for i in bare], 1, words, batch_size, device)
+    made = dict(zip(bare, said, strict=True))
+    note = (
+        f"{len(bare)} of {len(given)} prompts give no answer: the {side} side's own most likely "
+        "next token stands for it, without foils."
+    )
+    return [made.get(i, row) for i, row in enumerate(given)], [note]
 
 
 def continued(

@@ -19,9 +19,10 @@ import pandas as pd
 from workbench.errors import WorkbenchError
 from workbench.models import Site
 from workbench.patching import sweep as shared
-from workbench.patching.patches import Position
+from workbench.patching.patches import Patch, Position
 from workbench.patching.path import Head, Part, effects
 from workbench.patching.sweep import Side
+from workbench.tasks.batching import Row
 
 Circuit = Mapping[str, Sequence[Head]]  # group -> heads
 
@@ -66,8 +67,11 @@ def discover(
     model is least sure of.) options: batch_size, device. A group whose receivers were not found, or
     whose named place the prompts do not have, is empty, and so are those behind it.
     """
-    plain = shared.sweep(clean, dirty, [], words, **options)
     places = [*clean.rows, *dirty.rows]
+    named = [group for group in groups if _placed(group, places)]
+    wanted = [Patch((Site("z", 0, position=group.position),)) for group in named]
+    shared.require_aligned(clean.rows, dirty.rows, wanted)
+    plain = shared.sweep(clean, dirty, [], words, **options)
     if not all(row.foils for row in places):
         raise WorkbenchError(
             "A circuit is found by the logit difference, which needs foils; give every prompt some "
@@ -82,7 +86,7 @@ def discover(
         # Nothing found, nothing before it in the model, or no such place in these prompts.
         if not receivers or (receivers != "logits" and max(receivers)[0] == 0):
             continue
-        if isinstance(group.position, str) and not all(group.position in r.spans for r in places):
+        if group not in named:
             continue
         table, forwards = effects(
             *(clean, dirty, words),
@@ -100,6 +104,11 @@ def discover(
         for row in strong.sort_values("value").head(most).itertuples():
             circuit[group.name].append((int(row.layer), int(row.head)))  # pyright: ignore
     return circuit, pd.concat(tables, ignore_index=True), cost
+
+
+def _placed(group: Group, rows: Sequence[Row]) -> bool:
+    """Whether all these prompts have the group's place."""
+    return not isinstance(group.position, str) or all(group.position in r.spans for r in rows)
 
 
 def heads(circuit: Circuit) -> list[Head]:

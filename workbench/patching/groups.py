@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models.sides import named_dtype
-from workbench.patching.activation import partners
+from workbench.patching.activation import asked, partners
 from workbench.patching.cross_model import Direction, cross_model
 from workbench.patching.discovery import GROUPS, Group, discover, sites
 from workbench.patching.sweep import Side
@@ -28,6 +29,7 @@ from workbench.tasks import PromptSet
 WHOLE = "whole circuit"
 
 
+@analysis
 def groups(
     pair: CheckpointPair,
     prompts: PromptSet,
@@ -53,6 +55,7 @@ def groups(
     """
     if len(prompts) < 8:
         raise WorkbenchError(f"Expected at least 8 prompts, to split in two; found {len(prompts)}.")
+    prompts = asked(prompts)
     words = pair.base.tokenizer()
     clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
     order = np.random.default_rng(seed).permutation(len(clean))
@@ -70,7 +73,13 @@ def groups(
     chosen[WHOLE] = list(dict.fromkeys(site for own in chosen.values() for site in own))
     judged = PromptSet(prompts.name, tuple(prompts.prompts[i] for i in judge), prompts.seed)
     result = cross_model(
-        *(pair, judged), groups=chosen, direction=direction, seed=seed, dtype=dtype, **options
+        *(pair, judged),
+        groups=chosen,
+        direction=direction,
+        seed=seed,
+        dtype=dtype,
+        large=True,
+        **options,
     )
     note = f"{pair.name}: finding the base's circuit cost {cost:.1f} forward passes."
     parameters = {

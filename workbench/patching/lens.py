@@ -25,16 +25,18 @@ import pandas as pd
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
 from workbench.models import Layout, Site
 from workbench.models.rerun import Rerun
 from workbench.models.sides import Sides, named_dtype
+from workbench.patching.cross_model import with_answers
 from workbench.patching.sweep import measured
 from workbench.results import Result, describe
 from workbench.stats import ratios
-from workbench.tasks import PromptSet
+from workbench.tasks import Prompt, PromptSet
 from workbench.tasks.batching import Row, batch, in_batches, pad_id, rows
 
 KEY = "patching.lens"
@@ -62,9 +64,10 @@ def rank(logits: Tensor, answer: Tensor) -> Tensor:
     return 1.0 + (logits > own).sum(-1).float()
 
 
+@analysis
 def lens(
     pair: CheckpointPair,
-    prompts: PromptSet,
+    prompts: PromptSet | Sequence[Prompt | str],
     *,
     top: int = 5,
     batch_size: int = 32,
@@ -74,7 +77,8 @@ def lens(
 ) -> Result:
     """Read every layer's stream at the last prompt token through the model's final norm and head.
 
-    prompts: with answers, of which the first token is scored. top: how many of the likeliest tokens
+    prompts: with answers, of which the first token is scored; of plain texts it is what the tuned
+    side says next. top: how many of the likeliest tokens
     of each layer and side are kept, for the first prompts. dtype: "float32" or "bfloat16"; None as
     stored.
 
@@ -90,9 +94,10 @@ def lens(
     words = pair.base.tokenizer()
     given = [replace(row, answer=row.answer[:1]) for row in rows(words, prompts, answers=True)]
     with pair.models(device, named_dtype(dtype)) as run:
+        given, said = with_answers(run.tuned, "tuned", given, words, batch_size, device)
         job = _Lens(run, given, words, _heads_differ(run), top, device)
         values, tokens = job.run(batch_size)
-        notes = [f"{pair.name}: {run.described}"]
+        notes = [f"{pair.name}: {note}" for note in (*said, run.described)]
     table = pd.concat([_table(values, seed), pd.DataFrame(tokens)], ignore_index=True)
     table.insert(0, "member", pair.name)
     table = table.astype({"layer": "Int64"})

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
@@ -32,8 +33,8 @@ from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
 from workbench.models.sites import Kind
 from workbench.patching.activation import SIDES, require_sides
-from workbench.patching.patches import Position, require_equal
-from workbench.patching.sweep import require_batches
+from workbench.patching.patches import Patch, Position, require_equal
+from workbench.patching.sweep import require_aligned, require_batches
 from workbench.results import Result
 from workbench.stats import ratios
 from workbench.tasks.batching import Row, batch, in_batches, pad_id, rows
@@ -45,6 +46,7 @@ KIND: Mapping[str, Kind] = {"head": "z", "mlp": "mlp_out", "neuron": "mlp_hidden
 RANDOM = 10
 
 
+@analysis
 def mask(
     pair: CheckpointPair,
     pairs: Counterfactuals,
@@ -74,6 +76,11 @@ def mask(
     "none" (every component, no component); `size`. 95% intervals over pairs, n.
     Raises WorkbenchError for fewer than 8 pairs.
     """
+    if not isinstance(pairs, Counterfactuals):
+        raise WorkbenchError(
+            f"Expected pairs of prompts as tasks.desiderata draws them, found "
+            f"{type(pairs).__name__}; a mask needs the answer that the source's information gives."
+        )
     if len(pairs) < 8:
         raise WorkbenchError(f"Expected at least 8 pairs, to split in two; found {len(pairs)}.")
     if component not in KIND:
@@ -90,6 +97,7 @@ def mask(
         )
     if position is None:
         require_equal([*ours, *theirs], "A mask over every token")
+    require_aligned(ours, theirs, [Patch((Site("z", 0, position=position),))])
     order = np.random.default_rng(seed).permutation(len(pairs))
     teach, judge = order[: len(order) // 2].tolist(), order[len(order) // 2 :].tolist()
     tables = []

@@ -69,11 +69,12 @@ def patches(
 def grouped(
     layout: Layout, groups: Mapping[str, Sequence[Where]], *, added: bool = False
 ) -> list[Patch]:
-    """One patch per group of sites, all of which are replaced together. added: where a group is of
-    heads alone (z), what they add to the stream stands for them."""
+    """One patch per group of sites, all of which are replaced together, each once. added: where a
+    group is of heads alone (z), what they add to the stream stands for them."""
     made = []
     for name, members in groups.items():
-        sites = tuple(s if isinstance(s, Site) else Site.parse(s) for s in members)
+        given = (s if isinstance(s, Site) else Site.parse(s) for s in members)
+        sites = tuple(dict.fromkeys(given))
         if not sites:
             raise WorkbenchError(f"Group {name!r} holds no sites; leave it out.")
         about = {"component": "group", "group": name}
@@ -110,6 +111,22 @@ def require_equal(rows: Sequence[Row], what: str) -> None:
         raise WorkbenchError(
             f"{what} needs prompts of one length, found {lengths[0]} to {lengths[-1]} tokens; give "
             "named places or counts from the end (-1), or prompts of equal length."
+        )
+
+
+def require_one_width(rows: Sequence[Row], name: str) -> None:
+    """Raises unless a named place is in every row, and of one number of tokens."""
+    missing = [row.name for row in rows if name not in row.spans]
+    if missing:
+        known = sorted({name for row in rows for name in row.spans})
+        raise WorkbenchError(f"Prompt {missing[0]!r} has no span {name!r}; known: {known}.")
+    sizes = {row.spans[name][1] - row.spans[name][0]: row.name for row in reversed(rows)}
+    if len(sizes) > 1:
+        (few, one), *_, (many, other) = sorted(sizes.items())
+        raise WorkbenchError(
+            f"Span {name!r} has {few} tokens in prompt {one!r} and {many} in {other!r}; a patch "
+            "needs one number in all prompts and their partners: choose words of as many tokens, "
+            "or another place (-1)."
         )
 
 

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
@@ -35,7 +36,7 @@ from workbench.models import Layout, Site
 from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
 from workbench.patching import sweep as shared
-from workbench.patching.activation import SIDES, partners, require_sides
+from workbench.patching.activation import SIDES, asked, partners, require_sides
 from workbench.patching.patches import Patch, Position
 from workbench.patching.sweep import Side
 from workbench.results import Result, describe
@@ -49,6 +50,7 @@ KEY = "patching.path"
 LEAST = -20.0  # nats; a smaller p_clean is nothing that a relative change could be of
 
 
+@analysis
 def path(
     pair: CheckpointPair,
     prompts: PromptSet,
@@ -79,6 +81,7 @@ def path(
     Raises WorkbenchError for heads a model does not have.
     """
     require_sides(sides)
+    prompts = asked(prompts)
     words = pair.base.tokenizer()
     clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
     tables, notes = [], []

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
@@ -61,12 +62,16 @@ def paid(pattern: Tensor, inputs: Batch, names: Sequence[str]) -> dict[str, Tens
     row = torch.arange(len(pattern), device=pattern.device)
     last = pattern[row, :, inputs.last].float()
     found = {FIRST: last[..., 0]}
+    token = torch.arange(last.shape[-1], device=last.device)
     for name in names:
-        index = inputs.index(name)[:, None].expand(-1, last.shape[1], -1)
-        found[name] = last.gather(-1, index).sum(-1)
+        # Of as many tokens as each prompt's own place has.
+        ends = torch.tensor([row.spans[name] for row in inputs.rows], device=last.device)
+        inside = (token >= ends[:, :1]) & (token < ends[:, 1:])
+        found[name] = (last * inside[:, None]).sum(-1)
     return found
 
 
+@analysis
 def patterns(
     pair: CheckpointPair,
     prompts: PromptSet,

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
@@ -28,19 +29,28 @@ from workbench.models.edits import Mask, only, overlay
 from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
 from workbench.patching import sweep as shared
-from workbench.patching.cross_model import DIRECTIONS, Direction, continued, require_answer
+from workbench.patching.cross_model import (
+    DIRECTIONS,
+    Direction,
+    continued,
+    require_answer,
+    with_answers,
+)
 from workbench.patching.patches import Patch
+from workbench.patching.plan import plan
 from workbench.results import Result, describe
-from workbench.tasks import PromptSet
+from workbench.tasks import Prompt, PromptSet
 from workbench.tasks.batching import batch, in_batches, pad_id, rows
 
 KEY = "patching.restore"
 OUTSIDE = "outside the blocks"
+KEPT = 1 << 30  # bytes of plain runs beyond which parameters are read once more for later prompts
 
 
+@analysis
 def restore(
     pair: CheckpointPair,
-    prompts: PromptSet,
+    prompts: PromptSet | Sequence[Prompt | str],
     *,
     direction: Direction = "tuned->base",
     components: Sequence[str] | Literal["layer", "matrix"] = "layer",
@@ -51,13 +61,14 @@ def restore(
     seed: int = 0,
     device: str = "cpu",
     dtype: str | None = None,
+    large: bool = False,
 ) -> Result:
     """Run one side with the other's parameters, a few at a time.
 
-    direction: whose parameters -> into whom. components: "layer", all of a layer together;
-    "matrix", each matrix alone; or names ("mlp.down_proj"), each alone. window: odd number of
-    layers together. answer, answer_tokens: as in `cross_model`. An adapter is merged in float32.
-    dtype: "float32" or "bfloat16"; None as stored.
+    prompts: as in `cross_model`. direction: whose parameters -> into whom. components: "layer", all
+    of a layer together; "matrix", each matrix alone; or names ("mlp.down_proj"), each alone.
+    window: odd number of layers together. answer, answer_tokens: as in `cross_model`. An adapter is
+    merged in float32. dtype: "float32" or "bfloat16"; None as stored. large: as in `activation`.
 
     Returns a Result with the columns, arms and metrics of `cross_model`; component is "layer" or
     the matrix; with "layer", parameters outside the blocks that changed are one more row. Arm
@@ -76,35 +87,49 @@ def restore(
     given = rows(words, prompts, answers=True)
     if answer == "base":
         given = continued(base, given, answer_tokens, words, batch_size, device)
+    side = direction.partition("->")[0]
+    given, said = with_answers(source, side, given, words, batch_size, device)
     layout = Layout(destination)
     chosen = _places(pair, layout, components, window)
+    entries = [(place.start, None) for place in chosen]
+    ahead = plan(destination, given, entries, (), words, batch_size, device)
+    ahead.require(f"restore {direction}", device, large)
     made = shared.Sweep({}, {}, {}, 0.0)
     fill, size = pad_id(words), len(given)
     bar = tqdm(total=len(chosen) * size, desc=f"restore {direction}", disable=None, leave=False)
 
     def run(some: list[int]) -> tuple[Rerun, Tensor, list[dict[str, Tensor]]]:
         inputs = batch(given, some, device, fill)
-        there, here = Rerun(source, inputs), Rerun(destination, inputs)
-        goal = there.logits[0]
-        return here, goal, [shared.measured(one.logits, inputs, goal) for one in (here, there)]
+        goal = Rerun(source, inputs, prefix=False).logits
+        here = Rerun(destination, inputs, prefix=False)
+        return here, goal[0], [shared.measured(one, inputs, goal[0]) for one in (here.logits, goal)]
 
     def keep(values: shared.Values, some: list[int], scores: dict[str, Tensor]) -> None:
         for metric, value in scores.items():
             values.setdefault(metric, np.full(size, np.nan))[some] = value[0].cpu().numpy()
 
-    # Parameters are read once a place, so the plain runs of all prompts are kept.
-    batches = list(in_batches([len(row.fed) for row in given], batch_size, run))
-    for some, (_, _, ends) in batches:
-        keep(made.destination, some, ends[0])
-        keep(made.source, some, ends[1])
     patched: list[shared.Values] = [{} for _ in chosen]
-    with bar:
+
+    def swept(batches: Sequence[tuple[list[int], Rerun, Tensor]]) -> None:
+        """Parameters are read once a place for all these prompts."""
         for place, values in zip(chosen, patched, strict=True):
             with _restored(destination, pair, place.mask, direction):
-                for some, (here, goal, _) in batches:
+                for some, here, goal in batches:
                     again = here.again([{}], layer=place.start)
                     keep(values, some, shared.measured(again, here.inputs, goal))
                     bar.update(len(some))
+
+    waiting: list[tuple[list[int], Rerun, Tensor]] = []
+    with bar:
+        for some, (here, goal, ends) in in_batches([len(r.fed) for r in given], batch_size, run):
+            keep(made.destination, some, ends[0])
+            keep(made.source, some, ends[1])
+            waiting.append((some, here, goal))
+            if sum(own.bytes for _, own, _ in waiting) > KEPT:
+                swept(waiting)
+                waiting.clear()
+        if waiting:
+            swept(waiting)
     for metric in made.source:
         made.patched[metric] = np.stack([values[metric] for values in patched])
     table = shared.summary(
@@ -123,7 +148,7 @@ def restore(
     }  # fmt: skip
     known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **known)
-    told = shared.meaningful(made.destination, made.source, "The two sides", seed)
+    told = (*said, *shared.meaningful(made.destination, made.source, "The two sides", seed))
     notes = (*provenance.notes, *(f"{pair.name}, {direction}: {note}" for note in told))
     return finished(KEY, table.assign(direction=direction), provenance.with_notes(notes))
 

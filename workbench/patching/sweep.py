@@ -7,7 +7,8 @@ taken at the tokens that predict it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +20,13 @@ from tqdm.auto import tqdm
 from workbench.errors import WorkbenchError
 from workbench.models import Layout, Site
 from workbench.models.rerun import Plus, Rerun
-from workbench.patching.patches import COLUMNS, Patch
+from workbench.patching.patches import COLUMNS, Patch, require_one_width
+from workbench.patching.plan import plan
 from workbench.stats import Intervals, ratios
 from workbench.tasks.batching import Batch, Row, batch, in_batches, pad_id
 
 Values = dict[str, np.ndarray]  # metric -> (prompts,) or (patches, prompts)
+Scores = dict[str, Tensor]  # metric -> (patches, batch)
 MEASURES = ("logit_difference", "log_probability", "score")
 ROUNDING = 1e-5  # of a float32 logit or log-probability, both of the size of tens
 ERROR = 1e-7  # of a squared error over a vocabulary of logits, or of a KL
@@ -47,6 +50,14 @@ class Sweep(NamedTuple):
     source: Values
     patched: Values
     forwards: float
+
+    def of(self, prompts: Sequence[int], patches: Sequence[int] | None = None) -> Sweep:
+        """These prompts alone, and of the patches these, or all."""
+        here = {metric: values[prompts] for metric, values in self.destination.items()}
+        there = {metric: values[prompts] for metric, values in self.source.items()}
+        kept = slice(None) if patches is None else patches
+        made = {metric: values[kept][:, prompts] for metric, values in self.patched.items()}
+        return Sweep(here, there, made, self.forwards)
 
 
 def measured(logits: Tensor, inputs: Batch, reference: Tensor | None = None) -> dict[str, Tensor]:
@@ -116,13 +127,16 @@ def sweep(
     batch_size: int = 32,
     device: str = "cpu",
     label: str = "patches",
+    large: bool | None = False,
 ) -> Sweep:
     """Every patch of the source's activations into the destination's run of every prompt.
 
-    shuffled: take each prompt's activations from another prompt of its length (the control; NaN
-    where there is none), see `shuffle`. batch_size: prompts, and rows where several patches of few
-    prompts share a forward pass. Raises where whole rows would be patched between prompts of
-    unequal length, and RuntimeError where a patch of a run's own values changed anything.
+    shuffled: take each prompt's activations from another prompt of its length and another answer
+    (the control; NaN where there is none), see `shuffle`. batch_size: prompts, and rows where
+    several patches of few prompts share a forward pass. large: run it however long its plan says
+    that it takes (`patching.plan`, told before); None for a part of another job, without a plan.
+    Raises where places of prompts and partners do not fit, and RuntimeError where a patch of a
+    run's own values changed anything.
     """
     require_aligned(destination.rows, source.rows, patches)
     require_batches(batch_size)
@@ -131,13 +145,18 @@ def sweep(
     size = len(destination.rows)
     fill = pad_id(tokenizer)
     kinds = {site.whole for patch in patches for site in patch.sites}
+    if patches and not shuffled and large is not None:
+        entries = [_planned(patch) for patch in patches]
+        known = (destination.model, destination.rows, entries, kinds)
+        ahead = plan(*known, tokenizer, batch_size, device)
+        ahead.require(label, device, large)
     made = Sweep({}, {}, {}, 0.0)
     spent = 0.0
     bar = tqdm(total=len(patches) * size, desc=label, disable=None, leave=False)
 
     turn = shuffle(source.rows) if shuffled else None
 
-    def run(places: list[int]) -> tuple[list[Rerun], list[tuple[list[int], dict[str, Tensor]]]]:
+    def run(places: list[int]) -> tuple[float, Scores, Scores, list[tuple[list[int], Scores]]]:
         there = Rerun(source.model, batch(source.rows, places, device, fill), kinds)
         here = Rerun(destination.model, batch(destination.rows, places, device, fill))
         runs, alone = [here, there], torch.zeros(len(places), dtype=torch.bool)
@@ -154,15 +173,15 @@ def sweep(
             scores = {m: v.masked_fill(alone, torch.nan) for m, v in scores.items()}
             found.append((chunk, scores))
         _require_null(here, patches, fill, device)
-        return runs, found
+        # Scores alone: the plain runs of a batch go before those of the next are made.
+        plain = measured(here.logits, here.inputs, reference)
+        ends = measured(there.logits, there.inputs, reference)
+        return sum(one.forwards for one in runs), plain, ends, found
 
     with bar:
-        for places, (runs, found) in in_batches(
+        for places, (forwards, plain, ends, found) in in_batches(
             [len(row.fed) for row in destination.rows], batch_size, run
         ):
-            here, there = runs[:2]
-            plain = measured(here.logits, here.inputs, there.logits[0])
-            ends = measured(there.logits, there.inputs, there.logits[0])
             for values, scores in ((made.destination, plain), (made.source, ends)):
                 for metric, value in scores.items():
                     kept = values.setdefault(metric, np.full(size, np.nan))
@@ -171,22 +190,39 @@ def sweep(
                 for metric, value in scores.items():
                     kept = made.patched.setdefault(metric, np.full((len(patches), size), np.nan))
                     kept[np.ix_(chunk, places)] = value.cpu().numpy()
-            spent += sum(one.forwards for one in runs) * len(places) / size
+            spent += forwards * len(places) / size
             bar.update(len(places) * len(patches))
     return made._replace(forwards=spent)
 
 
 def shuffle(rows: Sequence[Row]) -> list[int]:
-    """For each row the number of the next one of its length among all rows, or -1 where there is no
-    other: what it is does not depend on the batches."""
+    """For each row the number of the next one of its length and of another answer among all rows,
+    or -1 where there is none: what it is does not depend on the batches."""
     turn = [-1] * len(rows)
     lengths = [len(row.fed) for row in rows]
     for length in set(lengths):
         same = [i for i, own in enumerate(lengths) if own == length]
-        if len(same) > 1:
-            for own, other in zip(same, [*same[1:], same[0]], strict=True):
-                turn[own] = other
+        for place, own in enumerate(same):
+            others = [*same[place + 1 :], *same[:place]]
+            turn[own] = next((i for i in others if rows[i].answer != rows[own].answer), -1)
     return turn
+
+
+def halves(prompts: int, seed: int) -> tuple[list[int], list[int]]:
+    """Numbers of the prompts that pick the strongest patches, and of those that report them: two
+    halves drawn at random. One prompt does both."""
+    order = np.random.default_rng(seed).permutation(prompts)
+    if prompts < 2:
+        return order.tolist(), order.tolist()
+    middle = prompts // 2
+    return sorted(order[:middle].tolist()), sorted(order[middle:].tolist())
+
+
+def said_of_halves(pick: Sequence[int], report: Sequence[int], what: str) -> str:
+    """The note on them."""
+    if list(pick) == list(report):
+        return f"{what} were picked on the one prompt that reports them."
+    return f"{what} were picked on {len(pick)} prompts; their rows are of the other {len(report)}."
 
 
 def turned(turn: Sequence[int], places: Sequence[int]) -> tuple[list[int], Tensor]:
@@ -312,15 +348,50 @@ def headline_metric(table: pd.DataFrame) -> str:
     return next(name for name in names if name in known)
 
 
-def strongest(table: pd.DataFrame, patches: Sequence[Patch], metric: str, most: int) -> list[int]:
-    """Numbers of the patches with the largest |value| of a metric, of each component."""
-    own = table[table["metric"] == metric].reset_index(drop=True)
-    sizes = own["value"].abs().to_numpy(float)
-    found: list[int] = []
-    for _, part in own.groupby("component", sort=False):
-        order = part.index[np.argsort(-sizes[part.index], kind="stable")]
-        found += [int(i) for i in order[:most] if np.isfinite(sizes[i])]
-    return found
+def strongest(
+    made: Sweep, patches: Sequence[Patch], measure: str, zero: Values, most: int
+) -> list[int]:
+    """Numbers of the patches that move a measure furthest from `zero` on the mean, of each
+    component, the strongest first."""
+    sizes = np.abs(ratios(made.patched[measure] - zero[measure], draws=1).value)
+    found: dict[str, list[int]] = {}
+    for i in np.argsort(-sizes, kind="stable"):
+        own = found.setdefault(patches[i].about["component"], [])
+        if len(own) < most and np.isfinite(sizes[i]):
+            own.append(int(i))
+    return [i for own in found.values() for i in own]
+
+
+def controlled(
+    made: Sweep,
+    patches: Sequence[Patch],
+    table: pd.DataFrame,
+    rows_of: Callable[[Sweep, Sequence[Patch], str], pd.DataFrame],
+    shuffled: Callable[[Sequence[Patch]], Sweep],
+    *,
+    zero: Values,
+    most: int,
+    seed: int,
+) -> tuple[list[pd.DataFrame], list[str]]:
+    """The strongest patches of each component, picked on one half of the prompts by the measure of
+    the table's headline: their rows on the other half (arm "picked"), the same with another
+    prompt's activations ("shuffled"), and a note. Nothing where no share of it is defined.
+
+    rows_of: (sweep, its patches, arm) -> rows; shuffled: the sweep of these patches so taken.
+    """
+    headline = headline_metric(table)
+    if not table.loc[table["metric"] == headline, "value"].notna().any():
+        return [], []
+    pick, report = halves(made.destination["score"].size, seed)
+    measure = headline.removeprefix("recovered:")
+    first = {metric: values[pick] for metric, values in zero.items()}
+    best = strongest(made.of(pick), patches, measure, first, most)
+    if not best:
+        return [], []
+    own = [patches[i] for i in best]
+    arms = {"picked": made.of(report, best), "shuffled": shuffled(own).of(report)}
+    note = said_of_halves(pick, report, "The strongest patches")
+    return [rows_of(one, own, arm) for arm, one in arms.items()], [note]
 
 
 def meaningful(zero: Values, one: Values, what: str, seed: int = 0) -> list[str]:
@@ -347,19 +418,44 @@ def _values(there: Rerun, here: Rerun, patch: Patch) -> dict[Site, Tensor | Plus
     if not patch.added:
         return {site: there.read(site) for site in patch.sites}
     # The source's z through the source's projection: z is replaced, and what the two projections
-    # make of it otherwise is added to what the run has there.
+    # make of it otherwise is added to what the run has there, once for each head and token.
     found: dict[Site, Tensor | Plus] = {}
-    for site in patch.sites:
+    counted: dict[Site, list[Site]] = {}
+    for site in sorted(set(patch.sites), key=lambda site: site.position is not None):
         found[site] = value = there.read(site)
+        before = counted.setdefault(replace(site, position=None), [])
         more = there.added(site, value) - here.added(site, value)
-        before = found.get(whole := _sum(site))
-        found[whole] = Plus(before.delta + more if isinstance(before, Plus) else more)
+        more = more * _fresh(here.inputs, site, before).to(more)[..., None]
+        before.append(site)
+        sum_there = found.get(whole := _sum(site))
+        found[whole] = Plus(sum_there.delta + more if isinstance(sum_there, Plus) else more)
     return found
+
+
+def _fresh(inputs: Batch, site: Site, counted: Sequence[Site]) -> Tensor:
+    """Which tokens of a site none of these sites of the same head has, (batch, p)."""
+    every = torch.arange(inputs.ids.shape[1], device=inputs.ids.device).expand_as(inputs.ids)
+
+    def tokens(one: Site) -> Tensor:
+        return every if one.position is None else inputs.index(one.position)
+
+    own = tokens(site)
+    fresh = torch.ones_like(own, dtype=torch.bool)
+    for one in counted:
+        fresh &= ~(own[:, :, None] == tokens(one)[:, None]).any(-1)
+    return fresh
 
 
 def _sum(site: Site) -> Site:
     """Where what a head adds becomes part of the stream."""
     return Site("attn_out", site.layer, position=site.position)
+
+
+def _planned(patch: Patch) -> tuple[int, Site | None]:
+    """The first layer that is run again, and the one site whose tokens are the first, if one is."""
+    positions = {site.position for site in patch.sites}
+    one = patch.sites[0] if len(positions) == 1 and None not in positions else None
+    return min(site.layer for site in patch.sites), one
 
 
 def _chunks(order: Sequence[int], size: int) -> list[list[int]]:
@@ -385,6 +481,9 @@ def require_batches(batch_size: int) -> None:
 
 
 def require_aligned(ours: Sequence[Row], theirs: Sequence[Row], patches: Sequence[Patch]) -> None:
+    """Raises unless every patch means the same tokens in each prompt and its partner, whatever the
+    batches: all of them in rows of one length, a count within the prompt (from its first token only
+    where both have one length), a named place of one number of tokens throughout."""
     whole = any(s.position is None or s.kind == "pattern" for p in patches for s in p.sites)
     unequal = [a for a, b in zip(ours, theirs, strict=True) if len(a.fed) != len(b.fed)]
     if whole and unequal:
@@ -392,6 +491,25 @@ def require_aligned(ours: Sequence[Row], theirs: Sequence[Row], patches: Sequenc
             f"Prompt {unequal[0].name!r} and its partner have different lengths, so that not all "
             "tokens can be patched; give places (-1, or a named one), or partners of one length."
         )
+    for position in dict.fromkeys(site.position for patch in patches for site in patch.sites):
+        if isinstance(position, int):
+            _require_counted(ours, theirs, position)
+        elif position is not None:
+            require_one_width([*ours, *theirs], position)
+
+
+def _require_counted(ours: Sequence[Row], theirs: Sequence[Row], position: int) -> None:
+    shortest = min(len(row.ids) for row in (*ours, *theirs))
+    if not -shortest <= position < shortest:
+        raise WorkbenchError(f"Position {position} lies outside a prompt of {shortest} tokens.")
+    for one, other in zip(ours, theirs, strict=True) if position > 0 else ():
+        few, many = sorted((len(one.ids), len(other.ids)))
+        if few < many:
+            raise WorkbenchError(
+                f"Prompt {one.name!r} and its partner have {few} and {many} tokens, so that token "
+                f"{position} is not the same place in both; give named places, counts from the end "
+                "(-1), or partners of one length."
+            )
 
 
 def _require_additive(layout: Layout) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.loaders.names import ParameterSite
@@ -66,6 +67,7 @@ def off(pair: CheckpointPair, sites: Collection[ParameterSite]) -> Edit:
     return edit(pair, mask=lambda site: site.name not in names)
 
 
+@analysis
 def blocks(
     pair: CheckpointPair,
     task: PromptSet,

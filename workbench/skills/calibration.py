@@ -21,6 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from workbench import stats
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
@@ -110,6 +111,7 @@ def difference(
     return interval | _null(null.mean(), *np.quantile(null, [0.025, 0.975]))
 
 
+@analysis
 def calibration(
     pair: CheckpointPair,
     prompts: PromptSet,

@@ -28,6 +28,7 @@ import pandas as pd
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Delta
 from workbench.loaders.names import ParameterSite
@@ -86,6 +87,7 @@ def width(delta: Delta) -> int:
     return delta.factors.up.shape[1] if delta.factors is not None else min(delta.base.shape)
 
 
+@analysis
 def compression(
     pair: CheckpointPair,
     prompts: PromptSet,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Delta
 from workbench.loaders.names import ParameterSite
@@ -51,6 +52,7 @@ ARMS = (*CUT, *OWN)
 FEW = 30  # reported prompts below which an interval says little
 
 
+@analysis
 def localize(
     pair: CheckpointPair,
     task: PromptSet,

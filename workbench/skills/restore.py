@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
@@ -54,6 +55,7 @@ def free(shares: Floats, scores: Floats, lost: float = LOST) -> Floats:
     return np.where(enough, shares.reshape(-1, *[1] * (means.ndim - 1)), 0.0).max(0)
 
 
+@analysis
 def restore(
     pair: CheckpointPair,
     prompts: PromptSet,

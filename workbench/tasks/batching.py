@@ -110,6 +110,10 @@ def rows(
 ) -> list[Row]:
     """Every prompt up to its answer, or every plain text as a whole, tokenised; with `answers` the
     answer is fed too and the foils are known."""
+    if isinstance(prompts, str):
+        raise WorkbenchError(
+            f"Expected a list of prompts, found one text; give [{prompts[:20]!r}]."
+        )
     made = []
     for number, prompt in enumerate(prompts):
         if isinstance(prompt, str):

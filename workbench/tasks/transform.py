@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from workbench.errors import WorkbenchError
+from workbench.log import log
 from workbench.tasks.conjugate import renaming
 from workbench.tasks.prompts import Prompt, PromptSet
 from workbench.tasks.template import rendered
@@ -18,6 +19,7 @@ LEDGER_WORDS = {
     "inventory": "weather", "coins": "lines", "step": "page", "added": "listed",
     "removed": "replaced", "holds": "paid",
 }  # fmt: skip
+MARK = "the user's own words 5f1c"  # told apart from every word of a template
 
 
 def renamed(prompts: PromptSet, words: Mapping[str, str]) -> PromptSet:
@@ -114,16 +116,50 @@ def _holds(text: str, words: str) -> bool:
 def chat(prompts: PromptSet, tokenizer: Any) -> PromptSet:
     """Each prompt as a user's message in the tokenizer's chat template, up to the answer.
 
-    Raises WorkbenchError where the tokenizer has no template, or one that fails or never ends.
+    Target and foils lose their leading space, spans move with the message; they are left out, with
+    a word, where the template rewrites it. Raises WorkbenchError where the tokenizer has no
+    template, or one that fails or never ends.
     """
 
-    def one(prompt: Prompt) -> Prompt:
-        told = rendered(tokenizer, prompt.prompt)
+    def told(text: str) -> str:
+        made = rendered(tokenizer, text)
         # The tokenizer adds its own start token when the prompt is run.
-        if tokenizer.bos_token and tokenizer("").input_ids:
-            told = told.removeprefix(tokenizer.bos_token)
+        added = tokenizer.bos_token and tokenizer("").input_ids
+        return made.removeprefix(tokenizer.bos_token) if added else made
+
+    before = told(MARK).partition(MARK)[0] if len(prompts) else ""
+    unplaced = []
+
+    def one(prompt: Prompt) -> Prompt:
+        text = told(prompt.prompt)
+        spans = _moved(prompt, text, before)
+        unplaced.extend([prompt.id] if len(spans) < len(prompt.spans) else [])
+        foils = tuple(foil.lstrip() for foil in prompt.foils)
+        target = prompt.target.lstrip()
         return replace(
-            prompt, id=f"{prompt.id}-chat", prompt=told, target=prompt.target.lstrip(), spans={}
+            prompt, id=f"{prompt.id}-chat", prompt=text, target=target, foils=foils, spans=spans
         )
 
-    return PromptSet(f"{prompts.name}-chat", tuple(map(one, prompts)), prompts.seed)
+    made = PromptSet(f"{prompts.name}-chat", tuple(map(one, prompts)), prompts.seed)
+    if unplaced:
+        log.warning(
+            "The chat template rewrites %d of %d prompts (%s first): their spans are left out.",
+            *(len(unplaced), len(prompts), unplaced[0]),
+        )
+    return made
+
+
+def _moved(prompt: Prompt, told: str, before: str) -> dict[str, tuple[int, int]]:
+    """The prompt's spans in its message, which follows `before` as it is or without the white space
+    at its ends; those that are not there are left out."""
+    text, bare = prompt.prompt, prompt.prompt.strip()
+    lost = 0 if told.startswith(before + text) else text.index(bare)
+    kept = text if told.startswith(before + text) else bare
+    if not told.startswith(before + kept):
+        return {}
+    shift = len(before) - lost
+    return {
+        name: (a + shift, b + shift)
+        for name, (a, b) in prompt.spans.items()
+        if lost <= a and b <= lost + len(kept)
+    }

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
@@ -132,6 +133,7 @@ def stream_bound(beta: float, layers: int, largest_ptc: float, lipschitz: float)
     return layers * largest_ptc * (1 + lipschitz) ** layers * beta / (1 - beta)
 
 
+@analysis
 def contribution(
     pair: CheckpointPair,
     prompts: Prompts | Mapping[str, Prompts],

@@ -17,6 +17,7 @@ import pandas as pd
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
@@ -82,6 +83,7 @@ def scaled(
     return Scaled(load(pair, device, named_dtype(dtype)), alpha)
 
 
+@analysis
 def scaling(
     pair: CheckpointPair,
     prompts: PromptSet,

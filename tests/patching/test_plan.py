@@ -1,0 +1,78 @@
+"""The plan of a sweep is what it then costs, and a long one asks."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+
+import pytest
+
+import workbench as wb
+from tests.patching.conftest import boxes, model, paired
+from workbench.errors import WorkbenchError
+from workbench.models import Layout, Site
+from workbench.patching.plan import Plan, plan
+from workbench.patching.sweep import Side, sweep
+from workbench.tasks.batching import rows
+
+MODULE = import_module("workbench.patching.plan")
+
+
+@pytest.fixture
+def pair(tmp_path):
+    return paired(model(), model(seed=1), tmp_path)
+
+
+@pytest.mark.parametrize("position", [None, -1, "query box", 4])
+def test_planned_passes_are_those_that_are_run(pair, position, monkeypatch):
+    """Patch by patch, of prompts of one length, where nothing else bounds the first token."""
+    from workbench.patching.patches import Patch
+
+    words, prompts = pair.base.tokenizer(), boxes(4, order="object first")
+    given, base = rows(words, prompts, answers=True), pair.base.load()
+    patches = [
+        Patch((Site("resid_pre", layer, position=position),), {"component": "resid_pre"})
+        for layer in range(3)
+    ]
+    told: list[Plan] = []
+    monkeypatch.setattr(Plan, "require", lambda self, *_: told.append(self))
+    side = Side(base, given)
+    made = sweep(side, Side(pair.tuned.load(), given), patches, words, batch_size=1)
+    assert told[0].patches == 3
+    assert told[0].forwards == pytest.approx(made.forwards, rel=1e-6)
+    # The check of a run against itself is no part of the count.
+    assert told[0].bytes > 0
+    assert told[0].minutes > 0
+
+
+def test_what_is_kept_grows_with_what_is_patched(pair):
+    words, base = pair.base.tokenizer(), pair.base.load()
+    given = rows(words, boxes(4), answers=True)
+    layout = Layout(base)
+
+    def size(kinds: list, batch_size: int = 2) -> float:
+        return plan(base, given, [(0, None)], kinds, words, batch_size, "cpu").bytes
+
+    tokens = max(len(row.fed) for row in given)
+    pattern = size([Site("pattern", 0)]) - size([])
+    assert pattern == 4 * 2 * layout.heads * tokens**2
+    assert size([], 4) == 2 * size([], 2)
+
+
+@pytest.mark.parametrize("name", ["activation", "cross_model", "restore"])
+def test_long_and_large_sweeps_ask(pair, name, monkeypatch, capsys):
+    call = getattr(wb.patching, name)
+    call(pair, boxes(4))
+    said = capsys.readouterr().err
+    assert re.search(r"\d+ patches of 4 prompts: \d+ plain forward passes over them, up to", said)
+    monkeypatch.setattr(MODULE, "LONG", 0.0)
+    with pytest.raises(WorkbenchError, match=r"over an hour; give fewer .* large=True"):
+        call(pair, boxes(4))
+    one = call(pair, boxes(4), large=True)
+    monkeypatch.setattr(MODULE, "LONG", 60.0)
+    assert one.table.drop(columns="member").equals(
+        call(pair, boxes(4)).table.drop(columns="member")
+    )
+    monkeypatch.setattr(MODULE, "free", lambda device: 1)
+    with pytest.raises(WorkbenchError, match=r"more than the 0\.00 GiB free"):
+        call(pair, boxes(4))
