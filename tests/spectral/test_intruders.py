@@ -18,14 +18,8 @@ from tests.conftest import adapter, nudged, saved, tiny
 from workbench.loaders import CheckpointPair
 from workbench.loaders.adapters import Factors
 from workbench.spectral.intruders import Method, cosines, describe, tuned_triplets
-from workbench.spectral.linalg import (
-    ANGLE,
-    Operator,
-    base_triplets,
-    dense_triplets,
-    factor_values,
-    top_triplets,
-)
+from workbench.spectral.leading import ANGLE, top_triplets
+from workbench.spectral.linalg import Operator, base_triplets, dense_triplets, factor_values
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 
