@@ -33,9 +33,14 @@ def test_energy_is_one_minus_the_error_of_the_best_low_rank_copy():
         assert float(energy(s)[k - 1]) == pytest.approx(1 - float(error), abs=1e-5)
 
 
-def test_base_against_itself_is_zero_everywhere(base: Path):
-    table = wb.spectral.delta_spectrum(wb.load_pair(base, base)).table
-    assert (table["value"] == 0).all()
+def test_base_against_itself_is_zero_everywhere_and_has_no_rank(base: Path):
+    result = wb.spectral.delta_spectrum(wb.load_pair(base, base))
+    table = result.table
+    ranks = table["metric"].isin(["effective_rank", "stable_rank", "rank_90", "rank_99"])
+    assert (table.loc[~ranks, "value"] == 0).all()
+    assert ranks.sum() == 4 * 14
+    assert table.loc[ranks, "value"].isna().all()
+    assert any("14 of 14 matrices did not change" in note for note in result.provenance.notes)
     assert {"self_attn.q_proj", "input_layernorm", "embed_tokens"} <= set(table["component"])
 
 

@@ -27,15 +27,16 @@ def similarity(
     """The whole similarity matrix of the named matrices.
 
     matrices: sites as "LAYER.COMPONENT", e.g. "3.self_attn.q_proj"; none means the first matrix of
-    the middle layer. side: as in `intruders`. Whole decompositions of both sides are needed, so a
-    few matrices at a time.
-    Returns a Result with tensors["LAYER.COMPONENT"] (tuned, base) float32 and max_cosine by rank.
-    Raises WorkbenchError for an unknown matrix.
+    the middle layer (of the model where it has no layers). side: as in `intruders`. Whole
+    decompositions of both sides are needed, so a few matrices at a time.
+    Returns a Result with tensors["LAYER.COMPONENT"] (tuned, base) float32 and max_cosine by rank,
+    without vectors of value zero, which are arbitrary.
+    Raises WorkbenchError for an unknown matrix, or one that is zero on a side.
     """
     sites = {str(site): site for site in pair.sites()}
     if not matrices:
         layers = sorted({site.layer for site in sites.values() if site.layer is not None})
-        middle = layers[len(layers) // 2]
+        middle = layers[len(layers) // 2] if layers else None
         matrices = [next(name for name, site in sites.items() if site.layer == middle)]
     for name in matrices:
         if name not in sites:
@@ -45,8 +46,15 @@ def similarity(
     tensors, rows = {}, []
     for name in matrices:
         delta = pair.delta(sites[name])
-        base = base_triplets(delta.base, device)
-        tuned = dense_triplets(Operator.of(delta, device).formed()) if delta.changed else base
+        base = base_triplets(delta.base, device).supported()
+        tuned = base
+        if delta.changed:
+            tuned = dense_triplets(Operator.of(delta, device).formed()).supported()
+        if not len(base.values) or not len(tuned.values):
+            raise WorkbenchError(
+                f"Expected a matrix with singular vectors on both sides, found {name} zero in one "
+                "of them; name other matrices."
+            )
         found = cosines(tuned, base, side).T.contiguous().cpu()
         tensors[name] = found.numpy()
         at = (pair.name, *delta.site.at)
