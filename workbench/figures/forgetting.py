@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from workbench.counting import NULLS, TUNED, intruder_counts, settings
 from workbench.errors import WorkbenchError
 from workbench.figures import style
-from workbench.figures.intruders import NULLS, TUNED, intruder_counts, settings
 from workbench.results import Result
 
 KEY = "forgetting.retention"
@@ -139,8 +139,8 @@ def forgetting_by_intruders(
 ) -> Figure:
     """Pre-training loss change against the number of intruders, a point per member.
 
-    Hollow grey: the same members at the counts of their random BA null. Both Spearman's rho are
-    written above. Raises where the two Results share no member.
+    Hollow grey: the same members at the counts of their null, the first of NULLS that there is.
+    Both Spearman's rho are written above. Raises where the two Results share no member.
     """
     eps, k = settings(intruders, eps, k)
     counts = intruder_counts(intruders, eps, k).pivot_table("count", "member", "arm")
