@@ -59,8 +59,8 @@ def agrees(found: Triplets, operator: Operator) -> bool:
 
 @settings(max_examples=40)
 @given(
-    rows=st.sampled_from([64, 128, 200, 320]),
-    columns=st.sampled_from([64, 150, 260]),
+    rows=st.sampled_from([64, 256, 400]),
+    columns=st.sampled_from([64, 300, 520]),
     kind=st.sampled_from(KINDS),
     size=st.sampled_from([0.3, 2.0, 6.0, 30.0]),
     rank=st.sampled_from([1, 4]),
@@ -166,7 +166,7 @@ def test_the_bordered_matrix_bounds_what_follows(seed: int, coupling: float, gua
 
 def test_the_random_block_is_the_matrices_own():
     """A matrix cannot be made for the block that it is tested with."""
-    weight = power_law(160, 160)
+    weight = power_law(80, 80)
     first, again, other = (
         torch.randn(4, generator=Operator(w).own_generator())
         for w in (weight, weight.clone(), weight + 1e-6)
@@ -177,7 +177,7 @@ def test_the_random_block_is_the_matrices_own():
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-15, 1e15, 1e20])
 def test_nothing_depends_on_the_unit(scale: float):
-    base = power_law(300, 260)
+    base = power_law(400, 360)
     operator = changed(dense_triplets(base), "leaking", 6.0, 4, torch.Generator().manual_seed(2))
     scaled = Operator(
         operator.dense * scale, Factors(operator.factors.up * scale, operator.factors.down)
@@ -196,3 +196,18 @@ def test_nothing_depends_on_the_unit(scale: float):
     ours = decisions(scaled, scaled.dense, 10, 0.5, "left")["intruder"]
     assert (ours == decisions(operator, operator.dense, 10, 0.5, "left")["intruder"]).all()
     assert 0 < ours.sum() < 10
+
+
+@pytest.mark.parametrize("method", ["auto", "exact"])
+def test_vectors_of_value_zero_are_none(method):
+    """1.5 times a base of rank 5 has five vectors, all of them the base's; zero has none."""
+    low = dense_triplets(power_law(400, 380)).top(5)
+    weight = (low.left * low.values) @ low.right.T
+    base = dense_triplets(weight).supported()
+    assert len(base.values) == 5
+    for side in ("left", "right", "joint"):
+        found = tuned_triplets(Operator(1.5 * weight), base, 10, 0.5, side, method)
+        assert len(found.values) == 5
+        assert cosines(found, base, side).max(0).values.min() > 0.999
+    assert len(tuned_triplets(Operator(0 * weight), base, 10, 0.5, "left", method).values) == 0
+    assert len(decisions(Operator(1.5 * weight), weight, 10, 0.5, "left")["sigma"]) == 5

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from workbench.spectral.linalg import Operator, Triplets
 
-DENSE_BELOW = 128  # a full SVD of so small a matrix costs less than one iteration
+DENSE_BELOW = 256  # rows below which a full SVD costs no more than a certificate
 GUARD = 4  # extra triplets followed, so that the k-th has a neighbour to keep a distance from
 ANGLE = 1e-3  # largest accepted bound on the sine of the angle to the true vector
 CHANCE = 1e-6  # that one certificate is wrong
