@@ -318,14 +318,16 @@ def _counts(result: Result) -> Iterator[Table]:
     for member in result.members:
         own = counts[counts["member"] == member].set_index("arm")
         tuned, (some, every) = own.loc[counting.TUNED], changed[member]
+        nulls = {arm: own.loc[arm] for arm in counting.NULLS if arm in own.index}
         rows.append(
             {"member": member, "intruders": int(tuned["count"]), "of": int(tuned["n"])}
             | {"%": "–" if pd.isna(tuned["fraction"]) else f"{100 * tuned['fraction']:.1f}"}
             | {"matrices changed": f"{some} of {every}"}
             | {
-                f"null: {label}": figures.interval(*own.loc[arm, ["count", "low", "high"]], ".0f")
-                for arm, label in counting.NULLS.items()
-                if arm in own.index
+                f"null: {counting.NULLS[arm]}": figures.interval(
+                    null["count"], null["low"], null["high"], ".0f"
+                )
+                for arm, null in nulls.items()
             }
         )
     yield _cells(
