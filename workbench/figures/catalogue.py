@@ -127,7 +127,7 @@ CATALOGUE: tuple[Drawing, ...] = (
         "It counts directions whatever they do: half-precision rounding of a checkpoint alone "
         "gives a nearly full effective rank. Compare it with the relative norm and the energy in "
         "the first values.",
-        applies=has("effective_rank"),
+        applies=delta.has_ranks,
     ),
     Drawing(
         sweep.KEY,

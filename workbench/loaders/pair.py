@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from workbench import scaling
+from workbench import magnitude
 from workbench.devices import Device, entry
 from workbench.errors import WorkbenchError, visible
 from workbench.loaders.adapters import Adapter, Factors
@@ -72,7 +72,7 @@ class Delta:
         """|tuned - base|_F."""
         if self.factors is not None:
             return self.factors.norm
-        return scaling.norm(self.change) if self.changed else 0.0
+        return magnitude.norm(self.change) if self.changed else 0.0
 
     @cached_property
     def changed(self) -> bool:

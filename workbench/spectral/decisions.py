@@ -35,7 +35,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from workbench import scaling
+from workbench import magnitude
 from workbench.spectral.linalg import own_generator
 
 CHANCE = 1e-6  # that any certificate of one call is wrong
@@ -354,7 +354,7 @@ def bracket(
     made for them. Undecided vectors, and all of a matrix that is too small, have low < eps <= high.
     """
     own = own_generator(matrix, vectors) if seed is None else torch.Generator().manual_seed(seed)
-    unit = scaling.unit(matrix)
+    unit = magnitude.unit(matrix)
     matrix = matrix if unit == 1 else matrix / unit
     out, width = matrix.shape
     tall = out > width

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from workbench import scaling
+from workbench import magnitude
 from workbench.loaders import CheckpointPair, Delta
 from workbench.meaning import finished
 from workbench.results import Result, by_matrix
@@ -80,7 +80,7 @@ def delta_spectrum(pair: CheckpointPair, *, device: str = "cpu") -> Result:
     matrices = set(pair.sites())
     for site in tqdm(pair.sites("all"), desc=f"spectrum {pair.name}", disable=None, leave=False):
         delta = pair.delta(site)
-        size = scaling.norm(delta.base.float())
+        size = magnitude.norm(delta.base.float())
         found = {"norm": delta.norm, "relative_norm": delta.norm / size if size else float("nan")}
         values = torch.zeros(0)
         if site in matrices:

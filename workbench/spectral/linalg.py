@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench import cache, scaling
+from workbench import cache, magnitude
 from workbench.loaders import Delta
 from workbench.loaders.adapters import Factors
 from workbench.results import writing
@@ -78,11 +78,11 @@ class Operator:
 
     @property
     def unit(self) -> float:
-        """What to divide W by, see `scaling.unit`."""
-        own = scaling.unit(self.dense)
+        """What to divide W by, see `magnitude.unit`."""
+        own = magnitude.unit(self.dense)
         if self.factors is None:
             return own
-        return max(own, scaling.unit(self.factors.up, self.factors.down))
+        return max(own, magnitude.unit(self.factors.up, self.factors.down))
 
     def over(self, unit: float) -> Operator:
         """W / unit."""
@@ -110,7 +110,7 @@ def own_generator(*parts: Tensor) -> torch.Generator:
 
 def dense_triplets(matrix: Float[Tensor, "out in"]) -> Triplets:
     """All min(out, in) triplets by a thin SVD in float32, as the paper's code takes them."""
-    unit = scaling.unit(matrix)
+    unit = magnitude.unit(matrix)
     whole = matrix.float() if unit == 1 else matrix.float() / unit
     left, values, right = torch.linalg.svd(whole, full_matrices=False)
     return Triplets(left, values * unit, right.T, torch.zeros_like(values))

@@ -1,4 +1,4 @@
-"""Matrices of any size of number: nothing here is said of 1e-30 times a model that isn't of it."""
+"""Numbers too large or too small to be squared in float32: what to divide them by first."""
 
 from __future__ import annotations
 
