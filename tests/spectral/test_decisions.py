@@ -25,7 +25,13 @@ from workbench.spectral.decisions import (
     rounding,
 )
 from workbench.spectral.intruders import cosines, decisions, tuned_triplets
-from workbench.spectral.linalg import Operator, Triplets, base_triplets, dense_triplets
+from workbench.spectral.linalg import (
+    Operator,
+    Triplets,
+    base_triplets,
+    dense_triplets,
+    own_generator,
+)
 
 FAMILY = Path(__file__).parents[2] / "data" / "family"
 EPSILONS = [e / 10 for e in range(1, 10)]
@@ -309,3 +315,15 @@ def test_the_iteration_needs_no_decomposition_of_the_base(monkeypatch):
     found = decisions(operator, base, 10, 0.5, "left")
     assert found["intruder"].sum() == 0
     assert isinstance(dense_triplets(base), Triplets)
+
+
+def test_the_gaussian_vectors_are_those_of_the_content():
+    """Of a fixed seed a matrix could be made for which they see nothing; and the same matrix is
+    decided the same way each time."""
+    base, other = power_law(300, 300), power_law(300, 300) * 1.001
+    vector = rotation(300, 1, 4).float()
+    first, again = (bracket(base, vector, torch.zeros(1), 0.5) for _ in "ab")
+    assert torch.equal(first.low, again.low)
+    assert torch.equal(first.high, again.high)
+    seeds = {int(own_generator(one, vector).initial_seed()) for one in (base, other, base + 1e-6)}
+    assert len(seeds) == 3
