@@ -158,11 +158,13 @@ def forgetting_by_intruders(
     title = f"Spearman ρ = {correlation(counts.loc[shared, TUNED].to_numpy(), values)}"
     for name in shared:
         _point(here, float(counts.loc[name, TUNED]), loss.loc[name], looks[name])
-    for arm, label in NULLS.items():
+    for arm in NULLS:
         if arm in counts:
             null = counts.loc[shared, arm].to_numpy(dtype=float)
-            here.plot(null, values, "o", mfc="none", mec=style.GREY, mew=0.8, label=label, zorder=1)
-            title += f"\nof the null ({label}): {correlation(null, values)}"
+            here.plot(
+                null, values, "o", mfc="none", mec=style.GREY, mew=0.8, label="null", zorder=1
+            )
+            title += f"\nof the null: {correlation(null, values)}"
             break
     here.axhline(0, color=style.GREY, ls=style.DASHES[0], lw=1, label="base", zorder=0)
     here.set_title(title, loc="left", fontsize=style.SMALL)

@@ -88,7 +88,7 @@ def intruders_by_place(
     }
     for arm, label in NULLS.items():
         if (counts["arm"] == arm).any():
-            maps[f"{label}, mean"] = _grid(counts[counts["arm"] == arm], layers, components)
+            maps[f"null: {label}"] = _grid(counts[counts["arm"] == arm], layers, components)
             break
     rows, columns = style.grid_shape(len(maps))
     tall = min(3.0, max(1.6 if rows == 1 else 1.1, 0.11 * len(layers) + 0.3))
