@@ -114,7 +114,8 @@ def one_member(
     published algorithm finds its matrices there, ours brings the base and reads its content.
     """
     from workbench.spectral.intruders import certified, cosines, decisions, tuned_triplets
-    from workbench.spectral.linalg import Operator, base_triplets, top_triplets
+    from workbench.spectral.leading import top_triplets
+    from workbench.spectral.linalg import Operator, base_triplets
 
     base = stored.to(device).float()
     delta = change(kind, base, seed=seed)

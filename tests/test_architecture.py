@@ -13,12 +13,15 @@ ROOT = Path(__file__).parents[1] / "workbench"
 
 # What each part may import of the workbench. A part not listed may not exist.
 SHARED = {"errors", "files", "log", "stats", "results", "meaning", "cache", "devices"}
+SHARED |= {"magnitude", "counting"}
 ANALYSES = {"spectral", "forgetting", "behaviour", "patching", "skills", "tuco"}
 MAY = {
     "errors": set(),
     "log": set(),
     "version": set(),
     "stats": set(),
+    "magnitude": set(),
+    "counting": {"errors", "results", "stats"},
     "files": {"errors"},
     "stored": {"errors", "files"},
     "results": {"errors", "files", "stored", "version"},

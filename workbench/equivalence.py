@@ -31,8 +31,9 @@ from typing import Any
 
 import pandas as pd
 
+from workbench.counting import NULLS, TUNED, intruder_counts
 from workbench.errors import WorkbenchError
-from workbench.results import Result, describe, matrix_columns
+from workbench.results import Result, changed_rows, describe, matrix_columns
 from workbench.stats import Interval, bootstrap, difference, proportion
 
 KEY = "compare.equivalence"
@@ -199,19 +200,17 @@ def _forgetting(result: Result) -> Iterator[Row]:
 
 
 def _intruders(result: Result) -> Iterator[Row]:
-    """Share of the top vectors, over matrices; null: random factors of the same rank and norm where
-    there are any, else a random change of the same norm."""
-    for member, own in result.table.groupby("member", sort=False):
-        shares = own[own["metric"] == "intruder"].groupby(matrix_columns(own), dropna=False)[
-            "value"
-        ]
-        counted = shares.agg(["mean", "size"])
-        found = bootstrap(counted["mean"], counted["size"])
-        null = own[own["metric"] == "intruder:random_lowrank"]
-        if null.empty:
-            null = own[own["metric"] == "intruder:random_delta"]
-        share = proportion(found._replace(n=int(counted["size"].sum())))
-        beside = float(null["value"].mean()) if len(null) else math.nan
+    """Share of the top vectors, over the matrices that changed; null: the first of NULLS, of a
+    null of several draws their mean."""
+    by = intruder_counts(result, by=("member", *matrix_columns(result.table)))
+    by = by[by["n"] > 0]
+    for member, own in by.groupby("member", sort=False):
+        tuned = own[own["arm"] == TUNED]
+        found = bootstrap(tuned["fraction"], tuned["n"])
+        share = proportion(found._replace(n=int(tuned["n"].sum())))
+        null = next((arm for arm in NULLS if (own["arm"] == arm).any()), None)
+        counted = own.loc[own["arm"] == null, ["count", "n"]].sum()
+        beside = math.nan if null is None else float(counted["count"] / counted["n"])
         yield {"member": member, "baseline": beside} | share._asdict() | {"n": found.n}
 
 
@@ -220,11 +219,8 @@ def _per_matrix(metric: str) -> Callable[[Result], Iterator[Row]]:
     A member that changed fewer kinds of matrices has its mean over fewer."""
 
     def read(result: Result) -> Iterator[Row]:
-        table = result.table[result.table["layer"].notna() & (result.table["value"] > 0)]
-        matrix = ["member", *matrix_columns(table)]
-        changed = table.loc[table["metric"] == "effective_rank", matrix]
-        rows = table[table["metric"] == metric].merge(changed, on=matrix)
-        for member, own in rows.groupby("member", sort=False):
+        rows = changed_rows(result.table)
+        for member, own in rows[rows["metric"] == metric].groupby("member", sort=False):
             about = result.provenance.members[str(member)]
             ceiling = about.get("rank") if metric == "effective_rank" else None
             beside = float(ceiling) if about.get("kind") == "lora" and ceiling else math.nan

@@ -20,6 +20,7 @@ GAP = "the two plain runs hardly differ there, so that there is nothing to have 
 CONSTANT = "fewer than three values stand on each side, or one side is constant"
 ADDED = "no block adds anything to the stream there"
 ZERO = "the base's own parameter is zero"
+STILL = "the matrix did not change, and no change has no rank"
 NOTHING = "there is no item that it is defined on"
 SINGLE = "one item cannot show that what it is divided by is more than nothing"
 OTHERWISE = "what it is divided by is zero, or cannot be told from zero"
@@ -61,6 +62,10 @@ REASONS = {
     "auc:": "a group has no prompt with a value",
     "auc_matched:": "no two prompts of the two groups match",
     "relative_norm": ZERO,
+    "effective_rank": STILL,
+    "stable_rank": STILL,
+    "rank_90": STILL,
+    "rank_99": STILL,
     "invisible": ZERO,
     "intruder_energy": "the matrix is zero",
     "participation_ratio": "the vector lies outside the base's span",

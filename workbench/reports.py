@@ -14,11 +14,11 @@ import jinja2
 import markupsafe
 import pandas as pd
 
-from workbench import figures
+from workbench import counting, figures
 from workbench.errors import WorkbenchError, visible
 from workbench.figures import style
 from workbench.outputs import says, writing
-from workbench.results import Result, matrix_columns
+from workbench.results import Result, changed_rows, how_many_changed
 
 QUESTION = "What did fine-tuning do to this model?"
 FIRST = "compare.equivalence"
@@ -317,26 +317,31 @@ def _equivalent(result: Result) -> Table:
 
 def _counts(result: Result) -> Iterator[Table]:
     """Intruders per member beside their nulls, and per member and component, at the run's eps."""
-    counts = figures.intruder_counts(result)
+    counts = counting.intruder_counts(result)
     eps, k = counts[["eps", "k"]].iloc[0]
-    wide = counts.pivot_table("count", "member", "arm").reindex(result.members)
-    tuned = counts[counts["arm"] == "tuned"].set_index("member").reindex(result.members)
-    per_member = pd.DataFrame(
-        {
-            "member": wide.index,
-            "intruders": tuned["count"].to_numpy(),
-            "of": tuned["n"].to_numpy(),
-            "%": [f"{100 * share:.1f}" for share in tuned["fraction"]],
-        }
-        | {
-            f"null: {label}": wide[arm].to_numpy()
-            for arm, label in figures.NULLS.items()
-            if arm in wide
-        }
+    changed = how_many_changed(result.table)
+    rows = []
+    for member in result.members:
+        own = counts[counts["member"] == member].set_index("arm")
+        tuned, (some, every) = own.loc[counting.TUNED], changed[member]
+        nulls = {arm: own.loc[arm] for arm in counting.NULLS if arm in own.index}
+        rows.append(
+            {"member": member, "intruders": int(tuned["count"]), "of": int(tuned["n"])}
+            | {"%": "–" if pd.isna(tuned["fraction"]) else f"{100 * tuned['fraction']:.1f}"}
+            | {"matrices changed": f"{some} of {every}"}
+            | {
+                f"null: {counting.NULLS[arm]}": figures.interval(
+                    null["count"], null["low"], null["high"], ".0f"
+                )
+                for arm, null in nulls.items()
+            }
+        )
+    yield _cells(
+        f"Intruders among the top {k:g} vectors at eps {eps:g}, in the matrices that changed",
+        pd.DataFrame(rows),
     )
-    yield _cells(f"Intruders among the top {k:g} vectors at eps {eps:g}", per_member)
-    by = figures.intruder_counts(result, by=("member", "component"))
-    by = by[by["arm"] == "tuned"]
+    by = counting.intruder_counts(result, by=("member", "component"))
+    by = by[by["arm"] == counting.TUNED].astype({"count": int})
     places = by.pivot_table("count", "component", "member", sort=False)[result.members]
     yield _cells("Intruders by component, over all layers", places.reset_index())
 
@@ -426,11 +431,9 @@ def _medians(result: Result) -> Table:
     caption = "Median [quartiles]"
     if "rank" in table and table["rank"].isna().any():
         table = table[table["rank"].isna()]
-        matrix = ["member", *matrix_columns(table)]
-        ranked = table.loc[table["metric"] == "effective_rank", matrix]
-        if len(ranked):
-            table = table.merge(ranked, on=matrix)
-            caption += " over matrices"
+        if (table["metric"] == "effective_rank").any():
+            table = changed_rows(table)
+            caption += " over the matrices that changed"
     spread = table.groupby(["metric", "member"], sort=False)["value"].quantile([0.5, 0.25, 0.75])
     text = spread.unstack().apply(lambda row: figures.interval(*row), axis=1)
     wide = text.unstack().reindex(columns=result.members)

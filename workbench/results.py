@@ -71,6 +71,35 @@ def matrix_columns(table: pd.DataFrame) -> list[str]:
     return [column for column in PLACE if column in table]
 
 
+def changed_matrices(table: pd.DataFrame) -> pd.DataFrame:
+    """(member, the columns that name a matrix) of the matrices that fine-tuning changed, by what a
+    table of matrices says of that; all where it says nothing, as older ones of intruders."""
+    keys = ["member", *matrix_columns(table)]
+    for metric in ("changed", "effective_rank"):
+        told = table[table["metric"] == metric]
+        if len(told):
+            return told.loc[told["value"] > 0, keys]
+    return table[keys].drop_duplicates()
+
+
+def changed_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of those matrices, with the index they had."""
+    changed = changed_matrices(table)
+    keys = list(changed)
+    return table[pd.MultiIndex.from_frame(table[keys]).isin(pd.MultiIndex.from_frame(changed))]
+
+
+def how_many_changed(table: pd.DataFrame) -> dict[str, tuple[int, int]]:
+    """Member -> matrices that changed, and matrices looked at."""
+    told = table[table["metric"].isin(["changed", "effective_rank"])]
+    every = (told if len(told) else table)[["member", *matrix_columns(table)]].drop_duplicates()
+    changed = changed_matrices(table)["member"].value_counts()
+    return {
+        str(name): (int(changed.get(name, 0)), int(count))
+        for name, count in every["member"].value_counts().items()
+    }
+
+
 def by_matrix(rows: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
     """A table of (member, layer, component, expert, rank, metric, value); `expert` is a column only
     where any matrix is an expert's."""

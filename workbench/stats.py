@@ -128,6 +128,20 @@ def proportion(found: Interval) -> Interval:
     return found._replace(low=float(low), high=float(high))
 
 
+def predicted(
+    mean: ArrayLike, variance: ArrayLike, draws: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(low, high): where one more draw of a null lies with probability 0.95, by the mean and the
+    variance of those there are, if they are Gaussian. Source: Student's t for a new observation,
+    e.g. Hahn & Meeker, Statistical Intervals (1991), 4.7. Infinitely wide for a single draw."""
+    from scipy.stats import t
+
+    mean, variance, draws = (np.asarray(part, dtype=float) for part in (mean, variance, draws))
+    wide = t.ppf(0.975, np.maximum(draws - 1, 1)) * np.sqrt(variance * (1 + 1 / draws))
+    wide = np.where(draws > 1, wide, np.inf)
+    return mean - wide, mean + wide
+
+
 def share_of(tops: ArrayLike, bottoms: ArrayLike, *, seed: int = 0) -> Interval:
     """`ratios` of one pair, NaN unless the bottom's own 95% interval lies above 0: a share of
     something that may be nothing says nothing."""

@@ -63,7 +63,7 @@ def strength(about: dict) -> float:
 
 def intruders(members: dict) -> Result:
     """Ten vectors per matrix; the share that turned away from the base is `strength`."""
-    rng = np.random.default_rng(0)
+    rng, others = np.random.default_rng(0), np.random.default_rng(2)
     rows = []
     for member, about in members.items():
         for layer in range(LAYERS):
@@ -79,6 +79,10 @@ def intruders(members: dict) -> Result:
                 }
                 if about["kind"] == "lora":
                     values["max_cosine:random_lowrank"] = rng.beta(8, 2, K)
+                values |= {
+                    f"max_cosine:same_spectrum:{draw}": others.beta(12, 2, K)
+                    for draw in range(1, 4)
+                }
                 place = {"member": member, "layer": layer, "component": component}
                 rows += [
                     place | {"rank": j, "metric": metric, "value": float(value)}

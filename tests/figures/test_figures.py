@@ -25,7 +25,7 @@ from workbench.results import Result
 
 ROOT = Path(__file__).parents[2]
 # What says "control" in a figure: a legend entry, a panel title, or the colour bar's label.
-CONTROL = re.compile(r"random|base\b|neighbour|shrunk|chance")
+CONTROL = re.compile(r"random|base\b|neighbour|shrunk|chance|null")
 
 
 def drawn(results):

@@ -12,10 +12,12 @@ import pytest
 from tests.figures.skilled import skills
 from tests.figures.synthetic import everything, family, intruders, result, retention, scale, stepped
 from workbench import figures
+from workbench.equivalence import equivalence
 from workbench.errors import WorkbenchError
 from workbench.figures.delta import effective_rank, quarter_circle
 from workbench.figures.forgetting import correlation
 from workbench.figures.similarity import chance, pooled, weakest
+from workbench.stats import predicted
 
 PLACE = {"layer": 0, "component": "self_attn.q_proj"}
 
@@ -164,3 +166,77 @@ def test_every_analysis_has_one_sentence_and_an_unknown_one_a_general_one():
             assert all(name in figures.headline(made) for name in made.members)
     other = result("another.analysis", [{"metric": "gap", "value": 1.0}], stepped())
     assert "1 values of gap" in figures.headline(other)
+
+
+def drawn(counts=(0, 1, 2, 3, 4), n=10, member="a"):
+    """One matrix of n vectors of which three are intruders, and a null of `counts` by draw."""
+    rows = []
+    for name, count in [("max_cosine", 3)] + [
+        (f"max_cosine:same_spectrum:{draw}", count) for draw, count in enumerate(counts, 1)
+    ]:
+        place = PLACE | {"member": member, "metric": name}
+        rows += [place | {"rank": i, "value": 0.1 if i < count else 0.9} for i in range(n)]
+    return rows
+
+
+def test_draws_of_a_null_are_one_mean_with_the_spread_of_a_further_draw():
+    """0 to 4 has mean 2 and variance 5/2; t(.975, 4) = 2.776; 2.776 sqrt(2.5 * 1.2) = 4.808."""
+    made = result("spectral.intruders", drawn(), {"a": {"kind": "lora"}}, k=10, eps=0.5)
+    counts = figures.intruder_counts(made).set_index("arm")
+    assert list(counts.index) == ["tuned", "same_spectrum"]
+    null = counts.loc["same_spectrum"]
+    assert (null["count"], null["low"], null["n"]) == (2, 0, 10)
+    assert null["high"] == pytest.approx(2 + 4.808, abs=1e-3)
+    assert counts.loc["tuned", ["low", "high"]].isna().all()
+    assert "a: 3 of 10" in figures.headline(made)
+    assert "same spectrum: 2 [0, 7], no more than chance" in figures.headline(made)
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [((0,) * 5, "more than chance"), ((9,) * 5, "fewer than chance"), ((3,) * 5, "no more than")],
+)
+def test_draws_that_agree_leave_room_for_one_count(counts, said):
+    """Five draws cannot exclude that a sixth differs by one: 2.776 sqrt(1.2 / 5) = 1.36."""
+    made = result("spectral.intruders", drawn(counts), {"a": {"kind": "lora"}}, k=10, eps=0.5)
+    null = figures.intruder_counts(made).set_index("arm").loc["same_spectrum"]
+    assert null["high"] == pytest.approx(min(10, counts[0] + 1.36), abs=0.01)
+    assert f", {said}" in figures.headline(made)
+
+
+def test_a_prediction_interval_holds_a_further_draw_as_often_as_it_says():
+    draws = np.random.default_rng(0).normal(size=(20_000, 6))
+    low, high = predicted(draws[:, :5].mean(1), draws[:, :5].var(1, ddof=1), 5)
+    assert ((low < draws[:, 5]) & (draws[:, 5] < high)).mean() == pytest.approx(0.95, abs=0.006)
+    assert predicted(0.0, 1.0, 1)[1] == np.inf
+
+
+def test_unchanged_matrices_are_in_no_share():
+    """One of two matrices changed: its two intruders of three, and a rank that is its own."""
+    rows = [
+        PLACE | {"member": "a", "layer": layer, "rank": rank, "metric": "max_cosine", "value": v}
+        for layer, cosines in ((0, (0.1, 0.2, 0.9)), (1, (1.0, 1.0, 1.0)))
+        for rank, v in enumerate(cosines)
+    ]
+    rows += [
+        PLACE | {"member": "a", "layer": layer, "rank": None, "metric": "changed", "value": v}
+        for layer, v in ((0, 1.0), (1, 0.0))
+    ]
+    made = result("spectral.intruders", rows, {"a": {"kind": "lora"}}, k=3, eps=0.5)
+    counts = figures.intruder_counts(made).iloc[0]
+    assert (counts["count"], counts["n"]) == (2, 3)
+    assert "a: 2 of 3 (66.7%; 1 of 2 matrices changed)" in figures.headline(made)
+    spectrum = result(
+        "spectral.delta_spectrum",
+        [
+            PLACE | {"member": "a", "layer": layer, "metric": "effective_rank", "value": v}
+            for layer, v in ((0, 2.0), (1, np.nan), (2, 0.0))  # today's and older tables
+        ],
+        {"a": {"kind": "lora", "rank": 2}},
+    )
+    assert "a: 2 (n = 1, ceiling 2, 1 of 3 matrices changed)" in figures.headline(spectrum)
+    found = equivalence([made, spectrum])
+    assert found is not None
+    measured = found.metric("measure").set_index("measure")["value"]
+    assert measured["intruders"] == pytest.approx(2 / 3)
+    assert measured["effective rank"] == 2

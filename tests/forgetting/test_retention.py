@@ -17,10 +17,10 @@ from workbench.demo import FAMILY
 from workbench.forgetting.retention import spread
 from workbench.forgetting.sides import Side
 from workbench.lab import shipped
-from workbench.loaders import Checkpoint
+from workbench.loaders import Checkpoint, Delta
 from workbench.models import merged
 from workbench.models.edits import overlay
-from workbench.spectral.scale import direction, find
+from workbench.spectral.scale import Found, _notes, capped, direction, find
 from workbench.stats import bootstrap
 
 BASE = FAMILY / "base"
@@ -107,6 +107,29 @@ def test_arms_have_the_norm_of_the_intruder(spiked: Path):
     shrink = direction(found, "shrink", 0)
     assert shrink is not None
     assert float(shrink.norm()) <= sigma * (1 + 1e-4)
+
+
+def test_where_the_change_is_too_small_to_match_is_said(spiked: Path):
+    """A change smaller than the intruder cannot be scaled to its norm; a larger one can, and the
+    note says which is which."""
+    (found,) = find(wb.load_pair(BASE, spiked), 10, 0.5, "cpu")
+    weak = Found(
+        Delta(found.delta.site, found.delta.base, whole=found.delta.base * 1.001),
+        found.tuned, found.intruders, found.others,
+    )  # fmt: skip
+    strong = Found(
+        Delta(found.delta.site, found.delta.base, whole=found.delta.base * 1000),
+        found.tuned, found.intruders, found.others,
+    )  # fmt: skip
+    assert capped([weak, strong, weak]) == [str(found.delta.site)] * 2
+    sigma = float(found.tuned.values[found.top])
+    for one in (weak, strong):
+        part = direction(one, "shrink", 0)
+        assert part is not None
+        assert (float(part.norm()) < sigma * (1 - 1e-3)) is (capped([one]) != [])
+    told = list(_notes(wb.load_pair(BASE, spiked), [weak, strong], ("top", "shrink")))
+    assert any("in 1 of these 2 matrices" in note for note in told)
+    assert len(list(_notes(wb.load_pair(BASE, spiked), [weak], ("top",)))) == 1
 
 
 def test_no_intruder_means_no_edit():

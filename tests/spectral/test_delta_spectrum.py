@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import workbench as wb
 from tests.conftest import adapter, tiny
+from tests.spectral.test_intruders import pair_of, power_law
+from workbench import magnitude
 from workbench.spectral.delta_spectrum import effective_rank, energy, summary
 
 
@@ -33,9 +37,14 @@ def test_energy_is_one_minus_the_error_of_the_best_low_rank_copy():
         assert float(energy(s)[k - 1]) == pytest.approx(1 - float(error), abs=1e-5)
 
 
-def test_base_against_itself_is_zero_everywhere(base: Path):
-    table = wb.spectral.delta_spectrum(wb.load_pair(base, base)).table
-    assert (table["value"] == 0).all()
+def test_base_against_itself_is_zero_everywhere_and_has_no_rank(base: Path):
+    result = wb.spectral.delta_spectrum(wb.load_pair(base, base))
+    table = result.table
+    ranks = table["metric"].isin(["effective_rank", "stable_rank", "rank_90", "rank_99"])
+    assert (table.loc[~ranks, "value"] == 0).all()
+    assert ranks.sum() == 4 * 14
+    assert table.loc[ranks, "value"].isna().all()
+    assert any("14 of 14 matrices did not change" in note for note in result.provenance.notes)
     assert {"self_attn.q_proj", "input_layernorm", "embed_tokens"} <= set(table["component"])
 
 
@@ -69,3 +78,38 @@ def test_similarity_of_base_with_itself_is_the_identity(base: Path):
     torch.testing.assert_close(found, torch.eye(32), atol=1e-4, rtol=0)
     with pytest.raises(wb.WorkbenchError, match="No matrix"):
         wb.spectral.similarity(wb.load_pair(base, base), matrices=["9.nothing"])
+
+
+def test_vectors_of_value_zero_are_not_in_the_similarity(tmp_path: Path):
+    """Rank 5 on both sides: five vectors each, and where the change is a factor, the identity."""
+    u, s, vt = torch.linalg.svd(power_law(160, 200), full_matrices=False)
+    low = (u[:, :5] * s[:5]) @ vt[:5]
+    pair = pair_of(low, 1.5 * low, tmp_path)
+    found = torch.from_numpy(wb.spectral.similarity(pair).tensors["0.mlp.up_proj"])
+    torch.testing.assert_close(found, torch.eye(5), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e20])
+def test_the_unit_of_both_sides_makes_no_difference(scale: float, tmp_path_factory):
+    w = power_law(60, 80)
+    tuned = w + 0.01 * power_law(60, 80, seed=1)
+    ours, theirs = (
+        wb.spectral.delta_spectrum(pair_of(by * w, by * tuned, tmp_path_factory.mktemp("p"))).table
+        for by in (scale, 1.0)
+    )
+    by = {"norm": scale, "sigma": scale}
+    for metric, rows in theirs.groupby("metric"):
+        scaled = ours.loc[ours["metric"] == metric, "value"].to_numpy() / by.get(str(metric), 1.0)
+        assert scaled == pytest.approx(rows["value"].to_numpy(), rel=1e-3)
+
+
+@given(exponent=st.integers(-120, 110), seed=st.integers(0, 10**6), size=st.integers(1, 50))
+def test_a_norm_of_numbers_of_any_size(exponent: int, seed: int, size: int):
+    entries = torch.randn(size, generator=torch.Generator().manual_seed(seed)) * 2.0**exponent
+    exact = float(entries.double().norm())
+    assert magnitude.norm(entries) == pytest.approx(exact, rel=1e-5)
+    assert entries.div(magnitude.unit(entries)).mul(magnitude.unit(entries)).equal(entries)
+
+
+def test_a_norm_of_nothing_is_zero():
+    assert magnitude.norm(torch.zeros(3)) == magnitude.norm(torch.zeros(0)) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora.intruders import reduce_intruder_dimension
 from safetensors.torch import save_file
 
 import workbench as wb
@@ -18,14 +20,8 @@ from tests.conftest import adapter, nudged, saved, tiny
 from workbench.loaders import CheckpointPair
 from workbench.loaders.adapters import Factors
 from workbench.spectral.intruders import Method, cosines, describe, tuned_triplets
-from workbench.spectral.linalg import (
-    ANGLE,
-    Operator,
-    base_triplets,
-    dense_triplets,
-    factor_values,
-    top_triplets,
-)
+from workbench.spectral.leading import ANGLE, top_triplets
+from workbench.spectral.linalg import Operator, base_triplets, dense_triplets, factor_values
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 
@@ -249,3 +245,149 @@ def test_a_matrix_that_was_zero_has_no_intruders(tmp_path: Path):
         assert "mlp.down_proj" not in set(here["component"])
         assert "mlp.up_proj" in set(here["component"])
         assert any("zero in 1.mlp.down_proj" in note for note in found.provenance.notes)
+
+
+def test_a_trained_spectrum_is_held_against_its_own(tmp_path: Path):
+    """A spike beside fifteen weak directions is one intruder wherever it points. Random factors of
+    its norm and rank are flat, several new directions of middling strength: another question."""
+    w = power_law(160, 200)
+    p, q = (torch.linalg.qr(torch.randn(n, 16, generator=torch.Generator().manual_seed(n)))[0]
+            for n in (160, 200))  # fmt: skip
+    sigma = torch.full((16,), 0.05)
+    sigma[0] = 4.0
+    base = saved_pair(w, Factors(p * sigma, q.T.contiguous()), tmp_path)
+    counts = wb.figures.intruder_counts(wb.spectral.intruders(base)).set_index("arm")
+    assert counts.loc["tuned", "count"] == 1
+    assert counts.loc["same_spectrum", "count"] == 1
+    assert counts.loc["random_lowrank", "count"] > 3
+    assert counts.loc["same_spectrum", "low"] <= 1 <= counts.loc["same_spectrum", "high"]
+    headline = wb.figures.headline(wb.spectral.intruders(base))
+    assert "same spectrum: 1 [0, 2], no more than chance; random BA: " in headline
+
+
+def saved_pair(base: torch.Tensor, factors: Factors, folder: Path) -> CheckpointPair:
+    """A matrix and a LoRA adapter of it, as peft stores them."""
+    (folder / "b").mkdir()
+    (folder / "a").mkdir()
+    save_file({NAME: base.contiguous()}, folder / "b" / "model.safetensors")
+    module = f"base_model.model.{NAME.removesuffix('.weight')}"
+    parts = {"lora_A": factors.down, "lora_B": factors.up}
+    save_file(
+        {f"{module}.{name}.weight": part.contiguous() for name, part in parts.items()},
+        folder / "a" / "adapter_model.safetensors",
+    )
+    rank = factors.up.shape[1]
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=["up_proj"])
+    config.save_pretrained(folder / "a")
+    return wb.load_pair(folder / "b", f"{folder / 'b'}+{folder / 'a'}")
+
+
+@pytest.mark.parametrize("method", ["auto", "exact", "decide"])
+def test_a_base_of_low_rank_made_longer_has_no_intruder(method: Method, tmp_path: Path):
+    u, s, vt = torch.linalg.svd(power_law(160, 200), full_matrices=False)
+    low = (u[:, :5] * s[:5]) @ vt[:5]
+    found = wb.spectral.intruders(pair_of(low, 1.5 * low, tmp_path), method=method)
+    assert values(found, "intruder").tolist() == [0] * 5
+    assert any("fewer than 10 singular values" in note for note in found.provenance.notes)
+
+
+@pytest.mark.parametrize("method", ["auto", "exact", "decide"])
+def test_nothing_is_new_in_a_tuned_matrix_of_zeros(method: Method, tmp_path: Path):
+    w = power_law(160, 200)
+    found = wb.spectral.intruders(pair_of(w, 0 * w, tmp_path), method=method)
+    assert not found.has("intruder")
+    assert values(found, "changed").tolist() == [1]
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e20])
+@pytest.mark.parametrize("method", ["auto", "decide"])
+def test_the_unit_of_both_sides_makes_no_difference(scale: float, method: Method, tmp_path_factory):
+    w = power_law(160, 200)
+    p, q = (torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in (160, 200))
+    tuned = w + 6 * torch.outer(p / p.norm(), q / q.norm())
+    ours, theirs = (
+        wb.spectral.intruders(pair_of(by * w, by * tuned, tmp_path_factory.mktemp("p")),
+                              method=method)
+        for by in (scale, 1.0)
+    )  # fmt: skip
+    assert values(theirs, "intruder").sum() == 1
+    for metric in ("intruder", "intruder:random_delta", "intruder_energy"):
+        torch.testing.assert_close(values(ours, metric), values(theirs, metric), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        values(ours, "sigma") / scale, values(theirs, "sigma"), rtol=1e-4, atol=0
+    )
+
+
+def test_a_model_without_layers_is_looked_at_and_one_without_matrices_refused(tmp_path: Path):
+    w = power_law(40, 50)
+    p, q = torch.randn(40, generator=torch.Generator().manual_seed(0)), torch.ones(50)
+    tuned = w + 10 * torch.outer(p / p.norm(), q / q.norm())
+    for name, matrix in (("b", w), ("t", tuned)):
+        (tmp_path / name).mkdir()
+        save_file(
+            {"projector.weight": matrix, "projector.bias": torch.ones(40)},
+            tmp_path / name / "model.safetensors",
+        )
+        (tmp_path / f"{name}0").mkdir()
+        save_file({"norm.weight": matrix[0]}, tmp_path / f"{name}0" / "model.safetensors")
+    found = wb.spectral.intruders(wb.load_pair(tmp_path / "b", tmp_path / "t"))
+    assert values(found, "intruder").sum() == 1
+    assert set(found.table["component"]) == {"projector"}
+    with pytest.raises(wb.WorkbenchError, match="found none in tuned: of 0 matrices"):
+        wb.spectral.intruders(wb.load_pair(tmp_path / "b0", tmp_path / "t0", "tuned"))
+
+
+def test_shares_are_over_the_matrices_that_changed(tmp_path: Path):
+    """One matrix of fourteen adapted: all of its vectors count, and none of the others'."""
+    base = saved(tiny("llama"), tmp_path / "b")
+    lora = adapter(
+        tiny("llama"), tmp_path / "a", target_modules=r".*layers\.1.*q_proj", lora_alpha=500
+    )
+    pair = wb.load_pair(base, lora, "x")
+    result = wb.spectral.intruders(pair, k=3)
+    counts = wb.figures.intruder_counts(result).set_index("arm")
+    assert values(result, "changed").sum() == 1
+    assert counts.loc["tuned", "n"] == 3
+    assert (counts.loc["tuned", "count"], counts.loc["same_spectrum", "n"]) == (3, 3)
+    assert "x: 3 of 3 (100.0%;" in wb.figures.headline(result)
+    assert "1 of 14 matrices changed" in wb.figures.headline(result)
+    spectrum = wb.spectral.delta_spectrum(pair)
+    assert "(n = 1, ceiling 3, 1 of 14 matrices changed)" in wb.figures.headline(spectrum)
+    same = wb.spectral.intruders(wb.load_pair(base, base, "x"), k=3)
+    assert "x: no matrix changed" in wb.figures.headline(same)
+    assert wb.figures.intruder_counts(same)["n"].tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("llama", {"lora_alpha": 60}),
+        ("llama", {"r": 8, "lora_alpha": 40, "use_rslora": True}),
+        ("bert", {"r": 2, "lora_alpha": 200}),
+    ],
+)
+def test_intruders_are_those_that_peft_finds(kind: str, options: dict, tmp_path: Path):
+    """peft's mitigation says of every matrix how many it found; asked at every k, which ones."""
+    base = saved(tiny(kind), tmp_path / "b")
+    lora = adapter(tiny(kind), tmp_path / "a", **options)
+    result = wb.spectral.intruders(wb.load_pair(base, lora), nulls=False)
+    rows = result.metric("intruder")
+    ours = {
+        f"{layer}.{component}": own.sort_values("rank")["value"].cumsum().tolist()
+        for (layer, component), own in rows.groupby(["layer", "component"])
+    }
+    theirs: dict[str, list[float]] = {}
+    for k in range(1, 11):
+        said: list[str] = []
+        peft_model = PeftModel.from_pretrained(tiny(kind), str(lora))
+        reduce_intruder_dimension(peft_model, top_k=k, logging_sink=said.append)
+        for line in said[:-1]:
+            module, _, count = line.partition(": ")
+            place = re.search(r"layers?\.(.+)", module)
+            if place is None:  # a pooler, which lies outside the layers that ours looks at
+                continue
+            number = re.search(r"\d+", count)
+            theirs.setdefault(place[1], []).append(float(number[0]) if number else 0.0)
+    assert ours == theirs
+    total = sum(counts[-1] for counts in ours.values())
+    assert 0 < total < 10 * len(ours)

@@ -1,5 +1,6 @@
 """What does a Result look like? A Result in, a matplotlib Figure (or a sentence) out."""
 
+from workbench.counting import NULLS, intruder_counts
 from workbench.figures.associated import forgetting_by_measure
 from workbench.figures.calibration import reliability
 from workbench.figures.catalogue import (
@@ -18,7 +19,7 @@ from workbench.figures.equivalence import cells, members_against_full
 from workbench.figures.forgetting import forgetting_by_intruders, forgetting_by_rank
 from workbench.figures.headlines import findings, headline
 from workbench.figures.hidden import probe_layers, prune_scores, revival_curves, verdict_grid
-from workbench.figures.intruders import NULLS, intruder_counts, intruders_by_eps, intruders_by_place
+from workbench.figures.intruders import intruders_by_eps, intruders_by_place
 from workbench.figures.kept import (
     chain_matrix,
     conjugate_outcomes,

@@ -63,7 +63,7 @@ CATALOGUE: tuple[Drawing, ...] = (
         intruders.intruders_by_place,
         "Intruders among the top vectors of every matrix, layers upwards; one map per member on "
         "one colour scale, the last map is the null averaged over members. Pale cells: no such "
-        "matrix.",
+        "matrix; one that did not change has none.",
         "Matrices differ in shape and spectrum, so equal counts need not be equally surprising; "
         "compare a cell with the same cell of the null, not with its neighbour.",
     ),
@@ -74,7 +74,7 @@ CATALOGUE: tuple[Drawing, ...] = (
         training.training_steps,
         "Per run, the matrix whose last checkpoint holds the strongest intruder: strength is "
         "(1 − max cosine²) · σ / σ₁ among the top vectors. Numbers beside σ are its index (1 = "
-        "largest). Dashed: max cosine of the random-factor null, and the base's score.",
+        "largest). Dashed: max cosine of the null, and the base's score.",
         "The matrix is chosen because its intruder ended strongest, so it is the extreme and not "
         "the typical case; from one step to the next the strongest vector may be another one.",
         companion=forgetting.KEY,
@@ -128,7 +128,7 @@ CATALOGUE: tuple[Drawing, ...] = (
         "It counts directions whatever they do: half-precision rounding of a checkpoint alone "
         "gives a nearly full effective rank. Compare it with the relative norm and the energy in "
         "the first values.",
-        applies=has("effective_rank"),
+        applies=delta.has_ranks,
     ),
     Drawing(
         sweep.KEY,

@@ -93,14 +93,24 @@ def delta_spectra(result: Result, ax: Axes | None = None) -> Figure:
     return figure
 
 
+def has_ranks(result: Result) -> bool:
+    """Whether any matrix of `result` changed, so that its change has a rank."""
+    return result.has("effective_rank") and not _ranks(result).empty
+
+
+def _ranks(result: Result) -> pd.DataFrame:
+    rows = result.metric("effective_rank")
+    return rows[rows["value"] > 0]
+
+
 @style.styled
 def effective_ranks(result: Result, ax: Axes | None = None) -> Figure:
-    """Effective rank of the change: a point per matrix, a bar at the median.
+    """Effective rank of the change: a point per matrix that changed, a bar at the median.
 
     Dashed: a LoRA's ceiling, its rank r; for a full member the effective rank of a random square
     matrix with as many singular values as its middle matrix (drawn where the table holds sigma).
     """
-    rows = result.metric("effective_rank").dropna(subset="value")
+    rows = _ranks(result)
     if rows.empty:
         raise WorkbenchError("Expected an effective rank of at least one matrix, found none.")
     figure, axes = style.panels(ax)

@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from workbench.counting import NULLS, TUNED, intruder_counts, settings
 from workbench.errors import WorkbenchError
 from workbench.figures import style
-from workbench.figures.intruders import NULLS, TUNED, intruder_counts, settings
 from workbench.results import Result
 
 KEY = "forgetting.retention"
@@ -139,8 +139,8 @@ def forgetting_by_intruders(
 ) -> Figure:
     """Pre-training loss change against the number of intruders, a point per member.
 
-    Hollow grey: the same members at the counts of their random BA null. Both Spearman's rho are
-    written above. Raises where the two Results share no member.
+    Hollow grey: the same members at the counts of their null, the first of NULLS that there is.
+    Both Spearman's rho are written above. Raises where the two Results share no member.
     """
     eps, k = settings(intruders, eps, k)
     counts = intruder_counts(intruders, eps, k).pivot_table("count", "member", "arm")
@@ -158,11 +158,13 @@ def forgetting_by_intruders(
     title = f"Spearman ρ = {correlation(counts.loc[shared, TUNED].to_numpy(), values)}"
     for name in shared:
         _point(here, float(counts.loc[name, TUNED]), loss.loc[name], looks[name])
-    for arm, label in NULLS.items():
+    for arm in NULLS:
         if arm in counts:
             null = counts.loc[shared, arm].to_numpy(dtype=float)
-            here.plot(null, values, "o", mfc="none", mec=style.GREY, mew=0.8, label=label, zorder=1)
-            title += f"\nof the null ({label}): {correlation(null, values)}"
+            here.plot(
+                null, values, "o", mfc="none", mec=style.GREY, mew=0.8, label="null", zorder=1
+            )
+            title += f"\nof the null: {correlation(null, values)}"
             break
     here.axhline(0, color=style.GREY, ls=style.DASHES[0], lw=1, label="base", zorder=0)
     here.set_title(title, loc="left", fontsize=style.SMALL)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import pandas as pd
 
+from workbench import counting
 from workbench.figures import (
     associated,
     behaviour,
@@ -23,7 +24,7 @@ from workbench.figures import (
     tuco,
 )
 from workbench.figures.wording import change, interval
-from workbench.results import Result, matrix_columns
+from workbench.results import Result, how_many_changed, matrix_columns
 from workbench.stats import bootstrap
 
 LAMBDA = 0.7  # where arXiv 2410.21228 reads its sweep
@@ -45,39 +46,71 @@ def findings(result: Result) -> tuple[str, list[str]]:
 
 
 def _intruders(result: Result) -> Findings:
-    eps, k = intruders.settings(result)
+    eps, k = counting.settings(result)
     parts = []
-    by = intruders.intruder_counts(result, eps, k, by=("member", *matrix_columns(result.table)))
+    by = counting.intruder_counts(result, eps, k, by=("member", *matrix_columns(result.table)))
+    counts = counting.intruder_counts(result, eps, k).set_index(["member", "arm"])
+    changed = how_many_changed(result.table)
     for name in result.members:
-        ours = by[by["member"] == name]
-        tuned = ours[ours["arm"] == intruders.TUNED]
+        tuned = by[(by["member"] == name) & (by["arm"] == counting.TUNED)]
+        if not tuned["n"].sum():
+            parts.append(f"{name}: no matrix changed")
+            continue
         share = bootstrap(100 * tuned["fraction"], tuned["n"])
+        count = int(tuned["count"].sum())
         nulls = [
-            f"{label}: {ours.loc[ours['arm'] == arm, 'count'].sum()}"
-            for arm, label in intruders.NULLS.items()
-            if (ours["arm"] == arm).any()
+            _null(label, counts.loc[(name, arm)], count)
+            for arm, label in counting.NULLS.items()
+            if (name, arm) in counts.index
         ]
-        beside = f"; {', '.join(nulls)}" if nulls else ""
+        told = [f"{interval(share.value, share.low, share.high, '.1f')}%", *nulls]
         parts.append(
-            f"{name}: {tuned['count'].sum()} of {tuned['n'].sum()} "
-            f"({interval(share.value, share.low, share.high, '.1f')}%{beside})"
+            f"{name}: {count} of {tuned['n'].sum()} ({'; '.join([*told, *_of(changed[name])])})"
         )
-    matrices = by.groupby(matrix_columns(by), dropna=False).ngroups
-    return (
-        f"Intruders among the top-{k} vectors at eps {eps:g}, 95% interval over {matrices} matrices"
-    ), parts
+    return f"Intruders among the top-{k} vectors at eps {eps:g}, {_over(changed)}", parts
+
+
+def _null(label: str, null: pd.Series, count: int) -> str:
+    """A null's count; of several draws with their spread, and what that says of the member's."""
+    if pd.isna(null["low"]):
+        return f"{label}: {null['count']:g}"
+    said = counting.against_chance(count, null["low"], null["high"])
+    return f"{label}: {interval(null['count'], null['low'], null['high'], '.0f')}, {said}"
+
+
+def _over(changed: Mapping[str, tuple[int, int]]) -> str:
+    """What the intervals of a headline are over."""
+    every = {count for pair in changed.values() for count in pair}
+    if len(every) == 1:
+        return f"95% interval over {every.pop()} matrices"
+    return "95% interval over the matrices that changed"
+
+
+def _of(changed: tuple[int, int]) -> list[str]:
+    """How many matrices changed, where not all did."""
+    some, every = changed
+    return [f"{some} of {every} matrices changed"] if some < every else []
 
 
 def _spectrum(result: Result) -> Findings:
-    rows = result.metric("effective_rank").dropna(subset="value")
+    rows = result.metric("effective_rank")
+    rows = rows[rows["value"] > 0]
+    changed = how_many_changed(result.table)
     parts = []
     for name in result.members:
         mean = bootstrap(rows.loc[rows["member"] == name, "value"])
+        if not mean.n:
+            parts.append(f"{name}: no matrix changed")
+            continue
         about = result.provenance.members[name]
         ceiling = about.get("rank") if about.get("kind") == "lora" else None
-        beside = f", ceiling {ceiling}" if ceiling else ""
-        parts.append(f"{name}: {interval(mean.value, mean.low, mean.high)} (n = {mean.n}{beside})")
-    return "Mean effective rank of the change, 95% interval over n matrices", parts
+        beside = [
+            f"n = {mean.n}",
+            *([f"ceiling {ceiling}"] if ceiling else []),
+            *_of(changed[name]),
+        ]
+        parts.append(f"{name}: {interval(mean.value, mean.low, mean.high)} ({', '.join(beside)})")
+    return "Mean effective rank of the change, 95% interval over the n matrices that changed", parts
 
 
 def _similarity(result: Result) -> Findings:

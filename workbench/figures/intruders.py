@@ -2,92 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.errors import WorkbenchError
+from workbench.counting import NULLS, TUNED, decided_only, intruder_counts, settings
 from workbench.figures import style
 from workbench.results import Result
 
 KEY = "spectral.intruders"
-TUNED = "tuned"
-# BA: factors of the rank and norm of the change; delta: a dense matrix of its norm.
-NULLS = {"random_lowrank": "random BA", "random_delta": "random delta"}
-
-
-def decided_only(result: Result) -> bool:
-    """Whether `result` holds decisions at the eps of its run and no cosines (method "decide")."""
-    return not (result.table["metric"] == "max_cosine").any()
-
-
-def settings(result: Result, eps: float | None = None, k: int | None = None) -> tuple[float, int]:
-    """(eps, k): those given, else those the analysis ran with, else the paper's 0.5 and 10.
-
-    Raises where k is more than the analysis stored per matrix, or eps another than the one that a
-    Result without cosines was decided at.
-    """
-    parameters = result.provenance.parameters
-    metric = "intruder" if decided_only(result) else "max_cosine"
-    stored = int(result.metric(metric)["rank"].max()) + 1
-    own = float(parameters.get("eps", 0.5))
-    if decided_only(result) and eps is not None and eps != own:
-        raise WorkbenchError(
-            f"Expected eps {own:g}, at which this Result was decided (method 'decide' stores no "
-            f"cosines), found {eps:g}; run spectral.intruders at that eps, or with method auto."
-        )
-    eps = own if eps is None else eps
-    k = min(int(parameters.get("k", 10)), stored) if k is None else k
-    if not 1 <= k <= stored:
-        raise WorkbenchError(
-            f"Expected k from 1 to {stored}, the vectors stored per matrix, found {k}; "
-            "run spectral.intruders again with a larger k."
-        )
-    return eps, k
-
-
-def intruder_counts(
-    result: Result,
-    eps: float | Sequence[float] | None = None,
-    k: int | None = None,
-    *,
-    by: Sequence[str] = ("member",),
-) -> pd.DataFrame:
-    """Intruders among the top k vectors of every matrix, at any eps, from the stored cosines.
-
-    A vector is an intruder iff max_cosine < eps (arXiv 2410.21228). eps, k: default to those the
-    analysis ran with. by: columns to group by, e.g. ("member", "layer", "component"). A Result of
-    method "decide" is counted at its own eps alone.
-    Returns the columns of `by`, arm ("tuned", or a null: "random_delta", "random_lowrank"), eps,
-    k, count, n (vectors looked at) and fraction (count / n).
-    Raises as `settings` does.
-    """
-    first, k = settings(result, None, k)
-    thresholds = np.atleast_1d(np.asarray(first if eps is None else eps, dtype=float))
-    only = decided_only(result)
-    for one in thresholds if only else ():
-        settings(result, float(one), k)
-    name = result.table["metric"].str.partition(":")
-    rows = result.table.assign(arm=name[2].where(name[2] != "", TUNED))
-    wanted = "intruder" if only else "max_cosine"
-    rows = rows[(name[0] == wanted) & (rows["rank"] < k) & rows["value"].notna()]
-    found = []
-    for key, group in rows.groupby([*by, "arm"], sort=False, dropna=False):
-        values = np.sort(group["value"].to_numpy(dtype=float))
-        counts = np.searchsorted(values, thresholds, side="left")  # strictly below eps
-        if only:
-            counts = np.full(thresholds.shape, int(values.sum()))
-        found.append(
-            pd.DataFrame(
-                dict(zip([*by, "arm"], key, strict=True))
-                | {"eps": thresholds, "k": k, "count": counts, "n": values.size}
-            )
-        )
-    counts = pd.concat(found, ignore_index=True)
-    return counts.assign(fraction=counts["count"] / counts["n"])
 
 
 @style.styled
@@ -97,7 +21,7 @@ def intruders_by_eps(
     """Intruders against eps, a line per member, its nulls broken and thin; the run's eps marked.
     A Result of method "decide" has a point per member, and a bar per null.
 
-    percent: of the top-k vectors of all matrices; else their number.
+    percent: of the top-k vectors of all matrices that changed; else their number.
     """
     eps, k = settings(result, None, k)
     only = decided_only(result)
@@ -116,7 +40,7 @@ def intruders_by_eps(
         )
     for name, look in style.looks(result).items():
         ours = counts[counts["member"] == name]
-        for (arm, label), dashes in zip(NULLS.items(), style.DASHES, strict=False):
+        for (arm, label), dashes in zip(NULLS.items(), style.DASHES, strict=True):
             null = ours[ours["arm"] == arm]
             if len(null):
                 # Each null is its own member's: the same colour, thin and broken.
@@ -149,8 +73,7 @@ def intruders_by_place(
 ) -> Figure:
     """Intruders per layer (upwards) and component: a heat map per member, and one of the null.
 
-    The control panel is the mean over members of the norm- and rank-matched random BA (or, where
-    the table lacks it, of the random dense change).
+    The control panel is the mean over members of the first of NULLS that the table has.
     """
     eps, k = settings(result, eps, k)
     counts = intruder_counts(result, eps, k, by=("member", "layer", "component"))
@@ -165,7 +88,7 @@ def intruders_by_place(
     }
     for arm, label in NULLS.items():
         if (counts["arm"] == arm).any():
-            maps[f"{label}, mean"] = _grid(counts[counts["arm"] == arm], layers, components)
+            maps[f"null: {label}"] = _grid(counts[counts["arm"] == arm], layers, components)
             break
     rows, columns = style.grid_shape(len(maps))
     tall = min(3.0, max(1.6 if rows == 1 else 1.1, 0.11 * len(layers) + 0.3))

@@ -8,13 +8,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from workbench.counting import NULLS, decided_only, settings
 from workbench.errors import WorkbenchError
 from workbench.figures import style
 from workbench.figures.forgetting import measured, task_of
-from workbench.figures.intruders import decided_only, settings
 from workbench.results import Result, matrix_columns
 
 RUN = ("kind", "rank", "alpha", "seed")  # what the checkpoints of one training run share
+
+DRAW = r":\d+$"  # how the metrics of a null's draws end
 
 
 def has_steps(result: Result) -> bool:
@@ -53,17 +55,18 @@ def strongest(
     `members` names the matrix; every member then gives the strongest vector of that matrix, which
     need not be the same vector from step to step.
     Returns, indexed by member: layer (-1 outside the layers), component, rank, sigma, max_cosine,
-    strength, and each null's max_cosine of that rank.
+    strength, and each null's max_cosine of that rank, of several draws their mean.
     """
     _, k = settings(result, None, k)
     matrix = matrix_columns(result.table)
     keys = ["member", *matrix, "rank"]
     names = ["sigma", *(m for m in result.table["metric"].unique() if m.startswith("max_cosine"))]
     rows = result.table[result.table["metric"].isin(names) & (result.table["rank"] < k)]
-    rows = rows.assign(layer=rows["layer"].fillna(-1))  # a matrix outside the layers
+    drawn = rows["metric"].str.replace(DRAW, "", regex=True)
+    rows = rows.assign(layer=rows["layer"].fillna(-1), metric=drawn)  # a matrix outside the layers
     wide = (
         rows.groupby([*keys, "metric"], sort=False, dropna=False)["value"]
-        .first()
+        .mean()
         .unstack()
         .reset_index()
     )
@@ -84,9 +87,9 @@ def training_steps(
 ) -> Figure:
     """sigma and max_cosine of the strongest intruder (`strongest`), and the score, over steps.
 
-    One line per run. Dashed: in the middle the random BA null of the same matrix and index (and eps
-    as a thin line), below the base's score. Numbers beside sigma are the vector's index (1 =
-    largest). Raises where no run has two checkpoints with a step.
+    One line per run. Dashed: in the middle the null of the same matrix and index, the first of
+    NULLS that there is (and eps as a thin line), below the base's score. Numbers beside sigma are
+    the vector's index (1 = largest). Raises where no run has two checkpoints with a step.
     """
     if not has_steps(intruders):
         raise WorkbenchError(
@@ -111,12 +114,13 @@ def training_steps(
                 f"{int(rank) + 1}", (x, y), (0, 4), textcoords="offset points", ha="center"
             )
         axes[1, 0].plot(steps, table["max_cosine"], **drawn)
-        if "max_cosine:random_lowrank" in table:
+        null = next((arm for arm in NULLS if f"max_cosine:{arm}" in table), None)
+        if null is not None:
             axes[1, 0].plot(
-                *(steps, table["max_cosine:random_lowrank"]),
+                *(steps, table[f"max_cosine:{null}"]),
                 color=style.GREY,
                 ls=style.DASHES[0],
-                label="control: random BA, base score",
+                label=f"control: {NULLS[null]}, base score",
             )
         if retention is not None:
             _scores(axes[2, 0], retention, names, look)

@@ -28,8 +28,9 @@ CLAIMS = (
     Claim(
         "LoRA of low rank has intruder dimensions, full fine-tuning has almost none",
         INTRUDERS,
-        "share of the top vectors that are intruders, ranks up to 16 (control: of random factors "
-        "of the same norm and rank)",
+        "share of the top vectors that are intruders, ranks up to 16 (control: of changes in "
+        "random directions: of the same singular values, or in runs that lack those of the same "
+        "norm and rank)",
         "it is above the full fine-tune's and that is below 0.01; less than 0.01 more contradicts",
         readings.intruders,
     ),

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workbench.counting import NULLS, TUNED, intruder_counts
 from workbench.errors import WorkbenchError
 from workbench.meaning import finished
 from workbench.results import Result, describe
@@ -28,7 +29,6 @@ from workbench.stats import spearman
 KEY = "forgetting.association"
 RETENTION = "forgetting.retention"
 INTRUDERS, SPECTRUM, TUCO = "spectral.intruders", "spectral.delta_spectrum", "tuco.contribution"
-NULLS = ("intruder:random_lowrank", "intruder:random_delta")
 LOSS, SCORE = "loss", "score"
 PERMUTATIONS = 10_000
 NULL = "null:"
@@ -99,10 +99,13 @@ def _measures(result: Result, kept: Result) -> Iterator[pd.DataFrame]:
         return
     table = result.table
     if result.analysis == INTRUDERS:
-        null = next((name for name in NULLS if result.has(name)), None)
-        for metric, measure in (("intruder", "intruders"), (null, f"{NULL}intruders")):
-            if metric is not None:
-                yield _each(table[table["metric"] == metric], measure, "sum")
+        counts = intruder_counts(result)
+        null = next((arm for arm in NULLS if (counts["arm"] == arm).any()), None)
+        for arm, measure in ((TUNED, "intruders"), (null, f"{NULL}intruders")):
+            own = counts[(counts["arm"] == arm) & (counts["n"] > 0)]
+            if len(own):
+                told = own[["member", "n"]].assign(value=own["count"].astype(float))
+                yield told.assign(metric="measure", measure=measure)
     if result.analysis == SPECTRUM:
         for metric, measure in (("effective_rank", "effective rank"),
                                 ("relative_norm", "relative norm")):  # fmt: skip

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from workbench import magnitude
 from workbench.devices import Device, entry
 from workbench.errors import WorkbenchError, visible
 from workbench.loaders.adapters import Adapter, Factors
@@ -71,7 +72,7 @@ class Delta:
         """|tuned - base|_F."""
         if self.factors is not None:
             return self.factors.norm
-        return float(torch.linalg.vector_norm(self.change)) if self.changed else 0.0
+        return magnitude.norm(self.change) if self.changed else 0.0
 
     @cached_property
     def changed(self) -> bool:
@@ -164,18 +165,18 @@ class CheckpointPair:
 
     def sites(self, select: Select = "matrices") -> list[ParameterSite]:
         """The parameters an analysis sees: "matrices" (weights of two or more dimensions inside
-        the blocks, as in the intruder-dimension paper) or "all" (embeddings, biases and norms)."""
+        the blocks, as in the intruder-dimension paper; of a model whose names number no layers, all
+        of them) or "all" (embeddings, biases and norms)."""
         located = locate(self.comparable)
         if select == "all":
             return list(located.values())
         info = self.base.weights().info
-        return [
+        matrices = [
             site
             for name, site in located.items()
-            if site.layer is not None
-            and len(info[name].shape) > 1
-            and min(_matrix(info[name].shape)) > 1
+            if len(info[name].shape) > 1 and min(_matrix(info[name].shape)) > 1
         ]
+        return [site for site in matrices if site.layer is not None] or matrices
 
     def deltas(self, select: Select = "matrices") -> Iterator[Delta]:
         """The aligned parameters one at a time; only the one in hand is in memory.

@@ -35,6 +35,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from workbench import magnitude
+from workbench.spectral.linalg import own_generator
+
 CHANCE = 1e-6  # that any certificate of one call is wrong
 NOISE = 12  # Gaussian vectors in the block; more make a smaller mass suffice, at a wider block
 SLACK = 2e-5  # on a cosine: the basis is orthonormal to float32
@@ -341,17 +344,21 @@ def bracket(
     eps: float,
     *,
     passes: int = PASSES,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Bracket:
     """Bounds on max_i |u . u0_i| over the left singular vectors of `matrix` (float32), narrow
     enough to decide `< eps` where that takes at most `passes` products with it and its transpose.
 
-    angle: bound on the angle of each vector to the one it stands for. Undecided vectors, and all
-    of a matrix that is too small, have low < eps <= high.
+    angle: bound on the angle of each vector to the one it stands for. seed: of the Gaussian
+    vectors; None draws them by the content of matrix and vectors, so that no matrix can have been
+    made for them. Undecided vectors, and all of a matrix that is too small, have low < eps <= high.
     """
+    own = own_generator(matrix, vectors) if seed is None else torch.Generator().manual_seed(seed)
+    unit = magnitude.unit(matrix)
+    matrix = matrix if unit == 1 else matrix / unit
     out, width = matrix.shape
     tall = out > width
-    noise = torch.randn(min(out, width), NOISE, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(min(out, width), NOISE, generator=own)
     first = (vectors.T @ matrix).T if tall else vectors
     krylov = Krylov(matrix, torch.cat([first, noise.to(matrix.device)], 1), tall=tall)
     slack = angle.cpu().double().to(krylov.home) + SLACK

@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench import magnitude
+from workbench.asked import analysis
 from workbench.loaders import CheckpointPair, Delta
 from workbench.meaning import finished
 from workbench.results import Result, by_matrix
@@ -20,6 +22,7 @@ from workbench.spectral.linalg import factor_values
 
 ENERGY_AT = (1, 2, 4, 8, 16, 32, 64, 128)
 SHARES = (0.9, 0.99)
+RANKS = ("effective_rank", "stable_rank", "rank_90", "rank_99")
 
 
 def change_values(delta: Delta, device: str | torch.device = "cpu") -> Float[Tensor, " p"]:
@@ -30,10 +33,10 @@ def change_values(delta: Delta, device: str | torch.device = "cpu") -> Float[Ten
 
 
 def effective_rank(values: Float[Tensor, " p"]) -> float:
-    """exp of the entropy of sigma / sum sigma; 0 for a zero matrix."""
+    """exp of the entropy of sigma / sum sigma; NaN for a zero matrix."""
     share = values.double() / values.double().sum()
     share = share[share > 0]
-    return float(torch.exp(-(share * share.log()).sum())) if len(share) else 0.0
+    return float(torch.exp(-(share * share.log()).sum())) if len(share) else float("nan")
 
 
 def energy(values: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
@@ -44,9 +47,10 @@ def energy(values: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
 
 
 def summary(values: Float[Tensor, " p"]) -> dict[str, float]:
-    """The scalar metrics of one spectrum; a zero change has rank 0 and no energy."""
+    """The scalar metrics of one spectrum; a zero change has no rank, which is no rank of 0, and no
+    energy."""
     if not bool(values.any()):
-        return {"effective_rank": 0.0, "stable_rank": 0.0, "rank_90": 0.0, "rank_99": 0.0}
+        return dict.fromkeys(RANKS, float("nan"))
     shares = energy(values)
     squares = values.double().square()
     found = {
@@ -62,13 +66,15 @@ def summary(values: Float[Tensor, " p"]) -> dict[str, float]:
     return found
 
 
+@analysis
 def delta_spectrum(pair: CheckpointPair, *, device: str = "cpu") -> Result:
     """The spectrum of the change of every parameter, biases and norms included by their norms.
 
     Returns a Result; per parameter (layer, component) the metrics norm |dW|_F, relative_norm
     |dW|_F / |W_base|_F, and per matrix effective_rank, stable_rank, rank_90, rank_99 (values that
     hold 90 and 99% of the energy), energy_1 ... energy_128, and sigma by rank (0-based; a LoRA
-    change has r of them, the rest being exactly 0).
+    change has r of them, the rest being exactly 0). The ranks of a matrix that did not change are
+    NaN.
     Raises WorkbenchError for a pair that fails its preflight.
     """
     provenance = pair.provenance(device=str(device))
@@ -76,7 +82,7 @@ def delta_spectrum(pair: CheckpointPair, *, device: str = "cpu") -> Result:
     matrices = set(pair.sites())
     for site in tqdm(pair.sites("all"), desc=f"spectrum {pair.name}", disable=None, leave=False):
         delta = pair.delta(site)
-        size = float(torch.linalg.vector_norm(delta.base.float()))
+        size = magnitude.norm(delta.base.float())
         found = {"norm": delta.norm, "relative_norm": delta.norm / size if size else float("nan")}
         values = torch.zeros(0)
         if site in matrices:
@@ -86,6 +92,6 @@ def delta_spectrum(pair: CheckpointPair, *, device: str = "cpu") -> Result:
         at = (pair.name, *site.at)
         rows += [(*at, None, metric, value) for metric, value in found.items()]
         rows += [(*at, rank, "sigma", value) for rank, value in enumerate(values.tolist())]
-    note = f"{pair.name}: {still} of {len(matrices)} matrices did not change; their ranks are 0."
+    note = f"{pair.name}: {still} of {len(matrices)} matrices did not change and have no rank."
     provenance = provenance.with_notes((*provenance.notes, *([note] if still else [])))
     return finished("spectral.delta_spectrum", by_matrix(rows), provenance)

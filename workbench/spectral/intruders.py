@@ -10,7 +10,6 @@ turns the vectors inside their cluster and each looks new. `cluster_projection` 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -19,25 +18,21 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError, some
 from workbench.loaders import CheckpointPair, Delta
-from workbench.loaders.adapters import Factors
 from workbench.meaning import finished
 from workbench.results import Result, by_matrix
 from workbench.spectral.decisions import Bracket, bracket
-from workbench.spectral.linalg import (
-    ANGLE,
-    Operator,
-    Triplets,
-    base_triplets,
-    dense_triplets,
-    is_kept,
-    top_triplets,
-)
+from workbench.spectral.leading import ANGLE, top_triplets
+from workbench.spectral.linalg import Operator, Triplets, base_triplets, dense_triplets
+from workbench.spectral.nulls import SAME, null_operators
 
 Side = Literal["left", "right", "joint"]
 Method = Literal["auto", "exact", "decide"]
 ANGLES = (0.05, ANGLE)  # how closely "decide" wants the tuned vectors: first, and if need be
+DECIDED = ("max_cosine_low", "max_cosine_high", "intruder")
+PER_MATRIX = ("intruder_energy", "changed")
 CLUSTER = 0.01  # base values within 1% of the nearest one's count as one cluster
 
 
@@ -78,17 +73,19 @@ def describe(tuned: Triplets, base: Triplets, side: Side) -> dict[str, Float[Ten
 def tuned_triplets(
     operator: Operator, base: Triplets, k: int, eps: float, side: Side, method: Method
 ) -> Triplets:
-    """The top k of a tuned matrix. "auto" takes the certified iteration where every angle bound
-    holds and no decision at eps lies within it; else, and for "exact", the dense SVD."""
+    """The top k of a tuned matrix, fewer where its rank is less. "auto" takes the certified
+    iteration where every angle bound holds and no decision at eps lies within it; else, and for
+    "exact", the dense SVD."""
     if method == "auto":
         found = top_triplets(operator, k, base.right[:, : 2 * k])
         if found is not None:
+            found = found.supported()
             # A product of two cosines moves by at most the sum of the two angles.
             slack = found.angle * (2 if side == "joint" else 1)
             margin = (cosines(found, base.supported(), side).max(0).values - eps).abs()
             if bool((margin > slack).all()):
                 return found
-    return dense_triplets(operator.formed()).top(k)
+    return dense_triplets(operator.formed()).supported().top(k)
 
 
 def certified(
@@ -120,13 +117,13 @@ def decisions(
     """Per tuned vector: sigma, max_cosine_low and max_cosine_high (bounds that do not hold eps
     between them), intruder, and fallback, 1 where only a decomposition of the whole base decided.
 
-    base: at stored precision. Its decomposition is used where it is on disk already, and computed
-    where `certified` leaves a vector undecided; then every bound of this matrix comes from it.
+    base: at stored precision. It is decomposed where `certified` leaves a vector undecided; then
+    every bound of this matrix comes from that. Whether it was decomposed before makes no
+    difference.
     """
-    kept = is_kept(base)
-    undecided = torch.full((min(k, *operator.shape),), float(not kept))
+    undecided = torch.ones(min(k, *operator.shape))
     device = operator.dense.device
-    found = None if kept else certified(operator, base.float().to(device), k, eps, side)
+    found = certified(operator, base.float().to(device), k, eps, side)
     if found is not None:
         sigma, bounds = found
         undecided = (~bounds.decided(eps)).float()
@@ -146,26 +143,11 @@ def decisions(
         "max_cosine_low": (best - tuned.angle).clamp(min=0),
         "max_cosine_high": (best + tuned.angle).clamp(max=1),
         "intruder": (best < eps).float(),
-        "fallback": undecided,
+        "fallback": undecided[: len(best)],
     }
 
 
-def null_operators(
-    delta: Delta, base: Tensor, generator: torch.Generator
-) -> Iterator[tuple[str, Operator]]:
-    """The same base with a change of the same Frobenius norm and no structure: dense Gaussian,
-    and, for a LoRA change, a Gaussian BA of the same rank."""
-    norm = delta.norm
-    dense = torch.randn(base.shape, generator=generator).to(base.device)
-    yield "random_delta", Operator(base + dense * (norm / torch.linalg.vector_norm(dense)))
-    if delta.factors is not None:
-        rank = delta.factors.up.shape[1]
-        up = torch.randn(base.shape[0], rank, generator=generator).to(base.device)
-        down = torch.randn(rank, base.shape[1], generator=generator).to(base.device)
-        up *= norm / Factors(up, down).norm
-        yield "random_lowrank", Operator(base, Factors(up, down))
-
-
+@analysis
 def intruders(
     pair: CheckpointPair,
     *,
@@ -187,17 +169,21 @@ def intruders(
     the base: it only brackets max_cosine, tightly enough to decide at eps (`decisions`), which
     for the first member of a 4096 x 4096 base is tens of times faster than two SVDs, and falls
     back to "auto" where it cannot (most matrices below 500 rows); side left or right. nulls: count
-    random changes too.
+    random changes too (`null_operators`).
 
     Returns a Result; one row per (layer, component, rank, metric), rank 0 being the largest
     singular value; metrics as in `describe`, `intruder` (0 or 1), `max_cosine:NULL` and
     `intruder:NULL` for the nulls random_delta and random_lowrank (LoRA only; absent where nothing
-    changed); and per matrix `intruder_energy`, the intruders' share of the top-k energy.
+    changed), `max_cosine:same_spectrum:DRAW` for DRAW 1 to 5; and per matrix `changed` (0 or 1) and
+    `intruder_energy`, the intruders' share of the top-k energy.
     max_cosine is there per vector, so a count at any smaller k and any eps is a group-by. Not so
     with "decide": sigma, max_cosine_low, max_cosine_high, intruder and fallback (1 where only the
-    base's decomposition decided) and the nulls' bounds and intruder, all for this eps.
-    Matrices that are zero in the base are left out, and named in a note.
-    Raises WorkbenchError for a bad argument or a pair that fails its preflight.
+    base's decomposition decided), the nulls' bounds and intruder, and
+    `intruder:same_spectrum:DRAW`, all for this eps.
+    A matrix of lower rank than k has as many vectors as its rank; one that is zero in the base has
+    none that could be new, is left out, and named in a note.
+    Raises WorkbenchError for a bad argument, a pair that fails its preflight, or one without a
+    matrix to look at.
     """
     if k < 1 or not 0 < eps <= 1:
         raise WorkbenchError(f"Expected k >= 1 and 0 < eps <= 1, found k={k} and eps={eps}.")
@@ -213,7 +199,7 @@ def intruders(
         )
     parameters = {"k": k, "eps": eps, "side": side, "method": method, "nulls": nulls}
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device))
-    rows, zero = [], []
+    rows, zero, short = [], [], []
     sites = pair.sites()
     for site in tqdm(sites, desc=f"intruders {pair.name}", disable=None, leave=False):
         delta = pair.delta(site)
@@ -221,17 +207,38 @@ def intruders(
             # It has no singular vectors, so that none can be new: LLaMA Pro's added blocks.
             zero.append(str(site))
             continue
-        for name, values in _one_matrix(delta, k, eps, side, method, nulls, seed, device).items():
+        found = _one_matrix(delta, k, eps, side, method, nulls, seed, device)
+        found["changed"] = torch.tensor([float(delta.changed)])
+        if len(found["sigma"]) < min(k, *delta.base.shape):
+            short.append(str(site))
+        for name, values in found.items():
             for rank, value in enumerate(values.tolist()):
-                at = None if name == "intruder_energy" else rank
+                at = None if name in PER_MATRIX else rank
                 rows.append((pair.name, *site.at, at, name, value))
+    if not rows:
+        raise WorkbenchError(
+            f"Expected a matrix whose singular vectors can be compared, found none in {pair.name}: "
+            f"of {len(sites)} matrices {len(zero)} are zero in the base; give a model with weights "
+            "of two dimensions."
+        )
+    notes = list(_notes(pair.name, zero, short, k))
+    return finished(
+        "spectral.intruders", by_matrix(rows), provenance.with_notes((*provenance.notes, *notes))
+    )
+
+
+def _notes(member: str, zero: list[str], short: list[str], k: int) -> Iterator[str]:
+    """What has no vectors to compare."""
     if zero:
-        note = (
-            f"{pair.name}: the base's own matrix is zero in {some(zero)}, which has no singular "
+        yield (
+            f"{member}: the base's own matrix is zero in {some(zero)}, which has no singular "
             "vectors to be compared with and is left out."
         )
-        provenance = provenance.with_notes((*provenance.notes, note))
-    return finished("spectral.intruders", by_matrix(rows), provenance)
+    if short:
+        yield (
+            f"{member}: {some(short)} has fewer than {k} singular values above zero; a vector of "
+            "value zero is arbitrary, and none is counted."
+        )
 
 
 def _one_matrix(
@@ -257,11 +264,12 @@ def _one_matrix(
     found["intruder"] = (found["max_cosine"] < eps).float()
     found["intruder_energy"] = _energy(found)
     if nulls and delta.changed:
-        for null, operator in null_operators(delta, weight, _own_generator(delta, seed)):
+        for null, operator in null_operators(delta, weight, seed):
             random = tuned_triplets(operator, base, k, eps, side, method)
             best = cosines(random, base, side).max(0).values
             found[f"max_cosine:{null}"] = best
-            found[f"intruder:{null}"] = (best < eps).float()
+            if not null.startswith(SAME):  # a table of all draws is long enough with their cosines
+                found[f"intruder:{null}"] = (best < eps).float()
     return {name: values.cpu() for name, values in found.items()}
 
 
@@ -277,7 +285,8 @@ def _one_decided(
 ) -> dict[str, Tensor]:
     """`_one_matrix` for method "decide"."""
     if not delta.changed:
-        top = top_triplets(Operator(weight), k) or base_triplets(delta.base, device).top(k)
+        top = top_triplets(Operator(weight), k) or base_triplets(delta.base, device)
+        top = top.supported().top(k)
         one, none = torch.ones_like(top.values), torch.zeros_like(top.values)
         found = {"sigma": top.values, "max_cosine_low": one, "max_cosine_high": one}
         found |= {"intruder": none, "fallback": none}
@@ -285,20 +294,16 @@ def _one_decided(
         found = decisions(Operator.of(delta, device), delta.base, k, eps, side)
     found["intruder_energy"] = _energy(found)
     if nulls and delta.changed:
-        for null, operator in null_operators(delta, weight, _own_generator(delta, seed)):
+        for null, operator in null_operators(delta, weight, seed):
             random = decisions(operator, delta.base, k, eps, side)
-            for name in ("max_cosine_low", "max_cosine_high", "intruder"):
+            kept = DECIDED[-1:] if null.startswith(SAME) else DECIDED
+            for name in kept:
                 found[f"{name}:{null}"] = random[name]
     return {name: values.cpu() for name, values in found.items()}
 
 
 def _energy(found: dict[str, Tensor]) -> Float[Tensor, " 1"]:
     """The intruders' share of the top-k energy."""
-    energy = found["sigma"].square().cpu()
+    sigma = found["sigma"].cpu()
+    energy = (sigma / sigma[:1]).square()
     return ((found["intruder"].cpu() * energy).sum() / energy.sum())[None]
-
-
-def _own_generator(delta: Delta, seed: int) -> torch.Generator:
-    """Seeded by the parameter's own name: the null does not depend on what else is analysed."""
-    own = int(hashlib.sha256(delta.site.name.encode()).hexdigest()[:8], 16)
-    return torch.Generator().manual_seed(seed + own)

@@ -1,11 +1,9 @@
-"""Singular vectors shared by the spectral analyses: the base's once, the tuned model's top k only.
+"""Singular vectors shared by the spectral analyses: dense decompositions, and matrices by products.
 
 The base decomposition is kept on disk under the content of the matrix, so every fine-tune of a base
-reuses it. The top k of a tuned matrix come from a block Golub-Kahan-Davidson iteration (the basis
-grows by the residuals of the wanted triplets, which spans the block Krylov space; Golub & Van Loan,
-Matrix Computations, 4th ed., 10.4). It needs only products with W: a LoRA change stays factored.
-Each vector carries a bound on its angle to the true one (Wedin 1972); where that cannot be made
-small, because singular values lie too close, the dense decomposition is taken instead.
+reuses it. The top k of a tuned matrix alone are found in `leading`. Nothing depends on the unit of
+the weights: tolerances are relative, and numbers too large or too small to be squared in float32
+are divided by a power of two first.
 """
 
 from __future__ import annotations
@@ -17,14 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench import cache
+from workbench import cache, magnitude
 from workbench.loaders import Delta
 from workbench.loaders.adapters import Factors
 from workbench.outputs import always, writing
-
-DENSE_BELOW = 128  # a full SVD of so small a matrix costs less than one iteration
-GUARD = 4  # extra triplets followed, so that the k-th has a neighbour to keep a distance from
-ANGLE = 1e-3  # largest accepted bound on the sine of the angle to the true vector
 
 
 @dataclass(frozen=True)
@@ -41,11 +35,12 @@ class Triplets:
         return Triplets(self.left[:, :k], self.values[:k], self.right[:, :k], self.angle[:k])
 
     def supported(self) -> Triplets:
-        """Without the triplets of numerically zero value, whose vectors are arbitrary; the
-        tolerance is numpy.linalg.matrix_rank's, max(out, in) * machine epsilon * sigma_1."""
+        """Without the triplets of numerically zero value, whose vectors are arbitrary: none of a
+        zero matrix. The tolerance is numpy.linalg.matrix_rank's, max(out, in) * machine epsilon *
+        sigma_1."""
         size = max(self.left.shape[0], self.right.shape[0])
-        floor = self.values[0] * size * torch.finfo(self.values.dtype).eps
-        return self.top(max(1, int((self.values > floor).sum())))
+        floor = self.values[:1] * size * torch.finfo(self.values.dtype).eps
+        return self.top(int((self.values > floor).sum()))
 
 
 @dataclass(frozen=True)
@@ -81,11 +76,44 @@ class Operator:
     def formed(self) -> Float[Tensor, "out in"]:
         return self.dense if self.factors is None else self.dense + self.factors.product
 
+    @property
+    def unit(self) -> float:
+        """What to divide W by, see `magnitude.unit`."""
+        own = magnitude.unit(self.dense)
+        if self.factors is None:
+            return own
+        return max(own, magnitude.unit(self.factors.up, self.factors.down))
+
+    def over(self, unit: float) -> Operator:
+        """W / unit."""
+        if unit == 1:
+            return self
+        factors = self.factors and Factors(self.factors.up / unit, self.factors.down)
+        return Operator(self.dense / unit, factors)
+
+    def own_generator(self) -> torch.Generator:
+        """Random numbers that W's content decides: the same each time, and none that a matrix
+        could have been made for."""
+        parts = [self.dense]
+        if self.factors is not None:
+            parts += [self.factors.up, self.factors.down]
+        return own_generator(*parts)
+
+
+def own_generator(*parts: Tensor) -> torch.Generator:
+    """Random numbers that the content of the tensors decides."""
+    from workbench.loaders.checkpoint import tensor_bytes
+
+    found = cache.digest(tensor_bytes(part) for part in parts)
+    return torch.Generator().manual_seed(int(found[:15], 16))
+
 
 def dense_triplets(matrix: Float[Tensor, "out in"]) -> Triplets:
     """All min(out, in) triplets by a thin SVD in float32, as the paper's code takes them."""
-    left, values, right = torch.linalg.svd(matrix.float(), full_matrices=False)
-    return Triplets(left, values, right.T, torch.zeros_like(values))
+    unit = magnitude.unit(matrix)
+    whole = matrix.float() if unit == 1 else matrix.float() / unit
+    left, values, right = torch.linalg.svd(whole, full_matrices=False)
+    return Triplets(left, values * unit, right.T, torch.zeros_like(values))
 
 
 def base_triplets(matrix: Float[Tensor, "out in"], device: str | torch.device = "cpu") -> Triplets:
@@ -102,11 +130,6 @@ def base_triplets(matrix: Float[Tensor, "out in"], device: str | torch.device = 
     return Triplets(kept["left"], kept["values"], kept["right"], torch.zeros_like(kept["values"]))
 
 
-def is_kept(matrix: Float[Tensor, "out in"]) -> bool:
-    """Whether `base_triplets` of this matrix is on disk already."""
-    return _kept_at(matrix).exists()
-
-
 def _kept_at(matrix: Tensor) -> Path:
     from workbench.loaders.checkpoint import tensor_bytes
 
@@ -119,79 +142,3 @@ def factor_values(factors: Factors) -> Float[Tensor, " rank"]:
     _, left = torch.linalg.qr(factors.up)
     _, right = torch.linalg.qr(factors.down.T)
     return torch.linalg.svdvals(left @ right.T)
-
-
-def top_triplets(
-    operator: Operator,
-    k: int,
-    start: Float[Tensor, "in b"] | None = None,
-    *,
-    seed: int = 0,
-    angle: float = ANGLE,
-) -> Triplets | None:
-    """The k largest triplets of W, or None where they cannot be certified more cheaply than by a
-    dense SVD.
-
-    start: right vectors to begin from (the base's own converge fastest); random ones are added, so
-    that no direction of W is left out. angle: the bound every returned vector keeps.
-    """
-    out, width = operator.shape
-    # Past a quarter of the columns, basis and projection cost as much as the dense SVD.
-    most = min(out, width) // 4
-    wanted = k + GUARD
-    if min(out, width) < DENSE_BELOW or most < 2 * wanted:
-        return None
-    noise = torch.Generator().manual_seed(seed)
-    block = torch.randn(width, wanted, generator=noise).to(operator.dense.device)
-    basis = _orthonormal(block if start is None else torch.cat([start, block], 1))
-    image = operator.times(basis)
-    while basis.shape[1] <= most:
-        left, values, turn = thin_svd(image)
-        left, values, turn = left[:, :wanted], values[:wanted], turn[:wanted].T
-        right = basis @ turn
-        back = operator.transposed_times(left)
-        residual = back - right * values
-        bound = _angle_bound(values, torch.linalg.vector_norm(residual, dim=0))
-        if bool((bound[:k] <= angle).all()):
-            return Triplets(left, values, right, bound).top(k)
-        fresh = _new_directions(basis, residual[:, bound > angle])
-        if fresh.shape[1] == 0:
-            return None
-        basis = torch.cat([basis, fresh], 1)
-        image = torch.cat([image, operator.times(fresh)], 1)
-    return None
-
-
-def thin_svd(tall: Float[Tensor, "n b"]) -> tuple[Tensor, Tensor, Tensor]:
-    """A thin SVD of few columns; elsewhere than on a CPU by way of QR, whose small triangle the CPU
-    decomposes sooner than an accelerator."""
-    if tall.device.type == "cpu":
-        return torch.linalg.svd(tall, full_matrices=False)
-    frame, corner = torch.linalg.qr(tall)
-    left, values, right = (part.to(tall.device) for part in torch.linalg.svd(corner.cpu()))
-    return frame @ left, values, right
-
-
-def _angle_bound(values: Tensor, residual: Tensor) -> Tensor:
-    """sin(angle) <= residual / gap for each triplet, the gap taken to both neighbours and reduced
-    by their own uncertainty. Float32 rounding of the residual itself is added."""
-    rounding = values[0] * torch.finfo(values.dtype).eps * 4
-    residual = residual + rounding
-    gap = values[:-1] - values[1:] - residual[1:]
-    edge = gap.new_full((1,), torch.inf)
-    nearest = torch.minimum(torch.cat([gap, edge]), torch.cat([edge, gap]))
-    return torch.where(nearest > 0, residual / nearest, torch.inf)
-
-
-def _orthonormal(block: Tensor) -> Tensor:
-    return torch.linalg.qr(block)[0]
-
-
-def _new_directions(basis: Tensor, block: Tensor) -> Tensor:
-    """An orthonormal basis of what `block` adds to `basis`; two passes of Gram-Schmidt suffice."""
-    scale = torch.linalg.vector_norm(block, dim=0)
-    block = block[:, scale > 0] / scale[scale > 0]
-    for _ in range(2):
-        block = _orthonormal(block - basis @ (basis.T @ block))
-    leak = torch.linalg.vector_norm(basis.T @ block, dim=0)
-    return block[:, leak < 1e-3]

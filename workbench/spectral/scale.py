@@ -9,7 +9,7 @@ An effect of the intruder is only what exceeds the control arms: scaling anythin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from workbench.errors import WorkbenchError
+from workbench.asked import analysis
+from workbench.errors import WorkbenchError, some
 from workbench.loaders import CheckpointPair, Delta
 from workbench.loaders.names import ParameterSite
 from workbench.meaning import finished
@@ -56,7 +57,7 @@ def direction(found: Found, arm: str, seed: int) -> Tensor | None:
 
     "top": the top-ranked intruder. "all": every intruder among the top k. "neighbour": the tuned
     vector of nearest sigma that is no intruder. "random": a random rank-one matrix of the same
-    norm. "shrink": the whole change, scaled to the same norm (at most all of it).
+    norm. "shrink": the whole change, scaled to the same norm (at most all of it, see `capped`).
     None where a matrix has no such direction.
     """
     sigma = found.tuned.values[found.top]
@@ -79,15 +80,23 @@ def direction(found: Found, arm: str, seed: int) -> Tensor | None:
     return change * min(1.0, float(sigma) / found.delta.norm)
 
 
+def capped(found: Sequence[Found]) -> list[str]:
+    """The matrices whose whole change is smaller than the intruder, so that "shrink" moves less
+    there than the other arms do."""
+    return [
+        str(f.delta.site) for f in found if float(f.tuned.values[f.top]) > f.delta.norm * (1 + 1e-5)
+    ]
+
+
 def find(pair: CheckpointPair, k: int, eps: float, device: str) -> list[Found]:
     """Every matrix of the pair with an intruder, left side, paper's definition."""
     kept = []
     sites = tqdm(pair.sites(), desc=f"intruders {pair.name}", disable=None, leave=False)
     for site in sites:
         delta = pair.delta(site)
-        if not delta.changed:
+        if not delta.changed or not delta.base.any():
             continue
-        tuned = dense_triplets(Operator.of(delta, device).formed())
+        tuned = dense_triplets(Operator.of(delta, device).formed()).supported()
         base = base_triplets(delta.base, device).supported()
         new = cosines(tuned, base, "left").max(0).values < eps
         places = tuple(i for i in range(min(k, len(new))) if new[i])
@@ -97,6 +106,7 @@ def find(pair: CheckpointPair, k: int, eps: float, device: str) -> list[Found]:
     return kept
 
 
+@analysis
 def scale_intruders(
     pair: CheckpointPair,
     task: PromptSet,
@@ -120,7 +130,8 @@ def scale_intruders(
     Returns a Result with columns arm, x (lambda), task, metric: score (task) and loss
     ("pretraining", nats per token), and score_change and loss_change, % of the value at lambda 1,
     paired over items; 95% bootstrap intervals and n; baseline is the value at lambda 1. A member
-    without intruders has the one row group x = 1 and parameters["edited"] = 0.
+    without intruders has the one row group x = 1. A note says where one was scaled, and names the
+    matrices where arm shrink could not be matched to the intruder's norm.
     Raises WorkbenchError for an unknown arm or an empty prompt set.
     """
     unknown = [arm for arm in arms if arm not in ARMS]
@@ -156,13 +167,20 @@ def scale_intruders(
         "arms": list(arms), "k": k, "eps": eps, "weights": "merged",
     }  # fmt: skip
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
-    notes = (*provenance.notes, _edited_note(pair, found))
+    notes = (*provenance.notes, *_notes(pair, found, arms))
     table = pd.DataFrame(rows, columns=columns).sort_values(["arm", "x"], kind="stable")
     return finished("spectral.scale", table.reset_index(drop=True), provenance.with_notes(notes))
 
 
-def _edited_note(pair: CheckpointPair, found: Sequence[Found]) -> str:
-    return f"{pair.name}: an intruder was scaled in {len(found)} of {len(pair.sites())} matrices."
+def _notes(pair: CheckpointPair, found: Sequence[Found], arms: Sequence[str]) -> Iterator[str]:
+    yield f"{pair.name}: an intruder was scaled in {len(found)} of {len(pair.sites())} matrices."
+    short = capped(found) if "shrink" in arms else []
+    if short:
+        yield (
+            f"{pair.name}: in {len(short)} of these {len(found)} matrices ({some(short)}) the "
+            "whole change is smaller than the intruder, so that arm shrink scales all of it there "
+            "and moves the weights less than the other arms do."
+        )
 
 
 def _scaled(pair: CheckpointPair, directions: dict[str, Tensor | None], x: float) -> Edit:

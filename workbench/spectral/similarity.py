@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
@@ -17,6 +18,7 @@ from workbench.spectral.intruders import Side, cosines
 from workbench.spectral.linalg import Operator, base_triplets, dense_triplets
 
 
+@analysis
 def similarity(
     pair: CheckpointPair,
     *,
@@ -27,15 +29,16 @@ def similarity(
     """The whole similarity matrix of the named matrices.
 
     matrices: sites as "LAYER.COMPONENT", e.g. "3.self_attn.q_proj"; none means the first matrix of
-    the middle layer. side: as in `intruders`. Whole decompositions of both sides are needed, so a
-    few matrices at a time.
-    Returns a Result with tensors["LAYER.COMPONENT"] (tuned, base) float32 and max_cosine by rank.
-    Raises WorkbenchError for an unknown matrix.
+    the middle layer (of the model where it has no layers). side: as in `intruders`. Whole
+    decompositions of both sides are needed, so a few matrices at a time.
+    Returns a Result with tensors["LAYER.COMPONENT"] (tuned, base) float32 and max_cosine by rank,
+    without vectors of value zero, which are arbitrary.
+    Raises WorkbenchError for an unknown matrix, or one that is zero on a side.
     """
     sites = {str(site): site for site in pair.sites()}
     if not matrices:
         layers = sorted({site.layer for site in sites.values() if site.layer is not None})
-        middle = layers[len(layers) // 2]
+        middle = layers[len(layers) // 2] if layers else None
         matrices = [next(name for name, site in sites.items() if site.layer == middle)]
     for name in matrices:
         if name not in sites:
@@ -45,8 +48,15 @@ def similarity(
     tensors, rows = {}, []
     for name in matrices:
         delta = pair.delta(sites[name])
-        base = base_triplets(delta.base, device)
-        tuned = dense_triplets(Operator.of(delta, device).formed()) if delta.changed else base
+        base = base_triplets(delta.base, device).supported()
+        tuned = base
+        if delta.changed:
+            tuned = dense_triplets(Operator.of(delta, device).formed()).supported()
+        if not len(base.values) or not len(tuned.values):
+            raise WorkbenchError(
+                f"Expected a matrix with singular vectors on both sides, found {name} zero in one "
+                "of them; name other matrices."
+            )
         found = cosines(tuned, base, side).T.contiguous().cpu()
         tensors[name] = found.numpy()
         at = (pair.name, *delta.site.at)
