@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1] / "workbench"
 
 # What each part may import of the workbench. A part not listed may not exist.
 SHARED = {"errors", "files", "log", "stats", "results", "meaning", "cache", "devices"}
-SHARED |= {"magnitude", "counting"}
+SHARED |= {"magnitude", "counting", "outputs", "progress"}
 ANALYSES = {"spectral", "forgetting", "behaviour", "patching", "skills", "tuco"}
 MAY = {
     "errors": set(),
@@ -23,23 +23,26 @@ MAY = {
     "magnitude": set(),
     "counting": {"errors", "results", "stats"},
     "files": {"errors"},
+    "outputs": {"errors"},
+    "progress": {"log"},
     "stored": {"errors", "files"},
-    "results": {"errors", "files", "stored", "version"},
+    "results": {"errors", "files", "outputs", "stored", "version"},
     "meaning": {"results"},
-    "cache": {"results"},
+    "cache": {"outputs"},
     "devices": {"errors"},
     "loaders": SHARED,
     "models": SHARED | {"loaders", "tasks"},
     "tasks": SHARED,
     "lab": SHARED | {"loaders", "models", "tasks"},
+    "asked": SHARED | {"loaders", "tasks"},
     "units": SHARED | {"loaders"},
     "cluster": SHARED | {"units"},
-    "spectral": SHARED | {"loaders", "models", "tasks"},
-    "forgetting": SHARED | {"loaders", "models", "tasks", "lab"},
-    "behaviour": SHARED | {"loaders", "models", "tasks", "lab"},
-    "patching": SHARED | {"loaders", "models", "tasks"},
-    "skills": SHARED | {"loaders", "models", "tasks"},
-    "tuco": SHARED | {"loaders", "models", "tasks"},
+    "spectral": SHARED | {"asked", "loaders", "models", "tasks"},
+    "forgetting": SHARED | {"asked", "loaders", "models", "tasks", "lab"},
+    "behaviour": SHARED | {"asked", "loaders", "models", "tasks", "lab"},
+    "patching": SHARED | {"asked", "loaders", "models", "tasks"},
+    "skills": SHARED | {"asked", "loaders", "models", "tasks"},
+    "tuco": SHARED | {"asked", "loaders", "models", "tasks"},
     "catalogue": SHARED | ANALYSES,
     "figures": SHARED,
     "reports": SHARED | {"figures"},
@@ -56,7 +59,7 @@ MAY = {
 # The public names, and the command line, stand above everything.
 ABOVE = {"__init__", "cli"}
 # Result.plot(), pair.models() and the like are conveniences looked up when they are called.
-DEFERRED = {("results", "figures"), ("loaders", "models")}
+DEFERRED = {("results", "figures"), ("loaders", "models"), ("units", "catalogue")}
 DEFERRED |= {(part, "shown") for part in ("results", "loaders", "tasks")}
 
 

@@ -51,8 +51,8 @@ def test_a_family_is_no_pair_and_a_gpu_needs_one(one, family, pair):
 def test_prompts_may_be_given_by_their_file(pair, tmp_path: Path):
     file = OWN.prompts.save(tmp_path / "boxes.jsonl")
     other = OWN.others.save(tmp_path / "facts.jsonl")
-    ours = wb.forgetting.interpolate(pair, file, [str(other)], alphas=[0.0, 1.0])
-    theirs = wb.forgetting.interpolate(pair, OWN.prompts, [OWN.others], alphas=[0.0, 1.0])
+    ours = wb.forgetting.interpolate(pair, file, [str(other)], alphas=[0.0, 0.5, 1.0])
+    theirs = wb.forgetting.interpolate(pair, OWN.prompts, [OWN.others], alphas=[0.0, 0.5, 1.0])
     assert ours.fingerprint == theirs.fingerprint
 
 
