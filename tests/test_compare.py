@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import workbench as wb
@@ -100,6 +101,31 @@ def test_a_failed_analysis_is_named_and_the_rest_is_there(family, tmp_path, monk
     with pytest.raises(wb.WorkbenchError, match="Expected something else"):
         results(Study(family, only=SPECTRAL), tmp_path / "other")
     assert (tmp_path / "other" / "results" / "spectral.delta_spectrum").exists()
+
+
+def test_one_malformed_member_does_not_take_the_others_along(family, tmp_path):
+    """One that cannot be read, and one that its preflight stops."""
+    base, full = str(family.base.reference), family.members["full"].name
+    bad = shutil.copytree(str(family.members["full"].reference), tmp_path / "bad")
+    (bad / "model.safetensors").write_bytes(b"nothing")
+    nan = nudged(tiny("llama"))
+    with torch.no_grad():
+        nan.get_parameter("model.layers.0.mlp.up_proj.weight").fill_(float("nan"))
+    saved(nan, tmp_path / "nan")
+    members = {"full": full, "bad": str(bad), "nan": str(tmp_path / "nan")}
+    command = ["compare", base, *(f"--member={n}={place}" for n, place in members.items())]
+    command += ["--only", SPECTRAL[1], "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1, done.output
+    told = [one.partition(":")[0] for one in failures(tmp_path / "out")]
+    assert told == ["member bad", "member nan"]
+    found = wb.Result.load(tmp_path / "out" / "results" / SPECTRAL[1])
+    assert found.members == ["full"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "What could not be run" in page
+    assert "NaN or inf" in page
+    alone = CliRunner().invoke(app, [*command[:2], command[3], *command[5:]])
+    assert alone.exit_code != 0
 
 
 def test_where_everything_fails_nothing_is_written(family, tmp_path, monkeypatch):

@@ -34,15 +34,18 @@ def compare(
     title: str | None = None,
     on: str = HERE,
     formats: Sequence[str] = ("png", "pdf"),
+    left_out: Mapping[str, Exception] | None = None,
 ) -> Path:
     """Run the catalogue on a family; write results/, figures/ and report.html under `out`.
 
     Every analysis of every member is a unit of work kept under out/units: a second run computes
     nothing, an interrupted one goes on. An analysis that fails is named in the report, and the
     others go on. on: where they are run, see `workbench.cluster`; with worker processes a script
-    must call this under `if __name__ == "__main__":`. formats: of figures, PNG among them. Returns
-    the report's path; what lies beside it, see `workbench.runs`. Raises WorkbenchError where the
-    preflight must stop, and what the first analysis raised where all of them failed.
+    must call this under `if __name__ == "__main__":`. formats: of figures, PNG among them.
+    left_out: members that are not in the family, and why, for the report; those that their
+    preflight stops are left out here. Returns the report's path; what lies beside it, see
+    `workbench.runs`. Raises WorkbenchError where that stops all members, and what the first
+    analysis raised where all of them failed.
     """
     out = Path(out)
     place(on)
@@ -51,7 +54,9 @@ def compare(
     preflight, run = _run(study, out, on, pairs.values())
     if not run.made:
         raise next(iter(run.failed.values()), WorkbenchError("There is no analysis to run."))
-    about: dict[str, Any] = {"title": title, "preflight": preflight, "failed": run.failed}
+    absent = {f"member {name}": error for name, error in (left_out or {}).items()}
+    failed = absent | run.failed
+    about: dict[str, Any] = {"title": title, "preflight": preflight, "failed": failed}
     kind, where = place(on)
     drawers = int(where) if kind == LOCAL else 1
     return runs.keep(out, run.made, formats=formats, workers=drawers, **about)
@@ -118,9 +123,10 @@ def _run(
     with quiet(), workers(on, device=study.device, peak=_peak(study, on)) as crew:
         if pairs and not (out / "units").exists():
             crew.prepare()  # workers start while this process reads
-        preflight = preflights(pairs) if pairs else None
+        preflight, stopped = preflights(pairs) if pairs else (None, {})
         run = Run(out / "units", crew)
-        _fill(study, run)
+        run.failed |= {f"member {name}": error for name, error in stopped.items()}
+        _fill(study.without(stopped), run)
     run.made = _ordered(run.made)
     for name, result in run.made.items():
         result.save(out / "results" / name)
@@ -173,15 +179,23 @@ def _peak(study: Study, on: str) -> float:
     return float(plan(study)["peak_MiB"].max()) * 2**20
 
 
-def preflights(pairs: Iterable[CheckpointPair]) -> pd.DataFrame:
-    """Every pair's preflight, each parameter read once; raises at the first that must stop."""
-    tables = []
+def preflights(
+    pairs: Iterable[CheckpointPair],
+) -> tuple[pd.DataFrame, dict[str, WorkbenchError]]:
+    """Every pair's preflight, each parameter read once, and the members that it stops, with why.
+    Raises that of the first where it stops all of them."""
+    tables, stopped = [], {}
     for pair in pairs:
         # What runs is held against the files when it is loaded; units are named by fingerprints.
         found = pair.check(run=False, fingerprints=True)
-        found.require()
         tables.append(found.table.assign(member=pair.name))
-    return pd.concat(tables, ignore_index=True)
+        try:
+            found.require()
+        except WorkbenchError as error:
+            stopped[pair.name] = error
+    if len(stopped) == len(tables):
+        raise next(iter(stopped.values()))
+    return pd.concat(tables, ignore_index=True), stopped
 
 
 def _chained(study: Study) -> dict[str, list[Unit]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -137,6 +137,24 @@ class Study:
         kept = tuple(key for key in only if self.only is None or key in self.only)
         also = {name: study._narrowed(only) for name, study in self.also.items()}
         return replace(self, only=kept, also=also)
+
+    def without(self, names: Collection[str]) -> Study:
+        """This study and those beside it without these members; chains of any of them go too.
+        Raises WorkbenchError where this one has no other."""
+        if not names:
+            return self
+        left = {n: m for n, m in self.family.members.items() if n not in names}
+        if not left:
+            raise WorkbenchError(f"No member is left without {', '.join(names)}.")
+        also = {
+            name: study.without(names) for name, study in self.also.items()
+            if not set(study.family.members) <= {*names}
+        }  # fmt: skip
+        chains = {
+            name: chain for name, chain in self.chains.items()
+            if not set(chain.stages.members) & {*names}
+        }  # fmt: skip
+        return replace(self, family=Family(self.family.base, left), also=also, chains=chains)
 
     def arguments(self, analysis: Analysis) -> dict[str, Any]:
         """What one analysis is called with."""

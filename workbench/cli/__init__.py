@@ -32,6 +32,7 @@ from workbench.cli.shared import (
     asked,
     finish,
     group_of,
+    members_of,
     named,
     numbers,
     page_out,
@@ -248,19 +249,18 @@ def compare(
 
     Example: workbench compare BASE --member full=FOLDER --member lora-r8=ADAPTER --task task.jsonl
     """
-    import workbench as wb
     from workbench.study import Study
 
-    members = named(member)
+    family, left_out = members_of(base, named(member))
     study = Study(
-        wb.load_family(base, members),
+        family,
         task=asked(task) if task else None,
         texts=texts(text),
         device=device,
         dtype=dtype,
         seed=seed,
     )
-    run_study(study.narrowed(only or ()), out, dry_run, json, on=on)
+    run_study(study.narrowed(only or ()), out, dry_run, json, on=on, left_out=left_out)
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -131,6 +131,7 @@ def run_study(
     title: str | None = None,
     on: str = "here",
     formats: Sequence[str] = ("png", "pdf"),
+    left_out: Mapping[str, Exception] | None = None,
 ) -> None:
     from workbench import cluster
     from workbench.compare import compare
@@ -148,7 +149,7 @@ def run_study(
         file=sys.stderr,
     )
     begun = time.monotonic()
-    made = compare(study, out, title=title, on=on, formats=formats)
+    made = compare(study, out, title=title, on=on, formats=formats, left_out=left_out)
     if json:
         import pandas as pd
 
@@ -162,6 +163,22 @@ def run_study(
     if failed:
         print(f"workbench: tracebacks are in {out / 'failed'}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def members_of(base: str, members: Mapping[str, str]) -> tuple[Any, dict[str, Exception]]:
+    """The family of those members that can be read, and why the others cannot. Raises the first
+    reason where there are no others."""
+    import workbench as wb
+
+    good, bad = {}, {}
+    for name, reference in members.items():
+        try:
+            good[name] = wb.load_pair(base, reference, name).tuned
+        except wb.WorkbenchError as error:
+            bad[name] = error
+    if bad and not good:
+        raise next(iter(bad.values()))
+    return wb.load_family(base, good), bad
 
 
 def asked(path: Path, split: str = "test") -> Any:
