@@ -1,6 +1,7 @@
 """What is said beside the results, a line a thing on stderr, through Python's own logging.
 
-The logger is named "workbench"; `logging.getLogger("workbench").setLevel("WARNING")` silences it.
+The logger is named "workbench"; `say(logging.WARNING)`, or --quiet, silences it, also how far long
+work has come; with logging.DEBUG, or --verbose, what libraries say of a loading is heard, too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,17 @@ if not log.handlers:
     log.addHandler(_Now())
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+# Of its own level, so that a block which is quiet about its parts still says how far it has come.
+PROGRESS = logging.getLogger("workbench.progress")
+PROGRESS.setLevel(logging.INFO)
+
+
+def say(level: int) -> None:
+    """From now on only what is of this level (logging.WARNING, INFO, DEBUG) or above."""
+    log.setLevel(level)
+    PROGRESS.setLevel(max(level, logging.INFO))
 
 
 @contextlib.contextmanager

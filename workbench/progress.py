@@ -10,7 +10,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from tqdm.std import tqdm as plain
 
-from workbench.log import log
+from workbench.log import PROGRESS
 
 EVERY = 30.0  # seconds between two lines
 
@@ -31,7 +31,8 @@ class Lines(plain):
         more = "" if left is None else f", about {self.format_interval(left)} left"
         said = f" ({done['postfix']})" if done["postfix"] else ""
         whole = f" of {done['total']}" if done["total"] else ""
-        log.info("%s: %s%s%s%s", (done["prefix"] or "").rstrip(": "), done["n"], whole, more, said)
+        name = (done["prefix"] or "").rstrip(": ")
+        PROGRESS.info("%s: %s%s%s%s", name, done["n"], whole, more, said)
 
 
 def progress(iterable: Iterable[Any] | None = None, **options: Any) -> Any:

@@ -202,7 +202,8 @@ class Result:
         return rows
 
     def plot(self, ax: Axes | None = None, **options: Any) -> Figure:
-        """The first figure of this analysis; `workbench.figures` holds the others."""
+        """The first figure of this analysis; `workbench.figures` holds the others. options: of the
+        figure, and figsize=(inches, inches) and title=."""
         from workbench import figures
 
         return figures.draw(self, ax=ax, **options)

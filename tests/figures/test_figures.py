@@ -11,11 +11,13 @@ import zlib
 from pathlib import Path
 
 import matplotlib as mpl
+import matplotlib.pyplot
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+import workbench as wb
 from tests.figures.skilled import blocks, skills
 from tests.figures.synthetic import everything, family, intruders, result, retention
 from workbench import figures
@@ -245,3 +247,27 @@ figures.save_all(dict([*made.items()][:1]), "theirs", formats=("pdf",))
         if path.read_bytes() != (tmp_path / "there" / "theirs" / path.name).read_bytes()
     ]
     assert not differ
+
+
+def test_a_plot_takes_a_size_and_a_title_and_names_its_options():
+    made = intruders(family(2))
+    drawn = made.plot(figsize=(5.0, 3.0), title="Mine")
+    assert tuple(drawn.get_size_inches()) == (5, 3)
+    assert drawn.get_suptitle() == "Mine"
+    _, axes = mpl.pyplot.subplots()
+    made.plot(axes, title="Here")
+    assert axes.get_title() == "Here"
+    with pytest.raises(WorkbenchError, match="has no option 'size'; it has k, percent, figsize"):
+        made.plot(size=3)
+    with pytest.raises(WorkbenchError, match="found both"):
+        made.plot(axes, figsize=(5, 3))
+
+
+@pytest.mark.parametrize(
+    "name", ["figures", "spectral", "patching", "skills", "forgetting", "behaviour", "tasks"]
+)
+def test_what_one_can_name_is_what_one_is_shown(name: str):
+    """Not the modules that it lies in."""
+    part = getattr(wb, name)
+    assert dir(part) == sorted(part.__all__)
+    assert all(hasattr(part, one) for one in dir(part))

@@ -6,3 +6,8 @@ from workbench.behaviour.generate import generate
 from workbench.behaviour.tokens import tokens
 
 __all__ = ["emulate", "faithfulness", "generate", "tokens"]
+
+
+def __dir__() -> list[str]:
+    """The public names, without the modules they are from."""
+    return [*__all__]

@@ -21,13 +21,13 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import Checkpoint, CheckpointPair
 from workbench.meaning import finished
 from workbench.models.sides import named_dtype
+from workbench.progress import progress
 from workbench.results import Result, describe
 from workbench.stats import ratios
 from workbench.tasks.batching import encode
@@ -116,8 +116,7 @@ def _read(
     arms = [(arm, float("nan")) for arm in models] + [(EMULATED, float(beta)) for beta in betas]
     read = [{m: np.zeros(len(coded)) for m in ("score", "loss", "kl")} for _ in arms]
     run = side_by_side(list(models.values()), words, coded, batch_size)
-    for place, said in tqdm(run, total=len(coded), desc=f"{name}: answers", disable=None,
-                            leave=False):  # fmt: skip
+    for place, said in progress(run, total=len(coded), desc=f"{name}: answers"):  # fmt: skip
         own = dict(zip(models, said, strict=True))
         targets = torch.tensor(coded[place].ids[coded[place].start :], device=said[0].device)
         for (arm, beta), found in zip(arms, read, strict=True):

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from workbench.asked import analysis
 from workbench.behaviour.decoding import written
@@ -30,6 +29,7 @@ from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
 from workbench.models.sides import named_dtype
+from workbench.progress import progress
 from workbench.results import Result, describe
 from workbench.stats import ratios
 from workbench.tasks.batching import encode
@@ -117,7 +117,7 @@ def faithfulness(
     read: dict[str, dict[str, Strings]] = {}
     with pair.models(device, named_dtype(dtype)) as sides:
         total = 2 * len(ways) * len(marks)
-        with tqdm(total=total, desc=f"{pair.name}: steps", disable=None, leave=False) as bar:
+        with progress(total=total, desc=f"{pair.name}: steps") as bar:
             for side, model in (("base", sides.base), ("tuned", sides.tuned)):
                 asker = Asker(model, words, prompts, between, batch_size)
                 own = asker.own(parts, own_steps) if own_steps else parts
@@ -159,7 +159,7 @@ class Asker:
 
     def read(
         self, parts: Sequence[Worked], ways: Mapping[str, Reword | None], marks: Sequence[float],
-        bar: tqdm | None = None,
+        bar: Any | None = None,
     ) -> dict[str, Strings]:  # fmt: skip
         """way -> (shares, prompts) answers, the first share of the steps left as it is."""
         found = {}

@@ -23,7 +23,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.asked import analysis
 from workbench.behaviour.decoding import Choose, drawn, written
@@ -36,6 +35,7 @@ from workbench.lab.train import trainable, updates
 from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
 from workbench.models.sides import named_dtype
+from workbench.progress import progress
 from workbench.results import Result, describe
 from workbench.stats import ratios
 from workbench.tasks.batching import Encoded, rows
@@ -110,7 +110,7 @@ def generate(
         models = (sides.base, sides.tuned)
         # What one side writes the other reads.
         run["known"] = min(len(model.get_input_embeddings().weight) for model in models)
-        for arm in tqdm(arms, desc=f"{pair.name}: texts", disable=None, leave=False):
+        for arm in progress(arms, desc=f"{pair.name}: texts"):
             if arm in (BASE, TUNED):
                 made[arm] = written([models[arm == TUNED]], begun, length, **run)
             elif arm == CONTRAST:

@@ -24,13 +24,13 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
 from workbench.models.sides import named_dtype
+from workbench.progress import progress
 from workbench.results import Result, describe
 from workbench.stats import Interval, ratios
 from workbench.tasks.batching import Encoded, encode
@@ -141,9 +141,7 @@ def _read(
     """Every measurement of every scored token, (tokens,), in the order of the texts."""
     found: list[dict[str, Tensor]] = [{} for _ in coded]
     run = side_by_side(models, words, coded, batch_size)
-    for place, (base, tuned) in tqdm(
-        run, total=len(coded), desc=f"{name}: tokens", disable=None, leave=False
-    ):
+    for place, (base, tuned) in progress(run, total=len(coded), desc=f"{name}: tokens"):
         one = coded[place]
         targets = torch.tensor(one.ids[one.start :], device=base.device)
         made = measured(base, tuned.to(base.device), targets, low)

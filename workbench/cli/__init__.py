@@ -73,8 +73,16 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which it is.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only results and warnings.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Also what the libraries say of a loading.")
+    ] = False,
 ) -> None:
-    pass
+    import logging
+
+    from workbench.log import say
+
+    say(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
 
 
 def main() -> None:

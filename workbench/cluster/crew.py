@@ -9,9 +9,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any, Protocol
 
-from tqdm.auto import tqdm
-
 from workbench.errors import WorkbenchError
+from workbench.progress import progress
 from workbench.results import Result
 from workbench.units import Unit
 
@@ -50,7 +49,7 @@ class Crew:
         self.running: dict[Future[Any], tuple[Lane, Unit | None]] = {}  # None: getting ready
         self.last: dict[str, Lane] = {}  # members -> who had them last
         self.lost: Counter[str] = Counter()
-        self.bar = tqdm(total=0, desc="units", disable=None, leave=False)
+        self.bar = progress(total=0, desc="units")
 
     def fill(self, store: Path, wanted: Sequence[Unit]) -> dict[str, Exception]:
         """Run those of the units that `store` lacks, and keep each Result as it comes.

@@ -140,3 +140,8 @@ __all__ = [
     "tuco_by_token",
     "verdict_grid",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, without the modules they are from."""
+    return [*__all__]

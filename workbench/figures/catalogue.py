@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import multiprocessing
@@ -219,19 +220,57 @@ CATALOGUE: tuple[Drawing, ...] = (
 )
 
 
-def draw(result: Result, ax: Axes | None = None, **options: Any) -> Figure:
+def draw(
+    result: Result,
+    ax: Axes | None = None,
+    *,
+    figsize: tuple[float, float] | None = None,
+    title: str | None = None,
+    **options: Any,
+) -> Figure:
     """The first figure of `result`'s analysis; options are those of its function.
 
-    Raises WorkbenchError where no figure shows such a result.
+    figsize: width and height in inches, of a figure of its own. title: above all of it, or above
+    `ax`. Raises WorkbenchError where no figure shows such a result, or it has no such option.
     """
     if ax is not None and not isinstance(ax, Axes):
         raise WorkbenchError(f"Expected the axes to draw in, or nothing, found {ax!r}.")
+    if ax is not None and figsize is not None:
+        raise WorkbenchError("Expected figsize, of a new figure, or ax, to draw in; found both.")
     for drawing in CATALOGUE:
         alone = not drawing.companion or drawing.alone
         if drawing.analysis == result.analysis and alone and drawing.applies(result):
-            return drawing.draw(result, ax=ax, **options)
+            require_options(drawing, options)
+            return _titled(drawing.draw(result, ax=ax, **options), ax, figsize, title)
     known = sorted({drawing.analysis for drawing in CATALOGUE})
     raise WorkbenchError(f"No figure of {result.analysis!r} is known; there are those of {known}.")
+
+
+def require_options(drawing: Drawing, options: Mapping[str, Any]) -> None:
+    """Raise WorkbenchError for an option that a figure does not have."""
+    known = [
+        name
+        for name, one in inspect.signature(drawing.draw).parameters.items()
+        if one.kind is one.KEYWORD_ONLY
+    ]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise WorkbenchError(
+            f"Figure {drawing.name} has no option {unknown[0]!r}; it has "
+            f"{', '.join([*known, 'figsize', 'title'])}."
+        )
+
+
+def _titled(
+    figure: Figure, ax: Axes | None, size: tuple[float, float] | None, title: str | None
+) -> Figure:
+    if size is not None:
+        figure.set_size_inches(*size)
+    if title is not None and ax is not None:
+        ax.set_title(title)
+    elif title is not None:
+        figure.suptitle(title)
+    return figure
 
 
 def drawings(

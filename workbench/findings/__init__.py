@@ -4,3 +4,8 @@ from workbench.findings.claims import CLAIMS, Claim
 from workbench.findings.table import by_base, findings, is_page, page, summary, verdict
 
 __all__ = ["CLAIMS", "Claim", "by_base", "findings", "is_page", "page", "summary", "verdict"]
+
+
+def __dir__() -> list[str]:
+    """The public names, without the modules they are from."""
+    return [*__all__]

@@ -15,3 +15,8 @@ __all__ = [
     "association", "conjugate", "interpolate", "knowledge", "probe", "prune", "retention", "revive",
     "sequential", "verdict",
 ]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    """The public names, without the modules they are from."""
+    return [*__all__]

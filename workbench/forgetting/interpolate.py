@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from workbench.asked import analysis
 from workbench.errors import WorkbenchError
@@ -29,6 +28,7 @@ from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
 from workbench.models import Edit, edit
 from workbench.models.sides import named_dtype
+from workbench.progress import progress
 from workbench.results import Result, describe
 from workbench.stats import Intervals, edges, ratios
 from workbench.tasks.batching import encode
@@ -127,7 +127,7 @@ def _along(
     model = pair.base.load(device, named_dtype(dtype)).eval()
     held.rest_on(model)
     made: dict[str, list[list[Items]]] = {PATH: [[] for _ in sets], ENSEMBLE: [[] for _ in sets]}
-    for alpha in tqdm(alphas, desc=f"{pair.name}: path", disable=None, leave=False):
+    for alpha in progress(alphas, desc=f"{pair.name}: path"):
         with _point(held, other, alpha).on(model):
             for place, one in enumerate(sets):
                 (items,) = _read([model], words, one, np.ones((1, 1)), batch_size)

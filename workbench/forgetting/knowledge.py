@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.forgetting.sides import Side, both, require_prompts
 from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
+from workbench.progress import progress
 from workbench.results import Result, describe
 from workbench.stats import ratios
 from workbench.tasks.prompts import PromptSet
@@ -87,7 +87,7 @@ def knowledge(
     base, tuned = both(pair, batch_size, device, dtype)
     shown = examples if examples is not None else prompts
     asked: dict[str, Any] = {"count": shots, "between": between, "group": group}
-    with tqdm(total=3 * sets, desc=f"{pair.name}: knowledge", disable=None, leave=False) as bar:
+    with progress(total=3 * sets, desc=f"{pair.name}: knowledge") as bar:
         known = {
             arm: _known(side, _behind(prompts, shown, sets, first, **asked), samples, temperature,
                         first, bar)
@@ -120,7 +120,7 @@ def _behind(
 
 
 def _known(
-    side: Side, asked: Iterator[PromptSet], samples: int, temperature: float, seed: int, bar: tqdm
+    side: Side, asked: Iterator[PromptSet], samples: int, temperature: float, seed: int, bar: Any
 ) -> tuple[Ints, Floats]:
     """(category, P0) of every question."""
     greedy, chance = [], []

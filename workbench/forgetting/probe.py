@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.forgetting.sides import Side, both, fresh, lost_prompts, require_prompts, streams
 from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
+from workbench.progress import progress
 from workbench.results import Result, describe
 from workbench.stats import halves, ratios, share_of
 from workbench.tasks.batching import encode
@@ -119,7 +119,7 @@ def probe(
     asked = [(arm, arm, codes) for arm in seen]
     asked += [(control, arm, shuffled) for arm, control in SHUFFLED.items()]
     total = len(asked) * len(seen["base"])
-    with tqdm(total=total, desc=f"{pair.name}: probes", disable=None, leave=False) as bar:
+    with progress(total=total, desc=f"{pair.name}: probes") as bar:
         for arm, side, wanted in asked:
             found, parts = [], parted(wanted, groups, folds, seed)
             for features in seen[side]:

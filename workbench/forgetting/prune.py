@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.asked import analysis
 from workbench.devices import home
@@ -31,6 +30,7 @@ from workbench.forgetting.sides import Side, both, require_prompts
 from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
 from workbench.models import Layout, Site, replace
+from workbench.progress import progress
 from workbench.results import Result, describe
 from workbench.stats import halves, ratios, share_of
 from workbench.tasks.batching import batch, in_batches, pad_id, rows
@@ -132,7 +132,7 @@ def prune(
     sets = (prompts, asked)
     read: dict[str, list[Floats]] = {}  # arm -> per set (1 + shares, prompts)
     total = sum(len(orders) for _, _, orders in plans) * len(sizes)
-    with tqdm(total=total, desc=f"{pair.name}: pruned", disable=None, leave=False) as bar:
+    with progress(total=total, desc=f"{pair.name}: pruned") as bar:
         for arm, side, orders in plans:
             found = [[_right(side.answers(one)) for one in sets]]
             for size in sizes:

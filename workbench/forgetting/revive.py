@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from workbench.asked import analysis
 from workbench.devices import spread
@@ -40,6 +39,7 @@ from workbench.lab.recipe import Recipe
 from workbench.lab.train import trainable, updates
 from workbench.loaders import Checkpoint, CheckpointPair
 from workbench.meaning import finished
+from workbench.progress import progress
 from workbench.results import Result, describe
 from workbench.stats import ratios, share_of
 from workbench.tasks.prompts import Prompt, PromptSet
@@ -133,7 +133,7 @@ def revive(
         arms[NEVER] = (Side(known, base.words, batch_size, device, dtype).own, prompts, lessons)
     curves: dict[str, Floats] = {}  # arm -> (runs, 1 + steps, prompts)
     total = len(arms) * runs
-    with tqdm(total=total, desc=f"{pair.name}: revival", disable=None, leave=False) as bar:
+    with progress(total=total, desc=f"{pair.name}: revival") as bar:
         for arm, (model, asked, taught) in arms.items():
             found = []
             for run in range(runs):

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
 from workbench.forgetting.sides import Side, require_prompts
 from workbench.loaders import Family
 from workbench.meaning import finished
+from workbench.progress import progress
 from workbench.results import Provenance, Result, describe
 from workbench.stats import edges, ratios
 from workbench.tasks.prompts import PromptSet
@@ -95,7 +95,7 @@ def sequential(
     words = family.base.tokenizer()
     right: list[list[Floats]] = []
     chain = [family.base, *family.members.values()]
-    for checkpoint in tqdm(chain, desc=f"{name}: stages", disable=None, leave=False):
+    for checkpoint in progress(chain, desc=f"{name}: stages"):
         side = Side(checkpoint, words, batch_size, device, dtype)
         right.append([side.answers(one)["correct"].to_numpy(float) for one in sets])
     items = [np.stack(column) for column in zip(*right, strict=True)]  # per task (stages, prompts)

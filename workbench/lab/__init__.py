@@ -6,3 +6,8 @@ from workbench.lab.recipe import Recipe
 from workbench.lab.train import train
 
 __all__ = ["Recipe", "build", "manifest", "planted", "train"]
+
+
+def __dir__() -> list[str]:
+    """The public names, without the modules they are from."""
+    return [*__all__]

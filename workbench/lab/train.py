@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
 from workbench.lab.data import Batches, batches, fingerprint, prepare
@@ -24,6 +23,7 @@ from workbench.lab.recipe import Recipe
 from workbench.loaders.checkpoint import Checkpoint
 from workbench.log import log
 from workbench.outputs import always, holds, replacing, require_free, writing
+from workbench.progress import progress
 from workbench.tasks.prompts import Prompt, PromptSet
 
 SAVE_EVERY, SECONDS = 200, 60.0  # steps and time between saved states
@@ -198,12 +198,11 @@ def _loop(
         member.log(0, None, evaluate)
     else:
         log.info("%s goes on from step %d of %d.", member.out, start, recipe.steps)
-    bar = tqdm(
+    bar = progress(
         range(start, recipe.steps),
         initial=start,
         total=recipe.steps,
         desc=f"{recipe.task} {member.out.name}",
-        disable=None,
     )
     saved = time.monotonic()
     with _deferred() as asked:

@@ -13,3 +13,8 @@ __all__ = [
     "load_family",
     "load_pair",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, without the modules they are from."""
+    return [*__all__]

@@ -120,7 +120,7 @@ def _answers(pair: CheckpointPair, *, factors: bool) -> list[Line]:
     """The answers of all questions but those that take every parameter. factors: read those of an
     adapter too, not headers alone."""
     questions: tuple[Callable[[CheckpointPair], Iterator[Line]], ...] = (
-        _base, _architecture, _config, _names, _shapes, _tied, _dtype, _which, _adapter,
+        _base, _order, _architecture, _config, _names, _shapes, _tied, _dtype, _which, _adapter,
         _adapter_shapes, *([_adapter_effect] if factors else []), _adapter_start, _vocabulary,
     )  # fmt: skip
     return [line for question in questions for line in question(pair)]
@@ -136,6 +136,14 @@ def _base(pair: CheckpointPair) -> Iterator[Line]:
             "Merge it into whole weights first (peft's merge_and_unload), or give its own base."
         )
         yield "base", STOP, f"is a base with an adapter, {pair.base.name}", remedy
+
+
+def _order(pair: CheckpointPair) -> Iterator[Line]:
+    """Which side was trained from which, where lab.train left word of it."""
+    ours, theirs = pair.base.training, pair.tuned.training
+    if ours is not None and theirs is None and pair.base.adapter is None:
+        found = f"{pair.base.name} says that it was trained, and {pair.tuned.name} does not"
+        yield "order", WARN, found, "Are the two sides swapped? The base comes first."
 
 
 def _architecture(pair: CheckpointPair) -> Iterator[Line]:

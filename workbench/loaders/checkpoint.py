@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from logging import CRITICAL
+from logging import CRITICAL, DEBUG
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from workbench.loaders.headers import require_gguf
 from workbench.loaders.names import BEFORE, HEAD, TOKENS, WRAPPED, embedding, heads, unwrapped
 from workbench.loaders.plausible import require_loadable
 from workbench.loaders.weights import Weights, from_files, from_module, has_weights, shard_files
+from workbench.log import log
 from workbench.outputs import always, replacing
 
 # A factor of a LoRA by any tool's names.
@@ -372,6 +373,9 @@ def unsaid() -> Iterator[None]:
     """transformers' report of a loading, which is read here, and its bar in a file stay unsaid."""
     from transformers.utils import logging
 
+    if log.isEnabledFor(DEBUG):
+        yield
+        return
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(max(level, CRITICAL))
     if not sys.stderr.isatty():

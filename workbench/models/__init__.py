@@ -24,3 +24,8 @@ __all__ = [
     "tiered",
     "truncated",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, without the modules they are from."""
+    return [*__all__]

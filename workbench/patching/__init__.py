@@ -25,3 +25,8 @@ __all__ = [
     "patterns",
     "restore",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, without the modules they are from."""
+    return [*__all__]

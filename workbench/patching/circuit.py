@@ -28,7 +28,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.asked import analysis
 from workbench.errors import WorkbenchError
@@ -43,6 +42,7 @@ from workbench.patching.discovery import GROUPS, Circuit, Group, discover, heads
 from workbench.patching.patches import Position, require_one_width
 from workbench.patching.path import Head
 from workbench.patching.sweep import Side
+from workbench.progress import progress
 from workbench.results import Result, describe
 from workbench.stats import edges, ratios
 from workbench.tasks import PromptSet
@@ -223,7 +223,7 @@ class _Judge(NamedTuple):
             return {m: _joined([score[m] for score in scores]) for m in MEASURES}
 
         total = len(runs) * len(self.rows)
-        with tqdm(total=total, desc="circuits", disable=None, leave=False) as bar:
+        with progress(total=total, desc="circuits") as bar:
             lengths = [len(row.fed) for row in self.rows]
             for places, scores in in_batches(lengths, many, run):
                 for metric, value in scores.items():

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.asked import analysis
 from workbench.errors import WorkbenchError
@@ -34,6 +33,7 @@ from workbench.models.rerun import Rerun
 from workbench.models.sides import Sides, named_dtype
 from workbench.patching.cross_model import with_answers
 from workbench.patching.sweep import measured
+from workbench.progress import progress
 from workbench.results import Result, describe
 from workbench.stats import ratios
 from workbench.tasks import Prompt, PromptSet
@@ -126,7 +126,7 @@ class _Lens(NamedTuple):
         tokens: list[dict[str, Any]] = []
         shape = (len(depths(self.sides.layout)), len(self.given))
         lengths = [len(row.fed) for row in self.given]
-        bar = tqdm(total=len(self.given), desc="logit lens", disable=None, leave=False)
+        bar = progress(total=len(self.given), desc="logit lens")
         with bar:
             for at, (scored, said) in in_batches(lengths, batch_size, self._batch):
                 for (side, metric, depth), value in scored.items():

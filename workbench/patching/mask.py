@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.asked import analysis
 from workbench.errors import WorkbenchError
@@ -35,6 +34,7 @@ from workbench.models.sites import Kind
 from workbench.patching.activation import SIDES, require_sides
 from workbench.patching.patches import Patch, Position, require_equal
 from workbench.patching.sweep import require_aligned, require_batches
+from workbench.progress import progress
 from workbench.results import Result
 from workbench.stats import ratios
 from workbench.tasks.batching import Row, batch, in_batches, pad_id, rows
@@ -171,7 +171,7 @@ class _Masked(NamedTuple):
             for _ in range(epochs)
             for chunk in np.array_split(draw.permutation(places), -(-len(places) // batch_size))
         ]
-        for step in tqdm(steps, desc=f"mask {self.component}", disable=None, leave=False):
+        for step in progress(steps, desc=f"mask {self.component}"):
             with torch.enable_grad():
                 logits = self.logits(step, lambda layer: keep[layer])
                 loss = -self._wanted(logits, step).mean() + penalty * (1 - keep).sum()

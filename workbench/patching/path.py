@@ -26,7 +26,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.asked import analysis
 from workbench.errors import WorkbenchError
@@ -39,6 +38,7 @@ from workbench.patching import sweep as shared
 from workbench.patching.activation import SIDES, asked, partners, require_sides
 from workbench.patching.patches import Patch, Position
 from workbench.patching.sweep import Side
+from workbench.progress import progress
 from workbench.results import Result, describe
 from workbench.stats import ratios
 from workbench.tasks import PromptSet
@@ -149,7 +149,7 @@ def effects(
     spent = 0.0
     arms = {"patch": False} | ({"shuffled": True} if shuffled else {})
     total = len(senders) * size * len(arms)
-    bar = tqdm(total=total, desc="path patching", disable=None, leave=False)
+    bar = progress(total=total, desc="path patching")
 
     turn = shared.shuffle(dirty.rows)
 

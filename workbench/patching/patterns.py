@@ -23,7 +23,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.asked import analysis
 from workbench.errors import WorkbenchError
@@ -32,6 +31,7 @@ from workbench.meaning import finished
 from workbench.models import Layout, Site, capture
 from workbench.models.sides import Sides, named_dtype
 from workbench.patching.patches import default_positions
+from workbench.progress import progress
 from workbench.results import Result, describe
 from workbench.stats import ratios
 from workbench.tasks import PromptSet
@@ -138,7 +138,7 @@ class _Patterns(NamedTuple):
         layout = self.sides.layout
         shape = (layout.layers, layout.heads, len(self.given))
         lengths = [len(row.fed) for row in self.given]
-        bar = tqdm(total=len(self.given), desc="patterns", disable=None, leave=False)
+        bar = progress(total=len(self.given), desc="patterns")
         with bar:
             for at, values in in_batches(lengths, batch_size, self._batch):
                 for (*key, layer), value in values.items():

@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from workbench.asked import analysis
 from workbench.errors import WorkbenchError
@@ -38,6 +37,7 @@ from workbench.patching.cross_model import (
 )
 from workbench.patching.patches import Patch
 from workbench.patching.plan import plan
+from workbench.progress import progress
 from workbench.results import Result, describe
 from workbench.tasks import Prompt, PromptSet
 from workbench.tasks.batching import batch, in_batches, pad_id, rows
@@ -96,7 +96,7 @@ def restore(
     ahead.require(f"restore {direction}", device, large)
     made = shared.Sweep({}, {}, {}, 0.0)
     fill, size = pad_id(words), len(given)
-    bar = tqdm(total=len(chosen) * size, desc=f"restore {direction}", disable=None, leave=False)
+    bar = progress(total=len(chosen) * size, desc=f"restore {direction}")
 
     def run(some: list[int]) -> tuple[Rerun, Tensor, list[dict[str, Tensor]]]:
         inputs = batch(given, some, device, fill)

@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
 from workbench.models import Layout, Site
 from workbench.models.rerun import Plus, Rerun
 from workbench.patching.patches import COLUMNS, Patch, require_one_width
 from workbench.patching.plan import plan
+from workbench.progress import progress
 from workbench.stats import Intervals, ratios
 from workbench.tasks.batching import Batch, Row, batch, in_batches, pad_id
 
@@ -152,7 +152,7 @@ def sweep(
         ahead.require(label, device, large)
     made = Sweep({}, {}, {}, 0.0)
     spent = 0.0
-    bar = tqdm(total=len(patches) * size, desc=label, disable=None, leave=False)
+    bar = progress(total=len(patches) * size, desc=label)
 
     turn = shuffle(source.rows) if shuffled else None
 

@@ -22,3 +22,8 @@ __all__ = [
     "reported",
     "restore",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, without the modules they are from."""
+    return [*__all__]

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from workbench.asked import analysis
 from workbench.errors import WorkbenchError
@@ -24,6 +23,7 @@ from workbench.loaders.names import ParameterSite
 from workbench.meaning import finished
 from workbench.models import Edit, edit, truncated
 from workbench.models.edits import once
+from workbench.progress import progress
 from workbench.results import Result, describe
 from workbench.skills.compression import width
 from workbench.skills.graft import count
@@ -42,7 +42,7 @@ def greedy(
     """Forward selection: at each step the block that lowers the loss most, until none does."""
     path: list[Step] = []
     left, best = list(sites), loss([])
-    bar = tqdm(total=most, desc="greedy", disable=None, leave=False)
+    bar = progress(total=most, desc="greedy")
     while left and len(path) < most:
         taken = [site for site, _ in path]
         losses = [loss([*taken, site]) for site in left]
@@ -154,7 +154,7 @@ class _Ablation:
 
     def single(self) -> Iterator[dict[str, Any]]:
         """Every block off, and alone."""
-        bar = tqdm(self.sites, desc=f"blocks {self.pair.name}", disable=None, leave=False)
+        bar = progress(self.sites, desc=f"blocks {self.pair.name}")
         for site in bar:
             others = [s for s in self.sites if s != site]
             for arm, change, kept, end in (

@@ -16,12 +16,12 @@ from operator import add
 from typing import Any, NamedTuple
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Family
 from workbench.meaning import finished
 from workbench.models import Edit, edit
+from workbench.progress import progress
 from workbench.results import Provenance, Result, describe
 from workbench.skills import rankings
 from workbench.skills.graft import KEPT, Graft, graft_of, inside, require_own, top
@@ -106,7 +106,7 @@ def compose(
     subsets = [c for k in range(1, len(skills) + 1) for c in combinations(range(len(skills)), k)]
     rows = _rows(readouts, None, {"arm": "base", "skills": "", "x": 0.0}, ())
     alone: dict[int, Reading] = {}
-    for subset in tqdm(subsets, desc="compose", disable=None, leave=False):
+    for subset in progress(subsets, desc="compose"):
         chosen = [names[i] for i in subset]
         made = _joined([skills[i] for i in subset])
         about: dict[str, Any] = {"skills": " + ".join(chosen)}

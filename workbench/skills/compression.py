@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.asked import analysis
 from workbench.errors import WorkbenchError
@@ -35,6 +34,7 @@ from workbench.loaders.names import ParameterSite
 from workbench.meaning import finished
 from workbench.models import Edit, edit, one_bit, tiered, truncated
 from workbench.models.edits import once, tiers_of
+from workbench.progress import progress
 from workbench.results import Result, describe
 from workbench.skills import rankings
 from workbench.skills.graft import graft_of, top
@@ -143,7 +143,7 @@ def compression(
     ways = chain(
         _projected(held, changed, ranks), _masked(held, changed, total, sparsities, random, seed)
     )
-    for one in tqdm(ways, desc=f"compression {pair.name}", disable=None, leave=False):
+    for one in progress(ways, desc=f"compression {pair.name}"):
         about = one.about | {"x": one.bits / total}
         rows += readout.rows(*(readout.read(make()) for make in one.edits), **about)
         rows += _sizes(about, one.bits, dense)

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.asked import analysis
 from workbench.errors import WorkbenchError
@@ -25,6 +24,7 @@ from workbench.loaders.names import ParameterSite
 from workbench.meaning import finished
 from workbench.models import Edit, edit, only
 from workbench.models.edits import entries, truncated
+from workbench.progress import progress
 from workbench.results import Result, describe
 from workbench.skills import rankings
 from workbench.skills.graft import (
@@ -115,7 +115,7 @@ def localize(
     cutter = _Cutter(held, readout, teacher, choose)
     rows, tensors = cutter.ends(), cutter.sizes()
     plan = [(arm, s) for arm in CUT if arm in arms for s in grid]
-    for arm, s in tqdm(plan, desc=f"grafts {pair.name}", disable=None, leave=False):
+    for arm, s in progress(plan, desc=f"grafts {pair.name}"):
         options = {"epochs": epochs, "patience": patience, "rate": rate, "seed": seed}
         cut = cutter.cut(arm, s, random, options)
         rows += cut.rows

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from workbench.asked import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
 from workbench.models import Edit, edit
+from workbench.progress import progress
 from workbench.results import Result, describe
 from workbench.skills import rankings
 from workbench.skills.graft import count, graft_of, inside, top
@@ -102,7 +102,7 @@ def restore(
     rows = readout.rows(readout.tuned, arm="tuned", x=0.0)
     rows += readout.rows(outside, arm="outside", x=1.0)
     rows += readout.rows(readout.base, arm="base", x=1.0)
-    bar = tqdm(total=len(arms) * len(grid), desc=f"restore {pair.name}", disable=None, leave=False)
+    bar = progress(total=len(arms) * len(grid), desc=f"restore {pair.name}")
     with bar:
         for arm in arms:
             curve: dict[float, list[Reading]] = {0.0: [readout.tuned]}

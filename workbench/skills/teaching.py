@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.devices import home, offloaded
 from workbench.errors import WorkbenchError
@@ -28,6 +27,7 @@ from workbench.loaders.experts import running, stored_name, view
 from workbench.loaders.names import ParameterSite, align, is_conv1d
 from workbench.models import edit
 from workbench.models.edits import Mask
+from workbench.progress import progress
 from workbench.skills.graft import Masks, inside, top
 from workbench.tasks import PromptSet
 from workbench.tasks.batching import Row, batch, in_batches, pad_id, rows
@@ -161,7 +161,7 @@ def learn(
     size = max(1, sum(int(m.sum()) for m in start.values()))
     best, found = judge(start), Learned(start, 0, 0, 0)
     scale, epoch, draw = 0.0, 0, np.random.default_rng(seed)
-    bar = tqdm(range(1, epochs + 1), desc=desc, disable=None, leave=False)
+    bar = progress(range(1, epochs + 1), desc=desc)
     for epoch in bar:
         steps = -(-len(teacher.rows) // STEP)
         for places in np.array_split(draw.permutation(len(teacher.rows)), steps):

@@ -6,3 +6,8 @@ from workbench.spectral.scale import scale_intruders
 from workbench.spectral.similarity import similarity
 
 __all__ = ["delta_spectrum", "intruders", "scale_intruders", "similarity"]
+
+
+def __dir__() -> list[str]:
+    """The public names, without the modules they are from."""
+    return [*__all__]

@@ -11,12 +11,12 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench import magnitude
 from workbench.asked import analysis
 from workbench.loaders import CheckpointPair, Delta
 from workbench.meaning import finished
+from workbench.progress import progress
 from workbench.results import Result, by_matrix
 from workbench.spectral.linalg import factor_values
 
@@ -80,7 +80,7 @@ def delta_spectrum(pair: CheckpointPair, *, device: str = "cpu") -> Result:
     provenance = pair.provenance(device=str(device))
     rows, still = [], 0
     matrices = set(pair.sites())
-    for site in tqdm(pair.sites("all"), desc=f"spectrum {pair.name}", disable=None, leave=False):
+    for site in progress(pair.sites("all"), desc=f"spectrum {pair.name}"):
         delta = pair.delta(site)
         size = magnitude.norm(delta.base.float())
         found = {"norm": delta.norm, "relative_norm": delta.norm / size if size else float("nan")}

@@ -16,12 +16,12 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.asked import analysis
 from workbench.errors import WorkbenchError, some
 from workbench.loaders import CheckpointPair, Delta
 from workbench.meaning import finished
+from workbench.progress import progress
 from workbench.results import Result, by_matrix
 from workbench.spectral.decisions import Bracket, bracket
 from workbench.spectral.leading import ANGLE, top_triplets
@@ -201,7 +201,7 @@ def intruders(
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device))
     rows, zero, short = [], [], []
     sites = pair.sites()
-    for site in tqdm(sites, desc=f"intruders {pair.name}", disable=None, leave=False):
+    for site in progress(sites, desc=f"intruders {pair.name}"):
         delta = pair.delta(site)
         if not delta.base.any():
             # It has no singular vectors, so that none can be new: LLaMA Pro's added blocks.

@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.asked import analysis
 from workbench.errors import WorkbenchError, some
@@ -26,6 +25,7 @@ from workbench.loaders.names import ParameterSite
 from workbench.meaning import finished
 from workbench.models import Edit, edit, merged
 from workbench.models.sides import named_dtype
+from workbench.progress import progress
 from workbench.results import Result, describe
 from workbench.spectral.intruders import cosines
 from workbench.spectral.linalg import Operator, Triplets, base_triplets, dense_triplets
@@ -91,7 +91,7 @@ def capped(found: Sequence[Found]) -> list[str]:
 def find(pair: CheckpointPair, k: int, eps: float, device: str) -> list[Found]:
     """Every matrix of the pair with an intruder, left side, paper's definition."""
     kept = []
-    sites = tqdm(pair.sites(), desc=f"intruders {pair.name}", disable=None, leave=False)
+    sites = progress(pair.sites(), desc=f"intruders {pair.name}")
     for site in sites:
         delta = pair.delta(site)
         if not delta.changed or not delta.base.any():
@@ -155,7 +155,7 @@ def scale_intruders(
     start = measure()
     grid = [x for x in lambdas if x != 1] if found else []
     rows: list[tuple[Any, ...]] = []
-    for arm in tqdm(arms, desc=f"scale {pair.name}", disable=None, leave=False):
+    for arm in progress(arms, desc=f"scale {pair.name}"):
         rows += _rows(pair.name, arm, 1.0, start, start, seed)
         directions = {f.delta.site.name: direction(f, arm, seed) for f in found}
         for x in grid:

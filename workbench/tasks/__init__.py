@@ -60,3 +60,8 @@ __all__ = [
     "text_loss",
     "whole_words",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, without the modules they are from."""
+    return [*__all__]

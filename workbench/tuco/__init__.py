@@ -4,3 +4,8 @@ from workbench.tuco.contribution import contribution
 from workbench.tuco.scaling import scaled, scaling
 
 __all__ = ["contribution", "scaled", "scaling"]
+
+
+def __dir__() -> list[str]:
+    """The public names, without the modules they are from."""
+    return [*__all__]

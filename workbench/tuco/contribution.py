@@ -23,7 +23,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.asked import analysis
 from workbench.errors import WorkbenchError
@@ -31,6 +30,7 @@ from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
 from workbench.models import Sides, Site, capture
 from workbench.models.sides import Where, named_dtype
+from workbench.progress import progress
 from workbench.results import Result, describe
 from workbench.stats import bootstrap
 from workbench.tasks import PromptSet
@@ -213,7 +213,7 @@ def measure(
         whole = sums.share(lambda tensor: tensor).share
         return scores, torch.stack([torch.stack(part) for part in sums.layers]), whole
 
-    bar = tqdm(total=len(given), desc=f"tuco {name}", disable=None, leave=False)
+    bar = progress(total=len(given), desc=f"tuco {name}")
     with bar:
         for places, (scores, parts, whole) in in_batches(
             [len(row.ids) for row in given], batch_size, run

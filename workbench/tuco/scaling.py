@@ -15,7 +15,6 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pandas as pd
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from workbench.asked import analysis
 from workbench.errors import WorkbenchError
@@ -23,6 +22,7 @@ from workbench.loaders import CheckpointPair
 from workbench.meaning import finished
 from workbench.models import Sides
 from workbench.models.sides import load, named_dtype
+from workbench.progress import progress
 from workbench.results import Result, describe
 from workbench.stats import Interval, bootstrap
 from workbench.tasks import PromptSet, answers
@@ -116,7 +116,7 @@ def scaling(
     grid = sorted({*alphas, 1.0})
     items: dict[float, dict[str, tuple[Any, ...]]] = {}
     sides = load(pair, device, named_dtype(dtype))
-    for alpha in tqdm(grid, desc=f"alpha {pair.name}", disable=None, leave=False):
+    for alpha in progress(grid, desc=f"alpha {pair.name}"):
         model: Any = Scaled(sides, alpha)
         found = answers(model, words, prompts, batch_size=batch_size)
         items[alpha] = {m: (found[c].to_numpy(float), None) for m, c in MEASURES.items()}
