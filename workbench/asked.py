@@ -85,8 +85,8 @@ def _prompts(value: Any, name: str, *, texts: bool) -> Any:
             return PromptSet.load(value)
         raise WorkbenchError(
             f"Expected {name} to be a set of prompts{' or a list of texts' if texts else ''}, "
-            f"found the text {str(value)[:60]!r}; give wb.tasks.PromptSet.load(path), or the path "
-            "of a .jsonl, .csv or .json file."
+            f"found the text {str(value)[:60]!r}; give wb.tasks.PromptSet.load(path), the path of "
+            f"a .jsonl, .csv or .json file{', or wrap one text in a list' if texts else ''}."
         )
     if isinstance(value, Mapping):
         return {key: _path(one) for key, one in value.items()}

@@ -94,7 +94,7 @@ def test_a_list_of_prompts_is_a_set_of_them(pair):
 
 def test_one_text_is_not_a_list_of_letters(pair):
     for name in ("cross_model", "restore", "lens", "patterns"):
-        with pytest.raises(WorkbenchError, match="a list of prompts, found one text"):
+        with pytest.raises(WorkbenchError, match="found the text"):
             getattr(wb.patching, name)(pair, "the apple")
     with pytest.raises(WorkbenchError, match=r"tasks\.desiderata draws them"):
         wb.patching.mask(pair, TEXTS)  # pyright: ignore

@@ -102,5 +102,5 @@ def test_a_text_that_is_too_long_for_the_model_is_refused_by_name(tmp_path):
     long = Prompt("wordy", "apple " * 200 + "the", " apple")
     with pytest.raises(WorkbenchError, match=r"'wordy' has 202 tokens, and the .* 128"):
         rows(words, [long])
-    with pytest.raises(WorkbenchError, match="'wordy' has 202 tokens"):
+    with pytest.raises(WorkbenchError, match="'wordy' has 203 tokens"):
         tasks.answers(pair.base.load(), words, [long])
