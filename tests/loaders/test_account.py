@@ -310,7 +310,7 @@ def test_another_model_than_a_plain_loading_gives_is_told(originals, monkeypatch
     from workbench.loaders import running
 
     other = Checkpoint.parse(originals / "full").load()
-    monkeypatch.setattr(running, "_plain", lambda checkpoint: other)
+    monkeypatch.setattr(running, "_plain", lambda checkpoint, whole: other)
     pair = wb.load_pair(originals / "base", originals / "lora")
     status, found = runs(pair, run=True)
     assert status == "warn"

@@ -29,7 +29,8 @@ def require_runs(checkpoint: Checkpoint, *, anew: bool) -> None:
     those of a plain from_pretrained of the same references. Of a model in memory, which is what it
     is, only the first.
 
-    anew: ask although it was found to run so before, by these versions of what runs it.
+    anew: ask although it was found to run so before, by these versions of what runs it, and give
+    peft the whole of an adapter's config: else only what of it decides numbers, see SECURITY.md.
     """
     if not isinstance(checkpoint.reference, str):
         checkpoint.load()
@@ -41,7 +42,7 @@ def require_runs(checkpoint: Checkpoint, *, anew: bool) -> None:
     ids = torch.linspace(1, own.get_input_embeddings().weight.shape[0] - 1, TOKENS).long()[None]
     ours = _logits(own, ids)
     del own
-    theirs = _logits(_plain(checkpoint), ids)
+    theirs = _logits(_plain(checkpoint, whole=anew), ids)
     apart, size = float((ours - theirs).abs().max()), float(theirs.abs().max())
     if not apart <= NEAR * max(size, 1.0):
         raise WorkbenchError(
@@ -60,9 +61,9 @@ def _memo(checkpoint: Checkpoint) -> Path:
     return cache.folder("runs", cache.digest(part.encode() for part in parts)[:32])
 
 
-def _plain(checkpoint: Checkpoint) -> nn.Module:
+def _plain(checkpoint: Checkpoint, *, whole: bool) -> nn.Module:
     """The model as anybody else would load it; told of the wrappers in its names, without which
-    nobody could."""
+    nobody could. whole: peft reads an adapter's config by itself."""
     from transformers import AutoModelForCausalLM
 
     try:
@@ -76,7 +77,8 @@ def _plain(checkpoint: Checkpoint) -> nn.Module:
             from peft import PeftModel
 
             fit_vocabulary(model, checkpoint.lora)
-            return PeftModel.from_pretrained(model, checkpoint.lora.reference)
+            config = None if whole else checkpoint.lora.peft_config()
+            return PeftModel.from_pretrained(model, checkpoint.lora.reference, config=config)
     except Exception as error:  # transformers and peft raise many kinds
         raise WorkbenchError(
             f"A plain loading of {checkpoint.name} fails ({reason(error)}); check its files."
