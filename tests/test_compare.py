@@ -16,6 +16,7 @@ import torch
 from typer.testing import CliRunner
 
 import workbench as wb
+from tests.calls import write_pair
 from tests.conftest import adapter, nudged, saved, tiny
 from workbench import compare as comparing
 from workbench import study as studies
@@ -24,6 +25,7 @@ from workbench.cli import app
 from workbench.compare import compare, results
 from workbench.runs import failures, redraw
 from workbench.study import Study
+from workbench.tasks.batching import read_as
 
 PNG = ("png",)
 SPECTRAL = ("spectral.intruders", "spectral.delta_spectrum")
@@ -126,6 +128,21 @@ def test_one_malformed_member_does_not_take_the_others_along(family, tmp_path):
     assert "NaN or inf" in page
     alone = CliRunner().invoke(app, [*command[:2], command[3], *command[5:]])
     assert alone.exit_code != 0
+
+
+def test_the_first_prompt_is_shown_by_tokens_before_and_after(tmp_path):
+    pair = write_pair(tmp_path)
+    task = wb.tasks.boxes(12, seed=3, split="test", count=3)
+    file = task.save(tmp_path / "boxes.jsonl")
+    base, tuned = str(tmp_path / "base"), str(tmp_path / "tuned")
+    command = ["compare", base, f"--member=full={tuned}", "--task", str(file)]
+    command += ["--only", "tuco.scaling", "--out", str(tmp_path / "out")]
+    shown = read_as(pair.base.tokenizer(), task[0])
+    dry = CliRunner().invoke(app, [*command, "--dry-run"])
+    assert f"First prompt, by tokens: boxes: {shown}" in dry.output
+    assert not (tmp_path / "out").exists()
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert shown in html.unescape((tmp_path / "out" / "report.html").read_text())
 
 
 def test_where_everything_fails_nothing_is_written(family, tmp_path, monkeypatch):

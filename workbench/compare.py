@@ -57,6 +57,7 @@ def compare(
     absent = {f"member {name}": error for name, error in (left_out or {}).items()}
     failed = absent | run.failed
     about: dict[str, Any] = {"title": title, "preflight": preflight, "failed": failed}
+    about["asked"] = study.first_prompts()
     kind, where = place(on)
     drawers = int(where) if kind == LOCAL else 1
     return runs.keep(out, run.made, formats=formats, workers=drawers, **about)

@@ -103,6 +103,7 @@ def report(
     failures: Sequence[str] = (),
     pictures: str | Path | None = None,
     command: str = "",
+    asked: Sequence[str] = (),
 ) -> Path:
     """Write one HTML page of `results`, with every figure, table and provenance in it; its path.
 
@@ -112,9 +113,9 @@ def report(
     said on the first page, beside those that several Results have; the others stand with the one
     Result they are of. failures: what could not be run, a sentence each. pictures: the folder where
     `figures.save_all` just drew these very results; None draws them. command: what makes all of
-    them again; by default the commands that each Result was made by. Whether LoRA and full
-    fine-tuning are equivalent (`workbench.equivalence`) is answered first of all, where the results
-    hold that.
+    them again; by default the commands that each Result was made by. asked: the first prompts as
+    the tokenizer read them. Whether LoRA and full fine-tuning are equivalent
+    (`workbench.equivalence`) is answered first of all, where the results hold that.
     The page needs nothing else: images are in it, it loads nothing and runs no script.
     Raises WorkbenchError where there are no results or they are of different bases.
     """
@@ -149,6 +150,7 @@ def report(
         preflight=[] if preflight is None else _preflight(preflight),
         notes=shared,
         failures=failures,
+        asked=asked,
         commands=[command] if command else list(dict.fromkeys(r.provenance.command for r in read)),
         sections=sections,
         short=SHORT,

@@ -27,7 +27,9 @@ from workbench.reports import QUESTION, is_report, report
 from workbench.results import Result, command_line
 
 ABOUT, FAILED = "run.json", "failed"
-EMPTY: dict[str, Any] = {"results": [], "failures": [], "preflight": [], "command": ""}
+EMPTY: dict[str, Any] = {
+    "results": [], "failures": [], "preflight": [], "command": "", "asked": [],
+}  # fmt: skip
 PREFLIGHT = {"item", "status", "found", "remedy"}
 
 
@@ -38,12 +40,14 @@ def keep(
     title: str | None = None,
     preflight: pd.DataFrame | None = None,
     failed: Mapping[str, Exception] | None = None,
+    asked: Sequence[str] = (),
     formats: Sequence[str] = ("png", "pdf"),
     workers: int = 1,
 ) -> Path:
     """Write everything of a run but results/, which are there; returns the report's path.
 
-    made: Results by name, in the report's order. failed: what was raised, by what it was. formats:
+    made: Results by name, in the report's order. failed: what was raised, by what it was. asked:
+    the first prompts as they were read. formats:
     of the figures' files, PNG among them. workers: processes that draw.
     """
     failed = failed or {}
@@ -54,6 +58,7 @@ def keep(
         "failures": [_said(name, error) for name, error in failed.items()],
         "preflight": lines,
         "command": command_line(),
+        "asked": list(asked),
     }
     _write_about(out, about)
     _write_failed(out / FAILED, failed)
@@ -111,6 +116,7 @@ def redraw(
         preflight=pd.DataFrame(about["preflight"]) if about["preflight"] else None,
         failures=about["failures"],
         command=about["command"],
+        asked=about["asked"],
         pictures=pictures,
     )
 
@@ -161,12 +167,12 @@ def _about(folder: Path) -> dict[str, Any]:
     if not (folder / ABOUT).exists():
         return empty
     found = empty | read_json(folder / ABOUT)
-    lists = [found[name] for name in ("results", "failures", "preflight")]
+    lists = [found[name] for name in ("results", "failures", "preflight", "asked")]
     fit = all(isinstance(found[name], str) for name in ("title", "command"))
     fit = fit and all(isinstance(one, list) for one in lists)
     if fit:
-        names, told, rows = lists
-        fit = all(isinstance(text, str) for text in (*names, *told))
+        names, told, rows, asked = lists
+        fit = all(isinstance(text, str) for text in (*names, *told, *asked))
         fit = fit and all(isinstance(row, dict) and set(row) >= PREFLIGHT for row in rows)
     if not fit:
         raise WorkbenchError(

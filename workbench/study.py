@@ -16,6 +16,7 @@ from workbench.catalogue import ANALYSES, Analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import Family
 from workbench.tasks import PromptSet
+from workbench.tasks.batching import read_as
 from workbench.tasks.desiderata import Counterfactuals
 from workbench.units import Unit
 
@@ -155,6 +156,14 @@ class Study:
             if not set(chain.stages.members) & {*names}
         }  # fmt: skip
         return replace(self, family=Family(self.family.base, left), also=also, chains=chains)
+
+    def first_prompts(self) -> list[str]:
+        """The first prompt of every set as the base's tokenizer cuts it."""
+        sets = [one for one in (self.task, *self.prompts) if one is not None and len(one)]
+        if not sets:
+            return []
+        words = self.family.base.tokenizer()
+        return [f"{one.name}: {read_as(words, one[0])}" for one in sets]
 
     def arguments(self, analysis: Analysis) -> dict[str, Any]:
         """What one analysis is called with."""

@@ -10,7 +10,7 @@ from workbench import tasks
 from workbench.errors import WorkbenchError
 from workbench.lab import shipped
 from workbench.tasks import batching
-from workbench.tasks.batching import batch, in_batches, rows
+from workbench.tasks.batching import batch, in_batches, read_as, rows
 from workbench.tasks.prompts import Prompt
 
 SHORT = Prompt("a", "the apple is in Box F", " .", spans={"label": (20, 21), "object": (0, 9)})
@@ -104,3 +104,13 @@ def test_a_text_that_is_too_long_for_the_model_is_refused_by_name(tmp_path):
         rows(words, [long])
     with pytest.raises(WorkbenchError, match="'wordy' has 203 tokens"):
         tasks.answers(pair.base.load(), words, [long])
+
+
+def test_a_prompt_is_shown_as_it_is_cut():
+    words = shipped.tokenizer()
+    (prompt,) = tasks.boxes(1, seed=3, count=3)
+    shown = read_as(words, prompt)
+    asked, _, answer = shown.partition(" -> ")
+    assert answer == prompt.target.strip()
+    assert asked.split("|")[-1] == prompt.prompt.split()[-1]
+    assert len(asked.split("|")) == len(words(prompt.prompt).input_ids)

@@ -135,10 +135,13 @@ def run_study(
 ) -> None:
     from workbench import cluster
     from workbench.compare import compare
+    from workbench.errors import visible
     from workbench.runs import failures
     from workbench.study import plan
 
     cluster.place(on)
+    for one in study.first_prompts():
+        print(f"First prompt, by tokens: {visible(one)}", file=sys.stderr)
     if dry_run:
         show(plan(study), json)
         return

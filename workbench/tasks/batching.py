@@ -215,6 +215,17 @@ def _say(text: str) -> None:
     log.warning("%s", text)
 
 
+def read_as(tokenizer: Any, prompt: Prompt) -> str:
+    """A prompt as the tokenizer cuts it, "Box| F| contains -> | apple": a doubled start, an unknown
+    word or an answer that is glued to its question shows."""
+    ids, start = encode(tokenizer, prompt)
+    asked, answer = (
+        "|".join(str(tokenizer.decode([token])) for token in part)
+        for part in (ids[:start], ids[start:])
+    )
+    return f"{asked} -> {answer}"
+
+
 def encode(tokenizer: Any, prompt: Prompt) -> Encoded:
     """Token ids of prompt + target and where the target's tokens begin.
 
