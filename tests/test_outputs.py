@@ -15,8 +15,18 @@ from hypothesis import strategies as st
 import workbench as wb
 from tests.conftest import adapter, nudged, saved, tiny
 from tests.terminal import workbench
-from workbench.outputs import WAS, always, recover, replacing, require_free, says, writing
+from workbench.outputs import (
+    WAS,
+    always,
+    finished,
+    recover,
+    replacing,
+    require_free,
+    says,
+    writing,
+)  # fmt: skip
 from workbench.results import is_result
+from workbench.runs import begin
 
 NAMES = ("thesis.tex", "task.jsonl", "result.json", "run.json", "report.html", "training.json",
          "results/notes.md", "figures/mine.png", "failed/mine.txt", "units/x", "table.parquet",
@@ -173,6 +183,29 @@ def test_of_several_writers_one_is_last(tmp_path: Path):
     found = files(tmp_path)
     assert set(found) == {"r/a", "r/b"}
     assert found["r/a"] == found["r/b"]
+
+
+LEFT = """
+import os, sys
+from pathlib import Path
+from workbench.outputs import always, replacing, writing
+folder = Path(sys.argv[1])
+with writing(folder / "run.json", always) as a, replacing(folder / "units", always, what="it") as b:
+    os._exit(9)
+"""
+
+
+def test_what_a_killed_process_left_is_nobodys(tmp_path: Path):
+    """A run goes on where it lies, and a training too."""
+    run = tmp_path / "run"
+    begin(run)
+    assert subprocess.run([sys.executable, "-c", LEFT, str(run)], check=False).returncode == 9
+    assert len(list(run.iterdir())) == 3
+    assert [path.name for path in finished(run)] == ["run.json"]
+    begin(run)
+    (run / ".notes.md").write_text("mine")
+    with pytest.raises(wb.WorkbenchError, match="something else than"):
+        begin(run)
 
 
 def test_a_file_is_no_folder_and_a_folder_no_file(tmp_path: Path):

@@ -13,6 +13,7 @@ import errno
 import glob
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -36,12 +37,22 @@ def never(target: Path) -> bool:
 
 
 def holds(*names: str, marked: Callable[[Path], bool]) -> Ours:
-    """Folders of nothing but files and folders of these names, `marked` among them."""
+    """Folders of nothing but files and folders of these names, `marked` among them, and of what a
+    killed process left unfinished there."""
 
     def ours(target: Path) -> bool:
-        return target.is_dir() and {p.name for p in target.iterdir()} <= {*names} and marked(target)
+        return target.is_dir() and {p.name for p in finished(target)} <= {*names} and marked(target)
 
     return ours
+
+
+# As `_mark` and tempfile name it: .NAME.HOST-PID.abcdefgh, and a file's suffix.
+UNFINISHED = re.compile(r"\..+\..*-\d+\.[a-z0-9_]{8}(\.\w+)?")
+
+
+def finished(folder: Path) -> list[Path]:
+    """What lies in a folder, less the unfinished copies of any process."""
+    return [path for path in folder.iterdir() if not UNFINISHED.fullmatch(path.name)]
 
 
 def says(*marks: bytes) -> Ours:
@@ -77,7 +88,7 @@ def require_free(target: str | Path, ours: Ours, *, what: str) -> None:
             f"{target} is the folder this runs in, or one above it; give {what} a folder of its "
             "own with --out."
         )
-    if (target.is_dir() and not any(target.iterdir())) or ours(target):
+    if (target.is_dir() and not finished(target)) or ours(target):
         return
     raise WorkbenchError(
         f"{target} holds something else than {what} that was written here before; nothing of it "

@@ -19,7 +19,7 @@ from workbench.lab import shipped
 from workbench.lab.recipe import Recipe
 from workbench.lab.train import is_member, train
 from workbench.loaders import Checkpoint
-from workbench.outputs import always, never, replacing, require_free, writing
+from workbench.outputs import always, finished, never, replacing, require_free, writing
 from workbench.results import versions
 
 LOGGED, SCORED = 64, 400
@@ -31,7 +31,7 @@ def _is_family(out: Path) -> bool:
     told = {"manifest.json", "sweep.json", ".stages"}
     return out.is_dir() and all(
         path.name in told or path.name.endswith(".training") or is_member(path)
-        for path in out.iterdir()
+        for path in finished(out)
     )
 
 
