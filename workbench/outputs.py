@@ -88,7 +88,10 @@ def require_free(target: str | Path, ours: Ours, *, what: str) -> None:
             f"{target} is the folder this runs in, or one above it; give {what} a folder of its "
             "own with --out."
         )
-    if (target.is_dir() and not finished(target)) or ours(target):
+    try:
+        if (target.is_dir() and not finished(target)) or ours(target):
+            return
+    except FileNotFoundError:  # another writer of the same just put it aside
         return
     raise WorkbenchError(
         f"{target} holds something else than {what} that was written here before; nothing of it "
