@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from workbench.outputs import always, writing
+from workbench.outputs import OWN, writing
 
 # Shapes of models that are made on the spot, with random weights.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -129,5 +129,5 @@ def save(out: Path, name: str, found: dict[str, Any], lines: list[str]) -> None:
         (f"{name}.json", json.dumps(found, indent=1)),
         (f"{name}.md", "\n".join(lines)),
     ):
-        with writing(out / file, always) as fresh:
+        with writing(out / file, OWN) as fresh:
             fresh.write_text(text + "\n", encoding="utf-8")

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from workbench.devices import cores
 from workbench.figures import Spec
 from workbench.findings import by_base, page, summary
-from workbench.outputs import always, replacing, writing
+from workbench.outputs import OWN, replacing, writing
 from workbench.runs import ABOUT, redraw
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +43,7 @@ def draw() -> None:
     for spec in sorted(FIGURES.glob("*.yaml")):
         print(*Spec.load(spec).save(spec.with_suffix("")), sep="\n")
     for name, drawn in SHOWN.items():
-        with writing(FIGURES / name, always) as fresh:
+        with writing(FIGURES / name, OWN) as fresh:
             shutil.copyfile(FIGURES / drawn, fresh)
     tables = by_base(runs)
     write(FIGURES / "findings.md", page(tables))
@@ -54,14 +54,14 @@ def draw() -> None:
 
 
 def write(path: Path, text: str) -> None:
-    with writing(path, always) as fresh:
+    with writing(path, OWN) as fresh:
         fresh.write_text(text, encoding="utf-8")
     print(path)
 
 
 def keep(run: Path, target: Path) -> None:
     """Every Result of a run with its provenance, in place of what `target` kept before."""
-    with replacing(target, always, what="a kept run") as fresh:
+    with replacing(target, OWN) as fresh:
         shutil.copy(run / ABOUT, fresh / ABOUT)
         shutil.copytree(run / "results", fresh / "results", ignore=large)
         for file in fresh.glob("results/*/tensors.safetensors"):

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 import workbench as wb
 from benchmarks.common import DTYPES, machine, table
 from workbench.lab import shipped
-from workbench.outputs import always, writing
+from workbench.outputs import OWN, writing
 from workbench.results import Result
 
 FAMILY = Path(__file__).parents[1] / "data" / "family"
@@ -110,7 +110,7 @@ def main() -> None:
         ("precision.md", "\n".join(lines) + "\n"),
         ("precision.json", json.dumps(made, indent=1)),
     ):
-        with writing(given.out / name, always) as fresh:
+        with writing(given.out / name, OWN) as fresh:
             fresh.write_text(text)
     print("\n".join(lines))
 

@@ -45,6 +45,20 @@ HEADS = {"num_attention_heads": 4}
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 
+IDS = torch.tensor([[5, 9, 30, 17, 44, 3, 8, 12]])
+
+
+def logits(model) -> torch.Tensor:
+    """Of the eight tokens IDS."""
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file under `folder`, hidden ones too."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
 def tiny(kind: str, seed: int = 0):
     """A random model of a few thousand weights."""
     torch.manual_seed(seed)

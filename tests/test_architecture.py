@@ -35,7 +35,7 @@ MAY = {
     "tasks": SHARED,
     "lab": SHARED | {"loaders", "models", "tasks"},
     "asked": SHARED | {"loaders", "tasks"},
-    "units": SHARED | {"loaders"},
+    "units": SHARED | {"asked", "loaders"},
     "cluster": SHARED | {"units"},
     "spectral": SHARED | {"asked", "loaders", "models", "tasks"},
     "forgetting": SHARED | {"asked", "loaders", "models", "tasks", "lab"},

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import workbench as wb
-from tests.calls import CALLS, Asked, write_pair
+from tests.calls import Asked, write_pair
 from tests.terminal import workbench
 from workbench.catalogue import ANALYSES
 from workbench.devices import entry
@@ -96,4 +96,3 @@ def test_a_json_list_is_a_set_of_prompts(tmp_path: Path):
     file.write_text('{"prompt": "a", "target": " b"}')
     with pytest.raises(wb.WorkbenchError, match="expected a list of objects, found dict"):
         PromptSet.load(file)
-    assert CALLS

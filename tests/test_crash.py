@@ -13,17 +13,13 @@ from pathlib import Path
 import pytest
 
 import workbench as wb
+from tests.conftest import contents
 from tests.figures.synthetic import family, retention
 from tests.hostile.guard import require_sentence
 from tests.terminal import workbench
 
 ROOT = Path(__file__).parents[1]
 KILLS = int(os.environ.get("KILLS", "3"))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file under `folder`, hidden ones too."""
-    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
 def test_killed_runs_resume_to_the_same_bytes(base: Path, tuned: Path, lora, tmp_path: Path):

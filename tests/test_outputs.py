@@ -13,19 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import workbench as wb
-from tests.conftest import adapter, nudged, saved, tiny
+from tests.conftest import adapter, contents, nudged, saved, tiny
 from tests.terminal import workbench
-from workbench.outputs import (
-    WAS,
-    always,
-    finished,
-    recover,
-    replacing,
-    require_free,
-    says,
-    writing,
-)  # fmt: skip
-from workbench.results import is_result
+from workbench.outputs import OWN, finished, recover, replacing, require_free, writing
+from workbench.reports import PAGE
+from workbench.results import SAVED
 from workbench.runs import begin
 
 NAMES = ("thesis.tex", "task.jsonl", "result.json", "run.json", "report.html", "training.json",
@@ -47,10 +39,6 @@ def models(tmp_path_factory) -> Path:
     wb.spectral.delta_spectrum(wb.load_pair(home / "base", home / "tuned")).save(home / "made")
     (home / "prompts.jsonl").write_text('{"id": "1", "prompt": "a", "target": " b"}\n')
     return home
-
-
-def files(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
 COMMANDS = {
@@ -80,10 +68,10 @@ def test_every_file_that_was_not_ours_is_still_there(
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
     (home / "link").symlink_to(home / "made")
-    before = files(home)
+    before = contents(home)
     monkeypatch.chdir(home)
     done = workbench(*COMMANDS[command](place))
-    after = files(home)
+    after = contents(home)
     lost = [name for name, content in before.items() if after.get(name) != content]
     # The one thing that may be written anew is a file that says of itself that it is a run's.
     assert all(name == "there/run.json" and b"results" in before[name] for name in lost), lost
@@ -145,7 +133,7 @@ def rename(source, place):
     if Path(place).name == outputs.WAS:
         os._exit(9)
 os.rename = rename
-with outputs.replacing(target, outputs.always, what="it") as fresh:
+with outputs.replacing(target, outputs.OWN) as fresh:
     (fresh / "new").write_text("new")
 """
 
@@ -158,18 +146,18 @@ def test_a_kill_between_two_renames_loses_nothing(tmp_path: Path):
     assert done.returncode == 9
     assert not target.exists()
     recover(target)
-    assert files(target) == {"old": b"old"}
-    with replacing(target, always, what="it") as fresh:
+    assert contents(target) == {"old": b"old"}
+    with replacing(target, OWN) as fresh:
         (fresh / "new").write_text("new")
-    assert files(tmp_path) == {"r/new": b"new"}
+    assert contents(tmp_path) == {"r/new": b"new"}
 
 
 WRITER = """
 import sys
 from pathlib import Path
-from workbench.outputs import always, replacing
+from workbench.outputs import OWN, replacing
 for _ in range(30):
-    with replacing(Path(sys.argv[1]), always, what="it") as fresh:
+    with replacing(Path(sys.argv[1]), OWN) as fresh:
         for name in ("a", "b"):
             (fresh / name).write_text(sys.argv[2])
 """
@@ -180,7 +168,7 @@ def test_of_several_writers_one_is_last(tmp_path: Path):
     command = [sys.executable, "-c", WRITER, str(tmp_path / "r")]
     writers = [subprocess.Popen([*command, str(i)]) for i in range(3)]
     assert [writer.wait() for writer in writers] == [0, 0, 0]
-    found = files(tmp_path)
+    found = contents(tmp_path)
     assert set(found) == {"r/a", "r/b"}
     assert found["r/a"] == found["r/b"]
 
@@ -188,9 +176,9 @@ def test_of_several_writers_one_is_last(tmp_path: Path):
 LEFT = """
 import os, sys
 from pathlib import Path
-from workbench.outputs import always, replacing, writing
+from workbench.outputs import OWN, replacing, writing
 folder = Path(sys.argv[1])
-with writing(folder / "run.json", always) as a, replacing(folder / "units", always, what="it") as b:
+with writing(folder / "run.json", OWN) as a, replacing(folder / "units", OWN) as b:
     os._exit(9)
 """
 
@@ -211,12 +199,11 @@ def test_what_a_killed_process_left_is_nobodys(tmp_path: Path):
 def test_a_file_is_no_folder_and_a_folder_no_file(tmp_path: Path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(wb.WorkbenchError, match=r"cannot be written, since .*file is no folder"):
-        require_free(tmp_path / "file" / "r", is_result, what="a saved Result")
+        require_free(tmp_path / "file" / "r", SAVED)
     (tmp_path / "folder").mkdir()
     with (
         pytest.raises(wb.WorkbenchError, match="is a folder"),
-        writing(tmp_path / "folder", says(b"x"), what="a report"),
+        writing(tmp_path / "folder", PAGE),
     ):
         pass
     assert os.listdir(tmp_path / "folder") == []
-    assert WAS

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from workbench import units
-from workbench.outputs import always, replacing, writing
-from workbench.results import is_result
+from workbench.outputs import OWN, replacing, writing
+from workbench.results import SAVED
 from workbench.stats import bootstrap
 
 
@@ -31,7 +31,7 @@ def test_save_and_load_give_the_same(base: Path, tuned: Path, tmp_path: Path):
 def test_a_failed_save_leaves_the_old_result_whole(base: Path, tuned: Path, tmp_path: Path):
     made = wb.spectral.delta_spectrum(wb.load_pair(base, tuned))
     made.save(tmp_path / "r")
-    with pytest.raises(RuntimeError), replacing(tmp_path / "r", is_result, what="r") as fresh:
+    with pytest.raises(RuntimeError), replacing(tmp_path / "r", SAVED) as fresh:
         (fresh / "table.parquet").write_text("half")
         raise RuntimeError
     pd.testing.assert_frame_equal(wb.Result.load(tmp_path / "r").table, made.table)
@@ -40,7 +40,7 @@ def test_a_failed_save_leaves_the_old_result_whole(base: Path, tuned: Path, tmp_
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
     (tmp_path / "f.txt").write_text("old")
-    with pytest.raises(RuntimeError), writing(tmp_path / "f.txt", always) as fresh:
+    with pytest.raises(RuntimeError), writing(tmp_path / "f.txt", OWN) as fresh:
         fresh.write_text("half")
         raise RuntimeError
     assert [p.name for p in tmp_path.iterdir()] == ["f.txt"]

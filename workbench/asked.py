@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 from workbench.devices import entry
 from workbench.errors import WorkbenchError
 from workbench.loaders.pair import CheckpointPair, Family
-from workbench.tasks.prompts import PromptSet
+from workbench.tasks.prompts import FILES, PromptSet
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,14 +51,20 @@ def _checked(analysis: str, name: str, kind: str, value: Any) -> Any:
         entry(value)
     elif kind == "CheckpointPair":
         require_pair(value, analysis)
-    elif kind == "Family" and not isinstance(value, Family):
+    elif kind == "Family":
+        require_family(value, analysis)
+    elif any(one in kind for one in SETS):
+        return _prompts(value, name, texts="Sequence[str]" in kind or "Prompts" in kind)
+    return value
+
+
+def require_family(value: Any, analysis: str) -> None:
+    """Raise WorkbenchError for what is no base with named members."""
+    if not isinstance(value, Family):
         raise WorkbenchError(
             f"Expected a family of members for {analysis}, found {_told(value)}; load one with "
             "wb.load_family(base, {'name': reference})."
         )
-    elif any(one in kind for one in SETS):
-        return _prompts(value, name, texts="Sequence[str]" in kind or "Prompts" in kind)
-    return value
 
 
 def require_pair(value: Any, analysis: str) -> None:
@@ -81,12 +87,12 @@ def _prompts(value: Any, name: str, *, texts: bool) -> Any:
     """Prompts, or several sets of them, of which any may be a path. texts: plain texts may stand
     for prompts."""
     if isinstance(value, str | Path):
-        if Path(value).suffix in (".jsonl", ".csv", ".json"):
+        if Path(value).suffix in FILES:
             return PromptSet.load(value)
         raise WorkbenchError(
             f"Expected {name} to be a set of prompts{' or a list of texts' if texts else ''}, "
             f"found the text {str(value)[:60]!r}; give wb.tasks.PromptSet.load(path), the path of "
-            f"a .jsonl, .csv or .json file{', or wrap one text in a list' if texts else ''}."
+            f"a file ({', '.join(FILES)}){', or wrap one text in a list' if texts else ''}."
         )
     if isinstance(value, Mapping):
         return {key: _path(one) for key, one in value.items()}
@@ -98,7 +104,7 @@ def _prompts(value: Any, name: str, *, texts: bool) -> Any:
 def _path(value: Any) -> Any:
     """A set that may be given by its file; plain texts stay texts."""
     known = isinstance(value, Path) or (
-        isinstance(value, str) and Path(value).suffix in (".jsonl", ".csv") and Path(value).exists()
+        isinstance(value, str) and Path(value).suffix in FILES and Path(value).exists()
     )
     return PromptSet.load(value) if known else value
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from workbench.outputs import always, writing
+from workbench.outputs import OWN, writing
 
 CHUNK = 1 << 24
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -56,5 +56,5 @@ def kept_digest(memo: Path) -> str | None:
 
 
 def keep_digest(memo: Path, found: str) -> None:
-    with writing(memo, always) as fresh:
+    with writing(memo, OWN) as fresh:
         fresh.write_text(found)

@@ -1,7 +1,7 @@
 """Writing files so that nothing a user made is lost: whole or not at all, and only where there is
 nothing, or nothing but what was written here before.
 
-Every writer says by `ours` how its own work is known again. What a writer finds in its place is
+Every writer has a `Mark`, by which its own work is known again. What it finds in its place is
 either that, which it replaces, or somebody's, which it leaves alone and says so, before any work
 where a command can know so early (`require_free`).
 """
@@ -18,25 +18,27 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from workbench.errors import WorkbenchError
 
-Ours = Callable[[Path], bool]
-"""Whether what lies at a path was written here, and holds nothing else."""
+Known = Callable[[Path], bool]
 ENDS = 1 << 14  # bytes at either end of a file by which it is known
 
 
-def always(target: Path) -> bool:
-    """For places that are nobody else's: a cache, a file within a folder that is ours."""
-    return True
+class Mark(NamedTuple):
+    """What is written, as a person calls it, and whether a path holds such a thing, written here,
+    and nothing else."""
+
+    what: str
+    known: Known
 
 
-def never(target: Path) -> bool:
-    """For what is not made anew where it is."""
-    return False
+# For places that are nobody else's: a cache, a file within a folder that is ours.
+OWN = Mark("a file of the workbench's own", lambda target: True)
 
 
-def holds(*names: str, marked: Callable[[Path], bool]) -> Ours:
+def holds(*names: str, marked: Known) -> Known:
     """Folders of nothing but files and folders of these names, `marked` among them, and of what a
     killed process left unfinished there."""
 
@@ -55,7 +57,7 @@ def finished(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if not UNFINISHED.fullmatch(path.name)]
 
 
-def says(*marks: bytes) -> Ours:
+def says(*marks: bytes) -> Known:
     """Files with all of these marks near their beginning or end."""
 
     def ours(target: Path) -> bool:
@@ -70,32 +72,30 @@ def says(*marks: bytes) -> Ours:
     return ours
 
 
-def require_free(target: str | Path, ours: Ours, *, what: str) -> None:
-    """Raise WorkbenchError unless `target` is absent, an empty folder, or ours.
-
-    what: what would be written there, as it is called.
-    """
+def require_free(target: str | Path, mark: Mark) -> None:
+    """Raise WorkbenchError unless `target` is absent, an empty folder, or of this mark."""
     target = Path(target)
     if target.is_symlink():
         raise WorkbenchError(
-            f"{target} is a link, behind which {what} would be written over; give another --out."
+            f"{target} is a link, behind which {mark.what} could replace anything; give another "
+            "place (--out)."
         )
     if not os.path.lexists(target):
         _require_folder_above(target)
         return
     if _here(target):
         raise WorkbenchError(
-            f"{target} is the folder this runs in, or one above it; give {what} a folder of its "
-            "own with --out."
+            f"{target} is the folder this runs in, or one above it; give {mark.what} a place of "
+            "its own (--out)."
         )
     try:
-        if (target.is_dir() and not finished(target)) or ours(target):
+        if (target.is_dir() and not finished(target)) or mark.known(target):
             return
     except FileNotFoundError:  # another writer of the same just put it aside
         return
     raise WorkbenchError(
-        f"{target} holds something else than {what} that was written here before; nothing of it "
-        "was touched: give another --out, or move it away."
+        f"{target} holds something else than {mark.what} that the workbench wrote; nothing of it "
+        "was touched: give another place (--out), or move it away."
     )
 
 
@@ -103,7 +103,7 @@ def _require_folder_above(target: Path) -> None:
     above = next((p for p in target.parents if os.path.lexists(p)), None)
     if above is not None and not above.is_dir():
         raise WorkbenchError(
-            f"{target} cannot be written, since {above} is no folder; choose another --out."
+            f"{target} cannot be written, since {above} is no folder; give another place (--out)."
         )
 
 
@@ -113,33 +113,36 @@ def _here(target: Path) -> bool:
 
 
 @contextlib.contextmanager
-def replacing(target: Path, ours: Ours, *, what: str) -> Iterator[Path]:
+def replacing(target: Path, mark: Mark) -> Iterator[Path]:
     """A fresh folder that takes `target`'s place when the block ends well, else disappears.
 
     What a killed run left of it disappears with it. Raises WorkbenchError as `require_free`, and
     where it cannot be written: a full disk, a folder that is read-only.
     """
     recover(target)
-    require_free(target, ours, what=what)
+    require_free(target, mark)
     with _told(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=_mark(target), dir=target.parent))
         try:
             yield fresh
             os.chmod(fresh, 0o777 & ~_umask())
-            _exchange(fresh, target, ours, what)
+            _exchange(fresh, target, mark)
             _sweep(target)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _exchange(fresh: Path, target: Path, ours: Ours, what: str) -> None:
+WAS = "was"  # what a replaced folder is called while it stands aside
+
+
+def _exchange(fresh: Path, target: Path, mark: Mark) -> None:
     """Put `fresh` in `target`'s place. What was there stands aside until that is done, from where
     `recover` takes it back should this process end between."""
     aside: list[Path] = []
     while not _renamed(fresh, target):
         # Somebody's, or another writer of the same came first.
-        require_free(target, ours, what=what)
+        require_free(target, mark)
         aside.append(Path(tempfile.mkdtemp(prefix=_mark(target), dir=target.parent)))
         with contextlib.suppress(FileNotFoundError):
             os.rename(target, aside[-1] / WAS)
@@ -158,9 +161,6 @@ def _renamed(fresh: Path, target: Path) -> bool:
     return True
 
 
-WAS = "was"  # what a replaced folder is called while it stands aside
-
-
 def recover(target: Path) -> None:
     """Take back what a process that ended between two renames had put aside."""
     if os.path.lexists(target):
@@ -173,14 +173,14 @@ def recover(target: Path) -> None:
 
 
 @contextlib.contextmanager
-def writing(target: Path, ours: Ours, *, what: str = "the file") -> Iterator[Path]:
+def writing(target: Path, mark: Mark) -> Iterator[Path]:
     """A temporary file beside `target` that is renamed to it when the block ends well.
 
     Raises WorkbenchError as `replacing`; also where `target` is a folder, if empty.
     """
-    require_free(target, ours, what=what)
+    require_free(target, mark)
     if target.is_dir():
-        raise WorkbenchError(f"{target} is a folder; give a file's name for {what}.")
+        raise WorkbenchError(f"{target} is a folder; give a file's name for {mark.what}.")
     with _told(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
@@ -231,7 +231,7 @@ def _told(target: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         raise WorkbenchError(
             f"{target} cannot be written ({error}); what was there is untouched: make room, or "
-            "choose another folder with --out."
+            "give another place (--out)."
         ) from error
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from workbench import counting, figures
 from workbench.errors import WorkbenchError, visible
 from workbench.figures import style
-from workbench.outputs import says, writing
+from workbench.outputs import Mark, says, writing
 from workbench.results import Result, changed_rows, how_many_changed
 
 QUESTION = "What did fine-tuning do to this model?"
@@ -155,12 +155,12 @@ def report(
         sections=sections,
         short=SHORT,
     )
-    with writing(Path(path), is_report, what="a report") as fresh:
+    with writing(Path(path), PAGE) as fresh:
         fresh.write_text(page, encoding="utf-8")
     return Path(path)
 
 
-is_report = says(b'<meta name="generator" content="workbench">')
+PAGE = Mark("a report", says(b'<meta name="generator" content="workbench">'))
 
 
 def _seen(value: Any) -> Any:

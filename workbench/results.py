@@ -20,7 +20,7 @@ import pandas as pd
 from workbench import stored
 from workbench.errors import WorkbenchError, visible
 from workbench.files import read_json
-from workbench.outputs import holds, recover, replacing
+from workbench.outputs import Mark, holds, recover, replacing
 from workbench.version import __version__
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ class Result:
         """
         from safetensors.numpy import save_file
 
-        with replacing(Path(folder), is_result, what="a saved Result") as fresh:
+        with replacing(Path(folder), SAVED) as fresh:
             stored.write(self.table, fresh / "table.parquet")
             if self.tensors:
                 arrays = {name: np.ascontiguousarray(a) for name, a in self.tensors.items()}
@@ -256,7 +256,10 @@ def _marked(folder: Path) -> bool:
     return isinstance(found.get("analysis"), str) and "format" in found
 
 
-is_result = holds("result.json", "table.parquet", "tensors.safetensors", marked=_marked)
+SAVED = Mark(
+    "a saved Result",
+    holds("result.json", "table.parquet", "tensors.safetensors", marked=_marked),
+)
 
 
 def concatenate(results: list[Result]) -> Result:

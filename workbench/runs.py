@@ -22,8 +22,8 @@ import pandas as pd
 from workbench import figures
 from workbench.errors import WorkbenchError, visible
 from workbench.files import read_json
-from workbench.outputs import always, holds, require_free, writing
-from workbench.reports import QUESTION, is_report, report
+from workbench.outputs import OWN, Mark, holds, require_free, writing
+from workbench.reports import PAGE, QUESTION, report
 from workbench.results import Result, command_line
 
 ABOUT, FAILED = "run.json", "failed"
@@ -68,13 +68,13 @@ def keep(
 def begin(out: Path) -> None:
     """Make `out` the folder of a run, before its first result. Raises WorkbenchError where it holds
     anything that no run wrote."""
-    require_free(out, is_run, what="the results of a run")
+    require_free(out, RUN)
     if not (out / ABOUT).exists():
         _write_about(out, EMPTY | {"title": QUESTION})
 
 
 def _write_about(out: Path, about: dict[str, Any]) -> None:
-    with writing(out / ABOUT, always) as fresh:
+    with writing(out / ABOUT, OWN) as fresh:
         fresh.write_text(json.dumps(about, indent=1, default=str), encoding="utf-8")
 
 
@@ -84,7 +84,7 @@ def _write_failed(folder: Path, failed: Mapping[str, Exception]) -> None:
         left.unlink()
     for number, (name, error) in enumerate(failed.items(), start=1):
         trace = "".join(traceback.format_exception(error))
-        with writing(folder / f"{number:02d}.txt", always) as fresh:
+        with writing(folder / f"{number:02d}.txt", OWN) as fresh:
             fresh.write_text(f"{_said(name, error)}\n\n{trace}", encoding="utf-8")
     if not failed and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
@@ -105,7 +105,7 @@ def redraw(
     results.
     """
     folder = Path(folder)
-    require_free(folder / "report.html", is_report, what="a report")
+    require_free(folder / "report.html", PAGE)
     made, about = load(folder), _about(folder)
     pictures = Path(pictures or folder / "figures")
     figures.save_all(made, pictures, formats=formats, workers=workers)
@@ -153,7 +153,10 @@ def _marked(folder: Path) -> bool:
         return False
 
 
-is_run = holds("results", ABOUT, "figures", "report.html", FAILED, "units", marked=_marked)
+RUN = Mark(
+    "the results of a run",
+    holds("results", ABOUT, "figures", "report.html", FAILED, "units", marked=_marked),
+)
 
 
 def _said(name: str, error: Exception) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import cache
+from workbench.asked import require_family
 from workbench.errors import WorkbenchError
 from workbench.loaders import Checkpoint, CheckpointPair, Family
 from workbench.results import Result, concatenate, describe
@@ -23,7 +24,7 @@ from workbench.results import Result, concatenate, describe
 # What draws, prints or hands out a number cannot change it.
 PRESENTATION = (
     "figures", "cli", "reports.py", "shown.py", "study.py", "compare.py", "equivalence.py",
-    "findings", "runs.py", "cluster", "demo",
+    "findings", "runs.py", "cluster", "demo", "outputs.py", "progress.py", "log.py",
 )  # fmt: skip
 
 
@@ -115,13 +116,9 @@ def over(
     keeps each member's Result, so that an interrupted run resumes. Raises WorkbenchError for a key
     that is not known, or what is no family.
     """
-    if not isinstance(family, Family):
-        raise WorkbenchError(
-            f"Expected a family of members, found {type(family).__name__}; load one with "
-            "wb.load_family(base, {'name': reference}), or call the analysis of one pair."
-        )
     if isinstance(analysis, str):
         analysis = named(analysis)
+    require_family(family, f"{analysis.__name__} of every member")
     made = [Unit(pair, analysis, parameters) for pair in family]
     if store is None:
         return concatenate([unit.run() for unit in made])

@@ -64,7 +64,7 @@ def test_members_that_were_trained_apart_are_no_chain(chain):
     assert any("says that it went on from one" in note for note in found.provenance.notes)
     folder = Path(str(chain.members["two"].reference))
     for told, right in (({"recipe": {"start": "one"}}, True), ({"start": "abc"}, True),
-                        ({"recipe": {"start": None}}, False)):  # fmt: skip
+                        ({"recipe": {"start": None}}, False), ({"recipe": 3}, False)):  # fmt: skip
         (folder / "training.json").write_text(json.dumps(told))
         again = wb.load_family(chain.base, {n: c.reference for n, c in chain.members.items()})
         if right:

@@ -18,17 +18,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import workbench as wb
-from tests.conftest import adapter, nudged, saved, tiny
+from tests.conftest import IDS, adapter, logits, nudged, saved, tiny
 from workbench.loaders import Checkpoint
 
-IDS = torch.tensor([[5, 9, 30, 17, 44, 3, 8, 12]])
 State = dict[str, Tensor]
 LAST = "model.layers.1.mlp.up_proj.weight"
-
-
-def logits(model: torch.nn.Module) -> Tensor:
-    with torch.no_grad():
-        return model(IDS).logits
 
 
 def run(checkpoint: str | Path | Checkpoint) -> Tensor:

@@ -399,3 +399,16 @@ def test_a_language_model_in_a_multimodal_one_is_the_same_module(
         theirs = pair.matched[ours]
         plain = [n.replace("language_model.", "") for n in (ours, theirs)]
         assert plain[0] == plain[1]
+
+
+@pytest.mark.parametrize("inner", ["x", [1], 3, {"model_type": 3}])
+def test_a_strange_config_of_a_language_model_inside_is_no_traceback(inner, base, tuned):
+    """Weights are compared; what cannot be run ends in a sentence."""
+    file = tuned / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"text_config": inner}))
+    pair = wb.load_pair(base, tuned)
+    assert any(delta.changed for delta in pair.deltas())
+    pair.check()
+    for ask in (pair.tuned.load, pair.tuned.tokenizer):
+        with contextlib.suppress(wb.WorkbenchError):
+            ask()

@@ -15,14 +15,13 @@ from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
 
 import workbench as wb
-from tests.conftest import HEADS, SMALL, SPECIAL, nudged, saved
+from tests.conftest import HEADS, SMALL, SPECIAL, logits, nudged, saved
 from tests.skills.test_localize import PLACES, asked
 from workbench.lab import shipped
 from workbench.loaders import Checkpoint
 from workbench.skills.teaching import Teacher
 
 EXPERTS, WIDE, INNER = 4, 32, 24
-IDS = torch.tensor([[5, 9, 30, 17, 44, 3, 8, 12]])
 Config = t.PreTrainedConfig
 ABOUT = SMALL | HEADS | SPECIAL | {
     "intermediate_size": INNER, "num_local_experts": EXPERTS, "num_key_value_heads": 2,
@@ -63,11 +62,6 @@ def made(kind: str, seed: int = 0) -> nn.Module:
             # Some are made empty, and some too small to choose another expert.
             parameter.normal_(std=0.3)
     return model
-
-
-def logits(model: nn.Module) -> Tensor:
-    with torch.no_grad():
-        return model(IDS).logits
 
 
 def planted(kind: str) -> tuple[nn.Module, list[Tensor]]:
@@ -199,3 +193,12 @@ def test_a_gradient_is_every_experts_own(kind: str, tmp_path: Path):
         own = truth[expert].T if turned else truth[expert]
         name = f"model.layers.1.{place.removesuffix('.down_proj')}.{expert}.down_proj.weight"
         torch.testing.assert_close(found[name], own, atol=1e-6, rtol=1e-4)
+
+
+def test_an_expert_that_is_offloaded_is_not_edited_in_silence(tmp_path: Path):
+    base = saved(made("mixtral"), tmp_path / "base")
+    pair = wb.load_pair(base, saved(nudged(made("mixtral")), tmp_path / "tuned"))
+    running = pair.base.load({"": "disk"}, torch.float32)
+    one = wb.models.edit(pair, mask=lambda site: site.expert == 1)
+    with pytest.raises(wb.WorkbenchError, match="which is offloaded"), one.on(running):
+        pass

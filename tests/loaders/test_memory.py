@@ -9,9 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 import workbench as wb
-from tests.conftest import adapter, saved, tiny
-
-IDS = torch.tensor([[5, 9, 30, 17, 44, 3, 8, 12]])
+from tests.conftest import IDS, adapter, saved, tiny
 
 
 def config(seed: int = 0, **options) -> LoraConfig:

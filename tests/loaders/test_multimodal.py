@@ -11,10 +11,9 @@ import torch
 import transformers as t
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 import workbench as wb
-from tests.conftest import nudged, saved
+from tests.conftest import logits, nudged, saved
 from workbench.loaders import Checkpoint
 
 TEXT = {
@@ -26,12 +25,6 @@ SEEN = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
     "image_size": 16, "patch_size": 8,
 }  # fmt: skip
-IDS = torch.tensor([[5, 9, 30, 17, 44, 3, 8, 12]])
-
-
-def logits(model: torch.nn.Module) -> Tensor:
-    with torch.no_grad():
-        return model(input_ids=IDS).logits
 
 
 def renamed(folder: Path, target: Path) -> Path:

@@ -13,15 +13,8 @@ from transformers import AutoModelForCausalLM
 
 import workbench as wb
 from tests.calls import CALLS, Asked, write_pair
-from tests.conftest import nudged, saved, tiny
+from tests.conftest import logits, nudged, saved, tiny
 from workbench.skills.readout import Readout
-
-IDS = torch.tensor([[5, 9, 30, 17, 44, 3, 8, 12]])
-
-
-def logits(model: torch.nn.Module) -> Tensor:
-    with torch.no_grad():
-        return model(IDS).logits
 
 
 def resized(folder: Path, more: int, target: Path) -> Path:

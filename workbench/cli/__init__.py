@@ -299,12 +299,12 @@ def findings(
 
     Example: workbench findings out/demo --out findings.md
     """
-    from workbench.findings import by_base, is_page, page
+    from workbench.findings import PAGE, by_base, page
     from workbench.outputs import writing
 
     tables = by_base(runs)
     if out is not None:
-        with writing(out, is_page, what="the table of findings") as fresh:
+        with writing(out, PAGE) as fresh:
             fresh.write_text(page(tables), encoding="utf-8")
         print(out)
         return

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,48 +16,25 @@ Base = Annotated[str, typer.Argument(help="Folder, .gguf file, or hub id@revisio
 Tuned = Annotated[str, typer.Argument(help="As BASE, a PEFT LoRA adapter folder, or BASE+ADAPTER.")]
 
 
-def run_out(path: Path) -> Path:
-    """An --out for a run, refused before any work where something else is there."""
-    from workbench.runs import is_run
+def _free(module: str, mark: str) -> Callable[[Path | None], Path | None]:
+    """A callback of an --out that is refused before any work where something else is there; the
+    mark is looked up when it is asked for, since its module may take seconds to import."""
 
-    return _free(path, is_run, "the results of a run")
+    def there(path: Path | None) -> Path | None:
+        from workbench.outputs import require_free
 
+        if path is not None:
+            require_free(path, getattr(import_module(module), mark))
+        return path
 
-def result_out(path: Path | None) -> Path | None:
-    """The same for one Result."""
-    from workbench.results import is_result
-
-    return None if path is None else _free(path, is_result, "a saved Result")
-
-
-def member_out(path: Path) -> Path:
-    """The same for a member that is trained."""
-    from workbench.lab.train import is_member
-
-    return _free(path, is_member, "a trained member")
+    return there
 
 
-def report_out(path: Path) -> Path:
-    """The same for a report."""
-    from workbench.reports import is_report
-
-    return _free(path, is_report, "a report")
-
-
-def page_out(path: Path | None) -> Path | None:
-    """The same for a table of findings."""
-    from workbench.findings import is_page
-
-    return None if path is None else _free(path, is_page, "the table of findings")
-
-
-def _free(path: Path, ours: Callable[[Path], bool], what: str) -> Path:
-    from workbench.outputs import require_free
-
-    require_free(path, ours, what=what)
-    return path
-
-
+run_out = _free("workbench.runs", "RUN")
+result_out = _free("workbench.results", "SAVED")
+member_out = _free("workbench.lab.train", "MEMBER")
+report_out = _free("workbench.reports", "PAGE")
+page_out = _free("workbench.findings", "PAGE")
 Out = Annotated[
     Path, typer.Option(help="Folder for results, figures and the report.", callback=run_out)
 ]
@@ -201,8 +179,9 @@ def asked(path: Path, split: str = "test") -> Any:
 def group_of(path: Path) -> Any:
     """One group of prompts: a prompt set, or the lines of a text file."""
     import workbench as wb
+    from workbench.tasks.prompts import FILES
 
-    if path.suffix in (".jsonl", ".csv", ".json"):
+    if path.suffix in FILES:
         return asked(path)
     pieces = wb.tasks.read_text(path, characters=1, most=100_000)
     return [piece.strip() for piece in pieces if piece.strip()]

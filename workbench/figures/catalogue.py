@@ -34,7 +34,7 @@ from workbench.figures import (
     tuco,
 )
 from workbench.figures.drawing import Drawing, has
-from workbench.outputs import require_free, says, writing
+from workbench.outputs import Mark, require_free, says, writing
 from workbench.results import Result
 
 
@@ -332,7 +332,7 @@ UNSAID: dict[str, dict[str, Any]] = {
 
 
 # By the keywords of `metadata`.
-is_figure = says(b'"analyses": [', b'"tables": [')
+FIGURE = Mark("a figure", says(b'"analyses": [', b'"tables": ['))
 
 
 def write(
@@ -385,7 +385,7 @@ def save_all(
     wanted = album.wanted()
     for one in wanted:
         for path in album.paths(*one):
-            require_free(path, is_figure, what="a figure")
+            require_free(path, FIGURE)
     if min(workers, len(wanted)) < 2:
         return [path for one in wanted for path in album.save(*one)]
     spawn = multiprocessing.get_context("spawn")
@@ -421,7 +421,7 @@ class Album(NamedTuple):
         with style.family(everyone(everything)):
             drawn, about = drawing.draw(*group), metadata(drawing.title, group)
             for format, path in zip(self.formats, paths, strict=True):
-                with writing(path, is_figure, what="a figure") as fresh:
+                with writing(path, FIGURE) as fresh:
                     write(drawn, fresh, about, format=format)
         return paths
 

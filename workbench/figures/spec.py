@@ -114,13 +114,13 @@ class Spec:
         dpi, formats = STYLES[self.style]
         made = [Path(f"{target}.{format}") for format in formats]
         for path in made:
-            require_free(path, catalogue.is_figure, what="a figure")
+            require_free(path, catalogue.FIGURE)
         figure = self.draw()
         results = [_result(panel) for panel in self.panels]
         title = " · ".join(panel.title or panel.folder.name for panel in self.panels)
         about = catalogue.metadata(title, results)
         for format, path in zip(formats, made, strict=True):
-            with writing(path, catalogue.is_figure, what="a figure") as fresh:
+            with writing(path, catalogue.FIGURE) as fresh:
                 catalogue.write(figure, fresh, about, format=format, dpi=dpi)
         return made
 

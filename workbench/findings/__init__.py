@@ -1,9 +1,9 @@
 """Which published findings do the results show? Results in, a table of claims and verdicts out."""
 
 from workbench.findings.claims import CLAIMS, Claim
-from workbench.findings.table import by_base, findings, is_page, page, summary, verdict
+from workbench.findings.table import PAGE, by_base, findings, page, summary, verdict
 
-__all__ = ["CLAIMS", "Claim", "by_base", "findings", "is_page", "page", "summary", "verdict"]
+__all__ = ["CLAIMS", "PAGE", "Claim", "by_base", "findings", "page", "summary", "verdict"]
 
 
 def __dir__() -> list[str]:

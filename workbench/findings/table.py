@@ -32,6 +32,7 @@ from workbench.equivalence import told_apart
 from workbench.errors import visible
 from workbench.findings.claims import CLAIMS, Claim
 from workbench.findings.readings import Reading
+from workbench.outputs import Mark
 from workbench.results import Result
 from workbench.runs import load
 
@@ -43,9 +44,11 @@ BEFORE = (
 )
 
 
-def is_page(path: Path) -> bool:
-    """Whether a file holds what `page` writes, by the sentence below its table."""
-    return path.is_file() and BEFORE.encode() in path.read_bytes()
+# A file of `page`, by the sentence below its table.
+PAGE = Mark(
+    "the table of findings",
+    lambda path: path.is_file() and BEFORE.encode() in path.read_bytes(),
+)
 
 
 def findings(results: Sequence[Result]) -> pd.DataFrame:

@@ -121,8 +121,9 @@ def _unconfirmed(family: Family) -> tuple[str, ...]:
                 f"Nothing in the files of {after} says that it went on from {before}; of members "
                 "that were trained apart from the base these are no numbers of a chain.",
             )
-        start = training.get("start") or training.get("recipe", {}).get("start")
-        if not start:
+        recipe = training.get("recipe")
+        start = recipe.get("start") if isinstance(recipe, Mapping) else None
+        if not (start or training.get("start")):
             raise WorkbenchError(
                 f"{after} was trained from the base and not from {before}, as its training.json "
                 "says; give the stages of one chain, or compare such members by "

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from workbench.errors import WorkbenchError
 from workbench.lab import shipped
 from workbench.lab.recipe import Recipe
-from workbench.lab.train import is_member, train
+from workbench.lab.train import MEMBER, train
 from workbench.loaders import Checkpoint
-from workbench.outputs import always, finished, never, replacing, require_free, writing
+from workbench.outputs import OWN, Mark, finished, replacing, require_free, writing
 from workbench.results import versions
 
 LOGGED, SCORED = 64, 400
@@ -30,9 +30,13 @@ def _is_family(out: Path) -> bool:
     them."""
     told = {"manifest.json", "sweep.json", ".stages"}
     return out.is_dir() and all(
-        path.name in told or path.name.endswith(".training") or is_member(path)
+        path.name in told or path.name.endswith(".training") or MEMBER.known(path)
         for path in finished(out)
     )
+
+
+FAMILY = Mark("a family", _is_family)
+BASE = Mark("a base model", lambda folder: False)  # one that is there is kept
 
 
 def build(
@@ -49,7 +53,7 @@ def build(
     base). steps: a factor on every number of steps, for a quick trial.
     """
     out = Path(out)
-    require_free(out, _is_family, what="a family")
+    require_free(out, FAMILY)
     recipes = dict(shipped.MEMBERS if recipes is None else recipes)
     unknown = set(members or ()) - set(recipes)
     if unknown:
@@ -93,7 +97,7 @@ def lighten(out: str | Path) -> None:
         ]
         if not moved:  # as it was left by an earlier call
             continue
-        with writing(file, always) as fresh:
+        with writing(file, OWN) as fresh:
             halves = {name: stored[name].half() for name in moved}
             save_file(stored | halves, fresh, metadata={"format": "pt"})
 
@@ -129,7 +133,7 @@ def base(out: str | Path, steps: float = 1.0) -> Path:
 def assemble(stages: Mapping[str, Path], folder: str | Path) -> Path:
     """The base as it ships: the last stage's model, with the records of all of them in stages/."""
     folder = Path(folder)
-    with replacing(folder, never, what="a base model") as temporary:
+    with replacing(folder, BASE) as temporary:
         *_, last = stages.values()
         shutil.copytree(last, temporary, dirs_exist_ok=True)
         for name, place in stages.items():
@@ -182,7 +186,7 @@ def manifest(out: str | Path) -> dict[str, Any]:
         "sweep": json.loads(trials.read_text()) if trials.is_file() else [],
         "sha256": _digests(out),
     }
-    with writing(out / "manifest.json", always) as temporary:
+    with writing(out / "manifest.json", OWN) as temporary:
         temporary.write_text(json.dumps(made, indent=1))
     return made
 

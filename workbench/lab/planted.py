@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from workbench.errors import WorkbenchError
-from workbench.outputs import replacing
+from workbench.outputs import Mark, replacing
 
 State = Mapping[str, torch.Tensor]
 NOT_IN_BLOCKS = ("embed", "lm_head", "wte", "wpe")
@@ -50,6 +50,9 @@ def _is_planted(folder: Path) -> bool:
     return "truth.json" in names and all(Path(name).suffix in kept for name in names)
 
 
+PLANTED = Mark("a planted model", _is_planted)
+
+
 @dataclass(frozen=True)
 class Planted:
     """A tuned state (name -> tensor, dtypes as in the base) and its truth."""
@@ -61,7 +64,7 @@ class Planted:
         """Write a model folder that transformers loads: `base`'s files with these weights, and
         truth.json."""
         folder, base = Path(folder), Path(base)
-        with replacing(folder, _is_planted, what="a planted model") as fresh:
+        with replacing(folder, PLANTED) as fresh:
             for file in base.iterdir():
                 # training.json and the log tell of the base's own training, not of this change.
                 kept = file.suffix in (".json", ".jinja", ".model", ".txt")

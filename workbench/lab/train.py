@@ -22,10 +22,15 @@ from workbench.lab.data import Batches, batches, fingerprint, prepare
 from workbench.lab.recipe import Recipe
 from workbench.loaders.checkpoint import Checkpoint
 from workbench.log import log
-from workbench.outputs import always, holds, replacing, require_free, writing
+from workbench.outputs import OWN, Mark, holds, replacing, require_free, writing
 from workbench.progress import progress
 from workbench.tasks.prompts import Prompt, PromptSet
 
+# A member is never trained over: it is kept, where it is of the same recipe.
+MEMBER = Mark("a trained member", lambda folder: (folder / "training.json").is_file())
+STATE = Mark(
+    "the state of a training", holds("state.pt", "log.jsonl", "steps", marked=lambda _: True)
+)
 SAVE_EVERY, SECONDS = 200, 60.0  # steps and time between saved states
 Evaluate = Callable[[Any, Any], dict[str, float]]
 
@@ -63,8 +68,8 @@ def train(
     loss is no longer finite.
     """
     out = Path(out)
-    require_free(out, is_member, what="a trained member")
-    require_free(_work(out), _is_work, what="the state of a training")
+    require_free(out, MEMBER)
+    require_free(_work(out), STATE)
     whole = recipe.method == "full" and start is not None
     model, tokenizer, reference = _load(start if whole else base, tokenizer)
     examples = prepare(tokenizer, texts, recipe.loss, recipe.max_length)
@@ -92,17 +97,9 @@ def train(
     return out
 
 
-def is_member(folder: Path) -> bool:
-    """Whether a folder holds a member that was trained here; it is never trained over."""
-    return (folder / "training.json").is_file()
-
-
 def _work(out: Path) -> Path:
     """Where a member is while it is trained."""
     return out.parent / f".{out.name}.training"
-
-
-_is_work = holds("state.pt", "log.jsonl", "steps", marked=lambda _: True)
 
 
 def trainable(model: Any, recipe: Recipe) -> Any:
@@ -287,7 +284,7 @@ class _Member:
         self.scores = state["scores"]
         entries = (self.work / "log.jsonl").read_text().splitlines()
         kept = [line for line in entries if json.loads(line)["step"] <= state["step"]]
-        with writing(self.work / "log.jsonl", always) as temporary:
+        with writing(self.work / "log.jsonl", OWN) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
         return state["step"], state["mean"]
 
@@ -301,7 +298,7 @@ class _Member:
             "rng": torch.get_rng_state(),
             "scores": self.scores,
         }
-        with writing(self.work / "state.pt", always) as temporary:
+        with writing(self.work / "state.pt", OWN) as temporary:
             torch.save(state, temporary)
 
     def log(self, step: int, loss: float | None, evaluate: Evaluate | None) -> None:
@@ -313,7 +310,7 @@ class _Member:
     def keep(self, step: int) -> None:
         """Write the member as it is now to steps/step-000500/ and so on."""
         place = Path("steps") / f"step-{step:06d}"
-        with replacing(self.work / place, always, what="a checkpoint") as folder:
+        with replacing(self.work / place, OWN) as folder:
             self._write(folder, step, self.out / place)
 
     def finish(self, step: int) -> None:

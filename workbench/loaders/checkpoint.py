@@ -29,13 +29,14 @@ from workbench.loaders.adapters import (
     base_weights_in,
     read_adapter,
 )
+from workbench.loaders.configs import language
 from workbench.loaders.experts import apart
 from workbench.loaders.headers import require_gguf
 from workbench.loaders.names import BEFORE, HEAD, TOKENS, WRAPPED, embedding, heads, unwrapped
 from workbench.loaders.plausible import require_loadable
 from workbench.loaders.weights import Weights, from_files, from_module, has_weights, shard_files
 from workbench.log import log
-from workbench.outputs import always, replacing
+from workbench.outputs import OWN, replacing
 
 # A factor of a LoRA by any tool's names.
 FACTOR = re.compile(r"(^|[._])lora_|\.(alpha|dora_scale)$", re.IGNORECASE)
@@ -338,7 +339,7 @@ class Checkpoint:
             ) from error
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        inner = self.config.get("text_config") or self.config
+        inner = language(self.config)
         places = inner.get("max_position_embeddings") or inner.get("n_positions")
         if isinstance(places, int) and is_count(places):
             tokenizer.model_max_length = min(tokenizer.model_max_length, places)
@@ -507,7 +508,7 @@ def _dequantised(path: Path) -> Path:
     setattr(model, "hf_quantizer", None)  # noqa: B010 - declared as a module by its class
     if hasattr(model.config, "quantization_config"):
         delattr(model.config, "quantization_config")
-    with replacing(target, always, what="a converted model") as fresh:
+    with replacing(target, OWN) as fresh:
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
     return target

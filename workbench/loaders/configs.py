@@ -40,14 +40,18 @@ def computing(
     return list(_differing(*_alike(_filled(ours, first), _filled(theirs, last))))
 
 
+def language(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of the language model: the one inside a multimodal model's, or the whole."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, Mapping) else config
+
+
 def _alike(
     ours: Mapping[str, Any], theirs: Mapping[str, Any]
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Both sides' configs, of a multimodal model beside a language model alone that of its own."""
-    inner = [config.get("text_config") for config in (ours, theirs)]
-    if inner[0] and not inner[1]:
-        return inner[0], theirs
-    return (ours, inner[1]) if inner[1] and not inner[0] else (ours, theirs)
+    """Both sides' configs; of a multimodal model beside a language model alone that of its own."""
+    whole = [language(config) is config for config in (ours, theirs)]
+    return (ours, theirs) if whole[0] == whole[1] else (language(ours), language(theirs))
 
 
 def writing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from workbench.loaders.configs import language
+
 # Model types whose experts are stored as (in, out).
 TRANSPOSED_TYPES = {
     "aria", "aria_text", "gpt_oss", "llama4", "llama4_text", "openai_privacy_filter",
@@ -51,9 +53,8 @@ Where = str | Cut
 
 def kinds(config: Mapping[str, Any]) -> list[str]:
     """The model types that a config names: its own, and of a language model inside."""
-    inner = config.get("text_config")
-    found = [config.get("model_type"), inner.get("model_type") if inner else None]
-    return [kind for kind in found if isinstance(kind, str)]
+    found = [one.get("model_type") for one in (config, language(config))]
+    return [kind for kind in dict.fromkeys(found) if isinstance(kind, str)]
 
 
 def apart(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> dict[str, Where]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from workbench import cache
 from workbench.errors import WorkbenchError, reason
 from workbench.loaders.checkpoint import Checkpoint, fit_vocabulary, unsaid
-from workbench.outputs import always, writing
+from workbench.outputs import OWN, writing
 
 TOKENS = 8
 RUN_BY = ("torch", "transformers", "peft")
@@ -51,7 +51,7 @@ def require_runs(checkpoint: Checkpoint, *, anew: bool) -> None:
             "save_pretrained."
         )
     # A cache that cannot be written costs the next one who asks the same again, no more.
-    with contextlib.suppress(OSError, WorkbenchError), writing(memo, always) as fresh:
+    with contextlib.suppress(OSError, WorkbenchError), writing(memo, OWN) as fresh:
         fresh.touch()
 
 

@@ -328,6 +328,11 @@ def _swap(
         where = "cpu" if old.is_meta else old.device
         tensor = tensor.reshape(part.shape).to(device=where, dtype=old.dtype)
         if part.shape != old.shape:
+            if old.is_meta:
+                raise WorkbenchError(
+                    f"{name} is a part of {stored_name(place)}, which is offloaded and can be "
+                    "edited only as a whole; keep it on a device."
+                )
             # The other experts, or tokens, of the tensor stay as they are.
             target = stored_name(place)
             whole = fresh.get(target)

@@ -22,10 +22,11 @@ from workbench.files import is_count, parsed
 from workbench.loaders import CheckpointPair
 from workbench.loaders.names import ParameterSite
 from workbench.models import Edit, edit
-from workbench.outputs import says, writing
+from workbench.outputs import Mark, says, writing
 from workbench.results import Result
 
 KEY = "skills.localize"
+SAVED = Mark("a saved graft", says(b'"__metadata__"', b'"sizes":'))
 Masks = Mapping[str, Tensor]
 
 
@@ -96,8 +97,7 @@ class Graft:
         """Write the positions as safetensors: int64 arrays by parameter name."""
         from safetensors.numpy import save_file
 
-        ours = says(b'"__metadata__"', b'"sizes":')
-        with writing(Path(path), ours, what="a saved graft") as temporary:
+        with writing(Path(path), SAVED) as temporary:
             about = {"name": self.name, "sizes": json.dumps(dict(self.sizes))}
             save_file(
                 {n: np.ascontiguousarray(a) for n, a in self.places.items()}, temporary, about

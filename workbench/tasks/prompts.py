@@ -14,11 +14,13 @@ from typing import Any, Literal, get_args, overload
 
 from workbench.errors import WorkbenchError, visible
 from workbench.files import MIB, is_count, parsed, read_text
-from workbench.outputs import says, writing
+from workbench.outputs import Mark, says, writing
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+FILES = (".jsonl", ".csv", ".json")  # how files of prompts end
 MOST = 512 * MIB  # of a file of prompts
+SAVED = Mark("a saved set of prompts", says(b'{"name": ', b', "seed": '))
 
 
 @dataclass(frozen=True)
@@ -153,8 +155,7 @@ class PromptSet:
         """Write JSON lines: a first line with name and seed, then one prompt a line."""
         path = Path(path)
         rows = [{"name": self.name, "seed": self.seed}, *(asdict(p) for p in self.prompts)]
-        ours = says(b'{"name": ', b', "seed": ')
-        with writing(path, ours, what="a saved set of prompts") as temporary:
+        with writing(path, SAVED) as temporary:
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             temporary.write_text("".join(lines), encoding="utf-8")
         return path
