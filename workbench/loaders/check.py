@@ -7,16 +7,16 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from workbench.errors import WorkbenchError, some
-from workbench.files import MIB, is_count, read_json, read_text
 from workbench.loaders.adapters import CONVERT
 from workbench.loaders.changes import measured
 from workbench.loaders.configs import computing, writing
 from workbench.loaders.weights import has_weights
+from workbench.loaders.words import chat_template, token_ids
 from workbench.results import PLACE
 
 if TYPE_CHECKING:
@@ -375,7 +375,7 @@ def _vocabulary(pair: CheckpointPair) -> Iterator[Line]:
     before, after = pair.base.folder, _words_folder(pair.tuned)
     if before is None or after is None or before == after:
         return
-    ours, theirs = _token_ids(before), _token_ids(after)
+    ours, theirs = token_ids(before), token_ids(after)
     if ours is None or theirs is None:
         sides = [side for side, ids in (("base", ours), ("tuned", theirs)) if ids is None]
         found = f"no tokenizer.json in {' and '.join(sides)}"
@@ -388,7 +388,7 @@ def _vocabulary(pair: CheckpointPair) -> Iterator[Line]:
         yield "tokenizer", NOTE, found, "Shared tokens keep their ids."
     else:
         yield "tokenizer", OK, f"{len(ours)} tokens, same ids", ""
-    if _chat_template(before) != _chat_template(after):
+    if chat_template(before) != chat_template(after):
         yield "chat template", NOTE, "differs", "Say which one you format prompts with."
 
 
@@ -442,33 +442,3 @@ def _equal(pair: CheckpointPair) -> bool:
     """Whether equal weights make equal models: all are compared, and the configs agree."""
     complete = len(pair.comparable) == len(pair.matched) and _matched_share(pair) >= MOST
     return complete and not any(status == WARN for _, status, _, _ in _config(pair))
-
-
-def _token_ids(folder: Path) -> dict[str, int] | None:
-    """Token -> id of tokenizer.json, None where there is none."""
-    file = folder / "tokenizer.json"
-    if not file.exists():
-        return None
-    content = read_json(file, most=128 * MIB)
-    model, added = content.get("model"), content.get("added_tokens") or []
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    try:
-        if isinstance(vocabulary, list):  # Unigram: [token, score], the id is the place
-            vocabulary = {token: i for i, (token, _) in enumerate(vocabulary)}
-        found = dict(vocabulary or {}) | {token["content"]: token["id"] for token in added}
-    except (TypeError, ValueError, KeyError) as error:
-        raise WorkbenchError(
-            f"Expected tokens with their ids in {file} ({error!r}); download it again."
-        ) from error
-    if not all(isinstance(token, str) and is_count(i, 0) for token, i in found.items()):
-        raise WorkbenchError(
-            f"Expected every token of {file} to be text with a whole number; download it again."
-        )
-    return found
-
-
-def _chat_template(folder: Path) -> Any:
-    file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-    if file.exists():
-        return read_text(file)
-    return read_json(config).get("chat_template") if config.exists() else None

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-import sys
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from logging import CRITICAL, DEBUG
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +14,7 @@ import torch
 from torch import nn
 
 from workbench import cache
-from workbench.devices import Device, entry, load_spread, settle, spread
+from workbench.devices import Device, entry, load_spread, spread
 from workbench.errors import WorkbenchError, reason, visible
 from workbench.files import is_count, read_json
 from workbench.loaders.account import require_attached, require_decoder, require_read, require_whole
@@ -29,19 +25,16 @@ from workbench.loaders.adapters import (
     base_weights_in,
     read_adapter,
 )
+from workbench.loaders.attached import attached, unsaid
 from workbench.loaders.configs import language
 from workbench.loaders.experts import apart
-from workbench.loaders.headers import require_gguf
-from workbench.loaders.names import BEFORE, HEAD, TOKENS, WRAPPED, embedding, heads, unwrapped
+from workbench.loaders.fetched import dequantised, downloaded
+from workbench.loaders.names import BEFORE, WRAPPED, embedding, heads, unwrapped
 from workbench.loaders.plausible import require_loadable
 from workbench.loaders.weights import Weights, from_files, from_module, has_weights, shard_files
-from workbench.log import log
-from workbench.outputs import OWN, replacing
 
 # A factor of a LoRA by any tool's names.
 FACTOR = re.compile(r"(^|[._])lora_|\.(alpha|dora_scale)$", re.IGNORECASE)
-# What a hub download needs: weights, config and tokenizer, never code.
-WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
 @dataclass(frozen=True)
@@ -100,7 +93,7 @@ class Checkpoint:
             return cls(str(place), folder)
         own = cls.parse(base)
         try:
-            _downloaded(str(own.reference), own.revision, local=True)
+            downloaded(str(own.reference), own.revision, local=True)
         except WorkbenchError as error:
             raise WorkbenchError(
                 f"Adapter {folder} stands on {base!r}, which is not on this machine; write the "
@@ -129,12 +122,12 @@ class Checkpoint:
             return None
         path = Path(self.reference).expanduser()
         if path.suffix == ".gguf":
-            return _dequantised(path)
+            return dequantised(path)
         if path.is_dir():
             return path
         if path.exists():
             raise WorkbenchError(f"Expected a checkpoint folder or .gguf file, found file {path}.")
-        return _downloaded(self.reference, self.revision)
+        return downloaded(self.reference, self.revision)
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -198,7 +191,7 @@ class Checkpoint:
             return None
         path = Path(self.adapter).expanduser()
         if not path.exists():
-            path = _downloaded(self.adapter, None)
+            path = downloaded(self.adapter, None)
         if not is_adapter(path):
             raise WorkbenchError(f"Expected a PEFT adapter (adapter_config.json) in {path}.")
         return read_adapter(path)
@@ -296,7 +289,7 @@ class Checkpoint:
             require_whole(self.name, told)
             require_read(model, self.weights(), self.config, self.name)
             if self.lora is not None:
-                model = _attached(model, self.lora, self.name)
+                model = attached(model, self.lora, self.name)
                 require_attached(model, self.lora, self.name)
         except WorkbenchError:
             raise
@@ -369,67 +362,6 @@ def _require_plain(config: Mapping[str, Any], name: str) -> None:
         )
 
 
-@contextlib.contextmanager
-def unsaid() -> Iterator[None]:
-    """transformers' report of a loading, which is read here, and its bar in a file stay unsaid."""
-    from transformers.utils import logging
-
-    if log.isEnabledFor(DEBUG):
-        yield
-        return
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(max(level, CRITICAL))
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            # peft asks transformers by a name that transformers gives up.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
-
-
-def _attached(model: Any, lora: Adapter, name: str) -> nn.Module:
-    """A model with its adapter, unmerged; of one that is spread over devices, see `devices`."""
-    from peft import PeftModel, load_peft_weights
-
-    fit_vocabulary(model, lora)
-    # Left to itself peft would place a spread model once more, and write the base's files anew.
-    placed = model.__dict__.pop("hf_device_map", None)
-    factors = {} if placed is None else load_peft_weights(lora.reference, device="cpu")
-    other = [part for part in factors if not part.endswith(("lora_A.weight", "lora_B.weight"))]
-    if placed is not None and (other or lora.config.get("use_dora")):
-        raise WorkbenchError(
-            f"{name} is more than plain factors ({(other or ['DoRA'])[0]}), which cannot be spread "
-            "over devices; merge it first."
-        )
-    with unsaid():
-        made = PeftModel.from_pretrained(
-            model,
-            lora.reference,
-            config=lora.peft_config(),
-            autocast_adapter_dtype=False,
-            low_cpu_mem_usage=placed is not None,
-        )
-    if placed is not None:
-        model.hf_device_map = placed
-        settle(made, {f"{n.removesuffix('.weight')}.default.weight": t for n, t in factors.items()})
-    return made
-
-
-def fit_vocabulary(model: Any, lora: Adapter) -> None:
-    """Give the model a row for every token that the adapter brings embeddings for."""
-    rows = {
-        lora.replacement_shape(name)[0] for name in lora.replaced
-        if TOKENS.search(name) or HEAD.search(name)
-    }  # fmt: skip
-    if rows and rows != {len(model.get_input_embeddings().weight)}:
-        model.resize_token_embeddings(max(rows), mean_resizing=False)
-
-
 def _shortened(reference: str) -> str:
     """A path without what is only true of this machine; a hub id as it is."""
     path = Path(reference).expanduser()
@@ -461,54 +393,3 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """A tensor's content as bytes, whatever its dtype."""
     flat = tensor.detach().cpu().contiguous().flatten()
     return flat.view(torch.uint8).numpy().data
-
-
-def _downloaded(name: str, revision: str | None, *, local: bool = False) -> Path:
-    """A hub snapshot, from the local cache where HF_HUB_OFFLINE=1; local: from there alone."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=WANTED, local_files_only=local
-            )
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        at = f" at revision {revision}" if revision else ""
-        raise WorkbenchError(
-            f"{name!r}{at} is neither a local folder nor a model that the hub or its local cache "
-            f"gave ({type(error).__name__}); check the path, the name or the network."
-        ) from error
-
-
-def _dequantised(path: Path) -> Path:
-    """A GGUF file as a float32 safetensors folder, made once by transformers and kept."""
-    if not path.exists():
-        raise WorkbenchError(f"There is no file {path}; check the path.")
-    target = cache.folder("gguf", cache.file_digest(path)[:32])
-    if target.exists():
-        return target
-    try:
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise WorkbenchError("Reading GGUF needs the package gguf: pip install gguf.") from error
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    require_gguf(path)
-    try:
-        named = {"gguf_file": path.name, "local_files_only": True}
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, **named)
-        model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **named)
-    except Exception as error:  # a damaged GGUF fails in many ways inside its reader
-        raise WorkbenchError(
-            f"{path} could not be read as GGUF ({reason(error)}); download it again."
-        ) from error
-    # The tensors are plain float32 by now; what is left says GGUF and forbids saving.
-    setattr(model, "hf_quantizer", None)  # noqa: B010 - declared as a module by its class
-    if hasattr(model.config, "quantization_config"):
-        delattr(model.config, "quantization_config")
-    with replacing(target, OWN) as fresh:
-        model.save_pretrained(fresh)
-        tokenizer.save_pretrained(fresh)
-    return target

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from workbench import cache
 from workbench.errors import WorkbenchError, reason
-from workbench.loaders.checkpoint import Checkpoint, fit_vocabulary, unsaid
+from workbench.loaders.attached import fit_vocabulary, unsaid
+from workbench.loaders.checkpoint import Checkpoint
 from workbench.outputs import OWN, writing
 
 TOKENS = 8

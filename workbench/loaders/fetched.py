@@ -1,0 +1,66 @@
+"""Where do the files of a reference lie? A snapshot of the hub's, a GGUF file converted once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from workbench import cache
+from workbench.errors import WorkbenchError, reason
+from workbench.loaders.headers import require_gguf
+from workbench.outputs import OWN, replacing
+
+# What a hub download needs: weights, config and tokenizer, never code.
+WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+def downloaded(name: str, revision: str | None, *, local: bool = False) -> Path:
+    """A hub snapshot, from the local cache where HF_HUB_OFFLINE=1; local: from there alone."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=WANTED, local_files_only=local
+            )
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise WorkbenchError(
+            f"{name!r}{at} is neither a local folder nor a model that the hub or its local cache "
+            f"gave ({type(error).__name__}); check the path, the name or the network."
+        ) from error
+
+
+def dequantised(path: Path) -> Path:
+    """A GGUF file as a float32 safetensors folder, made once by transformers and kept."""
+    if not path.exists():
+        raise WorkbenchError(f"There is no file {path}; check the path.")
+    target = cache.folder("gguf", cache.file_digest(path)[:32])
+    if target.exists():
+        return target
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise WorkbenchError("Reading GGUF needs the package gguf: pip install gguf.") from error
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    require_gguf(path)
+    try:
+        named = {"gguf_file": path.name, "local_files_only": True}
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, **named)
+        model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **named)
+    except Exception as error:  # a damaged GGUF fails in many ways inside its reader
+        raise WorkbenchError(
+            f"{path} could not be read as GGUF ({reason(error)}); download it again."
+        ) from error
+    # The tensors are plain float32 by now; what is left says GGUF and forbids saving.
+    setattr(model, "hf_quantizer", None)  # noqa: B010 - declared as a module by its class
+    if hasattr(model.config, "quantization_config"):
+        delattr(model.config, "quantization_config")
+    with replacing(target, OWN) as fresh:
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+    return target
