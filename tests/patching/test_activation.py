@@ -16,6 +16,7 @@ from workbench.errors import WorkbenchError
 from workbench.models import Layout, Site, nnsight, transformer_lens
 from workbench.patching import sweep as shared
 from workbench.patching.activation import Direction
+from workbench.patching.picked import halves
 from workbench.tasks import Prompt, PromptSet
 from workbench.tasks.batching import Row, batch, rows
 
@@ -134,7 +135,7 @@ def test_the_strongest_are_picked_on_one_half_and_reported_on_the_other(pair):
     """Which they are, and their numbers, are those of the two halves alone."""
     prompts = boxes(9, count=None)
     dirty = wb.tasks.corrupt(prompts, 0)
-    pick, report = shared.halves(9, 0)
+    pick, report = halves(9, 0)
     assert sorted([*pick, *report]) == list(range(9))
     for call, more in (
         (wb.patching.activation, {"sides": ("base",)}),

@@ -17,8 +17,8 @@ from workbench.lab import shipped
 from workbench.models import Layout, Site, hooks, merged
 from workbench.models.rerun import Rerun
 from workbench.patching import edges, patches
-from workbench.patching import sweep as shared
 from workbench.patching.attribution import Job, attribution, first_order, observe
+from workbench.patching.picked import halves
 from workbench.patching.sweep import Side, measured
 from workbench.stats import spearman
 from workbench.tasks import PromptSet, corrupt
@@ -263,9 +263,9 @@ def test_transformer_lens_has_the_same_nodes_and_edges():
 def test_the_exact_ones_are_chosen_on_one_half_and_ranked_on_the_other(tmp_path):
     pair, prompts = planted(tmp_path, 1, "o"), boxes(8)
     dirty = corrupt(prompts)
-    halves = [
+    parts = [
         [PromptSet("half", tuple(own.prompts[i] for i in part)) for own in (prompts, dirty)]
-        for part in shared.halves(8, 0)
+        for part in halves(8, 0)
     ]
     options: dict[str, Any] = {"sites": "z", "sides": ["tuned"]}
     result = attribution(pair, prompts, corrupted=dirty, exact=5, **options)
@@ -276,7 +276,7 @@ def test_the_exact_ones_are_chosen_on_one_half_and_ranked_on_the_other(tmp_path)
     assert exact.groupby("group").size().to_dict() == {"random": 5, "top": 5}
     by = ["layer", "head", "position"]
     picking, reporting = (
-        attribution(pair, one, corrupted=other, exact=0, **options).table for one, other in halves
+        attribution(pair, one, corrupted=other, exact=0, **options).table for one, other in parts
     )
     sizes, ours = (
         own[(own["metric"] == "attribution") & (own["arm"] == "patch")].set_index(by)["value"]

@@ -28,6 +28,7 @@ from workbench.models.sides import named_dtype
 from workbench.patching import patches as places
 from workbench.patching import sweep as shared
 from workbench.patching.patches import Patch, Position, Where
+from workbench.patching.picked import controlled
 from workbench.patching.sweep import Side
 from workbench.results import Result, describe
 from workbench.tasks import Prompt, PromptSet, corrupt
@@ -141,7 +142,7 @@ def _one_side(
     made = shared.sweep(destination, source, chosen, words, **options)
     zero, one = scale(made)
     table = rows_of(made, chosen, "patch")
-    beside, told = shared.controlled(
+    beside, told = controlled(
         made, chosen, table, rows_of, shuffled, zero=zero, most=controls, seed=seed
     )
     parts = [table, shared.plain(made, seed=seed), shared.random_site(table), *beside]

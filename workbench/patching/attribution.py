@@ -47,6 +47,7 @@ from workbench.patching.activation import SIDES, asked, partners, tokens_of
 from workbench.patching.cross_model import with_answers
 from workbench.patching.edges import EMBEDDING
 from workbench.patching.patches import COLUMNS, Patch, Position, Where
+from workbench.patching.picked import halves, said_of_halves
 from workbench.patching.sweep import Side
 from workbench.results import Result, describe
 from workbench.stats import ratios, spearman
@@ -332,7 +333,7 @@ class Job(NamedTuple):
         made = self.attributed()
         gap = made.one - made.zero
         table = _rows(self.patches, shared.shares(made.effects, gap, seed), "attribution")
-        pick, report = shared.halves(gap.size, seed)
+        pick, report = halves(gap.size, seed)
         sizes = ratios(made.effects[:, pick], draws=1).value  # defined where no share of the gap is
         groups = strongest_and_random(sizes, exact, seed)
         top = groups["top"]
@@ -350,7 +351,7 @@ class Job(NamedTuple):
         notes = [
             f"{len(self.patches)} patches cost {2 + (self.steps > 1) + self.steps} forward and "
             f"{self.steps} backward passes of the prompts.",
-            *([shared.said_of_halves(pick, report, "The strongest entries")] if top else []),
+            *([said_of_halves(pick, report, "The strongest entries")] if top else []),
             *shared.meaningful(
                 {**_nothing(gap), self.measure: made.zero},
                 {**_nothing(gap), self.measure: made.one},

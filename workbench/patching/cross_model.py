@@ -34,6 +34,7 @@ from workbench.models.sides import named_dtype
 from workbench.patching import patches as places
 from workbench.patching import sweep as shared
 from workbench.patching.patches import Patch, Position, Where
+from workbench.patching.picked import controlled
 from workbench.patching.sweep import Side
 from workbench.results import Result, describe
 from workbench.tasks import Prompt, PromptSet
@@ -174,7 +175,7 @@ class _Runs(NamedTuple):
             parts.append(shared.random_site(drawn, by=("component", "group")))
         else:
             parts.append(shared.random_site(table))
-        beside, told = shared.controlled(
+        beside, told = controlled(
             *(made, chosen, table, rows_of, lambda own: self.sweep(own, shuffled=True)),
             zero=made.destination,
             most=controls,

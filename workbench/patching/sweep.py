@@ -7,7 +7,7 @@ taken at the tokens that predict it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -208,23 +208,6 @@ def shuffle(rows: Sequence[Row]) -> list[int]:
     return turn
 
 
-def halves(prompts: int, seed: int) -> tuple[list[int], list[int]]:
-    """Numbers of the prompts that pick the strongest patches, and of those that report them: two
-    halves drawn at random. One prompt does both."""
-    order = np.random.default_rng(seed).permutation(prompts)
-    if prompts < 2:
-        return order.tolist(), order.tolist()
-    middle = prompts // 2
-    return sorted(order[:middle].tolist()), sorted(order[middle:].tolist())
-
-
-def said_of_halves(pick: Sequence[int], report: Sequence[int], what: str) -> str:
-    """The note on them."""
-    if list(pick) == list(report):
-        return f"{what} were picked on the one prompt that reports them."
-    return f"{what} were picked on {len(pick)} prompts; their rows are of the other {len(report)}."
-
-
 def turned(turn: Sequence[int], places: Sequence[int]) -> tuple[list[int], Tensor]:
     """The rows that stand for these ones, themselves where there is no other, and which of them
     (batch,) have no other."""
@@ -338,60 +321,6 @@ def differs(gap: np.ndarray, seed: int = 0) -> bool:
     """Whether the 95% interval of a mean difference (prompts,) leaves out 0."""
     found = ratios(gap, seed=seed)
     return bool(found.low[0] > 0 or found.high[0] < 0)
-
-
-def headline_metric(table: pd.DataFrame) -> str:
-    """The recovered measure to sort by: the logit difference, or without foils the answer's
-    log-probability."""
-    known = set(table["metric"])
-    names = [f"recovered:{m}" for m in ("logit_difference", "log_probability")]
-    return next(name for name in names if name in known)
-
-
-def strongest(
-    made: Sweep, patches: Sequence[Patch], measure: str, zero: Values, most: int
-) -> list[int]:
-    """Numbers of the patches that move a measure furthest from `zero` on the mean, of each
-    component, the strongest first."""
-    sizes = np.abs(ratios(made.patched[measure] - zero[measure], draws=1).value)
-    found: dict[str, list[int]] = {}
-    for i in np.argsort(-sizes, kind="stable"):
-        own = found.setdefault(patches[i].about["component"], [])
-        if len(own) < most and np.isfinite(sizes[i]):
-            own.append(int(i))
-    return [i for own in found.values() for i in own]
-
-
-def controlled(
-    made: Sweep,
-    patches: Sequence[Patch],
-    table: pd.DataFrame,
-    rows_of: Callable[[Sweep, Sequence[Patch], str], pd.DataFrame],
-    shuffled: Callable[[Sequence[Patch]], Sweep],
-    *,
-    zero: Values,
-    most: int,
-    seed: int,
-) -> tuple[list[pd.DataFrame], list[str]]:
-    """The strongest patches of each component, picked on one half of the prompts by the measure of
-    the table's headline: their rows on the other half (arm "picked"), the same with another
-    prompt's activations ("shuffled"), and a note. Nothing where no share of it is defined.
-
-    rows_of: (sweep, its patches, arm) -> rows; shuffled: the sweep of these patches so taken.
-    """
-    headline = headline_metric(table)
-    if not table.loc[table["metric"] == headline, "value"].notna().any():
-        return [], []
-    pick, report = halves(made.destination["score"].size, seed)
-    measure = headline.removeprefix("recovered:")
-    first = {metric: values[pick] for metric, values in zero.items()}
-    best = strongest(made.of(pick), patches, measure, first, most)
-    if not best:
-        return [], []
-    own = [patches[i] for i in best]
-    arms = {"picked": made.of(report, best), "shuffled": shuffled(own).of(report)}
-    note = said_of_halves(pick, report, "The strongest patches")
-    return [rows_of(one, own, arm) for arm, one in arms.items()], [note]
 
 
 def meaningful(zero: Values, one: Values, what: str, seed: int = 0) -> list[str]:
