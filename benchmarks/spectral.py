@@ -5,11 +5,13 @@ every member a thin SVD of the base, a thin SVD of the tuned matrix, and the who
 left vectors. Ours without anything kept ("decide"): the top k of the member to a certified angle,
 and bounds on their cosines from passes over the base. Ours with the base decomposed once ("auto").
 All get the same matrices in memory, in one process, with the same threads (--threads). Decisions
-are compared at eps .1 to .9; the seconds of "decide" are those at eps .5. With --shape instead all
-matrices of a whole pair of that shape, of random weights: ours over all, the published algorithm
-over one matrix of each size.
+are compared at eps .1 to .9; the seconds of "decide" are those at eps .5. Spectra: spiked (decaying
+strong directions over a Gaussian bulk), power laws i^-a, and a linear one, whose gaps are alike.
+With --pair instead every changed matrix of a real pair. With --shape all matrices of a whole pair
+of that shape, of random weights: ours over all, the published algorithm over one of each size.
 
     python -m benchmarks.spectral --out benchmarks/results [--quick] [--threads 1]
+    python -m benchmarks.spectral --pair BASE TUNED --out benchmarks/results
     python -m benchmarks.spectral --shape llama-2-7b --device cuda --dtype bfloat16 --out out
 """
 
@@ -70,6 +72,22 @@ def trained_like(rows: int, columns: int, seed: int, device: str = "cpu") -> Ten
     return bulk + (up * values) @ down.T
 
 
+def orthogonal(rows: int, columns: int, seed: int, device: str) -> Tensor:
+    return torch.linalg.qr(noise(device, seed)(rows, columns))[0]
+
+
+def of_spectrum(kind: str, rows: int, columns: int, seed: int, device: str = "cpu") -> Tensor:
+    """`trained_like` for "spiked"; else Haar-random vectors with values i^-a ("power .5") or in
+    equal steps ("linear"), the largest being 12."""
+    if kind == "spiked":
+        return trained_like(rows, columns, seed, device)
+    size = min(rows, columns)
+    at = torch.arange(1, size + 1, dtype=torch.float32, device=device)
+    values = 1 - (at - 1) / size if kind == "linear" else at ** -float(kind.removeprefix("power "))
+    left, right = (orthogonal(n, size, seed + i, device) for i, n in enumerate((rows, columns)))
+    return (left * (12 * values)) @ right.T
+
+
 def change(kind: str, base: Tensor, seed: int) -> Any:
     """LoRA factors of rank 8 that make several intruders, or a dense full-rank change."""
     from workbench.loaders.adapters import Factors
@@ -105,8 +123,17 @@ class Tally:
         return f"{self.agree} of {self.of}"
 
 
+def operator_of(stored: Tensor, kind: str, seed: int, device: str) -> Any:
+    """The tuned matrix: this base, in float32 on `device`, and a change of this kind."""
+    from workbench.spectral.linalg import Operator
+
+    base = stored.to(device).float()
+    delta = change(kind, base, seed=seed)
+    return Operator(base, delta) if kind == "lora-r8" else Operator(base + delta)
+
+
 def one_member(
-    stored: Tensor, kind: str, seed: int, said: dict[str, Tally], device: str
+    stored: Tensor, operator: Any, said: dict[str, Tally], device: str
 ) -> dict[str, float]:
     """Seconds of the published algorithm and of ours, with and without the base decomposed.
 
@@ -115,15 +142,9 @@ def one_member(
     """
     from workbench.spectral.intruders import certified, cosines, decisions, tuned_triplets
     from workbench.spectral.leading import top_triplets
-    from workbench.spectral.linalg import Operator, base_triplets
+    from workbench.spectral.linalg import base_triplets
 
-    base = stored.to(device).float()
-    delta = change(kind, base, seed=seed)
-    if kind == "lora-r8":
-        operator, tuned = Operator(base, delta), base + delta.product
-    else:
-        tuned = base + delta
-        operator = Operator(tuned)
+    base, tuned = stored.to(device).float(), operator.formed()
     theirs, published_s = timed(lambda: published(base, tuned))
     fresh_cache()
     decided, decide_s = timed(lambda: decisions(operator, stored, K, 0.5, "left"))
@@ -140,18 +161,19 @@ def one_member(
     theirs, auto = theirs.cpu(), auto.cpu()
     for eps in EPSILONS:
         said["auto"].add(eps, auto < eps, theirs < eps)
-        mine, undecided = auto < eps, K
         found = certified(operator, base, K, eps, "left")
+        sure, mine = torch.zeros(len(theirs), dtype=torch.bool), auto < eps
         if found is not None:
-            bounds = found[1]
-            sure = bounds.decided(eps)
-            mine, undecided = torch.where(sure, bounds.high < eps, mine), int((~sure).sum())
-        if eps == 0.5:
-            mine = decided["intruder"].bool().cpu()  # what was timed
-        said["decide"].add(eps, mine, theirs < eps, undecided)
+            sure, mine = found[1].decided(eps), found[1].high < eps
+        left = int((~sure).sum())
+        if eps == 0.5:  # what was timed
+            mine = decided["intruder"].cpu()
+            sure, mine = ~mine.isnan(), mine == 1
+        said["decide"].add(eps, mine[sure], theirs[sure] < eps, left)
     return {
         "published": published_s, "decide": decide_s, "base": base_s, "member": member_s,
         "fallback": float(decided["fallback"].sum()),
+        "open": float(decided["intruder"].isnan().sum()),
         "dense": float(top_triplets(operator, K, decomposed.right[:, : 2 * K]) is None),
     }  # fmt: skip
 
@@ -163,20 +185,26 @@ def one_size(
     members: int = 1,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    spectrum: str = "spiked",
 ) -> dict[str, Any]:
     """Seconds of both, without the base's decomposition ("decide") and with it ("auto").
 
     ratio_first_member: published / decide, nothing kept from before. ratio_all_members: published /
     (base once + every member), ratio_base_cached: the same without the base. undecided: vectors
-    that `decide` left to the base's decomposition, per eps (none where an eps is not named).
+    that products alone left open, per eps (none where an eps is not named); those of small matrices
+    are decided by the base's decomposition (decide_fallbacks, at eps .5).
     """
-    base = trained_like(rows, columns, 0, device).to(dtype).cpu()
+    base = of_spectrum(spectrum, rows, columns, 0, device).to(dtype).cpu()
     said = {"auto": Tally(), "decide": Tally()}
-    found = [one_member(base, kind, member + 1, said, device) for member in range(members)]
+    found = [
+        one_member(base, operator_of(base, kind, member + 1, device), said, device)
+        for member in range(members)
+    ]
     total = {name: sum(one[name] for one in found) for name in found[0]}
     left = {eps: count for eps, count in said["decide"].undecided.items() if count}
     return {
         "matrix": f"{rows} x {columns}",
+        "spectrum": spectrum,
         "change": kind,
         "members": members,
         "published_s": total["published"] / members,
@@ -188,6 +216,7 @@ def one_size(
         "ratio_base_cached": total["published"] / total["member"],
         "decide_agrees": str(said["decide"]),
         "decide_fallbacks": int(total["fallback"]),
+        "decide_open": int(total["open"]),
         "undecided": ", ".join(f"{n} at {eps:g}" for eps, n in left.items()) or "none",
         "auto_agrees": str(said["auto"]),
         "auto_dense": int(total["dense"]),
@@ -270,6 +299,36 @@ def sampled(shape: str, device: str, dtype: torch.dtype, row: dict[str, Any]) ->
     }  # fmt: skip
 
 
+def real_pair(base: str, tuned: str) -> list[dict[str, Any]]:
+    """A row for each size of matrix that the fine-tuning changed: seconds for all of them, and how
+    many matrices products alone decided at eps .5, every vector of them."""
+    import workbench as wb
+    from workbench.spectral.intruders import certified
+    from workbench.spectral.linalg import Operator
+
+    found: dict[str, dict[str, Any]] = {}
+    said: dict[str, dict[str, Tally]] = {}
+    for delta in wb.load_pair(base, tuned).deltas():
+        if not delta.changed or max(delta.base.shape) > 10 * min(delta.base.shape):
+            continue  # embeddings
+        rows, columns = delta.base.shape
+        size = f"{rows} x {columns}"
+        operator, told = (
+            Operator.of(delta),
+            said.setdefault(size, {"auto": Tally(), "decide": Tally()}),
+        )
+        one = one_member(delta.base, operator, told, "cpu")
+        bounds = certified(operator, delta.base.float(), K, 0.5, "left")
+        row = found.setdefault(size, {"matrix": size, "matrices": 0, "by_products": 0})
+        row["matrices"] += 1
+        row["by_products"] += int(bounds is not None and bool(bounds[1].decided(0.5).all()))
+        for name in ("published", "decide", "member"):
+            row[f"{name}_s"] = row.get(f"{name}_s", 0.0) + one[name]
+    for size, row in found.items():
+        row |= {f"{name}_agrees": str(tally) for name, tally in said[size].items()}
+    return list(found.values())
+
+
 def large_checkpoint(gigabytes: float) -> dict[str, Any]:
     """Peak memory while the norm of every change of a pair on disk is read, matrix by matrix."""
     from safetensors.torch import save_file
@@ -314,6 +373,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="1024 x 1024 only, 0.5 GB checkpoint")
     parser.add_argument("--largest", type=int, default=4096, help="skip matrices with more rows")
     parser.add_argument("--threads", type=int, help="of torch, for both (default: its own)")
+    parser.add_argument("--pair", nargs=2, metavar=("BASE", "TUNED"), help="a real pair instead")
     parser.add_argument("--no-checkpoint", action="store_true", help="matrices only")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the stored weights")
@@ -325,22 +385,49 @@ def main() -> None:
     if chosen.shape:
         whole_pairs(chosen)
         return
+    if chosen.pair:
+        write_real(chosen)
+        return
     where: dict[str, Any] = {"device": chosen.device, "dtype": getattr(torch, chosen.dtype)}
     large = None
     if not chosen.no_checkpoint:
         large = large_checkpoint(0.5 if chosen.quick else 8)
         print(json.dumps(large), flush=True)
-    cases = [(1024, 1024, 1), (2048, 2048, 1), (4096, 4096, 1), (4096, 11008, 1), (2048, 2048, 5)]
+    cases = [
+        *((size, size, 1, "spiked") for size in (1024, 2048, 4096)),
+        (4096, 11008, 1, "spiked"),
+        (2048, 2048, 5, "spiked"),
+        *((2048, 2048, 1, kind) for kind in ("power .3", "power .7", "power 1", "linear")),
+        *((4096, columns, 1, "power .5") for columns in (4096, 11008)),
+        (4096, 4096, 5, "power .5"),
+    ]
     one_size(256, 256, "full", **where)  # libraries load and threads start outside the measurement
     rows = []
     cases = cases[:1] if chosen.quick else [c for c in cases if c[0] <= chosen.largest]
-    for height, width, members in cases:
-        for kind in ("lora-r8", "full"):
-            rows.append(one_size(height, width, kind, members, **where))
+    for height, width, members, spectrum in cases:
+        for kind in KINDS:
+            rows.append(one_size(height, width, kind, members, spectrum=spectrum, **where))
             print(json.dumps(rows[-1]), flush=True)
     fresh_cache()
     found = {"machine": machine(chosen.device), "dtype": chosen.dtype, "intruders": rows}
     write(chosen.out, found | {"large_checkpoint": large})
+
+
+def write_real(chosen: argparse.Namespace) -> None:
+    """spectral-real.json and .md."""
+    rows, host = real_pair(*chosen.pair), machine()
+    fresh_cache()
+    lines = [
+        "# Intruder dimensions of a real pair, by products alone",
+        "",
+        f"{host['cpu']}, {host['cores']} cores, torch {host['torch']}, {host['date']}. Seconds for "
+        "all changed matrices of one size; by_products: those of which products alone decide every "
+        "one of the top 10 vectors at eps .5; agrees: with the published decisions, eps .1 to .9.",
+        "",
+        *table(rows, list(rows[0])),
+        "",
+    ]
+    save(chosen.out, "spectral-real", {"machine": host, "rows": rows}, lines)
 
 
 def whole_pairs(chosen: argparse.Namespace) -> None:

@@ -67,7 +67,7 @@ def intruder_counts(
 
     A vector is an intruder iff max_cosine < eps (arXiv 2410.21228). eps, k: default to those the
     analysis ran with. by: columns to group by, e.g. ("member", "layer", "component"). A Result of
-    method "decide" is counted at its own eps alone.
+    method "decide" is counted at its own eps alone, without the vectors that it left undecided.
     Returns the columns of `by`, arm ("tuned", or a null of NULLS), eps, k, count, n (vectors looked
     at), fraction (count / n; NaN where nothing changed), and of a null of several draws low and
     high: the count is then their mean, and the count of one more draw lies between these with

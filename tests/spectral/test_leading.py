@@ -14,7 +14,7 @@ from tests.spectral.test_intruders import power_law
 from workbench.loaders.adapters import Factors
 from workbench.spectral import leading
 from workbench.spectral.intruders import cosines, decisions, tuned_triplets
-from workbench.spectral.leading import bordered, reach, top_triplets
+from workbench.spectral.leading import bordered, reach, top_clusters, top_triplets
 from workbench.spectral.linalg import Operator, Triplets, dense_triplets
 
 LED = 20  # vectors of the base that the iteration starts from
@@ -116,7 +116,9 @@ def test_without_the_certificate_it_is_overlooked(monkeypatch):
     """Negative control: the iteration alone stops at once, with small bounds on wrong vectors."""
     base, operator = strengthened()
     monkeypatch.setattr(
-        leading, "_certified", lambda space, ritz, block, k, angle, most: (ritz.angles(k), None)
+        leading,
+        "_certified",
+        lambda space, ritz, block, k, angle, most, apart: (ritz.clusters(k, angle), None),
     )
     wrong = top_triplets(operator, 10, base.right[:, :LED])
     assert wrong is not None
@@ -211,3 +213,35 @@ def test_vectors_of_value_zero_are_none(method):
         assert cosines(found, base, side).max(0).values.min() > 0.999
     assert len(tuned_triplets(Operator(0 * weight), base, 10, 0.5, "left", method).values) == 0
     assert len(decisions(Operator(1.5 * weight), weight, 10, 0.5, "left")["sigma"]) == 5
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    gaps=st.lists(st.sampled_from([0.0, 1e-6, 1e-3, 0.3]), min_size=14, max_size=14),
+    seed=st.integers(0, 10**6),
+)
+def test_planes_are_within_their_bound(gaps, seed):
+    """Leading values equal, nearly so or apart: every cluster's plane against float64."""
+    size = 400
+    noise = torch.Generator().manual_seed(seed)
+    left, right = (
+        torch.linalg.qr(torch.randn(size, size, generator=noise).double())[0] for _ in "lr"
+    )
+    values = 3 + torch.tensor(gaps).double().flip(0).cumsum(0).flip(0)
+    values = torch.cat([values, torch.linspace(2, 0.1, size - 14).double()])
+    found = top_clusters(Operator(((left * values) @ right.T).float()), 10, angle=0.05)
+    assert found is not None
+    triplets, cluster = found
+    count = len(cluster)
+    torch.testing.assert_close(triplets.values.double(), values[:count], rtol=1e-5, atol=0)
+    for number in cluster.unique():
+        own = cluster == number
+        for ours, theirs in ((triplets.left, left), (triplets.right, right)):
+            part = ours[:, own].double()
+            whole = theirs[:, :count][:, own]
+            sine = torch.linalg.matrix_norm(part - whole @ (whole.T @ part), 2)
+            assert sine <= triplets.angle[own].max() + 1e-4
+    # Told apart where the gap allows, and only there; the last of ten keeps its equals with it.
+    apart = torch.tensor([0, *(gap > 0.1 for gap in gaps[: count - 1])]).cumsum(0)
+    assert (cluster.diff() >= apart.diff()).all()
+    assert count == 14 or gaps[count - 1] > 1e-6

@@ -19,11 +19,16 @@ Tall W0 (out > in): A's null space would look like one large atom, so the same i
 W0^T W0 and w = W0^T u, where |u . u0_i|^2 = |w . v0_i|^2 / x_i; values too small to matter are
 excluded by the Gaussian vectors.
 
-It cannot decide everything: near-degenerate base values, an eps within about 0.003 of the cosine,
-a small eps (a vector spread over the bulk of the spectrum is bounded by about 1 / sqrt(passes), so
-eps = 0.1 takes hundreds) and, for a vector with a part in its null space, a base of low rank are
-left to the caller's dense decomposition. It misleads where the cosine itself does: which vectors
-are "the" base vectors of nearly equal values is rounding, and no bracket changes that.
+Vectors that are known only as a plane, because their singular values lie too close, are decided
+together: the part of u0_i in the plane bounds the cosine of every vector there from above. From
+below the same holds on the other side: where m <= TOGETHER eigenvectors of nearly equal value
+share a plane, and no other is near it, one of them has at least the m-th part of the |cosine|^2
+that the plane has.
+
+It cannot decide everything: larger clusters, where a rotation among near-equal vectors makes an
+intruder or undoes one; an eps within about 0.003 of the cosine; a small eps (a vector spread over
+the bulk of the spectrum is bounded by about 1 / sqrt(passes), so eps = 0.1 takes hundreds); and a
+vector with a large part where the base's values are zero to float32. Those keep low < eps <= high.
 """
 
 from __future__ import annotations
@@ -51,6 +56,7 @@ SHARES = (0.999, 0.3, 0.1, 0.03)  # of the angle to spare, tried for the lower b
 TESTS = (2, 3, 4, 5, 6, 8, 10, 12, 14, 17, 20, 23, 27, 31, 36, 41)  # passes before a decision
 TIGHTNESS = (0.3, 0.03, 0.003)  # excess in `mass`, the next where one fails: bulk to atoms
 LOOSE = 3.0  # excess where only the order of magnitude counts
+TOGETHER = 3  # base vectors that may share a plane: the fourth part of 1 is (eps = 0.5)^2
 DOUBLE = ("cuda",)  # devices where float64 is fast; elsewhere bounds are made on the CPU
 
 
@@ -88,10 +94,10 @@ class Measure:
         centre: Float[Tensor, " x"],
         radius: Float[Tensor, " x"],
         excess: float,
-        without: Int[Tensor, " x"] | None = None,
+        without: Int[Tensor, "x m"] | None = None,
     ) -> Float[Tensor, "x k"]:
         """Upper bound on (s . e)^2 of every vector s of `start` and every unit e with
-        |(A - centre) e| <= radius; without: only e orthogonal to this Ritz vector.
+        |(A - centre) e| <= radius; without: only e orthogonal to these Ritz vectors (none at -1).
 
         With R the rows of (T - centre) but the newest block's, |y| <= 1 and |R y| <= radius give
         y^T (1 + tau R^T R) y <= 1 + tau radius^2 for any tau > 0, so (s . y)^2 is at most
@@ -105,10 +111,13 @@ class Measure:
         count = self.last.shape[1]
         pairs = (self.last[:, :, None] * self.last[:, None, :]).flatten(1)
         if without is not None:
-            keep = keep.scatter(1, without[:, None], 0)
+            left_out = torch.zeros_like(keep)
+            for column in without.T:
+                left_out[(column >= 0).nonzero()[:, 0], column[column >= 0]] = 1
+            keep = keep * (1 - left_out)
         block = keep @ pairs
         if without is not None:
-            block = block + pairs[without]
+            block = block + left_out @ pairs
         mixed = (self.last[:, :, None] * start[:, None, :]).flatten(1)
         found = keep @ start.square()
         if count:
@@ -129,18 +138,18 @@ def rounding(scale: float) -> float:
     return ROUNDING * torch.finfo(torch.float32).eps * scale
 
 
-def room(size: int, noise: int = NOISE) -> float:
-    """A mass that no unit vector in a plane of eigenvectors of A (size, size) falls below, but
-    with probability CHANCE: the sum over `noise` Gaussian vectors of (e . g)^2.
+def room(size: int, noise: int = NOISE, among: int = 2) -> float:
+    """A mass that no unit vector in the span of `among` neighbouring eigenvectors of A (size, size)
+    falls below, but with probability CHANCE: the sum over `noise` Gaussian vectors of (e . g)^2.
 
-    The smallest squared singular value of a (noise, 2) Gaussian matrix is at least half the
-    smaller squared distance of its columns from each other's span, each chi^2 of noise - 1 degrees
-    of freedom nu, and P(chi^2 < s) <= (s / 2)^(nu / 2) / Gamma(nu / 2 + 1). Two columns and
-    `size` neighbouring pairs share CHANCE.
+    The smallest squared singular value of a (noise, m) Gaussian matrix is at least the m-th part
+    of the smallest squared distance of a column from the others' span, each chi^2 of
+    nu = noise - m + 1 degrees of freedom, and P(chi^2 < s) <= (s / 2)^(nu / 2) / Gamma(nu / 2 + 1).
+    m columns and `size` spans share CHANCE.
     """
-    half = (noise - 1) / 2
-    each = CHANCE / (2 * size)
-    return math.exp((math.log(each) + math.lgamma(half + 1)) / half)
+    half = (noise - among + 1) / 2
+    each = CHANCE / (among * size)
+    return 2 / among * math.exp((math.log(each) + math.lgamma(half + 1)) / half)
 
 
 class Krylov:
@@ -233,35 +242,45 @@ def cosines_squared(
     high: Float[Tensor, " x"],
     limit: Float[Tensor, " a"],
     needed: float,
+    cluster: Int[Tensor, " a"],
 ) -> Float[Tensor, "x a"]:
-    """Bound on the |cosine|^2 of the vectors `asked` with any eigenvector whose value lies in
-    [low, high], per interval, tightened only where it is not below `limit`; zero where the
-    Gaussian vectors leave no room for one (tall only, see `room`)."""
+    """Bound on the |cosine|^2 of the vectors `asked`, and of any other in the plane of those of one
+    `cluster`, with any eigenvector whose value lies in [low, high], per interval, tightened only
+    where it is not below `limit`; zero where the Gaussian vectors leave no room for one (tall only,
+    see `room`)."""
     if len(low) > CHUNK:
         parts = zip(low.split(CHUNK), high.split(CHUNK), strict=True)
-        return torch.cat([cosines_squared(measure, asked, *p, limit, needed) for p in parts])
+        return torch.cat(
+            [cosines_squared(measure, asked, *p, limit, needed, cluster) for p in parts]
+        )
     centre, radius = (low + high) / 2, (high - low) / 2
     vectors = measure.vectors[:, asked]
+    same = (cluster[:, None] == cluster).to(vectors)
     share = measure.weight(low)[:, None]
-    found = measure.mass(vectors, centre, radius, TIGHTNESS[0]) / share
+    found = measure.mass(vectors, centre, radius, TIGHTNESS[0]) @ same / share
     if measure.weighted:
         found[measure.mass(measure.noise, centre, radius, LOOSE).sum(1) < needed] = 0
     for excess in TIGHTNESS[1:]:
         loose = (found >= limit).any(1)
         if bool(loose.any()):
-            again = measure.mass(vectors, centre[loose], radius[loose], excess) / share[loose]
+            again = measure.mass(vectors, centre[loose], radius[loose], excess)
+            again = again @ same / share[loose]
             found[loose] = torch.minimum(found[loose], again)
     return found
 
 
 def from_above(
-    measure: Measure, limit: Float[Tensor, " k"], span: tuple[float, float], needed: float
+    measure: Measure,
+    limit: Float[Tensor, " k"],
+    span: tuple[float, float],
+    needed: float,
+    cluster: Int[Tensor, " k"],
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
     """(bound, seen): the largest |cosine|^2 at any x of `span`, below `limit` or infinite, and the
     largest bound at a single point that was looked at.
 
     An interval whose bound is not below the limit is halved, until all are or a point fails.
-    needed: as `room`.
+    needed: as `room`. cluster: the number of each vector's, all of which have one bound.
     """
     bound, seen = torch.zeros_like(limit), torch.zeros_like(limit)
     nodes = measure.values.clamp(*span)
@@ -274,9 +293,10 @@ def from_above(
         asked = (seen < limit).nonzero()[:, 0]
         if not len(asked):
             break
-        at = cosines_squared(measure, asked, points, points, limit[asked], needed).amax(0)
+        known = limit[asked], needed, cluster[asked]
+        at = cosines_squared(measure, asked, points, points, *known).amax(0)
         seen[asked] = torch.maximum(seen[asked], at)
-        found = cosines_squared(measure, asked, low, high, limit[asked], needed)
+        found = cosines_squared(measure, asked, low, high, *known)
         passed = found < limit[asked]
         bound[asked] = torch.maximum(bound[asked], torch.where(passed, found, 0).amax(0))
         split = ~passed.all(1)
@@ -292,49 +312,119 @@ def from_above(
 
 
 def hopeless(
-    measure: Measure, seen: Float[Tensor, " k"], limit: Float[Tensor, " k"], done: int, passes: int
+    measure: Measure,
+    seen: Float[Tensor, " k"],
+    limit: Float[Tensor, " k"],
+    cluster: Int[Tensor, " k"],
+    done: int,
+    passes: int,
 ) -> Bool[Tensor, " k"]:
-    """Whether the passes left will not decide. A bound falls like 1 / passes unless it is a single
-    base vector's, whose Ritz value stands apart from its neighbours; and where that has converged
-    to rounding, the cosine is too close to eps or the value has too close a neighbour."""
+    """Whether the passes left will not decide. A bound falls like 1 / passes unless it is that of
+    a few base vectors, whose Ritz values stand apart from the others; and where those have
+    converged to rounding, the cosine is too close to eps or they have too close a neighbour."""
     if done < SETTLED:
         return torch.zeros_like(limit, dtype=torch.bool)
-    gap = measure.values.diff()
-    edge = gap.new_full((1,), torch.inf)
-    apart = measure.residual < torch.minimum(torch.cat([gap, edge]), torch.cat([edge, gap]))
+    same = (cluster[:, None] == cluster).to(limit)
     scale = measure.weight(measure.values.clamp(min=0) + measure.residual)
-    weight = measure.vectors.square() / scale[:, None]
+    weight = measure.vectors.square() @ same / scale[:, None]
     settled = measure.residual[weight.argmax(0)] < 1.1 * measure.rounding
-    slow = (seen * done / passes > 1.5 * limit) & ~(apart[:, None] & (weight >= limit)).any(0)
+    apart = standing_apart(measure)[:, None] & (TOGETHER * weight >= limit)
+    slow = (seen * done / passes > 1.5 * limit) & ~apart.any(0)
     return slow | (settled & (weight.amax(0) >= limit))
 
 
-def from_below(
-    measure: Measure, target: Float[Tensor, " k"], floor: float, needed: float
-) -> Float[Tensor, " k"]:
-    """A certified lower bound on the largest |cosine| where it reaches `target`, else 0.
-
-    Per vector the Ritz vector with most angle to spare is tried: it must be alone within
-    residual / sin(spare) of its value, which must lie above `floor`; needed: as `room`.
-    """
-    size = torch.linalg.vector_norm(measure.vectors, dim=0)
-    value = measure.values[:, None] + measure.residual[:, None]
-    scale = value.clamp(min=floor).sqrt() if measure.weighted else torch.ones_like(value)
-    turned = (measure.vectors.abs() / size).clamp(max=1).arccos()
-    spare = (target * scale / size).clamp(max=1).arccos() - turned
-    spare[(target * scale / size) >= 1] = 0
-    best, place = spare.max(0)
-    found = torch.zeros_like(target)
-    for share in SHARES:
-        angle = best.clamp(min=1e-12) * share
-        radius = measure.residual[place] / angle.sin()
-        clear = (best > 0) & (measure.values[place] - radius > floor)
-        taken = measure.mass(measure.noise, measure.values[place], radius, LOOSE, without=place)
-        clear &= taken.sum(1) < needed
-        own = torch.arange(len(place), device=place.device)
-        low = size * (turned[place, own] + angle).cos() / scale[place, 0]
-        found = torch.where(clear, torch.maximum(found, low), found)
+def standing_apart(measure: Measure) -> Bool[Tensor, " n"]:
+    """Whether each Ritz vector is one of at most TOGETHER neighbours whose residual is less than
+    the distance to all others."""
+    count = len(measure.values)
+    edge = measure.values.new_full((1,), torch.inf)
+    gap = torch.cat([edge, measure.values.diff(), edge])
+    found = torch.zeros(count, dtype=torch.bool, device=gap.device)
+    for size in range(1, min(TOGETHER, count) + 1):
+        first = torch.arange(count - size + 1, device=gap.device)
+        distance = torch.minimum(gap[first], gap[first + size])
+        for member in range(size):
+            found[first + member] |= measure.residual[first + member] < distance
     return found
+
+
+def from_below(
+    measure: Measure,
+    target: Float[Tensor, " k"],
+    floor: float,
+    needed: list[float],
+    cluster: Int[Tensor, " k"],
+) -> Float[Tensor, " k"]:
+    """A certified lower bound on the largest |cosine| of every vector in the plane of each cluster
+    where it reaches `target`, else 0.
+
+    Tried are the planes of up to TOGETHER neighbouring Ritz vectors about the one that has most of
+    the cluster: no other eigenvector than theirs may have a value within residual / sin(angle) of
+    them, and they must lie above `floor`. needed: `room` for one eigenvector more than each has.
+    """
+    found = torch.zeros_like(target)
+    for number in cluster.unique().tolist():
+        own = cluster == number
+        low = _plane_from_below(
+            measure, measure.vectors[:, own], float(target[own].amax()), floor, needed
+        )
+        found[own] = low
+    return found
+
+
+def _plane_from_below(
+    measure: Measure,
+    vectors: Float[Tensor, "n c"],
+    target: float,
+    floor: float,
+    needed: list[float],
+) -> float:
+    """`from_below` of one cluster; 0 where no plane is certified."""
+    size = float(torch.linalg.matrix_norm(vectors, 2))
+    count, home = len(measure.values), measure.values.device
+    best = int((vectors.square().sum(1) / measure.weight(measure.values.clamp(min=floor))).argmax())
+    tried: list[tuple[int, int, float, float]] = []  # first, many, angle, low
+    for many in range(1, min(TOGETHER, count) + 1):
+        for first in range(max(0, best - many + 1), min(best, count - many) + 1):
+            inside = slice(first, first + many)
+            leak = float(torch.linalg.vector_norm(measure.residual[inside]))
+            value = float(measure.values[first + many - 1]) + leak
+            scale = math.sqrt(many * (max(value, floor) if measure.weighted else 1.0))
+            # The least that any unit vector of the cluster's plane has in this one.
+            part = least(vectors[inside]) / size
+            if target * scale / size >= part:
+                continue
+            turned = math.acos(min(part, 1))
+            spare = math.acos(target * scale / size) - turned
+            tried += [
+                (first, many, share * spare, size * math.cos(turned + share * spare) / scale)
+                for share in SHARES
+            ]
+    if not tried:
+        return 0.0
+    columns = zip(*tried, strict=True)
+    first, many, angle, low = (torch.tensor(column, device=home) for column in columns)
+    members = torch.arange(TOGETHER, device=home)[None] + first[:, None]
+    members[torch.arange(TOGETHER, device=home)[None] >= many[:, None]] = -1
+    ends = measure.values[first], measure.values[first + many - 1]
+    leak = (measure.residual[members.clamp(min=0)] * (members >= 0)).norm(dim=1)
+    centre, radius = (ends[0] + ends[1]) / 2, (ends[1] - ends[0]) / 2
+    away = leak / angle.double().clamp(min=1e-12).sin()
+    clear = ends[0] - away > floor
+    taken = measure.mass(measure.noise, centre, radius + away, LOOSE, without=members).sum(1)
+    clear &= taken < torch.tensor(needed, device=home)[many - 1]
+    return float(torch.where(clear, low, 0).amax())
+
+
+def least(block: Float[Tensor, "m c"]) -> float:
+    """The least length of block @ u over all unit vectors u of R^c."""
+    rows, columns = block.shape
+    if columns > rows:
+        return 0.0
+    lengths = (
+        torch.linalg.vector_norm(block, dim=0) if columns == 1 else torch.linalg.svdvals(block)
+    )
+    return float(lengths[-1])
 
 
 def bracket(
@@ -343,16 +433,21 @@ def bracket(
     angle: Float[Tensor, " k"],
     eps: float,
     *,
+    cluster: Int[Tensor, " k"] | None = None,
     passes: int = PASSES,
     seed: int | None = None,
 ) -> Bracket:
     """Bounds on max_i |u . u0_i| over the left singular vectors of `matrix` (float32), narrow
     enough to decide `< eps` where that takes at most `passes` products with it and its transpose.
 
-    angle: bound on the angle of each vector to the one it stands for. seed: of the Gaussian
-    vectors; None draws them by the content of matrix and vectors, so that no matrix can have been
-    made for them. Undecided vectors, and all of a matrix that is too small, have low < eps <= high.
+    angle: bound on the angle of each vector to the one it stands for. cluster: a number each;
+    vectors that share one stand for a plane, and what is said holds for every vector in it. seed:
+    of the Gaussian vectors; None draws them by the content of matrix and vectors, so that no matrix
+    can have been made for them. Undecided vectors, and all of a matrix that is too small, have
+    low < eps <= high.
     """
+    if cluster is None:
+        cluster = torch.arange(len(angle))
     own = own_generator(matrix, vectors) if seed is None else torch.Generator().manual_seed(seed)
     unit = magnitude.unit(matrix)
     matrix = matrix if unit == 1 else matrix / unit
@@ -363,7 +458,8 @@ def bracket(
     krylov = Krylov(matrix, torch.cat([first, noise.to(matrix.device)], 1), tall=tall)
     slack = angle.cpu().double().to(krylov.home) + SLACK
     low, high = torch.zeros_like(slack), torch.ones_like(slack)
-    needed = room(min(out, width))
+    cluster = cluster.to(krylov.home)
+    needed = [room(min(out, width), among=many + 1) for many in range(1, TOGETHER + 1)]
     frobenius = float(torch.linalg.vector_norm(matrix)) ** 2 * (1 + 1e-4)
     open_ = torch.full_like(low, frobenius > 0, dtype=torch.bool)
     while not krylov.exhausted and krylov.passes < passes and bool(open_.any()):
@@ -372,14 +468,13 @@ def bracket(
             continue
         measure = krylov.measure(len(angle))
         floor = float(measure.values[-1]) * (max(out, width) * torch.finfo(torch.float32).eps) ** 2
-        found = from_below(measure, eps + slack, floor, needed)
+        found = from_below(measure, eps + slack, floor, needed, cluster)
         low = torch.where(open_, torch.maximum(low, found - slack), low)
         open_ = open_ & (low < eps)
         limit = torch.where(open_, (eps - slack).clamp(min=0).square(), 0)
         span = (floor if tall else 0.0, frobenius)
-        bound, seen = from_above(measure, limit, span, needed)
+        bound, seen = from_above(measure, limit, span, needed[0], cluster)
         high = torch.where(bound < limit, bound.sqrt() + slack, high)
         open_ = open_ & (high >= eps)
-        if bool((open_ & hopeless(measure, seen, limit, krylov.passes, passes)).any()):
-            break
+        open_ = open_ & ~hopeless(measure, seen, limit, cluster, krylov.passes, passes)
     return Bracket(low.cpu(), high.cpu())

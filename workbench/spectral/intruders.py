@@ -24,7 +24,7 @@ from workbench.meaning import finished
 from workbench.progress import progress
 from workbench.results import Result, by_matrix
 from workbench.spectral.decisions import Bracket, bracket
-from workbench.spectral.leading import ANGLE, top_triplets
+from workbench.spectral.leading import ANGLE, top_clusters, top_triplets
 from workbench.spectral.linalg import Operator, Triplets, base_triplets, dense_triplets
 from workbench.spectral.nulls import SAME, null_operators
 
@@ -33,6 +33,7 @@ Method = Literal["auto", "exact", "decide"]
 ANGLES = (0.05, ANGLE)  # how closely "decide" wants the tuned vectors: first, and if need be
 DECIDED = ("max_cosine_low", "max_cosine_high", "intruder")
 PER_MATRIX = ("intruder_energy", "changed")
+WHOLE = 1024  # rows or columns up to which two dense decompositions take a second or two
 CLUSTER = 0.01  # base values within 1% of the nearest one's count as one cluster
 
 
@@ -92,49 +93,57 @@ def certified(
     operator: Operator, base: Float[Tensor, "out in"], k: int, eps: float, side: Side
 ) -> tuple[Float[Tensor, " k"], Bracket] | None:
     """The k largest singular values of a tuned matrix and a bracket of each vector's max_cosine,
-    as narrow as eps needs where that can be had from products with both matrices alone.
+    as narrow as eps needs where that can be had from products with both matrices alone. Vectors
+    whose values lie too close to tell them apart have one bracket, of all in their plane.
 
-    base: float32. None where the tuned matrix's own vectors cannot be told apart.
+    base: float32. None where not even the plane of all k can be told from what follows.
     """
     matrix = base.T.contiguous() if side == "right" else base
     found, bounds = None, None
     for angle in ANGLES:
-        better = top_triplets(operator, k, None if found is None else found.right, angle=angle)
+        start = None if found is None else found[0].right
+        better = top_clusters(operator, k, start, angle=angle)
         if better is None:
             break
         found = better
-        vectors = found.right if side == "right" else found.left
-        bounds = bracket(matrix, vectors, found.angle, eps)
+        top, cluster = found
+        vectors = top.right if side == "right" else top.left
+        bounds = bracket(matrix, vectors, top.angle, eps, cluster=cluster)
         # Vectors known more closely would not help where it was not their angle that was too wide.
-        if not bool((~bounds.decided(eps) & (found.angle.cpu() > 5 * ANGLES[-1])).any()):
+        if not bool((~bounds.decided(eps) & (top.angle.cpu() > 5 * ANGLES[-1])).any()):
             break
-    return None if found is None or bounds is None else (found.values.cpu(), bounds)
+    if found is None or bounds is None:
+        return None
+    return found[0].values[:k].cpu(), Bracket(bounds.low[:k], bounds.high[:k])
 
 
 def decisions(
     operator: Operator, base: Float[Tensor, "out in"], k: int, eps: float, side: Side
 ) -> dict[str, Float[Tensor, " k"]]:
-    """Per tuned vector: sigma, max_cosine_low and max_cosine_high (bounds that do not hold eps
-    between them), intruder, and fallback, 1 where only a decomposition of the whole base decided.
+    """Per tuned vector: sigma, max_cosine_low and max_cosine_high, intruder, and fallback, 1 where
+    only a decomposition of the whole base decided.
 
-    base: at stored precision. It is decomposed where `certified` leaves a vector undecided; then
-    every bound of this matrix comes from that. Whether it was decomposed before makes no
-    difference.
+    base: at stored precision. Where `certified` leaves a vector undecided, a matrix of up to WHOLE
+    rows or columns is decomposed, and every bound of it comes from that; whether it was decomposed
+    before makes no difference. In a larger one the bounds then hold eps between them and `intruder`
+    is NaN: undecided; and where nothing at all is certified, sigma is too.
     """
-    undecided = torch.ones(min(k, *operator.shape))
+    size = min(k, *operator.shape)
     device = operator.dense.device
     found = certified(operator, base.float().to(device), k, eps, side)
-    if found is not None:
-        sigma, bounds = found
-        undecided = (~bounds.decided(eps)).float()
-        if not bool(undecided.any()):
-            return {
-                "sigma": sigma,
-                "max_cosine_low": bounds.low,
-                "max_cosine_high": bounds.high,
-                "intruder": (bounds.high < eps).float(),
-                "fallback": undecided,
-            }
+    if found is None:
+        unknown = torch.full((size,), torch.nan)
+        found = unknown, Bracket(torch.zeros(size), torch.ones(size))
+    sigma, bounds = found
+    undecided = ~bounds.decided(eps)
+    if not bool(undecided.any()) or min(operator.shape) > WHOLE:
+        return {
+            "sigma": sigma,
+            "max_cosine_low": bounds.low,
+            "max_cosine_high": bounds.high,
+            "intruder": torch.where(undecided, torch.nan, (bounds.high < eps).double()),
+            "fallback": torch.zeros(len(sigma)),
+        }
     whole = base_triplets(base, device).supported()
     tuned = tuned_triplets(operator, whole, k, eps, side, "auto")
     best = cosines(tuned, whole, side).max(0).values
@@ -143,7 +152,7 @@ def decisions(
         "max_cosine_low": (best - tuned.angle).clamp(min=0),
         "max_cosine_high": (best + tuned.angle).clamp(max=1),
         "intruder": (best < eps).float(),
-        "fallback": undecided[: len(best)],
+        "fallback": undecided[: len(best)].float(),
     }
 
 
@@ -165,11 +174,13 @@ def intruders(
     side: "left" (paper), "right", or "joint" (product of both). method: "exact" takes two dense
     float32 SVDs per matrix as the paper does; "auto" reuses the base's decomposition, iterates to
     the top k only, returns max_cosine within 1e-3 of "exact" and the same decision at eps, and
-    falls back to the dense SVD where it cannot certify that; "decide" needs no decomposition of
-    the base: it only brackets max_cosine, tightly enough to decide at eps (`decisions`), which
-    for the first member of a 4096 x 4096 base is tens of times faster than two SVDs, and falls
-    back to "auto" where it cannot (most matrices below 500 rows); side left or right. nulls: count
-    random changes too (`null_operators`).
+    falls back to the dense SVD where it cannot certify that; "decide" is for the first member of a
+    large base, which it never decomposes: it only brackets max_cosine, tightly enough to decide at
+    eps (`decisions`), vectors of nearly equal singular values together; where a rotation among
+    those would change the decision, the third answer is that it is undecided, and only in matrices
+    of up to 1024 rows or columns, where that is quick, "auto" decides instead (see
+    benchmarks/results for the speed and the shares); side left or right. nulls: count random
+    changes too (`null_operators`).
 
     Returns a Result; one row per (layer, component, rank, metric), rank 0 being the largest
     singular value; metrics as in `describe`, `intruder` (0 or 1), `max_cosine:NULL` and
@@ -177,9 +188,9 @@ def intruders(
     changed), `max_cosine:same_spectrum:DRAW` for DRAW 1 to 5; and per matrix `changed` (0 or 1) and
     `intruder_energy`, the intruders' share of the top-k energy.
     max_cosine is there per vector, so a count at any smaller k and any eps is a group-by. Not so
-    with "decide": sigma, max_cosine_low, max_cosine_high, intruder and fallback (1 where only the
-    base's decomposition decided), the nulls' bounds and intruder, and
-    `intruder:same_spectrum:DRAW`, all for this eps.
+    with "decide": sigma, max_cosine_low, max_cosine_high, intruder (NaN where undecided, which a
+    note counts) and fallback (1 where only the base's decomposition decided), the nulls' bounds and
+    intruder, and `intruder:same_spectrum:DRAW`, all for this eps.
     A matrix of lower rank than k has as many vectors as its rank; one that is zero in the base has
     none that could be new, is left out, and named in a note.
     Raises WorkbenchError for a bad argument, a pair that fails its preflight, or one without a
@@ -199,7 +210,7 @@ def intruders(
         )
     parameters = {"k": k, "eps": eps, "side": side, "method": method, "nulls": nulls}
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device))
-    rows, zero, short = [], [], []
+    rows, zero, short, open_ = [], [], [], []
     sites = pair.sites()
     for site in progress(sites, desc=f"intruders {pair.name}"):
         delta = pair.delta(site)
@@ -211,6 +222,7 @@ def intruders(
         found["changed"] = torch.tensor([float(delta.changed)])
         if len(found["sigma"]) < min(k, *delta.base.shape):
             short.append(str(site))
+        open_.append(int(found["intruder"].isnan().sum()))
         for name, values in found.items():
             for rank, value in enumerate(values.tolist()):
                 at = None if name in PER_MATRIX else rank
@@ -221,14 +233,23 @@ def intruders(
             f"of {len(sites)} matrices {len(zero)} are zero in the base; give a model with weights "
             "of two dimensions."
         )
-    notes = list(_notes(pair.name, zero, short, k))
+    notes = list(_notes(pair.name, zero, short, k, open_))
     return finished(
         "spectral.intruders", by_matrix(rows), provenance.with_notes((*provenance.notes, *notes))
     )
 
 
-def _notes(member: str, zero: list[str], short: list[str], k: int) -> Iterator[str]:
-    """What has no vectors to compare."""
+def _notes(
+    member: str, zero: list[str], short: list[str], k: int, undecided: list[int]
+) -> Iterator[str]:
+    """What has no vectors to compare, and how many vectors of how many matrices have no answer."""
+    if sum(undecided):
+        yield (
+            f"{member}: {sum(undecided)} vectors of {sum(map(bool, undecided))} matrices are "
+            f"undecided and not counted: their singular values lie so close to others, or their "
+            f"cosines so close to eps, that bounds do not tell; method auto decides them by a "
+            "decomposition of the base."
+        )
     if zero:
         yield (
             f"{member}: the base's own matrix is zero in {some(zero)}, which has no singular "

@@ -17,17 +17,20 @@ Martinsson & Tropp 2011). c^2 is Beta(b/2, (n - b)/2), so that a is chosen by th
 
 With |E|_2 <= e no more than k singular values lie above the largest eigenvalue of the few guards'
 Gram matrix bordered by e, and Wedin's bound on the angles (1972) uses that as the k-th's neighbour.
-Where the angles cannot be made small, because singular values lie too close, or where the
-certificate would cost as much as the dense decomposition, there is no answer.
+Where singular values lie too close for vectors to be told apart, the plane they span still can
+be: `top_clusters` certifies the angles of such planes, each with the values outside it as
+neighbours. Where not even that can be done, or the certificate would cost as much as the dense
+decomposition, there is no answer.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.spectral.linalg import Operator, Triplets
@@ -81,21 +84,62 @@ class Ritz:
     right: Float[Tensor, "in r"]
     residual: Float[Tensor, "in r"]
 
+    @property
+    def rounding(self) -> float:
+        """Bound on what float32 leaves of a residual that is zero."""
+        return float(self.values[0]) * torch.finfo(self.values.dtype).eps * 4
+
+    def sizes(self, count: int) -> Float[Tensor, " count"]:
+        """Of the first residuals, their rounding added."""
+        return torch.linalg.vector_norm(self.residual[:, :count], dim=0) + self.rounding
+
+    def gaps(self, count: int, rest: float = 0.0) -> Float[Tensor, " count"]:
+        """From each of the first values down to the next, less what that one may be larger;
+        rest: bound on all other singular values."""
+        values = self.values[:count]
+        return torch.cat([values[:-1] - values[1:] - self.sizes(count)[1:], values[-1:] - rest])
+
     def angles(self, count: int, rest: float = 0.0) -> Float[Tensor, " count"]:
         """sin(angle) <= residual / gap for each of the first triplets, the gap taken to both
-        neighbours and reduced by their own uncertainty; `rest`: bound on all other singular values.
-        Float32 rounding of the residual itself is added."""
-        values = self.values[:count]
-        rounding = self.values[0] * torch.finfo(values.dtype).eps * 4
-        residual = torch.linalg.vector_norm(self.residual[:, :count], dim=0) + rounding
-        gap = values[:-1] - values[1:] - residual[1:]
-        edge = gap.new_full((1,), torch.inf)
-        nearest = torch.minimum(torch.cat([gap, values[-1:] - rest]), torch.cat([edge, gap]))
-        return torch.where(nearest > 0, residual / nearest, torch.inf)
+        neighbours."""
+        gap = self.gaps(count, rest)
+        nearest = torch.minimum(gap, torch.cat([gap.new_full((1,), torch.inf), gap[:-1]]))
+        return torch.where(nearest > 0, self.sizes(count) / nearest, torch.inf)
+
+    def clusters(self, count: int, angle: float, rest: float = 0.0) -> list[Cluster]:
+        """The first triplets, each that does not keep `angle` joined to the neighbour it is nearest
+        to until the plane of all so joined does; none where not even all of them together do."""
+        gap = [math.inf, *self.gaps(count, rest).tolist()]
+        squares = self.sizes(count).square().tolist()
+
+        def cluster(first: int, stop: int) -> Cluster:
+            nearest = min(gap[first], gap[stop])
+            size = math.sqrt(sum(squares[first:stop]))
+            return Cluster(first, stop, size / nearest if nearest > 0 else math.inf)
+
+        found = [cluster(i, i + 1) for i in range(count)]
+        while True:
+            wide = next((i for i, one in enumerate(found) if one.angle > angle), None)
+            if wide is None:
+                return found
+            if len(found) == 1:
+                return []
+            above = gap[found[wide].first] <= gap[found[wide].stop] or wide == len(found) - 1
+            i = wide - 1 if above else wide
+            found[i : i + 2] = [cluster(found[i].first, found[i + 1].stop)]
 
     def without(self, block: Float[Tensor, "in b"]) -> Float[Tensor, "in b"]:
         """What `block` has outside the right vectors."""
         return block - self.right @ (self.right.T @ block)
+
+
+class Cluster(NamedTuple):
+    """Triplets number `first` up to `stop`, whose vectors span a plane within `angle` (its sine) of
+    the true one; one alone is a vector."""
+
+    first: int
+    stop: int
+    angle: float
 
 
 def top_triplets(
@@ -111,6 +155,27 @@ def top_triplets(
     start: right vectors to begin from (the base's own converge fastest). angle: the bound every
     returned vector keeps.
     """
+    found = _found(operator, k, start, angle, apart=True)
+    return None if found is None else found[0]
+
+
+def top_clusters(
+    operator: Operator,
+    k: int,
+    start: Float[Tensor, "in b"] | None = None,
+    *,
+    angle: float = ANGLE,
+) -> tuple[Triplets, Int[Tensor, " n"]] | None:
+    """`top_triplets` where vectors whose values lie too close stay together: the n >= k largest
+    triplets (the last of the k may belong with some that follow), and the number of each one's
+    cluster, whose plane keeps `angle`."""
+    return _found(operator, k, start, angle, apart=False)
+
+
+def _found(
+    operator: Operator, k: int, start: Tensor | None, angle: float, *, apart: bool
+) -> tuple[Triplets, Tensor] | None:
+    """apart: every cluster is one vector."""
     out, width = operator.shape
     # Past a quarter of the columns, basis and projection cost as much as the dense SVD.
     most = min(out, width) // 4
@@ -123,14 +188,15 @@ def top_triplets(
     block = gaussian(width, wanted, noise).to(operator.dense)
     space = Space.of(operator, block if start is None else torch.cat([start, block], 1))
     for _ in range(ROUNDS):
-        settled = _settled(space, k, wanted, angle, most)
+        settled = _settled(space, k, wanted, angle, most, apart)
         if settled is None:
             return None
         ritz = settled.ritz(HELD * wanted)
+        count = k if apart else _edge(ritz, k, wanted)
         block = gaussian(width, wanted, noise).to(operator.dense)
-        bound, larger = _certified(settled, ritz, block, k, angle, most)
-        if bound is not None:
-            return Triplets(ritz.left[:, :k], ritz.values[:k] * unit, ritz.right[:, :k], bound)
+        clusters, larger = _certified(settled, ritz, block, count, angle, most, apart)
+        if clusters:
+            return _told(ritz, [one for one in clusters if one.first < k], unit)
         grown = None if larger is None else settled.grown(larger)
         if grown is None:
             return None
@@ -138,30 +204,54 @@ def top_triplets(
     return None
 
 
-def _settled(space: Space, k: int, wanted: int, angle: float, most: int) -> Space | None:
-    """The space grown until it holds k triplets that would do if nothing larger were left."""
-    while space.size <= most:
-        ritz = space.ritz(wanted)
+def _told(ritz: Ritz, clusters: list[Cluster], unit: float) -> tuple[Triplets, Tensor]:
+    """The triplets of these clusters, and the number of each one's."""
+    count = clusters[-1].stop
+    number = torch.tensor([n for n, one in enumerate(clusters) for _ in range(one.first, one.stop)])
+    angle = torch.tensor([one.angle for one in clusters])[number].to(ritz.values)
+    left, values, right = ritz.left[:, :count], ritz.values[:count], ritz.right[:, :count]
+    return Triplets(left, values * unit, right, angle), number
+
+
+def _edge(ritz: Ritz, k: int, wanted: int) -> int:
+    """How many triplets to certify so that the k-th has all that it cannot be told from with it:
+    up to the widest gap among the guards."""
+    values = ritz.values[k - 1 : wanted + 1]
+    return k + int((values[:-1] - values[1:]).argmax())
+
+
+def _settled(
+    space: Space, k: int, wanted: int, angle: float, most: int, apart: bool
+) -> Space | None:
+    """The space grown until it holds k triplets that would do if nothing larger were left: each
+    alone, or, unless they must be `apart`, in clusters that rounding or `most` keeps together."""
+    while True:
+        ritz = space.ritz(wanted + 1)
         bound = ritz.angles(wanted)
         if bool((bound[:k] <= angle).all()):
             return space
-        grown = space.grown(ritz.residual[:, bound > angle])
-        if grown is None:
-            return None
+        open_ = bound > angle
+        # Four times what rounding alone leaves, no growing brings a residual down.
+        rough = bool((ritz.sizes(wanted)[:k][open_[:k]] > 4 * ritz.rounding).any())
+        grown = space.grown(ritz.residual[:, :wanted][:, open_]) if rough or apart else None
+        if grown is None or grown.size > most:
+            together = not apart and ritz.clusters(_edge(ritz, k, wanted), angle)
+            return space if together else None
         space = grown
-    return None
 
 
 def _certified(
-    space: Space, ritz: Ritz, block: Tensor, k: int, angle: float, most: int
-) -> tuple[Tensor | None, Tensor | None]:
-    """(angle bounds, None) where nothing larger is left, (None, right vectors to add) where
-    something is, (None, None) where that would take too long to tell."""
-    guards = torch.linalg.qr(ritz.residual[:, k:])[1].double().cpu()
-    values = ritz.values[k:].double().cpu()
+    space: Space, ritz: Ritz, block: Tensor, count: int, angle: float, most: int, apart: bool
+) -> tuple[list[Cluster], Tensor | None]:
+    """(clusters of the first `count`, None) where nothing larger is left, ([], right vectors to
+    add) where something is, ([], None) where that would take too long to tell."""
+    guards = torch.linalg.qr(ritz.residual[:, count:])[1].double().cpu()
+    values = ritz.values[count:].double().cpu()
+    finest = count if apart else len(ritz.clusters(count, angle, float(values[0])))
 
-    def bounds(left_over: float) -> Tensor:
-        return ritz.angles(k, bordered(values, guards, left_over))
+    def clusters(left_over: float) -> list[Cluster]:
+        found = ritz.clusters(count, angle, bordered(values, guards, left_over))
+        return found if len(found) == finest else []
 
     far = reach(*block.shape)
     newest = torch.linalg.qr(ritz.without(block))[0]
@@ -170,20 +260,20 @@ def _certified(
     while True:
         largest = _spectral_norm(krylov.image)
         # The Krylov space is too small where even its own largest value is too large.
-        if not bool((bounds(largest) <= angle).all()):
+        if not clusters(largest):
             found = krylov.ritz(block.shape[1])
-            return None, torch.cat([found.right, ritz.residual[:, k:]], 1)
-        bound = bounds(largest * math.cosh(far / (2 * passes - 1)))
-        if bool((bound <= angle).all()):
+            return [], torch.cat([found.right, ritz.residual[:, count:]], 1)
+        bound = clusters(largest * math.cosh(far / (2 * passes - 1)))
+        if bound:
             return bound, None
         if krylov.size + newest.shape[1] > most:
-            return None, None
+            return [], None
         image = krylov.image[:, -newest.shape[1] :]
         newest = new_directions(
             torch.cat([ritz.right, krylov.basis], 1), space.operator.transposed_times(image)
         )
         if newest.shape[1] == 0:  # invariant: the largest value is its own bound
-            return bounds(largest), None
+            return clusters(largest), None
         krylov = Space(
             space.operator,
             torch.cat([krylov.basis, newest], 1),
