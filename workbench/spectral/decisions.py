@@ -110,14 +110,11 @@ class Measure:
         keep = 1 / (1 + tau[:, None] * away.square())
         count = self.last.shape[1]
         pairs = (self.last[:, :, None] * self.last[:, None, :]).flatten(1)
-        if without is not None:
-            left_out = torch.zeros_like(keep)
-            for column in without.T:
-                left_out[(column >= 0).nonzero()[:, 0], column[column >= 0]] = 1
-            keep = keep * (1 - left_out)
-        block = keep @ pairs
-        if without is not None:
-            block = block + left_out @ pairs
+        left_out = torch.zeros_like(keep)
+        for column in () if without is None else without.T:
+            left_out[(column >= 0).nonzero()[:, 0], column[column >= 0]] = 1
+        keep = keep * (1 - left_out)
+        block = (keep + left_out) @ pairs
         mixed = (self.last[:, :, None] * start[:, None, :]).flatten(1)
         found = keep @ start.square()
         if count:
