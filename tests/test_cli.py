@@ -66,7 +66,7 @@ def test_check_prints_and_exits_by_what_it_found(base: Path, tuned: Path, tmp_pa
         (["report", "/nowhere"], "saved Result"),
         (["tuco", "BASE", "BASE", "--prompts", "a.txt", "--prompts", "b/a.txt"], "same name"),
         (["tuco", "BASE", "BASE", "--prompts", "a.txt", "--alphas", "0,1"], "with answers"),
-        (["compare", "BASE", "--member", "a=BASE", "--only", "tuco.scaling"], "(--task)"),
+        (["compare", "BASE", "--member", "a=BASE", "--only", "tuco.scaling"], "(--prompts)"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(arguments, says: str, base: Path):

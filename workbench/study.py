@@ -129,7 +129,7 @@ class Study:
         found = self._narrowed(only)
         if not any(study.analyses for study in (found, *found.also.values())):
             raise WorkbenchError(
-                f"There is no data for {', '.join(only)}; give prompts of the task (--task)."
+                f"There is no data for {', '.join(only)}; give prompts of the task (--prompts)."
             )
         return found
 

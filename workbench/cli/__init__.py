@@ -16,6 +16,7 @@ from workbench.cli import behaviour, forget, lab, patch, skills, spectral
 from workbench.cli.shared import (
     WHERE,
     Base,
+    Batch,
     Device,
     DryRun,
     Dtype,
@@ -24,7 +25,6 @@ from workbench.cli.shared import (
     On,
     Only,
     Out,
-    Prompts,
     Save,
     Seed,
     Text,
@@ -38,6 +38,7 @@ from workbench.cli.shared import (
     page_out,
     report_out,
     run_study,
+    running,
     show,
     texts,
 )
@@ -213,6 +214,7 @@ def tuco(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
+    batch_size: Batch = 16,
 ) -> None:
     """How much of each answer did fine-tuning contribute? arXiv 2506.23423.
 
@@ -228,7 +230,7 @@ def tuco(
             "--alphas scores one group with answers (.jsonl or .csv) on both models in memory."
         )
     pair, groups = wb.load_pair(base, tuned), {name: group_of(p) for name, p in named.items()}
-    shared: dict[str, Any] = {"device": device, "dtype": dtype, "seed": seed}
+    shared = running(batch_size, device, dtype, seed)
     if alphas:
         (only,) = groups.values()
         result = wb.tuco.scaling(pair, only, alphas=numbers(alphas), **shared)
@@ -242,7 +244,12 @@ def tuco(
 def compare(
     base: Base,
     member: Members = None,
-    task: Prompts = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts", "--task", help="Prompts with answers of the fine-tuned task, JSONL."
+        ),
+    ] = None,
     text: Text = None,
     out: Out = Path("out/compare"),
     only: Only = None,
@@ -255,14 +262,14 @@ def compare(
 ) -> None:
     """Run every analysis over a family and write one report.
 
-    Example: workbench compare BASE --member full=FOLDER --member lora-r8=ADAPTER --task task.jsonl
+    Example: workbench compare BASE --member full=FOLDER --member lora-r8=ADAPTER --prompts t.jsonl
     """
     from workbench.study import Study
 
     family, left_out = members_of(base, named(member))
     study = Study(
         family,
-        task=asked(task) if task else None,
+        task=asked(prompts) if prompts else None,
         texts=texts(text),
         device=device,
         dtype=dtype,

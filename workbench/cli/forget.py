@@ -43,13 +43,17 @@ Never = Annotated[Path | None, typer.Option(help="A model that was trained witho
 Others = Annotated[
     list[Path] | None, typer.Option("--other", help="Further prompts to score; may repeat.")
 ]
+Sets = Annotated[
+    list[Path] | None,
+    typer.Option("--prompts", "--other", help="Prompts to score, JSONL or CSV; may repeat."),
+]
 
 
 @app.command()
 def retention(
     base: Base,
     tuned: Tuned,
-    prompts: Others = None,
+    prompts: Sets = None,
     text: Text = None,
     task: Annotated[
         Path | None, typer.Option(help="Prompts of what was fine-tuned, scored as well.")
@@ -63,7 +67,7 @@ def retention(
 ) -> None:
     """Scores on every prompt file, loss on text, KL on the base's own samples, item by item.
 
-    Example: workbench forget retention BASE TUNED --other facts.jsonl --text wiki.txt
+    Example: workbench forget retention BASE TUNED --prompts facts.jsonl --text wiki.txt
     """
     import workbench as wb
 
@@ -172,7 +176,8 @@ def sequential(
     base: Base,
     member: Members = None,
     tasks: Annotated[
-        list[str] | None, typer.Option("--task", help="STAGE=FILE, what it learned; each stage.")
+        list[str] | None,
+        typer.Option("--prompts", "--task", help="STAGE=FILE, what it learned; each stage."),
     ] = None,
     other: Others = None,
     batch_size: Batch = 32,
@@ -184,14 +189,14 @@ def sequential(
 ) -> None:
     """The matrix of a chain of members, its forgetting and backward transfer.
 
-    Example: workbench forget sequential BASE --member one=A --member two=B --task one=a.jsonl
-    --task two=b.jsonl
+    Example: workbench forget sequential BASE --member one=A --member two=B --prompts one=a.jsonl
+    --prompts two=b.jsonl
     """
     import workbench as wb
 
     result = wb.forgetting.sequential(
         wb.load_family(base, named(member)),
-        *(_named(tasks, "task"), _sets(other)),
+        *(_named(tasks, "prompts"), _sets(other)),
         **running(batch_size, device, dtype, seed),
     )
     finish(result, out, json)

@@ -321,6 +321,7 @@ def lens(
     base: Base,
     tuned: Tuned,
     prompts: Prompts,
+    batch_size: Batch = 32,
     out: Save = None,
     json: Json = False,
     device: Device = "cpu",
@@ -334,7 +335,7 @@ def lens(
     import workbench as wb
 
     pair, given = wb.load_pair(base, tuned), asked(prompts)
-    finish(wb.patching.lens(pair, given, **running(32, device, dtype, seed)), out, json)
+    finish(wb.patching.lens(pair, given, **running(batch_size, device, dtype, seed)), out, json)
 
 
 @app.command()
@@ -342,6 +343,7 @@ def patterns(
     base: Base,
     tuned: Tuned,
     prompts: Prompts,
+    batch_size: Batch = 16,
     out: Save = None,
     json: Json = False,
     device: Device = "cpu",
@@ -355,7 +357,7 @@ def patterns(
     import workbench as wb
 
     pair, given = wb.load_pair(base, tuned), asked(prompts)
-    finish(wb.patching.patterns(pair, given, **running(16, device, dtype, seed)), out, json)
+    finish(wb.patching.patterns(pair, given, **running(batch_size, device, dtype, seed)), out, json)
 
 
 def _set(path: Path | None) -> Any:
