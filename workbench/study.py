@@ -53,7 +53,10 @@ PASSES = {
 }
 TOKENS, CHARACTERS = 100, 4  # of a text that is sampled; of a token
 STEPS = ".steps"  # how results along a training run are called
-PLANNED = ("patching.activation", "patching.cross_model", "patching.restore")  # ask when long
+PLANNED = tuple(  # ask when long
+    f"patching.{name}"
+    for name in ("activation", "cross_model", "restore", "circuit", "attribution", "mask")
+)
 FOLLOWED = ("spectral.intruders", "forgetting.retention")
 
 

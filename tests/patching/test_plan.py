@@ -59,20 +59,42 @@ def test_what_is_kept_grows_with_what_is_patched(pair):
     assert size([], 4) == 2 * size([], 2)
 
 
-@pytest.mark.parametrize("name", ["activation", "cross_model", "restore"])
+def test_the_cost_of_path_patching_is_planned(pair, monkeypatch):
+    told: list[Plan] = []
+    monkeypatch.setattr(Plan, "require", lambda self, *_: told.append(self))
+    prompts = boxes(4, order="object first")
+    for options in ({}, {"receivers": [(2, 0)], "part": "q"}):
+        made = wb.patching.path(pair, prompts, sides=["base"], batch_size=1, **options)
+        cost = float(re.findall(r"cost (\S+) plain", " ".join(made.provenance.notes))[0])
+        assert told[-1].forwards == pytest.approx(cost, rel=0.05)  # told with one digit
+
+
+CALLS = {
+    "activation": {}, "cross_model": {}, "restore": {}, "path": {}, "attribution": {},
+    "circuit": {"random": 2}, "mask": {"epochs": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLS)
 def test_long_and_large_sweeps_ask(pair, name, monkeypatch, capsys):
-    call = getattr(wb.patching, name)
-    call(pair, boxes(4))
+    options = CALLS[name]
+    size = 8 if name in ("circuit", "mask") else 4
+    given = wb.tasks.desiderata("object value", size) if name == "mask" else boxes(size)
+
+    def call(**more):
+        return getattr(wb.patching, name)(pair, given, **options, **more)
+
+    call()
     said = capsys.readouterr().err
-    assert re.search(r"\d+ patches of 4 prompts: \d+ plain forward passes over them, up to", said)
+    assert re.search(
+        rf"\d+ patches of {size} prompts: \d+ plain forward passes over them, up to", said
+    )
     monkeypatch.setattr(MODULE, "LONG", 0.0)
     with pytest.raises(WorkbenchError, match=r"over an hour; give fewer .* large=True"):
-        call(pair, boxes(4))
-    one = call(pair, boxes(4), large=True)
+        call()
+    one = call(large=True)
     monkeypatch.setattr(MODULE, "LONG", 60.0)
-    assert one.table.drop(columns="member").equals(
-        call(pair, boxes(4)).table.drop(columns="member")
-    )
+    assert one.table.drop(columns="member").equals(call().table.drop(columns="member"))
     monkeypatch.setattr(MODULE, "free", lambda device: 1)
     with pytest.raises(WorkbenchError, match=r"more than the 0\.00 GiB free"):
-        call(pair, boxes(4))
+        call()

@@ -178,6 +178,7 @@ def path(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
+    large: Large = False,
 ) -> None:
     """Path patching: which heads act through the logits, or other heads' queries, keys, values?
 
@@ -193,6 +194,7 @@ def path(
         receivers="logits" if receivers == "logits" else _heads(receivers),
         sides=words(sides),
         **options,
+        large=large,
         **running(batch_size, device, dtype, seed),
     )
     finish(result, out, json)
@@ -219,6 +221,7 @@ def circuit(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
+    large: Large = False,
 ) -> None:
     """Find both sides' circuits for boxes prompts, and judge each in both.
 
@@ -235,6 +238,7 @@ def circuit(
         most=most,
         keep=keep,  # pyright: ignore[reportArgumentType]
         random=random,
+        large=large,
         **running(batch_size, device, dtype, seed),
     )
     finish(result, out, json)
@@ -259,6 +263,7 @@ def mask(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
+    large: Large = False,
 ) -> None:
     """Desiderata-based masks: which components carry an object, a label or a position?
 
@@ -271,7 +276,8 @@ def mask(
     options: dict[str, Any] = {"component": component, "device": device, "dtype": dtype}
     pairs = wb.tasks.desiderata(kind, n, seed=seed, count=count, tokenizer=words)
     where = _place(position)
-    finish(wb.patching.mask(pair, pairs, position=where, seed=seed, **options), out, json)
+    options |= {"seed": seed, "large": large}
+    finish(wb.patching.mask(pair, pairs, position=where, **options), out, json)
 
 
 @app.command()
@@ -293,6 +299,7 @@ def attribution(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
+    large: Large = False,
 ) -> None:
     """All places at once by gradients, their top ones checked by exact patches.
 
@@ -311,6 +318,7 @@ def attribution(
         steps=steps,
         edges=edges,
         exact=exact,
+        large=large,
         **running(batch_size, device, dtype, seed),
     )
     finish(result, out, json)

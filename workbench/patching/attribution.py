@@ -48,6 +48,7 @@ from workbench.patching.cross_model import with_answers
 from workbench.patching.edges import EMBEDDING
 from workbench.patching.patches import COLUMNS, Patch, Position, Where
 from workbench.patching.picked import halves, said_of_halves
+from workbench.patching.plan import Plan, counted
 from workbench.patching.sweep import Side
 from workbench.results import Result, describe
 from workbench.stats import ratios, spearman
@@ -170,16 +171,17 @@ def attribution(
     seed: int = 0,
     device: str = "cpu",
     dtype: str | None = None,
+    large: bool = False,
 ) -> Result:
     """Estimate every patch of clean activations into corrupt runs, in both models.
 
-    prompts, corrupted, sites, positions, dtype: as in `activation` (z, not "head": within one model
-    they say the same). across: also the tuned side's activations put into the base on the same
-    prompts, side "tuned->base", as in `cross_model`; sides may be empty then, and prompts plain
-    texts. steps: of integrated gradients; 1 is the gradient in the corrupt run. edges: also score
-    what every head and MLP sends to every later one (`patching.edges`; not for side "tuned->base").
-    exact: how many of the strongest entries, and of random others, are patched exactly. steps > 1
-    and edges need partners of their prompt's length.
+    prompts, corrupted, sites, positions, dtype, large: as in `activation` (z, not "head": within
+    one model they say the same). across: also the tuned side's activations put into the base on the
+    same prompts, side "tuned->base", as in `cross_model`; sides may be empty then, and prompts
+    plain texts. steps: of integrated gradients; 1 is the gradient in the corrupt run. edges: also
+    score what every head and MLP sends to every later one (`patching.edges`; not for side
+    "tuned->base"). exact: how many of the strongest entries, and of random others, are patched
+    exactly. steps > 1 and edges need partners of their prompt's length.
 
     Returns a Result with columns side, component, layer, head, neuron, position, sender, receiver,
     group, arm, metric. Arm "patch": `attribution`, and for the groups "top" and "random" `exact`,
@@ -209,6 +211,7 @@ def attribution(
         settings = (chosen, words, measure, steps)
         for side, ends in _ends(run, clean, dirty, sides, across).items():
             job = Job(*ends, *settings, edges and side != ACROSS, batch_size, device)
+            job.plan(exact).require(f"attribution {side}", device, large)
             table, told = job.table(exact, seed)
             tables.append(table.assign(side=side))
             notes += [f"{pair.name}, {side}: {note}" for note in told]
@@ -265,6 +268,14 @@ class Job(NamedTuple):
     edges: bool
     batch_size: int
     device: str
+
+    def plan(self, exact: int) -> Plan:
+        """The plain and the shuffled runs, a run back for every step, and the exact patches."""
+        model, given = self.destination.model, self.destination.rows
+        kinds = {site.whole for patch in self.patches for site in patch.sites}
+        forwards = 3.0 + 3 * self.steps + exact * (2 + 2 * self.edges)
+        known = (kinds, self.words, self.batch_size, self.device)
+        return counted(model, given, len(self.patches), forwards, *known, gradients=True)
 
     def attributed(self) -> Attributed:
         """Every patch's first-order effect on every prompt."""

@@ -41,6 +41,7 @@ from workbench.patching.activation import SIDES, asked, partners, require_sides
 from workbench.patching.discovery import GROUPS, Circuit, Group, discover, heads
 from workbench.patching.patches import Position, require_one_width
 from workbench.patching.path import Head
+from workbench.patching.plan import counted
 from workbench.patching.sweep import Side
 from workbench.progress import progress
 from workbench.results import Result, describe
@@ -73,6 +74,7 @@ def circuit(
     seed: int = 0,
     device: str = "cpu",
     dtype: str | None = None,
+    large: bool = False,
 ) -> Result:
     """Find the circuit of each side, and judge every circuit in both sides.
 
@@ -82,7 +84,8 @@ def circuit(
     are looked for, in order; those of `discovery.GROUPS`. most: heads a group
     has at most. keep: a circuit's heads at their group's "position" (the paper's definition), or
     "everywhere". random: circuits of the same size, at the same positions. minimal: judge each head
-    and group by leaving it out. dtype: "float32" or "bfloat16"; None as stored.
+    and group by leaving it out. dtype: "float32" or "bfloat16"; None as stored. large: as in
+    `activation`; the plan is of the most heads that can be found.
 
     Returns a Result with columns side (judged in), circuit (found in, "base" or "tuned", or its
     name), group, layer, head, arm, metric. `effect` and `logit_change`: the path effects the
@@ -113,6 +116,13 @@ def circuit(
         for own in known.values():
             for layer, head in heads(own):
                 run.layout.check(Site("z", layer, head))
+        most_heads = len(paths) * (most + 1) if minimal else 0
+        forwards = len(SIDES) * len(paths) * total / 2 / 2  # half the prompts, from halfway up
+        forwards += len(sides) * (len(known) + len(SIDES)) * (3 + random + 2 * most_heads) / 2
+        kinds = [Site("z", layer) for layer in range(run.layout.layers)]
+        patches = len(SIDES) * len(paths) * total
+        ahead = counted(run.tuned, clean, patches, forwards, kinds, words, batch_size, device)
+        ahead.require("circuit", device, large)
         for side in SIDES:
             one, other = (Side(models[side], [rows[i] for i in find]) for rows in (clean, dirty))
             own, table, cost = discover(

@@ -15,6 +15,7 @@ random masks of its size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -33,6 +34,7 @@ from workbench.models.sides import named_dtype
 from workbench.models.sites import Kind
 from workbench.patching.activation import SIDES, require_sides
 from workbench.patching.patches import Patch, Position, require_equal
+from workbench.patching.plan import Plan, counted
 from workbench.patching.sweep import require_aligned, require_batches
 from workbench.progress import progress
 from workbench.results import Result
@@ -61,13 +63,15 @@ def mask(
     seed: int = 0,
     device: str = "cpu",
     dtype: str | None = None,
+    large: bool = False,
 ) -> Result:
     """Learn which components must be taken from the source prompts for the desideratum to hold.
 
     pairs: `tasks.desiderata(kind, ...)`; a random half teaches the mask, the other half judges it.
     component: "head" (z), "mlp" (the MLP's output) or "neuron". position: where they are patched,
     None for every token (prompts of one length). penalty, lr, epochs: the paper's lambda, Adam's
-    rate, passes over the teaching half. dtype: "float32" or "bfloat16"; None as stored.
+    rate, passes over the teaching half. dtype: "float32" or "bfloat16"; None as stored. large: as
+    in `activation`.
 
     Returns a Result with columns side, component, layer, head or neuron, position, arm, metric.
     `mask`: the learned m of every component before rounding; `chosen`: 1 where it is taken from the
@@ -105,6 +109,7 @@ def mask(
         for side in sides:
             model = run.base if side == "base" else run.tuned
             masked = _Masked(model, component, position, ours, theirs, words, device)
+            masked.plan(len(teach), epochs, batch_size).require(f"mask {side}", device, large)
             learned = masked.learn(teach, penalty, lr, epochs, batch_size, seed)
             table = masked.table(learned, judge, batch_size, seed)
             tables.append(table.assign(side=side))
@@ -135,6 +140,15 @@ class _Masked(NamedTuple):
         layout = Layout(self.model)
         units = {"head": layout.heads, "mlp": 1, "neuron": layout.neurons}
         return layout.layers, units[self.component]
+
+    def plan(self, taught: int, epochs: int, batch_size: int) -> Plan:
+        """A step runs the source's and the masked model, and back; a mask is judged by both."""
+        judged = (len(self.ours) - taught) * 2 * (3 + RANDOM)
+        forwards = (taught * epochs * 4 + judged) / len(self.ours)
+        known = (self.sites(), self.words, batch_size, self.device)
+        return counted(
+            self.model, self.ours, math.prod(self.shape), forwards, *known, gradients=True
+        )
 
     def sites(self) -> list[Site]:
         kind = KIND[self.component]

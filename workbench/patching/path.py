@@ -37,6 +37,7 @@ from workbench.models.sides import named_dtype
 from workbench.patching import sweep as shared
 from workbench.patching.activation import SIDES, asked, partners, require_sides
 from workbench.patching.patches import Patch, Position
+from workbench.patching.plan import counted, share
 from workbench.patching.sweep import Side
 from workbench.progress import progress
 from workbench.results import Result, describe
@@ -65,13 +66,14 @@ def path(
     seed: int = 0,
     device: str = "cpu",
     dtype: str | None = None,
+    large: bool = False,
 ) -> Result:
     """The effect of every sender head on the answer, through these receivers alone.
 
-    prompts, corrupted, sides, dtype: as in `activation`. receivers: "logits", or (layer, query
-    head) pairs whose `part` receives (a key-value head, for k and v, where several queries share
-    one). position: of sender and receivers, None for every token. senders: None for every head
-    before the last receiver.
+    prompts, corrupted, sides, dtype, large: as in `activation`. receivers: "logits", or (layer,
+    query head) pairs whose `part` receives (a key-value head, for k and v, where several queries
+    share one). position: of sender and receivers, None for every token. senders: None for every
+    head before the last receiver.
 
     Returns a Result with columns side, layer, head, position, arm, metric. Arm "patch": `effect`
     (mean relative change of the answer's probability, over prompts where that is not below e^-20)
@@ -97,6 +99,7 @@ def path(
                 batch_size=batch_size,
                 seed=seed,
                 device=device,
+                large=large,
             )
             tables.append(table.assign(side=side))
             notes.append(f"{pair.name}, {side}: cost {forwards:.1f} plain forward passes.")
@@ -125,8 +128,10 @@ def effects(
     batch_size: int = 32,
     seed: int = 0,
     device: str = "cpu",
+    large: bool | None = None,
 ) -> tuple[pd.DataFrame, float]:
-    """The table of one model, and its cost in plain forward passes over all prompts."""
+    """The table of one model, and its cost in plain forward passes over all prompts. large: as in
+    `sweep`."""
     layout = Layout(clean.model)
     into = _received(layout, receivers, part, position)
     reachable = _before(layout, into)
@@ -149,6 +154,14 @@ def effects(
     spent = 0.0
     arms = {"patch": False} | ({"shuffled": True} if shuffled else {})
     total = len(senders) * size * len(arms)
+    if large is not None:
+        entered = [Site("z", *sender, position) for sender in senders]
+        entered += into[:1] * len(entered)
+        each = sum(share(layout, clean.rows, site.layer, site) for site in entered)
+        forwards = 1 + len(arms) * (1 + each)  # the clean run, and every arm's corrupt one
+        known = (len(senders), forwards, kinds, words, batch_size, device)
+        ahead = counted(clean.model, clean.rows, *known, at_once=batch_size)
+        ahead.require("path patching", device, large)
     bar = progress(total=total, desc="path patching")
 
     turn = shared.shuffle(dirty.rows)

@@ -62,20 +62,41 @@ def plan(
     device: Any,
 ) -> Plan:
     """entries: where each patched run is entered; kinds: whole sites kept of the source's run."""
+    forwards = 2 + sum(share(Layout(model), rows, layer, site) for layer, site in entries)
+    known = (len(entries), forwards, kinds, words, batch_size, device)
+    return counted(model, rows, *known, at_once=batch_size if entries else 0)
+
+
+def counted(
+    model: Any,
+    rows: Sequence[Row],
+    patches: int,
+    forwards: float,
+    kinds: Iterable[Site],
+    words: Any,
+    batch_size: int,
+    device: Any,
+    *,
+    at_once: int = 0,
+    gradients: bool = False,
+) -> Plan:
+    """The plan of work whose plain forward passes over all prompts are counted already.
+
+    at_once: rows of a forward pass where they can be more than there are prompts. gradients: the
+    work of all blocks is kept for a backward pass.
+    """
     layout, size = Layout(model), len(rows)
     lengths = [len(row.fed) for row in rows]
-    shares = [_share(layout, rows, layer, site) for layer, site in entries]
     seconds = _seconds(model, rows[int(np.argmax(lengths))], words, device) / max(lengths)
-    forwards = 2 + sum(shares)
     held = min(batch_size, size)
-    at_once = max(held, batch_size) if entries else held
-    kept = _kept(layout, kinds, max(lengths)) * held + _computed(layout, rows) * at_once
+    kept = _kept(layout, kinds, max(lengths)) * held
+    kept += _computed(layout, rows, layout.layers if gradients else 1) * max(held, at_once)
     width = next(layout.root.parameters()).element_size()
     minutes = forwards * sum(lengths) * seconds / 60
-    return Plan(len(entries), size, forwards, minutes, kept * width)
+    return Plan(patches, size, forwards, minutes, kept * width)
 
 
-def _share(layout: Layout, rows: Sequence[Row], layer: int, site: Site | None) -> float:
+def share(layout: Layout, rows: Sequence[Row], layer: int, site: Site | None) -> float:
     """The part of a plain pass that a run entered there costs."""
     first = 0.0
     if site is not None and site.position is not None and site.kind != "pattern":
@@ -115,12 +136,12 @@ def _kept(layout: Layout, kinds: Iterable[Site], tokens: int) -> float:
     return tokens * (2 * run + sum(each.get(site.kind, width) for site in kinds))
 
 
-def _computed(layout: Layout, rows: Sequence[Row]) -> float:
-    """Numbers that one row of a patched pass holds at once: keys and values of all layers, one
-    block's work, and logits with their copies."""
+def _computed(layout: Layout, rows: Sequence[Row], blocks: int) -> float:
+    """Numbers that one row of a patched pass holds at once: keys and values of all layers, the work
+    of so many blocks, and logits with their copies."""
     tokens = max(len(row.fed) for row in rows)
     block = 4 * layout.root.config.hidden_size + 3 * layout.neurons
     cached = 2 * layout.layers * layout.kv_heads * layout.d_head
     answer = max(1, *(len(row.answer) for row in rows))
     logits = 4 * answer * layout.root.config.vocab_size
-    return tokens * (block + cached + layout.heads * tokens) + logits
+    return tokens * (blocks * (block + layout.heads * tokens) + cached) + logits
