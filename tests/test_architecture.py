@@ -34,7 +34,8 @@ MAY = {
     "models": SHARED | {"loaders", "tasks"},
     "tasks": SHARED,
     "lab": SHARED | {"loaders", "models", "tasks"},
-    "asked": SHARED | {"loaders", "tasks"},
+    "costs": SHARED | {"loaders", "tasks"},
+    "asked": SHARED | {"costs", "loaders", "tasks"},
     "units": SHARED | {"asked", "loaders"},
     "cluster": SHARED | {"units"},
     "spectral": SHARED | {"asked", "loaders", "models", "tasks"},
@@ -50,7 +51,7 @@ MAY = {
     "equivalence": SHARED,
     "findings": SHARED | {"equivalence", "runs"},
     "runs": SHARED | {"figures", "reports"},
-    "study": SHARED | {"loaders", "tasks", "units", "catalogue"},
+    "study": SHARED | {"costs", "loaders", "tasks", "units", "catalogue"},
     "compare": SHARED
     | {"loaders", "units", "forgetting", "skills", "equivalence"}
     | {"catalogue", "cluster", "reports", "runs", "study"},

@@ -4,7 +4,8 @@
     def lens(pair: CheckpointPair, prompts: PromptSet, *, device="cpu", ...) -> Result: ...
 
 A family where a pair is expected, a device that is not there, a text where a set of prompts is
-expected: each ends in one sentence, and a path to prompts is read.
+expected: each ends in one sentence, and a path to prompts is read. How long it will take is said
+before, where that is long.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from functools import cache, wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from workbench import costs
 from workbench.devices import entry
 from workbench.errors import WorkbenchError
 from workbench.loaders.pair import CheckpointPair, Family
@@ -35,6 +37,8 @@ def analysis(function: Callable[P, R]) -> Callable[P, R]:
         for name, value in bound.arguments.items():
             kind = str(_signature(function).parameters[name].annotation)
             bound.arguments[name] = _checked(function.__name__, name, kind, value)
+        bound.apply_defaults()
+        costs.tell(function.__module__.partition(".")[2], bound.arguments)
         return function(*bound.args, **bound.kwargs)
 
     return asked

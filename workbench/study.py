@@ -3,15 +3,13 @@ it will take."""
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any
 
 import pandas as pd
 
+from workbench import costs
 from workbench.catalogue import ANALYSES, Analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import Family
@@ -20,43 +18,7 @@ from workbench.tasks.batching import read_as
 from workbench.tasks.desiderata import Counterfactuals
 from workbench.units import Unit
 
-# For `plan`: forward passes over the prompts and texts that an analysis takes.
-PASSES = {
-    "forgetting.retention": 2,
-    "forgetting.interpolate": 13,
-    "forgetting.knowledge": 120,
-    "forgetting.conjugate": 6,
-    "forgetting.probe": 3,
-    "forgetting.prune": 25,
-    "forgetting.revive": 120,
-    "forgetting.verdict": 1,
-    "behaviour.tokens": 8,
-    "behaviour.generate": 12,
-    "behaviour.faithfulness": 30,
-    "spectral.scale": 50,
-    "tuco.contribution": 3,
-    "tuco.scaling": 16,
-    "patching.cross_model": 60,
-    "patching.restore": 25,
-    "patching.activation": 60,
-    "patching.circuit": 80,
-    "patching.lens": 3,
-    "patching.patterns": 2,
-    "patching.attribution": 30,
-    "patching.groups": 30,
-    "patching.mask": 20,
-    "skills.localize": 250,
-    "skills.blocks": 250,
-    "skills.restore": 50,
-    "skills.compression": 20,
-    "skills.calibration": 2,
-}
-TOKENS, CHARACTERS = 100, 4  # of a text that is sampled; of a token
 STEPS = ".steps"  # how results along a training run are called
-PLANNED = tuple(  # ask when long
-    f"patching.{name}"
-    for name in ("activation", "cross_model", "restore", "circuit", "attribution", "mask")
-)
 FOLLOWED = ("spectral.intruders", "forgetting.retention")
 
 
@@ -200,7 +162,7 @@ class Study:
         if analysis.key == "forgetting.retention":
             found["prompts"] = [*([self.task] if self.task else []), *self.prompts]
             found["task"] = self.task.name if self.task else None
-        if analysis.key in PLANNED:
+        if analysis.key in costs.PLANNED:
             found["large"] = True  # a study has a plan of its own
         return found | self.options.get(analysis.key, {})
 
@@ -226,29 +188,25 @@ class Study:
 
 def plan(study: Study) -> pd.DataFrame:
     """What will run: per member and analysis the matrices, the peak of memory in MiB, whether the
-    model is run, and minutes on this machine, to a factor of about three. Reads headers only."""
-    tables = [_planned(one, *_speeds()) for one in (study, *study.also.values())]
+    model is run, and minutes on this machine (`costs.minutes`). Reads headers only."""
+    tables = [_planned(one) for one in (study, *study.also.values())]
     return pd.concat(tables, ignore_index=True)
 
 
-def _planned(study: Study, svd: float, matmul: float) -> pd.DataFrame:
-    """`plan` of one study. svd, matmul: as `_speeds` gives them."""
+def _planned(study: Study) -> pd.DataFrame:
+    """`plan` of one study."""
     rows = []
     for pair in study.family:
-        info = pair.base.weights().info
-        shapes = [info[site.name].shape for site in pair.sites() if site.name in pair.comparable]
-        weights = sum(math.prod(i.shape) for i in info.values())
-        cubic = sum(math.prod(shape) * min(shape) for shape in shapes)
+        own = costs.size(pair)
         for analysis in study.analyses:
             runs = bool({"texts", "task", "pairs", "model"} & set(analysis.needs))
             # A decomposition holds W, U, V and the tuned matrix; a run one model in float32 and
             # about as much again for activations and the edited copies.
-            largest = max(map(math.prod, shapes), default=0)
-            peak = 2 * 4 * weights if runs else 6 * 4 * largest
-            passes = PASSES.get(analysis.key, 0) * 2 * weights * _tokens(study, analysis)
-            seconds = passes / matmul if runs else 2 * cubic / svd
-            row = (pair.name, analysis.key, len(shapes), round(peak / 2**20), runs)
-            rows.append((*row, round(seconds / 60, 1)))
+            peak = 2 * 4 * own.weights if runs else 6 * 4 * own.largest
+            long = costs.minutes(analysis.key, own, _tokens(study, analysis))
+            rows.append((
+                pair.name, analysis.key, own.matrices, round(peak / 2**20), runs, round(long, 1)
+            ))  # fmt: skip
     columns = ["member", "analysis", "matrices", "peak_MiB", "runs_model", "minutes"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -259,34 +217,7 @@ def _tokens(study: Study, analysis: Analysis) -> float:
     sets = [study.task] if study.task is not None else []
     if needs & {"others", "groups"} or analysis.key == "forgetting.retention":
         sets += study.prompts
-    read = sum(len(text) for one in sets for text in one.texts) / CHARACTERS
-    own = [len(text) / CHARACTERS for text in study.texts or ()] or [TOKENS] * 64
-    return read + (sum(own) if needs & {"texts", "model"} else 0)
-
-
-@cache
-def _speeds() -> tuple[float, float]:
-    """(m n min(m, n) of an SVD, floating-point operations of a product) per second of one thread,
-    measured once on the CPU: a tenth of a second. Several threads beside other work would wait for
-    each other far longer than they compute."""
-    import torch
-
-    size, threads = 256, torch.get_num_threads()
-    matrix = torch.randn(size, size)
-    found = []
-    torch.set_num_threads(1)
-    try:
-        for work, call in (
-            (size**3, lambda: torch.linalg.svd(matrix)),
-            (2 * size**3, lambda: matrix @ matrix),
-        ):
-            call()
-            start = time.perf_counter()
-            call()
-            found.append(work / (time.perf_counter() - start))
-    finally:
-        torch.set_num_threads(threads)
-    return found[0], found[1]
+    return costs.tokens_of(sets, study.texts, bool(needs & {"texts", "model"}))
 
 
 @dataclass(frozen=True)

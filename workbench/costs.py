@@ -1,0 +1,151 @@
+"""How long will an analysis take here? Told before it begins, to a factor of about three.
+
+A run of a model costs two operations a weight and token, a pass forward over all its prompts and
+texts; how many passes each analysis takes with its defaults is PASSES, and how fast the machine is
+is measured when it is asked.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+from workbench.loaders import CheckpointPair
+from workbench.log import log
+from workbench.tasks.prompts import PromptSet
+
+# Forward passes over the prompts and texts that an analysis takes.
+PASSES = {
+    "forgetting.retention": 2,
+    "forgetting.interpolate": 13,
+    "forgetting.knowledge": 120,
+    "forgetting.conjugate": 6,
+    "forgetting.probe": 3,
+    "forgetting.prune": 25,
+    "forgetting.revive": 120,
+    "forgetting.verdict": 1,
+    "behaviour.tokens": 8,
+    "behaviour.generate": 12,
+    "behaviour.faithfulness": 30,
+    "spectral.scale": 50,
+    "tuco.contribution": 3,
+    "tuco.scaling": 16,
+    "patching.cross_model": 60,
+    "patching.restore": 25,
+    "patching.activation": 60,
+    "patching.circuit": 80,
+    "patching.lens": 3,
+    "patching.patterns": 2,
+    "patching.attribution": 30,
+    "patching.groups": 30,
+    "patching.mask": 20,
+    "skills.localize": 250,
+    "skills.blocks": 250,
+    "skills.restore": 50,
+    "skills.compression": 20,
+    "skills.calibration": 2,
+}
+# These plan more closely by themselves (`patching.plan`), and ask when that is long.
+PLANNED = tuple(
+    f"patching.{name}"
+    for name in ("activation", "cross_model", "restore", "circuit", "attribution", "mask", "path")
+)
+TOKENS, CHARACTERS = 100, 4  # of a text that is sampled; of a token
+SAMPLES = 64  # texts drawn from the base where none are given
+SHORT = 0.5  # minutes that nothing is said of
+
+
+class Size(NamedTuple):
+    """Of a pair: matrices compared, all weights, the largest matrix, and what decomposing each of
+    the compared ones costs, m n min(m, n)."""
+
+    matrices: int
+    weights: int
+    largest: int
+    cubic: int
+
+
+def size(pair: CheckpointPair) -> Size:
+    """Read from headers alone."""
+    info = pair.base.weights().info
+    shapes = [info[site.name].shape for site in pair.sites() if site.name in pair.comparable]
+    return Size(
+        len(shapes),
+        sum(math.prod(one.shape) for one in info.values()),
+        max(map(math.prod, shapes), default=0),
+        sum(math.prod(shape) * min(shape) for shape in shapes),
+    )
+
+
+def minutes(key: str, own: Size, tokens: float) -> float:
+    """Of an analysis on a pair of this size; tokens: of its prompts and texts. One without PASSES
+    decomposes matrices."""
+    svd, matmul = speeds()
+    if key in PASSES:
+        return PASSES[key] * 2 * own.weights * tokens / matmul / 60
+    return 2 * own.cubic / svd / 60
+
+
+def tokens_of(sets: Iterable[PromptSet], texts: Sequence[str] | None, sampled: bool) -> float:
+    """About how many tokens they have; sampled: texts are drawn where none are given."""
+    read = sum(len(text) for one in sets for text in one.texts) / CHARACTERS
+    if not sampled:
+        return read
+    return read + (sum(map(len, texts)) / CHARACTERS if texts else SAMPLES * TOKENS)
+
+
+def tell(key: str, arguments: Mapping[str, Any]) -> None:
+    """Say how long an analysis will take that is about to run with these arguments, where it is
+    long and does not say so itself."""
+    pair = next((one for one in arguments.values() if isinstance(one, CheckpointPair)), None)
+    if pair is None or key in PLANNED:
+        return
+    if key not in PASSES and not key.startswith("spectral."):
+        return
+    drawn = "texts" in arguments or arguments.get("prompts", ()) is None
+    read = tokens_of(_sets(arguments.values()), arguments.get("texts"), drawn)
+    long = minutes(key, size(pair), read)
+    if long >= SHORT:
+        log.info(
+            "%s of %s: about %s on this machine as it is now, give or take a factor of three; a bar, "
+            "or a line every half minute, says how far it is.",
+            key, pair.name, "a minute" if long < 1.5 else f"{long:.0f} minutes",
+        )  # fmt: skip
+
+
+def _sets(values: Iterable[Any]) -> Iterable[PromptSet]:
+    for value in values:
+        if isinstance(value, PromptSet):
+            yield value
+        elif isinstance(value, Mapping):
+            yield from _sets(value.values())
+        elif isinstance(value, list | tuple):
+            yield from _sets(value)
+
+
+@cache
+def speeds() -> tuple[float, float]:
+    """(m n min(m, n) of an SVD, floating-point operations of a product) per second of one thread,
+    measured once on the CPU: a tenth of a second. Several threads beside other work would wait for
+    each other far longer than they compute."""
+    import torch
+
+    side, threads = 256, torch.get_num_threads()
+    matrix = torch.randn(side, side)
+    found = []
+    torch.set_num_threads(1)
+    try:
+        for work, call in (
+            (side**3, lambda: torch.linalg.svd(matrix)),
+            (2 * side**3, lambda: matrix @ matrix),
+        ):
+            call()
+            start = time.perf_counter()
+            call()
+            found.append(work / (time.perf_counter() - start))
+    finally:
+        torch.set_num_threads(threads)
+    return found[0], found[1]
