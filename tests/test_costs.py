@@ -20,7 +20,7 @@ def test_every_analysis_has_a_cost():
 
 
 def test_minutes_by_hand(monkeypatch):
-    """Two passes of 1e6 weights over 300 tokens at 1e9 operations a second; 2e9 of an SVD at 1e8."""
+    """Two passes of 1e6 weights over 300 tokens at 1e9 a second; 2e9 of an SVD at 1e8."""
     monkeypatch.setattr(costs, "speeds", lambda: (1e8, 1e9))
     own = costs.Size(matrices=1, weights=10**6, largest=10**6, cubic=10**9)
     assert costs.minutes("forgetting.retention", own, 300) == pytest.approx(1.2 / 60)

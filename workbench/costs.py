@@ -110,8 +110,8 @@ def tell(key: str, arguments: Mapping[str, Any]) -> None:
     long = minutes(key, size(pair), read)
     if long >= SHORT:
         log.info(
-            "%s of %s: about %s on this machine as it is now, give or take a factor of three; a bar, "
-            "or a line every half minute, says how far it is.",
+            "%s of %s: about %s on this machine as it is now, give or take a factor of three; a "
+            "bar, or a line every half minute, says how far it is.",
             key, pair.name, "a minute" if long < 1.5 else f"{long:.0f} minutes",
         )  # fmt: skip
 
