@@ -266,11 +266,21 @@ def test_a_worker_that_would_compute_something_else_is_refused(family, tmp_path,
         made = [Unit(pair, wb.spectral.delta_spectrum, {}) for pair in family]
         assert made[0].key
         # As on another machine whose folder of the same name holds something else.
-        monkeypatch.setitem(vars(family.base), "about", family.base.about | {"fingerprint": "0"})
+        monkeypatch.setitem(vars(family.base), "identity", "0" * 64)
         reasons = hired.fill(tmp_path, made)
         assert reasons.keys() == {unit.key for unit in made}
         assert all("must see the same checkpoints" in str(one) for one in reasons.values())
     monkeypatch.undo()
+    tokenizer = Path(family.base.reference) / "tokenizer.json"
+    whole = tokenizer.read_bytes()
+    with cluster.workers("local:1") as hired:
+        made = [Unit(pair, wb.spectral.delta_spectrum, {}) for pair in family]
+        assert made[0].key
+        tokenizer.write_bytes(whole + b" ")
+        reasons = hired.fill(tmp_path, made)
+        tokenizer.write_bytes(whole)
+        assert all("must see the same checkpoints" in str(one) for one in reasons.values())
+        assert reasons.keys() == {unit.key for unit in made}
     monkeypatch.setattr(attending, "code_fingerprint", lambda: "0" * 64)
     with pytest.raises(wb.WorkbenchError, match=f"Expected code {'0' * 16} on every machine"):
         filled("local:1", tmp_path, family, wb.spectral.delta_spectrum)

@@ -12,6 +12,7 @@ from pathlib import Path
 from workbench.outputs import OWN, writing
 
 CHUNK = 1 << 24
+SMALL = 1 << 22  # bytes of a file that is read again sooner than it is asked whether it changed
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -31,7 +32,9 @@ def digest(chunks: Iterable[bytes | memoryview]) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's content, remembered by its resolved path, size, inode and time."""
+    """sha256 of a file's content; that of a large one is remembered, see `digest_memo`."""
+    if path.stat().st_size <= SMALL:
+        return digest([path.read_bytes()])
     memo = digest_memo(path)
     if known := kept_digest(memo):
         return known
@@ -42,9 +45,10 @@ def file_digest(path: Path) -> str:
 
 
 def digest_memo(path: Path) -> Path:
-    """Where the sha256 of a file is remembered: another place once the file is written anew."""
+    """Where the sha256 of a file is remembered: another place once the file is written anew. Who
+    sets its time of writing back changes its status, whose time nobody can set."""
     stat = path.stat()
-    state = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    state = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
     return folder("hashes", digest([json.dumps(state).encode()])[:32])
 
 

@@ -50,7 +50,7 @@ def compare(
     out = Path(out)
     place(on)
     families = (study.family, *(other.family for other in study.also.values()))
-    pairs = {(p.name, p.tuned.fingerprint): p for family in families for p in family}
+    pairs = {(p.name, p.tuned.identity): p for family in families for p in family}
     preflight, run = _run(study, out, on, pairs.values())
     if not run.made:
         raise next(iter(run.failed.values()), WorkbenchError("There is no analysis to run."))

@@ -1,13 +1,15 @@
 """Units of work: one analysis of one pair, computed once and kept under its content.
 
-A unit's key covers the code of the package, the checkpoints' content, and every parameter. A second
-run of the same command finds its units and computes nothing; an interrupted one goes on.
+A unit's key covers the code of the package, the versions of what it stands on, the checkpoints'
+content with their tokenizers and settings, and every parameter. A second run of the same command
+finds its units and computes nothing; an interrupted one goes on.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache as once
@@ -15,11 +17,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from workbench import cache
 from workbench.asked import require_family
 from workbench.errors import WorkbenchError
 from workbench.loaders import Checkpoint, CheckpointPair, Family
-from workbench.results import Result, concatenate, describe
+from workbench.results import Result, concatenate, describe, versions
 
 # What draws, prints or hands out a number cannot change it.
 PRESENTATION = (
@@ -34,7 +38,8 @@ def code_fingerprint() -> str:
     root = Path(__file__).parent
     files = sorted(root.rglob("*.py"))
     kept = [f for f in files if f.relative_to(root).parts[0] not in PRESENTATION]
-    return cache.digest(part for f in kept for part in (str(f.name).encode(), f.read_bytes()))
+    told = (f"{f.relative_to(root).as_posix()}:{cache.file_digest(f)}\n" for f in kept)
+    return cache.digest(line.encode() for line in told)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,19 +65,20 @@ class Unit:
     def key(self) -> str:
         """64 hexadecimal characters that follow everything that can change a number."""
         base, one = self.subject.base, self.subject
-        about: dict[str, Any] = {"base": base.fingerprint}
+        about: dict[str, Any] = {"base": base.identity}
         if isinstance(one, Family):
-            about["members"] = {name: member.fingerprint for name, member in one.members.items()}
+            about["members"] = {name: member.identity for name, member in one.members.items()}
         else:
             about |= {
-                "tuned": one.tuned.fingerprint,
+                "tuned": one.tuned.identity,
                 "references": [base.name, one.tuned.name],
                 "member": one.name,
             }
         about |= {
             "analysis": f"{self.analysis.__module__}.{self.analysis.__name__}",
             "code": code_fingerprint(),
-            "parameters": {name: describe(v) for name, v in sorted(self.parameters.items())},
+            "versions": versions(),
+            "parameters": {name: _content(v) for name, v in sorted(self.parameters.items())},
         }
         return cache.digest([json.dumps(about, sort_keys=True).encode()])
 
@@ -82,6 +88,26 @@ class Unit:
     def kept(self, store: str | Path) -> bool:
         """Whether `store` holds its Result."""
         return (Path(store) / self.key / "result.json").exists()
+
+
+def _content(value: Any) -> Any:
+    """A parameter by what it holds: of a checkpoint its identity too, however it is named."""
+    if isinstance(value, CheckpointPair):
+        return [_content(value.base), _content(value.tuned)]
+    if isinstance(value, Mapping):
+        return {str(name): _content(part) for name, part in value.items()}
+    if isinstance(value, list | tuple) and not all(isinstance(part, str) for part in value):
+        return [_content(part) for part in value]
+    if isinstance(value, Checkpoint | nn.Module):
+        return {"checkpoint": Checkpoint.parse(value).identity}
+    if isinstance(value, str | Path) and _is_checkpoint(value):
+        return {"checkpoint": Checkpoint.parse(value).identity, "name": str(value)}
+    return describe(value)
+
+
+def _is_checkpoint(path: str | Path) -> bool:
+    names = ("config.json", "adapter_config.json")
+    return any(os.path.isfile(os.path.join(path, name)) for name in names)
 
 
 def joined(made: Sequence[Unit], store: str | Path) -> Result:

@@ -47,7 +47,7 @@ def begin(folder: str, command: list[str], like: Mapping[str, str]) -> None:
 def work(unit: Unit) -> Result:
     """In a worker: a unit, of the very checkpoints it is named after."""
     for one in (unit.subject.base, *unit.members.values()):
-        if one.fingerprint != one.about["fingerprint"]:
+        if not one.as_sent:
             raise WorkbenchError(
                 f"{platform.node()} finds other content at {one.name} than the machine where the "
                 "run was started; every machine must see the same checkpoints."

@@ -90,7 +90,7 @@ class Side:
         if not isinstance(self.checkpoint.reference, str | Path):
             return make()
         how = (self.spelling, self.batch_size, str(self.device), self.dtype)
-        key = (self.checkpoint.fingerprint, *how, *asked)
+        key = (self.checkpoint.identity, *how, *asked)
         if key not in _KEPT:
             _KEPT[key] = make()
             while len(_KEPT) > MOST:

@@ -26,6 +26,7 @@ from workbench.loaders.adapters import (
     read_adapter,
 )
 from workbench.loaders.attached import attached, unsaid
+from workbench.loaders.beside import beside_digest
 from workbench.loaders.configs import language
 from workbench.loaders.experts import apart
 from workbench.loaders.fetched import dequantised, downloaded
@@ -216,6 +217,25 @@ class Checkpoint:
         return cache.digest(part.encode() for part in parts)
 
     @cached_property
+    def identity(self) -> str:
+        """sha256 of everything that decides a number: the weights, and whatever else is read of
+        the checkpoint's folders, its tokenizer, chat template and settings of generation."""
+        parts = [self.fingerprint]
+        if isinstance(self.reference, nn.Module):
+            settings: Any = getattr(self.reference, "generation_config", None)
+            more = settings.to_dict() if hasattr(settings, "to_dict") else {}
+            parts.append(json.dumps([self.config, more], sort_keys=True, default=str))
+        adapter = Path(self.lora.reference) if self.adapter and self.lora else None
+        homes = [home for home in (self.folder, adapter) if home is not None]
+        parts += [beside_digest(home) for home in homes]
+        return cache.digest(part.encode() for part in parts)
+
+    @property
+    def as_sent(self) -> bool:
+        """In another process than the one that named it: whether it finds the same content."""
+        return vars(self).get("sent", self.identity) == self.identity
+
+    @cached_property
     def about(self) -> dict[str, Any]:
         """reference, fingerprint, kind, and where known rank, alpha, step and seed."""
         found: dict[str, Any] = {"reference": self.name, "fingerprint": self.fingerprint}
@@ -243,7 +263,7 @@ class Checkpoint:
         # It tells of the checkpoint as this one does, whatever the folders are called there.
         named = {"reference": self.reference, "adapter": self.adapter, "revision": self.revision}
         named["heads"] = self.heads
-        return named | {"about": self.about}
+        return named | {"about": self.about, "sent": self.identity}
 
     def load(self, device: Device = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
         """The model to run, in eval mode, adapter attached unmerged; dtype None = as stored.

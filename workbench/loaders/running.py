@@ -58,7 +58,7 @@ def require_runs(checkpoint: Checkpoint, *, anew: bool) -> None:
 
 def _memo(checkpoint: Checkpoint) -> Path:
     """What is there once a checkpoint was found to run as it is plainly loaded."""
-    parts = [checkpoint.fingerprint, *(f"{name} {version(name)}" for name in RUN_BY)]
+    parts = [checkpoint.identity, *(f"{name} {version(name)}" for name in RUN_BY)]
     return cache.folder("runs", cache.digest(part.encode() for part in parts)[:32])
 
 
