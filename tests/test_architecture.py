@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1] / "workbench"
 
 # What each part may import of the workbench. A part not listed may not exist.
 SHARED = {"errors", "files", "log", "stats", "results", "meaning", "cache", "devices"}
-SHARED |= {"magnitude", "counting", "outputs", "progress"}
+SHARED |= {"magnitude", "counting", "outputs", "progress", "bounded"}
 ANALYSES = {"spectral", "forgetting", "behaviour", "patching", "skills", "tuco"}
 MAY = {
     "errors": set(),
@@ -23,6 +23,8 @@ MAY = {
     "magnitude": set(),
     "counting": {"errors", "results", "stats"},
     "files": {"errors"},
+    "bounded": {"errors"},
+    "bounded_child": set(),
     "outputs": {"errors"},
     "progress": {"log"},
     "stored": {"errors", "files"},

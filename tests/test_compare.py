@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from typer.testing import CliRunner
 
@@ -103,6 +104,37 @@ def test_a_failed_analysis_is_named_and_the_rest_is_there(family, tmp_path, monk
     with pytest.raises(wb.WorkbenchError, match="Expected something else"):
         results(Study(family, only=SPECTRAL), tmp_path / "other")
     assert (tmp_path / "other" / "results" / "spectral.delta_spectrum").exists()
+
+
+def panicking_for_full(pair: wb.CheckpointPair, *, device: str = "cpu") -> wb.Result:
+    if pair.name == "full":
+        words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
+        found = tokenizers.Regex("(a|aa)+[xy]")
+        words.pre_tokenizer = tokenizers.pre_tokenizers.Split(found, "isolated")
+        words.encode("a" * 99 + "1x")
+    return wb.spectral.delta_spectrum(pair, device=device)
+
+
+def test_a_panic_of_a_tokenizer_takes_nothing_along(family, tmp_path, monkeypatch):
+    """Negative control: what is raised there is no Exception."""
+    with pytest.raises(BaseException, match="retry-limit") as caught:
+        panicking_for_full(next(iter(family)))
+    assert not isinstance(caught.value, Exception)
+    failing(monkeypatch, "spectral.delta_spectrum", panicking_for_full)
+    compare(Study(family, only=SPECTRAL), tmp_path, formats=PNG)
+    (said,) = failures(tmp_path)
+    assert said.startswith("spectral.delta_spectrum of full: A library gave up in the middle")
+    kept = wb.Result.load(tmp_path / "results" / "spectral.delta_spectrum")
+    assert kept.members == ["lora"]
+
+
+def test_prompts_that_cannot_be_read_do_not_cost_the_report(family, tmp_path):
+    """There is no tokenizer, which the weights alone do not need."""
+    study = Study(family, task=wb.tasks.boxes(3, seed=3, count=3), only=SPECTRAL)
+    page = compare(study, tmp_path, formats=PNG).read_text()
+    assert [one.partition(":")[0] for one in failures(tmp_path)] == ["the first prompts"]
+    assert "No tokenizer can be loaded" in page
+    assert wb.Result.load(tmp_path / "results" / SPECTRAL[0]).members == ["full", "lora"]
 
 
 def test_one_malformed_member_does_not_take_the_others_along(family, tmp_path):

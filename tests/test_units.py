@@ -31,7 +31,9 @@ def speaking(folder: Path) -> Path:
     (folder / "tokenizer_config.json").write_text(
         json.dumps({k: v for k, v in TOKENIZER_CONFIG.items() if k != "chat_template"})
     )
-    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "tool.jinja").write_text("{{ messages }}")
     return folder

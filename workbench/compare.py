@@ -13,7 +13,7 @@ from workbench import runs
 from workbench.catalogue import ANALYSES
 from workbench.cluster import HERE, LOCAL, Crew, place, workers
 from workbench.equivalence import ARMS, equivalence
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, unpanicked
 from workbench.forgetting import association, sequential
 from workbench.loaders import CheckpointPair, Family
 from workbench.log import quiet
@@ -50,17 +50,27 @@ def compare(
     out = Path(out)
     place(on)
     families = (study.family, *(other.family for other in study.also.values()))
-    pairs = {(p.name, p.tuned.identity): p for family in families for p in family}
+    pairs = {(p.name, p.tuned): p for family in families for p in family}
     preflight, run = _run(study, out, on, pairs.values())
     if not run.made:
         raise next(iter(run.failed.values()), WorkbenchError("There is no analysis to run."))
     absent = {f"member {name}": error for name, error in (left_out or {}).items()}
     failed = absent | run.failed
     about: dict[str, Any] = {"title": title, "preflight": preflight, "failed": failed}
-    about["asked"] = study.first_prompts()
+    about["asked"] = _asked(study, failed)
     kind, where = place(on)
     drawers = int(where) if kind == LOCAL else 1
     return runs.keep(out, run.made, formats=formats, workers=drawers, **about)
+
+
+def _asked(study: Study, failed: dict[str, Exception]) -> list[str]:
+    """The first prompts as they were read; none where they cannot be, which is one more failure."""
+    try:
+        with unpanicked():
+            return study.first_prompts()
+    except WorkbenchError as error:
+        failed["the first prompts"] = error
+        return []
 
 
 def results(study: Study, out: str | Path, *, on: str = HERE) -> list[Result]:
@@ -86,15 +96,22 @@ class Run:
 
     def fill(self, wanted: Mapping[str, Sequence[Unit]]) -> None:
         """Run these units, and join those of each name; a Result says whom it lacks."""
-        units = {unit.key: unit for own in wanted.values() for unit in own}
+        units: dict[str, Unit] = {}
+        lost: dict[Unit, Exception] = {}
+        for unit in (unit for own in wanted.values() for unit in own):
+            try:
+                units[unit.key] = unit
+            except (WorkbenchError, OSError) as error:  # its files cannot be read to be told apart
+                lost[unit] = error
         raised = self.crew.fill(self.store, list(units.values()))
-        for name, own in wanted.items():
-            lost = {unit: raised[unit.key] for unit in own if unit.key in raised}
-            for unit, reason in lost.items():
+        for name, every in wanted.items():
+            own = {unit: lost.get(unit) or raised.get(unit.key) for unit in every}
+            gone = {unit: reason for unit, reason in own.items() if reason is not None}
+            for unit, reason in gone.items():
                 self.failed[f"{name} of {', '.join(unit.members)}"] = reason
-            kept = [unit for unit in own if unit not in lost]
+            kept = [unit for unit in own if unit not in gone]
             if kept:
-                self.attempt(name, self._joined, kept, lost)
+                self.attempt(name, self._joined, kept, gone)
 
     def _joined(self, kept: Sequence[Unit], lost: Iterable[Unit]) -> Result:
         return _lacking(joined(kept, self.store), lost)
@@ -185,16 +202,16 @@ def preflights(
 ) -> tuple[pd.DataFrame, dict[str, WorkbenchError]]:
     """Every pair's preflight, each parameter read once, and the members that it stops, with why.
     Raises that of the first where it stops all of them."""
-    tables, stopped = [], {}
+    pairs, tables, stopped = [*pairs], [], {}
     for pair in pairs:
         # What runs is held against the files when it is loaded; units are named by fingerprints.
-        found = pair.check(run=False, fingerprints=True)
-        tables.append(found.table.assign(member=pair.name))
         try:
+            found = pair.check(run=False, fingerprints=True)
+            tables.append(found.table.assign(member=pair.name))
             found.require()
         except WorkbenchError as error:
             stopped[pair.name] = error
-    if len(stopped) == len(tables):
+    if len(stopped) == len(pairs):
         raise next(iter(stopped.values()))
     return pd.concat(tables, ignore_index=True), stopped
 

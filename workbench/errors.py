@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 
 LONGEST = 1500  # characters of a message; more of it would be somebody's data
 
@@ -29,6 +31,21 @@ class WorkbenchError(ValueError):
 def reason(error: Exception, most: int = 300) -> str:
     """What a library said, on one line of at most `most` characters; its kind where it is mute."""
     return (" ".join(str(error).split()) or type(error).__name__)[:most].rstrip(" .:;")
+
+
+@contextlib.contextmanager
+def unpanicked() -> Iterator[None]:
+    """A block in which what a library written in Rust panics with, which is no Exception and would
+    pass by whatever keeps one failure from taking others along, is raised as a WorkbenchError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise WorkbenchError(
+            f"A library gave up in the middle ({' '.join(str(error).split())[:300]}); one of the "
+            "files or texts it read, a tokenizer's most likely, is not what it expects."
+        ) from error
 
 
 def visible(text: str) -> str:

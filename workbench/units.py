@@ -21,7 +21,7 @@ from torch import nn
 
 from workbench import cache
 from workbench.asked import require_family
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, unpanicked
 from workbench.loaders import Checkpoint, CheckpointPair, Family
 from workbench.results import Result, concatenate, describe, versions
 
@@ -83,7 +83,8 @@ class Unit:
         return cache.digest([json.dumps(about, sort_keys=True).encode()])
 
     def run(self) -> Result:
-        return self.analysis(self.subject, **self.parameters)
+        with unpanicked():
+            return self.analysis(self.subject, **self.parameters)
 
     def kept(self, store: str | Path) -> bool:
         """Whether `store` holds its Result."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import copy
 import io
 import json
 import os
 import pickle
 import shutil
+import signal
 import struct
+import threading
 import time
 from pathlib import Path
 
@@ -23,8 +27,10 @@ from tests.figures.synthetic import family, retention
 from tests.hostile.cases import TOKENIZER, TOKENIZER_CONFIG, Call, small_weights
 from tests.hostile.guard import require_sentence
 from tests.loaders.test_gguf import write as write_gguf
+from workbench import bounded as bounding
 from workbench.skills.graft import Graft
 from workbench.tasks import Prompt, PromptSet, chat
+from workbench.tasks.template import rendered
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 DEEP = "[" * 100_000
@@ -380,7 +386,15 @@ TEMPLATES = {
     "ten gigabytes": ("{{ 'a' * 10000000000 }}", "more than 1 GiB"),
     "doubling": ("{% set n = namespace(x='a') %}" + LOOP
                  + "{% set n.x = n.x ~ n.x %}{% endfor %}", "cannot be rendered"),
-    "powers": ("{{ 9 ** 9 ** 9 }}", "a power"),
+    "one step of powers": ("{{ 2 ** (3 ** (3 ** 20)) }}", "still busy"),
+    "one step of hashing": ("{% set n = namespace(x=(1,)) %}{% for i in range(60) %}"
+                            "{% set n.x = (n.x, n.x) %}{% endfor %}{{ {n.x: 1} }}", "still busy"),
+    "one step of comparing": (
+        "{% set n = namespace(x=(1,), y=(1,)) %}{% for i in range(60) %}{% set n.x = (n.x, n.x) %}"
+        "{% set n.y = (n.y, n.y) %}{% endfor %}{{ n.x == n.y }}", "still busy"),
+    "one step of numbers": ("{{ ('f' * 99999999)|int(0, 16) % (('e' * 9999999)|int(0, 16)) }}",
+                            "cannot be rendered"),
+    "a long text": ("{{ 'a' * 20000000 }}", "makes 20000000 characters"),
     "Python's own": ("{{ ''.__class__.__mro__ }}", "unsafe"),
     "modules": ("{{ cycler.__init__.__globals__.os.system('touch MARKER') }}", "unsafe"),
     "files": ("{% include '/etc/passwd' %}", "cannot be rendered"),
@@ -391,8 +405,7 @@ TEMPLATES = {
 
 @pytest.mark.parametrize("which", TEMPLATES)
 def test_chat_templates(which: str, base: Path, monkeypatch):
-    if which == "loops in loops":
-        monkeypatch.setattr("workbench.tasks.template.SECONDS", 1.0)
+    monkeypatch.setattr("workbench.tasks.template.SECONDS", 2.0)
     template, says = TEMPLATES[which]
     (base / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     (base / "tokenizer_config.json").write_text(
@@ -401,6 +414,144 @@ def test_chat_templates(which: str, base: Path, monkeypatch):
     prompts = PromptSet("p", (Prompt("1", "a", " b"),))
     refused(says, chat, prompts, wb.Checkpoint.parse(base).tokenizer())
     assert not Path("MARKER").exists()
+
+
+def test_two_hundred_prompts_are_rendered_by_one_process(base: Path):
+    (base / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+    template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}"
+    (base / "tokenizer_config.json").write_text(
+        json.dumps(TOKENIZER_CONFIG | {"chat_template": template})
+    )
+    words = wb.Checkpoint.parse(base).tokenizer()
+    prompts = PromptSet("p", tuple(Prompt(str(i), "a b", " b") for i in range(200)))
+    chat(prompts, words)
+    (child,) = bounding._CHILD
+    start = time.monotonic()
+    made = chat(prompts, words)
+    assert time.monotonic() - start < 5  # 0.2 at rest
+    assert bounding._CHILD[0] is child
+    messages = [{"role": "user", "content": "a b"}]
+    asked = words.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert {one.prompt for one in made} == {asked}
+
+
+def test_ctrl_c_is_heard_while_a_template_is_rendered(base: Path):
+    (base / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+    (base / "tokenizer_config.json").write_text(
+        json.dumps(TOKENIZER_CONFIG | {"chat_template": "{{ 2 ** (3 ** (3 ** 20)) }}"})
+    )
+    words = wb.Checkpoint.parse(base).tokenizer()
+    rendered(mended(words), "a")
+    (child,) = bounding._CHILD
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        rendered(words, "a")
+    assert time.monotonic() - start < 4
+    assert child.process.poll() is not None
+    assert rendered(mended(words), "a") == "a"
+
+
+def mended(words):
+    """Another of the same tokenizer, with a template that does no harm."""
+    words = copy.deepcopy(words)
+    words.chat_template = "{{ messages[0].content }}"
+    return words
+
+
+def replacing_step(pattern: dict, content: str) -> dict:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def split_at(regex: str) -> dict:
+    return {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": regex}, "invert": False,
+                              "behavior": "Isolated"}}  # fmt: skip
+
+
+def in_turn(*steps: dict) -> dict:
+    return {"type": "Sequence", "normalizers": list(steps)}
+
+
+THOUSAND, START = replacing_step({"String": "a"}, "a" * 1000), {"id": "<s>", "type_id": 0}
+CHARSMAP = base64.b64encode((0).to_bytes(4, "little") + b"a" * 5000 + b"\0").decode()
+BOMBS = {
+    "a thousand of one, five times": ({"normalizer": in_turn(*[THOUSAND] * 5)}, "of one"),
+    "a word of a bomb": (
+        {"normalizer": in_turn(*[replacing_step({"String": "the"}, "the" * 900)] * 3)}, "of one"
+    ),
+    "between any two letters": (
+        {"normalizer": in_turn(*[replacing_step({"Regex": ""}, "a" * 90)] * 2)}, "of one"
+    ),
+    "sequences in sequences": (
+        {"normalizer": in_turn(in_turn(THOUSAND), in_turn(in_turn(THOUSAND)))}, "of one"
+    ),
+    "a table of characters": (
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": CHARSMAP}}, "of one"
+    ),
+    "read back as gigabytes": (
+        {"decoder": {"type": "Sequence", "decoders": [THOUSAND] * 4}}, "decoder makes"
+    ),
+    "milliards of tokens around a text": (
+        {"post_processor": {
+            "type": "TemplateProcessing", "pair": [],
+            "single": [*[{"SpecialToken": START}] * 1000, {"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1] * 9000, "tokens": ["<s>"] * 9000}},
+        }}, "tokens around a text",
+    ),
+    "the text again and again": (
+        {"post_processor": {
+            "type": "TemplateProcessing", "pair": [], "special_tokens": {},
+            "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 1000,
+        }}, "tokens around a text",
+    ),
+    "filled up": (
+        {"padding": {"strategy": {"Fixed": 2_000_000_000}, "direction": "Right", "pad_id": 0,
+                     "pad_to_multiple_of": None, "pad_type_id": 0, "pad_token": "<pad>"}},
+        "more than a million tokens",
+    ),
+    "a token of a megabyte": (
+        {"model": TOKENIZER["model"] | {"vocab": TOKENIZER["model"]["vocab"] | {"a" * 10**6: 40}}},
+        "a token of more than",
+    ),
+    "a pattern for an hour": (split_at("(a|aa)+[xy]"), "within bounds"),
+    "a pattern of words": (split_at(r"(\w+\s?)+:"), "within bounds"),
+    "a pattern of one word": (split_at("(?:abc|abcabc)+;"), "within bounds"),
+    "a pattern that is none": (split_at("("), "No tokenizer can be loaded"),
+    "a normalizer that is searched for": (
+        {"normalizer": replacing_step({"Regex": "(.*)*$x"}, "b")}, "within bounds"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", BOMBS)
+def test_tokenizers_that_would_fill_the_memory_or_never_end(which: str, base: Path, monkeypatch):
+    monkeypatch.setattr("workbench.loaders.spelling.READ", 3.0)
+    changes, says = BOMBS[which]
+    (base / "tokenizer.json").write_text(json.dumps(TOKENIZER | changes))
+    (base / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG))
+    refused(says, wb.Checkpoint.parse(base).tokenizer)
+
+
+def test_what_a_file_does_not_say_is_tried_in_another_process(base: Path, monkeypatch):
+    """The bound of memory itself: the same bombs where nothing is read off their files."""
+    monkeypatch.setattr("workbench.loaders.spelling._require_modest", lambda steps: None)
+    monkeypatch.setattr("workbench.loaders.spelling.ROOM", 1 << 30)
+    (base / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG))
+    for which in ("a thousand of one, five times", "a word of a bomb"):
+        (base / "tokenizer.json").write_text(json.dumps(TOKENIZER | BOMBS[which][0]))
+        refused("1 GiB", wb.Checkpoint.parse(base).tokenizer)
+
+
+def test_a_tokenizer_is_tried_once(base: Path, monkeypatch):
+    (base / "tokenizer.json").write_text(json.dumps(TOKENIZER | {"truncation": None}))
+    (base / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG | {"once": 1}))
+    wb.Checkpoint.parse(base).tokenizer()
+    monkeypatch.setattr("workbench.loaders.spelling._BOUNDED", set())
+    monkeypatch.setattr("workbench.loaders.spelling.bounded", None)
+    assert wb.Checkpoint.parse(base).tokenizer() is not None
+    (base / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG | {"once": 2}))
+    with pytest.raises(TypeError):
+        wb.Checkpoint.parse(base).tokenizer()
 
 
 LINE = {"prompt": "a", "target": " b"}

@@ -88,10 +88,11 @@ def options(
 
 def main() -> None:
     """Entry point: bad input ends in one sentence and exit code 2, never in a traceback."""
-    from workbench.errors import WorkbenchError
+    from workbench.errors import WorkbenchError, unpanicked
 
     try:
-        app()
+        with unpanicked():
+            app()
     except (WorkbenchError, OSError) as error:
         # What the system refuses, a vanished file or a full disk, is no fault of the program.
         print(f"workbench: {WorkbenchError(str(error))}", file=sys.stderr)

@@ -32,6 +32,7 @@ from workbench.loaders.experts import apart
 from workbench.loaders.fetched import dequantised, downloaded
 from workbench.loaders.names import BEFORE, WRAPPED, embedding, heads, unwrapped
 from workbench.loaders.plausible import require_loadable
+from workbench.loaders.spelling import require_bounded
 from workbench.loaders.weights import Weights, from_files, from_module, has_weights, shard_files
 
 # A factor of a LoRA by any tool's names.
@@ -339,6 +340,7 @@ class Checkpoint:
         WorkbenchError where there is none."""
         if self.folder is None:
             raise WorkbenchError("A model in memory has no tokenizer; pass one.")
+        require_bounded(self.folder, self.name)
         from transformers import AutoTokenizer
 
         try:
