@@ -11,7 +11,9 @@ units/          the units of work that the Results were joined from
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,12 +23,13 @@ import pandas as pd
 
 from workbench import figures
 from workbench.errors import WorkbenchError, visible
-from workbench.files import read_json
-from workbench.outputs import OWN, Mark, holds, require_free, writing
+from workbench.files import read_json, read_text
+from workbench.outputs import OWN, Mark, holds, recover, require_free, writing
 from workbench.reports import PAGE, QUESTION, report
 from workbench.results import Result, command_line
 
 ABOUT, FAILED = "run.json", "failed"
+WRITTEN = ("results", "figures", FAILED, "units")
 EMPTY: dict[str, Any] = {
     "results": [], "failures": [], "preflight": [], "command": "", "asked": [],
 }  # fmt: skip
@@ -60,8 +63,9 @@ def keep(
         "command": command_line(),
         "asked": list(asked),
     }
+    earlier = set(_about(out)["failures"])
     _write_about(out, about)
-    _write_failed(out / FAILED, failed)
+    _write_failed(out / FAILED, failed, earlier)
     return redraw(out, formats=formats, workers=workers)
 
 
@@ -69,8 +73,20 @@ def begin(out: Path) -> None:
     """Make `out` the folder of a run, before its first result. Raises WorkbenchError where it holds
     anything that no run wrote."""
     require_free(out, RUN)
+    _require_own(out, WRITTEN)
     if not (out / ABOUT).exists():
         _write_about(out, EMPTY | {"title": QUESTION})
+
+
+def _require_own(out: Path, names: Sequence[str]) -> None:
+    """Raise WorkbenchError where a folder of a run is a link: what is written would land, and what
+    is replaced be lost, wherever it leads."""
+    for path in (out / name for name in names):
+        if path.is_symlink():
+            raise WorkbenchError(
+                f"{path} is a link to {os.readlink(path)}, out of the run; put the folder itself "
+                "there, or remove it."
+            )
 
 
 def _write_about(out: Path, about: dict[str, Any]) -> None:
@@ -78,16 +94,27 @@ def _write_about(out: Path, about: dict[str, Any]) -> None:
         fresh.write_text(json.dumps(about, indent=1, default=str), encoding="utf-8")
 
 
-def _write_failed(folder: Path, failed: Mapping[str, Exception]) -> None:
-    """A traceback for each of them, and none of an earlier run."""
-    for left in folder.glob("[0-9][0-9].txt"):
-        left.unlink()
-    for number, (name, error) in enumerate(failed.items(), start=1):
+def _write_failed(folder: Path, failed: Mapping[str, Exception], earlier: set[str]) -> None:
+    """A traceback for each of them, and none of an earlier run, which begin as its run.json says;
+    whatever else lies there stays."""
+    for left in folder.glob("*.txt"):
+        if _begins_with(left, earlier):
+            left.unlink()
+    names = (folder / f"{number:02d}.txt" for number in itertools.count(1))
+    free = (file for file in names if not os.path.lexists(file))
+    for (name, error), file in zip(failed.items(), free, strict=False):
         trace = "".join(traceback.format_exception(error))
-        with writing(folder / f"{number:02d}.txt", OWN) as fresh:
+        with writing(file, OWN) as fresh:
             fresh.write_text(f"{_said(name, error)}\n\n{trace}", encoding="utf-8")
     if not failed and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def _begins_with(file: Path, lines: set[str]) -> bool:
+    try:
+        return read_text(file).partition("\n")[0] in lines
+    except WorkbenchError:
+        return False
 
 
 def redraw(
@@ -106,6 +133,7 @@ def redraw(
     """
     folder = Path(folder)
     require_free(folder / "report.html", PAGE)
+    _require_own(folder, () if pictures else ("figures",))
     made, about = load(folder), _about(folder)
     pictures = Path(pictures or folder / "figures")
     figures.save_all(made, pictures, formats=formats, workers=workers)
@@ -125,6 +153,9 @@ def load(folder: str | Path) -> dict[str, Result]:
     """The Results of the report under `folder`, by name and in its order; those of earlier runs
     that lie beside them stay out. Raises WorkbenchError where there are none."""
     folder = Path(folder)
+    for name in _about(folder)["results"]:
+        if Path(name).name == name:
+            recover(folder / "results" / name)
     there = sorted(path.parent.name for path in (folder / "results").glob("*/result.json"))
     if not there:
         raise WorkbenchError(

@@ -14,6 +14,7 @@ from workbench.errors import WorkbenchError, reason
 from workbench.files import is_count, is_number, read_json
 
 MOST_CELLS = 50_000_000  # of a table; the largest analyses have some 100,000 rows of 15 columns
+MOST_MEMBERS = 500  # each has a row of every table and a line of every figure
 MOST_TEXT = 1 << 30  # bytes of one column's text, which a file of a few kilobytes can claim
 KEY = re.compile(r"\w[\w.-]{0,99}")  # an analysis names files of figures
 TEXTS = ("device", "dtype", "command", "created")
@@ -29,6 +30,11 @@ def provenance(folder: Path) -> tuple[dict[str, Any], str]:
     bad += [name for name in MAPPINGS if not isinstance(about.get(name), dict)]
     if not bad and not all(isinstance(one, dict) for one in about["members"].values()):
         bad = ["members"]
+    if not bad and len(about["members"]) > MOST_MEMBERS:
+        raise WorkbenchError(
+            f"{folder / 'result.json'} names {len(about['members'])} members, and no more than "
+            f"{MOST_MEMBERS} can be shown; take `result.of` some of them before it is saved."
+        )
     numbers = ("rank", "alpha", "step")
     if not bad and not all(
         one.get(name) is None or is_number(one[name])
@@ -54,6 +60,7 @@ def provenance(folder: Path) -> tuple[dict[str, Any], str]:
 def table(file: Path) -> pd.DataFrame:
     """table.parquet; raises WorkbenchError where it is damaged, far larger than its bytes, or holds
     anything but numbers and text."""
+    _require_file(file)
     try:
         _require_modest(file)
         found = pd.read_parquet(file)
@@ -62,6 +69,11 @@ def table(file: Path) -> pd.DataFrame:
             f"Expected a saved Result, but {file} cannot be read ({reason(error)}); run "
             "its analysis anew."
         ) from error
+    if "member" in found and found["member"].nunique() > MOST_MEMBERS:
+        raise WorkbenchError(
+            f"{file} has rows of {found['member'].nunique()} members, and no more than "
+            f"{MOST_MEMBERS} can be shown; run its analysis on fewer."
+        )
     numeric = "value" in found and pd.api.types.is_numeric_dtype(found["value"])
     named = "metric" in found and found["metric"].map(lambda name: isinstance(name, str)).all()
     if not (numeric and named and isinstance(found.index, pd.RangeIndex)):
@@ -70,6 +82,15 @@ def table(file: Path) -> pd.DataFrame:
             "anew."
         )
     return found
+
+
+def _require_file(file: Path) -> None:
+    """Raise WorkbenchError for a pipe, which would be waited for, and a folder, of which pandas
+    would read whatever is in it."""
+    if not file.is_file():
+        raise WorkbenchError(
+            f"Expected a saved Result, but {file} is no file; run its analysis anew."
+        )
 
 
 def write(table: pd.DataFrame, file: Path) -> None:
@@ -118,6 +139,7 @@ def tensors(file: Path) -> Mapping[str, np.ndarray]:
 
     if not file.exists():
         return {}
+    _require_file(file)
     try:
         return load_file(file)
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:

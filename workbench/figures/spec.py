@@ -4,6 +4,7 @@ file, which `workbench figures --help` describes.
 
 from __future__ import annotations
 
+import contextlib
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from workbench.results import Result
 HEIGHT = 3.2  # inches of one row of panels, where the file does not say
 SIZES = {"column": style.COLUMN, "wide": style.WIDE}
 LARGEST = 24  # inches
+MOST = 48  # columns; the layout's time grows with their number
 REMEDY = "see `workbench figures --help`"
 # What may be said of a panel beside its Result, and what it may be.
 OWN: dict[str, Callable[[Any], bool]] = {
@@ -79,8 +81,8 @@ class Spec:
         if not isinstance(panels, list) or not 0 < len(panels) <= len(string.ascii_lowercase):
             raise WorkbenchError(f"Expected a list of 1 to 26 panels in {path}, found {panels!r}.")
         columns = found.get("columns", 1)
-        if not is_count(columns):
-            raise WorkbenchError(f"Expected a number of columns in {path}, found {columns!r}.")
+        if not is_count(columns) or columns > MOST:
+            raise WorkbenchError(f"Expected 1 to {MOST} columns in {path}, found {columns!r}.")
         chosen = found.get("style", "paper")
         if chosen not in STYLES:
             raise WorkbenchError(
@@ -163,9 +165,15 @@ def _places(panels: Sequence[Panel], columns: int) -> list[tuple[int, int]]:
 
 def _beside(folder: Path) -> list[Result]:
     """The other Results of the folder that some figure may take as a companion."""
-    wanted = {drawing.companion for drawing in catalogue.CATALOGUE if drawing.companion}
+    wanted = [drawing.companion for drawing in catalogue.CATALOGUE if drawing.companion]
     paths = [p.parent for p in sorted(folder.parent.glob("*/result.json")) if p.parent != folder]
-    return [Result.load(p) for p in paths if read_json(p / "result.json")["analysis"] in wanted]
+    found = []
+    for path in paths:
+        # Nobody asked for what merely lies beside: whatever else it is, it is no companion.
+        with contextlib.suppress(WorkbenchError):
+            if read_json(path / "result.json").get("analysis") in wanted:
+                found.append(Result.load(path))
+    return found
 
 
 def _result(panel: Panel) -> Result:
@@ -189,11 +197,24 @@ def _panel(found: Any, path: Path, shared: Any, columns: int) -> Panel:
         raise WorkbenchError(f"{where} spans {own['span']} columns, and there are {columns}.")
     members = own.pop("members", None)
     return Panel(
-        path.parent / str(folder) / str(analysis),
+        _near(path, str(folder), str(analysis)),
         own.pop("figure", None),
         None if members is None else tuple(members),
         **own,
     )
+
+
+def _near(path: Path, folder: str, analysis: str) -> Path:
+    """The folder of a Result that the file at `path` names, below the file's own folder or the one
+    this runs in: a file that was passed on does not choose what else is read."""
+    found = path.parent / folder / analysis
+    homes = (path.parent.resolve(), Path.cwd().resolve())
+    if not any(found.resolve().is_relative_to(home) for home in homes):
+        raise WorkbenchError(
+            f"{path} names {found}, which lies neither below its own folder nor below the one you "
+            "are in; move the file, or start where both are below."
+        )
+    return found
 
 
 def _size(found: Any, rows: int, path: Path) -> tuple[float, float]:

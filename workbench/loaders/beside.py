@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from workbench import cache
+from workbench.errors import WorkbenchError
 
 # How the names of such files end, by the slow and fast tokenizers of transformers.
 READ = (".json", ".jinja", ".model", ".txt", ".vocab", ".codes", ".spm", ".tiktoken", ".tokenizer")
@@ -23,10 +24,20 @@ def beside_digest(folder: Path) -> str:
     return cache.digest(line.encode("utf-8", "surrogateescape") for line in told)
 
 
+def require_files(folder: Path) -> None:
+    """Raise WorkbenchError where one of them is a pipe or a device, which would be waited for."""
+    for file in _named(folder):
+        if file.exists() and not file.is_file() and not file.is_dir():
+            raise WorkbenchError(
+                f"Expected a file at {file}, found none but a pipe or device; download it again."
+            )
+
+
 def _read(folder: Path) -> Iterator[Path]:
+    return (file for file in _named(folder) if file.is_file())
+
+
+def _named(folder: Path) -> Iterator[Path]:
     for place in (folder, folder / TEMPLATES):
         if place.is_dir():
-            named = (file for file in place.iterdir() if file.suffix in READ)
-            yield from sorted(
-                file for file in named if file.is_file()
-            )  # a pipe would be waited for
+            yield from sorted(file for file in place.iterdir() if file.suffix in READ)

@@ -26,7 +26,7 @@ from workbench.loaders.adapters import (
     read_adapter,
 )
 from workbench.loaders.attached import attached, unsaid
-from workbench.loaders.beside import beside_digest
+from workbench.loaders.beside import beside_digest, require_files
 from workbench.loaders.configs import language
 from workbench.loaders.experts import apart
 from workbench.loaders.fetched import dequantised, downloaded
@@ -126,6 +126,7 @@ class Checkpoint:
         if path.suffix == ".gguf":
             return dequantised(path)
         if path.is_dir():
+            require_files(path)
             return path
         if path.exists():
             raise WorkbenchError(f"Expected a checkpoint folder or .gguf file, found file {path}.")

@@ -109,6 +109,8 @@ class Graft:
         """What `save` wrote; raises WorkbenchError for any other file."""
         from safetensors import SafetensorError, safe_open
 
+        if not Path(path).is_file():  # a pipe would be waited for
+            raise WorkbenchError(f"Expected a saved graft at {path}: there is no such file.")
         try:
             with safe_open(path, framework="numpy") as file:
                 about = file.metadata() or {}
