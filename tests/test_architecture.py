@@ -30,7 +30,7 @@ MAY = {
     "stored": {"errors", "files"},
     "results": {"errors", "files", "outputs", "stored", "version"},
     "meaning": {"results"},
-    "cache": {"outputs"},
+    "cache": {"errors", "outputs"},
     "devices": {"errors"},
     "loaders": SHARED,
     "models": SHARED | {"loaders", "tasks"},

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -192,3 +193,49 @@ def test_a_table_is_no_wider_than_the_terminal(width: int):
     assert max(map(len, lines)) <= width
     words = " ".join([*told.to_numpy().ravel(), *told.columns])
     assert sorted(re.sub(r"\s", "", out.getvalue())) == sorted(re.sub(r"\s", "", words))
+
+
+LORA = FAMILY / "lora-r1"
+SAID = {
+    "spectrum": (("spectral", "spectrum", FAMILY / "base", LORA), 0, r"\u2014"),
+    "compare": (("compare", FAMILY / "base", f"--member=a={LORA}", "--only",
+                 "spectral.delta_spectrum", "--out", "öut"), 0, r"\udcc3\udcb6ut"),
+    "missing": (("check", FAMILY / "base", "nothing-ü"), 2, r"nothing-\udcc3\udcbc"),
+}  # fmt: skip
+
+
+def in_locale(name: str, *command: object, where: Path) -> subprocess.CompletedProcess[bytes]:
+    """The program in a locale that Python does not exchange for UTF-8."""
+    plain = {"LC_ALL": name, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    plain["PYTHONPATH"] = str(Path(wb.__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-m", "workbench.cli", *map(str, command)],
+        env=os.environ | plain, cwd=where, capture_output=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("which", SAID)
+def test_in_a_locale_of_ascii_what_it_lacks_is_written_as_escapes(which: str, tmp_path: Path):
+    command, code, says = SAID[which]
+    done = in_locale("C", *command, where=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert (done.stdout + done.stderr).isascii()
+    assert says in (done.stdout + done.stderr).decode()
+    if which == "compare":
+        assert (tmp_path / "öut" / "report.html").is_file()
+
+
+def test_where_the_locale_has_them_words_are_as_they_are(tmp_path: Path):
+    command, code, _ = SAID["missing"]
+    done = in_locale("C.UTF-8", *command, where=tmp_path)
+    assert done.returncode == code
+    assert "'nothing-ü'" in done.stderr.decode()
+
+
+def test_a_cache_that_cannot_be_written_names_its_variable(tmp_path: Path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "file" / "cache"))
+    done = workbench("spectral", "intruders", FAMILY / "base", FAMILY / "lora-r1")
+    assert done.returncode == 2
+    assert "set WORKBENCH_CACHE to a folder" in done.stderr
+    assert "--out" not in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,10 +10,16 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from workbench.outputs import OWN, writing
+from workbench.errors import WorkbenchError
+from workbench.outputs import Mark, writing
 
 CHUNK = 1 << 24
 SMALL = 1 << 22  # bytes of a file that is read again sooner than it is asked whether it changed
+CACHED = Mark(
+    "a file of the cache",
+    lambda target: True,
+    "set WORKBENCH_CACHE to a folder that can be written",
+)
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -40,7 +47,9 @@ def file_digest(path: Path) -> str:
         return known
     with path.open("rb") as file:
         found = digest(iter(lambda: file.read(CHUNK), b""))
-    keep_digest(memo, found)
+    # A cache that cannot be written costs the next one who asks a second reading, no more.
+    with contextlib.suppress(OSError, WorkbenchError):
+        keep_digest(memo, found)
     return found
 
 
@@ -60,5 +69,5 @@ def kept_digest(memo: Path) -> str | None:
 
 
 def keep_digest(memo: Path, found: str) -> None:
-    with writing(memo, OWN) as fresh:
+    with writing(memo, CACHED) as fresh:
         fresh.write_text(found)

@@ -28,10 +28,11 @@ ENDS = 1 << 14  # bytes at either end of a file by which it is known
 
 class Mark(NamedTuple):
     """What is written, as a person calls it, and whether a path holds such a thing, written here,
-    and nothing else."""
+    and nothing else; how a person has it written elsewhere."""
 
     what: str
     known: Known
+    elsewhere: str = "give another place (--out)"
 
 
 # For places that are nobody else's: a cache, a file within a folder that is ours.
@@ -77,16 +78,16 @@ def require_free(target: str | Path, mark: Mark) -> None:
     target = Path(target)
     if target.is_symlink():
         raise WorkbenchError(
-            f"{target} is a link, behind which {mark.what} could replace anything; give another "
-            "place (--out)."
+            f"{target} is a link, behind which {mark.what} could replace anything; "
+            f"{mark.elsewhere}."
         )
     if not os.path.lexists(target):
-        _require_folder_above(target)
+        _require_folder_above(target, mark)
         return
     if _here(target):
         raise WorkbenchError(
-            f"{target} is the folder this runs in, or one above it; give {mark.what} a place of "
-            "its own (--out)."
+            f"{target} is the folder this runs in, or one above it, and no place for {mark.what}; "
+            f"{mark.elsewhere}."
         )
     try:
         if (target.is_dir() and not finished(target)) or mark.known(target):
@@ -95,15 +96,15 @@ def require_free(target: str | Path, mark: Mark) -> None:
         return
     raise WorkbenchError(
         f"{target} holds something else than {mark.what} that the workbench wrote; nothing of it "
-        "was touched: give another place (--out), or move it away."
+        f"was touched: {mark.elsewhere}, or move it away."
     )
 
 
-def _require_folder_above(target: Path) -> None:
+def _require_folder_above(target: Path, mark: Mark) -> None:
     above = next((p for p in target.parents if os.path.lexists(p)), None)
     if above is not None and not above.is_dir():
         raise WorkbenchError(
-            f"{target} cannot be written, since {above} is no folder; give another place (--out)."
+            f"{target} cannot be written, since {above} is no folder; {mark.elsewhere}."
         )
 
 
@@ -121,7 +122,7 @@ def replacing(target: Path, mark: Mark) -> Iterator[Path]:
     """
     recover(target)
     require_free(target, mark)
-    with _told(target):
+    with _told(target, mark):
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=_mark(target), dir=target.parent))
         try:
@@ -181,7 +182,7 @@ def writing(target: Path, mark: Mark) -> Iterator[Path]:
     require_free(target, mark)
     if target.is_dir():
         raise WorkbenchError(f"{target} is a folder; give a file's name for {mark.what}.")
-    with _told(target):
+    with _told(target, mark):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
             prefix=_mark(target), suffix=target.suffix, dir=target.parent
@@ -222,7 +223,7 @@ def _sweep(target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _told(target: Path) -> Iterator[None]:
+def _told(target: Path, mark: Mark) -> Iterator[None]:
     """What the system says of a write that fails, as one sentence that names `target`."""
     from safetensors import SafetensorError
 
@@ -231,7 +232,7 @@ def _told(target: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         raise WorkbenchError(
             f"{target} cannot be written ({error}); what was there is untouched: make room, or "
-            "give another place (--out)."
+            f"{mark.elsewhere}."
         ) from error
 
 

@@ -63,7 +63,8 @@ def table(file: Path) -> pd.DataFrame:
     _require_file(file)
     try:
         _require_modest(file)
-        found = pd.read_parquet(file)
+        with file.open("rb") as opened:  # pyarrow itself knows no path outside the locale's code
+            found = pd.read_parquet(opened)
     except Exception as error:  # pyarrow and pandas raise many kinds for a damaged file
         raise WorkbenchError(
             f"Expected a saved Result, but {file} cannot be read ({reason(error)}); run "
@@ -96,13 +97,14 @@ def _require_file(file: Path) -> None:
 def write(table: pd.DataFrame, file: Path) -> None:
     """A table as parquet, numbers split into their bytes: half the size of pandas' own default."""
     numbers = [name for name in table if pd.api.types.is_float_dtype(table[name])]
-    table.to_parquet(
-        file,
-        index=False,
-        compression="zstd",
-        use_dictionary=[name for name in table if name not in numbers],
-        use_byte_stream_split=numbers or False,
-    )
+    with file.open("wb") as opened:
+        table.to_parquet(
+            opened,
+            index=False,
+            compression="zstd",
+            use_dictionary=[name for name in table if name not in numbers],
+            use_byte_stream_split=numbers or False,
+        )
 
 
 def _require_modest(file: Path) -> None:
@@ -111,7 +113,7 @@ def _require_modest(file: Path) -> None:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(file) as opened:
+    with file.open("rb") as raw, pq.ParquetFile(raw) as opened:
         about, schema = opened.metadata, opened.schema_arrow
         if about.num_rows < 0 or about.num_rows * about.num_columns > MOST_CELLS:
             raise ValueError(f"{about.num_rows} rows of {about.num_columns} columns")
@@ -123,7 +125,9 @@ def _require_modest(file: Path) -> None:
         if not plain and one.name not in texts:
             raise ValueError(f"column {one.name} is of type {one.type}")
     # As dictionaries a text that repeats takes its room once.
-    for column in pq.read_table(file, columns=texts, read_dictionary=texts).columns:
+    with file.open("rb") as raw:
+        dictionaries = pq.read_table(raw, columns=texts, read_dictionary=texts).columns
+    for column in dictionaries:
         size = 0
         for chunk in column.chunks:
             lengths = pc.call_function("binary_length", [chunk.dictionary])

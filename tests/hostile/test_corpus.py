@@ -679,3 +679,17 @@ def test_an_adapter_in_the_old_file_format_is_read_as_plain_weights(base: Path, 
     torch.save({"x": Call()}, lora / "adapter_model.bin")
     (lora / "adapter_model.safetensors").unlink()
     refused("plain weights", wb.load_pair, base, lora)
+
+
+LONG = ("a" * 5000, "a/" + "b" * 5000, "./" + "a" * 5000, "a" * 5000 + "+" + "b" * 5000,
+        "a" * 300 + ".gguf", "~" + "a" * 5000, "a\0b")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LONG, ids=lambda name: name[:6].replace("\0", "0"))
+def test_names_longer_than_any_file_has(name: str, base: Path, lora: Path):
+    refused("", wb.load_pair, base, name)
+    refused("", wb.load_pair, name, lora)
+    refused("", lambda: wb.load_pair(f"{base}+{name}", lora).check())
+    alone = reconfigured(lora, base_model_name_or_path=name)
+    refused("", lambda: wb.Checkpoint.parse(alone).folder)
+    assert wb.load_pair(base, alone).check(run=False).ok

@@ -17,6 +17,7 @@ from workbench.lab.build import scaled
 from workbench.lab.data import Batches, Example, fingerprint, prepare
 from workbench.lab.recipe import Recipe
 from workbench.lab.train import batch_loss, step_loss, train
+from workbench.loaders import Checkpoint
 
 FULL = Recipe(task="boxes", method="full", lr=1e-2, steps=6, batch_size=4, evaluate_every=2)
 LORA = Recipe.lora(task="boxes", rank=2, alpha_lr=0.1, steps=6, batch_size=4, checkpoints=(2, 4))
@@ -70,6 +71,20 @@ def test_resumed_lora_equals_uninterrupted_lora(base_folder, texts, tmp_path) ->
     a, b = (load_file(f / "adapter_model.safetensors") for f in (whole, cut))
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_same_recipe_gives_the_same_fingerprint(base_folder, texts, tmp_path) -> None:
+    """The modules are written in order: as a set they come in another one in every process."""
+    made = [train(base_folder, LORA, texts, tmp_path / name) for name in ("one", "two")]
+    first, second = (Checkpoint.parse(f"{base_folder}+{folder}") for folder in made)
+    assert first.fingerprint == second.fingerprint
+    configs = [(folder / "adapter_config.json").read_text() for folder in made]
+    assert configs[0] == configs[1]
+    names = json.loads(configs[0])["target_modules"]
+    assert len(names) > 1
+    assert names == sorted(names)
+    steps = json.loads((made[0] / "steps/step-000002/adapter_config.json").read_text())
+    assert steps["target_modules"] == names
 
 
 def test_ctrl_c_saves_where_it_is_and_the_same_call_goes_on_from_there(

@@ -6,6 +6,7 @@ preflight found what makes a comparison meaningless; 130 interrupted.
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -90,6 +91,10 @@ def main() -> None:
     """Entry point: bad input ends in one sentence and exit code 2, never in a traceback."""
     from workbench.errors import WorkbenchError, unpanicked
 
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal's own code cannot say, as in an ASCII locale, is written as escapes.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with unpanicked():
             app()

@@ -69,7 +69,7 @@ def shipped_study(
             f"There is no shipped family in {folder}: it is a package of its own, pip install "
             f"{PACKAGE.replace('_', '-')}."
         )
-    recipes = json.loads((folder / "manifest.json").read_text())["members"]
+    recipes = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["members"]
     members = _of(folder, recipes, shipped.TASK, quick)
     base, n = folder / "base", 50 if quick else 400
     sets = {name: shipped.held_out(name, n) for name in (shipped.TASK, *shipped.MIXTURE)}

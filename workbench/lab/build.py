@@ -183,7 +183,7 @@ def manifest(out: str | Path) -> dict[str, Any]:
         "versions": versions(),
         "base": members.pop("base"),
         "members": members,
-        "sweep": json.loads(trials.read_text()) if trials.is_file() else [],
+        "sweep": json.loads(trials.read_text(encoding="utf-8")) if trials.is_file() else [],
         "sha256": _digests(out),
     }
     with writing(out / "manifest.json", OWN) as temporary:
@@ -193,7 +193,7 @@ def manifest(out: str | Path) -> dict[str, Any]:
 
 def _run(folder: Path) -> dict[str, Any]:
     """The recipe and seed that a folder's training.json names."""
-    about = json.loads((folder / "training.json").read_text())
+    about = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     return {"recipe": Recipe.from_dict(about["recipe"]).as_dict(), "seed": about["seed"]}
 
 

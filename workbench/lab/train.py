@@ -80,7 +80,7 @@ def train(
     if start is not None:
         run["start"] = Checkpoint.parse(start).fingerprint
     if (out / "training.json").is_file():
-        _same_run(run, json.loads((out / "training.json").read_text()), out)
+        _same_run(run, json.loads((out / "training.json").read_text(encoding="utf-8")), out)
         return out
     torch.manual_seed(recipe.seed)
     model = trainable(model, recipe)
@@ -282,7 +282,7 @@ class _Member:
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
         self.scores = state["scores"]
-        entries = (self.work / "log.jsonl").read_text().splitlines()
+        entries = (self.work / "log.jsonl").read_text(encoding="utf-8").splitlines()
         kept = [line for line in entries if json.loads(line)["step"] <= state["step"]]
         with writing(self.work / "log.jsonl", OWN) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
@@ -324,7 +324,10 @@ class _Member:
         if hasattr(self.model, "peft_config"):
             local = Path(self.reference).exists()
             told = os.path.relpath(self.reference, place) if local else self.reference
-            self.model.peft_config["default"].base_model_name_or_path = told
+            config = self.model.peft_config["default"]
+            config.base_model_name_or_path = told
+            # peft keeps it as a set, whose order is another one in every process.
+            config.target_modules = sorted(config.target_modules)
             self.model.save_pretrained(folder, save_embedding_layers=False)
             (folder / "README.md").unlink(missing_ok=True)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -277,7 +278,7 @@ def _declared(pair: CheckpointPair, named: str) -> tuple[str, str, str]:
     if not isinstance(given, str | Path):
         return OK, f"declares {named}", ""
     places = [Path(named), Path(str(adapter)) / named]
-    there = [place.resolve() for place in places if place.exists()]
+    there = [place.resolve() for place in places if os.path.exists(place)]
     if Path(given).resolve() in there:
         return OK, f"declares {named}", ""
     if there:
@@ -298,7 +299,7 @@ def _which(pair: CheckpointPair) -> Iterator[Line]:
     """What of a folder that holds an adapter and whole weights is read."""
     for side in dict.fromkeys((pair.base, pair.tuned)):
         folder = Path(side.adapter) if side.adapter else side.folder
-        if folder is None or not (folder / "adapter_config.json").exists():
+        if folder is None or not os.path.exists(folder / "adapter_config.json"):
             continue
         if side.adapter is None:
             found = f"{side.name} holds whole weights and an adapter_config.json"
@@ -366,7 +367,7 @@ def _adapter_effect(pair: CheckpointPair) -> Iterator[Line]:
 
 def _words_folder(side: Checkpoint) -> Path | None:
     """Where its tokenizer lies: an adapter may bring its own."""
-    if side.adapter is not None and (Path(side.adapter) / "tokenizer.json").exists():
+    if side.adapter is not None and os.path.exists(Path(side.adapter) / "tokenizer.json"):
         return Path(side.adapter)
     return side.folder
 

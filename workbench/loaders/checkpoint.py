@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -67,7 +68,7 @@ class Checkpoint:
         if isinstance(reference, nn.Module):
             return cls(reference)
         text = str(reference)
-        if Path(text).exists():
+        if os.path.exists(text):  # which, unlike Path's, bears any text
             return cls._adapter_folder(text) if is_adapter(text) else cls(text)
         base, plus, adapter = text.rpartition("+")
         if plus and base and adapter:
@@ -86,8 +87,8 @@ class Checkpoint:
                 f"Adapter {folder} does not name its base; write the reference as BASE+{folder}."
             )
         beside = Path(folder) / base
-        place = beside if beside.exists() else Path(base)
-        if place.exists():
+        place = beside if os.path.exists(beside) else Path(base)
+        if os.path.exists(place):
             if is_adapter(place):
                 raise WorkbenchError(
                     f"Adapter {folder} names the adapter {place} as its base; merge that one first."
@@ -122,13 +123,13 @@ class Checkpoint:
         """The local folder with weights, config and tokenizer; None for a model in memory."""
         if isinstance(self.reference, nn.Module):
             return None
-        path = Path(self.reference).expanduser()
+        path = Path(os.path.expanduser(self.reference))
         if path.suffix == ".gguf":
             return dequantised(path)
-        if path.is_dir():
+        if os.path.isdir(path):
             require_files(path)
             return path
-        if path.exists():
+        if os.path.exists(path):
             raise WorkbenchError(f"Expected a checkpoint folder or .gguf file, found file {path}.")
         return downloaded(self.reference, self.revision)
 
@@ -192,8 +193,8 @@ class Checkpoint:
             return adapter_in(self.reference)
         if self.adapter is None:
             return None
-        path = Path(self.adapter).expanduser()
-        if not path.exists():
+        path = Path(os.path.expanduser(self.adapter))
+        if not os.path.exists(path):
             path = downloaded(self.adapter, None)
         if not is_adapter(path):
             raise WorkbenchError(f"Expected a PEFT adapter (adapter_config.json) in {path}.")
@@ -256,7 +257,7 @@ class Checkpoint:
     def training(self) -> dict[str, Any] | None:
         """training.json beside the member's weights, as `lab.train` writes it; None without."""
         home = Path(self.adapter) if self.adapter else self.folder
-        if home is None or not (home / "training.json").exists():
+        if home is None or not os.path.exists(home / "training.json"):
             return None
         return read_json(home / "training.json")
 
@@ -387,7 +388,7 @@ def _require_plain(config: Mapping[str, Any], name: str) -> None:
 
 def _shortened(reference: str) -> str:
     """A path without what is only true of this machine; a hub id as it is."""
-    path = Path(reference).expanduser()
+    path = Path(os.path.expanduser(reference))
     if path.is_absolute():
         for root, sign in ((Path.cwd(), ""), (Path.home(), "~/")):
             if path.is_relative_to(root):
@@ -398,7 +399,7 @@ def _shortened(reference: str) -> str:
 def is_adapter(path: str | Path) -> bool:
     """Whether the folder is to be read as an adapter: it has one, or nothing else."""
     folder = Path(path)
-    if not (folder / "adapter_config.json").exists():
+    if not os.path.exists(folder / "adapter_config.json"):
         return False
     return bool(adapter_files(folder)) or not has_weights(folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from workbench import cache
 from workbench.errors import WorkbenchError, reason
 from workbench.loaders.headers import require_gguf
-from workbench.outputs import OWN, replacing
+from workbench.outputs import replacing
 
 # What a hub download needs: weights, config and tokenizer, never code.
 WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -36,7 +37,7 @@ def downloaded(name: str, revision: str | None, *, local: bool = False) -> Path:
 
 def dequantised(path: Path) -> Path:
     """A GGUF file as a float32 safetensors folder, made once by transformers and kept."""
-    if not path.exists():
+    if not os.path.exists(path):
         raise WorkbenchError(f"There is no file {path}; check the path.")
     target = cache.folder("gguf", cache.file_digest(path)[:32])
     if target.exists():
@@ -60,7 +61,7 @@ def dequantised(path: Path) -> Path:
     setattr(model, "hf_quantizer", None)  # noqa: B010 - declared as a module by its class
     if hasattr(model.config, "quantization_config"):
         delattr(model.config, "quantization_config")
-    with replacing(target, OWN) as fresh:
+    with replacing(target, cache.CACHED) as fresh:
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
     return target

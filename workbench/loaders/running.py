@@ -18,7 +18,7 @@ from workbench import cache
 from workbench.errors import WorkbenchError, reason
 from workbench.loaders.attached import fit_vocabulary, unsaid
 from workbench.loaders.checkpoint import Checkpoint
-from workbench.outputs import OWN, writing
+from workbench.outputs import writing
 
 TOKENS = 8
 RUN_BY = ("torch", "transformers", "peft")
@@ -52,7 +52,7 @@ def require_runs(checkpoint: Checkpoint, *, anew: bool) -> None:
             "save_pretrained."
         )
     # A cache that cannot be written costs the next one who asks the same again, no more.
-    with contextlib.suppress(OSError, WorkbenchError), writing(memo, OWN) as fresh:
+    with contextlib.suppress(OSError, WorkbenchError), writing(memo, cache.CACHED) as fresh:
         fresh.touch()
 
 

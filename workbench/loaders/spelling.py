@@ -24,7 +24,7 @@ from workbench.bounded import bounded
 from workbench.errors import WorkbenchError, reason
 from workbench.files import MIB, read_json
 from workbench.loaders.beside import beside_digest
-from workbench.outputs import OWN, writing
+from workbench.outputs import writing
 
 GROWTH = 1000  # characters that one may become; Unicode's own forms make 18 of one at most
 ADDED = 1000  # tokens that may be put around a text
@@ -63,7 +63,7 @@ def require_bounded(folder: Path, name: str) -> None:
         ) from error
     _BOUNDED.add(known)
     # A cache that cannot be written costs the next process the same again, no more.
-    with contextlib.suppress(OSError, WorkbenchError), writing(memo, OWN) as fresh:
+    with contextlib.suppress(OSError, WorkbenchError), writing(memo, cache.CACHED) as fresh:
         fresh.touch()
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from workbench import cache, magnitude
 from workbench.loaders import Delta
 from workbench.loaders.adapters import Factors
-from workbench.outputs import OWN, writing
+from workbench.outputs import writing
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def base_triplets(matrix: Float[Tensor, "out in"], device: str | torch.device = 
     if not file.exists():
         found = dense_triplets(matrix.to(device))
         parts = {"left": found.left, "values": found.values, "right": found.right}
-        with writing(file, OWN) as fresh:
+        with writing(file, cache.CACHED) as fresh:
             save_file({name: part.cpu().contiguous() for name, part in parts.items()}, fresh)
     kept = load_file(file, device=str(device))
     return Triplets(kept["left"], kept["values"], kept["right"], torch.zeros_like(kept["values"]))
