@@ -11,6 +11,7 @@ from csv import writer
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -22,12 +23,17 @@ from safetensors.torch import save
 import workbench as wb
 from tests.conftest import adapter, nudged, saved, tiny
 from tests.figures.synthetic import family, intruders, retention
+from tests.hostile import neighbours, spoken
 from tests.hostile.mangled import TEXTS, broken, json_bytes
 from tests.hostile.page import require_escaped
 from tests.loaders.test_gguf import write as write_gguf
+from workbench import runs
+from workbench.errors import unpanicked
 from workbench.figures import Spec
+from workbench.loaders import spelling
 from workbench.skills.graft import Graft
 from workbench.tasks import PromptSet
+from workbench.tasks import template as templates
 from workbench.tasks.measure import read_text
 
 Files = dict[str, bytes]
@@ -147,7 +153,8 @@ def damaged(files: Files, name: str, content: st.SearchStrategy[bytes]) -> dict[
 
 
 def readers(seeds: Seeds) -> list[Reader]:
-    return [*weights(seeds), *models(seeds), *texts(), *outcomes(seeds)]
+    found = [*weights(seeds), *models(seeds), *texts(), *outcomes(seeds)]
+    return [*found, *meanings(seeds), *neighbourhoods(seeds)]
 
 
 def compared(seeds: Seeds, reference: Path) -> wb.CheckpointPair:
@@ -283,6 +290,49 @@ def outcomes(seeds: Seeds) -> list[Reader]:
                share=200),
         Reader("page", **damaged(plain, "texts.json", names), read=page, share=200),
     ]  # fmt: skip
+
+
+def meanings(seeds: Seeds) -> list[Reader]:
+    """Tokenizers and chat templates that are whole and say something hostile."""
+
+    def speak(folder: Path) -> None:
+        with unpanicked(), mock.patch.object(spelling, "READ", 3.0):
+            words = wb.Checkpoint.parse(folder).tokenizer()
+            words.decode(words("a b zz the aaaa, 1.")["input_ids"])
+
+    def render(folder: Path) -> None:
+        with mock.patch.object(templates, "SECONDS", 1.0):
+            words = wb.Checkpoint.parse(folder).tokenizer()
+            wb.tasks.chat(PromptSet("p", (wb.tasks.Prompt("1", "a b", " c"),)), words)
+
+    def config(template: str) -> bytes:
+        return json.dumps(TOKENIZER_CONFIG | {"chat_template": template}).encode()
+
+    return [
+        Reader("spoken", **damaged(seeds.tuned, "tokenizer.json", spoken.tokenizer(TOKENIZER)),
+               read=speak, share=300),
+        Reader("template", **damaged(seeds.tuned, "tokenizer_config.json",
+                                     spoken.template().map(config)), read=render, share=150),
+    ]  # fmt: skip
+
+
+def neighbourhoods(seeds: Seeds) -> list[Reader]:
+    """Runs with hostile accounts of themselves, and with hostile things in them."""
+    spec = json.dumps(SPEC | {"panels": [{"analysis": "kept"}]}).encode()
+
+    def draw(folder: Path) -> None:
+        runs.redraw(folder, formats=("png",))
+
+    def beside(folder: Path) -> None:
+        (folder / "panels.yaml").write_bytes(spec)
+        runs.failures(folder)
+        Spec.load(folder / "panels.yaml").draw()
+
+    whole, cases = neighbours.whole_run(*seeds.results), neighbours.runs(*seeds.results)
+    return [
+        Reader("run", whole, cases, draw, 60),
+        Reader("beside", whole, cases, beside, 150),
+    ]
 
 
 TEXT = st.one_of(st.sampled_from(TEXTS), st.text(max_size=30))
