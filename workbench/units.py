@@ -28,7 +28,7 @@ from workbench.results import Result, concatenate, describe, versions
 # What draws, prints or hands out a number cannot change it.
 PRESENTATION = (
     "figures", "cli", "reports.py", "shown.py", "study.py", "compare.py", "equivalence.py",
-    "findings", "runs.py", "cluster", "demo", "outputs.py", "progress.py", "log.py",
+    "findings", "runs.py", "cluster", "demo", "outputs.py", "progress.py", "log.py", "costs.py",
 )  # fmt: skip
 
 
