@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -20,6 +21,7 @@ from tests.test_readme import verbs
 from workbench.cli import app
 
 ROOT = Path(__file__).parents[1]
+UNPLUGGED = Path(__file__).parent / "unplugged" / "sitecustomize.py"
 # What only a clone has.
 CLONE = re.compile(r"\b(data/family|figures/\w|benchmarks|notebooks/|tests/|the clone|make \w+`)")
 
@@ -44,13 +46,17 @@ class Fresh:
         self.work.mkdir()
         (self.site,) = (place / "env").glob("lib/python*/site-packages")
         (self.site / "reused.pth").write_text(sysconfig.get_path("purelib"))
+        shutil.copy(UNPLUGGED, self.site)
+        self.asked = place / "asked"  # of other machines
 
     def install(self, wheel: Path) -> None:
         pip = [sys.executable, "-m", "pip", "--python", self.bin / "python", "install", "--quiet"]
         subprocess.run([*pip, "--no-deps", "--no-index", wheel], check=True)
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        left = ("PYTHONPATH", "HF_HUB_OFFLINE")
+        own = {name: value for name, value in os.environ.items() if name not in left}
+        own["ASKED"] = str(self.asked)
         return subprocess.run(
             [self.bin / words[0], *words[1:]],
             cwd=self.work, env=own, capture_output=True, text=True,
@@ -73,6 +79,7 @@ def test_the_demo_runs_to_its_report_from_the_wheels_alone(wheels, tmp_path):
     both = fresh.run(*few)
     assert both.returncode == 0, both.stderr
     assert (fresh.work / "out" / "demo" / "report.html").stat().st_size > 10**5
+    assert not fresh.asked.exists(), fresh.asked.read_text()
 
 
 def test_the_wheel_is_typed_and_says_who_made_it(wheels):

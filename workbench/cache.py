@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
@@ -62,12 +63,48 @@ def digest_memo(path: Path) -> Path:
 
 
 def kept_digest(memo: Path) -> str | None:
-    """What `keep_digest` left there."""
-    if memo.exists() and DIGEST.fullmatch(known := memo.read_text(errors="replace")):
-        return known
-    return None
+    """What `keep_digest` left there; None for anything else, such as a file cut short."""
+    try:
+        known, _, seal = memo.read_text(errors="replace").partition(" ")
+    except OSError:
+        return None
+    return known if DIGEST.fullmatch(known) and seal == _sealed(memo, known) else None
 
 
 def keep_digest(memo: Path, found: str) -> None:
     with writing(memo, CACHED) as fresh:
-        fresh.write_text(found)
+        fresh.write_text(f"{found} {_sealed(memo, found)}")
+
+
+def _sealed(memo: Path, found: str) -> str:
+    return digest([memo.name.encode(), found.encode()])[:16]
+
+
+def seal(made: Path) -> None:
+    """Keep the digest of a folder beside it, once all of it is there."""
+    keep_digest(_seal(made), _content(made))
+
+
+def intact(made: Path) -> bool | None:
+    """Whether a folder is what it was when it was sealed; None where it never was."""
+    known = kept_digest(_seal(made))
+    return None if known is None else made.is_dir() and _content(made) == known
+
+
+def made_in(place: Path, make: Callable[[], object]) -> Path:
+    """`place`, where `make` makes a folder unless it is there; a damaged one goes first."""
+    if intact(place) is False:
+        shutil.rmtree(place, ignore_errors=True)
+    make()
+    if not intact(place):
+        seal(place)
+    return place
+
+
+def _seal(made: Path) -> Path:
+    return made.with_name(f"{made.name}.sha256")
+
+
+def _content(made: Path) -> str:
+    files = sorted(file for file in made.rglob("*") if file.is_file())
+    return digest(f"{f.relative_to(made)}:{file_digest(f)}\n".encode() for f in files)

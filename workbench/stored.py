@@ -18,6 +18,7 @@ MOST_MEMBERS = 500  # each has a row of every table and a line of every figure
 MOST_TEXT = 1 << 30  # bytes of one column's text, which a file of a few kilobytes can claim
 KEY = re.compile(r"\w[\w.-]{0,99}")  # an analysis names files of figures
 TEXTS = ("device", "dtype", "command", "created")
+NAMES = ("reference", "fingerprint", "kind")  # of a checkpoint
 MAPPINGS = ("base", "members", "parameters", "versions")
 
 
@@ -42,6 +43,10 @@ def provenance(folder: Path) -> tuple[dict[str, Any], str]:
         for name in numbers
     ):
         bad = ["members"]
+    for where in () if bad else ("base", "members"):
+        told = about[where].values() if where == "members" else [about[where]]
+        if not all(isinstance(one.get(name, ""), str) for one in told for name in NAMES):
+            bad.append(where)
     if not isinstance(analysis, str) or not KEY.fullmatch(analysis):
         bad.append("analysis")
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):

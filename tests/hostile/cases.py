@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import pickle
@@ -23,16 +24,16 @@ from safetensors.torch import save
 import workbench as wb
 from tests.conftest import adapter, nudged, saved, tiny
 from tests.figures.synthetic import family, intruders, retention
-from tests.hostile import neighbours, spoken
+from tests.hostile import leads, neighbours, spoken
 from tests.hostile.mangled import TEXTS, broken, json_bytes
 from tests.hostile.page import require_escaped
 from tests.loaders.test_gguf import write as write_gguf
-from workbench import runs
+from workbench import cache, runs
 from workbench.errors import unpanicked
 from workbench.figures import Spec
 from workbench.loaders import spelling
 from workbench.skills.graft import Graft
-from workbench.tasks import PromptSet
+from workbench.tasks import PromptSet, own_samples
 from workbench.tasks import template as templates
 from workbench.tasks.measure import read_text
 
@@ -89,6 +90,7 @@ class Seeds:
         options = {"target_modules": ["q_proj", "up_proj"], "rank_pattern": {"up_proj": 2}}
         self.lora = files(adapter(tiny("llama"), root / "lora", **options))
         self.gguf = write_gguf(tiny("llama"), root / "m.gguf").read_bytes()
+        self.converted = wb.Checkpoint.parse(root / "m.gguf").fingerprint
         self.results = [files(retention(family(2)).save(root / "r1")),
                         files(intruders(family(2)).save(root / "r2"))]  # fmt: skip
         graft = Graft("g", {"w": np.array([1, 3, 5])}, {"w": 9, "v": 4})
@@ -153,11 +155,11 @@ def damaged(files: Files, name: str, content: st.SearchStrategy[bytes]) -> dict[
 
 
 def readers(seeds: Seeds) -> list[Reader]:
-    found = [*weights(seeds), *models(seeds), *texts(), *outcomes(seeds)]
+    found = [*weights(seeds), *models(seeds), *leading(seeds), *texts(), *outcomes(seeds)]
     return [*found, *meanings(seeds), *neighbourhoods(seeds)]
 
 
-def compared(seeds: Seeds, reference: Path) -> wb.CheckpointPair:
+def compared(seeds: Seeds, reference: Path | str) -> wb.CheckpointPair:
     """The preflight of the base and what is in question, and every change where it passes."""
     pair = wb.CheckpointPair(wb.Checkpoint.parse(seeds.base), wb.Checkpoint.parse(reference))
     if pair.check().ok:
@@ -184,15 +186,15 @@ def weights(seeds: Seeds) -> list[Reader]:
     return [
         Reader(
             "safetensors", **damaged({"model.safetensors": small}, "model.safetensors",
-                                     safetensors_bytes()), read=read, share=2400,
+                                     safetensors_bytes()), read=read, share=1700,
         ),
         Reader(
             "index", **damaged(seeds.shards, index, json_bytes(json.loads(seeds.shards[index]))),
-            read=read, share=700,
+            read=read, share=500,
         ),
         Reader(
             "torch", **damaged({"pytorch_model.bin": pickles[0]}, "pytorch_model.bin", torches),
-            read=read, share=800,
+            read=read, share=600,
         ),
         Reader("gguf", **damaged({"m.gguf": seeds.gguf}, "m.gguf", ggufs), read=read_gguf,
                share=500),
@@ -230,10 +232,61 @@ def models(seeds: Seeds) -> list[Reader]:
         damaged(tuned, "tokenizer_config.json", json_bytes(TOKENIZER_CONFIG, CODE))["cases"],
     )
     return [
-        Reader("adapter", lora, adapters, attach, 1400),
+        Reader("adapter", lora, adapters, attach, 1200),
         Reader("config", **damaged(tuned, "config.json", json_bytes(config, CODE)), read=run,
                share=800),
-        Reader("tokenizer", tuned, tokenizers, speak, 600),
+        Reader("tokenizer", tuned, tokenizers, speak, 500),
+    ]  # fmt: skip
+
+
+def leading(seeds: Seeds) -> list[Reader]:
+    """Whole files, but for configs that lead elsewhere."""
+    second = seeds.tuned["model.safetensors"]
+    trap: Files = dict.fromkeys(("evil.py", "custom_generate/generate.py"), leads.CODE_FILE)
+    trap |= {"second.safetensors": second, "tokenizer.4.0.0.json": seeds.tuned["tokenizer.json"]}
+    member, lora = seeds.tuned | trap, seeds.lora | trap
+    shards = {name: raw for name, raw in member.items() if name != "model.safetensors"}
+    shards |= seeds.shards
+    beside = {"m.gguf": seeds.gguf} | {
+        name: member[name] for name in ("config.json", "tokenizer_config.json", *trap)
+    }
+
+    def run(folder: Path) -> None:
+        pair = compared(seeds, folder)
+        own_samples(pair.tuned.load(), pair.base.tokenizer(), n=1, length=2)
+
+    def speak(folder: Path) -> None:
+        compared(seeds, folder).tuned.tokenizer()
+
+    def attach(folder: Path) -> None:
+        with contextlib.suppress(wb.WorkbenchError):
+            wb.Checkpoint.parse(folder)  # on the base that it names
+        compared(seeds, f"{seeds.base}+{folder}").tuned.load()
+
+    def convert(folder: Path) -> None:
+        shutil.rmtree(cache.folder("gguf"), ignore_errors=True)
+        found = wb.Checkpoint.parse(folder / "m.gguf")
+        assert found.fingerprint == seeds.converted
+        found.tokenizer()
+
+    def mixed(files: Files, *which: tuple[str, leads.Leads]) -> st.SearchStrategy[Files]:
+        return st.one_of([
+            leads.rewritten(json.loads(files.get(name, b"{}")), found).map(
+                lambda raw, name=name: files | {name: raw}
+            )
+            for name, found in which
+        ])  # fmt: skip
+
+    settings, index = "generation_config.json", "model.safetensors.index.json"
+    own = ("config.json", leads.CONFIG)
+    words = ("tokenizer_config.json", leads.WORDS)
+    return [
+        Reader("leads", member, mixed(member, own, own, own, (settings, leads.SETTINGS)), run, 500),
+        Reader("shards", shards, mixed(shards, (index, leads.INDEX), own), run, 200),
+        Reader("words", member, mixed(member, words, words, own), speak, 400),
+        Reader("lora", lora, mixed(lora, ("adapter_config.json", leads.ADAPTER)), attach, 400),
+        Reader("beside", beside, mixed(beside, own, words, ("adapter_config.json", leads.ADAPTER)),
+               convert, 100),
     ]  # fmt: skip
 
 
@@ -252,8 +305,8 @@ def texts() -> list[Reader]:
 
     table = b"id,prompt,target,foils,split,kind\n1,Box,apple,book|pen,test,box\n"
     return [
-        Reader("jsonl", **damaged({"p.jsonl": row}, "p.jsonl", jsonl()), read=read, share=900),
-        Reader("csv", **damaged({"p.csv": table}, "p.csv", csv()), read=read, share=500),
+        Reader("jsonl", **damaged({"p.jsonl": row}, "p.jsonl", jsonl()), read=read, share=800),
+        Reader("csv", **damaged({"p.csv": table}, "p.csv", csv()), read=read, share=400),
         Reader("text", **damaged({"t.txt": lines}, "t.txt", broken(lines)), read=pieces, share=200),
     ]
 

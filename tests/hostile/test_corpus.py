@@ -550,7 +550,7 @@ def test_a_tokenizer_is_tried_once(base: Path, monkeypatch):
     monkeypatch.setattr("workbench.loaders.spelling.bounded", None)
     assert wb.Checkpoint.parse(base).tokenizer() is not None
     (base / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG | {"once": 2}))
-    with pytest.raises(TypeError):
+    with pytest.raises(wb.WorkbenchError, match="not callable"):
         wb.Checkpoint.parse(base).tokenizer()
 
 
@@ -611,6 +611,8 @@ RESULTS = {
     "members of text": ({"members": {"a": "b"}}, "members"),
     "a rank of text": ({"members": {"a": {"rank": "x"}}}, "members"),
     "a seed of text": ({"seed": "x"}, "seed"),
+    "a base of lists": ({"base": {"fingerprint": []}}, "base"),
+    "a member of numbers": ({"members": {"a": {"reference": 3}}}, "members"),
     "more than a Result says": ({"evil": 1}, "evil"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora.intruders import reduce_intruder_dimension
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import workbench as wb
 from tests.conftest import adapter, nudged, saved, tiny
 from workbench.loaders import CheckpointPair
 from workbench.loaders.adapters import Factors
+from workbench.spectral import linalg
 from workbench.spectral.intruders import Method, cosines, describe, tuned_triplets
 from workbench.spectral.leading import ANGLE, top_triplets
 from workbench.spectral.linalg import Operator, base_triplets, dense_triplets, factor_values
@@ -205,6 +207,40 @@ def test_base_decompositions_are_kept_under_their_content(monkeypatch):
     torch.testing.assert_close(again.left, first.left, rtol=0, atol=0)
     with pytest.raises(TypeError):
         base_triplets(w + 1e-6)
+
+
+def kept(matrix: torch.Tensor) -> Path:
+    base_triplets(matrix)
+    return linalg._kept_at(matrix)
+
+
+def other_bytes(file: Path) -> None:
+    raw = bytearray(file.read_bytes())
+    raw[-7] ^= 1
+    file.write_bytes(bytes(raw))
+
+
+DAMAGE = {
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:200]),
+    "empty": lambda file: file.write_bytes(b""),
+    "no tensors": lambda file: file.write_bytes(b"\x02" + bytes(7) + b"{}"),
+    "another matrix": lambda file: shutil.copy(kept(power_law(31, 17, seed=2)), file),
+    "another shape": lambda file: shutil.copy(kept(power_law(12, 9, seed=2)), file),
+    "without its digest": lambda file: save_file(load_file(file), file),
+    "other bytes": other_bytes,
+}
+
+
+@pytest.mark.parametrize("which", DAMAGE)
+def test_a_kept_decomposition_that_is_damaged_is_made_anew(which: str):
+    w = power_law(31, 17, seed=1)
+    file, truth = kept(w), dense_triplets(w)
+    whole = file.read_bytes()
+    DAMAGE[which](file)
+    again = base_triplets(w)
+    for name in ("left", "values", "right"):
+        assert torch.equal(getattr(again, name), getattr(truth, name))
+    assert file.read_bytes() == whole
 
 
 def test_factor_values_are_those_of_the_product():

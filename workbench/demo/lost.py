@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,4 +157,5 @@ def _stage(folder: Path, name: str) -> Path:
     assert recipe.start is not None
     texts = shipped.lesson(recipe.task).texts
     out, start = cache.folder("chain") / name, _stage(folder, recipe.start)
-    return lab.train(folder / "base", recipe, texts, out, start=start)
+    train = partial(lab.train, folder / "base", recipe, texts, out, start=start)
+    return cache.made_in(out, train)

@@ -6,6 +6,7 @@ import importlib.util
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,11 @@ def smollm2_study(
             evaluate_every=min(50, steps // 2),
             checkpoints=tuple(range(100, steps, 100)) if name == "lora-r1" else (),
         )
-        members[name] = lab.train(
-            file, shortened, training, home / name,
+        train = partial(
+            lab.train, file, shortened, training, home / name,
             evaluate=_evaluation(), device=device, save_every=50,
         )  # fmt: skip
+        members[name] = cache.made_in(home / name, train)
     words = Checkpoint.parse(file).tokenizer()
     run: dict[str, Any] = {"device": device, "dtype": dtype}
     return Study(

@@ -17,9 +17,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, reason
+from workbench.files import read_json
 from workbench.lab.data import Batches, batches, fingerprint, prepare
 from workbench.lab.recipe import Recipe
+from workbench.loaders.adapters import read_adapter
 from workbench.loaders.checkpoint import Checkpoint
 from workbench.log import log
 from workbench.outputs import OWN, Mark, holds, replacing, require_free, writing
@@ -80,7 +82,7 @@ def train(
     if start is not None:
         run["start"] = Checkpoint.parse(start).fingerprint
     if (out / "training.json").is_file():
-        _same_run(run, json.loads((out / "training.json").read_text(encoding="utf-8")), out)
+        _same_run(run, read_json(out / "training.json"), out)
         return out
     torch.manual_seed(recipe.seed)
     model = trainable(model, recipe)
@@ -267,13 +269,12 @@ class _Member:
 
     def resume(self, optimizer: torch.optim.Optimizer) -> tuple[int, float | None]:
         """Take up the saved state, if there is one; returns (steps done, running mean loss)."""
-        path = self.work / "state.pt"
-        if not path.is_file():
+        state = self._state(self.work / "state.pt")
+        if state is None:
             # What was written before the first state is written again.
             shutil.rmtree(self.work / "steps", ignore_errors=True)
             (self.work / "log.jsonl").unlink(missing_ok=True)
             return 0, None
-        state = torch.load(path, weights_only=True)
         _same_run(self.run, state["run"], self.work)
         named = dict(self.model.named_parameters())
         with torch.no_grad():
@@ -287,6 +288,17 @@ class _Member:
         with writing(self.work / "log.jsonl", OWN) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
         return state["step"], state["mean"]
+
+    def _state(self, path: Path) -> dict[str, Any] | None:
+        """The saved state; None where there is none, or no whole one."""
+        if not path.is_file():
+            return None
+        try:
+            state = torch.load(path, weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            log.warning("%s cannot be read (%s); the training begins anew.", path, reason(error))
+            return None
+        return state
 
     def save_state(self, step: int, mean: float, optimizer: torch.optim.Optimizer) -> None:
         state = {
@@ -339,9 +351,9 @@ class _Member:
 
 def _factors_of(folder: Path, model: Any) -> None:
     """Give a PEFT model the factors of an adapter of the same shape."""
-    from peft import load_peft_weights, set_peft_model_state_dict
+    from peft import set_peft_model_state_dict
 
-    given = load_peft_weights(str(folder), device="cpu")
+    given = dict(read_adapter(folder).weights)
     found = set_peft_model_state_dict(model, given)
     missing = [name for name in found.missing_keys if "lora_" in name]
     if missing or found.unexpected_keys:

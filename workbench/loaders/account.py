@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workbench.errors import WorkbenchError, some
+from workbench.devices import home
+from workbench.errors import WorkbenchError, reason, some
 from workbench.loaders.adapters import Adapter
 from workbench.loaders.experts import apart, view
 from workbench.loaders.mapped import Entries, Files, entries_of, held
@@ -97,6 +98,20 @@ def require_read(model: nn.Module, weights: Weights, config: Mapping[str, Any], 
                 f"{own} of the model that {name} makes is not {stored} of its files: what would "
                 "run is not what is compared. Save the checkpoint again with save_pretrained."
             )
+
+
+def require_running(model: Any, name: str) -> None:
+    """Raise WorkbenchError where a model that was made fails on two tokens: what a config asks for
+    may only be looked at when it runs."""
+    ids = torch.zeros(1, 2, dtype=torch.long, device=home(model))
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, use_cache=True)
+    except Exception as error:  # whatever the model's own code raises
+        raise WorkbenchError(
+            f"{name} can be made but does not run ({reason(error)}); give the config these weights "
+            "were saved with."
+        ) from error
 
 
 def require_attached(model: nn.Module, lora: Adapter, name: str) -> None:

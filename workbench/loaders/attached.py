@@ -14,6 +14,7 @@ from torch import nn
 from workbench.devices import settle
 from workbench.errors import WorkbenchError
 from workbench.loaders.adapters import Adapter
+from workbench.loaders.handed import Files, handed
 from workbench.loaders.names import HEAD, TOKENS
 from workbench.log import log
 
@@ -43,22 +44,22 @@ def unsaid() -> Iterator[None]:
 
 def attached(model: Any, lora: Adapter, name: str) -> nn.Module:
     """A model with its adapter, unmerged; of one that is spread over devices, see `devices`."""
-    from peft import PeftModel, load_peft_weights
+    from peft import PeftModel
 
     fit_vocabulary(model, lora)
     # Left to itself peft would place a spread model once more, and write the base's files anew.
     placed = model.__dict__.pop("hf_device_map", None)
-    factors = {} if placed is None else load_peft_weights(lora.reference, device="cpu")
+    factors = {} if placed is None else dict(lora.weights)
     other = [part for part in factors if not part.endswith(("lora_A.weight", "lora_B.weight"))]
     if placed is not None and (other or lora.config.get("use_dora")):
         raise WorkbenchError(
             f"{name} is more than plain factors ({(other or ['DoRA'])[0]}), which cannot be spread "
             "over devices; merge it first."
         )
-    with unsaid():
+    with unsaid(), handed(adapter_weights(lora), lora.reference) as fresh:
         made = PeftModel.from_pretrained(
             model,
-            lora.reference,
+            str(fresh),
             config=lora.peft_config(),
             autocast_adapter_dtype=False,
             low_cpu_mem_usage=placed is not None,
@@ -67,6 +68,11 @@ def attached(model: Any, lora: Adapter, name: str) -> nn.Module:
         model.hf_device_map = placed
         settle(made, {f"{n.removesuffix('.weight')}.default.weight": t for n, t in factors.items()})
     return made
+
+
+def adapter_weights(lora: Adapter) -> Files:
+    """The one file that an adapter's factors were read from."""
+    return {file.name: file for file in lora.weights.home.values()}
 
 
 def fit_vocabulary(model: Any, lora: Adapter) -> None:

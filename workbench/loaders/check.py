@@ -15,7 +15,7 @@ import pandas as pd
 from workbench.errors import WorkbenchError, some
 from workbench.loaders.adapters import CONVERT
 from workbench.loaders.changes import measured
-from workbench.loaders.configs import computing, writing
+from workbench.loaders.configs import computing, unheeded, writing
 from workbench.loaders.weights import has_weights
 from workbench.loaders.words import chat_template, token_ids
 from workbench.results import PLACE
@@ -121,8 +121,9 @@ def _answers(pair: CheckpointPair, *, factors: bool) -> list[Line]:
     """The answers of all questions but those that take every parameter. factors: read those of an
     adapter too, not headers alone."""
     questions: tuple[Callable[[CheckpointPair], Iterator[Line]], ...] = (
-        _base, _order, _architecture, _config, _names, _shapes, _tied, _dtype, _which, _adapter,
-        _adapter_shapes, *([_adapter_effect] if factors else []), _adapter_start, _vocabulary,
+        _base, _order, _architecture, _config, _settings, _names, _shapes, _tied, _dtype, _which,
+        _adapter, _adapter_shapes, *([_adapter_effect] if factors else []), _adapter_start,
+        _vocabulary,
     )  # fmt: skip
     return [line for question in questions for line in question(pair)]
 
@@ -177,6 +178,15 @@ def _config(pair: CheckpointPair) -> Iterator[Line]:
         yield "config", OK, "both compute the same function of their weights", ""
     if written := writing(ours, theirs):
         yield "generation", NOTE, some(written), "Texts begin or end otherwise."
+
+
+def _settings(pair: CheckpointPair) -> Iterator[Line]:
+    for side, one in (("base", pair.base), ("tuned", pair.tuned)):
+        asked = unheeded(one.folder) if one.folder is not None else []
+        if asked and (side == "base" or one.folder != pair.base.folder):
+            found = f"generation_config.json of {side} asks for {some(asked)}"
+            remedy = "It is left out: texts are written by the settings that an analysis states."
+            yield "generation", NOTE, found, remedy
 
 
 def _names(pair: CheckpointPair) -> Iterator[Line]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,8 +19,14 @@ from torch import nn
 from workbench import cache
 from workbench.devices import Device, entry, load_spread, spread
 from workbench.errors import WorkbenchError, reason, visible
-from workbench.files import is_count, read_json
-from workbench.loaders.account import require_attached, require_decoder, require_read, require_whole
+from workbench.files import is_count, is_number, read_json
+from workbench.loaders.account import (
+    require_attached,
+    require_decoder,
+    require_read,
+    require_running,
+    require_whole,
+)
 from workbench.loaders.adapters import (
     Adapter,
     adapter_files,
@@ -28,9 +36,10 @@ from workbench.loaders.adapters import (
 )
 from workbench.loaders.attached import attached, unsaid
 from workbench.loaders.beside import beside_digest, require_files
-from workbench.loaders.configs import language
+from workbench.loaders.configs import ends, language, require_own, require_unpacked
 from workbench.loaders.experts import apart
 from workbench.loaders.fetched import dequantised, downloaded
+from workbench.loaders.handed import handed, model_files, tokenizer_files
 from workbench.loaders.names import BEFORE, WRAPPED, embedding, heads, unwrapped
 from workbench.loaders.plausible import require_loadable
 from workbench.loaders.spelling import require_bounded
@@ -154,7 +163,7 @@ class Checkpoint:
             found = (base_weights_in if is_peft else from_module)(self.reference)
         else:
             assert self.folder is not None
-            found = from_files(shard_files(self.folder))
+            found = self.stored
             plain = unwrapped(found)
             if any(name != own for name, own in plain.items()) or len(plain) < len(found):
                 found = found.placed({own: name for name, own in plain.items()})
@@ -166,13 +175,21 @@ class Checkpoint:
                 "what they change and how strongly; save the adapter with peft's save_pretrained."
             )
         _require_filled(found, self.name)
-        _require_plain(self.config, self.name)
+        require_unpacked(self.config, self.name)
+        if self.folder is not None:
+            require_own(self.config, sorted({*found.home.values()}), self.name)
         shapes = {name: info.shape for name, info in found.info.items()}
         found = found.placed(apart(shapes, self.config))
         found = found.without(self._second_names(found))
         shapes = {name: info.shape for name, info in found.info.items()}
         embeddings = embedding(shapes)
         return found.also({head: embeddings for head in self.heads if embeddings})
+
+    @cached_property
+    def stored(self) -> Weights:
+        """Everything in the files, under the names it has there."""
+        assert self.folder is not None
+        return from_files(shard_files(self.folder))
 
     def _second_names(self, found: Weights) -> set[str]:
         """Output heads that are only a second name of an embedding; one that the config ties but
@@ -272,13 +289,13 @@ class Checkpoint:
         """The model to run, in eval mode, adapter attached unmerged; dtype None = as stored.
 
         device: a name, or "auto" or a device map, see `workbench.devices`. A model in memory is
-        returned itself, not a copy. Code in the checkpoint is never run. Raises WorkbenchError
+        returned itself, not a copy. It is made of the files that were fingerprinted and of nothing
+        else, see `handed`: no code of the checkpoint is run, nothing is fetched, and of its
+        settings for writing texts it keeps only where they begin and end. Raises WorkbenchError
         where transformers cannot make a model of what is there.
         """
         if isinstance(self.reference, nn.Module):
             return self.reference.eval()
-        from transformers import AutoModelForCausalLM
-
         assert self.folder is not None
         require_decoder(self.config, self.name)
         if (self.folder / "adapter_config.json").exists():
@@ -288,27 +305,10 @@ class Checkpoint:
                 "of their own."
             )
         require_loadable(self.folder, self.config, self.weights().info)
-        told: dict[str, Any] = {}
-        asked: dict[str, Any] = {
-            "dtype": dtype or "auto",
-            "key_mapping": self.wrappers or None,
-            "local_files_only": True,
-            "trust_remote_code": False,
-            "output_loading_info": True,
-            "ignore_mismatched_sizes": True,  # told below, with what it is
-        }
-
-        def read(**where: Any) -> nn.Module:
-            made: Any = AutoModelForCausalLM.from_pretrained(str(self.folder), **asked, **where)
-            model, account = made
-            told.update(account)
-            return model
-
-        placed = spread(device)
         entry(device)
         try:
             with unsaid():
-                model = load_spread(read, device, cache.folder("offload")) if placed else read()
+                model, told = self._made(device, dtype)
             require_whole(self.name, told)
             require_read(model, self.weights(), self.config, self.name)
             if self.lora is not None:
@@ -321,16 +321,48 @@ class Checkpoint:
                 f"No model can be made of {self.name} ({reason(error)}); check its config.json "
                 "and weights, or give a checkpoint that transformers loads."
             ) from error
-        if placed:
+        if spread(device):
             return model.eval()
-        return model.to(entry(device)).eval()  # pyright: ignore[reportArgumentType]
+        model = model.to(entry(device)).eval()  # pyright: ignore[reportArgumentType]
+        require_running(model, self.name)
+        return model
+
+    def _made(self, device: Device, dtype: torch.dtype | None) -> tuple[Any, dict[str, Any]]:
+        """(the model without its adapter, what transformers tells of reading it)."""
+        from transformers import AutoModelForCausalLM, GenerationConfig
+
+        assert self.folder is not None
+        told: dict[str, Any] = {}
+        asked: dict[str, Any] = {
+            "dtype": dtype or "auto",
+            "key_mapping": self.wrappers or None,
+            "local_files_only": True,
+            "trust_remote_code": False,
+            "output_loading_info": True,
+            "ignore_mismatched_sizes": True,  # told, with what it is
+            "generation_config": GenerationConfig(**ends(self.config, self.folder)),
+        }
+        files, placed = model_files(self.config, self.stored.home), spread(device)
+        with handed(files, self.folder, kept=placed) as fresh:
+
+            def read(**where: Any) -> nn.Module:
+                made: Any = AutoModelForCausalLM.from_pretrained(str(fresh), **asked, **where)
+                model, account = made
+                told.update(account)
+                return model
+
+            model: Any = load_spread(read, device, cache.folder("offload")) if placed else read()
+        if placed:  # what lies on disk is read again whenever it runs
+            weakref.finalize(model, shutil.rmtree, fresh, True)
+        model.name_or_path = model.config.name_or_path = str(self.folder)
+        model.config.is_encoder_decoder = False  # it is run as what goes on with a text
+        return model, told
 
     @cached_property
     def wrappers(self) -> dict[str, str]:
         """For transformers: pattern -> what stands for it, to read names without what a training
         tool put into them."""
-        assert self.folder is not None
-        stored = from_files(shard_files(self.folder))
+        stored = self.stored
         found = {rf"^{re.escape(p)}": "" for p in BEFORE if any(n.startswith(p) for n in stored)}
         inside = {match for name in stored for match in WRAPPED.findall(name)}
         for word in sorted(inside):
@@ -342,13 +374,18 @@ class Checkpoint:
         WorkbenchError where there is none."""
         if self.folder is None:
             raise WorkbenchError("A model in memory has no tokenizer; pass one.")
-        require_bounded(self.folder, self.name)
         from transformers import AutoTokenizer
+        from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                str(self.folder), local_files_only=True, trust_remote_code=False
-            )
+            with handed(tokenizer_files(self.folder, self.config), self.folder) as fresh:
+                require_bounded(fresh, self.name)
+                tokenizer = AutoTokenizer.from_pretrained(
+                    str(fresh), local_files_only=True, trust_remote_code=False
+                )
+            _settle(tokenizer, fresh, self.folder)
+        except WorkbenchError:
+            raise
         except Exception as error:  # a damaged tokenizer fails in many ways inside its reader
             raise WorkbenchError(
                 f"No tokenizer can be loaded from {self.name} ({reason(error)}); put its files "
@@ -358,8 +395,9 @@ class Checkpoint:
             tokenizer.pad_token = tokenizer.eos_token
         inner = language(self.config)
         places = inner.get("max_position_embeddings") or inner.get("n_positions")
-        if isinstance(places, int) and is_count(places):
-            tokenizer.model_max_length = min(tokenizer.model_max_length, places)
+        said: tuple[Any, ...] = (tokenizer.model_max_length, places)
+        known = [int(most) for most in said if is_number(most) and most >= 1]
+        tokenizer.model_max_length = min(known, default=VERY_LARGE_INTEGER)
         return tokenizer
 
 
@@ -374,16 +412,12 @@ def _require_filled(weights: Weights, name: str) -> None:
         )
 
 
-def _require_plain(config: Mapping[str, Any], name: str) -> None:
-    """Raise WorkbenchError for packed weights: their numbers mean nothing without their scales."""
-    packed = config.get("quantization_config")
-    if packed:
-        how = packed.get("quant_method") if isinstance(packed, Mapping) else None
-        raise WorkbenchError(
-            f"{name} is quantised ({how or 'by its config'}): its matrices are packed and cannot "
-            "be compared; give the checkpoint it was made from, or load it with transformers, "
-            "dequantize() it and save it in bfloat16."
-        )
+def _settle(tokenizer: Any, fresh: Path, folder: Path) -> None:
+    """Let a tokenizer that was read in `fresh` find its files in `folder`."""
+    for known in (vars(tokenizer), tokenizer.init_kwargs):
+        for key, value in known.items():
+            if isinstance(value, str) and value.startswith(str(fresh)):
+                known[key] = str(folder) + value.removeprefix(str(fresh))
 
 
 def _shortened(reference: str) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from workbench import cache
 from workbench.errors import WorkbenchError, reason
+from workbench.loaders.handed import handed
 from workbench.loaders.headers import require_gguf
 from workbench.outputs import replacing
 
@@ -36,11 +38,12 @@ def downloaded(name: str, revision: str | None, *, local: bool = False) -> Path:
 
 
 def dequantised(path: Path) -> Path:
-    """A GGUF file as a float32 safetensors folder, made once by transformers and kept."""
+    """A GGUF file as a float32 safetensors folder, made once by transformers from that file alone
+    and kept; made again where what is kept is no longer what was made."""
     if not os.path.exists(path):
         raise WorkbenchError(f"There is no file {path}; check the path.")
     target = cache.folder("gguf", cache.file_digest(path)[:32])
-    if target.exists():
+    if cache.intact(target):
         return target
     try:
         import gguf  # noqa: F401
@@ -50,9 +53,12 @@ def dequantised(path: Path) -> Path:
 
     require_gguf(path)
     try:
-        named = {"gguf_file": path.name, "local_files_only": True}
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, **named)
-        model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **named)
+        with handed({path.name: path}, path.parent) as fresh:
+            # By its whole path: a file of that name where the process stands would come first.
+            named: dict[str, Any] = {"gguf_file": str(fresh / path.name)}
+            named |= {"local_files_only": True, "trust_remote_code": False}
+            tokenizer = AutoTokenizer.from_pretrained(fresh, **named)
+            model = AutoModelForCausalLM.from_pretrained(fresh, dtype=torch.float32, **named)
     except Exception as error:  # a damaged GGUF fails in many ways inside its reader
         raise WorkbenchError(
             f"{path} could not be read as GGUF ({reason(error)}); download it again."
@@ -64,4 +70,5 @@ def dequantised(path: Path) -> Path:
     with replacing(target, cache.CACHED) as fresh:
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
+    cache.seal(target)
     return target

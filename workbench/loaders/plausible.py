@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import nn
 
 from workbench.errors import WorkbenchError, reason
 from workbench.files import is_count
+from workbench.loaders.configs import entries
+from workbench.loaders.handed import config_file, handed
 from workbench.loaders.weights import TensorInfo
 
 # Counts of parts of a model, each of which holds a tensor at least. Lists of this length are made
@@ -20,6 +22,9 @@ COUNTS = re.compile(r"(^|_)n?_?(layers?|blocks|experts|heads?)(_|$)")
 MOST_PARTS = 10_000
 # Modules beside one tensor: activations, dropout, rotary embeddings and the lists that hold them.
 MODULES = 20
+# Entries beyond twice the stored ones: of parameters, which are stored; of masks and tables of
+# angles, which are not.
+PARAMETERS, BUFFERS = 1 << 20, 1 << 28
 # Code or weights that are fetched by name: never from a config.
 FETCHES = ("attn_implementation", "_attn_implementation", "experts_implementation")
 
@@ -29,7 +34,7 @@ def require_loadable(
 ) -> None:
     """Raise WorkbenchError where transformers would make a model far larger than `info`, the
     stored tensors, or fetch a part of it by name."""
-    for key, value in _entries(config):
+    for key, value in entries(config):
         if (key in FETCHES and "/" in str(value)) or (key == "use_pretrained_backbone" and value):
             raise WorkbenchError(
                 f"config.json in {folder} has {key} = {value!r}, which would be fetched from the "
@@ -41,7 +46,8 @@ def require_loadable(
                 "config of these weights."
             )
     try:
-        shapes = _shapes(folder, MODULES * len(info) + 1000)
+        with handed(config_file(config), folder) as fresh:
+            wanted = _shapes(fresh, folder, MODULES * len(info) + 1000)
     except WorkbenchError:
         raise
     except Exception as error:  # transformers raises many kinds for a wrong config
@@ -49,19 +55,16 @@ def require_loadable(
             f"config.json in {folder} describes no model that transformers makes "
             f"({reason(error)}); give a checkpoint that it loads."
         ) from error
-    _require_sizes(folder, shapes, info)
+    for shapes, room in zip(wanted, (PARAMETERS, BUFFERS), strict=True):
+        _require_sizes(folder, shapes, info, room)
 
 
-def _entries(config: Any) -> Iterator[tuple[str, Any]]:
-    """Every key with its value, of configs inside a config too."""
-    for key, value in config.items() if isinstance(config, Mapping) else ():
-        yield key, value
-        yield from _entries(value)
+Shapes = Mapping[str, torch.Size]
 
 
-def _shapes(folder: Path, most: int) -> dict[str, torch.Size]:
-    """Shapes of the parameters and buffers of the model, made without memory; of `most` modules at
-    most."""
+def _shapes(fresh: Path, folder: Path, most: int) -> tuple[Shapes, Shapes]:
+    """Shapes of the parameters and of the buffers of the model whose config lies in `fresh`, made
+    without memory; of `most` modules at most."""
     from torch.nn.modules.module import register_module_module_registration_hook
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -76,24 +79,23 @@ def _shapes(folder: Path, most: int) -> dict[str, torch.Size]:
                 "weights; give the config of these weights."
             )
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(fresh, local_files_only=True, trust_remote_code=False)
     hook = register_module_module_registration_hook(count)
     try:
         with torch.device("meta"):
             model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     finally:
         hook.remove()
-    named = [*model.named_parameters(), *model.named_buffers()]
-    return {name: tensor.shape for name, tensor in named}
+    named = (model.named_parameters(), model.named_buffers())
+    parameters, buffers = ({name: one.shape for name, one in part} for part in named)
+    return parameters, buffers
 
 
-def _require_sizes(
-    folder: Path, shapes: Mapping[str, torch.Size], info: Mapping[str, TensorInfo]
-) -> None:
+def _require_sizes(folder: Path, shapes: Shapes, info: Mapping[str, TensorInfo], room: int) -> None:
     wanted = sum(shape.numel() for shape in shapes.values())
     stored = sum(torch.Size(known.shape).numel() for known in info.values())
-    # A head tied to the embedding is stored once; masks and tables of angles are not stored.
-    if wanted > 2 * stored + (1 << 28):
+    # A head tied to the embedding is stored once.
+    if wanted > 2 * stored + room:
         name = max(shapes, key=lambda one: shapes[one].numel())
         raise WorkbenchError(
             f"config.json in {folder} describes a model of {wanted} entries, {name} of "

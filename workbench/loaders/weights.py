@@ -20,6 +20,7 @@ from workbench.errors import WorkbenchError, reason
 from workbench.files import MIB, read_json
 from workbench.loaders.experts import Where, stored_name
 from workbench.loaders.foreign import foreign, pointers
+from workbench.loaders.handed import STORED
 from workbench.loaders.headers import safetensors_header
 
 SAFETENSORS_DTYPES = {
@@ -30,8 +31,6 @@ SAFETENSORS_DTYPES = {
 }
 # Numbers of 8 bits and less mean something only times a scale that is another tensor.
 SCALED = ("F8_", "F6_", "F4")
-# How weight files are called, the ones to read first.
-STORED = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,9 @@ def hosted(checkpoint: Checkpoint) -> Any:
     try:
         words = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **known)
         return nnsight.TransformersModel(
-            name, tokenizer=words, task="text-generation", attn_implementation="eager", **known
-        )
+            name, tokenizer=words, task="text-generation", attn_implementation="eager",
+            trust_remote_code=False, **known,
+        )  # fmt: skip
     except Exception as error:  # the hub's client, transformers and nnsight raise many kinds
         raise WorkbenchError(
             f"The config and tokenizer of {checkpoint.name} cannot be read ({reason(error)}); "

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
+from workbench.loaders.handed import offline
 from workbench.models.hooks import Run, Value, Where, require_inputs, rewritten, token_index
 from workbench.models.sides import WithoutAdapters, switches
 from workbench.models.sites import Layout, Site, pick
@@ -60,15 +61,13 @@ def _merged(model: Any) -> nn.Module:
 
 @contextlib.contextmanager
 def _from_folder(tokenizer: Any) -> Iterator[Any]:
-    """The tokenizer as loaded from a folder: TransformerLens loads it once more from there."""
+    """The tokenizer as loaded from a folder of ours: TransformerLens loads it once more from there,
+    and asks whether to run any code that lies beside it."""
     from transformers import AutoTokenizer
 
-    if "name_or_path" in getattr(tokenizer, "init_kwargs", {}):
-        yield tokenizer
-        return
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, offline():
         tokenizer.save_pretrained(folder)
-        yield AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        yield AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def run(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,28 +42,45 @@ def own_samples(
     model: Any, tokenizer: Any, *, n: int = 64, length: int = 64, seed: int = 0
 ) -> list[str]:
     """Texts drawn from the model itself at temperature 1 from its start token: a stand-in for
-    pre-training text one does not have. length: new tokens each."""
+    pre-training text one does not have. length: new tokens each, up to the tokenizer's end of a
+    text. What a model's generation_config asks for is left out."""
+    from transformers import GenerationConfig
+
     start = tokenizer.bos_token_id
     if start is None:
         start = tokenizer.eos_token_id
     if start is None:
         raise WorkbenchError("The tokenizer has no start token to sample from; pass texts.")
-    device = home(model)
-    ids = torch.full((n, 1), start, device=device)
-    with torch.random.fork_rng(), torch.inference_mode():
+    settings = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=length,
+        bos_token_id=start,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    ids = torch.full((n, 1), start, device=home(model))
+    with torch.random.fork_rng(), torch.inference_mode(), _by(settings, model):
         torch.manual_seed(seed)
-        drawn = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=length,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        drawn = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
     texts = tokenizer.batch_decode(drawn, skip_special_tokens=True)
     return [text for text in texts if text.strip()]
+
+
+@contextlib.contextmanager
+def _by(settings: Any, model: Any) -> Iterator[None]:
+    """`model` writes by these settings and by none that it has of its own."""
+    holders = [m for m in model.modules() if "generation_config" in vars(m)]
+    before = [m.generation_config for m in holders]
+    try:
+        for holder in holders:
+            holder.generation_config = settings
+        yield
+    finally:
+        for holder, own in zip(holders, before, strict=True):
+            holder.generation_config = own
 
 
 def read_text(path: str | Path, *, characters: int = 1000, most: int = 64) -> list[str]:
