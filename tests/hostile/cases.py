@@ -186,7 +186,7 @@ def weights(seeds: Seeds) -> list[Reader]:
     return [
         Reader(
             "safetensors", **damaged({"model.safetensors": small}, "model.safetensors",
-                                     safetensors_bytes()), read=read, share=1700,
+                                     safetensors_bytes()), read=read, share=1040,
         ),
         Reader(
             "index", **damaged(seeds.shards, index, json_bytes(json.loads(seeds.shards[index]))),
@@ -279,14 +279,15 @@ def leading(seeds: Seeds) -> list[Reader]:
 
     settings, index = "generation_config.json", "model.safetensors.index.json"
     own = ("config.json", leads.CONFIG)
-    words = ("tokenizer_config.json", leads.WORDS)
+    words, adapted = (
+        ("tokenizer_config.json", leads.WORDS), ("adapter_config.json", leads.ADAPTER),
+    )  # fmt: skip
     return [
         Reader("leads", member, mixed(member, own, own, own, (settings, leads.SETTINGS)), run, 500),
         Reader("shards", shards, mixed(shards, (index, leads.INDEX), own), run, 200),
         Reader("words", member, mixed(member, words, words, own), speak, 400),
-        Reader("lora", lora, mixed(lora, ("adapter_config.json", leads.ADAPTER)), attach, 400),
-        Reader("beside", beside, mixed(beside, own, words, ("adapter_config.json", leads.ADAPTER)),
-               convert, 100),
+        Reader("lora", lora, mixed(lora, adapted), attach, 400),
+        Reader("converted", beside, mixed(beside, own, words, adapted), convert, 100),
     ]  # fmt: skip
 
 

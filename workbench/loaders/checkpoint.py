@@ -374,12 +374,12 @@ class Checkpoint:
         WorkbenchError where there is none."""
         if self.folder is None:
             raise WorkbenchError("A model in memory has no tokenizer; pass one.")
+        require_bounded(self.folder, self.config, self.name)
         from transformers import AutoTokenizer
         from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
         try:
             with handed(tokenizer_files(self.folder, self.config), self.folder) as fresh:
-                require_bounded(fresh, self.name)
                 tokenizer = AutoTokenizer.from_pretrained(
                     str(fresh), local_files_only=True, trust_remote_code=False
                 )

@@ -22,6 +22,7 @@ from typing import Any
 
 from workbench.errors import WorkbenchError, reason
 from workbench.files import MIB, read_json
+from workbench.loaders.beside import READ, TEMPLATES
 
 Files = Mapping[str, Path | str]
 
@@ -44,10 +45,8 @@ TOKENIZER_LEADS = re.compile(
     r"post_processor|trust_remote_code|local_files_only|is_local|cache_dir|subfolder|token|"
     r"(.*_)?(file|files|path|dir))$"
 )
-# What a tokenizer is made from; its kinds know different names, none of which is code.
-WORDS = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".tokenizer", ".spm", ".bpe", ".codes")
+# Of the files beside the weights those that no tokenizer is made from.
 NO_WORDS = re.compile(r"^(adapter_config|generation_config|training|.*\.index)\.json$")
-TEMPLATES = "additional_chat_templates"
 
 
 @contextlib.contextmanager
@@ -128,7 +127,7 @@ def tokenizer_files(folder: Path, config: Mapping[str, Any]) -> Files:
     """All that a tokenizer can be made from; `config` is the model's beside it."""
     found: dict[str, Path | str] = {
         file.name: file for file in sorted(folder.iterdir())
-        if file.suffix in WORDS and file.is_file() and not NO_WORDS.match(file.name)
+        if file.suffix in READ and file.is_file() and not NO_WORDS.match(file.name)
     }  # fmt: skip
     for template in sorted((folder / TEMPLATES).glob("*.jinja")):
         found[f"{TEMPLATES}/{template.name}"] = template

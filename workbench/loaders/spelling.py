@@ -14,7 +14,7 @@ import binascii
 import contextlib
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from workbench.bounded import bounded
 from workbench.errors import WorkbenchError, reason
 from workbench.files import MIB, read_json
 from workbench.loaders.beside import beside_digest
+from workbench.loaders.handed import handed, tokenizer_files
 from workbench.outputs import writing
 
 GROWTH = 1000  # characters that one may become; Unicode's own forms make 18 of one at most
@@ -39,9 +40,12 @@ PLAIN = (
 _BOUNDED: set[str] = set()
 
 
-def require_bounded(folder: Path, name: str) -> None:
+def require_bounded(folder: Path, config: Mapping[str, Any], name: str) -> None:
     """Raise WorkbenchError where texts could grow beyond measure, or where the tokenizer takes more
-    than seconds and ROOM to make or to read a few texts with."""
+    than seconds and ROOM to make or to read a few texts with.
+
+    config: that of the model beside it.
+    """
     parts = [beside_digest(folder), *(f"{one} {version(one)}" for one in MADE_BY)]
     known = cache.digest(part.encode() for part in parts)
     memo = cache.folder("tokenizers", known[:32])
@@ -52,9 +56,10 @@ def require_bounded(folder: Path, name: str) -> None:
     try:
         _require_modest(steps)
         limits = {"room": ROOM}
-        bounded("load", seconds=LOAD, **limits, folder=str(folder.resolve()))
-        bounded("read", seconds=READ, **limits, texts=list(_tried(steps)))
-    except (ValueError, TimeoutError) as error:
+        with handed(tokenizer_files(folder, config), folder) as fresh:
+            bounded("load", seconds=LOAD, **limits, folder=str(fresh))
+            bounded("read", seconds=READ, **limits, texts=list(_tried(steps)))
+    except (ValueError, RuntimeError) as error:
         if isinstance(error, WorkbenchError):
             raise
         raise WorkbenchError(
