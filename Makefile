@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-smollm2 test dist notebooks cluster-test fuzz crash-test lint bench gpu gpu-reference
+.PHONY: demo demo-smollm2 test dist notebooks cluster-test fuzz crash-test mutants lint bench gpu gpu-reference
 .PHONY: figures family-figures clean
 
 # constraints.txt pins what is tested. The last lines keep the install from running again.
@@ -46,6 +46,14 @@ fuzz: $(VENV)/installed
 KILLS ?= 10
 crash-test: $(VENV)/installed
 	KILLS=$(KILLS) $(RUN)/python -m pytest tests/test_crash.py
+
+# Random faults of the formulas, each against the tests that reach its line: hours for all of them.
+# MODULES=stats,spectral/intruders takes these alone, EACH=15 so many faults of each.
+MODULES ?=
+EACH ?= 15
+mutants: $(VENV)/installed
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mutants]'
+	$(RUN)/python -m tests.mutants --modules "$(MODULES)" --each $(EACH)
 
 lint: $(VENV)/installed
 	$(RUN)/ruff format --check .
