@@ -8,7 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from workbench.stats import auc, nearest_pairs, ratios, spearman
+from workbench.stats import (
+    Interval,
+    auc,
+    bin_of,
+    bootstrap,
+    calibration,
+    calibration_error,
+    difference,
+    edges,
+    halves,
+    nearest_pairs,
+    predicted,
+    proportion,
+    ratios,
+    share_of,
+    spearman,
+)
 
 values = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=12)
 
@@ -95,3 +111,142 @@ def test_a_ratio_of_ones_is_the_mean(values, seed):
     assert found.value[0] == pytest.approx(np.mean(values), abs=1e-9)
     assert found.low[0] <= found.value[0] + 1e-9
     assert found.high[0] >= found.value[0] - 1e-9
+
+
+def theirs(statistic, data, seed: int = 0) -> tuple[float, float, float]:
+    """(low, high, width) of scipy's percentile bootstrap."""
+    from scipy.stats import bootstrap as scipys
+
+    found = scipys(
+        data, statistic, paired=True, vectorized=False, n_resamples=4000, method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
+    return found.low, found.high, found.high - found.low
+
+
+def test_intervals_are_those_of_scipys_bootstrap():
+    """Within 3% of their width; a 90% interval's ends lie 8% of it further in."""
+    draw = np.random.default_rng(3)
+    values, weights = draw.gamma(2.0, size=50), draw.uniform(1, 3, 50)
+    other = values + draw.normal(0, 1.5, 50)
+
+    def ratio(a, b):
+        return (a * b).sum() / b.sum()
+
+    def rank(a, b):
+        from scipy.stats import spearmanr
+
+        return spearmanr(a, b).statistic
+
+    for found, statistic, data in (
+        (bootstrap(values, draws=20_000), np.mean, (values,)),
+        (bootstrap(values, weights, draws=20_000), ratio, (values, weights)),
+        (ratios(values * weights, weights, draws=20_000).first, ratio, (values, weights)),
+        (spearman(values, other, draws=4000), rank, (values, other)),
+    ):
+        low, high, width = theirs(statistic, data)
+        assert found.low == pytest.approx(low, abs=0.03 * width)
+        assert found.high == pytest.approx(high, abs=0.03 * width)
+        assert found.n == 50
+
+
+def test_a_95_percent_interval_covers_the_mean_so_often():
+    """2,000 samples of 80 normal numbers; percentile intervals of that many cover .94 to .95."""
+    drawn = np.random.default_rng(0).normal(size=(2000, 80))
+    found = ratios(drawn, draws=2000)
+    assert 0.93 < ((found.low <= 0) & (found.high >= 0)).mean() < 0.96
+    inner = np.abs(drawn.mean(1)) <= 1.645 * drawn.std(1, ddof=1) / np.sqrt(80)
+    assert inner.mean() < 0.915  # negative control: a 90% interval would fail
+
+
+def test_edges_are_the_middle_95_percent():
+    assert edges(np.arange(1001.0), 2) == (25.0, 975.0)
+    assert np.isnan(edges(np.arange(1001.0), 1)).all()
+
+
+def test_bootstrap_by_hand():
+    assert bootstrap([1.0, 5.0, 9.0], [1, 3, 0])[0::3] == (4.0, 2)  # (1 + 15) / 4, of two items
+    assert bootstrap([2.0])[0::3] == (2.0, 1)
+    assert np.isnan(bootstrap([2.0])[1:3]).all()
+    assert bootstrap([])[3] == 0
+
+
+def test_items_without_a_bottom_leave_the_ratio():
+    found = ratios([[2.0, 4.0, 6.0]], [1.0, np.nan, 2.0])
+    assert found.value[0] == pytest.approx(8 / 3)
+    assert found.n[0] == 2
+
+
+def test_a_share_of_what_may_be_nothing_is_not_told():
+    tops, sure = np.array([1.0, 2.0, 3.0, 2.0]), np.array([4.0, 5.0, 4.0, 3.0])
+    assert share_of(tops, sure).value == pytest.approx(0.5)
+    assert share_of(tops, sure).low > 0
+    maybe = np.array([4.0, -5.0, 4.0, -2.0])
+    assert np.isnan([share_of(tops, maybe).value, *share_of(tops, -sure)[:3]]).all()
+    assert share_of(tops, maybe).n == 4
+
+
+@given(st.integers(2, 40), st.integers(0, 99))
+def test_halves_share_nothing_and_are_drawn(n, seed):
+    first, second = halves(n, seed)
+    assert sorted([*first, *second]) == list(range(n))
+    assert len(first) == n // 2
+    again = halves(n, seed)
+    assert (first == again[0]).all()
+    assert n < 12 or any((halves(n, seed + i)[0] != first).any() for i in (1, 2))
+
+
+def test_a_difference_by_hand():
+    """Zou & Donner: 5 - 2 with ends 3 and 8, 1 and 6: 3 - sqrt(4 + 16), 3 + sqrt(9 + 1)."""
+    found = difference(Interval(5, 3, 8, 20), Interval(2, 1, 6, 10))
+    assert found == pytest.approx((3, 3 - 20**0.5, 3 + 10**0.5, 10))
+
+
+def test_a_proportion_of_all_alike_is_wilsons():
+    """None of 10: up to z^2 / (n + z^2) = 3.8415 / 13.8415."""
+    found = proportion(Interval(0.0, 0.0, 0.0, 10))
+    assert found.low == pytest.approx(0, abs=1e-9)
+    assert found.high == pytest.approx(3.841459 / 13.841459, abs=1e-6)
+    assert proportion(Interval(1.0, np.nan, np.nan, 1)).low == pytest.approx(1 / 4.841459, abs=1e-6)
+    wide = Interval(0.4, 0.2, 0.6, 10)
+    assert proportion(wide) is wide
+    above = Interval(2.0, 2.0, 2.0, 10)
+    assert proportion(above) is above
+
+
+def test_one_more_draw_by_hand():
+    """Mean 5, variance 4, five draws: t(4) at .975 is 2.7764; 2.7764 sqrt(4 * 1.2) = 6.0828."""
+    low, high = predicted(5.0, 4.0, 5)
+    assert (float(low), float(high)) == pytest.approx((5 - 6.0828, 5 + 6.0828), abs=1e-3)
+
+
+def test_bins_by_hand():
+    """An edge belongs below it; equal mass parts the values themselves."""
+    sure = np.array([0.1, 0.5, 0.51, 1.0, 0.0])
+    assert bin_of(sure, 2, mass=False).tolist() == [0, 0, 1, 1, 0]
+    assert bin_of(sure, 10, mass=False).tolist() == [0, 4, 5, 9, 0]
+    assert bin_of(np.array([0.9, 0.91, 0.92, 0.93]), 2, mass=True).tolist() == [0, 0, 1, 1]
+
+
+def test_calibration_error_by_hand():
+    """Two bins: |.2 + .4 - 1| / 4 + |.9 + .7 - 1| / 4."""
+    sure, right = np.array([0.2, 0.4, 0.9, 0.7]), np.array([1.0, 0, 1, 0])
+    assert calibration_error(sure, right, bins=2) == pytest.approx((0.4 + 0.6) / 4)
+    rows = calibration_error(np.stack([sure, sure]), np.stack([right, 1 - right]), bins=2)
+    assert rows[0] == pytest.approx(0.25)
+    assert rows[1] == pytest.approx((0.4 + 0.6) / 4)
+
+
+def test_the_calibrated_null_is_the_middle_95_percent_of_errors():
+    """Confidence .5 of n items in one bin: the error is |heads / n - 1/2| of a fair coin."""
+    from scipy.stats import binom
+
+    n = 100
+    right = (np.arange(n) < 70).astype(float)
+    found, null = calibration(np.full(n, 0.5), right, draws=20_000)
+    assert found.value == pytest.approx(0.2)
+    exact = np.abs(binom.rvs(n, 0.5, size=200_000, random_state=0) / n - 0.5)
+    low, high = np.quantile(exact, [0.025, 0.975])
+    assert (null.low, null.high) == pytest.approx((low, high), abs=1e-9)
+    assert null.high > np.quantile(exact, 0.95) + 0.005  # negative control: not that of 90%
+    assert null.value == pytest.approx(exact.mean(), rel=0.02)
