@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,14 +16,14 @@ import workbench as wb
 from tests.conftest import tiny
 from workbench import figures, tasks
 from workbench.demo import FAMILY
-from workbench.forgetting.retention import spread
+from workbench.forgetting.retention import _over_templates, spread
 from workbench.forgetting.sides import Side
 from workbench.lab import shipped
 from workbench.loaders import Checkpoint, Delta
 from workbench.models import merged
 from workbench.models.edits import overlay
 from workbench.spectral.scale import Found, _notes, capped, direction, find
-from workbench.stats import bootstrap
+from workbench.tasks import Prompt, PromptSet
 
 BASE = FAMILY / "base"
 TEXTS = shipped.mixture(30, seed=1, split="test").texts
@@ -172,15 +174,66 @@ def test_divergence_is_nothing_for_one_model_and_the_sum_over_words_by_hand(spik
     assert far.metric("kl")["low"].item() > 0
 
 
+class Said(NamedTuple):
+    """A side whose answers are known."""
+
+    right: np.ndarray
+
+    def answers(self, prompts: PromptSet) -> pd.DataFrame:
+        return pd.DataFrame({"correct": self.right})
+
+
 def test_spread_over_templates_by_hand_and_its_chance():
-    right = np.array([1, 1, 1, 0, 0, 0, 1, 1.0])
-    template = np.array([0, 0, 0, 0, 1, 1, 1, 1])
-    assert spread(right, template) == pytest.approx(0.75 - 0.5)
-    pair = wb.load_pair(BASE, BASE)
-    found = wb.forgetting.retention(pair, [shipped.held_out("facts", 200)], texts=["Now ."])
-    one, chance = found.metric("template_spread"), found.metric("template_spread_chance")
-    assert one["value"].item() == one["baseline"].item()
-    assert chance["low"].item() <= chance["value"].item() <= chance["high"].item()
+    """Means .75 and .25 (tuned), .5 and .5 (base); the chance against permutations of our own."""
+    template = np.array([0] * 8 + [1] * 8 + [2] * 3)  # a template of three prompts is left out
+    tuned = np.array([1] * 6 + [0] * 2 + [1] * 2 + [0] * 6 + [1] * 3)
+    base = np.array([1, 0] * 8 + [0] * 3)
+    assert spread(tuned[:16], template[:16]) == pytest.approx(0.5)
+    prompts = PromptSet(
+        "two", tuple(Prompt(f"{i}", "a", "b", template=f"{t}") for i, t in enumerate(template)), 0
+    )
+    found, chance = _over_templates(prompts, cast(Side, Said(base)), cast(Side, Said(tuned)), 0)
+    assert found[:3] == ("two", "template_spread", pytest.approx(0.5))
+    assert found[5:] == (16, pytest.approx(0.0))  # of the base
+    draw = np.random.default_rng(9)
+    dealt = [
+        abs(own[:8].mean() - own[8:].mean())
+        for own in (draw.permutation(tuned[:16]) for _ in range(20_000))
+    ]
+    assert chance[2] == pytest.approx(np.mean(dealt), abs=0.01)
+    assert chance[3:5] == pytest.approx(np.quantile(dealt, [0.025, 0.975]), abs=1e-9)
+    assert abs(np.mean(dealt) - 0.5) > 0.2  # negative control: it is not the spread itself
+
+
+def test_the_table_is_the_models_own(spiked: Path, monkeypatch):
+    """Loss and KL of texts of two lengths, in plain torch: weighted by tokens, tuned against base;
+    KL on what the base would sample."""
+    pair = wb.load_pair(BASE, spiked)
+    words = pair.base.tokenizer()
+    base, tuned = pair.base.load(dtype=torch.float32), pair.tuned.load(dtype=torch.float32)
+    texts = ["Anna lives in", " ".join(TEXTS[:2])]
+
+    def said(text: str) -> tuple[float, float, float, int]:
+        """(summed loss of both, summed KL, tokens)."""
+        ids = words(text, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            p, q = (m(input_ids=ids).logits[0, :-1].log_softmax(-1) for m in (tuned, base))
+        ours, theirs = (-x.gather(-1, ids[0, 1:, None]).sum() for x in (p, q))
+        return float(theirs), float(ours), float((p.exp() * (p - q)).sum()), len(ids[0]) - 1
+
+    drawn = ["Bob", " ".join(TEXTS[2:4])]  # for samples, which here are all of one length
+    monkeypatch.setattr(Side, "samples", lambda self, seed: drawn)
+    found = wb.forgetting.retention(pair, texts=texts)
+    before, after, _, tokens = np.array([said(text) for text in texts]).sum(0)
+    loss, change = found.metric("loss").iloc[0], found.metric("loss_change").iloc[0]
+    assert loss["value"] == pytest.approx(after / tokens, rel=1e-4)
+    assert loss["baseline"] == pytest.approx(before / tokens, rel=1e-4)
+    assert change["value"] == pytest.approx((after - before) / tokens, rel=1e-3)
+    _, _, apart, tokens = np.array([said(text) for text in drawn]).sum(0)
+    kl = found.metric("kl").iloc[0]
+    assert kl["value"] == pytest.approx(apart / tokens, rel=1e-3)
+    unweighted = np.mean([s[2] / s[3] for s in map(said, drawn)])
+    assert kl["value"] != pytest.approx(unweighted, rel=1e-2)
 
 
 def test_a_model_in_memory_is_read_anew_every_time():
@@ -193,9 +246,14 @@ def test_a_model_in_memory_is_read_anew_every_time():
 
 
 def test_a_text_with_nothing_to_predict_is_left_out():
-    found = bootstrap(np.array([1.0, np.nan, 3.0]), np.array([2.0, 0.0, 2.0]))
-    assert found.value == 2
-    assert found.n == 2
+    pair = wb.load_pair(BASE, FAMILY / "lora-r4")
+    one, more = (
+        wb.forgetting.retention(pair, texts=texts).metric("loss").iloc[0]
+        for texts in (["Anna lives in"], ["Anna lives in", ""])
+    )
+    assert len(pair.base.tokenizer()("")["input_ids"]) == 1  # the start alone
+    assert one["n"] == more["n"] == 1
+    assert one["value"] == more["value"]
 
 
 def test_texts_alone_are_said_and_drawn():
