@@ -37,6 +37,29 @@ def test_energy_is_one_minus_the_error_of_the_best_low_rank_copy():
         assert float(energy(s)[k - 1]) == pytest.approx(1 - float(error), abs=1e-5)
 
 
+def test_every_metric_by_hand(tmp_path: Path):
+    """A change of singular values 4, 2, 2, 1 (squares 16, 4, 4, 1 of 25) on a base of norm 10."""
+    sigma = torch.tensor([4.0, 2, 2, 1])
+    base = torch.zeros(6, 4)
+    base[0, 0] = 10
+    change = torch.zeros(6, 4)
+    change[[5, 2, 3, 4], [1, 2, 3, 0]] = sigma
+    result = wb.spectral.delta_spectrum(pair_of(base, base + change, tmp_path))
+    rows = result.table[result.table["component"] == result.metric("sigma")["component"].iloc[0]]
+    found = rows[rows["rank"].isna()].set_index("metric")["value"]
+    share = sigma / 9
+    assert found.to_dict() == pytest.approx(
+        {
+            "norm": 5, "relative_norm": 0.5, "stable_rank": 25 / 16, "rank_90": 3, "rank_99": 4,
+            "effective_rank": float(torch.exp(-(share * share.log()).sum())),
+            "energy_1": 16 / 25, "energy_2": 20 / 25,
+        },
+        rel=1e-5,
+    )  # fmt: skip
+    by_rank = rows[rows["metric"] == "sigma"].sort_values("rank")["value"]
+    assert by_rank.tolist() == pytest.approx(sigma.tolist(), rel=1e-5)
+
+
 def test_base_against_itself_is_zero_everywhere_and_has_no_rank(base: Path):
     result = wb.spectral.delta_spectrum(wb.load_pair(base, base))
     table = result.table

@@ -115,6 +115,48 @@ def test_by_hand(tmp_path: Path):
     np.testing.assert_allclose(found["beta"], 3 / 4, rtol=1e-6)
 
 
+def test_every_row_of_the_table_by_hand(tmp_path: Path):
+    """Layer by layer: PTC 1, 2, 0; FTC 3 at entry 5, then -1 there, then 4 at entry 6; so that the
+    sums are 3 of 4, then 2 of 5, then 6 of 9. The embeddings differ by a factor, too."""
+    base = biased({0: 1.0}, {0: 2.0}, {})
+    tuned = biased({0: 1.0, 5: 3.0}, {0: 2.0, 5: -1.0}, {6: 4.0})
+    tuned.transformer.wpe.weight *= 1.5
+    pair = paired(base, tuned, tmp_path)
+    result = contribution(pair, {"g": ["3 4 5 6", "3 4"]})
+
+    def layers(name: str) -> list[float]:
+        return result.metric(name).sort_values("layer")["value"].tolist()
+
+    assert layers("layer_ptc") == pytest.approx([1, 2, 0], abs=1e-5)
+    assert layers("layer_ftc") == pytest.approx([3, 1, 4], rel=1e-5)
+    assert layers("layer_tuco") == pytest.approx([3 / 4, 1 / 3, 1], rel=1e-5)
+    assert layers("cumulated") == pytest.approx([3 / 4, 2 / 5, 6 / 9], rel=1e-5)
+    by = {name: result.metric(name)["value"].tolist() for name in ("tuco", "preco", "length")}
+    assert by["tuco"] == pytest.approx([6 / 9] * 2, rel=1e-5)
+    assert by["preco"] == pytest.approx([3 / 9] * 2, rel=1e-5)
+    (outside,) = result.metric("invisible").to_dict("records")
+    assert (outside["component"], outside["value"]) == ("wpe", pytest.approx(0.5, rel=1e-5))
+    # OutputCo and the base's loss by running both alone.
+    words = pair.base.tokenizer()
+    moved, losses = [], []
+    for text in ("3 4 5 6", "3 4"):
+        ids = words(text, return_tensors="pt")["input_ids"]
+        ends = []
+        for model in (base, tuned):
+            with torch.inference_mode():
+                run = model.transformer(input_ids=ids, output_hidden_states=True)
+                # Before the final norm: embeddings, and what the blocks add whatever they read.
+                ends.append(run.hidden_states[2][0, -1] + model.transformer.h[2].mlp.c_proj.bias)
+        change = (ends[1] - ends[0]).abs().sum()
+        moved.append(float(change / (ends[0].abs().sum() + change)))
+        with torch.inference_mode():
+            losses.append(float(base(input_ids=ids, labels=ids).loss))
+    assert result.metric("output_co")["value"].tolist() == pytest.approx(moved, rel=1e-4)
+    assert result.metric("base_loss")["value"].tolist() == pytest.approx(losses, rel=1e-4)
+    swapped = float(change / (ends[1].abs().sum() + change))
+    assert moved[-1] != pytest.approx(swapped, rel=0.01)  # negative control
+
+
 def test_contributions_that_cancel_are_its_blind_spot(tmp_path: Path):
     tuned = biased({0: 1.0, 5: 3.0}, {5: -3.0})
     found = scores(paired(biased({0: 1.0}), tuned, tmp_path))
