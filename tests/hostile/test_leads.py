@@ -560,6 +560,23 @@ def test_that_a_side_runs_is_not_believed_of_any_file(base: Path, tuned: Path):
     assert cache.kept_digest(memo) == known
 
 
+def test_that_a_tokenizer_is_bounded_is_not_believed_of_any_file(base: Path, monkeypatch):
+    kept: list[Path] = []
+    keep = cache.keep_digest
+    monkeypatch.setattr(
+        cache, "keep_digest", lambda memo, found: (kept.append(memo), keep(memo, found))
+    )
+    changed(spoken(base) / "tokenizer_config.json", once="of this test")
+    wb.Checkpoint.parse(base).tokenizer()
+    (memo,) = [file for file in kept if file.parent.name == "tokenizers"]
+    monkeypatch.setattr("workbench.loaders.spelling._BOUNDED", set())
+    monkeypatch.setattr("workbench.loaders.spelling.bounded", None)
+    assert wb.Checkpoint.parse(base).tokenizer() is not None
+    memo.write_bytes(b"")
+    with pytest.raises(TypeError):
+        wb.Checkpoint.parse(base).tokenizer()
+
+
 def test_a_trained_member_that_is_damaged_is_made_anew(tmp_path: Path):
     made = []
 

@@ -25,7 +25,6 @@ from workbench.errors import WorkbenchError, reason
 from workbench.files import MIB, read_json
 from workbench.loaders.beside import beside_digest
 from workbench.loaders.handed import handed, tokenizer_files
-from workbench.outputs import writing
 
 GROWTH = 1000  # characters that one may become; Unicode's own forms make 18 of one at most
 ADDED = 1000  # tokens that may be put around a text
@@ -49,7 +48,7 @@ def require_bounded(folder: Path, config: Mapping[str, Any], name: str) -> None:
     parts = [beside_digest(folder), *(f"{one} {version(one)}" for one in MADE_BY)]
     known = cache.digest(part.encode() for part in parts)
     memo = cache.folder("tokenizers", known[:32])
-    if known in _BOUNDED or memo.exists():
+    if known in _BOUNDED or cache.kept_digest(memo) == known:
         return
     file = folder / "tokenizer.json"
     steps = read_json(file, most=128 * MIB) if file.is_file() else {}
@@ -59,7 +58,7 @@ def require_bounded(folder: Path, config: Mapping[str, Any], name: str) -> None:
         with handed(tokenizer_files(folder, config), folder) as fresh:
             bounded("load", seconds=LOAD, **limits, folder=str(fresh))
             bounded("read", seconds=READ, **limits, texts=list(_tried(steps)))
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, TimeoutError) as error:
         if isinstance(error, WorkbenchError):
             raise
         raise WorkbenchError(
@@ -68,8 +67,8 @@ def require_bounded(folder: Path, config: Mapping[str, Any], name: str) -> None:
         ) from error
     _BOUNDED.add(known)
     # A cache that cannot be written costs the next process the same again, no more.
-    with contextlib.suppress(OSError, WorkbenchError), writing(memo, cache.CACHED) as fresh:
-        fresh.touch()
+    with contextlib.suppress(OSError, WorkbenchError):
+        cache.keep_digest(memo, known)
 
 
 def _require_modest(steps: dict[str, Any]) -> None:
