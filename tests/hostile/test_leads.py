@@ -533,14 +533,14 @@ def test_a_kept_gguf_that_is_damaged_is_made_anew(tmp_path: Path):
 @pytest.mark.parametrize("text", ["", "0" * 64, "f" * 64 + " " + "0" * 16, "\x00", "0" * 63])
 def test_a_kept_digest_that_is_damaged_is_taken_anew(text: str, tmp_path: Path):
     file = tmp_path / "a.bin"
-    file.write_bytes(b"content")
+    file.write_bytes(b"content" * cache.SMALL)
     truth = cache.file_digest(file)
     memo = cache.digest_memo(file)
     memo.write_text(text)
     assert cache.kept_digest(memo) is None
     assert cache.file_digest(file) == truth
     other = tmp_path / "b.bin"
-    other.write_bytes(b"other")
+    other.write_bytes(b"other" * cache.SMALL)
     cache.file_digest(other)
     shutil.copy(cache.digest_memo(other), memo)  # another file's
     assert cache.file_digest(file) == truth

@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError, reason
-from workbench.files import MIB, read_json
+from workbench.errors import WorkbenchError
+from workbench.files import MIB, is_number, read_json
 from workbench.loaders.beside import READ, TEMPLATES
 
 Files = Mapping[str, Path | str]
@@ -70,10 +70,10 @@ def handed(files: Files, given: Path | str, *, kept: bool = False) -> Iterator[P
             yield fresh
     except BaseException as error:
         shutil.rmtree(fresh, ignore_errors=True)
-        if isinstance(error, WorkbenchError) or not isinstance(error, Exception):
+        told = str(error)
+        if isinstance(error, WorkbenchError | MemoryError) or str(fresh) not in told:
             raise
-        told = reason(error, 2000).replace(str(fresh), str(given))
-        raise RuntimeError(told) from error  # the libraries raise many kinds
+        raise RuntimeError(told.replace(str(fresh), str(given))) from error
     if not kept:
         shutil.rmtree(fresh, ignore_errors=True)
 
@@ -134,6 +134,8 @@ def tokenizer_files(folder: Path, config: Mapping[str, Any]) -> Files:
     if "tokenizer_config.json" in found:
         own = read_json(folder / "tokenizer_config.json", most=128 * MIB)
         kept = {key: value for key, value in own.items() if not TOKENIZER_LEADS.match(key)}
+        if not is_number(kept.get("model_max_length")):
+            kept.pop("model_max_length", None)
         found["tokenizer_config.json"] = json.dumps(kept)
     found.pop("config.json", None)
     return {**found, **config_file(config)}
