@@ -18,6 +18,7 @@ of that shape, of random weights: ours over all, the published algorithm over on
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
 import resource
@@ -102,8 +103,8 @@ def change(kind: str, base: Tensor, seed: int) -> Any:
 
 
 def fresh_cache() -> None:
-    """An empty cache: no base is decomposed yet."""
-    shutil.rmtree(os.environ["WORKBENCH_CACHE"], ignore_errors=True)
+    """No base is decomposed yet."""
+    shutil.rmtree(Path(os.environ["WORKBENCH_CACHE"]) / "svd", ignore_errors=True)
 
 
 @dataclass
@@ -382,6 +383,7 @@ def main() -> None:
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     os.environ["WORKBENCH_CACHE"] = tempfile.mkdtemp(prefix="workbench-bench-")
+    atexit.register(shutil.rmtree, os.environ["WORKBENCH_CACHE"], ignore_errors=True)
     if chosen.shape:
         whole_pairs(chosen)
         return
@@ -408,7 +410,6 @@ def main() -> None:
         for kind in KINDS:
             rows.append(one_size(height, width, kind, members, spectrum=spectrum, **where))
             print(json.dumps(rows[-1]), flush=True)
-    fresh_cache()
     found = {"machine": machine(chosen.device), "dtype": chosen.dtype, "intruders": rows}
     write(chosen.out, found | {"large_checkpoint": large})
 
@@ -416,7 +417,6 @@ def main() -> None:
 def write_real(chosen: argparse.Namespace) -> None:
     """spectral-real.json and .md."""
     rows, host = real_pair(*chosen.pair), machine()
-    fresh_cache()
     lines = [
         "# Intruder dimensions of a real pair, by products alone",
         "",
@@ -447,7 +447,6 @@ def whole_pairs(chosen: argparse.Namespace) -> None:
             told(rows)
             print(json.dumps(row), flush=True)
         known += rows
-    fresh_cache()
 
 
 def save_pairs(chosen: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
