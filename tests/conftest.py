@@ -105,13 +105,16 @@ def nudged(model, scale: float = 0.05, seed: int = 1):
 
 
 def adapter(model, folder: Path, *, seed: int = 2, **options) -> Path:
-    """A LoRA adapter with random B on `model` (which it changes), saved to `folder`."""
+    """A LoRA adapter with random B on `model` (which it changes), saved to `folder`; modules saved
+    whole, and biases where they are trained, have moved too."""
     torch.manual_seed(seed)
     defaults = {"r": 3, "lora_alpha": 5, "target_modules": "all-linear", "init_lora_weights": False}
     peft_model = get_peft_model(model, LoraConfig(**(defaults | options)))
     for name, parameter in peft_model.named_parameters():
         if "magnitude" in name:
             parameter.data *= 1 + 0.1 * torch.rand_like(parameter)
+        elif parameter.requires_grad and "lora_" not in name:
+            parameter.data += 0.1 * torch.rand_like(parameter)
     peft_model.save_pretrained(folder)
     return folder
 

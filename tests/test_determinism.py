@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import cache
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 import workbench as wb
 from tests.calls import CALLS, Asked, write_pair
+from workbench.catalogue import ANALYSES
 from workbench.forgetting import sides
 from workbench.results import Result
 
@@ -18,6 +20,7 @@ N, BATCH = 12, 6  # prompts of each kind, of unequal lengths
 BATCHES = {"rtol": 1e-4, "atol": 2e-5}  # float32 sums in another order
 # Training steps are made of batches there: their size is a parameter of what is learned.
 TRAINED = {"forgetting.revive", "forgetting.verdict", "patching.mask"}
+FUNCTIONS = {one.key: one.function for one in ANALYSES}
 UNBATCHED = {key for key in CALLS if key.startswith("spectral.")}  # they take no batch size
 
 
@@ -54,9 +57,13 @@ def alike(found: pd.DataFrame, wanted: pd.DataFrame, **tolerance: float) -> None
 
 @pytest.mark.parametrize("key", CALLS)
 def test_again(key: str, pair: wb.CheckpointPair, first):
-    pd.testing.assert_frame_equal(
-        made(pair, key, batch_size=BATCH).table, first(key), check_exact=True
-    )
+    again = made(pair, key, batch_size=BATCH)
+    pd.testing.assert_frame_equal(again.table, first(key), check_exact=True)
+    told, takes = again.provenance, inspect.signature(FUNCTIONS[key]).parameters
+    assert told.device == "cpu"
+    assert "seed" not in takes or told.seed == 0
+    if key.startswith(("patching.", "skills.")):
+        assert told.dtype == "as stored"
 
 
 @pytest.mark.parametrize("key", [key for key in CALLS if key not in TRAINED | UNBATCHED])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -92,6 +93,14 @@ def test_sizes_are_compared_as_ratios():
     assert says(made) == {("r4", "effective rank"): DIFFERENT, ("r64", "effective rank"): ALIKE}
     found = made.metric("difference").set_index("member").loc["r4"]
     assert found["value"] == pytest.approx(4.0333333 / 105.333333)
+    assert (found["arm"], found["margin"], found["n"]) == ("ratio", 1.25, 3)
+    # By hand: the roots of the squares of how far log edges lie from log means.
+    sides = made.metric("measure").set_index("member")
+    (a, low, high), (b, least, most) = (
+        np.log(sides.loc[m, ["value", "low", "high"]].to_numpy(float)) for m in ("r4", "full")
+    )
+    assert found["low"] == pytest.approx(math.exp(a - b - math.hypot(a - low, most - b)))
+    assert found["high"] == pytest.approx(math.exp(a - b + math.hypot(high - a, b - least)))
     assert found["baseline"] == 1
     ceilings = made.metric("measure").set_index("member")["baseline"]
     assert ceilings["r4"] == 4
@@ -120,6 +129,111 @@ def test_the_smallest_graft_that_carries_the_gain():
     assert found.loc[("gain in a tenth", "full"), "baseline"] == pytest.approx(0.05)
     assert says(made)["r4", "gain in a tenth"] == DIFFERENT
     assert says(made)["r4", "graft size"] == UNDECIDED
+
+
+def measured(analysis: str, rows: list[dict], members=MEMBERS, **parameters) -> pd.DataFrame:
+    """The rows of what is measured, by measure and member."""
+    made = equivalence([result(analysis, rows, members, **parameters)])
+    assert made is not None
+    return made.metric("measure").set_index(["measure", "member"])
+
+
+def told(row: pd.Series) -> tuple:
+    """value, low, high, n and baseline, NaN as None."""
+    edges = (row[name] for name in ("value", "low", "high", "n", "baseline"))
+    return tuple(None if math.isnan(edge) else pytest.approx(edge) for edge in edges)
+
+
+def test_intruders_are_a_share_of_all_vectors_of_the_matrices_that_changed():
+    """5 of 10 and 0 of 2 are 5 of 12, between none and 5 of 10, whichever are drawn."""
+    wide = {0: (10, 5), 1: (2, 0), 2: (10, 10)}  # layer -> vectors, intruders
+    nulls = {"": 1.0, ":random_delta": 0.0, ":same_spectrum:0": 0.2, ":same_spectrum:1": 0.6}
+    rows = [
+        {"member": "r4", "layer": layer, "component": "q", "rank": i, "metric": f"max_cosine{null}",
+         "value": 0.1 if i < scale * intruders else 0.9}
+        for layer, (vectors, intruders) in wide.items()
+        for null, scale in nulls.items()
+        for i in range(vectors)
+    ]  # fmt: skip
+    rows += [
+        {"member": "r4", "layer": layer, "component": "q", "metric": "changed", "value": value}
+        for layer, value in ((0, 1.0), (1, 1.0), (2, 0.0))
+    ]
+    found = measured("spectral.intruders", rows, k=10, eps=0.5)
+    # The null: 1 and 3 of 12 in two draws.
+    assert told(found.loc["intruders", "r4"]) == (5 / 12, 0, 0.5, 2, 2 / 12)
+
+
+def test_spectra_are_means_over_the_matrices_that_changed():
+    rows = [
+        {"member": m, "layer": i, "component": "q", "metric": metric, "value": scale * value}
+        for m in ("r4", "full")
+        for metric, scale in (("effective_rank", 1.0), ("relative_norm", 0.01))
+        for i, value in enumerate((2.0, 4.0))
+    ]
+    rows += [{"member": "r4", "layer": 9, "component": "q", "metric": "relative_norm", "value": 0}]
+    found = measured("spectral.delta_spectrum", rows)
+    for member, ceiling in (("r4", 4), ("full", None)):
+        assert told(found.loc["effective rank", member]) == (3, 2, 4, 2, ceiling)
+        assert told(found.loc["relative norm", member]) == (0.03, 0.02, 0.04, 2, None)
+
+
+def test_tuco_stands_beside_prompts_that_fine_tuning_was_not_about():
+    rows = [
+        {"member": m, "metric": metric, "group": group, "layer": layer, "n": 8, "baseline": 0.77}
+        | {"value": value, "low": value - 0.1, "high": value + 0.1}
+        for m in ("r4", "full")
+        for metric, group, layer, value in (
+            ("mean:tuco", "boxes", 0, 0.9), ("mean:tuco", "boxes", None, 0.5),
+            ("mean:tuco", "plain", None, 0.3), ("mean:tuco", "facts", None, 0.2),
+            ("mean:output_co", "boxes", None, 0.8),
+        )
+    ]  # fmt: skip
+    found = measured("tuco.contribution", rows)
+    for member in ("r4", "full"):
+        assert told(found.loc["TuCo", member]) == (0.5, 0.4, 0.6, 8, 0.3)
+    alone = [row for row in rows if row["group"] == "boxes"]
+    assert told(measured("tuco.contribution", alone).loc["TuCo", "r4"]) == (0.5, 0.4, 0.6, 8, None)
+
+
+def test_a_graft_of_a_tenth_stands_beside_random_ones_of_its_size():
+    def gain(arm: str, x: float, value: float, half: float = 0.1, own: bool = True) -> dict:
+        about = {"member": "r4", "arm": arm, "sparsity": x, "x": x, "own": own, "metric": "gain"}
+        edges = {"value": value, "low": value - half, "high": value + half}
+        return about | edges | {"n": 100, "baseline": 0.0}
+
+    null = [gain("random", 0.115, 0.1), gain("random", 0.115, 0.3), gain("random", 0.3, 0.9)]
+    near = [gain("learned", 0.115, 0.6), gain("learned", 0.115, 0.7, own=False)]
+    other = [gain("learned", 0.3, 0.95, 0.02), gain("movement", 0.1, 0.8)]
+    found = measured("skills.localize", [*null, *near, *other])
+    assert told(found.loc["gain in a tenth", "r4"]) == (0.6, 0.5, 0.7, 100, 0.2)
+    # 0.115 surely does not carry 0.9 of it and 0.3 surely does; of random entries 0.3 does.
+    assert told(found.loc["graft size", "r4"]) == (0.3, 0.115, 0.3, 100, 0.3)
+    far = [gain("learned", 0.125, 0.6), gain("learned", 0.075, 0.6)]
+    assert ("gain in a tenth", "r4") not in measured("skills.localize", far).index
+    only = measured("skills.localize", [gain("movement", 0.1, 0.8, 0.0)])
+    assert told(only.loc["gain in a tenth", "r4"]) == (0.8, None, None, 100, None)
+
+
+def test_circuits_stand_beside_random_ones():
+    def faithful(value: float, **more) -> dict:
+        about = {"metric": "faithfulness:score", "side": "tuned", "circuit": "base", "arm": "patch"}
+        edges = {"value": value, "low": value - 0.1, "high": value + 0.1}
+        return {"member": "r4", "group": None} | about | edges | {"n": 8, "baseline": 1.0} | more
+
+    def shared(value: float, **more) -> dict:
+        return faithful(value, metric="jaccard", side=None, arm="overlap", baseline=0.2) | more
+
+    rows = [
+        faithful(0.9, side="base"), faithful(0.9, circuit="tuned"),
+        faithful(0.9, metric="faithfulness:logit_difference"), faithful(0.6),
+        faithful(0.3, arm="random"),
+        shared(0.9, arm="patch"), shared(0.9, group="value fetcher"), shared(0.9, metric="shared"),
+        shared(0.5),
+    ]  # fmt: skip
+    found = measured("patching.circuit", rows)
+    assert told(found.loc["base's circuit", "r4"]) == (0.6, 0.5, 0.7, 8, 0.3)
+    assert told(found.loc["circuit overlap", "r4"]) == (0.5, None, None, 8, 0.2)
 
 
 def test_grafts_of_other_sizes_are_not_taken_for_a_tenth():

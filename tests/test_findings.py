@@ -69,50 +69,6 @@ def test_the_rule(holds):
     assert verdict([*holds, False]) != "reproduced"
 
 
-def test_planted_intruders_are_found_and_their_absence_too():
-    assert told([intruders({"r4": 0.4, "r64": 0.1, "full": 0.0})], "intruder dim") == "reproduced"
-    same = intruders({"r4": 0.0, "r64": 0.0, "full": 0.0})
-    assert told([same], "intruder dim") == "not reproduced"
-    upside_down = intruders({"r4": 0.0, "r64": 0.0, "full": 0.4})
-    assert told([upside_down], "intruder dim") == "not reproduced"
-    both = intruders({"r4": 0.9, "r64": 0.8, "full": 0.6})  # full fine-tuning has many, too
-    assert told([both], "intruder dim") == "not reproduced"
-
-
-@pytest.mark.parametrize(
-    ("top", "neighbour", "said"),
-    [
-        (-20.0, -1.0, "reproduced"),
-        (-20.0, -40.0, "not reproduced"),
-        (5.0, 5.0, "not reproduced"),
-        (0.0, 0.0, "undecided"),
-    ],
-)
-def test_scaling_counts_only_beyond_its_control(top: float, neighbour: float, said: str):
-    rows = [
-        row("r4", "loss_change", value, 1.0, arm=arm, x=0.7, task="pretraining")
-        for arm, value in (("top", top), ("neighbour", neighbour))
-    ]
-    assert told([result("spectral.scale", rows, MEMBERS)], "takes forgetting back") == said
-
-
-def test_a_cost_is_asked_of_what_took_forgetting_back_alone():
-    def scaled(loss: float, score: float, x: float = 0.7):
-        tops = {"loss_change": (loss, "pretraining"), "score_change": (score, "boxes")}
-        rows = [
-            row("r4", metric, value if arm == "top" else 0.0, 1.0, arm=arm, x=x, task=task)
-            for metric, (value, task) in tops.items()
-            for arm in ("top", "neighbour")
-        ]
-        return result("spectral.scale", rows, MEMBERS)
-
-    assert told([scaled(-20.0, 0.0)], "hardly any cost") == "reproduced"
-    assert told([scaled(-20.0, -30.0)], "hardly any cost") == "not reproduced"
-    assert told([scaled(-20.0, -5.5)], "hardly any cost") == "undecided"
-    assert told([scaled(0.0, 0.0)], "hardly any cost") is None  # nothing was taken back
-    assert told([scaled(-20.0, 0.0, x=1.0)], "hardly any cost") is None  # nothing was scaled
-
-
 def grafts(gain: float, share: float, n: int = 100):
     rows = [
         row("r4", metric, value, arm=arm, sparsity=share, x=share, own=True) | {"n": n}
@@ -133,39 +89,6 @@ def test_a_small_graft_is_small_and_of_the_most_prompts():
         assert told(results, "very few parameters") == "reproduced"
     nothing = grafts(np.nan, 0.01)
     assert told([nothing], "very few parameters") is None
-
-
-def test_members_of_one_rank_say_nothing_of_ranks():
-    members = {f"r4-{i}": {"kind": "lora", "rank": 4, "seed": i} for i in (0, 1)}
-    made = result("forgetting.retention", lost_more(*members), members)
-    assert told([made], "as its rank rises") is None
-
-
-def test_a_restored_answer_of_any_prompt_is_no_knowledge():
-    def crossed(other: float):
-        where = {"component": "mlp_hidden", "direction": "base->tuned"}
-        scores = [row("un", "score", v, arm=a, layer=None, **where)
-                  for a, v in (("destination", 0.1), ("source", 1.0))]  # fmt: skip
-        krs = [
-            row("un", "krs", value, 0.03, arm=arm, layer=layer, **where)
-            for layer in (0, 1)
-            for arm, value in (("patch", 0.5 + 0.4 * layer), ("shuffled", other))
-        ]
-        members = {"un": {"kind": "full", "seed": 0}}
-        return result("patching.cross_model", scores + krs, members)
-
-    for other, said in ((0.88, "not reproduced"), (0.1, "reproduced")):
-        assert told([crossed(other)], "MLP activations") == "reproduced"
-        assert told([crossed(other)], "this knowledge") == said
-
-
-def test_few_lost_answers_say_nothing():
-    def lost(n: int):
-        rows = [row("r4", "recovery_lost", 0.9, 0.05, task="facts", arm="best") | {"n": n}]
-        return result("forgetting.conjugate", rows, MEMBERS)
-
-    assert told([lost(9)], "Conjugate") is None
-    assert told([lost(10)], "Conjugate") == "reproduced"
 
 
 def test_the_larger_of_two_readings_counts():

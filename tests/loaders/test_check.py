@@ -115,6 +115,18 @@ def test_an_untrained_adapter_is_said_to_change_nothing(base: Path, tmp_path: Pa
     assert status(report, "changes") == ["warn"]
 
 
+@pytest.mark.parametrize("part", ["lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"])
+def test_a_factor_of_another_rank_than_declared_is_told(part: str, base: Path, tmp_path: Path):
+    lora = adapter(tiny("llama"), tmp_path / "a", target_modules=["embed_tokens", "q_proj"])
+    file = lora / "adapter_model.safetensors"
+    state = load_file(file)
+    name = next(name for name in state if part in name)
+    cut = state[name][:2] if part.endswith("A") else state[name][:, :2].contiguous()
+    save_file(state | {name: cut}, file, metadata={"format": "pt"})
+    with pytest.raises(wb.WorkbenchError, match=f"declares rank 3 for .* stores {part} of shape"):
+        wb.load_pair(base, lora)
+
+
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga"])
 def test_an_adapter_that_rewrote_its_base_is_refused_with_the_call_that_converts_it(
     start: str, base: Path, lora: Path

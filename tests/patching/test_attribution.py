@@ -175,6 +175,24 @@ def test_integrated_gradients_are_complete():
     assert gaps[1] < 0.1 * gaps[0]
 
 
+def test_gradients_are_taken_at_the_middles_of_equal_steps():
+    """By autograd through the model's own embeddings, a quarter and three quarters of the way."""
+    made, (clean, dirty) = model(), partners(2)
+    (embedding,) = patches.patches(Layout(made), ["0.resid_pre@-1"])
+    found = job(made, [embedding], 2, own=(clean, dirty)).attributed()
+    for i, (one, other) in enumerate(zip(clean, dirty, strict=True)):
+        ends = [made.model.embed_tokens(torch.tensor([row.ids])) for row in (other, one)]
+        effect = 0.0
+        for way in (0.25, 0.75):
+            with torch.enable_grad():
+                stream = torch.lerp(*ends, way).requires_grad_()
+                last = made(inputs_embeds=stream).logits[0, -1]
+                gap = last[one.answer[0]] - last[one.foils[0]]
+                (slope,) = torch.autograd.grad(gap, stream)
+            effect += float((slope * (ends[1] - ends[0]))[0, -1].sum()) / 2
+        assert found.effects[0, i] == pytest.approx(effect, rel=1e-4, abs=1e-6)
+
+
 @pytest.mark.parametrize("kind", DECODERS)
 def test_the_edges_of_a_node_add_up_to_it(kind):
     """Also with grouped-query heads (llama) and attention beside the MLP (gpt_neox)."""

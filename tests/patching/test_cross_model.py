@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from importlib import import_module
 from typing import Any
@@ -14,9 +15,10 @@ import workbench as wb
 from tests.conftest import adapter, nudged
 from tests.patching.conftest import boxes, model, paired, planted, value, write
 from workbench.errors import WorkbenchError
+from workbench.lab import shipped
 from workbench.models import Layout, Site, merged
 from workbench.models.rerun import Rerun
-from workbench.patching.cross_model import random_groups
+from workbench.patching.cross_model import continued, random_groups
 from workbench.patching.patches import grouped
 from workbench.patching.sweep import shares
 from workbench.tasks import Prompt, PromptSet
@@ -110,36 +112,114 @@ def test_adapters_and_merged_weights_agree(tmp_path):
     torch.testing.assert_close(value(one, "krs"), value(other, "krs"), atol=1e-4, rtol=1e-4)
 
 
-def test_krs_by_hand_and_sliced_right_under_padding(tmp_path):
-    """Two-token answers behind prompts of unequal length, against plain forward passes."""
+def test_every_measure_by_hand_under_padding(tmp_path):
+    """Answers of one, two and three tokens behind prompts of unequal length, against plain forward
+    passes, prompt by prompt."""
     pair = planted(tmp_path, LAYER, "down")
+    texts = {
+        "apple ball card coin": " coin", "Box K contains the": " key ring",
+        "the lamp": " book coin cup",
+    }  # fmt: skip
     prompts = PromptSet(
-        "two",
-        (
-            Prompt("a", "apple ball card dice", " coin cup", (" ball",)),
-            Prompt("b", "Box K contains the", " key ring", (" cup",)),
-            Prompt("c", "the lamp", " book coin", (" cup",)),
-        ),
+        "some", tuple(Prompt(text, text, own, (" cup", " ball")) for text, own in texts.items())
     )
-    site = f"{LAYER}.attn_out"
-    found = wb.patching.cross_model(pair, prompts, sites=[site], direction="base->tuned")
+    site = Site("attn_out", LAYER)
+    found = wb.patching.cross_model(
+        pair, prompts, sites=[str(site)], direction="base->tuned", batch_size=2
+    )
     words = pair.base.tokenizer()
     base, tuned = pair.base.load(), pair.tuned.load()
-    before = after = 0.0
+    seen = []
     for prompt in prompts:
         ids = torch.tensor([words(prompt.text)["input_ids"]])
         start = len(words(prompt.prompt)["input_ids"])
-        kept = {}
-        with wb.models.capture(base, [wb.models.Site("attn_out", LAYER)]) as seen:
+        with wb.models.capture(base, [site]) as kept:
             goal = base(input_ids=ids).logits[0, start - 1 : -1]
-        kept = dict(seen)
         plain = tuned(input_ids=ids).logits[0, start - 1 : -1]
-        with wb.models.replace(tuned, kept):
+        with wb.models.replace(tuned, dict(kept)):
             patched = tuned(input_ids=ids).logits[0, start - 1 : -1]
-        before += float((plain - goal).square().sum())
-        after += float((patched - goal).square().sum())
-    assert value(found, "krs").item() == pytest.approx(1 - after / before, abs=1e-4)
+        answer = ids[0, start:]
+        foils = [words(foil)["input_ids"][-1] for foil in (" cup", " ball")]
+        assert len(answer) == len(goal) == len(seen) + 1
+
+        def measures(run: torch.Tensor, goal=goal, answer=answer, foils=foils) -> dict[str, float]:
+            log_p, goal_log_p = (one.double().log_softmax(-1) for one in (run, goal))
+            divergence = torch.nn.functional.kl_div(
+                log_p, goal_log_p, reduction="sum", log_target=True
+            )
+            return {
+                "score": float((run.argmax(-1) == answer).all()),
+                "log_probability": float(log_p[range(len(answer)), answer].sum()),
+                "logit_difference": float(run[0, answer[0]] - run[0, foils].max()),
+                "krs": float((run - goal).square().sum()),
+                "kl_krs": float(divergence / len(answer)),
+                "agreement": float((run.argmax(-1) == goal.argmax(-1)).all()),
+            }
+
+        seen.append([measures(run) for run in (plain, goal, patched)])
+    for metric in seen[0][0]:
+        zero, one, own = (np.array([three[i][metric] for three in seen]) for i in range(3))
+        if metric in ("krs", "kl_krs"):
+            expected = {metric: 1 - own.sum() / zero.sum()}
+        else:
+            expected = {metric: own.mean()}
+            baseline = found.metric(metric).query("arm == 'patch'")["baseline"].item()
+            assert baseline == pytest.approx(zero.mean(), abs=1e-5)
+        if metric in ("log_probability", "logit_difference"):
+            share = (own - zero).sum() / (one - zero).sum()
+            expected[f"recovered:{metric}"] = share
+        for name, number in expected.items():
+            assert value(found, name).item() == pytest.approx(number, abs=1e-4), name
     assert found.metric("krs")["n"].iloc[0] == 3
+
+
+@pytest.mark.parametrize("direction", ["tuned->base", "base->tuned"])
+@pytest.mark.parametrize(
+    ("components", "window", "names"),
+    [
+        ("layer", 1, "{layer}."),
+        ("layer", 3, "({layer}|{before}|{behind})."),
+        (["mlp.down_proj", "self_attn.q_proj"], 1, "{layer}.{component}.weight"),
+    ],
+)
+def test_restored_parameters_by_hand(tmp_path, direction, components, window, names):
+    """Plain state dicts with some of the other side's tensors, and the embedding's norm among what
+    lies outside the blocks."""
+    base, tuned = model(), model(seed=1)
+    pair, prompts = paired(base, tuned, tmp_path), boxes(4, count=None)
+    found = wb.patching.restore(
+        pair, prompts, direction=direction, components=components, window=window, batch_size=3
+    ).metric("krs")
+    states = [dict(one.state_dict()) for one in (base, tuned)]
+    into, source = states if direction == "tuned->base" else states[::-1]
+    made, given = model(), rows(pair.base.tokenizer(), prompts, answers=True)
+
+    def logits(state: dict) -> torch.Tensor:
+        made.load_state_dict(state)
+        last = [made(input_ids=torch.tensor([row.ids])).logits[0, -1] for row in given]
+        return torch.stack(last).double()
+
+    goal, plain = logits(source), logits(into)
+    own = found[found["arm"] == "patch"]
+    kinds = ["layer"] if components == "layer" else components
+    expected = []
+    for component in kinds:
+        for layer in range(3):
+            pattern = names.format(
+                layer=layer, before=layer - 1, behind=layer + 1, component=component
+            )
+            swapped = {n: t for n, t in source.items() if re.match(rf"model\.layers\.{pattern}", n)}
+            assert swapped
+            error = (logits(into | swapped) - goal).square().sum()
+            expected.append(float(1 - error / (plain - goal).square().sum()))
+    if components == "layer":
+        swapped = {n: t for n, t in source.items() if "layers" not in n}
+        error = (logits(into | swapped) - goal).square().sum()
+        expected.append(float(1 - error / (plain - goal).square().sum()))
+    assert own["value"].tolist() == pytest.approx(expected, abs=1e-4)
+    random = found[found["arm"] == "random"]["value"].tolist()
+    means = np.array(expected[: 3 * len(kinds)]).reshape(-1, 3).mean(1)
+    assert random == pytest.approx(means.tolist(), abs=1e-4)
 
 
 def test_the_answer_can_be_what_the_base_says(tmp_path):
@@ -150,6 +230,29 @@ def test_the_answer_can_be_what_the_base_says(tmp_path):
     rows = found.table[(found.table["metric"] == "score") & (found.table["arm"] == "source")]
     assert rows["value"].item() == 1.0
     assert value(found, "krs")[-1] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_what_a_model_goes_on_with_by_hand(batch_size):
+    """Greedy, token by token, until a row says the end token, which the others do not mind."""
+    made, words = model(), shipped.tokenizer()
+    given = rows(words, boxes(5, count=None), answers=True)
+
+    def said(row, tokens: int, stop: int | None = None) -> tuple[int, ...]:
+        own: list[int] = []
+        while len(own) < tokens and (not own or own[-1] != stop):
+            own.append(int(made(input_ids=torch.tensor([[*row.ids, *own]])).logits[0, -1].argmax()))
+        return tuple(own)
+
+    whole = [said(row, 4) for row in given]
+    stop = next(own[1] for own in whole if own[1] != own[0])
+    words.eos_token = words.convert_ids_to_tokens(stop)
+    expected = [said(row, 4, stop) for row in given]
+    assert {len(own) for own in expected} > {4}
+    found = continued(made, given, 4, words, batch_size, "cpu")
+    assert [row.answer for row in found] == expected
+    assert [row.ids for row in found] == [row.ids for row in given]
+    assert not any(row.foils for row in found)
 
 
 @pytest.fixture

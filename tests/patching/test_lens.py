@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.special import log_softmax
 
 import workbench as wb
 from tests.conftest import adapter, nudged
@@ -39,16 +40,45 @@ def test_the_last_layer_is_the_model(kind):
     assert (first - run.logits).abs().max() > 0.01
 
 
-def test_an_early_layer_is_norm_and_head_by_hand():
-    made = model()
-    given = batch(rows(shipped.tokenizer(), boxes(), answers=True), range(6), "cpu", 0)
-    run = Rerun(made, given, {place.whole for place in depths(Layout(made))})
-    with hooks.capture(made, [Site("resid_post", 0)]) as seen:
-        made(**given.inputs)
-    stream = seen[Site("resid_post", 0)][torch.arange(6), given.last]
-    expected = made.lm_head(made.model.norm(stream))
-    found = seen_through(run.read(Site("resid_post", 0, position=-1)), run)[0, :, 0]
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+def test_every_layer_by_hand(tmp_path):
+    """Each side's stream through its own norm and head, and the tuned one's through the base's, in
+    float64: KL(side || base), ranks, and the best foil."""
+    base, tuned = model(), nudged(model(), seed=1)
+    pair, prompts = paired(base, tuned, tmp_path), boxes(5, count=None)
+    given = rows(pair.base.tokenizer(), prompts, answers=True)
+    found = lens(pair, prompts)
+    sides = {"base": (base, base), "tuned": (tuned, tuned), "tuned, base's head": (tuned, base)}
+    streams = [Site("resid_pre", 0), *(Site("resid_post", layer) for layer in range(3))]
+    seen: dict[str, list] = {side: [] for side in sides}
+    for row in given:
+        for side, (runs, reads) in sides.items():
+            with hooks.capture(runs, streams) as kept:
+                runs(input_ids=torch.tensor([row.ids]))
+            last = torch.stack([kept[site][0, -1] for site in streams])
+            seen[side].append(reads.lm_head(reads.model.norm(last)).double().numpy())
+    for side, own in seen.items():
+        for depth in range(4):
+            measured: dict[str, list] = {m: [] for m in ("log_probability", "logit_difference",
+                                                         "rank", "score", "kl")}  # fmt: skip
+            for i, row in enumerate(given):
+                logits, answer = own[i][depth], row.answer[0]
+                log_p, log_q = (log_softmax(x) for x in (logits, seen["base"][i][depth]))
+                measured["log_probability"].append(log_p[answer])
+                measured["logit_difference"].append(logits[answer] - logits[[*row.foils]].max())
+                measured["rank"].append(1 + (logits > logits[answer]).sum())
+                measured["score"].append(logits.argmax() == answer)
+                measured["kl"].append((np.exp(log_p) * (log_p - log_q)).sum())
+            for metric, values in measured.items():
+                told = float(np.mean(values))
+                if metric != "kl":
+                    got = by_layer(found, metric, side)[depth].item()
+                    assert got == pytest.approx(told, abs=1e-4), (side, depth, metric)
+                    first = [by_layer(found, metric, one)[depth].item() for one in (side, "base")]
+                    told = first[0] - first[1]
+                if side != "base":
+                    got = by_layer(found, metric, f"{side} - base")[depth].item()
+                    assert got == pytest.approx(told, abs=1e-4), (side, depth, metric)
+    assert by_layer(found, "kl", BOTH).min() > 1e-3
 
 
 def test_base_against_itself_is_nothing(tmp_path):

@@ -67,23 +67,31 @@ def test_by_hand(tmp_path):
     pair, prompts = one_query_scaled(tmp_path), boxes(4, count=None)
     found = patterns(pair, prompts)
     words = shipped.tokenizer()
-    last, everywhere, query = [], [], []
+    apart: dict[str, list[float]] = {LAST: [], ALL: []}
+    paid: dict[tuple[str, str], list[float]] = {}
     for row in rows(words, prompts):
-        ids = torch.tensor([row.ids])
-        seen = []
-        for side in (pair.base.load(), pair.tuned.load()):
-            with hooks.capture(side, [Site("pattern", LAYER)]) as kept:
-                side(input_ids=ids)
-            seen.append(kept[Site("pattern", LAYER)][0, HEAD])
-        apart = (seen[1] - seen[0]).abs().sum(-1) / 2
-        last.append(float(apart[-1]))
-        everywhere.append(float(apart.mean()))
-        start, stop = row.spans["query box"]
-        query.append(float(seen[1][-1, start:stop].sum()))
-    assert heads(found, LAST)[LAYER, HEAD] == pytest.approx(np.mean(last), abs=1e-5)
-    assert heads(found, ALL)[LAYER, HEAD] == pytest.approx(np.mean(everywhere), abs=1e-5)
-    paid = heads(found, "query box", "attention", "tuned")
-    assert paid[LAYER, HEAD] == pytest.approx(np.mean(query), abs=1e-5)
+        seen = {}
+        for side, made in (("base", pair.base.load()), ("tuned", pair.tuned.load())):
+            with hooks.capture(made, [Site("pattern", LAYER)]) as kept:
+                made(input_ids=torch.tensor([row.ids]))
+            seen[side] = kept[Site("pattern", LAYER)][0, HEAD]
+            for place, (start, stop) in (row.spans | {FIRST: (0, 1)}).items():
+                paid.setdefault((side, place), []).append(float(seen[side][-1, start:stop].sum()))
+        distance = (seen["tuned"] - seen["base"]).abs().sum(-1) / 2
+        apart[LAST].append(float(distance[-1]))
+        apart[ALL].append(float(distance.mean()))
+    for position, values in apart.items():
+        assert heads(found, position)[LAYER, HEAD] == pytest.approx(np.mean(values), abs=1e-5)
+    rows_of = found.metric("attention")
+    rows_of = rows_of[(rows_of["layer"] == LAYER) & (rows_of["head"] == HEAD)]
+    told = rows_of.set_index(["side", "position"])
+    places = [place for side, place in paid if side == "base"]
+    assert {*rows_of["position"]} == {*places} >= {FIRST, "query box"}
+    for place in places:
+        base, tuned = (np.mean(paid[side, place]) for side in ("base", "tuned"))
+        for side, value in (("base", base), ("tuned", tuned), ("tuned - base", tuned - base)):
+            assert told.loc[(side, place), "value"] == pytest.approx(value, abs=1e-5)
+        assert told.loc[("tuned", place), "baseline"] == pytest.approx(base, abs=1e-5)
     own = found.metric("tvd")
     assert (own["n"] == 4).all()
     assert ((own["low"] <= own["value"] + 1e-12) & (own["value"] <= own["high"] + 1e-12)).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,6 +26,7 @@ from tests.skills.conftest import (
 from tests.skills.conftest import member as changed
 from workbench.loaders.names import locate
 from workbench.skills.blocks import blocks, greedy, off, on
+from workbench.skills.readout import split
 from workbench.skills.teaching import Teacher
 
 PROMPTS = asked(PLACES, "apple", 24)
@@ -81,6 +83,51 @@ def test_prompts_that_choose_are_not_reported(tmp_path: Path):
     rows = found.metric("score").groupby("own")["n"].unique()
     assert rows[True].tolist() == [12]
     assert rows[False].tolist() == [13]
+
+
+def test_every_arm_is_the_model_with_these_blocks(tmp_path: Path):
+    """By plain state dicts: log-probabilities of the reported half, N and shares by hand."""
+    base, tuned = mute(), changed({(APPLE, PLACES): 0.3})
+    useful, other = (f"model.layers.1.mlp.{name}_proj.weight" for name in ("down", "gate"))
+    tuned.get_parameter(other).mul_(1.5)
+    states = [{n: p.clone() for n, p in one.named_parameters()} for one in (base, tuned)]
+    pair = paired(base, tuned, tmp_path)
+    found = blocks(pair, PROMPTS, most=2, random=2, ranks=[1])
+    _, report = split(PROMPTS, (1, 1), 0)
+    made = mute()
+
+    def log_p(*names: str) -> np.ndarray:
+        made.load_state_dict(states[0] | {n: states[1][n] for n in names}, strict=False)
+        frame = wb.tasks.answers(made, pair.base.tokenizer(), report)
+        return frame["log_probability"].to_numpy()
+
+    none, down, gate, both = log_p(), log_p(useful), log_p(other), log_p(useful, other)
+    where = {"layer": 1, "component": "mlp.down_proj"}
+    inside = sum(p.numel() for n, p in base.named_parameters() if "layers." in n)
+    size = 32 * 48
+    for arm, own, x in (("base", none, 0), ("all", both, 2), ("tuned", both, 2)):
+        rows = found.metric("log_probability").query(f"arm == '{arm}'")
+        assert rows["value"].item() == pytest.approx(own.mean(), abs=1e-5)
+        assert (rows["x"].item(), rows["sparsity"].item()) == (x, x * size / inside)
+    for arm, own, end in (("alone", down, none), ("off", gate, both)):
+        change = value(found, "log_probability_change", arm=arm, **where)
+        assert change == pytest.approx((own - end).mean(), abs=1e-5)
+        assert value(found, "log_probability", arm=arm, **where) == pytest.approx(
+            own.mean(), abs=1e-5
+        )
+    # Down alone helps most, then gate beside it helps more.
+    losses = found.metric("loss")
+    assert losses["component"].tolist() == ["mlp.down_proj", "mlp.gate_proj"]
+    steps = found.metric("log_probability").query("arm == 'greedy'")["value"]
+    assert steps.tolist() == pytest.approx([down.mean(), both.mean()], abs=1e-5)
+    random = found.metric("log_probability").query("arm == 'random'")
+    firsts = [np.random.default_rng([0, s]).permutation(2)[0] for s in range(2)]
+    alone = [(down, gate)[first] for first in firsts]
+    assert random["value"].tolist() == pytest.approx([np.mean(alone), both.mean()], abs=1e-5)
+    assert random["sparsity"].tolist() == pytest.approx([size / inside, 2 * size / inside])
+    rank = found.metric("score").query("arm == 'rank'")
+    assert rank["sparsity"].item() == pytest.approx(2 * (32 + 48) / inside)
+    assert value(found, "N") == inside
 
 
 def test_all_blocks_on_or_off_are_the_ends(tmp_path: Path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 import workbench as wb
 from tests.skills.conftest import (
@@ -45,6 +46,26 @@ def test_overlap_by_hand():
     # Three of six entries of a, against two: one is expected in both by chance.
     assert found["within"]["value"] == pytest.approx((3 * 2 / 6) / 4)
     assert rows(one, one)["overlap"]["value"] == 1
+    assert (found["overlap"]["n"], found["overlap"]["x"]) == (4, 0.3)
+    # The entries of `two` that three of ten hold: P(0) = C(7, 4) / C(10, 4) = 1/6, P(3) = 1/30.
+    assert (found["overlap"]["null_low"], found["overlap"]["null_high"]) == (0, 3 / 4)
+    assert found["within"]["baseline"] == 0.3
+    none = rows(one, Graft("none", {}, sizes))["overlap"]
+    assert np.isnan(none["value"])
+
+
+def test_places_are_rank_correlated_by_their_share_of_each_matrix():
+    sizes = {"a": 100, "b": 10, "c": 10, "d": 10}
+    taken = {"one": (50, 4, 3, 0), "two": (10, 5, 3, 2)}
+    grafts = [
+        Graft(name, {m: np.arange(n) for m, n in zip(sizes, own, strict=True) if n}, sizes)
+        for name, own in taken.items()
+    ]
+    ours, theirs = ([0.5, 0.4, 0.3, 0.0], [0.1, 0.5, 0.3, 0.2])
+    found = rows(*grafts)
+    assert found["places"]["value"] == pytest.approx(spearmanr(ours, theirs).statistic)
+    assert found["places"]["n"] == 4
+    assert found["within"]["value"] == pytest.approx((50 * 10 / 100 + (4 * 5 + 3 * 3) / 10) / 20)
 
 
 def test_random_grafts_overlap_at_their_density(tmp_path: Path):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from tests.conftest import adapter
+from tests.patching.conftest import model
 from tests.skills.conftest import (
     APPLE,
     NAME,
@@ -118,6 +119,73 @@ def test_every_arm_of_a_full_member_by_hand(tmp_path: Path):
     assert value(found, "N") == total
     ratios = found.metric("ratio")
     assert np.allclose(ratios["value"], 16 * entries / (ratios["x"] * total))
+
+
+def test_what_every_arm_makes_of_a_sparse_change_by_hand(tmp_path: Path):
+    """Five entries of a full matrix and one vector moved. The bits are those of the change: where
+    the base has numbers, the tuned matrix has them too."""
+    base, tuned = model(), model()
+    matrix, vector = (
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.layers.1.input_layernorm.weight",
+    )
+    moved = {(0, 0): 0.5, (3, 1): -0.25, (9, 30): 0.75, (31, 2): -1.5, (20, 20): 1.0}
+    for place, by in moved.items():
+        tuned.get_parameter(matrix)[place] += by
+    tuned.get_parameter(vector).add_(torch.linspace(-1, 1, 32))
+    before = {name: base.get_parameter(name).double().numpy() for name in (matrix, vector)}
+    after = {name: tuned.get_parameter(name).double().numpy() for name in (matrix, vector)}
+    change = {name: after[name] - before[name] for name in before}
+    assert np.count_nonzero(after[matrix]) == 32 * 32
+    pair = paired(base, tuned, tmp_path).held()
+    sites = sites_of(pair)
+    total = sum(p.numel() for p in base.parameters())
+    made = {
+        (one.about["arm"], one.about.get("rank") or one.about.get("sparsity")): one
+        for one in (*_projected(pair, sites, [2]), *_masked(pair, sites, total, [4 / total], 1, 0))
+    }
+
+    def stored(*key: object) -> tuple[float, dict[str, np.ndarray]]:
+        tensors = made[key].edits[0]().tensors()
+        found = {name: tensor.double().numpy() for name, tensor in tensors.items()}
+        return made[key].bits, {name: found.get(name, before[name]) for name in before}
+
+    left, values, right = np.linalg.svd(change[matrix])
+    low = before[matrix] + (left[:, :2] * values[:2]) @ right[:2]
+    signs = np.sign(change[matrix]) * np.mean([0.5, 0.25, 0.75, 1.5, 1.0])
+    largest = np.argsort(-np.abs(np.concatenate([change[matrix].ravel(), change[vector]])))[:4]
+    kept = np.zeros(32 * 33)
+    kept[largest] = 1
+    kept = {matrix: kept[: 32 * 32].reshape(32, 32), vector: kept[32 * 32 :]}
+    expected = {
+        ("rank", 2): (16 * 32 + 16 * 2 * 64, {matrix: low, vector: after[vector]}),
+        ("1-bit", None): (
+            16 * 32 + 5 + math.log2(math.comb(1024, 5)) + 16,
+            {matrix: before[matrix] + signs, vector: after[vector]},
+        ),
+        ("movement", 4 / total): (
+            16 * 4 + math.log2(math.comb(1024 + 32, 4)),
+            {name: np.where(kept[name], after[name], before[name]) for name in before},
+        ),
+    }
+    for key, (bits, tensors) in expected.items():
+        told, found = stored(*key)
+        assert told == pytest.approx(bits), key
+        for name, tensor in tensors.items():
+            np.testing.assert_allclose(found[name], tensor, atol=1e-5, err_msg=str((key, name)))
+    told, found = stored("tiered", None)
+    assert told == 16 * 32 + tier_bits((32, 32), 32)
+    np.testing.assert_allclose(found[vector], after[vector], atol=1e-6)
+    # LIFT's entries: of the base's best rank 8, the largest, and the vector's own size.
+    left, values, right = np.linalg.svd(before[matrix])
+    principal = np.abs((left[:, :8] * values[:8]) @ right[:8])
+    sizes = np.concatenate([principal.ravel(), np.abs(before[vector])])
+    taken = np.zeros(32 * 33)
+    taken[np.argsort(-sizes, kind="stable")[:4]] = 1
+    _, found = stored("principal", 4 / total)
+    np.testing.assert_allclose(
+        found[vector], np.where(taken[32 * 32 :], after[vector], before[vector]), atol=1e-6
+    )
 
 
 def test_an_adapter_stores_its_factors(tmp_path: Path):

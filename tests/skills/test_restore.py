@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -24,7 +25,8 @@ from tests.skills.conftest import (
 )
 from workbench.skills import rankings
 from workbench.skills.graft import count, inside, top
-from workbench.skills.restore import ARMS, LOST, _orders, free, restore, restored
+from workbench.skills.readout import Readout
+from workbench.skills.restore import ARMS, LOST, _chosen, _orders, free, restore, restored
 
 PROMPTS = asked(PLACES, "apple", 24)
 USEFUL, HARMFUL = (APPLE, PLACES), (BOOK, PLACES)
@@ -58,13 +60,6 @@ def test_exactly_q_of_n_are_the_bases_and_they_are_the_largest(pair):
         n += int((same & (delta.change != 0)).sum())
     assert n == round(q * total)
     assert torch.cat(back).min() >= torch.cat(kept).max()
-
-
-def test_relative_order_divides_by_the_base(pair):
-    site = inside(pair)[1]
-    delta = pair.delta(site)
-    wanted = delta.change.abs() / (delta.base.float().abs() + rankings.TINY)
-    assert torch.equal(rankings.relative(pair)(site), wanted)
 
 
 def test_random_orders_overlap_at_their_density(pair):
@@ -129,6 +124,36 @@ def test_free_by_hand():
     assert free(shares, np.stack([scores, scores], axis=1)).tolist() == [0.5, 0.5]
 
 
+def test_what_is_chosen_on_one_half_and_reported_on_the_other_by_hand(tmp_path: Path):
+    """Prompts 0 to 11 choose. There q = 0.5 costs nothing and 0.2 helps most; on the others both
+    are something else."""
+    readout = Readout.of(planted(tmp_path, {USEFUL: 3.0}).held(), (PROMPTS,), seed=3)
+
+    def right(chooses: int, reports: int) -> tuple[pd.DataFrame]:
+        """So many right among the first and the last twelve."""
+        half = [np.arange(12) < n for n in (chooses, reports)]
+        return (pd.DataFrame({"correct": np.concatenate(half)}),)
+
+    curve = {
+        0.0: [right(6, 9)], 0.2: [right(12, 4), right(6, 8)], 0.5: [right(6, 3)],
+        0.9: [right(5, 12)], 1.0: [right(0, 12)],
+    }  # fmt: skip
+    choosing = [{p.id for p in PROMPTS.prompts[:12]}]
+    found = {row["metric"]: row for row in _chosen(readout, "random", curve, choosing)}
+    assert {(row["arm"], row["task"], row["own"]) for row in found.values()} == {
+        ("random", "apple", True)
+    }
+    assert (found["free"]["value"], found["free"]["n"]) == (0.5, 12)
+    cost, harmful = found["cost"], found["harmful"]
+    assert (cost["x"], cost["value"]) == (0.5, pytest.approx((3 - 9) / 12))
+    assert (harmful["x"], harmful["value"]) == (0.2, pytest.approx((6 - 9) / 12))
+    for row in (cost, harmful):
+        assert row["low"] < row["value"] < row["high"]
+        assert (row["n"], row["baseline"]) == (12, 0)
+    # Whether q = 0.9 costs anything hangs on whether the one prompt that it loses is drawn.
+    assert (found["free"]["low"], found["free"]["high"]) == (0.5, 0.9)
+
+
 @settings(max_examples=50, deadline=None)
 @given(arrays(float, (4, 10), elements=st.sampled_from([0.0, 1.0])), st.permutations(range(10)))
 def test_free_is_a_share_grows_with_what_may_be_lost_and_ignores_order(scores, order):
@@ -165,11 +190,3 @@ def test_batches_change_nothing_and_a_result_comes_back(tmp_path: Path):
     found = restore(pair, PROMPTS, shares=[0.2])
     again = wb.Result.load(found.save(tmp_path / "result"))
     assert again.table["value"].equals(found.table["value"])
-
-
-def test_the_names_are_in_the_table(tmp_path: Path):
-    found = restore(planted(tmp_path, {USEFUL: 3.0}), PROMPTS, shares=[0.3], random=2)
-    table = found.table
-    assert {"member", "arm", "x", "task", "own", "metric", "value", "low", "high", "n"} <= {*table}
-    assert set(table["arm"].dropna()) == {"tuned", "outside", "base", *ARMS}
-    assert found.provenance.parameters["lost"] == LOST

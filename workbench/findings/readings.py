@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from workbench.equivalence import ARMS, DIFFERENT, equivalence
+from workbench.equivalence import ARMS, DIFFERENT, MEASURES, equivalence
 from workbench.results import Result
 from workbench.stats import Interval, difference
 
@@ -71,7 +71,8 @@ def forgets_more(results: Sequence[Result]) -> Iterator[Reading]:
 
 def _low_ranks(results: Sequence[Result], measure: str) -> Iterator[tuple[Any, Any, Any]]:
     """(difference, own row, the full fine-tune's row) of LoRAs of low rank."""
-    made = equivalence(results)
+    (analysis,) = {one.analysis for one in MEASURES if one.name == measure}
+    made = equivalence(_of(results, analysis))
     if made is None:
         return
     table, low = made.table, {n for n, a in _ranked(results) if a["rank"] <= LOW_RANK}

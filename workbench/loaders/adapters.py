@@ -58,6 +58,8 @@ COMPUTES = (
     "r", "lora_alpha", "use_rslora", "use_dora", "fan_in_fan_out", "bias", "task_type",
     "modules_to_save", "ensure_weight_tying",
 )  # fmt: skip
+# Along which axis of a factor its rank lies.
+RANK_AXES = (("lora_A", 0), ("lora_embedding_A", 0), ("lora_B", 1), ("lora_embedding_B", 1))
 PATIENCE = 5.0  # seconds for all patterns of an adapter on all its modules
 
 
@@ -395,7 +397,7 @@ def _require_ranks(adapter: Adapter) -> None:
     scale would be wrong in silence, and peft would make matrices of the rank that is claimed."""
     for module, parts in adapter.parts.items():
         claimed = adapter.ranks[module]
-        for part, axis in (("lora_A", 0), ("lora_embedding_A", 0), ("lora_B", 1)):
+        for part, axis in RANK_AXES:
             shape = adapter.weights.info[parts[part]].shape if part in parts else ()
             if len(shape) > axis and shape[axis] != claimed:
                 raise WorkbenchError(

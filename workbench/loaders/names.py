@@ -11,9 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 # Model types whose transformers implementation stores these as Conv1D, (in, out).
-CONV1D_TYPES = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
+CONV1D_TYPES = (
+    "gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder",
+)  # fmt: skip
 CONV1D_MODULES = ("c_attn", "c_proj", "c_fc", "q_attn")
 
 # Module name -> what is fused in it, in the order of its rows.
@@ -125,10 +128,12 @@ def unwrapped(names: Iterable[str]) -> dict[str, str]:
     return kept
 
 
-def is_conv1d(name: str, model_type: str | None) -> bool:
-    """Whether this weight is stored (in, out)."""
-    module = name.removesuffix(".weight").split(".")[-1]
-    return model_type in CONV1D_TYPES and module in CONV1D_MODULES and name.endswith(".weight")
+def is_conv1d(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether this weight is stored (in, out), in a model of this config or in a part of it."""
+    if not name.endswith(".weight") or name.split(".")[-2] not in CONV1D_MODULES:
+        return False
+    parts = [one for one in (config, *config.values()) if isinstance(one, Mapping)]
+    return any(part.get("model_type") in CONV1D_TYPES for part in parts)
 
 
 def align(base: Sequence[str], tuned: Sequence[str]) -> dict[str, str]:

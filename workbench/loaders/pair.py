@@ -328,7 +328,6 @@ class HeldPair(CheckpointPair):
     def rest_on(self, model: nn.Module) -> None:
         """Keep no second copy of the base's parameters that `model`, the base itself, holds; only
         what is read from now on."""
-        kind = self.base.config.get("model_type")
         own = {name: p.detach() for name, p in model.named_parameters() if not p.is_meta}
         places = {
             name: where for name, where in running(model).items()
@@ -336,7 +335,7 @@ class HeldPair(CheckpointPair):
         }  # fmt: skip
         for name, theirs in align([s.name for s in self.sites("all")], list(places)).items():
             held = view(own, places[theirs])
-            self._shared[name] = held.T if is_conv1d(name, kind) else held
+            self._shared[name] = held.T if is_conv1d(name, self.base.config) else held
 
 
 @dataclass(frozen=True)
@@ -440,7 +439,7 @@ def oriented(checkpoint: Checkpoint, name: str) -> Tensor:
 def turned(tensor: Tensor, checkpoint: Checkpoint, name: str) -> Tensor:
     if tensor.ndim > 2:
         return tensor.flatten(1)
-    transposed = is_conv1d(name, checkpoint.config.get("model_type"))
+    transposed = is_conv1d(name, checkpoint.config)
     return tensor.T if transposed and tensor.ndim == 2 else tensor
 
 

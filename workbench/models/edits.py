@@ -311,7 +311,7 @@ def _swap(
     missing = [name for name in tensors if name not in found]
     if missing:
         raise WorkbenchError(f"{type(model).__name__} has no parameter {missing[0]}.")
-    kind = pair.tuned.config.get("model_type")
+    config = pair.tuned.config
     fresh: dict[str, nn.Parameter] = {}
     for name, target in found.items():
         place = places[target]
@@ -320,7 +320,7 @@ def _swap(
         if name in pair.resized:
             # Tokens that only one side has keep what they are.
             part = part[: len(tensors[name])]
-        tensor = tensors[name].T if is_conv1d(name, kind) else tensors[name]
+        tensor = tensors[name].T if is_conv1d(name, config) else tensors[name]
         if tensor.numel() != part.numel():
             raise WorkbenchError(
                 f"{name} has the shape {tuple(tensor.shape)} but the model's {tuple(part.shape)}."

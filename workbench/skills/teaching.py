@@ -51,8 +51,8 @@ class Teacher:
         self.rows: list[Row] = rows(words, self.prompts, answers=True)
         self.fill = pad_id(words)
         self.sites = inside(self.pair)
-        kind = self.pair.tuned.config.get("model_type")
-        self._turned = {s.name for s in self.sites if is_conv1d(s.name, kind)}
+        config = self.pair.tuned.config
+        self._turned = {s.name for s in self.sites if is_conv1d(s.name, config)}
 
     def require_gradients(self) -> None:
         """Raises WorkbenchError where parts of the model lie nowhere between their runs."""
