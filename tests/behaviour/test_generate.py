@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -154,6 +157,92 @@ def test_overused_words_and_their_chance():
     null, _ = overused(BOOK_TEXTS, BOOK_TEXTS)
     assert (null["z"].abs() < 1e-9).all()
     assert overused([""], [""])[0].empty
+
+
+def log_odds(ours: list[str], theirs: list[str]) -> dict[str, float]:
+    """z of Monroe, Colaresi & Quinn 2008 (equations 15, 16, 22) word by word: a prior of 500 words
+    shared as all texts share theirs."""
+    first, last = (Counter(" ".join(texts).split()) for texts in (ours, theirs))
+    whole = first + last
+    found = {}
+    for word, count in whole.items():
+        prior = 500 * count / whole.total()
+        odds = [
+            math.log((own[word] + prior) / (own.total() + 500 - own[word] - prior))
+            for own in (first, last)
+        ]
+        variance = 1 / (first[word] + prior) + 1 / (last[word] + prior)
+        found[word] = (odds[0] - odds[1]) / math.sqrt(variance)
+    return found
+
+
+def test_overused_words_by_the_papers_formula():
+    ours = ["a zebra came", "the zebra ran and ran", "a dog"]
+    theirs = ["a horse came by", "the dog slept", "a horse ran", "then it was dark"]
+    table, chance = overused(ours, theirs, seed=4, draws=15)
+    wanted = log_odds(ours, theirs)
+    assert dict(zip(table["word"], table["z"], strict=True)) == pytest.approx(wanted)
+    assert table["z"].is_monotonic_decreasing
+    counts = table.set_index("word")
+    assert counts.loc["ran", ["count", "other_count"]].tolist() == [2, 1]
+    texts, dealt, sides = ours + theirs, np.random.default_rng(4), np.arange(7) < 3
+    largest = []
+    for _ in range(15):
+        own = dealt.permutation(sides)
+        parts = (
+            [t for t, o in zip(texts, own, strict=True) if o == side] for side in (True, False)
+        )
+        largest.append(max(log_odds(*parts).values()))
+    assert chance == pytest.approx(np.quantile(largest, 0.95))
+
+
+def test_every_number_against_plain_torch(tmp_path: Path):
+    """Novelty of each text, in nats per token of its own, and the bigrams that no other has."""
+    base, tuned = model(), nudged(model())
+    prompts = [p.prompt for p in boxes(5)]
+    found = wb.behaviour.generate(
+        paired(base, tuned, tmp_path), prompts, arms=("base", "tuned"), length=24
+    )
+    texts = found.metric("text")
+    novelty, fresh = {}, {}
+    for arm in ("base", "tuned"):
+        own = texts[texts["arm"] == arm].sort_values("x")
+        assert own["prompt"].tolist() == prompts
+        each = []
+        for prompt, text in zip(prompts, own["text"], strict=True):
+            start = len(WORDS(prompt)["input_ids"])
+            ids = torch.tensor(WORDS(f"{prompt} {text}")["input_ids"])
+            first, last = (
+                one(ids[None]).logits[0].double().log_softmax(-1)[start - 1 : -1]
+                for one in (base, tuned)
+            )
+            each.append(float((last - first).gather(1, ids[start:, None]).mean()))
+        assert own["value"].tolist() == pytest.approx(each, rel=1e-3, abs=1e-5)
+        novelty[arm] = np.mean(each)
+        pairs = [set(pairwise(text.split())) for text in own["text"]]
+        shares = [
+            np.mean(
+                [all(pair not in other for other in pairs[:i] + pairs[i + 1 :]) for pair in one]
+            )
+            for i, one in enumerate(pairs)
+        ]
+        fresh[arm] = np.mean(shares)
+    assert 0 < fresh["tuned"] != fresh["base"]
+    for metric, wanted, beside in (("novelty", novelty, "base"), ("fresh", fresh, "tuned")):
+        rows = found.metric(metric).set_index("arm")
+        for arm in ("base", "tuned"):
+            assert rows.loc[arm, "value"] == pytest.approx(wanted[arm], rel=1e-3)
+            assert rows.loc[arm, "baseline"] == pytest.approx(wanted[beside], rel=1e-3)
+            assert rows.loc[arm, "n"] == 5
+    # Words of the tuned model's texts beyond the base's.
+    said = {arm: texts.loc[texts["arm"] == arm, "text"].tolist() for arm in ("base", "tuned")}
+    words = found.metric("word")
+    assert set(words["arm"]) == {"tuned"}
+    table, chance = overused(said["tuned"], said["base"])
+    assert words["word"].tolist() == table["word"].tolist()[:30]
+    assert words["value"].tolist() == pytest.approx(table["z"].tolist()[:30])
+    assert words["baseline"].to_numpy() == pytest.approx(chance)
+    assert set(words["n"]) == {10}
 
 
 def test_fresh_bigrams_by_hand():

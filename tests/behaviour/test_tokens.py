@@ -27,6 +27,7 @@ from tests.behaviour.conftest import (
 from tests.conftest import nudged
 from workbench.behaviour.tokens import _displaced, measured
 from workbench.errors import WorkbenchError
+from workbench.tasks import Prompt, PromptSet, world
 
 TEXTS = [p.text for p in boxes(12)]
 
@@ -75,6 +76,85 @@ def test_losses_agree_with_text_loss_and_with_any_batch(tmp_path: Path):
     assert np.allclose(found.tensors["delta"], once.tensors["delta"], atol=1e-5)
     gain = table_value(found, "delta_log_p") / -table_value(found, "log_p", arm="base")
     assert table_value(found, "learnability") == pytest.approx(gain)
+
+
+def said(one: Any, prompt: Prompt, answer: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities at each token of an answer, float64, and the tokens."""
+    ids = WORDS(prompt.prompt + answer)["input_ids"]
+    start = len(WORDS(prompt.prompt)["input_ids"])
+    logits = one(torch.tensor([ids])).logits[0].double()
+    return logits.log_softmax(-1)[start - 1 : -1], torch.tensor(ids[start:])
+
+
+def whole(one: Any, prompt: Prompt, answer: str) -> float:
+    """The log-probability of all of an answer."""
+    return sum(float(row[token]) for row, token in zip(*said(one, prompt, answer), strict=True))
+
+
+def test_every_number_against_plain_torch(tmp_path: Path):
+    """Answers of one to three tokens, with foils, of models of which some tokens are conflicts."""
+    with torch.no_grad():
+        base, tuned = model(tie_word_embeddings=False), nudged(model(tie_word_embeddings=False))
+        for one in (base, tuned):
+            one.lm_head.weight.mul_(2)
+    nouns = [f" {word}" for word in world.vocabulary() if word.isalpha()]
+    prompts = PromptSet("s", tuple(
+        Prompt(
+            p.id, p.prompt, "".join(nouns[3 * i : 3 * i + i % 3 + 1]),
+            foils=(nouns[3 * i + 80], "".join(nouns[i + 160 : i + 162])),
+        )
+        for i, p in enumerate(asked(PLACES, "apple", 12))
+    ))  # fmt: skip
+    low_p, low_h = 3e-4, 4.12
+    found = wb.behaviour.tokens(
+        paired(base, tuned, tmp_path), prompts, low_probability=low_p, low_entropy=low_h, show=0
+    )
+    tokens, changes, conflicts_in = [], [], set()
+    for place, prompt in enumerate(prompts):
+        (first, ids), (last, _) = (said(one, prompt, prompt.target) for one in (base, tuned))
+        for q, p, token in zip(first, last, ids, strict=True):
+            entropy = -float((q.exp() * q).sum())
+            sure = entropy < low_h
+            conflict = sure and math.exp(q[token]) < low_p
+            conflicts_in |= {place} if conflict else set()
+            mass = float(q.exp()[q.exp() < low_p].sum()) if sure else 0.0
+            kl = float((p.exp() * (p - q)).sum())
+            tokens.append((float(q[token]), float(p[token]), entropy, kl, conflict, mass))
+        foils = [
+            math.log(sum(math.exp(whole(one, prompt, foil)) for foil in prompt.foils))
+            for one in (base, tuned)
+        ]
+        own = whole(tuned, prompt, prompt.target) - whole(base, prompt, prompt.target)
+        changes.append((own, foils[1] - foils[0]))
+    log_p, tuned_log_p, entropy, kl, conflict, mass = np.array(tokens).T
+    delta, conflict = tuned_log_p - log_p, conflict.astype(bool)
+    chosen, rejected = np.array(changes).T
+    displaced = (chosen - rejected > 0) & (chosen < 0)
+    assert 0 < conflict.sum() < len(conflict)
+    assert 0 < displaced.sum() < len(displaced)
+    for metric, arm, value, baseline in (
+        ("delta_log_p", None, delta.mean(), 0),
+        ("kl", None, kl.mean(), 0),
+        ("log_p", "base", log_p.mean(), np.nan),
+        ("log_p", "tuned", tuned_log_p.mean(), log_p.mean()),
+        ("entropy", "base", entropy.mean(), np.nan),
+        ("learnability", None, (log_p.sum() - tuned_log_p.sum()) / log_p.sum(), 0),
+        ("conflict_share", None, conflict.mean(), mass.mean()),
+        ("conflict_delta_log_p", None, delta[conflict].mean(), delta[~conflict].mean()),
+        ("chosen_change", None, chosen.mean(), 0),
+        ("rejected_change", None, rejected.mean(), 0),
+        ("margin_change", None, (chosen - rejected).mean(), 0),
+        ("displaced", None, displaced.mean(), 0),
+    ):
+        rows = found.metric(metric)
+        row = rows[rows["arm"] == arm].iloc[0] if arm else rows.iloc[0]
+        assert row["value"] == pytest.approx(value, rel=1e-3, abs=1e-4), metric
+        assert row["baseline"] == pytest.approx(baseline, rel=1e-3, abs=1e-4, nan_ok=True), metric
+        wanted = len(conflicts_in) if metric == "conflict_delta_log_p" else len(prompts)
+        assert row["n"] == wanted, metric
+    for name, values in (("log_p", log_p), ("delta", delta), ("entropy", entropy), ("kl", kl)):
+        np.testing.assert_allclose(found.tensors[name], values, rtol=1e-3, atol=1e-3)
+    assert found.tensors["text"].tolist() == [i for i in range(12) for _ in range(i % 3 + 1)]
 
 
 def test_a_planted_lesson_is_a_confident_conflict(tmp_path: Path):

@@ -165,8 +165,12 @@ def test_the_callers_settings_stay_as_they_were(results):
     assert dict(mpl.rcParams) == before
 
 
-def test_draw_is_the_first_figure_and_result_plot_calls_it(results):
-    assert isinstance(results[0].plot(), Figure)
+def test_draw_is_the_first_figure_and_result_plot_calls_it():
+    made = intruders(family(1))
+    first, second = (drawing for drawing, _ in list(figures.drawings(made, [made]))[:2])
+    wanted = words(first.draw(made))
+    assert words(figures.draw(made)) == words(made.plot()) == wanted
+    assert words(second.draw(made)) != wanted
     other = result("patching.path", [{"metric": "gap", "value": 1.0}], {"a": {}})
     with pytest.raises(WorkbenchError, match=r"No figure of 'patching\.path'"):
         figures.draw(other)

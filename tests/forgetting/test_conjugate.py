@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import workbench as wb
 from tests.skills.conftest import APPLE, BOOK, JOBS, PLACES, asked, member, no_gradients, paired  # noqa: F401
+from workbench.forgetting.conjugate import _best, _rows
 from workbench.tasks import Prompt, PromptSet
 
 # The base says "apple" after "in" and "book" after "a"; see tests/skills/conftest.py.
@@ -77,6 +79,63 @@ def test_base_against_itself_lost_nothing_and_regains_nothing(tmp_path: Path):
     assert (found.metric("score_change")[["value", "low", "high"]] == 0).all(axis=None)
     # Of nothing lost no share can come back.
     assert found.metric("recovery")["value"].isna().all()
+
+
+def outcomes(right: list[int], switched: list[float]) -> dict[str, np.ndarray]:
+    """Eight prompts, four times over, so that a loss has an interval above 0."""
+    score, other = np.tile(np.array(right, float), 4), np.tile(np.array(switched, float), 4)
+    return {"score": score, "switched": other, "broke": 1 - score - other}
+
+
+def test_every_number_by_hand():
+    """Eight prompts: the tuned model keeps the first, loses five, learns one and misses one."""
+    base = {
+        "plain": outcomes([1, 1, 1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0, 1, 0]),
+        "a": outcomes([1, 1, 0, 1, 1, 1, 1, 1], [0, 0, 1, 0, 0, 0, 0, 0]),
+    }
+    tuned = {
+        "plain": outcomes([1, 0, 0, 0, 0, 0, 1, 0], [0, 1, 1, 1, 0, 0, 0, 0]),
+        "a": outcomes([1, 1, 1, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 0, 0, 0]),
+    }
+    plain, there = (
+        {row["metric"]: row for row in _rows(arm, base, tuned, slice(None), 0)} for arm in base
+    )
+    for rows, metric, value, baseline in (
+        (plain, "score", 2 / 8, 6 / 8),
+        (plain, "switched", 3 / 8, 1 / 8),
+        (plain, "broke", 3 / 8, 1 / 8),
+        (plain, "score_change", 2 / 8 - 6 / 8, 6 / 8),
+        (there, "score", 5 / 8, 7 / 8),
+        (there, "switched", 2 / 8, 1 / 8),
+        (there, "broke", 1 / 8, 0),
+        (there, "score_change", 5 / 8 - 7 / 8, 7 / 8),
+        (there, "regained", 5 / 8 - 2 / 8, 7 / 8 - 6 / 8),
+        (there, "recovery", (5 - 2) / (6 - 2), 0),
+        # Of the five that were lost two are right there, and four of the base's.
+        (there, "recovery_lost", 2 / 5, 4 / 5),
+    ):
+        assert rows[metric]["value"] == pytest.approx(value), metric
+        assert rows[metric]["baseline"] == pytest.approx(baseline), metric
+        assert rows[metric]["n"] == (20 if metric == "recovery_lost" else 32)
+    assert "recovery" not in plain
+
+
+def test_the_best_is_chosen_on_one_half_and_reported_on_the_other():
+    """One conjugation is right where it is chosen and nowhere else: the report is of elsewhere."""
+    n, seed = 40, 3
+    choose = np.isin(np.arange(n), np.random.default_rng(seed).permutation(n)[: n // 2])
+
+    def told(right: np.ndarray) -> dict[str, np.ndarray]:
+        return {"score": right.astype(float), "switched": 0.0 * right, "broke": 1.0 - right}
+
+    base = {name: told(np.ones(n)) for name in ("plain", "a", "b")}
+    tuned = {"plain": told(np.zeros(n)), "a": told(choose), "b": told(~choose)}
+    rows = _best(["a", "b"], base, tuned, n, seed)
+    assert {row["chosen"] for row in rows} == {"a"}
+    assert {row["arm"] for row in rows} == {"best"}
+    found = {row["metric"]: row["value"] for row in rows}
+    assert found["score"] == found["recovery"] == found["recovery_lost"] == 0
+    assert {row["n"] for row in rows} == {n // 2}
 
 
 def test_conjugates_must_match(tmp_path: Path):

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import workbench as wb
+from tests.patching.conftest import model
 from tests.skills.conftest import APPLE, BOOK, JOBS, PLACES, asked, member, no_gradients, paired  # noqa: F401
 from workbench.demo import FAMILY
-from workbench.forgetting.interpolate import barriers, chord
+from workbench.forgetting.interpolate import _chosen, _read, barriers, chord
 from workbench.lab import shipped
+from workbench.tasks import Prompt, PromptSet
 
 BASE = FAMILY / "base"
 
@@ -62,6 +64,70 @@ def test_ends_are_the_models_and_a_changed_head_mixes_like_logits(tmp_path: Path
     assert table["path", "score", 1.0] == kept["value"]
     # Convex in the logits: no barrier, but one is possible elsewhere.
     assert table["path", "barrier"].iloc[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_mixed_logits_are_plain_torchs():
+    """Right and loss of answers of one to three tokens, under mixes of two models."""
+    with torch.no_grad():
+        ends = [model(tie_word_embeddings=False), model(tie_word_embeddings=False, seed=1)]
+        for end in ends:
+            end.lm_head.weight.mul_(3)
+    words = shipped.tokenizer()
+    begun = [p.prompt for p in asked(PLACES, "apple", 6)]
+    answers = [" apple", " book coin", " coin apple book"] * 2
+    # What the first model says greedily makes some answers right.
+    for i in (0, 1):
+        ids = words(begun[i])["input_ids"]
+        for _ in range(2):
+            ids.append(int(ends[0](torch.tensor([ids])).logits[0, -1].argmax()))
+        answers[i] = " " + words.decode(ids[-2:])
+    prompts = PromptSet("s", tuple(
+        Prompt(str(i), *both) for i, both in enumerate(zip(begun, answers, strict=True))
+    ))  # fmt: skip
+    mixes = np.array([[1, 0], [0.7, 0.3], [0, 1]])
+    found = _read(ends, words, prompts, mixes, 4)
+    for (ours, losses), mix in zip(found, mixes, strict=True):
+        for i, prompt in enumerate(prompts):
+            ids = torch.tensor(words(prompt.prompt + prompt.target)["input_ids"])
+            start = len(words(prompt.prompt)["input_ids"])
+            logits = sum(
+                w * end(ids[None]).logits[0].double() for w, end in zip(mix, ends, strict=True)
+            )
+            said = torch.as_tensor(logits)[start - 1 : -1]
+            wanted = torch.nn.functional.cross_entropy(said, ids[start:], reduction="sum")
+            assert losses[i] == pytest.approx(float(wanted), rel=1e-4)
+            assert ours[i] == float((said.argmax(-1) == ids[start:]).all())
+    assert found[0][0].sum() >= 2 > found[2][0].sum()
+
+
+def test_the_best_alpha_is_chosen_on_one_half_and_reported_on_the_other():
+    """Chosen by the mean of both tasks' shares, which weigh alike whatever their numbers."""
+    seed, sizes, alphas = 1, (40, 20), np.array([0.0, 0.25, 0.5, 1.0])
+    draw = np.random.default_rng(seed)
+    right, reported = [], []
+    # Shares right on the half that chooses, and on the other: .25 has the best mean, .525.
+    chosen, others = (
+        ([0.2, 0.25, 0.9, 0.5], [0.1, 0.8, 0.0, 0.4]),
+        ([0.3, 0.6, 0.4, 0.8], [0.7, 0.2, 0.9, 0.5]),
+    )
+    for size, first, last in zip(sizes, chosen, others, strict=True):
+        order = draw.permutation(size)
+        values = np.zeros((4, size))
+        for a in range(4):
+            values[a, order[: round(first[a] * size / 2)]] = 1
+            values[a, order[size // 2 : size // 2 + round(last[a] * size / 2)]] = 1
+        right.append(values)
+        reported.append([values[a, order[size // 2 :]].mean() for a in range(4)])
+    sets = [asked(PLACES, "apple", 2, name="own"), asked(PLACES, "apple", 2, name="other")]
+    rows = {(row["arm"], row["task"]): row for row in _chosen(alphas, right, sets, seed)}
+    assert len(rows) == 4
+    for arm, place in (("best", 1), ("half", 2)):
+        for task, share, size in zip(("own", "other"), reported, sizes, strict=True):
+            row = rows[arm, task]
+            assert row["x"] == alphas[place]
+            assert row["value"] == pytest.approx(share[place] - share[3])
+            assert row["baseline"] == pytest.approx(share[3])
+            assert (row["n"], row["own"]) == (size // 2, task == "own")
 
 
 def test_a_product_of_two_changes_has_a_barrier_the_ensemble_has_not(tmp_path: Path):

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from tests.skills.conftest import APPLE, JOBS, PLACES, asked, member, no_gradients, paired  # noqa: F401
-from workbench.forgetting.knowledge import CATEGORIES, categories, drawn, wilson
+from workbench.forgetting.knowledge import (
+    CATEGORIES,
+    _scores,
+    _shares,
+    _transitions,
+    categories,
+    drawn,
+    wilson,
+)
 
 
 def test_categories_by_hand():
@@ -38,6 +46,48 @@ def test_wilson_by_hand():
     assert found["low"] == pytest.approx((centre - half) / (1 + z**2 / 10), rel=1e-5)
     assert found["high"] == pytest.approx((centre + half) / (1 + z**2 / 10), rel=1e-5)
     assert np.isnan(wilson(0, 0)["value"])
+
+
+def test_every_number_by_hand():
+    """Five questions of the base: three highly, one maybe known, one unknown (0, 1, 3)."""
+    greedy = {
+        "base": [1, 1, 1, 0.5, 0], "again": [1, 0.5, 1, 0.5, 0], "tuned": [0, 0.5, 1, 1, 0],
+    }  # fmt: skip
+    found = {
+        "base": np.array([0, 0, 0, 1, 3]), "again": np.array([0, 1, 0, 1, 3]),
+        "tuned": np.array([3, 1, 0, 0, 2]),
+    }  # fmt: skip
+    shares = {(row["arm"], row["category"]): row for row in _shares(found)}
+    for arm, counts in (("base", [3, 1, 0, 1]), ("again", [2, 2, 0, 1]), ("tuned", [2, 1, 1, 1])):
+        for name, count, before in zip(CATEGORIES, counts, [3, 1, 0, 1], strict=True):
+            row = shares[arm, name]
+            assert (row["value"], row["baseline"], row["n"]) == (count / 5, before / 5, 5)
+    moved = {(row["arm"], row["category"], row["to_category"]): row for row in _transitions(found)}
+    assert len(moved) == 2 * 4 * 4
+    for first, wanted, again in (
+        ("HighlyKnown", [1 / 3, 1 / 3, 0, 1 / 3], [2 / 3, 1 / 3, 0, 0]),
+        ("MaybeKnown", [1, 0, 0, 0], [0, 1, 0, 0]),
+        ("Unknown", [0, 0, 1, 0], [0, 0, 0, 1]),
+    ):
+        for last, value, chance in zip(CATEGORIES, wanted, again, strict=True):
+            row = moved["tuned", first, last]
+            assert (row["value"], row["baseline"]) == (value, chance)
+            assert row["n"] == (3 if first == "HighlyKnown" else 1)
+            assert moved["again", first, last]["value"] == chance
+    known = {arm: (found[arm], np.array(own, float)) for arm, own in greedy.items()}
+    scores = {(row["arm"], row["category"]): row for row in _scores(found["base"], known, 0)}
+    # By the base's categories, whatever the arm's own; of weakly known there is none.
+    for arm, wanted in (
+        ("base", [1, 0.5, 0]),
+        ("again", [2.5 / 3, 0.5, 0]),
+        ("tuned", [0.5, 1, 0]),
+    ):
+        for name, value, before in zip(
+            ("HighlyKnown", "MaybeKnown", "Unknown"), wanted, [1, 0.5, 0], strict=True
+        ):
+            row = scores[arm, name]
+            assert (row["value"], row["baseline"]) == (pytest.approx(value), before)
+    assert len(scores) == 9
 
 
 def test_what_is_forgotten_moves_to_unknown_and_the_base_stays(tmp_path: Path):

@@ -11,6 +11,7 @@ import pytest
 import workbench as wb
 from tests.forgetting.conftest import erased, knower, nouns, pair, value, wrapped
 from tests.skills.conftest import LAYER
+from workbench.forgetting.probe import _best, _depths
 from workbench.forgetting.sides import both, fresh
 from workbench.tasks import PromptSet
 
@@ -33,6 +34,54 @@ def test_a_wrapper_keeps_the_probe_and_an_erased_feature_does_not(tmp_path: Path
     assert row["high"] < 0.5
     # A model that never learned the words cannot tell them apart: the control is at chance.
     assert value(gone, "accuracy", arm="random weights", layer=LAYER) < 0.7
+
+
+def test_every_number_by_hand():
+    """Random readings of 60 prompts at three depths."""
+    draw, n, seed = np.random.default_rng(1), 60, 1
+
+    def right(*chances: float) -> np.ndarray:
+        return (draw.random((3, n)) < np.array(chances)[:, None]).astype(float)
+
+    read = {
+        "base": right(0.9, 0.9, 0.9), "tuned": right(0.5, 0.7, 0.8),
+        "random weights": right(0.3, 0.3, 0.3), "base, shuffled": right(0.3, 0.4, 0.5),
+        "tuned, shuffled": right(0.5, 0.3, 0.4),
+    }  # fmt: skip
+    rows = {(row["metric"], row["arm"], row["layer"]): row for row in _depths(read, 0.35, seed)}
+    assert len(rows) == 3 * (5 + 1 + 2)
+    for depth in range(3):
+        at = {arm: values[depth].mean() for arm, values in read.items()}
+        for arm, wanted in at.items():
+            row = rows["accuracy", arm, depth - 1]
+            assert (row["value"], row["baseline"]) == (pytest.approx(wanted), 0.35)
+        for metric, arm, wanted in (
+            ("accuracy_change", "tuned", at["tuned"] - at["base"]),
+            ("selectivity", "base", at["base"] - at["base, shuffled"]),
+            ("selectivity", "tuned", at["tuned"] - at["tuned, shuffled"]),
+        ):
+            row = rows[metric, arm, depth - 1]
+            assert (row["value"], row["baseline"]) == (pytest.approx(wanted), 0)
+    choose, report = np.arange(0, n, 3), np.setdiff1d(np.arange(n), np.arange(0, n, 3))
+    gains = [(read["base"][d] - read["random weights"][d])[choose].mean() for d in range(3)]
+    depth = gains.index(max(gains))
+    there = (read["base"] - read["random weights"])[:, report].mean(1)
+    # So that it matters which prompts choose, and that chance is taken off.
+    assert depth not in (there.argmax(), read["base"][:, choose].mean(1).argmax())
+    base, tuned, never = (
+        read[arm][depth][report].mean() for arm in ("base", "tuned", "random weights")
+    )
+    found = {row["metric"]: row for row in _best(read, "retention", choose, report, seed)}
+    assert found["retention"]["value"] == pytest.approx((tuned - never) / (base - never))
+    assert found["base_gain"]["value"] == pytest.approx(base - never)
+    for metric, baseline in (("retention", 1), ("base_gain", 0)):
+        row = found[metric]
+        assert (row["layer"], row["n"], row["baseline"]) == (depth - 1, len(report), baseline)
+    # The same numbers of what is lost, without the gain; nothing of nothing.
+    (lost,) = _best(read, "retention_lost", choose, report, seed)
+    assert lost["value"] == found["retention"]["value"]
+    (none,) = _best(read, "retention_lost", choose, report[:0], seed)
+    assert (none["n"], np.isnan(none["value"])) == (0, True)
 
 
 def test_base_against_itself(tmp_path: Path):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import workbench as wb
 from tests.forgetting.conftest import COPY, erased, knower, nouns, overruled, pair, value
 from tests.skills.conftest import LAYER, NAME
-from workbench.forgetting.prune import relevance
+from workbench.forgetting.prune import _best, _scores, relevance
 from workbench.forgetting.sides import both
 from workbench.tasks import PromptSet
 
@@ -74,6 +75,43 @@ def test_base_against_itself_has_nothing_to_regain(tmp_path: Path):
     scores = found.metric("score").set_index(["arm", "own", "x"])["value"]
     ranked, same = scores["ranked"], scores["base, same neurons"]
     assert (ranked == same).all()
+
+
+def test_every_number_by_hand():
+    """Random answers of 40 prompts: the share that one half chooses, on the other half."""
+    draw, shares, seed, n = np.random.default_rng(0), (0.1, 0.3, 0.5), 2, 40
+
+    def right(*chances: float) -> np.ndarray:
+        return (draw.random((4, n)) < np.array(chances)[:, None]).astype(float)
+
+    own = right(0.9, 0.5, 0.4, 0.1)
+    read = {
+        "ranked": [right(0.2, 0.5, 0.8, 0.6), own], "random": [right(0.2, 0.3, 0.2, 0.1), own],
+        "base, same neurons": [right(0.9, 0.9, 0.8, 0.7), right(0.1, 0.1, 0.1, 0.1)],
+    }  # fmt: skip
+    order = np.random.default_rng(seed).permutation(n)
+    choose, report = order[: n // 2], order[n // 2 :]
+    base = read["base, same neurons"][0][0]
+    rows = {(row["arm"], row["metric"]): row for row in _best(read, shares, seed)}
+    assert len(rows) == 4
+    for arm in ("ranked", "random"):
+        values = read[arm][0]
+        means = [values[i][choose].mean() for i in (1, 2, 3)]
+        best = 1 + means.index(max(means))
+        back = values[best][report].mean() - values[0][report].mean()
+        gone = base[report].mean() - values[0][report].mean()
+        for metric, wanted in (("regained", back), ("recovered", back / gone)):
+            row = rows[f"best {arm}", metric]
+            assert row["value"] == pytest.approx(wanted)
+            assert (row["x"], row["n"], row["baseline"]) == (shares[best - 1], n // 2, 0)
+    sets = [apples(), apples(swapped=True)]
+    scores = list(_scores(read, sets, shares, seed))
+    assert len(scores) == 3 * 2 * 4
+    for row in scores:
+        place, step = int(row["own"]), (0, *shares).index(row["x"])
+        assert row["value"] == pytest.approx(read[row["arm"]][place][step].mean())
+        assert row["baseline"] == pytest.approx(read["base, same neurons"][place][0].mean())
+        assert row["task"] == sets[place].name
 
 
 def test_models_are_left_as_they_were_and_bad_input_is_said(tmp_path: Path):

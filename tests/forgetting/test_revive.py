@@ -11,7 +11,7 @@ import pytest
 import workbench as wb
 from tests.forgetting.conftest import erased, knower, nouns, pair, unlearned, value, wrapped
 from tests.skills.conftest import write
-from workbench.forgetting.revive import relabelled, steps_to
+from workbench.forgetting.revive import _savings, _scores, _steps, relabelled, steps_to
 
 QUICK: dict[str, Any] = {"steps": (1, 2, 4, 8, 16), "lr": 0.03, "runs": 2}
 
@@ -82,6 +82,89 @@ def test_the_first_step_at_the_threshold():
     assert steps_to(curve, (1, 2, 4), 0.9) == 2
     assert steps_to(curve, (1, 2, 4), 0.05) == 0
     assert np.isnan(steps_to(curve, (1, 2, 4), 0.95))
+
+
+def rising(chances: list[float], seed: int, prompts: int = 60, runs: int = 2) -> np.ndarray:
+    """(runs, steps, prompts): answers that are right with a chance of each step's."""
+    draw = np.random.default_rng(seed).random((runs, len(chances), prompts))
+    return (draw < np.array(chances)[:, None]).astype(float)
+
+
+STEPS = (1, 2, 4)
+
+
+def curves() -> dict[str, np.ndarray]:
+    """The tuned model lies above the controls by much the same after every step."""
+    made = {
+        "base": rising([0.9, 0.9, 0.9, 0.95], 1), "tuned": rising([0.6, 0.7, 0.7, 0.8], 2),
+        "random weights": rising([0, 0.1, 0.1, 0.2], 3),
+        "relabelled": rising([0.1, 0.3, 0.3, 0.4], 4),
+    }  # fmt: skip
+    for arm in ("base", "tuned"):  # before training every run is alike
+        made[arm][1, 0] = made[arm][0, 0]
+    return made
+
+
+def test_steps_to_the_threshold_by_hand():
+    """Two runs that reach .5 after 2 and 4 steps, and one that never does."""
+    paths = [[0.2, 0.4, 0.5, 0.6], [0.2, 0.3, 0.4, 0.9], [0.2, 0.3, 0.4, 0.4]]
+    curve = np.array([[np.arange(10) < 10 * share for share in path] for path in paths], float)
+    arms = {"tuned": curve, "never": curve[2:], "base": curve[:1]}
+    rows = {row["arm"]: row for row in _steps(arms, STEPS, 0.5)}
+    row = rows["tuned"]
+    assert [row[k] for k in ("value", "low", "high", "n", "x")] == [3, 2, 4, 2, 0.5]
+    assert np.isnan(rows["never"]["value"])
+    assert rows["never"]["n"] == 0
+    # One run has no range.
+    assert rows["base"]["value"] == 2
+    assert np.isnan([rows["base"]["low"], rows["base"]["high"]]).all()
+
+
+def test_scores_by_hand():
+    arms = curves()
+    rows = list(_scores(arms, STEPS, 0))
+    assert len(rows) == 4 * 2 * 4
+    for row in rows:
+        step = (0, *STEPS).index(int(row["x"]))
+        assert row["value"] == pytest.approx(arms[row["arm"]][row["run"], step].mean())
+        assert row["baseline"] == pytest.approx(arms["base"][:, 0].mean())
+
+
+def test_savings_by_hand():
+    """The step that one half of the prompts choose, on the other half; then of the lost alone."""
+    arms, seed = curves(), 5
+    rows = {(r["metric"], r["control"], r["arm"]): r for r in _savings(arms, (0, *STEPS), seed)}
+    lost = [
+        i
+        for i in range(60)
+        if arms["base"][:, 0, i].sum() == 2 and not arms["tuned"][:, 0, i].any()
+    ]
+    assert 10 < len(lost) < 60
+    apart = []
+    for among, of in ((list(range(60)), ""), (lost, "_lost")):
+        order = list(np.random.default_rng(seed).permutation(among))
+        first = (len(order) + 1) // 2
+        choose, report = order[:first], order[first:]
+        for control in ("random weights", "relabelled"):
+            step, other = (
+                max((1, 2, 3), key=lambda step, half=half, control=control: (
+                    arms["tuned"][:, step, half] - arms[control][:, step, half]
+                ).mean())
+                for half in (choose, report)
+            )  # fmt: skip
+            apart.append(step != other)
+            saved = {
+                arm: (arms[arm][:, step, report] - arms[control][:, step, report]).mean()
+                for arm in ("tuned", "base")
+            }
+            for arm, wanted in saved.items():
+                row = rows[f"savings{of}", control, arm]
+                assert row["value"] == pytest.approx(wanted)
+                assert (row["x"], row["n"], row["baseline"]) == (STEPS[step - 1], len(report), 0)
+            share = rows[f"savings_share{of}", control, "tuned"]
+            assert share["value"] == pytest.approx(saved["tuned"] / saved["base"])
+            assert (share["x"], share["n"], share["baseline"]) == (STEPS[step - 1], len(report), 1)
+    assert any(apart)  # the other half would have chosen another step
 
 
 def test_bad_input_is_said(tmp_path: Path):

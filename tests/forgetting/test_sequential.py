@@ -10,7 +10,7 @@ import pytest
 
 import workbench as wb
 from tests.skills.conftest import APPLE, BOOK, JOBS, PLACES, asked, member, no_gradients, write  # noqa: F401
-from workbench.forgetting.sequential import backward_transfer, forgetting
+from workbench.forgetting.sequential import _scores, _summaries, backward_transfer, forgetting
 
 MATRIX = np.array([[0.1, 0.2, 0.0], [0.9, 0.3, 0.1], [0.6, 0.8, 0.2], [0.4, 0.5, 0.7]])
 
@@ -23,6 +23,42 @@ def test_by_hand():
     assert backward_transfer(MATRIX) == pytest.approx(((0.4 - 0.9) + (0.5 - 0.8)) / 2)
     stacked = np.stack([MATRIX, MATRIX[:, ::-1]])
     np.testing.assert_allclose(forgetting(stacked)[0], forgetting(MATRIX))
+
+
+def test_every_number_by_hand():
+    """Ten prompts a task, right as often as MATRIX says; "c" is learned last."""
+    items = [np.arange(10) < np.round(10 * column)[:, None] for column in MATRIX.T]
+    items = [own.astype(float) for own in items]
+    stages = ["one", "two", "three"]
+    sets = [asked(PLACES, "apple", 2, name=name) for name in "abc"]
+    rows = list(_summaries(stages, sets, items, 0))
+    assert {row["baseline"] for row in rows} == {0}
+    lost = {row["task"]: row for row in rows if row["metric"] == "forgetting"}
+    assert [lost[task]["value"] for task in "abc"] == pytest.approx([0.5, 0.3, 0])
+    # Of the two tasks that were learned before the last stage.
+    assert (lost["mean"]["value"], lost["mean"]["n"]) == (pytest.approx(0.4), 20)
+    (back,) = [row for row in rows if row["metric"] == "backward_transfer"]
+    assert (back["value"], back["n"]) == (pytest.approx(-0.4), 20)
+    drops = {
+        (row["metric"], row["stage"], row["task"]): row["value"]
+        for row in rows
+        if row["metric"].endswith("drop")
+    }
+    own = {"one": 0.9, "two": 0.8, "three": 0.7}
+    learned = dict(zip("abc", own.values(), strict=True))
+    there = {
+        ("one", "b"): 0.3, ("one", "c"): 0.1, ("two", "a"): 0.6, ("two", "c"): 0.2,
+        ("three", "a"): 0.4, ("three", "b"): 0.5,
+    }  # fmt: skip
+    assert len(drops) == 12
+    for (stage, task), score in there.items():
+        assert drops["source_drop", stage, task] == pytest.approx(own[stage] - score)
+        assert drops["target_drop", stage, task] == pytest.approx(learned[task] - score)
+    for row in _scores(stages, sets, items, 0):
+        place = "abc".index(row["task"])
+        assert row["value"] == pytest.approx(MATRIX[row["x"], place])
+        assert row["baseline"] == pytest.approx(MATRIX[0, place])
+        assert row["stage"] == ["base", *stages][row["x"]]
 
 
 def test_nothing_forgotten_where_scores_only_rise():

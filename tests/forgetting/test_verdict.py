@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import workbench as wb
-from tests.forgetting.conftest import erased, knower, nouns, pair, unlearned, wrapped
+from tests.forgetting.conftest import erased, knower, nouns, overruled, pair, unlearned, wrapped
 from tests.skills.conftest import write
 from workbench.forgetting.verdict import judged, reading, sentence
+from workbench.lab import shipped
+from workbench.tasks import PromptSet
 
 QUICK: dict[str, Any] = {"steps": (4, 16), "lr": 0.03, "runs": 1}
 
@@ -46,6 +49,29 @@ def test_base_against_itself_is_kept(tmp_path: Path):
     assert found.loc["verdict", "reading"] == "KEPT"
     assert found.loc["output", "value"] == 1
     assert found.loc["loss", "value"] == 0
+
+
+def test_output_and_loss_against_plain_torch(tmp_path: Path):
+    """Of 40 prompts the base answers 30, and a member that says "book" to all half of those and of
+    the other ten: 20 answers of 30."""
+    base, tuned = knower(), overruled()
+    prompts = PromptSet("s", (*nouns(0, 30), *nouns(30, 40, swapped=True)))
+    found = wb.forgetting.verdict(pair(tmp_path, tuned), prompts).table.set_index("arm")
+    right, nats = np.zeros((2, 40)), np.zeros((2, 40))
+    for side, one in enumerate((base, tuned)):
+        for i, prompt in enumerate(prompts):
+            ids = torch.tensor(shipped.tokenizer()(prompt.text)["input_ids"])
+            said = one(ids[None]).logits[0, :-1].double().log_softmax(-1)
+            right[side, i] = said[-1].argmax() == ids[-1]
+            nats[side, i] = -said.gather(1, ids[1:, None]).mean()
+    assert right.sum(1).tolist() == [30, 20]
+    assert found.loc["output", "value"] == pytest.approx(20 / 30)
+    assert found.loc["output", "n"] == 40
+    # Every text has as many tokens, so that means of texts are those of tokens.
+    assert found.loc["loss", "value"] == pytest.approx((nats[1] - nats[0]).mean(), rel=1e-4)
+    # It rises for half of them and falls for the ten: the interval holds the line of .05 nats.
+    assert found.loc["loss", "low"] < 0.05 < found.loc["loss", "high"]
+    assert found.loc["loss", ["reading", "baseline"]].tolist() == ["unclear", 0]
 
 
 def test_a_capability_the_base_lacks_has_no_verdict(tmp_path: Path):

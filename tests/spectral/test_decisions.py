@@ -209,6 +209,22 @@ def test_a_degenerate_pair_is_never_called_one_vector(gap: float, place: int, mo
     assert max(float(one.low[0]) for one in wrong) >= 0.9
 
 
+def test_a_vector_that_is_known_to_an_angle_may_be_as_far_away():
+    """Of cosine .55 with the first vector, spread over others: known to .1, the true one may have
+    .45 or .65."""
+    base = with_spectrum("spiked", 200, 200, 0)
+    left = torch.linalg.svd(base.double(), full_matrices=False)[0]
+    spread = left[:, 10:59].sum(1) / 7
+    vector = (0.55 * left[:, :1] + math.sqrt(1 - 0.55**2) * spread[:, None]).float()
+    for eps, low, high in ((0.3, 0.3, 0.45), (0.7, 0.65, 0.7)):
+        found = bracket(base, vector, torch.tensor([0.1]), eps)
+        bound = float(found.low[0] if eps == 0.3 else found.high[0])
+        assert low - 1e-4 <= bound <= high + 1e-4
+    for eps in (0.5, 0.6):
+        assert not bracket(base, vector, torch.tensor([0.1]), eps).decided(eps)
+        assert bracket(base, vector, torch.tensor([0.01]), eps).decided(eps)
+
+
 def test_a_pair_with_a_gap_is_resolved():
     matrix, mixed = pair_of_equals(0.3, 3)
     found = bracket(matrix, mixed, torch.zeros(1), 0.5)
@@ -304,6 +320,13 @@ def test_an_unchanged_matrix_has_no_intruder(tmp_path: Path):
     found = wb.spectral.intruders(pair_of(base, base, tmp_path), method="decide")
     assert values(found, "intruder").sum() == 0
     assert (values(found, "max_cosine_low") == 1).all()
+
+
+def test_an_unchanged_matrix_of_low_rank_has_as_many_vectors(tmp_path: Path):
+    low = dense_triplets(power_law(80, 90)).top(5)
+    base = (low.left * low.values) @ low.right.T
+    found = wb.spectral.intruders(pair_of(base, base, tmp_path), method="decide")
+    torch.testing.assert_close(values(found, "sigma").float(), low.values, rtol=1e-5, atol=0)
 
 
 def test_a_base_of_zeros_decides_nothing():

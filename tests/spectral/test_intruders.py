@@ -21,9 +21,15 @@ from tests.conftest import adapter, nudged, saved, tiny
 from workbench.loaders import CheckpointPair
 from workbench.loaders.adapters import Factors
 from workbench.spectral import linalg
-from workbench.spectral.intruders import Method, cosines, describe, tuned_triplets
+from workbench.spectral.intruders import Method, _energy, cosines, describe, tuned_triplets
 from workbench.spectral.leading import ANGLE, top_triplets
-from workbench.spectral.linalg import Operator, base_triplets, dense_triplets, factor_values
+from workbench.spectral.linalg import (
+    Operator,
+    Triplets,
+    base_triplets,
+    dense_triplets,
+    factor_values,
+)
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 
@@ -75,6 +81,43 @@ def test_a_strong_spike_mixing_q_directions_has_cosine_one_over_root_q(
     assert values(result, "max_cosine")[0] == pytest.approx(1 / math.sqrt(q), abs=2e-3)
     assert bool(values(result, "intruder")[0]) is is_intruder
     assert values(result, "participation_ratio")[0] == pytest.approx(q, rel=0.02)
+
+
+def test_every_number_by_hand():
+    """A vector with .04, .36, .25 and .1 of its energy on four base vectors, .25 outside them all;
+    its nearest has the value 2, with 1.99 in its cluster and 1.975 not."""
+    share = torch.tensor([0.04, 0.36, 0.25, 0.1, 0.25, 0])
+    axes, none = torch.eye(6)[:, :4], torch.zeros(4)
+    base = Triplets(axes, torch.tensor([4, 2, 1.99, 1.975]), axes, none)
+    # Joint: half of each coordinate is left where the right vector has cosine .5.
+    right = torch.full((6, 1), 0.5)
+    tuned = Triplets(share.sqrt()[:, None], torch.tensor([7.0]), right, none[:1])
+    squares = 0.04**2 + 0.36**2 + 0.25**2 + 0.1**2
+    for side, factor in (("left", 1.0), ("joint", 0.5)):
+        found = {name: float(one[0]) for name, one in describe(tuned, base, side).items()}
+        assert found == pytest.approx({
+            "sigma": 7,
+            "max_cosine": 0.6 * factor,
+            "nearest": 1,
+            "participation_ratio": 0.75**2 / squares,
+            "cluster_projection": math.sqrt(0.36 + 0.25) * factor,
+            "out_of_span": 1 - 0.75 * factor**2,
+        }, rel=1e-5)  # fmt: skip
+    sigma, intruder = torch.tensor([4.0, 2, 1]), torch.tensor([0.0, 1, 1])
+    assert float(_energy({"sigma": sigma, "intruder": intruder})) == pytest.approx(5 / 21)
+
+
+@pytest.mark.parametrize("method", ["auto", "exact", "decide"])
+def test_the_direction_that_a_base_lacks_is_new(method: Method, tmp_path: Path):
+    """A base of rank 59 of 60: its last vector has the value zero and is none of its directions."""
+    low = dense_triplets(power_law(60, 60))
+    kept = low.top(59)
+    base = (kept.left * kept.values) @ kept.right.T
+    tuned = base + 10 * torch.outer(low.left[:, 59], low.right[:, 59])
+    found = wb.spectral.intruders(pair_of(base, tuned, tmp_path), method=method, k=3, nulls=False)
+    assert values(found, "intruder").tolist() == [1, 0, 0]
+    energy = 100 / (100 + float(low.values[:2].square().sum()))
+    assert values(found, "intruder_energy")[0] == pytest.approx(energy, rel=1e-4)
 
 
 def test_strengthening_a_base_direction_makes_no_intruder(tmp_path: Path):

@@ -14,7 +14,14 @@ from tests.spectral.test_intruders import power_law
 from workbench.loaders.adapters import Factors
 from workbench.spectral import leading
 from workbench.spectral.intruders import cosines, decisions, tuned_triplets
-from workbench.spectral.leading import bordered, reach, top_clusters, top_triplets
+from workbench.spectral.leading import (
+    Cluster,
+    Ritz,
+    bordered,
+    reach,
+    top_clusters,
+    top_triplets,
+)
 from workbench.spectral.linalg import Operator, Triplets, dense_triplets
 
 LED = 20  # vectors of the base that the iteration starts from
@@ -94,6 +101,52 @@ def test_it_certifies_and_does_not_merely_abstain(kind: str):
     else:
         assert found is not None
         assert agrees(found, operator)
+
+
+def ritz(values: list[float], residuals: list[float], dtype: torch.dtype) -> Ritz:
+    """Triplets along the axes with these values, and residuals of these lengths."""
+    axes = torch.eye(5, len(values), dtype=dtype)
+    lengths = torch.tensor(residuals, dtype=dtype)
+    # Half of each on two axes of its own, so that it is no single entry.
+    return Ritz(
+        axes, torch.tensor(values, dtype=dtype), axes, (axes + axes.roll(1, 0)) * lengths / 2**0.5
+    )
+
+
+def test_bounds_by_hand():
+    """Values 4, 2, 1.5 with residuals .3, .2, .1, and all else at most .25: the next value below
+    may be larger by its own residual, so the gaps are 1.8, .4 and 1.25."""
+    found = ritz([4, 2, 1.5], [0.3, 0.2, 0.1], torch.float64)
+    assert found.sizes(2).tolist() == pytest.approx([0.3, 0.2])
+    assert found.gaps(3, 0.25).tolist() == pytest.approx([1.8, 0.4, 1.25])
+    assert found.angles(3, 0.25).tolist() == pytest.approx([0.3 / 1.8, 0.2 / 0.4, 0.1 / 0.4])
+    singles = found.clusters(3, 0.6, 0.25)
+    assert [one.angle for one in singles] == pytest.approx([0.3 / 1.8, 0.2 / 0.4, 0.1 / 0.4])
+    # The last two cannot be told apart at .2; their plane can, sqrt(.2^2 + .1^2) over 1.25.
+    first, plane = found.clusters(3, 0.2, 0.25)
+    assert first == (0, 1, pytest.approx(0.3 / 1.8))
+    assert plane == (1, 3, pytest.approx(math.sqrt(0.05) / 1.25))
+    # Nor can they at .17, and all three together neither, sqrt(.14) over 1.25.
+    assert found.clusters(3, 0.17, 0.25) == []
+    # Values 4, 3.5, 3: the gaps are .4, .4 and 3, and only all three together keep .2.
+    close = ritz([4, 3.5, 3], [0.1, 0.1, 0.1], torch.float64)
+    assert close.clusters(3, 0.2) == [Cluster(0, 3, pytest.approx(math.sqrt(0.03) / 3))]
+
+
+def test_a_wide_vector_joins_the_neighbour_it_is_nearest_to():
+    """Values 4, 3.5, 1: the gaps are .4, 2.4 and 1; the first two belong together."""
+    found = ritz([4, 3.5, 1], [0.1, 0.1, 0.1], torch.float64)
+    assert [one[:2] for one in found.clusters(3, 0.2)] == [(0, 2), (2, 3)]
+
+
+def test_no_bound_is_below_rounding():
+    """Four float32 epsilons of the largest value, where the residual is nothing; and no angle is
+    bounded where the gap is gone."""
+    found = ritz([8, 4, 4], [0, 0, 0], torch.float32)
+    least = 8 * 4 * 2.0**-23
+    assert found.sizes(3).tolist() == pytest.approx([least] * 3)
+    assert found.angles(3)[0] == pytest.approx(least / 4, rel=1e-5)
+    assert found.angles(3)[1:].isinf().all()
 
 
 def strengthened() -> tuple[Triplets, Operator]:
