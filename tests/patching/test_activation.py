@@ -213,6 +213,7 @@ def test_a_gap_that_may_be_none_has_no_interval(pair):
     rows = rows[rows["arm"] == "patch"]
     assert rows["value"].notna().all()
     assert rows[["low", "high"]].isna().all(axis=None)
+    assert any("picked on the one prompt that reports" in note for note in found.provenance.notes)
     assert "not meaningful" in wb.figures.headline(found)
 
 

@@ -199,6 +199,7 @@ def test_faithfulness_of_known_circuits(pair):
         assert own["half"] < 0.7
     random = found.table[(found.table["arm"] == "random") & (found.table["circuit"] == "planted")]
     assert (random["value"] < 0.7).all()
+    assert ((random["low"] < random["value"]) & (random["value"] < random["high"])).all()
     lost = table[(table["metric"] == "minimality:score") & (table["circuit"] == "planted")]
     assert (lost[lost["head"].notna()]["value"] > 0.3).all()
     whole = table[(table["metric"] == "minimality:score") & (table["circuit"] == "all")]
@@ -296,7 +297,8 @@ def test_a_circuit_is_kept_where_its_groups_act(tmp_path, keep, one_length):
         )  # fmt: skip
         floor = 0.0 if metric == "score" else nothing[metric]
         name = f"faithfulness:{metric}"
-        told = found[found["metric"] == name].set_index("arm")["value"]
+        rows_of = found[found["metric"] == name].set_index("arm")
+        told = rows_of["value"]
         gap = (whole[metric] - floor).sum()
         if gap == 0:
             assert told.isna().all()
@@ -304,6 +306,8 @@ def test_a_circuit_is_kept_where_its_groups_act(tmp_path, keep, one_length):
         share = [(one[metric] - floor).sum() / gap for one in (circuit, *drawn)]
         assert told["patch"] == pytest.approx(share[0], abs=1e-4)
         assert told["random"] == pytest.approx(np.mean(share[1:]), abs=1e-4)
+        # Of four prompts the gap may be none: nothing has an interval.
+        assert rows_of[["low", "high"]].isna().all(axis=None)
     assert found.loc[found["metric"] == "size", "value"].item() == 4
 
 
