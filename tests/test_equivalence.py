@@ -164,6 +164,20 @@ def test_intruders_are_a_share_of_all_vectors_of_the_matrices_that_changed():
     assert told(found.loc["intruders", "r4"]) == (5 / 12, 0, 0.5, 2, 2 / 12)
 
 
+def test_scores_are_the_tasks_and_losses_what_is_forgotten():
+    rows = [
+        {"member": "r4", "task": task, "metric": metric, "n": 50, "baseline": 0.25}
+        | {"value": value, "low": value - 0.1, "high": value + 0.1}
+        for task, metric, value in (
+            ("boxes", "score", 0.6), ("pretraining", "loss_change", 0.3), ("facts", "score", 0.9),
+            ("pretraining", "kl", 0.9),
+        )
+    ]  # fmt: skip
+    found = measured("forgetting.retention", rows, task="boxes")
+    assert told(found.loc["score", "r4"]) == (0.6, 0.5, 0.7, 50, 0.25)
+    assert told(found.loc["forgetting", "r4"]) == (0.3, 0.2, 0.4, 50, 0)
+
+
 def test_spectra_are_means_over_the_matrices_that_changed():
     rows = [
         {"member": m, "layer": i, "component": "q", "metric": metric, "value": scale * value}
@@ -225,11 +239,9 @@ def test_circuits_stand_beside_random_ones():
         return faithful(value, metric="jaccard", side=None, arm="overlap", baseline=0.2) | more
 
     rows = [
-        faithful(0.9, side="base"), faithful(0.9, circuit="tuned"),
-        faithful(0.9, metric="faithfulness:logit_difference"), faithful(0.6),
-        faithful(0.3, arm="random"),
+        faithful(0.6), shared(0.5), faithful(0.3, arm="random"), faithful(0.9, side="base"),
+        faithful(0.9, circuit="tuned"), faithful(0.9, metric="faithfulness:logit_difference"),
         shared(0.9, arm="patch"), shared(0.9, group="value fetcher"), shared(0.9, metric="shared"),
-        shared(0.5),
     ]  # fmt: skip
     found = measured("patching.circuit", rows)
     assert told(found.loc["base's circuit", "r4"]) == (0.6, 0.5, 0.7, 8, 0.3)

@@ -360,6 +360,17 @@ def test_random_groups_have_as_many_heads(tmp_path):
         one, same, other = ((site.layer, site.head) for site in drawn.sites)
         assert one == same != other
         assert not {one, other} & {(0, 1), (1, 0)}
+    # Of keys and values there are two a layer, of MLPs one, of a neuron's number as many as layers.
+    for own, places in (("0.k.h1@-1", 5), ("1.v.h0", 5), ("2.q.h3", 11), ("1.mlp_out", 2),
+                        ("0.mlp_hidden.n7", 2)):  # fmt: skip
+        given = grouped(layout, {"g": [own]})
+        drawn = {
+            patch.sites[0] for seed in range(20) for patch in random_groups(layout, given, seed)
+        }
+        assert len(drawn) == places
+        assert Site.parse(own) not in drawn
+        assert {layout.check(site).position for site in drawn} == {Site.parse(own).position}
+        assert {site.neuron for site in drawn} == {Site.parse(own).neuron}
 
 
 @pytest.mark.parametrize(
