@@ -82,6 +82,20 @@ def test_effect_is_the_papers_score(pair):
     assert value(found, "effect").item() == pytest.approx(np.mean(changes), rel=1e-4)
 
 
+def test_what_no_prompt_has_is_in_no_row(pair):
+    """Without foils there is no logit difference, of one answer no other prompt to shuffle with;
+    of answers that nobody would give there is no relative change, which a NaN says."""
+    alike = PromptSet("alike", tuple(replace(p, target=" cup", foils=()) for p in said(4)))
+    result = wb.patching.path(pair, alike, corrupted=alike)
+    assert "base gives none of the answers; tuned: tuned (layer" in wb.figures.headline(result)
+    found = result.table
+    assert set(found["metric"]) == {"effect"}
+    known = found.groupby("side")["value"].apply(lambda own: own.notna().any()).to_dict()
+    assert known == {"base": False, "tuned": True}
+    assert set(found.loc[found["side"] == "tuned", "arm"]) == {"patch", "random"}
+    assert set(found.loc[found["side"] == "base", "arm"]) == {"patch"}
+
+
 @pytest.mark.parametrize(
     ("part", "position"), [("q", -1), ("v", "query box"), ("k", None), ("v", None)]
 )

@@ -265,14 +265,19 @@ def _circuit(result: Result) -> Findings:
 
 
 def _path(result: Result) -> Findings:
-    """The head that supports the answer most, per side."""
-    own = result.metric("logit_change")
+    """The head that supports the answer most, per side; without foils by its probability."""
+    foils = result.has("logit_change")
+    own = result.metric("logit_change" if foils else "effect")
     own = own[own["arm"] == "patch"]
     parts = []
     for (member, side), rows in own.groupby(["member", "side"], sort=False):
+        if rows["value"].isna().all():
+            parts.append(f"{member}: {side} gives none of the answers")
+            continue
         best = rows.loc[rows["value"].idxmin()]
         parts.append(f"{member}: {side} {_where(best)} {change(best, '.2f')}")
-    return f"Largest fall of the logit difference by one head, {int(own['n'].max())} prompts", parts
+    what = "the logit difference" if foils else "the answer's probability, relative,"
+    return f"Largest fall of {what} by one head, {int(own['n'].max())} prompts", parts
 
 
 def _lens(result: Result) -> Findings:

@@ -242,10 +242,14 @@ def _table(
 ) -> pd.DataFrame:
     columns = pd.DataFrame(senders, columns=pd.Index(["layer", "head"])).astype("Int64")
     columns["position"] = "all" if position is None else str(position)
+    known = {
+        (arm, metric): value for (arm, metric), value in found.items()
+        # Where nothing at all is known one arm says so, by NaN.
+        if arm in arms and (not np.isnan(value).all() or (arm, metric) == ("patch", "effect"))
+    }  # fmt: skip
     tables = [
         columns.assign(arm=arm, metric=metric, baseline=0.0, **ratios(value, seed=seed)._asdict())
-        for (arm, metric), value in found.items()
-        if arm in arms and not np.isnan(value).all()
+        for (arm, metric), value in known.items()
     ]
     table = pd.concat(tables, ignore_index=True)
     random = shared.random_site(table[table["arm"] == "patch"], by=("position",))
