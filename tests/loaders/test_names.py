@@ -88,6 +88,8 @@ def test_places_by_hand():
     assert [found[name].at for name in one] == [
         (None, "embed", None), (10, "mlp.w", None), (2, "norm.bias", None),
     ]  # fmt: skip
+    other = locate(["transformer.wte.weight", "transformer.h.0.w.weight", "lm_head.weight"])
+    assert [str(site) for site in other.values()] == ["wte", "0.w", "lm_head"]
     two = ["encoder.block.0.q.weight", "decoder.block.0.q.weight", "encoder.norm.weight"]
     found = locate(two)
     assert [str(found[name]) for name in two] == [
