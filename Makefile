@@ -38,7 +38,7 @@ notebooks: $(VENV)/installed
 cluster-test: $(VENV)/installed
 	CLUSTER=whole $(RUN)/python -m pytest tests/test_cluster.py
 
-# Ten thousand damaged and hostile files over every reader; about five minutes.
+# Ten thousand damaged and hostile files over every reader; ten minutes or more.
 fuzz: $(VENV)/installed
 	$(RUN)/python -m tests.hostile.fuzz --cases 10000 --seed 0 --out out/fuzz
 
