@@ -157,6 +157,11 @@ def test_a_spec_reads_nothing_outside_its_folder(
     assert Spec.load(file).draw()
 
 
+@pytest.mark.parametrize("name", ["\ud800\udc00", "a\0b", "a" * 5000])
+def test_a_spec_names_what_no_folder_can_be_called(name: str, run: Path):
+    refused("no folder can be called", lambda: Spec.load(spec(run, results=name)))
+
+
 NEIGHBOURS = ('{"format": 1}', "[]", "{", '{"format": 1, "analysis": 3}', "",
               '{"format": 1, "analysis": "forgetting.retention"}',
               '{"format": 1, "analysis": ["forgetting.retention"]}')  # fmt: skip

@@ -209,7 +209,15 @@ def _near(path: Path, folder: str, analysis: str) -> Path:
     this runs in: a file that was passed on does not choose what else is read."""
     found = path.parent / folder / analysis
     homes = (path.parent.resolve(), Path.cwd().resolve())
-    if not any(found.resolve().is_relative_to(home) for home in homes):
+    try:
+        place = found.resolve()
+        found.exists()
+    except (ValueError, OSError) as error:  # characters, or so many, that no file system takes
+        raise WorkbenchError(
+            f"{path} names {folder[:60]!r} and {analysis[:60]!r}, which no folder can be called; "
+            "name one of Results."
+        ) from error
+    if not any(place.is_relative_to(home) for home in homes):
         raise WorkbenchError(
             f"{path} names {found}, which lies neither below its own folder nor below the one you "
             "are in; move the file, or start where both are below."
