@@ -108,6 +108,12 @@ def test_adapter_keys_that_match_nothing_are_named(base: Path, lora: Path):
     assert "layers.7" in "".join(report.notes)
 
 
+def test_an_adapter_without_its_tensors_is_told(base: Path, lora: Path):
+    (lora / "adapter_model.safetensors").unlink()
+    with pytest.raises(wb.WorkbenchError, match=r"adapter_model\.bin in .*, found neither"):
+        wb.load_pair(base, lora)
+
+
 def test_an_untrained_adapter_is_said_to_change_nothing(base: Path, tmp_path: Path):
     lora = adapter(tiny("llama"), tmp_path / "a", init_lora_weights=True)
     report = wb.load_pair(base, lora).check()

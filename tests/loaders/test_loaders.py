@@ -12,6 +12,9 @@ from safetensors.torch import load_file
 
 import workbench as wb
 from tests.conftest import adapter, nudged, saved, tiny
+from workbench.loaders import Delta
+from workbench.loaders.adapters import Factors
+from workbench.loaders.names import ParameterSite
 from workbench.loaders.weights import from_files
 
 KINDS = ["llama", "tied", "gpt2", "neox", "phi3", "bert", "roberta", "t5", "vit"]
@@ -91,7 +94,7 @@ ADAPTERS = {
     # The first pattern that matches counts; as peft saves them, in the order of the alphabet.
     "patterns that overlap": ("llama", {
         "rank_pattern": {"layers.1.self_attn.q_proj": 2, "q_proj": 7},
-        "alpha_pattern": {"layers.0.mlp.up_proj": 3, "up_proj": 11, "[a-z]+_proj": 13}}),
+        "alpha_pattern": {"layers.0.mlp.up_proj": 3, "up_proj": 11, "[a-z]+_proj": 13.5}}),
     "biases": ("neox", {"bias": "all"}),
     "saved modules": ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
     "conv1d": ("gpt2", {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
@@ -133,6 +136,37 @@ def test_lora_keeps_its_factors_and_leaves_other_matrices_alone(base: Path, tmp_
         else:
             assert not delta.changed
             assert delta.tuned is delta.base
+
+
+def test_an_adapter_of_a_classifier_stands_on_the_bare_encoder(tmp_path: Path):
+    """The one's names have a prefix that the other's lack."""
+    encoder, grown = tiny("bert"), tiny("bert-classifier")
+    grown.bert.load_state_dict(encoder.state_dict(), strict=False)
+    before = {name: tensor.clone() for name, tensor in grown.bert.state_dict().items()}
+    options = {"target_modules": ["query"], "modules_to_save": ["pooler"]}
+    lora = adapter(grown, tmp_path / "a", **options)
+    base = saved(encoder, tmp_path / "b")
+    found = {n: c for n, c in changes(wb.load_pair(base, lora)).items() if c.any()}
+    stored = load_file(lora / "adapter_model.safetensors")
+    for name, change in found.items():
+        own = f"base_model.model.bert.{name}"
+        if "query" in name:
+            up, down = (stored[own.replace("weight", f"lora_{part}.weight")] for part in "BA")
+            torch.testing.assert_close(change, 5 / 3 * up @ down)
+        else:
+            torch.testing.assert_close(change, stored[own] - before[name])
+    assert found.keys() == {
+        *(f"encoder.layer.{i}.attention.self.query.weight" for i in range(2)),
+        "pooler.dense.weight", "pooler.dense.bias",
+    }  # fmt: skip
+
+
+def test_a_small_change_of_large_weights_is_not_rounded():
+    site = ParameterSite("w", 0, "w")
+    up, down = torch.randn(8, 2), 1e-9 * torch.randn(2, 6)
+    delta = Delta(site, torch.full((8, 6), 1e3), factors=Factors(up, down))
+    assert torch.equal(delta.change, up @ down)
+    assert delta.norm == pytest.approx(float((up.double() @ down.double()).norm()), rel=1e-6)
 
 
 def test_an_adapter_on_another_base_is_compared_with_the_given_one(base: Path, tmp_path: Path):
