@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import workbench as wb
 from tests.conftest import adapter, nudged, saved, tiny
@@ -64,6 +64,20 @@ def test_components_are_out_by_in_and_fused_ones_say_so(kind, component, shape, 
 def test_the_paper_counts_six_matrices_a_layer_in_roberta(tmp_path: Path):
     folder = saved(tiny("roberta"), tmp_path / "b")
     assert len(wb.load_pair(folder, folder).sites()) == 2 * 6
+
+
+def test_matrices_are_what_lies_in_the_blocks_and_has_two_sides(tmp_path: Path):
+    """A row or a column is a vector; without numbered layers all matrices count."""
+    shapes = {"layers.0.a": (4, 3), "layers.0.b": (1, 3), "layers.0.c": (4, 1), "layers.0.d": (4,),
+              "layers.0.e": (2, 3, 1), "layers.0.f": (2, 1, 1), "embed": (5, 4)}  # fmt: skip
+    for name, kept in (("blocks", shapes), ("none", {"embed": (5, 4), "norm": (4,)})):
+        (tmp_path / name).mkdir()
+        state = {f"{n}.weight": torch.ones(shape) for n, shape in kept.items()}
+        save_file(state, tmp_path / name / "model.safetensors")
+    blocks, none = (wb.load_pair(tmp_path / n, tmp_path / n) for n in ("blocks", "none"))
+    assert {site.component for site in blocks.sites()} == {"a", "e"}
+    assert {site.component for site in none.sites()} == {"embed"}
+    assert len(blocks.sites("all")) == 7
 
 
 def test_tied_weights_appear_once_in_every_kind_of_reference(tmp_path: Path):

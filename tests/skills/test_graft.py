@@ -41,6 +41,14 @@ def test_the_k_largest_are_chosen_under_any_ties(arrays, share: float):
     assert k in (0, total) or taken.min() >= left.max()
 
 
+@pytest.mark.parametrize("k", range(5))
+def test_numbers_that_differ_in_their_last_bits_alone_sort(k: int):
+    """The halves of the bits: 0xffff, the last of all, twice, and 0 behind one upper half."""
+    bits = torch.tensor([0x3F800000, 0x3F80FFFF, 0x3F80FFFF, 0x3F7FFFFF], dtype=torch.int32)
+    masks = top(lambda site: bits.view(torch.float32), [ParameterSite("m", 0, "m")], k)
+    assert masks["m"].nonzero()[:, 0].tolist() == sorted([1, 2, 0, 3][:k])
+
+
 @pytest.mark.parametrize("bad", [-1.0, float("nan")])
 def test_scores_that_do_not_sort_are_refused(bad: float):
     sites = [ParameterSite("m", 0, "m")]
@@ -67,6 +75,9 @@ def test_grafts_are_sets(tmp_path: Path):
         one | Graft("other", {}, {"a": 6})
     with pytest.raises(wb.WorkbenchError, match="saved graft"):
         Graft.load(tmp_path / "nothing")
+    for wrong in ([0, 0, 1], [1, 0], [-1, 2], [0, 6]):
+        with pytest.raises(wb.WorkbenchError, match="do not rise within its 6"):
+            Graft.load(graft("bad", wrong, []).save(tmp_path / "bad.safetensors"))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

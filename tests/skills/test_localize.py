@@ -62,6 +62,8 @@ def test_a_planted_sparse_change_is_found_in_dense_noise(tmp_path: Path):
         assert value(found, "gain", arm=arm) == 1
     for arm in ("random", "without"):
         assert value(found, "score", arm=arm) == 0, arm
+    arms = {"base", "tuned", "blocks", "movement", "learned", "random", "without"}
+    assert {*found.table["arm"].dropna()} == arms
     graft = Graft.of(found, "tuned", arm="movement")
     assert {n: a.tolist() for n, a in graft.places.items()} == {NAME: [entry(NAME, USEFUL)]}
     cells = found.metric("entries")
@@ -243,7 +245,8 @@ def test_other_prompts_are_scored_beside(tmp_path: Path):
 def test_results_keep_their_grafts(tmp_path: Path):
     pair = planted(tmp_path / "p", {USEFUL: 3.0}, noise=0.002)
     before = contents(tmp_path / "p")
-    found = localize(pair, PROMPTS, sparsity=[1e-4, 1e-2], arms=["movement", "learned", "rank"])
+    found = localize(pair, PROMPTS, sparsity=[1e-4, 1e-2], 
+                     arms=["movement", "learned", "rank", "magnitude"])  # fmt: skip
     assert contents(tmp_path / "p") == before
     again = wb.Result.load(found.save(tmp_path / "kept"))
     for sparsity in (1e-4, 1e-2):
@@ -253,9 +256,10 @@ def test_results_keep_their_grafts(tmp_path: Path):
             found, "tuned", arm="movement", sparsity=sparsity
         ).fingerprint  # fmt: skip
     assert np.isclose(Graft.of(again, "tuned", arm="movement").share, 1e-4, rtol=0.3)
-    for member, sparsity in (("tuned", 0.5), ("typo", 1e-4)):
+    for member, arm, sparsity in (("tuned", "movement", 0.5), ("typo", "movement", 1e-4),
+                                  ("tuned", "magnitude", 1e-4)):  # fmt: skip
         with pytest.raises(wb.WorkbenchError, match=f"No graft of {member}"):
-            Graft.of(again, member, arm="movement", sparsity=sparsity)
+            Graft.of(again, member, arm=arm, sparsity=sparsity)
 
 
 def test_bad_input_is_told_before_any_work(tmp_path: Path):
@@ -263,6 +267,7 @@ def test_bad_input_is_told_before_any_work(tmp_path: Path):
     for options, told in (
         ({"sparsity": 0}, "in \\(0, 1\\]"),
         ({"sparsity": []}, "in \\(0, 1\\]"),
+        ({"sparsity": [0.1, 1.5]}, "in \\(0, 1\\]"),
         ({"arms": ["nothing"]}, "Unknown arm 'nothing'"),
         ({"random": 0}, "random and epochs of at least 1"),
         ({"rate": -1.0}, "a rate above 0"),
@@ -284,3 +289,6 @@ def test_biases_are_grafted_where_there_are_any(tmp_path: Path):
     assert bias["x"].tolist() == pytest.approx([biases / count(pair)])
     parts = rows[(rows["arm"] == "component") & rows["own"]]
     assert parts["x"].sum() == pytest.approx(1)
+    none = localize(planted(tmp_path / "none", {USEFUL: 3.0}), PROMPTS, sparsity=0.1, arms=["bias"])
+    assert not (none.table["arm"] == "bias").any()
+    assert any("no bias changed" in note for note in none.provenance.notes)
