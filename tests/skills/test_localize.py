@@ -144,6 +144,61 @@ def test_the_gradient_of_the_mask_is_that_of_the_functional_edit(teacher: Teache
     assert {p.requires_grad for p in teacher.model.parameters()} == {True}
 
 
+def test_a_step_of_the_mask_by_hand(teacher: Teacher):
+    """T begins at +-START, goes down its slope so that the k steepest flips move by the rate on
+    average, no further than 2 START, and is rounded; the start is judged first."""
+    pair, sites, rate = teacher.pair, teacher.sites, 40.0
+    start = only_entries(pair, USEFUL, (WRONG, PLACES), (BOOK, PLACES), (APPLE, DEAD))
+    begin = {n: torch.where(m, -START, START) for n, m in start.items()}
+    words = shipped.tokenizer()
+    with torch.enable_grad():
+        leaves = {name: tensor.clone().requires_grad_() for name, tensor in begin.items()}
+        theta = {}
+        for site in sites:
+            delta = pair.delta(site)
+            theta[site.name] = delta.base + torch.sigmoid(leaves[site.name]) * delta.change
+        loss = torch.zeros(())
+        for prompt in teacher.prompts:
+            ids = torch.tensor([words(prompt.text)["input_ids"]])
+            logits = functional_call(teacher.model, theta, (ids,)).logits[0, -2]
+            loss = loss - logits.log_softmax(-1)[ids[0, -1]] / len(teacher.prompts)
+        slopes = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+    descents = torch.cat([(-slope).clamp(min=0).flatten() for slope in slopes.values()])
+    step = rate / descents.topk(4).values.mean()
+    moved = {n: (begin[n] - step * slopes[n]).clamp(2 * START, -2 * START) for n in begin}
+    expected = {n: (own > 0) & (own != -START) for n, own in moved.items()}
+    judged: list = []
+
+    def judge(masks) -> float:
+        judged.append(masks)
+        return len(judged)
+
+    made = learn(teacher, start, judge, rate=rate, epochs=1, patience=5, seed=0)
+    assert len(judged) == 2
+    assert all(torch.equal(judged[0][name], mask) for name, mask in start.items())
+    # One of the start is kept, others are dropped, and some that were not in it are taken.
+    flips = {n: expected[n] ^ start[n] for n in expected}
+    taken = sum(int((expected[n] & ~start[n]).sum()) for n in expected)
+    dropped = sum(int((start[n] & ~expected[n]).sum()) for n in expected)
+    assert expected[NAME][USEFUL]
+    assert 0 < dropped < 4
+    assert taken > 0
+    assert all(torch.equal(judged[1][name], mask) for name, mask in expected.items())
+    assert (made.best, made.epochs) == (1, 1)
+    assert made.flipped == sum(int(own.sum()) for own in flips.values()) == taken + dropped
+
+
+def test_a_mask_that_gets_no_better_is_left_after_some_epochs(teacher: Teacher):
+    start = only_entries(teacher.pair, USEFUL)
+    marks = iter([0.5, 0.4, 0.9, 0.9, 0.1, 0.2, 1.0])
+    made = learn(teacher, start, lambda _: next(marks), rate=1, epochs=20, patience=3, seed=0)
+    assert (made.best, made.epochs) == (2, 5)
+    marks = iter([0.5, 0.5, 0.4, 0.3, 1.0])
+    made = learn(teacher, start, lambda _: next(marks), rate=1, epochs=20, patience=3, seed=0)
+    assert (made.best, made.epochs, made.flipped) == (0, 3, 0)
+    assert all(torch.equal(made.masks[name], mask) for name, mask in start.items())
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neox"])
 def test_gradients_are_turned_as_the_weights_are(kind: str, tmp_path: Path):
     pair = paired(model(kind), model(kind, seed=1), tmp_path).held()
