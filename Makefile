@@ -38,9 +38,11 @@ notebooks: $(VENV)/installed
 cluster-test: $(VENV)/installed
 	CLUSTER=whole $(RUN)/python -m pytest tests/test_cluster.py
 
-# Ten thousand damaged and hostile files over every reader; ten minutes or more.
+# Ten thousand damaged and hostile files over every reader, and fresh examples of what the tests say
+# of all examples; twenty minutes or more.
 fuzz: $(VENV)/installed
 	$(RUN)/python -m tests.hostile.fuzz --cases 10000 --seed 0 --out out/fuzz
+	$(RUN)/python -m pytest -n logical -m hypothesis --hypothesis-profile fresh tests
 
 # kill -9 at ten random points, a full disk, a folder that is read-only, a file that vanishes.
 KILLS ?= 10

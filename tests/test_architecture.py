@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1] / "workbench"
 
 # What each part may import of the workbench. A part not listed may not exist.
 SHARED = {"errors", "files", "log", "stats", "results", "meaning", "cache", "devices"}
-SHARED |= {"magnitude", "counting", "outputs", "progress", "bounded"}
+SHARED |= {"magnitude", "decompose", "counting", "outputs", "progress", "bounded"}
 ANALYSES = {"spectral", "forgetting", "behaviour", "patching", "skills", "tuco"}
 MAY = {
     "errors": set(),
@@ -21,6 +21,7 @@ MAY = {
     "version": set(),
     "stats": set(),
     "magnitude": set(),
+    "decompose": set(),
     "counting": {"errors", "results", "stats"},
     "files": {"errors"},
     "bounded": {"errors"},

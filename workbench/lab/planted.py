@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from workbench.decompose import svd
 from workbench.errors import WorkbenchError
 from workbench.outputs import Mark, replacing
 
@@ -88,7 +89,7 @@ def spike(
     """
     state = read(base)
     weight = _matrix(state, matrix)
-    u, s, vt = torch.linalg.svd(weight.double(), full_matrices=False)
+    u, s, vt = svd(weight.double())
     if not 1 <= q <= len(s):
         raise WorkbenchError(f"{matrix} has {len(s)} directions; q = {q} must lie in 1 to that.")
     draw = torch.Generator().manual_seed(seed)

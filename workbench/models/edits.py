@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from workbench.decompose import svd
 from workbench.devices import Device, instead, offloaded, spread
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Delta
@@ -163,10 +164,10 @@ def decomposed(delta: Delta) -> Triplets:
     """(left, values, right) of a matrix's change, largest first: left (out, k), right (k, in). A
     low-rank change gives its own k, from two thin QR and one k x k SVD; others min(out, in)."""
     if delta.factors is None:
-        return tuple(torch.linalg.svd(delta.change, full_matrices=False))
+        return svd(delta.change)
     left, up = torch.linalg.qr(delta.factors.up)
     right, down = torch.linalg.qr(delta.factors.down.T)
-    first, values, last = torch.linalg.svd(up @ down.T, full_matrices=False)
+    first, values, last = svd(up @ down.T)
     return left @ first, values, last @ right.T
 
 

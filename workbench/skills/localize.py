@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from workbench.asked import analysis
+from workbench.decompose import singular_values
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Delta
 from workbench.loaders.names import ParameterSite
@@ -286,7 +287,7 @@ class _Cutter:
         matrices = [s for s in self.sites if self.pair.delta(s).base.ndim > 1]
         if not self._values:
             self._values = {
-                s.name: torch.linalg.svdvals(self.pair.delta(s).change).cpu() for s in matrices
+                s.name: singular_values(self.pair.delta(s).change).cpu() for s in matrices
             }
         cost = {s.name: sum(self.pair.delta(s).base.shape) for s in matrices}
         worth = torch.cat([self._values[s.name] ** 2 / cost[s.name] for s in matrices])

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from workbench.decompose import svd
 from workbench.loaders import CheckpointPair
 from workbench.loaders.names import ParameterSite
 
@@ -51,7 +52,7 @@ def principal(pair: CheckpointPair, rank: int = PRINCIPAL_RANK) -> Scores:
                 kept[site.name] = base.abs()
             else:
                 r = max(1, min(rank, min(base.shape) // 4))
-                left, values, right = torch.linalg.svd(base, full_matrices=False)
+                left, values, right = svd(base)
                 kept[site.name] = ((left[:, :r] * values[:r]) @ right[:r]).abs()
         return kept[site.name]
 

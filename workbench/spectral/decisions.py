@@ -41,6 +41,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench import magnitude
+from workbench.decompose import singular_values, svd
 from workbench.spectral.linalg import own_generator
 
 CHANCE = 1e-6  # that any certificate of one call is wrong
@@ -200,7 +201,7 @@ class Krylov:
         """Split what left the space into orthonormal directions and their coupling to the newest
         ones, without directions of the size of rounding."""
         frame, corner = torch.linalg.qr(rest)
-        turn, sizes, back = torch.linalg.svd(corner.cpu())
+        turn, sizes, back = svd(corner.cpu())
         self.coupling = (sizes[:, None] * back).double()
         scale = float(self.projected.diagonal().max())
         frame = frame @ turn[:, sizes > rounding(scale) / 4].to(frame.device)
@@ -418,9 +419,7 @@ def least(block: Float[Tensor, "m c"]) -> float:
     rows, columns = block.shape
     if columns > rows:
         return 0.0
-    lengths = (
-        torch.linalg.vector_norm(block, dim=0) if columns == 1 else torch.linalg.svdvals(block)
-    )
+    lengths = torch.linalg.vector_norm(block, dim=0) if columns == 1 else singular_values(block)
     return float(lengths[-1])
 
 

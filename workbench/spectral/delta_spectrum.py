@@ -14,6 +14,7 @@ from torch import Tensor
 
 from workbench import magnitude
 from workbench.asked import analysis
+from workbench.decompose import singular_values
 from workbench.loaders import CheckpointPair, Delta
 from workbench.meaning import finished
 from workbench.progress import progress
@@ -29,7 +30,7 @@ def change_values(delta: Delta, device: str | torch.device = "cpu") -> Float[Ten
     """Singular values of the change, float32; a LoRA change's from its factors, at most r."""
     if delta.factors is not None:
         return factor_values(delta.factors)
-    return torch.linalg.svdvals(delta.change.to(device)).cpu()
+    return singular_values(delta.change.to(device)).cpu()
 
 
 def effective_rank(values: Float[Tensor, " p"]) -> float:

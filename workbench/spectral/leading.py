@@ -33,6 +33,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.decompose import svd
 from workbench.spectral.linalg import Operator, Triplets
 
 DENSE_BELOW = 256  # rows below which a full SVD costs no more than a certificate
@@ -315,9 +316,9 @@ def thin_svd(tall: Float[Tensor, "n b"]) -> tuple[Tensor, Tensor, Tensor]:
     """A thin SVD of few columns; elsewhere than on a CPU by way of QR, whose small triangle the CPU
     decomposes sooner than an accelerator."""
     if tall.device.type == "cpu":
-        return torch.linalg.svd(tall, full_matrices=False)
+        return svd(tall)
     frame, corner = torch.linalg.qr(tall)
-    left, values, right = (part.to(tall.device) for part in torch.linalg.svd(corner.cpu()))
+    left, values, right = (part.to(tall.device) for part in svd(corner.cpu()))
     return frame @ left, values, right
 
 

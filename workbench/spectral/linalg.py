@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from workbench import cache, magnitude
+from workbench.decompose import singular_values, svd
 from workbench.loaders import Delta
 from workbench.loaders.adapters import Factors
 from workbench.outputs import writing
@@ -115,7 +116,7 @@ def dense_triplets(matrix: Float[Tensor, "out in"]) -> Triplets:
     """All min(out, in) triplets by a thin SVD in float32, as the paper's code takes them."""
     unit = magnitude.unit(matrix)
     whole = matrix.float() if unit == 1 else matrix.float() / unit
-    left, values, right = torch.linalg.svd(whole, full_matrices=False)
+    left, values, right = svd(whole)
     return Triplets(left, values * unit, right.T, torch.zeros_like(values))
 
 
@@ -167,4 +168,4 @@ def factor_values(factors: Factors) -> Float[Tensor, " rank"]:
     """Singular values of up @ down from two thin QR and one r x r SVD; exact, O((out + in) r^2)."""
     _, left = torch.linalg.qr(factors.up)
     _, right = torch.linalg.qr(factors.down.T)
-    return torch.linalg.svdvals(left @ right.T)
+    return singular_values(left @ right.T)
