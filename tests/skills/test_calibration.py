@@ -133,6 +133,59 @@ def test_a_difference_is_paired():
     assert apart["low"] <= apart["value"] <= apart["high"]
 
 
+@pytest.mark.parametrize("mass", [False, True])
+def test_the_null_of_a_difference_by_simulation(mass: bool):
+    """Two models that are right with their own confidences, each on its own; bins by hand."""
+    draw = np.random.default_rng(5)
+    sides = [draw.uniform(0.4, 1, 60), draw.uniform(0.8, 1, 60)]
+
+    def error(sure: np.ndarray, right: np.ndarray) -> float:
+        parts = np.linspace(0, 1, 6)
+        parts = np.quantile(sure, parts) if mass else parts
+        bins = np.searchsorted(parts[1:-1], sure)
+        return sum(abs((sure - right)[bins == b].sum()) for b in range(5)) / len(sure)
+
+    drawn = [
+        error(sides[0], draw.random(60) < sides[0]) - error(sides[1], draw.random(60) < sides[1])
+        for _ in range(4000)
+    ]
+    both = [(sure, np.ones(60)) for sure in sides]
+    found = difference(both[0], both[1], 5, 0, mass=mass)
+    assert found["value"] == pytest.approx(error(*both[0]) - error(*both[1]))
+    assert found["baseline"] == pytest.approx(np.mean(drawn), abs=0.005)
+    edges = np.quantile(drawn, [0.025, 0.975])
+    assert [found["null_low"], found["null_high"]] == pytest.approx(edges.tolist(), abs=0.012)
+    assert found["n"] == 60
+
+
+def test_items_that_are_all_alike_have_no_spread():
+    """Half sure, half right: (1/2)^2 each, whichever are drawn."""
+    row = found(np.full(20, 0.5), np.tile([0.0, 1.0], 10))["brier"]
+    assert row["value"] == row["low"] == row["high"] == row["baseline"] == 0.25
+
+
+def test_what_models_answer_is_what_is_measured(tmp_path: Path):
+    """The first token's probability, and whether it is the answer's, of each side by itself."""
+    pair = planted(tmp_path, {(APPLE, PLACES): 0.35})
+    prompts, beside = asked(PLACES, "apple", 16), asked(PLACES, "book", 12)
+    table = calibration(pair, prompts, others=[beside]).table
+    for arm, made in (("base", pair.base.load()), ("tuned", pair.tuned.load())):
+        for task in (prompts, beside):
+            frame = wb.tasks.answers(made, pair.base.tokenizer(), task)
+            own = table[(table["arm"] == arm) & (table["task"] == task.name)]
+            assert own["own"].eq(task is prompts).all()
+            told = own.set_index("metric")
+            sure, right = frame["confidence"], frame["first_correct"].astype(float)
+            for metric, expected in (
+                ("confidence", sure.mean()), ("accuracy", right.mean()),
+                ("overconfidence", (sure - right).mean()), ("brier", ((sure - right) ** 2).mean()),
+            ):  # fmt: skip
+                assert told.loc[metric, "value"] == pytest.approx(expected, abs=1e-6), metric
+            curve = own[(own["metric"] == "reliability") & (own["binning"] == "width")]
+            assert (curve["n"] * curve["x"]).sum() == pytest.approx(sure.sum(), abs=1e-5)
+            assert (curve["n"] * curve["value"]).sum() == pytest.approx(right.sum())
+
+
 cases = st.integers(2, 60).flatmap(
     lambda n: st.tuples(
         arrays(float, n, elements=st.floats(0, 1)),

@@ -24,6 +24,7 @@ from tests.skills.conftest import (
     write,
 )
 from workbench.skills import Graft, Skill, compose, localize, overlap, rankings
+from workbench.skills.compose import alike
 from workbench.skills.graft import count, graft_of, inside, top
 from workbench.skills.overlap import compared
 
@@ -109,6 +110,7 @@ def test_disjoint_skills_add_up(family):
         Skill("jobs", A, graft(family, "jobs", *SECOND)),
     ]
     found = compose(family, skills)
+    assert set(found.table["member"]) == {"places + jobs"}
     for arm in ("graft", "whole"):
         for own, other in (("places", "jobs"), ("jobs", "places")):
             assert value(found, "score", arm=arm, skills=own, task=own) == 1
@@ -144,6 +146,32 @@ def test_grafts_of_one_member_are_joined_and_not_added_twice(family):
         assert value(found, "log_probability", arm="whole", skills=task, task=task) == once
     x = found.table[found.table["skills"] == "places + jobs"]["x"].dropna()
     assert x.min() == both.share
+    parts = [Skill("both", IN, graft(family, "both", *FIRST)),
+             Skill("both", A, graft(family, "both", *SECOND))]  # fmt: skip
+    found = compose(family, parts)
+    assert set(found.table["member"]) == {"both"}
+    for task, other in (("places", "jobs"), ("jobs", "places")):
+        assert value(found, "score", arm="graft", skills=task, task=task) == 1
+        assert value(found, "score", arm="graft", skills=task, task=other, own=False) == 0
+        assert value(found, "score", arm="graft", skills="places + jobs", task=task) == 1
+        assert value(found, "interference", task=task) == 0
+
+
+def test_what_can_be_put_together_is_of_one_member_or_trained_alike(family):
+    options = {"sparsity": 2 / count(family["both"]), "arms": ["movement"]}
+    found = [
+        (prompts, localize(family[member], prompts, **options))
+        for member, prompts in (("places", IN), ("jobs", A), ("both", IN), ("both", A))
+    ]
+    none = localize(family["jobs"], A, **options | {"arms": ["random"]})
+    groups = alike([*found, (A, none)])
+    assert {name: [(s.member, s.task.name) for s in own] for name, own in groups.items()} == {
+        "full": [("places", "places"), ("jobs", "jobs")],
+        "both": [("both", "places"), ("both", "jobs")],
+    }
+    places = groups["full"][0].graft.places
+    assert {n: own.tolist() for n, own in places.items()} == {NAME: [APPLE * 48 + PLACES]}
+    assert alike(found[:1]) == {}
 
 
 def test_overlap_over_results(family):
