@@ -11,7 +11,17 @@ import torch
 
 import workbench as wb
 from tests.conftest import adapter
-from tests.patching.conftest import boxes, model, planted, write
+from tests.patching.conftest import (
+    MOVER,
+    READER,
+    boxes,
+    copier,
+    model,
+    paired,
+    planted,
+    said,
+    write,
+)
 from workbench.errors import WorkbenchError
 from workbench.lab import shipped
 from workbench.models import Layout, Site, hooks, merged
@@ -91,6 +101,38 @@ def test_it_is_exact_where_the_model_is_linear():
     # With the norm the same patches bend.
     bent, _ = job(model(), chosen).table(2, 0)
     assert (patch_values(bent, arm="picked") - patch_values(bent, "exact")).abs().max() > 1e-3
+
+
+def test_prompts_without_foils_are_left_out_of_what_needs_them():
+    """Among others that have some: unknown, and not nothing."""
+    made, (clean, dirty) = model(), partners(3, order="object first")
+    chosen = patches.patches(Layout(made), ["mlp_out"], [-1])
+    bare = [[replace(one[0], foils=()), *one[1:]] for one in (clean, dirty)]
+    whole, some = (job(made, chosen, own=tuple(own)).attributed() for own in ((clean, dirty), bare))
+    for ours, theirs in ((some.effects, whole.effects), (some.shuffled, whole.shuffled)):
+        assert np.isnan(ours[:, 0]).all()
+        np.testing.assert_allclose(ours[:, 1:], theirs[:, 1:], atol=1e-6)
+        assert np.isfinite(theirs).all()
+
+
+def test_the_edges_of_a_copy_circuit_in_earnest(tmp_path):
+    """What the reader sends to the mover's values, and the mover to the logits, is all that the
+    answer hangs on; what it sends the other way round, or anything else, is nothing."""
+    pair = paired(copier(4), copier(4), tmp_path)
+    found = attribution(
+        pair, said(8), corrupted=said(8, turn=1), sites=["z"], positions="all", sides=["base"],
+        edges=True, exact=60,
+    ).table  # fmt: skip
+    rows_of = found[(found["metric"] == "edge_exact") & (found["group"] == "top")]
+    made = rows_of.set_index(["sender", "receiver"])["value"]
+    layer, head = MOVER
+    first = ("{}.z.h{}".format(*READER), f"{layer}.v.h{head}")
+    last = (f"{layer}.z.h{head}", "logits")
+    assert made[first] == pytest.approx(1, abs=1e-3)
+    assert made[last] == pytest.approx(1, abs=0.05)
+    rest = made.drop([first, last, ("embedding", "{}.v.h{}".format(*READER))])
+    assert len(rest) > 20
+    assert rest.abs().max() < 0.05
 
 
 def test_a_run_against_itself_has_exactly_nothing(tmp_path):

@@ -479,8 +479,9 @@ def test_a_step_of_the_mask_by_hand(tmp_path, component, kind):
             [int(one.argmax()) == token for one, token in zip(said, right, strict=True)]
         )
         for metric, expected in (("target_logit", target), ("score", score)):
-            got = found.metric(metric).set_index("arm")["value"]
-            assert got[arm] == pytest.approx(expected, abs=1e-4), (arm, metric)
+            got = found.metric(metric).set_index("arm")
+            assert got.loc[arm, "value"] == pytest.approx(expected, abs=1e-4), (arm, metric)
+            assert (got["n"] == 4).all()
 
 
 def test_masks_over_mlps_and_neurons(tmp_path):

@@ -395,6 +395,21 @@ def test_bad_input_is_one_sentence(tmp_path, options, message):
         wb.patching.cross_model(pair, prompts, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 2}, "odd window"),
+        ({"window": 0}, "odd window"),
+        ({"direction": "both"}, "Expected direction"),
+        ({"components": ["mlp.nothing"]}, "No layer has a component 'mlp.nothing'"),
+        ({"answer": "tuned"}, 'answer "target" or "base"'),
+    ],
+)
+def test_bad_input_of_restoration_is_one_sentence(tmp_path, options, message):
+    with pytest.raises(WorkbenchError, match=message):
+        wb.patching.restore(planted(tmp_path, LAYER, "down"), boxes(2), **options)
+
+
 def test_a_share_is_judged_by_the_prompts_it_is_of():
     gap = np.array([1e-7, 1e-7, 2.0, 2.1, 2.2])
     whole, some = np.array([1.0, 1.0, 1.0, 1.1, 1.2]), np.array([1.0, 1.0, *[np.nan] * 3])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from workbench.lab import shipped
 from workbench.models import Layout, Site, hooks, merged
 from workbench.models.rerun import Rerun
 from workbench.patching.lens import depths, lens, rank, seen_through
+from workbench.tasks import PromptSet
 from workbench.tasks.batching import batch, rows
 
 LAYER = 1
@@ -44,7 +47,9 @@ def test_every_layer_by_hand(tmp_path):
     """Each side's stream through its own norm and head, and the tuned one's through the base's, in
     float64: KL(side || base), ranks, and the best foil."""
     base, tuned = model(), nudged(model(), seed=1)
-    pair, prompts = paired(base, tuned, tmp_path), boxes(5, count=None)
+    pair, plain = paired(base, tuned, tmp_path), boxes(5, count=None)
+    # Of a longer answer the first token is scored.
+    prompts = PromptSet("longer", tuple(replace(p, target=f"{p.target} cup") for p in plain))
     given = rows(pair.base.tokenizer(), prompts, answers=True)
     found = lens(pair, prompts)
     sides = {"base": (base, base), "tuned": (tuned, tuned), "tuned, base's head": (tuned, base)}
@@ -112,6 +117,17 @@ def test_a_changed_head_does_not_pass_for_a_changed_stream(tmp_path, part):
     found = lens(paired(base, tuned, tmp_path), boxes())
     assert (by_layer(found, "kl", BOTH) > 1e-3).all()
     assert (by_layer(found, "kl", "tuned, base's head - base") == 0).all()
+
+
+def test_a_changed_embedding_is_no_changed_head_unless_they_are_tied(tmp_path):
+    for tied in (False, True):
+        sides = [model(tie_word_embeddings=tied) for _ in range(2)]
+        nudged(sides[1].get_input_embeddings(), scale=0.5)
+        found = lens(paired(*sides, tmp_path / str(tied)), boxes(2))
+        said = {*found.metric("log_probability")["side"]}
+        assert ("tuned, base's head" in said) == tied
+    kl = found.metric("kl")
+    assert (kl["baseline"] == 0).all()
 
 
 def test_adapters_also_on_the_head_and_merged_weights_agree(tmp_path):
