@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -100,61 +101,60 @@ def test_what_no_prompt_has_is_in_no_row(pair):
     ("part", "position"), [("q", -1), ("v", "query box"), ("k", None), ("v", None)]
 )
 def test_paths_by_hand(tmp_path, part, position):
-    """The three steps with plain hooks, prompt by prompt; two query heads share a key and value."""
+    """The three steps with plain hooks, prompt by prompt; two query heads share a key and value. A
+    receiver that a sender does not lie before stays as it is."""
     pair, prompts = paired(model(), model(seed=1), tmp_path), boxes(4, order="object first")
     words, base = pair.base.tokenizer(), pair.base.load()
     dirty_set = wb.tasks.corrupt(prompts, 0, tokenizer=words)
-    sender, receiver = (0, 2), (2, 3)
+    senders, receivers = [(0, 2), (1, 1)], [(2, 3), (1, 0)]
     found = wb.patching.path(
-        pair, prompts, corrupted=dirty_set, receivers=[receiver], part=part, position=position,
-        senders=[sender, (1, 1)], sides=("base",),
+        pair, prompts, corrupted=dirty_set, receivers=receivers, part=part, position=position,
+        senders=senders, sides=("base",),
     )  # fmt: skip
     clean, dirty = (rows(words, one, answers=True) for one in (prompts, dirty_set))
     whole = [Site("z", layer) for layer in range(3)]
-    into = Site(part, 2, 3 if part == "q" else 1)
 
-    def measured(row, write):
-        ids = {"input_ids": torch.tensor([row.ids])}
-        made = wb.models.run(base, ids, read=[Site(part, 2)], write=write)
+    def run(row, write, read=()):
+        made = wb.models.run(base, {"input_ids": torch.tensor([row.ids])}, read=read, write=write)
         last = made.logits[0, -1].double()
         said = last.log_softmax(-1)[row.answer[0]]
         return made, float(said), float(last[row.answer[0]] - last[list(row.foils)].max())
 
-    def changes(row, other):
-        seen = [
-            wb.models.run(base, {"input_ids": torch.tensor([one.ids])}, read=whole).captured
-            for one in (row, other)
-        ]
+    def changes(row, other, sender):
+        seen = [run(one, {}, whole)[0].captured for one in (row, other)]
         at = {-1: [-1], None: slice(None)}.get(position)
         at = list(range(*row.spans[position])) if at is None else at
 
-        def put(site: Site, values: torch.Tensor):
+        def put(head: int | slice, values: torch.Tensor):
             def change(full: torch.Tensor) -> torch.Tensor:
                 new = full.clone()
-                heads = slice(None) if site.head is None else site.head
-                new[:, at, heads] = values[:, at, heads]
+                new[:, at, head] = values[:, at, head]
                 return new
 
             return change
 
-        frozen = {Site("z", later): put(Site("z", later), seen[0][Site("z", later)])
-                  for later in (1, 2)}  # fmt: skip
-        sent = {Site("z", 0): put(Site("z", *sender), seen[1][Site("z", 0)])}
-        step, _, _ = measured(row, sent | frozen)
-        received = {Site(part, 2): put(into, step.captured[Site(part, 2)])}
-        (_, before, gap), (_, after, now) = measured(row, {}), measured(row, received)
+        sent = Site("z", sender[0])
+        write = {z: put(slice(None), seen[0][z]) for z in whole[sender[0] + 1 :]}
+        into = {
+            Site(part, layer): head if part == "q" else head // 2
+            for layer, head in receivers
+            if layer > sender[0]
+        }
+        step, _, _ = run(row, write | {sent: put(sender[1], seen[1][sent])}, [*into])
+        received = {site: put(head, step.captured[site]) for site, head in into.items()}
+        (_, before, gap), (_, after, now) = run(row, {}), run(row, received)
         return np.exp(after - before) - 1, now - gap
 
-    for arm in ("patch", "shuffled"):
+    for (layer, head), arm in product(senders, ("patch", "shuffled")):
         own = []
         for i, row in enumerate(clean):
             turn = [*dirty[i + 1 :], *dirty[:i]]
             other = next(one for one in turn if one.answer != dirty[i].answer)
-            own.append(changes(row, dirty[i] if arm == "patch" else other))
+            own.append(changes(row, dirty[i] if arm == "patch" else other, (layer, head)))
         for metric, expected in zip(("effect", "logit_change"), np.mean(own, axis=0), strict=True):
             rows_of = found.metric(metric)
-            got = rows_of[(rows_of["arm"] == arm) & (rows_of["layer"] == 0)]["value"].item()
-            assert got == pytest.approx(expected, abs=2e-5), (arm, metric)
+            rows_of = rows_of[(rows_of["arm"] == arm) & (rows_of["layer"] == layer)]
+            assert rows_of["value"].item() == pytest.approx(expected, abs=2e-5), (arm, metric)
             assert expected != 0
 
 
@@ -165,6 +165,7 @@ def test_discovery_finds_the_circuit_group_by_group(pair):
     found, table, cost = discover(clean, dirty, words, groups=groups)
     assert found == {"mover": [MOVER], "reader": [READER]}
     assert set(table["group"]) == {"mover", "reader"}
+    assert set(table["arm"]) == {"patch", "random"}
     assert cost > 2
     assert heads(found) == [READER, MOVER]
     assert sites(found, groups)["mover"] == [Site("z", *MOVER, position=-1)]
@@ -181,16 +182,18 @@ def test_a_head_belongs_to_a_group_by_how_much_it_lowers_the_answer(most, least,
     for head, strength in ((0, 0.5), (1, 0.05), (2, -0.3)):
         attention.v_proj.weight[8 * head : 8 * head + 8, 32:40] = torch.eye(8)
         attention.o_proj.weight[40:48, 8 * head : 8 * head + 8] = strength * torch.eye(8)
-    clean, dirty = (Side(made, rows(words, p, answers=True)) for p in (said(), said(turn=1)))
+    clean, dirty = (rows(words, p, answers=True) for p in (said(), said(turn=1)))
+    clean[0] = replace(clean[0], spans={"somewhere": (1, 2)})
+    clean, dirty = Side(made, clean), Side(made, dirty)
     groups = (
         Group("mover", "logits"), Group("reader", "mover", "v", None),
-        Group("placed", "logits", position="nowhere"), Group("behind", "placed", "q"),
+        Group("placed", "logits", position="somewhere"), Group("behind", "placed", "q"),
         Group("first", "reader", "v", None),
     )  # fmt: skip
     found, table, _ = discover(clean, dirty, words, groups=groups, most=most, least=least)
     assert found["mover"] == [(MOVER[0], head) for head in expected]
     assert found["reader"] == ([READER] if expected else [])
-    # No such place, nothing before it found, nothing before it in the model.
+    # Not everywhere such a place, nothing before it found, nothing before it in the model.
     assert found["placed"] == found["behind"] == found["first"] == []
     assert set(table["group"]) == ({"mover", "reader"} if expected else {"mover"})
 
@@ -379,11 +382,13 @@ def test_the_groups_of_the_bases_circuit_carry_what_changed_behind_them(tmp_path
     told = found.provenance.parameters
     assert told["groups"]["whole circuit"] == ["2.z.h3@-1", "0.z.h1"]
     assert told["paths"] == ["mover", "reader"]
+    # Where nothing is corrupted in the half that finds it, there is none to be found.
+    finds = np.random.default_rng(0).permutation(16)[:8].tolist()
+    half = [(said(16) if i in finds else said(16, turn=1)).prompts[i] for i in range(16)]
+    with pytest.raises(WorkbenchError, match="there is no circuit to patch"):
+        wb.patching.groups(pair, said(16), corrupted=PromptSet("half", tuple(half)), paths=paths)
     with pytest.raises(WorkbenchError, match="at least 8"):
         wb.patching.groups(pair, said(7), corrupted=said(7, turn=1))
-    silent = paired(model(hidden_size=64), tuned, tmp_path / "silent")
-    with pytest.raises(WorkbenchError, match="there is no circuit to patch"):
-        wb.patching.groups(silent, said(16), corrupted=said(16), paths=paths)
 
 
 def test_overlap_by_hand():
@@ -507,8 +512,13 @@ def test_bad_input_is_one_sentence(pair):
         wb.patching.circuit(pair, boxes(4))
     with pytest.raises(WorkbenchError, match="at least 8"):
         wb.patching.mask(pair, wb.tasks.desiderata("positional", 4, seed=0, count=4))
-    with pytest.raises(WorkbenchError, match="does not lie before"):
-        wb.patching.path(pair, prompts, corrupted=other, receivers=[(1, 0)], senders=[(2, 0)])
+    with pytest.raises(WorkbenchError, match=r"Head \(2, 1\) does not lie before"):
+        wb.patching.path(
+            pair, prompts, corrupted=other, receivers=[(1, 0)], senders=[(0, 1), (2, 1)]
+        )
+    for receivers in ("heads", []):
+        with pytest.raises(WorkbenchError, match=r'xpected receiver.* "logits"'):
+            wb.patching.path(pair, prompts, corrupted=other, receivers=receivers)  # pyright: ignore
     for call in (wb.patching.path, wb.patching.circuit):
         with pytest.raises(WorkbenchError, match="sides base, tuned or both"):
             call(pair, said(8), corrupted=said(8, turn=1), sides=("left",))
