@@ -10,8 +10,8 @@ import pytest
 import workbench as wb
 from tests.patching.conftest import boxes, model, paired
 from workbench.errors import WorkbenchError
-from workbench.models import Layout, Site
-from workbench.patching.plan import Plan, plan
+from workbench.models import Site
+from workbench.patching.plan import Plan, counted, plan
 from workbench.patching.sweep import Side, sweep
 from workbench.tasks.batching import rows
 
@@ -48,15 +48,25 @@ def test_planned_passes_are_those_that_are_run(pair, position, monkeypatch):
 def test_what_is_kept_grows_with_what_is_patched(pair):
     words, base = pair.base.tokenizer(), pair.base.load()
     given = rows(words, boxes(4), answers=True)
-    layout = Layout(base)
 
     def size(kinds: list, batch_size: int = 2) -> float:
         return plan(base, given, [(0, None)], kinds, words, batch_size, "cpu").bytes
 
     tokens = max(len(row.fed) for row in given)
-    pattern = size([Site("pattern", 0)]) - size([])
-    assert pattern == 4 * 2 * layout.heads * tokens**2
+    widths = {"z": 32, "q": 32, "k": 16, "v": 16, "resid_mid": 32, "mlp_hidden": 48,
+              "pattern": 4 * tokens}  # fmt: skip
+    for kind, width in widths.items():
+        assert size([Site(kind, 0)]) - size([]) == 4 * 2 * tokens * width, kind
+    # Of two runs every layer's stream, keys and values; of a patched row one block's work, keys and
+    # values of all layers, and logits with their copies.
+    kept = 2 * tokens * 3 * (32 + 2 * 16)
+    row = tokens * (4 * 32 + 3 * 48 + 4 * tokens + 2 * 3 * 16) + 4 * len(words)
+    assert size([]) == 4 * 2 * (kept + row)
     assert size([], 4) == 2 * size([], 2)
+    known = (len(given), 7.0, [], words, 2, "cpu")
+    back = counted(base, given, *known, gradients=True)
+    assert back.bytes == 4 * 2 * (kept + row + tokens * 2 * (4 * 32 + 3 * 48 + 4 * tokens))
+    assert (back.patches, back.prompts, back.forwards) == (4, 4, 7.0)
 
 
 def test_the_cost_of_path_patching_is_planned(pair, monkeypatch):
