@@ -29,11 +29,16 @@ import transformers
 from hypothesis import HealthCheck, settings
 from peft import LoraConfig, get_peft_model
 
+from tests.spoiled import ASKED as SPOILED
+from tests.spoiled import spoil
+
 # How long an example takes beside a busy neighbour says nothing. The same examples each time, so
 # that what passed passes again; `make fuzz` takes fresh ones (--hypothesis-profile fresh).
 settings.register_profile("fresh", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("tests", settings.get_profile("fresh"), derandomize=True)
 settings.load_profile("tests")
+if SPOILED in os.environ:
+    spoil(*os.environ[SPOILED].split(" ", 1))
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
