@@ -36,7 +36,7 @@ notebooks: $(VENV)/installed
 
 # On two processes, on a Ray cluster of two nodes started for it, and with workers killed.
 cluster-test: $(VENV)/installed
-	CLUSTER=whole $(RUN)/python -m pytest tests/test_cluster.py
+	CLUSTER=whole $(RUN)/python -m pytest tests/study/test_cluster.py
 
 # Ten thousand damaged and hostile files over every reader, and fresh examples of what the tests say
 # of all examples; twenty minutes or more.

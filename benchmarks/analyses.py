@@ -34,7 +34,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.common import machine, save, table
-from workbench.outputs import OWN, writing
+from workbench.files.writing import OWN, writing
 
 STORED = Path(__file__).parent / "results" / "cpu-reference.json.gz"
 PROMPTS = 12  # the fewest that every analysis takes
@@ -156,9 +156,9 @@ def run(folder: str, key: str, dtype: str, device: str) -> tuple[Table, float]:
     """One analysis, which reads its models anew, and its seconds."""
     import workbench as wb
     from tests.calls import CALLS, Asked
-    from workbench.forgetting import sides
+    from workbench.forgetting import side_answers
 
-    sides._KEPT.clear()
+    side_answers._KEPT.clear()
     pair = wb.load_pair(Path(folder) / "base", Path(folder) / "tuned")
     precision = {} if key in WEIGHTS_ALONE else {"dtype": dtype}
     start = time.perf_counter()

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from workbench.outputs import OWN, writing
+from workbench.files.writing import OWN, writing
 
 # Shapes of models that are made on the spot, with random weights.
 SHAPES: dict[str, dict[str, Any]] = {

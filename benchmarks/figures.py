@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from workbench.devices import cores
 from workbench.figures import Spec
+from workbench.files.writing import OWN, replacing, writing
 from workbench.findings import by_base, page, summary
-from workbench.outputs import OWN, replacing, writing
-from workbench.runs import ABOUT, redraw
+from workbench.loaders.devices import cores
+from workbench.results.run_folder import ABOUT
+from workbench.study.runs import redraw
 
 ROOT = Path(__file__).parents[1]
 FIGURES = ROOT / "figures"

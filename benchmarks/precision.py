@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 
 import workbench as wb
 from benchmarks.common import DTYPES, machine, table
+from workbench.files.writing import OWN, writing
 from workbench.lab import shipped
-from workbench.outputs import OWN, writing
-from workbench.results import Result
+from workbench.results.result import Result
 
 FAMILY = Path(__file__).parents[1] / "data" / "family"
 MEMBERS = ("lora-r16", "full")

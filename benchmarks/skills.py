@@ -55,8 +55,8 @@ def measure(
     """Seconds a step of each kind, and to choose 1% of the entries."""
     from workbench.loaders import load_pair
     from workbench.skills import rankings
+    from workbench.skills.gradients import Teacher, learn
     from workbench.skills.graft import count, inside, top
-    from workbench.skills.teaching import Teacher, learn
 
     before = resident(device)
     pair = load_pair(base, tuned).held(device)

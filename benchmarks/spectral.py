@@ -145,9 +145,9 @@ def one_member(
     stored: the base at stored precision, in memory; both decompose in float32 on `device`. The
     published algorithm finds its matrices there, ours brings the base and reads its content.
     """
+    from workbench.spectral.base_svd import base_triplets
     from workbench.spectral.intruders import certified, cosines, decisions, tuned_triplets
     from workbench.spectral.leading import top_triplets
-    from workbench.spectral.linalg import base_triplets
 
     base, tuned = stored.to(device).float(), operator.formed()
     theirs, published_s = timed(lambda: published(base, tuned))

@@ -13,7 +13,7 @@ import torch
 
 import workbench as wb
 from workbench.lab import shipped
-from workbench.results import Result
+from workbench.results.result import Result
 from workbench.tasks import Prompt, PromptSet, desiderata, facts, off_by_one, permutation, world
 
 SHAPE = {

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import workbench as wb
 import workbench.figures
-from workbench import results
-from workbench.compare import Study, compare
+from workbench.results import result as results
+from workbench.study.compare import Study, compare
 
 ANALYSES = (wb.spectral.delta_spectrum, wb.spectral.similarity, wb.spectral.intruders)
 

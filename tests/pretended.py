@@ -154,7 +154,7 @@ def main() -> None:
     os.environ["WORKBENCH_CACHE"] = tempfile.mkdtemp(prefix="workbench-pretended-")
     from benchmarks.analyses import PROMPTS, exact, plain
     from tests.calls import CALLS, Asked, write_pair
-    from workbench.forgetting import sides
+    from workbench.forgetting import side_answers
 
     off = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -162,14 +162,14 @@ def main() -> None:
         for key in sys.argv[1:] or CALLS:
             own = Asked(PROMPTS)
             wanted = plain(CALLS[key](pair, own, batch_size=4).table)
-            sides._KEPT.clear()
+            side_answers._KEPT.clear()
             try:
                 with Pretence():
                     found = plain(CALLS[key](pair, own, batch_size=4, device=NAME).table)
                 row = exact(found, wanted)
             except Exception as error:
                 row = {"ok": False, "says": f"{type(error).__name__}: {error}"}
-            sides._KEPT.clear()
+            side_answers._KEPT.clear()
             off += not row["ok"]
             print(f"{key}: {'as on the CPU' if row['ok'] else row['says']}", flush=True)
     sys.exit(min(off, 1))

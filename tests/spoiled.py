@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from workbench.results import Result
+from workbench.results.result import Result
 
 ROOT = Path(__file__).parents[1]
 ASKED = "WORKBENCH_SPOILED"  # "analysis metric", read when the tests start
@@ -67,11 +67,12 @@ def main() -> int:
             found = [line.split()[1] for line in said if line.startswith("FAILED")]
             print(chosen.analysis, metric, *found or ["NONE"], sep="\t", flush=True)
         return 0
-    count = 0
-    for count, found in enumerate(unnoticed(chosen.analysis), 1):
-        print(*found, flush=True)
-    print(f"{count} unnoticed")
-    return int(count > 0)
+    found = 0
+    for missed in unnoticed(chosen.analysis):
+        found += 1
+        print(*missed, flush=True)
+    print(f"{found} unnoticed")
+    return int(found > 0)
 
 
 if __name__ == "__main__":

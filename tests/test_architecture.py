@@ -5,102 +5,100 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1] / "workbench"
 
-# What each part may import of the workbench. A part not listed may not exist.
-SHARED = {"errors", "files", "log", "stats", "results", "meaning", "cache", "devices"}
-SHARED |= {"magnitude", "decompose", "counting", "outputs", "progress", "bounded"}
-ANALYSES = {"spectral", "forgetting", "behaviour", "patching", "skills", "tuco"}
-MAY = {
-    "errors": set(),
-    "log": set(),
-    "version": set(),
-    "stats": set(),
-    "magnitude": set(),
-    "decompose": set(),
-    "counting": {"errors", "results", "stats"},
-    "files": {"errors"},
-    "bounded": {"errors"},
-    "bounded_child": set(),
-    "outputs": {"errors"},
-    "progress": {"log"},
-    "stored": {"errors", "files"},
-    "results": {"errors", "files", "outputs", "stored", "version"},
-    "meaning": {"results"},
-    "cache": {"errors", "outputs"},
-    "devices": {"errors"},
-    "loaders": SHARED,
-    "models": SHARED | {"loaders", "tasks"},
-    "tasks": SHARED,
-    "lab": SHARED | {"loaders", "models", "tasks"},
-    "costs": SHARED | {"loaders", "tasks"},
-    "asked": SHARED | {"costs", "loaders", "tasks"},
-    "units": SHARED | {"asked", "loaders"},
-    "cluster": SHARED | {"units"},
-    "spectral": SHARED | {"asked", "loaders", "models", "tasks"},
-    "forgetting": SHARED | {"asked", "loaders", "models", "tasks", "lab"},
-    "behaviour": SHARED | {"asked", "loaders", "models", "tasks", "lab"},
-    "patching": SHARED | {"asked", "loaders", "models", "tasks"},
-    "skills": SHARED | {"asked", "loaders", "models", "tasks"},
-    "tuco": SHARED | {"asked", "loaders", "models", "tasks"},
-    "catalogue": SHARED | ANALYSES,
-    "figures": SHARED,
-    "reports": SHARED | {"figures"},
-    "shown": SHARED | {"figures", "loaders", "tasks"},
-    "equivalence": SHARED,
-    "findings": SHARED | {"equivalence", "runs"},
-    "runs": SHARED | {"figures", "reports"},
-    "study": SHARED | {"costs", "loaders", "tasks", "units", "catalogue"},
-    "compare": SHARED
-    | {"loaders", "units", "forgetting", "skills", "equivalence"}
-    | {"catalogue", "cluster", "reports", "runs", "study"},
-    "demo": SHARED | {"loaders", "tasks", "lab", "behaviour", "patching", "catalogue", "study"},
-}
-# The public names, and the command line, stand above everything.
-ABOVE = {"__init__", "cli"}
-# Result.plot(), pair.models() and the like are conveniences looked up when they are called.
-DEFERRED = {("results", "figures"), ("loaders", "models"), ("units", "catalogue")}
-DEFERRED |= {(part, "shown") for part in ("results", "loaders", "tasks")}
+# The way of the data, floor by floor: a file imports what stands above it here, and what its own
+# folder holds. A part not listed may not exist.
+ANALYSES = ("spectral", "tuco", "patching", "skills", "forgetting", "behaviour")
+FLOORS = (
+    ("errors", "version", "conveniences"),
+    ("log", "stats", "numerics"),
+    ("files", "progress"),
+    ("sandbox", "results"),
+    ("loaders",),
+    ("tasks",),
+    ("models",),
+    ("lab",),
+    ("analysis",),
+    ANALYSES,
+    ("figures",),
+    ("reports", "findings"),
+    ("study",),
+    ("demo",),
+    ("__init__",),
+    ("cli",),
+)
+FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
+# Drawn, written and read is what was kept: nothing from here on up to the studies sees a model.
+OF_RESULTS = ("figures", "reports", "findings")
+OF_MODELS = ("loaders", "tasks", "models", "lab", "analysis", *ANALYSES)
 
 
-def part(file: Path) -> str:
-    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+def named(file: Path) -> str:
+    """workbench/spectral/intruders.py as workbench.spectral.intruders."""
+    parts = file.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported(tree: ast.AST, where: ast.AST | None = None):
-    """(part of the workbench, whether the import waits for a call or is for types alone)."""
+FILES = {named(file): file for file in sorted(ROOT.rglob("*.py"))}
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Modules of the workbench that a file imports, also those that wait for a call; not those that
+    are there for types alone, which no run imports."""
     for node in ast.iter_child_nodes(tree):
-        types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        inside = where is not None or isinstance(node, ast.FunctionDef) or types
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "workbench":
-            names = (node.module or "").split(".")[1:2] or [alias.name for alias in node.names]
-            yield from ((name, inside) for name in names)
-        elif isinstance(node, ast.Import):
             for alias in node.names:
-                if alias.name.startswith("workbench."):
-                    yield alias.name.split(".")[1], inside
-        yield from imported(node, node if inside else None)
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in FILES else str(node.module)
+        elif isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.split(".")[0] == "workbench")
+        yield from imported(node)
 
 
-FILES = sorted(f for f in ROOT.rglob("*.py") if part(f) not in ABOVE)
+@cache
+def imports(module: str) -> frozenset[str]:
+    return frozenset(imported(ast.parse(FILES[module].read_text())))
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
-def test_imports_run_one_way(file: Path):
-    own = part(file)
-    assert own in MAY, f"{own} has no place in the order of imports yet"
-    for other, inside in imported(ast.parse(file.read_text())):
-        allowed = other == own or other in MAY[own] or (inside and (own, other) in DEFERRED)
-        assert allowed, f"{file.relative_to(ROOT)} imports {other}"
+def part(module: str) -> str:
+    return [*module.split("."), "__init__"][1]
 
 
-def test_the_walk_sees_a_wrong_import():
-    tree = ast.parse("def f():\n    from workbench.figures import draw\nimport workbench.cli")
-    assert list(imported(tree)) == [("figures", True), ("cli", False)]
+@pytest.mark.parametrize("module", FILES)
+def test_imports_run_one_way(module: str):
+    own = part(module)
+    assert own in FLOOR, f"{own} has no place in the order of imports yet"
+    for other in map(part, imports(module)):
+        assert other == own or FLOOR[other] < FLOOR[own], f"{module} imports {other}"
+        assert own not in OF_RESULTS or other not in OF_MODELS, f"{module} imports {other}"
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    graph = {module: imports(module) & set(FILES) for module in FILES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_the_walk_sees_every_import():
+    tree = ast.parse(
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from workbench.demo import family\n"
+        "def f():\n    from workbench.figures import draw\n"
+        "import workbench.cli\nfrom workbench.results import cache"
+    )
+    assert list(imported(tree)) == ["workbench.figures", "workbench.cli", "workbench.results.cache"]
 
 
 def test_importing_the_package_loads_nothing_heavy():

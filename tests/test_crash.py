@@ -145,7 +145,7 @@ def test_a_weights_file_that_changes_in_mid_run(how: str, base: Path, tuned: Pat
 def test_what_killed_runs_left_is_swept_and_what_others_write_is_not(tmp_path: Path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    from workbench.outputs import _family, _mark
+    from workbench.files.writing import _family, _mark
 
     target = tmp_path / "kept"
     dead = tmp_path / f"{_family(target)}{gone.pid}.abc"

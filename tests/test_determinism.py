@@ -12,9 +12,9 @@ import pytest
 
 import workbench as wb
 from tests.calls import CALLS, Asked, write_pair
-from workbench.catalogue import ANALYSES
-from workbench.forgetting import sides
-from workbench.results import Result
+from workbench.forgetting import side_answers
+from workbench.results.result import Result
+from workbench.study.catalogue import ANALYSES
 
 N, BATCH = 12, 6  # prompts of each kind, of unequal lengths
 BATCHES = {"rtol": 1e-4, "atol": 2e-5}  # float32 sums in another order
@@ -37,7 +37,7 @@ def first(pair: wb.CheckpointPair):
 
 def made(pair: wb.CheckpointPair, key: str, **run: Any) -> Result:
     """One analysis, which reads its models anew."""
-    sides._KEPT.clear()
+    side_answers._KEPT.clear()
     return CALLS[key](pair, Asked(N), **run)
 
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 import workbench as wb
-from workbench import study as studies
 from workbench import tasks
 from workbench.demo import FAMILY, lost, shipped_study
 from workbench.lab import shipped
+from workbench.study import study as studies
 
 MANIFEST = json.loads((FAMILY / "manifest.json").read_text())
 MEMBERS = sorted(MANIFEST["members"])

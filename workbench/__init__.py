@@ -36,9 +36,9 @@ if TYPE_CHECKING:
         load_family,
         load_pair,
     )
-    from workbench.reports import report
-    from workbench.results import Provenance, Result
-    from workbench.units import over
+    from workbench.reports.page import report
+    from workbench.results.result import Provenance, Result
+    from workbench.study.units import over
 
 # tqdm would ask in every notebook for a widget that nothing here uses.
 warnings.filterwarnings("ignore", message="IProgress not found")
@@ -47,13 +47,13 @@ _HOME = {
     "Checkpoint": "workbench.loaders",
     "CheckpointPair": "workbench.loaders",
     "Family": "workbench.loaders",
-    "Provenance": "workbench.results",
-    "Result": "workbench.results",
+    "Provenance": "workbench.results.result",
+    "Result": "workbench.results.result",
     "WorkbenchError": "workbench.errors",
     "load_family": "workbench.loaders",
     "load_pair": "workbench.loaders",
-    "over": "workbench.units",
-    "report": "workbench.reports",
+    "over": "workbench.study.units",
+    "report": "workbench.reports.page",
 }
 _PARTS = (
     "behaviour", "figures", "forgetting", "lab", "models", "patching", "skills", "spectral",

@@ -12,7 +12,7 @@ from tests.behaviour.conftest import APPLE, PLACES, asked, member, mute, no_grad
 from tests.tuco.conftest import write
 from workbench.cli import app
 from workbench.errors import WorkbenchError
-from workbench.results import Result
+from workbench.results.result import Result
 
 
 @pytest.fixture(scope="module")

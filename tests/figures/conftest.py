@@ -6,7 +6,7 @@ import pytest
 
 from tests.figures.skilled import skills
 from tests.figures.synthetic import everything, family, intruders, retention, stepped
-from workbench.results import Result
+from workbench.results.result import Result
 
 
 @pytest.fixture(scope="session", params=[1, 8])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from itertools import combinations, permutations
 
 from tests.figures.synthetic import COMPONENTS, LAYERS, TASK, result
-from workbench.results import Result
+from workbench.results.result import Result
 
 BASE, TUNED, N = 0.2, 0.9, 40
 SPARSITIES = (0.001, 0.01, 0.1)

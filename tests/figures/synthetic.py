@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from workbench.results import Provenance, Result
+from workbench.results.result import Provenance, Result
 
 COMPONENTS = (
     *(f"self_attn.{name}_proj" for name in "qkvo"),

@@ -11,9 +11,10 @@ import workbench as wb
 from tests.behaviour.conftest import APPLE, PLACES, asked, member, mute
 from tests.figures.test_figures import check, inside, words
 from tests.tuco.conftest import write
-from workbench import figures, units
+from workbench import figures
 from workbench.figures import behaviour, said
-from workbench.results import Result
+from workbench.results.result import Result
+from workbench.study import units
 from workbench.tasks import Prompt, PromptSet, off_by_one
 
 HOSTILE = "$x_1$ <b>&\\"

@@ -23,7 +23,7 @@ from tests.figures.synthetic import everything, family, intruders, result, reten
 from workbench import figures
 from workbench.errors import WorkbenchError
 from workbench.figures import grafted, style
-from workbench.results import Result
+from workbench.results.result import Result
 
 ROOT = Path(__file__).parents[2]
 # What says "control" in a figure: a legend entry, a panel title, or the colour bar's label.
@@ -235,7 +235,7 @@ def test_the_same_results_give_the_same_bytes(tmp_path):
         own.save(tmp_path / "results" / name)
     program = f"""
 from workbench import figures
-from workbench.results import Result
+from workbench.results.result import Result
 made = {{name: Result.load(f"{tmp_path}/results/{{name}}") for name in {list(made)}}}
 figures.save_all(made, "theirs", formats=("png",), workers=2)
 figures.save_all(dict([*made.items()][:1]), "theirs", formats=("pdf",))

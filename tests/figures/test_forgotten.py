@@ -13,9 +13,10 @@ import workbench as wb
 from tests.figures.test_figures import check, inside, words
 from tests.forgetting.conftest import erased, knower, nouns, wrapped
 from tests.skills.conftest import write
-from workbench import figures, units
+from workbench import figures
 from workbench.figures import forgotten, hidden, kept, style
-from workbench.results import Result
+from workbench.results.result import Result
+from workbench.study import units
 from workbench.tasks import PromptSet
 
 PLAIN, OTHER = nouns(0, 60), nouns(swapped=True)

@@ -11,7 +11,7 @@ from tests.figures.synthetic import family, result
 from tests.figures.test_figures import check, words
 from workbench.errors import WorkbenchError
 from workbench.figures import lenses, style
-from workbench.results import Result
+from workbench.results.result import Result
 
 LAYERS, HEADS = 4, 3
 TOKENS = ["<bos>", "Box", "$K", "holds", "the", "cup", ".", "Box", "$K", "contains", "the"]

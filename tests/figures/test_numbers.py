@@ -12,11 +12,11 @@ import pytest
 from tests.figures.skilled import skills
 from tests.figures.synthetic import everything, family, intruders, result, retention, scale, stepped
 from workbench import figures
-from workbench.equivalence import equivalence
 from workbench.errors import WorkbenchError
 from workbench.figures.delta import effective_rank, quarter_circle
 from workbench.figures.forgetting import correlation
 from workbench.figures.similarity import chance, pooled, weakest
+from workbench.findings.equivalence import equivalence
 from workbench.stats import predicted
 
 PLACE = {"layer": 0, "component": "self_attn.q_proj"}

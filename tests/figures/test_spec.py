@@ -13,7 +13,7 @@ from PIL import Image
 from tests.figures.synthetic import family, intruders, retention
 from workbench.errors import WorkbenchError
 from workbench.figures import STYLES, Spec
-from workbench.files import read_yaml
+from workbench.files.reading import read_yaml
 
 WHOLE = """
 results: results

@@ -12,7 +12,7 @@ import workbench as wb
 from tests.figures.test_figures import check
 from workbench import figures
 from workbench.errors import WorkbenchError
-from workbench.results import Provenance, Result
+from workbench.results.result import Provenance, Result
 
 MEMBERS = ("a", "b", "c", "d", "e")
 

@@ -12,7 +12,7 @@ import workbench as wb
 from tests.forgetting.conftest import erased, knower, nouns, pair, value, wrapped
 from tests.skills.conftest import LAYER
 from workbench.forgetting.probe import _best, _depths
-from workbench.forgetting.sides import both, fresh
+from workbench.forgetting.side_answers import both, fresh
 from workbench.tasks import PromptSet
 
 

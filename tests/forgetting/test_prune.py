@@ -12,7 +12,7 @@ import workbench as wb
 from tests.forgetting.conftest import COPY, erased, knower, nouns, overruled, pair, value
 from tests.skills.conftest import LAYER, NAME
 from workbench.forgetting.prune import _best, _scores, relevance
-from workbench.forgetting.sides import both
+from workbench.forgetting.side_answers import both
 from workbench.tasks import PromptSet
 
 NEURONS = 3 * 48  # of the tiny model

@@ -17,7 +17,7 @@ from tests.conftest import tiny
 from workbench import figures, tasks
 from workbench.demo import FAMILY
 from workbench.forgetting.retention import _over_templates, spread
-from workbench.forgetting.sides import Side
+from workbench.forgetting.side_answers import Side
 from workbench.lab import shipped
 from workbench.loaders import Checkpoint, Delta
 from workbench.models import merged

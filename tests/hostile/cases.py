@@ -28,14 +28,15 @@ from tests.hostile import leads, neighbours, spoken
 from tests.hostile.mangled import TEXTS, broken, json_bytes
 from tests.hostile.page import require_escaped
 from tests.loaders.test_gguf import write as write_gguf
-from workbench import cache, runs
 from workbench.errors import unpanicked
 from workbench.figures import Spec
-from workbench.loaders import spelling
+from workbench.loaders import tokenizer_safety
+from workbench.results import cache, run_folder
+from workbench.sandbox import chat_template as templates
 from workbench.skills.graft import Graft
+from workbench.study import runs
 from workbench.tasks import PromptSet, own_samples
-from workbench.tasks import template as templates
-from workbench.tasks.measure import read_text
+from workbench.tasks.measurements import read_text
 
 Files = dict[str, bytes]
 WORDS = {"<pad>": 0, "<s>": 1, "</s>": 2} | {chr(97 + i): 3 + i for i in range(26)}
@@ -350,7 +351,7 @@ def meanings(seeds: Seeds) -> list[Reader]:
     """Tokenizers and chat templates that are whole and say something hostile."""
 
     def speak(folder: Path) -> None:
-        with unpanicked(), mock.patch.object(spelling, "READ", 3.0):
+        with unpanicked(), mock.patch.object(tokenizer_safety, "READ", 3.0):
             words = wb.Checkpoint.parse(folder).tokenizer()
             words.decode(words("a b zz the aaaa, 1.")["input_ids"])
 
@@ -379,7 +380,7 @@ def neighbourhoods(seeds: Seeds) -> list[Reader]:
 
     def beside(folder: Path) -> None:
         (folder / "panels.yaml").write_bytes(spec)
-        runs.failures(folder)
+        run_folder.failures(folder)
         Spec.load(folder / "panels.yaml").draw()
 
     whole, cases = neighbours.whole_run(*seeds.results), neighbours.runs(*seeds.results)

@@ -13,8 +13,8 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from workbench.bounded import COMMAND
 from workbench.errors import LONGEST, WorkbenchError
+from workbench.sandbox.process import COMMAND
 
 SECONDS = 60  # of one case by the clock; all take less than one on a machine at rest
 MEMORY = 1 << 20  # KiB that the process's largest resident set may grow by, over all cases

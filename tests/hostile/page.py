@@ -12,7 +12,7 @@ import pandas as pd
 import workbench as wb
 from tests.figures.synthetic import result
 from workbench.cli.shared import show
-from workbench.results import Result
+from workbench.results.result import Result
 
 TAGS = {
     "html", "head", "meta", "title", "style", "body", "header", "h1", "h2", "h3", "p", "main",

@@ -27,10 +27,10 @@ from tests.figures.synthetic import family, retention
 from tests.hostile.cases import TOKENIZER, TOKENIZER_CONFIG, Call, small_weights
 from tests.hostile.guard import require_sentence
 from tests.loaders.test_gguf import write as write_gguf
-from workbench import bounded as bounding
+from workbench.sandbox import process as bounding
+from workbench.sandbox.chat_template import rendered
 from workbench.skills.graft import Graft
 from workbench.tasks import Prompt, PromptSet, chat
-from workbench.tasks.template import rendered
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 DEEP = "[" * 100_000
@@ -405,7 +405,7 @@ TEMPLATES = {
 
 @pytest.mark.parametrize("which", TEMPLATES)
 def test_chat_templates(which: str, base: Path, monkeypatch):
-    monkeypatch.setattr("workbench.tasks.template.SECONDS", 2.0)
+    monkeypatch.setattr("workbench.sandbox.chat_template.SECONDS", 2.0)
     template, says = TEMPLATES[which]
     (base / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     (base / "tokenizer_config.json").write_text(
@@ -525,7 +525,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("which", BOMBS)
 def test_tokenizers_that_would_fill_the_memory_or_never_end(which: str, base: Path, monkeypatch):
-    monkeypatch.setattr("workbench.loaders.spelling.READ", 3.0)
+    monkeypatch.setattr("workbench.loaders.tokenizer_safety.READ", 3.0)
     changes, says = BOMBS[which]
     (base / "tokenizer.json").write_text(json.dumps(TOKENIZER | changes))
     (base / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG))
@@ -534,8 +534,8 @@ def test_tokenizers_that_would_fill_the_memory_or_never_end(which: str, base: Pa
 
 def test_what_a_file_does_not_say_is_tried_in_another_process(base: Path, monkeypatch):
     """The bound of memory itself: the same bombs where nothing is read off their files."""
-    monkeypatch.setattr("workbench.loaders.spelling._require_modest", lambda steps: None)
-    monkeypatch.setattr("workbench.loaders.spelling.ROOM", 1 << 30)
+    monkeypatch.setattr("workbench.loaders.tokenizer_safety._require_modest", lambda steps: None)
+    monkeypatch.setattr("workbench.loaders.tokenizer_safety.ROOM", 1 << 30)
     (base / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG))
     for which in ("a thousand of one, five times", "a word of a bomb"):
         (base / "tokenizer.json").write_text(json.dumps(TOKENIZER | BOMBS[which][0]))
@@ -546,8 +546,8 @@ def test_a_tokenizer_is_tried_once(base: Path, monkeypatch):
     (base / "tokenizer.json").write_text(json.dumps(TOKENIZER | {"truncation": None}))
     (base / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG | {"once": 1}))
     wb.Checkpoint.parse(base).tokenizer()
-    monkeypatch.setattr("workbench.loaders.spelling._BOUNDED", set())
-    monkeypatch.setattr("workbench.loaders.spelling.bounded", None)
+    monkeypatch.setattr("workbench.loaders.tokenizer_safety._BOUNDED", set())
+    monkeypatch.setattr("workbench.loaders.tokenizer_safety.bounded", None)
     assert wb.Checkpoint.parse(base).tokenizer() is not None
     (base / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG | {"once": 2}))
     with pytest.raises(TypeError):

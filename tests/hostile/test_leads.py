@@ -20,8 +20,8 @@ from tests.conftest import adapter, logits, nudged, saved, tiny
 from tests.hostile.cases import TOKENIZER, TOKENIZER_CONFIG
 from tests.hostile.test_corpus import refused
 from tests.loaders.test_gguf import write as write_gguf
-from workbench import cache
-from workbench.loaders.handed import handed, offline
+from workbench.loaders.staging import handed, offline
+from workbench.results import cache
 
 ROOT = Path(__file__).parents[2]
 
@@ -550,7 +550,7 @@ def test_a_kept_digest_that_is_damaged_is_taken_anew(text: str, tmp_path: Path):
 
 
 def test_that_a_side_runs_is_not_believed_of_any_file(base: Path, tuned: Path):
-    from workbench.loaders.running import _memo
+    from workbench.loaders.run_check import _memo
 
     pair = wb.load_pair(base, tuned)
     memo, known = _memo(pair.tuned)
@@ -569,8 +569,8 @@ def test_that_a_tokenizer_is_bounded_is_not_believed_of_any_file(base: Path, mon
     changed(spoken(base) / "tokenizer_config.json", once="of this test")
     wb.Checkpoint.parse(base).tokenizer()
     (memo,) = [file for file in kept if file.parent.name == "tokenizers"]
-    monkeypatch.setattr("workbench.loaders.spelling._BOUNDED", set())
-    monkeypatch.setattr("workbench.loaders.spelling.bounded", None)
+    monkeypatch.setattr("workbench.loaders.tokenizer_safety._BOUNDED", set())
+    monkeypatch.setattr("workbench.loaders.tokenizer_safety.bounded", None)
     assert wb.Checkpoint.parse(base).tokenizer() is not None
     memo.write_bytes(b"")
     with pytest.raises(TypeError):

@@ -17,9 +17,11 @@ import workbench as wb
 from tests.conftest import contents
 from tests.figures.synthetic import family, intruders, retention
 from tests.hostile.guard import require_sentence
-from workbench import outputs, runs
 from workbench.figures import Spec
+from workbench.files import writing as outputs
+from workbench.results import run_folder
 from workbench.skills.graft import Graft
+from workbench.study import runs
 
 BOUND = 60  # seconds by the clock
 
@@ -36,7 +38,7 @@ def refused(says: str, read, *arguments) -> None:
 def kept(out: Path, **failed: Exception) -> Path:
     """A run of two results, with its figures and report."""
     made = {one.analysis: one for one in (intruders(family(3)), retention(family(3)))}
-    runs.begin(out)
+    run_folder.begin(out)
     for name, one in made.items():
         one.save(out / "results" / name)
     runs.keep(out, made, failed=failed, formats=("png",))
@@ -173,13 +175,13 @@ def test_what_lies_beside_a_result_does_not_keep_it_from_being_drawn(content: st
     beside.mkdir()
     (beside / "result.json").write_text(content)
     assert Spec.load(spec(run)).draw()
-    assert set(runs.load(run)) == {"spectral.intruders", "forgetting.retention"}
+    assert set(run_folder.load(run)) == {"spectral.intruders", "forgetting.retention"}
 
 
 REPLACED = """
 import os, sys
 import workbench as wb
-from workbench import outputs
+from workbench.files import writing as outputs
 made = wb.Result.load(sys.argv[1])
 real = os.rename
 def rename(source, place):

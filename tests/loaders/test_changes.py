@@ -17,10 +17,10 @@ from torch import Tensor
 
 import workbench as wb
 from tests.conftest import adapter, nudged, saved, tiny
-from workbench import cache
 from workbench.loaders import CheckpointPair, changes
 from workbench.loaders.changes import measured
-from workbench.loaders.mapped import Following, Hashing, Mapped
+from workbench.loaders.memory_map import Following, Hashing, Mapped
+from workbench.results import cache
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 SMALL_BLOCKS = {"BLOCK": 8, "PART": 24, "STRETCH": 100}  # so that a small tensor has many edges
@@ -275,7 +275,7 @@ def test_fingerprints_are_left_by_the_pass(blocks, tmp_path: Path, monkeypatch):
 @pytest.mark.parametrize("place", [None, 0, 1, 1999, 2000, 3500, 3999])
 def test_hashes_are_right_wherever_two_sides_part(place, tmp_path: Path, monkeypatch):
     """As long as both have the same bytes one hash serves both, over ends of files too."""
-    monkeypatch.setattr("workbench.loaders.mapped.MIB", 64)
+    monkeypatch.setattr("workbench.loaders.memory_map.MIB", 64)
     emptied(monkeypatch, tmp_path / "cache")
     content = [bytearray(np.random.default_rng(0).bytes(4000)) for _ in range(2)]
     if place is not None:

@@ -19,7 +19,7 @@ from tests.conftest import HEADS, SMALL, SPECIAL, logits, nudged, saved
 from tests.skills.test_localize import PLACES, asked
 from workbench.lab import shipped
 from workbench.loaders import Checkpoint
-from workbench.skills.teaching import Teacher
+from workbench.skills.gradients import Teacher
 
 EXPERTS, WIDE, INNER = 4, 32, 24
 Config = t.PreTrainedConfig

@@ -12,8 +12,8 @@ import torch
 
 import workbench as wb
 from tests.conftest import tiny
-from workbench import cache
 from workbench.lab import Recipe
+from workbench.results import cache
 
 WORDS = ["<pad>", "<s>", "</s>", *(chr(c) for c in range(33, 79)), "AB"]
 NAMES = {

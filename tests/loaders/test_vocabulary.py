@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 import workbench as wb
 from tests.calls import CALLS, Asked, write_pair
 from tests.conftest import logits, nudged, saved, tiny
-from workbench.skills.readout import Readout
+from workbench.skills.scoring import Readout
 
 
 def resized(folder: Path, more: int, target: Path) -> Path:

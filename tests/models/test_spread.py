@@ -14,8 +14,8 @@ import torch
 
 import workbench as wb
 from tests.conftest import adapter, nudged, saved, tiny
-from workbench.devices import entry, offloaded
 from workbench.lab import shipped
+from workbench.loaders.devices import entry, offloaded
 from workbench.models import edit
 from workbench.models.edits import merged
 from workbench.skills import localize

@@ -16,7 +16,7 @@ from workbench.errors import WorkbenchError
 from workbench.models import Layout, Site, nnsight, transformer_lens
 from workbench.patching import sweep as shared
 from workbench.patching.activation import Direction
-from workbench.patching.picked import halves
+from workbench.patching.strongest import halves
 from workbench.tasks import Prompt, PromptSet
 from workbench.tasks.batching import Row, batch, rows
 

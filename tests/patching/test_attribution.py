@@ -28,7 +28,7 @@ from workbench.models import Layout, Site, hooks, merged
 from workbench.models.rerun import Rerun
 from workbench.patching import edges, patches
 from workbench.patching.attribution import Job, attribution, first_order, observe
-from workbench.patching.picked import halves
+from workbench.patching.strongest import halves
 from workbench.patching.sweep import Side, measured
 from workbench.stats import spearman
 from workbench.tasks import PromptSet, corrupt

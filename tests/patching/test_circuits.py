@@ -16,7 +16,7 @@ from workbench.errors import WorkbenchError
 from workbench.lab import shipped
 from workbench.models import Site
 from workbench.patching.circuit import overlaps
-from workbench.patching.discovery import Group, discover, heads, sites
+from workbench.patching.circuit_discovery import Group, discover, heads, sites
 from workbench.patching.sweep import Side
 from workbench.tasks import PromptSet
 from workbench.tasks.batching import rows

@@ -17,9 +17,9 @@ from tests.figures.test_figures import check
 from tests.patching.conftest import boxes, model, paired
 from workbench import figures
 from workbench.cli import app
-from workbench.compare import compare
 from workbench.errors import WorkbenchError
-from workbench.study import Study, plan
+from workbench.study.compare import compare
+from workbench.study.study import Study, plan
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,8 @@ from tests.skills.conftest import (
 from tests.skills.conftest import member as changed
 from workbench.loaders.names import locate
 from workbench.skills.blocks import blocks, greedy, off, on
-from workbench.skills.readout import split
-from workbench.skills.teaching import Teacher
+from workbench.skills.gradients import Teacher
+from workbench.skills.scoring import split
 
 PROMPTS = asked(PLACES, "apple", 24)
 USEFUL = {"layer": 1, "component": "mlp.down_proj"}

@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 import workbench as wb
 from tests.figures.test_figures import check
 from tests.skills.conftest import APPLE, BOOK, JOBS, PLACES, asked, member, mute, write
-from workbench import compare as comparing
 from workbench import figures
 from workbench.cli import app
-from workbench.compare import compare
-from workbench.study import Study
+from workbench.study import compare as comparing
+from workbench.study.compare import compare
+from workbench.study.study import Study
 
 CHANGES = {"places": {(APPLE, PLACES): 3.0}, "jobs": {(BOOK, JOBS): 3.0}}
 TASKS = {"places": asked(PLACES, "apple", 24, "places"), "jobs": asked(JOBS, "book", 24, "jobs")}

@@ -31,8 +31,8 @@ from workbench.lab import shipped
 from workbench.models import edit, entries
 from workbench.models.edits import overlay
 from workbench.skills import Graft, localize
+from workbench.skills.gradients import FLIP, START, Teacher, learn, rounded, slope, soft
 from workbench.skills.graft import count, graft_of, inside
-from workbench.skills.teaching import FLIP, START, Teacher, learn, rounded, slope, soft
 
 PROMPTS = asked(PLACES, "apple", 32)
 USEFUL = (APPLE, PLACES)

@@ -25,8 +25,8 @@ from tests.skills.conftest import (
 )
 from workbench.skills import rankings
 from workbench.skills.graft import count, inside, top
-from workbench.skills.readout import Readout
 from workbench.skills.restore import ARMS, LOST, _chosen, _orders, free, restore, restored
+from workbench.skills.scoring import Readout
 
 PROMPTS = asked(PLACES, "apple", 24)
 USEFUL, HARMFUL = (APPLE, PLACES), (BOOK, PLACES)

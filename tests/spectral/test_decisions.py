@@ -17,6 +17,7 @@ from tests.spectral.test_intruders import pair_of, power_law, values
 from workbench.loaders import Delta
 from workbench.loaders.adapters import Factors
 from workbench.spectral import decisions as deciding
+from workbench.spectral.base_svd import base_triplets
 from workbench.spectral.decisions import (
     Bracket,
     Krylov,
@@ -29,7 +30,6 @@ from workbench.spectral.intruders import cosines, decisions, tuned_triplets
 from workbench.spectral.linalg import (
     Operator,
     Triplets,
-    base_triplets,
     dense_triplets,
     own_generator,
 )

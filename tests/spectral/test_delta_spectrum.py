@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import workbench as wb
 from tests.conftest import adapter, tiny
 from tests.spectral.test_intruders import pair_of, power_law
-from workbench import magnitude
+from workbench import numerics
 from workbench.spectral.delta_spectrum import effective_rank, energy, summary
 
 
@@ -130,9 +130,9 @@ def test_the_unit_of_both_sides_makes_no_difference(scale: float, tmp_path_facto
 def test_a_norm_of_numbers_of_any_size(exponent: int, seed: int, size: int):
     entries = torch.randn(size, generator=torch.Generator().manual_seed(seed)) * 2.0**exponent
     exact = float(entries.double().norm())
-    assert magnitude.norm(entries) == pytest.approx(exact, rel=1e-5)
-    assert entries.div(magnitude.unit(entries)).mul(magnitude.unit(entries)).equal(entries)
+    assert numerics.norm(entries) == pytest.approx(exact, rel=1e-5)
+    assert entries.div(numerics.unit(entries)).mul(numerics.unit(entries)).equal(entries)
 
 
 def test_a_norm_of_nothing_is_zero():
-    assert magnitude.norm(torch.zeros(3)) == magnitude.norm(torch.zeros(0)) == 0
+    assert numerics.norm(torch.zeros(3)) == numerics.norm(torch.zeros(0)) == 0

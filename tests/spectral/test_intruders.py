@@ -20,13 +20,13 @@ import workbench as wb
 from tests.conftest import adapter, nudged, saved, tiny
 from workbench.loaders import CheckpointPair
 from workbench.loaders.adapters import Factors
-from workbench.spectral import linalg
+from workbench.spectral import base_svd
+from workbench.spectral.base_svd import base_triplets
 from workbench.spectral.intruders import Method, _energy, cosines, describe, tuned_triplets
 from workbench.spectral.leading import ANGLE, top_triplets
 from workbench.spectral.linalg import (
     Operator,
     Triplets,
-    base_triplets,
     dense_triplets,
     factor_values,
 )
@@ -245,7 +245,7 @@ def test_the_iteration_itself_is_certified_and_right():
 def test_base_decompositions_are_kept_under_their_content(monkeypatch):
     w = power_law(130, 140, seed=11)
     first = base_triplets(w)
-    monkeypatch.setattr("workbench.spectral.linalg.dense_triplets", None)
+    monkeypatch.setattr("workbench.spectral.base_svd.dense_triplets", None)
     again = base_triplets(w.clone())
     torch.testing.assert_close(again.left, first.left, rtol=0, atol=0)
     with pytest.raises(TypeError):
@@ -254,7 +254,7 @@ def test_base_decompositions_are_kept_under_their_content(monkeypatch):
 
 def kept(matrix: torch.Tensor) -> Path:
     base_triplets(matrix)
-    return linalg._kept_at(matrix)
+    return base_svd._kept_at(matrix)
 
 
 def other_bytes(file: Path) -> None:

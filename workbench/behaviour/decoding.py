@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.devices import home
+from workbench.loaders.devices import home
 from workbench.tasks.batching import in_batches
 
 # log-probabilities of each model, (rows, vocabulary), and a number in [0, 1) for each row, None for

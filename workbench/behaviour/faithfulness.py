@@ -23,14 +23,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.behaviour.decoding import written
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
-from workbench.meaning import finished
 from workbench.models.sides import named_dtype
 from workbench.progress import progress
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.stats import ratios
 from workbench.tasks.batching import encode
 from workbench.tasks.prompts import Prompt, PromptSet

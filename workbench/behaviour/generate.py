@@ -24,19 +24,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.behaviour.decoding import Choose, drawn, written
 from workbench.behaviour.novelty import fresh_bigrams, overused
-from workbench.devices import home
 from workbench.errors import WorkbenchError
 from workbench.lab.data import Example, batches
 from workbench.lab.recipe import Recipe
 from workbench.lab.train import trainable, updates
 from workbench.loaders import CheckpointPair
-from workbench.meaning import finished
+from workbench.loaders.devices import home
 from workbench.models.sides import named_dtype
 from workbench.progress import progress
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.stats import ratios
 from workbench.tasks.batching import Encoded, rows
 from workbench.tasks.prompts import PromptSet

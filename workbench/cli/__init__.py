@@ -131,10 +131,10 @@ def demo(
 
     Example: workbench demo --out out/demo
     """
-    from workbench.cluster import place
     from workbench.demo import fast_bfloat16, shipped_study, smollm2_study
-    from workbench.devices import cores
     from workbench.errors import WorkbenchError
+    from workbench.loaders.devices import cores
+    from workbench.study.cluster import place
 
     # The family's models are small: a process a core is faster than a process of many threads.
     several = min(cores(), 4) if model == "family" and device == "cpu" else 1
@@ -270,7 +270,7 @@ def compare(
 
     Example: workbench compare BASE --member full=FOLDER --member lora-r8=ADAPTER --prompts t.jsonl
     """
-    from workbench.study import Study
+    from workbench.study.study import Study
 
     family, left_out = members_of(base, named(member))
     study = Study(
@@ -312,8 +312,8 @@ def findings(
 
     Example: workbench findings out/demo --out findings.md
     """
+    from workbench.files.writing import writing
     from workbench.findings import PAGE, by_base, page
-    from workbench.outputs import writing
 
     tables = by_base(runs)
     if out is not None:
@@ -368,7 +368,7 @@ def figures(
     """
     from workbench.errors import WorkbenchError
     from workbench.figures import Spec
-    from workbench.runs import redraw
+    from workbench.study.runs import redraw
 
     formats = format or ["png", "pdf"]
     if not {"png"} <= set(formats) <= {"png", "pdf"}:

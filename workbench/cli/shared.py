@@ -21,7 +21,7 @@ def _free(module: str, mark: str) -> Callable[[Path | None], Path | None]:
     mark is looked up when it is asked for, since its module may take seconds to import."""
 
     def there(path: Path | None) -> Path | None:
-        from workbench.outputs import require_free
+        from workbench.files.writing import require_free
 
         if path is not None:
             require_free(path, getattr(import_module(module), mark))
@@ -30,10 +30,10 @@ def _free(module: str, mark: str) -> Callable[[Path | None], Path | None]:
     return there
 
 
-run_out = _free("workbench.runs", "RUN")
-result_out = _free("workbench.results", "SAVED")
+run_out = _free("workbench.results.run_folder", "RUN")
+result_out = _free("workbench.results.result", "SAVED")
 member_out = _free("workbench.lab.train", "MEMBER")
-report_out = _free("workbench.reports", "PAGE")
+report_out = _free("workbench.reports.page", "PAGE")
 page_out = _free("workbench.findings", "PAGE")
 Out = Annotated[
     Path, typer.Option(help="Folder for results, figures and the report.", callback=run_out)
@@ -48,7 +48,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the table as JSON line
 def device_there(name: str) -> str:
     """A device, refused before any work where it is none of this machine's."""
     if name != "cpu":  # torch takes seconds to import
-        from workbench.devices import entry
+        from workbench.loaders.devices import entry
 
         entry(name)
     return name
@@ -111,11 +111,11 @@ def run_study(
     formats: Sequence[str] = ("png", "pdf"),
     left_out: Mapping[str, Exception] | None = None,
 ) -> None:
-    from workbench import cluster
-    from workbench.compare import compare
     from workbench.errors import visible
-    from workbench.runs import failures
-    from workbench.study import plan
+    from workbench.results.run_folder import failures
+    from workbench.study import cluster
+    from workbench.study.compare import compare
+    from workbench.study.study import plan
 
     cluster.place(on)
     for one in study.first_prompts():
@@ -246,6 +246,6 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def texts(path: Path | None) -> list[str] | None:
-    from workbench.tasks.measure import read_text
+    from workbench.tasks.measurements import read_text
 
     return None if path is None else read_text(path)

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from workbench import tasks
-from workbench.catalogue import ANALYSES
 from workbench.demo import lost
 from workbench.errors import WorkbenchError
 from workbench.lab import shipped
 from workbench.lab.shipped import UNLEARNING
 from workbench.loaders import load_family
 from workbench.loaders.pair import Reference
-from workbench.patching.discovery import GROUPS
-from workbench.study import Study
+from workbench.patching.circuit_discovery import GROUPS
+from workbench.study.catalogue import ANALYSES
+from workbench.study.study import Study
 from workbench.tasks.prompts import PromptSet
-from workbench.tasks.transform import LEDGER_WORDS, many_shot, renamed
+from workbench.tasks.transforms import LEDGER_WORDS, many_shot, renamed
 
 PACKAGE = "finetune_workbench_family"  # of the family alone, beside the code's
 

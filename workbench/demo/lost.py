@@ -7,12 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from workbench import cache, lab, tasks
-from workbench.catalogue import ANALYSES
+from workbench import lab, tasks
 from workbench.lab import shipped
 from workbench.loaders import load_family
 from workbench.loaders.pair import Reference
-from workbench.study import Chain, Study
+from workbench.results import cache
+from workbench.study.catalogue import ANALYSES
+from workbench.study.study import Chain, Study
 from workbench.tasks import world
 from workbench.tasks.prompts import PromptSet
 

@@ -12,16 +12,17 @@ from typing import Any
 
 import torch
 
-from workbench import cache, lab, tasks
+from workbench import lab, tasks
 from workbench.behaviour.decoding import written
-from workbench.catalogue import ANALYSES
 from workbench.demo.family import ASIDE, BEHAVIOUR, LAST, PATCHED, SKILLS, steps_of
 from workbench.errors import WorkbenchError
 from workbench.loaders import Checkpoint, load_family
 from workbench.loaders.pair import Reference
-from workbench.study import Study
+from workbench.results import cache
+from workbench.study.catalogue import ANALYSES
+from workbench.study.study import Study
 from workbench.tasks.prompts import PromptSet
-from workbench.tasks.transform import chat
+from workbench.tasks.transforms import chat
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 BOXES = "boxes_prompts"

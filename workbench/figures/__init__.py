@@ -1,6 +1,5 @@
 """What does a Result look like? A Result in, a matplotlib Figure (or a sentence) out."""
 
-from workbench.counting import NULLS, intruder_counts
 from workbench.figures.associated import forgetting_by_measure
 from workbench.figures.calibration import reliability
 from workbench.figures.catalogue import (
@@ -66,6 +65,7 @@ from workbench.figures.tuco import (
 )
 from workbench.figures.updates import bits_score, block_changes, greedy_blocks, restoration
 from workbench.figures.wording import interval
+from workbench.results.intruder_counts import NULLS, intruder_counts
 
 __all__ = [
     "CATALOGUE",

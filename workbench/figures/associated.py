@@ -10,7 +10,7 @@ from workbench.figures import scores, style
 from workbench.figures.drawing import Drawing
 from workbench.figures.forgetting import LOSS
 from workbench.figures.wording import change
-from workbench.results import Result
+from workbench.results.result import Result
 
 KEY = "forgetting.association"
 LABELS = {"loss": LOSS, "score": "mean drop of other tasks' scores"}

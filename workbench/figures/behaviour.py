@@ -7,7 +7,7 @@ from collections.abc import Callable
 from workbench.figures import said
 from workbench.figures.drawing import Drawing, has
 from workbench.figures.wording import change
-from workbench.results import Result
+from workbench.results.result import Result
 
 Findings = tuple[str, list[str]]
 

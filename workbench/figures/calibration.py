@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from workbench.figures import style
 from workbench.figures.scores import own_rows
-from workbench.results import Result
+from workbench.results.result import Result
 
 KEY = "skills.calibration"
 GRAFTS = ("#D55E00", "#0072B2", "#CC79A7", "#009E73")  # Okabe & Ito, far from a LoRA's first

@@ -34,8 +34,8 @@ from workbench.figures import (
     tuco,
 )
 from workbench.figures.drawing import Drawing, has
-from workbench.outputs import Mark, require_free, says, writing
-from workbench.results import Result
+from workbench.files.writing import Mark, require_free, says, writing
+from workbench.results.result import Result
 
 
 def _share(count: int) -> Callable[[Result, Result], bool]:

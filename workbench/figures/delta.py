@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
 from workbench.figures import style
-from workbench.results import Result, matrix_columns
+from workbench.results.result import Result, matrix_columns
 
 KEY = "spectral.delta_spectrum"
 FLOOR = 1e-6  # of the largest singular value: below it a float32 difference is rounding

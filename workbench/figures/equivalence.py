@@ -10,7 +10,7 @@ from workbench.errors import WorkbenchError
 from workbench.figures import style
 from workbench.figures.drawing import Drawing
 from workbench.figures.wording import change
-from workbench.results import Result
+from workbench.results.result import Result
 
 KEY = "compare.equivalence"
 MARKS = {"alike": "=", "different": "≠", "undecided": "?"}

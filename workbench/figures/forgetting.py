@@ -10,10 +10,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.counting import NULLS, TUNED, intruder_counts, settings
 from workbench.errors import WorkbenchError
 from workbench.figures import style
-from workbench.results import Result
+from workbench.results.intruder_counts import NULLS, TUNED, intruder_counts, settings
+from workbench.results.result import Result
 
 KEY = "forgetting.retention"
 PRETRAINING = "pretraining"

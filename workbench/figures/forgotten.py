@@ -9,7 +9,7 @@ import pandas as pd
 from workbench.figures import hidden, kept
 from workbench.figures.drawing import Drawing
 from workbench.figures.wording import change
-from workbench.results import Result
+from workbench.results.result import Result
 
 Findings = tuple[str, list[str]]
 

@@ -10,7 +10,7 @@ from workbench.figures import calibration, skills, updates
 from workbench.figures.drawing import Drawing, has
 from workbench.figures.scores import own_rows
 from workbench.figures.wording import change, interval
-from workbench.results import Result
+from workbench.results.result import Result
 
 Findings = tuple[str, list[str]]
 

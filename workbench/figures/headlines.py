@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pandas as pd
 
-from workbench import counting
 from workbench.figures import (
     associated,
     behaviour,
@@ -24,7 +23,8 @@ from workbench.figures import (
     tuco,
 )
 from workbench.figures.wording import change, interval
-from workbench.results import Result, how_many_changed, matrix_columns
+from workbench.results import intruder_counts as counting
+from workbench.results.result import Result, how_many_changed, matrix_columns
 from workbench.stats import bootstrap
 
 LAMBDA = 0.7  # where arXiv 2410.21228 reads its sweep

@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from workbench.figures import scores, style
 from workbench.figures.scores import BLACK
-from workbench.results import Result
+from workbench.results.result import Result
 
 PROBE, PRUNE = "forgetting.probe", "forgetting.prune"
 REVIVE, VERDICT = "forgetting.revive", "forgetting.verdict"

@@ -7,9 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.counting import NULLS, TUNED, decided_only, intruder_counts, settings
 from workbench.figures import style
-from workbench.results import Result
+from workbench.results.intruder_counts import NULLS, TUNED, decided_only, intruder_counts, settings
+from workbench.results.result import Result
 
 KEY = "spectral.intruders"
 

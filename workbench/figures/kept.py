@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from workbench.errors import WorkbenchError
 from workbench.figures import style
 from workbench.figures.scores import BLACK
-from workbench.results import Result
+from workbench.results.result import Result
 
 CONJUGATE, KNOWLEDGE = "forgetting.conjugate", "forgetting.knowledge"
 INTERPOLATE, SEQUENTIAL = "forgetting.interpolate", "forgetting.sequential"

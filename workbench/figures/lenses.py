@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from workbench.errors import WorkbenchError
 from workbench.figures import style
 from workbench.figures.maps import Map, heat_maps
-from workbench.results import Result
+from workbench.results.result import Result
 
 LENS, PATTERNS, ATTRIBUTION = "patching.lens", "patching.patterns", "patching.attribution"
 BASE = style.Look(style.GREY, "", "base")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from workbench.figures import lenses, patching
 from workbench.figures.drawing import Drawing, has
-from workbench.results import Result
+from workbench.results.result import Result
 
 
 def _grouped(result: Result) -> bool:

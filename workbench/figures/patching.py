@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from workbench.figures import style
 from workbench.figures.maps import Map, heat_maps
-from workbench.results import Result
+from workbench.results.result import Result
 
 ACTIVATION, CROSS, RESTORE = "patching.activation", "patching.cross_model", "patching.restore"
 CIRCUIT, MASK, PATH = "patching.circuit", "patching.mask", "patching.path"

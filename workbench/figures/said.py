@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from workbench.figures import scores, style
 from workbench.figures.scores import BLACK
 from workbench.figures.similarity import matrices
-from workbench.results import Result
+from workbench.results.result import Result
 
 TOKENS, GENERATE = "behaviour.tokens", "behaviour.generate"
 EMULATE, FAITHFULNESS = "behaviour.emulate", "behaviour.faithfulness"

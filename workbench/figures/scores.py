@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench.figures import style
-from workbench.results import Result
+from workbench.results.result import Result
 
 BLACK = "#222222"
 NAMES = {"ece": "calibration error", "log_probability": "log p(answer) (nats)"}

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
 from workbench.figures import style
-from workbench.results import Result
+from workbench.results.result import Result
 
 KEY = "spectral.similarity"
 CELLS = 192  # per side of the whole matrix, about one per printed dot of its panel

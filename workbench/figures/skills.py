@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from workbench.figures import scores, style
 from workbench.figures.maps import Map, heat_maps
 from workbench.figures.scores import BLACK, own_rows
-from workbench.results import Result
+from workbench.results.result import Result
 
 LOCALIZE, OVERLAP, COMPOSE = "skills.localize", "skills.overlap", "skills.compose"
 ENOUGH = 0.95  # of the gain

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
 from workbench.figures import catalogue, style
-from workbench.files import is_count, is_number, read_json, read_yaml
-from workbench.outputs import require_free, writing
-from workbench.results import Result
+from workbench.files.reading import is_count, is_number, read_json, read_yaml
+from workbench.files.writing import require_free, writing
+from workbench.results.result import Result
 
 HEIGHT = 3.2  # inches of one row of panels, where the file does not say
 SIZES = {"column": style.COLUMN, "wide": style.WIDE}

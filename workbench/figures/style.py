@@ -21,7 +21,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from workbench.errors import WorkbenchError, visible
-from workbench.results import Result
+from workbench.results.result import Result
 
 COLUMN, WIDE = 3.4, 7.0  # inches: one and two columns of a paper
 DPI = 200  # of figures on the page

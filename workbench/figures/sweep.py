@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from workbench.errors import WorkbenchError
 from workbench.figures import style
 from workbench.figures.forgetting import PRETRAINING, task_of
-from workbench.results import Result
+from workbench.results.result import Result
 
 KEY = "spectral.scale"
 LABELS = {

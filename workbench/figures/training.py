@@ -8,11 +8,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.counting import NULLS, decided_only, settings
 from workbench.errors import WorkbenchError
 from workbench.figures import style
 from workbench.figures.forgetting import measured, task_of
-from workbench.results import Result, matrix_columns
+from workbench.results.intruder_counts import NULLS, decided_only, settings
+from workbench.results.result import Result, matrix_columns
 
 RUN = ("kind", "rank", "alpha", "seed")  # what the checkpoints of one training run share
 

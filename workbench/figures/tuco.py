@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from workbench.figures import style
-from workbench.results import Result
+from workbench.results.result import Result
 
 KEY, SCALING = "tuco.contribution", "tuco.scaling"
 GROUPS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe & Ito

@@ -11,7 +11,7 @@ from workbench.figures import scores, style
 from workbench.figures.maps import Map, heat_maps
 from workbench.figures.scores import BLACK, own_rows
 from workbench.figures.skills import CURVES
-from workbench.results import Result
+from workbench.results.result import Result
 
 RESTORE, COMPRESSION, BLOCKS = "skills.restore", "skills.compression", "skills.blocks"
 # As in CURVES: label, colour (None: the member's), dashes, marker.

@@ -1,7 +1,7 @@
 """Which published findings do the results show? Results in, a table of claims and verdicts out."""
 
 from workbench.findings.claims import CLAIMS, Claim
-from workbench.findings.table import PAGE, by_base, findings, page, summary, verdict
+from workbench.findings.verdicts import PAGE, by_base, findings, page, summary, verdict
 
 __all__ = ["CLAIMS", "PAGE", "Claim", "by_base", "findings", "page", "summary", "verdict"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from workbench.findings import readings
 from workbench.findings.readings import Reading
-from workbench.results import Result
+from workbench.results.result import Result
 
 INTRUDERS, TUCO, GRAFTS = "arXiv 2410.21228", "arXiv 2506.23423", "arXiv 2302.06600"
 CIRCUITS, MECHANISMS = "arXiv 2402.14811", "arXiv 2311.12786"

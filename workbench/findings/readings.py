@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from workbench.equivalence import ARMS, DIFFERENT, MEASURES, equivalence
-from workbench.results import Result
+from workbench.findings.equivalence import ARMS, DIFFERENT, MEASURES, equivalence
+from workbench.results.result import Result
 from workbench.stats import Interval, difference
 
 LOW_RANK = 16  # up to which arXiv 2410.21228 finds intruders throughout

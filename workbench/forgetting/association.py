@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.counting import NULLS, TUNED, intruder_counts
 from workbench.errors import WorkbenchError
-from workbench.meaning import finished
-from workbench.results import Result, describe
+from workbench.results.intruder_counts import NULLS, TUNED, intruder_counts
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.stats import spearman
 
 KEY = "forgetting.association"

@@ -20,15 +20,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError
-from workbench.forgetting.sides import Side, both, require_prompts
+from workbench.forgetting.side_answers import Side, both, require_prompts
 from workbench.loaders import CheckpointPair
-from workbench.meaning import finished
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.stats import halves, ratios, share_of
 from workbench.tasks.batching import encode
-from workbench.tasks.conjugate import RIVAL
+from workbench.tasks.conjugations import RIVAL
 from workbench.tasks.prompts import Prompt, PromptSet
 
 KEY = "forgetting.conjugate"

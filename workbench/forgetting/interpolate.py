@@ -21,15 +21,15 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError
-from workbench.forgetting.sides import require_prompts
+from workbench.forgetting.side_answers import require_prompts
 from workbench.loaders import CheckpointPair
-from workbench.meaning import finished
 from workbench.models import Edit, edit
 from workbench.models.sides import named_dtype
 from workbench.progress import progress
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.stats import Intervals, edges, ratios
 from workbench.tasks.batching import encode
 from workbench.tasks.prompts import PromptSet

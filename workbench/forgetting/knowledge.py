@@ -19,16 +19,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError
-from workbench.forgetting.sides import Side, both, require_prompts
+from workbench.forgetting.side_answers import Side, both, require_prompts
 from workbench.loaders import CheckpointPair
-from workbench.meaning import finished
 from workbench.progress import progress
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.stats import ratios
 from workbench.tasks.prompts import PromptSet
-from workbench.tasks.transform import many_shot
+from workbench.tasks.transforms import many_shot
 
 KEY = "forgetting.knowledge"
 CATEGORIES = ("HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown")

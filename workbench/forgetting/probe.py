@@ -23,17 +23,24 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError
-from workbench.forgetting.sides import Side, both, fresh, lost_prompts, require_prompts, streams
+from workbench.forgetting.side_answers import (
+    Side,
+    both,
+    fresh,
+    lost_prompts,
+    require_prompts,
+    streams,
+)
 from workbench.loaders import CheckpointPair
-from workbench.meaning import finished
 from workbench.progress import progress
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.stats import halves, ratios, share_of
 from workbench.tasks.batching import encode
 from workbench.tasks.prompts import PromptSet
-from workbench.tasks.transform import question
+from workbench.tasks.transforms import question
 
 KEY = "forgetting.probe"
 STRENGTHS = tuple(10.0**power for power in range(-1, 6))

@@ -22,16 +22,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workbench.asked import analysis
-from workbench.devices import home
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError
 from workbench.forgetting.conjugate import recovered
-from workbench.forgetting.sides import Side, both, require_prompts
+from workbench.forgetting.side_answers import Side, both, require_prompts
 from workbench.loaders import CheckpointPair
-from workbench.meaning import finished
+from workbench.loaders.devices import home
 from workbench.models import Layout, Site, replace
 from workbench.progress import progress
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.stats import halves, ratios, share_of
 from workbench.tasks.batching import batch, in_batches, pad_id, rows
 from workbench.tasks.prompts import PromptSet

@@ -19,11 +19,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from workbench.asked import analysis
-from workbench.forgetting.sides import Side, both, require_prompts
+from workbench.analysis.boundary import analysis
+from workbench.forgetting.side_answers import Side, both, require_prompts
 from workbench.loaders import CheckpointPair
-from workbench.meaning import finished
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.stats import bootstrap
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.score import text_divergence

@@ -30,17 +30,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from workbench.asked import analysis
-from workbench.devices import spread
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError
-from workbench.forgetting.sides import Side, both, fresh, require_prompts
+from workbench.forgetting.side_answers import Side, both, fresh, require_prompts
 from workbench.lab.data import batches, prepare
 from workbench.lab.recipe import Recipe
 from workbench.lab.train import trainable, updates
 from workbench.loaders import Checkpoint, CheckpointPair
-from workbench.meaning import finished
+from workbench.loaders.devices import spread
 from workbench.progress import progress
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.stats import ratios, share_of
 from workbench.tasks.prompts import Prompt, PromptSet
 from workbench.tasks.score import answers

@@ -24,11 +24,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from workbench.errors import WorkbenchError
-from workbench.forgetting.sides import Side, require_prompts
+from workbench.forgetting.side_answers import Side, require_prompts
 from workbench.loaders import Family
-from workbench.meaning import finished
 from workbench.progress import progress
-from workbench.results import Provenance, Result, describe
+from workbench.results.result import Provenance, Result, describe
+from workbench.results.validity import finished
 from workbench.stats import edges, ratios
 from workbench.tasks.prompts import PromptSet
 

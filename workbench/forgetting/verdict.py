@@ -28,16 +28,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError
 from workbench.forgetting.conjugate import BEST as BEST_CONJUGATE
 from workbench.forgetting.conjugate import conjugate
 from workbench.forgetting.probe import TooFew, probe
 from workbench.forgetting.revive import NEVER, RANDOM, RELABELLED, revive
-from workbench.forgetting.sides import both, require_prompts
+from workbench.forgetting.side_answers import both, require_prompts
 from workbench.loaders import CheckpointPair
-from workbench.meaning import finished
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.stats import bootstrap, ratios
 from workbench.tasks.prompts import PromptSet
 

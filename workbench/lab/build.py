@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from workbench.errors import WorkbenchError
+from workbench.files.writing import OWN, Mark, finished, replacing, require_free, writing
 from workbench.lab import shipped
 from workbench.lab.recipe import Recipe
 from workbench.lab.train import MEMBER, train
 from workbench.loaders import Checkpoint
-from workbench.outputs import OWN, Mark, finished, replacing, require_free, writing
-from workbench.results import versions
+from workbench.results.result import versions
 
 LOGGED, SCORED = 64, 400
 

@@ -18,9 +18,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from workbench.decompose import svd
 from workbench.errors import WorkbenchError
-from workbench.outputs import Mark, replacing
+from workbench.files.writing import Mark, replacing
+from workbench.numerics import svd
 
 State = Mapping[str, torch.Tensor]
 NOT_IN_BLOCKS = ("embed", "lm_head", "wte", "wpe")

@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 
 from workbench.errors import WorkbenchError, reason
-from workbench.files import read_json
+from workbench.files.reading import read_json
+from workbench.files.writing import OWN, Mark, holds, replacing, require_free, writing
 from workbench.lab.data import Batches, batches, fingerprint, prepare
 from workbench.lab.recipe import Recipe
 from workbench.loaders.adapters import read_adapter
 from workbench.loaders.checkpoint import Checkpoint
 from workbench.log import log
-from workbench.outputs import OWN, Mark, holds, replacing, require_free, writing
 from workbench.progress import progress
 from workbench.tasks.prompts import Prompt, PromptSet
 

@@ -22,8 +22,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
-from workbench.files import is_count, is_number, read_json
-from workbench.loaders.foreign import pointers
+from workbench.files.reading import is_count, is_number, read_json
+from workbench.loaders.foreign_formats import pointers
 from workbench.loaders.weights import Weights, from_files, from_module, inside
 
 FILES = ("adapter_model.safetensors", "adapter_model.bin")

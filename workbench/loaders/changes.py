@@ -20,12 +20,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workbench.devices import cores
 from workbench.errors import WorkbenchError
-from workbench.files import MIB
+from workbench.files.reading import MIB
 from workbench.loaders.adapters import Factors, dora
 from workbench.loaders.checkpoint import Checkpoint
-from workbench.loaders.mapped import (
+from workbench.loaders.devices import cores
+from workbench.loaders.memory_map import (
     Entries,
     Files,
     Following,

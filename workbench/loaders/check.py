@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from workbench.conveniences import convenience, provides
 from workbench.errors import WorkbenchError, some
 from workbench.loaders.adapters import CONVERT
 from workbench.loaders.changes import measured
-from workbench.loaders.configs import computing, unheeded, writing
+from workbench.loaders.config_differences import computing, unheeded, writing
+from workbench.loaders.tokenizer_files import chat_template, token_ids
 from workbench.loaders.weights import has_weights
-from workbench.loaders.words import chat_template, token_ids
-from workbench.results import PLACE
+from workbench.results.result import PLACE
 
 if TYPE_CHECKING:
     from workbench.loaders.checkpoint import Checkpoint
@@ -59,14 +60,13 @@ class PairReport:
             raise WorkbenchError(f"{row.item}: {row.found}. {row.remedy}")
 
     def _repr_html_(self) -> str:
-        from workbench import shown
-
-        return shown.preflight(self)
+        return convenience("PairReport._repr_html_")(self)
 
 
 Line = tuple[str, str, str, str]
 
 
+@provides("CheckpointPair.check")
 def check(
     pair: CheckpointPair,
     *,
@@ -99,7 +99,7 @@ def _bytes(pair: CheckpointPair) -> int:
 
 
 def _runs(pair: CheckpointPair, *, anew: bool) -> Iterator[Line]:
-    from workbench.loaders.running import require_runs
+    from workbench.loaders.run_check import require_runs
 
     for side, one in (("base", pair.base), ("tuned", pair.tuned)):
         try:
@@ -112,6 +112,7 @@ def _runs(pair: CheckpointPair, *, anew: bool) -> Iterator[Line]:
     yield "runs", OK, f"{found}; their logits are those of a plain loading", ""
 
 
+@provides("CheckpointPair.limits")
 def limits(pair: CheckpointPair) -> PairReport:
     """What stands beside every number of a pair: all that headers and an adapter's factors say."""
     return _report(_answers(pair, factors=True), None)

@@ -16,17 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from workbench import cache
-from workbench.devices import Device, entry, load_spread, spread
 from workbench.errors import WorkbenchError, reason, visible
-from workbench.files import is_count, is_number, read_json
-from workbench.loaders.account import (
-    require_attached,
-    require_decoder,
-    require_read,
-    require_running,
-    require_whole,
-)
+from workbench.files.reading import is_count, is_number, read_json
+from workbench.loaders.adapter_on_model import attached, unsaid
 from workbench.loaders.adapters import (
     Adapter,
     adapter_files,
@@ -34,16 +26,24 @@ from workbench.loaders.adapters import (
     base_weights_in,
     read_adapter,
 )
-from workbench.loaders.attached import attached, unsaid
-from workbench.loaders.beside import beside_digest, require_files
-from workbench.loaders.configs import ends, language, require_own, require_unpacked
+from workbench.loaders.config_against_weights import require_loadable
+from workbench.loaders.config_differences import ends, language, require_own, require_unpacked
+from workbench.loaders.devices import Device, entry, load_spread, spread
 from workbench.loaders.experts import apart
-from workbench.loaders.fetched import dequantised, downloaded
-from workbench.loaders.handed import handed, model_files, tokenizer_files
+from workbench.loaders.loaded_weights import (
+    require_attached,
+    require_decoder,
+    require_read,
+    require_running,
+    require_whole,
+)
 from workbench.loaders.names import BEFORE, WRAPPED, embedding, heads, unwrapped
-from workbench.loaders.plausible import require_loadable
-from workbench.loaders.spelling import require_bounded
+from workbench.loaders.side_files import beside_digest, require_files
+from workbench.loaders.snapshots import dequantised, downloaded
+from workbench.loaders.staging import handed, model_files, tokenizer_files
+from workbench.loaders.tokenizer_safety import require_bounded
 from workbench.loaders.weights import Weights, from_files, from_module, has_weights, shard_files
+from workbench.results import cache
 
 # A factor of a LoRA by any tool's names.
 FACTOR = re.compile(r"(^|[._])lora_|\.(alpha|dora_scale)$", re.IGNORECASE)
@@ -288,11 +288,11 @@ class Checkpoint:
     def load(self, device: Device = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
         """The model to run, in eval mode, adapter attached unmerged; dtype None = as stored.
 
-        device: a name, or "auto" or a device map, see `workbench.devices`. A model in memory is
-        returned itself, not a copy. It is made of the files that were fingerprinted and of nothing
-        else, see `handed`: no code of the checkpoint is run, nothing is fetched, and of its
-        settings for writing texts it keeps only where they begin and end. Raises WorkbenchError
-        where transformers cannot make a model of what is there.
+        device: a name, or "auto" or a device map, see `workbench.loaders.devices`. A model in
+        memory is returned itself, not a copy. It is made of the files that were fingerprinted
+        and of nothing else, see `staging`: no code of the checkpoint is run, nothing is fetched,
+        and of its settings for writing texts it keeps only where they begin and end. Raises
+        WorkbenchError where transformers cannot make a model of what is there.
         """
         if isinstance(self.reference, nn.Module):
             return self.reference.eval()

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from workbench.loaders.configs import language
+from workbench.loaders.config_differences import language
 
 # Model types whose experts are stored as (in, out).
 TRANSPOSED_TYPES = {

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from workbench.errors import WorkbenchError
-from workbench.files import is_count, parsed
+from workbench.files.reading import is_count, parsed
 
 MOST_HEADER = 100_000_000  # bytes, as the safetensors library allows
 # Bits of one entry. None of the types below a byte is read, but their sizes must still add up.

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from workbench import magnitude
-from workbench.devices import Device, entry
+from workbench import numerics
+from workbench.conveniences import convenience
 from workbench.errors import WorkbenchError, visible
 from workbench.loaders.adapters import Adapter, Factors
 from workbench.loaders.checkpoint import Checkpoint, is_adapter
+from workbench.loaders.devices import Device, entry
 from workbench.loaders.experts import running, stored_name, view
 from workbench.loaders.names import HEAD, TOKENS, ParameterSite, align, is_conv1d, locate
 from workbench.loaders.weights import Weights
-from workbench.results import Provenance
+from workbench.results.result import Provenance
 
 if TYPE_CHECKING:
     import contextlib
@@ -72,7 +73,7 @@ class Delta:
         """|tuned - base|_F."""
         if self.factors is not None:
             return self.factors.norm
-        return magnitude.norm(self.change) if self.changed else 0.0
+        return numerics.norm(self.change) if self.changed else 0.0
 
     @cached_property
     def changed(self) -> bool:
@@ -226,15 +227,13 @@ class CheckpointPair:
     ) -> PairReport:
         """The preflight: what matches, what does not, what to do. read=False opens no tensor;
         run=True holds the logits against a plain loading; see `workbench.loaders.check`."""
-        from workbench.loaders.check import check
-
-        return check(self, read=read, run=run, fingerprints=fingerprints)
+        return convenience("CheckpointPair.check")(
+            self, read=read, run=run, fingerprints=fingerprints
+        )
 
     def limits(self) -> PairReport:
         """What stands beside every number: the preflight of headers and of an adapter's factors."""
-        from workbench.loaders.check import limits
-
-        return limits(self)
+        return convenience("CheckpointPair.limits")(self)
 
     def models(
         self,
@@ -244,9 +243,7 @@ class CheckpointPair:
         base: Literal["memory", "disk"] = "memory",
     ) -> contextlib.AbstractContextManager[Sides]:
         """Both sides to run, in as little memory as they need; see `workbench.models.models`."""
-        from workbench.models.sides import models
-
-        return models(self, device, dtype, base=base)
+        return convenience("CheckpointPair.models")(self, device, dtype, base=base)
 
     def to_transformer_lens(
         self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
@@ -256,14 +253,7 @@ class CheckpointPair:
         Offline, from what the pair was loaded from; adapters are merged in the bridge's copy. Needs
         a tokenizer beside the base.
         """
-        from workbench.models.transformer_lens import bridge
-
-        words = self.base.tokenizer()
-        sides = (self.base, self.tuned)
-        base, tuned = (
-            bridge(s.load(device, dtype), words, own=isinstance(s.reference, str)) for s in sides
-        )
-        return base, tuned
+        return convenience("CheckpointPair.to_transformer_lens")(self, device, dtype)
 
     def to_nnsight(
         self,
@@ -277,25 +267,10 @@ class CheckpointPair:
         remote: both as models on a server, by their hub ids alone; see `workbench.models.nnsight`,
         also for what that cannot do. Raises WorkbenchError unless both are public hub models.
         """
-        from workbench.models.nnsight import hosted, require_public, wrap
-        from workbench.models.sites import Layout
-
-        if remote:
-            for side in (self.base, self.tuned):
-                require_public(side)
-            return hosted(self.base), hosted(self.tuned)
-        words, made = self.base.tokenizer(), []
-        for side in (self.base, self.tuned):
-            model = side.load(device, dtype)
-            if isinstance(side.reference, str):
-                Layout(model).root.set_attn_implementation("eager")
-            made.append(wrap(model, words))
-        return made[0], made[1]
+        return convenience("CheckpointPair.to_nnsight")(self, device, dtype, remote=remote)
 
     def _repr_html_(self) -> str:
-        from workbench import shown
-
-        return shown.pair(self)
+        return convenience("CheckpointPair._repr_html_")(self)
 
     def provenance(self, **known: Any) -> Provenance:
         """Provenance of one analysis of this pair, with the preflight's notes."""
@@ -357,9 +332,7 @@ class Family:
         return CheckpointPair(self.base, self.members[name], name)
 
     def _repr_html_(self) -> str:
-        from workbench import shown
-
-        return shown.family(self)
+        return convenience("Family._repr_html_")(self)
 
 
 def load_pair(base: Reference, tuned: Reference, name: str | None = None) -> CheckpointPair:

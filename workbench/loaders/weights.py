@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError, reason
-from workbench.files import MIB, read_json
+from workbench.files.reading import MIB, read_json
 from workbench.loaders.experts import Where, stored_name
-from workbench.loaders.foreign import foreign, pointers
-from workbench.loaders.handed import STORED
+from workbench.loaders.foreign_formats import foreign, pointers
 from workbench.loaders.headers import safetensors_header
+from workbench.loaders.staging import STORED
 
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workbench.decompose import svd
-from workbench.devices import Device, instead, offloaded, spread
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Delta
+from workbench.loaders.devices import Device, instead, offloaded, spread
 from workbench.loaders.experts import running, stored_name, view
 from workbench.loaders.names import ParameterSite, align, is_conv1d
+from workbench.numerics import svd
 
 Mask = Callable[[ParameterSite], bool | float | Tensor]
 Projection = Callable[[Delta], Tensor | None]

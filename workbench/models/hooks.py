@@ -5,10 +5,10 @@
     with replace(model, {Site("resid_post", 3, position=-1): value}):
         logits = model(input_ids=ids).logits
 
-The first use of a model proves its sites (`probe`); a kind that is not what its name says is
-refused. Both leave the model as it was, also after an exception. Hooks act in the order in which
-the blocks were entered: a capture inside a replace sees the replaced value. Gradients flow through
-both.
+The first use of a model proves its sites (`site_verification`); a kind that is not what its name
+says is refused. Both leave the model as it was, also after an exception. Hooks act in the order in
+which the blocks were entered: a capture inside a replace sees the replaced value. Gradients flow
+through both.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
-from workbench.models import probe
+from workbench.models import site_verification
 from workbench.models.attach import Change, attached
 from workbench.models.sites import Layout, Site, pick, put
 
@@ -54,7 +54,7 @@ def capture(
     found: dict[Site, Tensor] = {}
     wanted = list(sites)
     layout = Layout(model)
-    probe.require(layout, wanted)
+    site_verification.require(layout, wanted)
 
     def reader(site: Site) -> Change:
         def read(raw: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def replace(
     would otherwise look like an effect of zero.
     """
     layout = Layout(model)
-    probe.require(layout, values)
+    site_verification.require(layout, values)
     reached: set[Site] = set()
 
     def writer(site: Site) -> Change:

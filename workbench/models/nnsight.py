@@ -20,11 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from workbench.conveniences import provides
 from workbench.errors import WorkbenchError, reason
-from workbench.loaders import Checkpoint
-from workbench.models import probe
+from workbench.loaders import Checkpoint, CheckpointPair
+from workbench.models import site_verification
 from workbench.models.hooks import Run, Value, Where, require_inputs, rewritten, token_index
 from workbench.models.sites import KINDS, End, Layout, Site, end, pick
 
@@ -83,6 +85,29 @@ def require_public(checkpoint: Checkpoint) -> None:
         )
 
 
+@provides("CheckpointPair.to_nnsight")
+def wrapped(
+    pair: CheckpointPair,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    remote: bool = False,
+) -> tuple[Any, Any]:
+    """(base, tuned) of a pair as LanguageModels with eager attention; remote: as `hosted`."""
+    sides = (pair.base, pair.tuned)
+    if remote:
+        for side in sides:
+            require_public(side)
+        return hosted(pair.base), hosted(pair.tuned)
+    words, made = pair.base.tokenizer(), []
+    for side in sides:
+        model = side.load(device, dtype)
+        if isinstance(side.reference, str):
+            Layout(model).root.set_attn_implementation("eager")
+        made.append(wrap(model, words))
+    return made[0], made[1]
+
+
 def run(
     model: Any,
     inputs: Mapping[str, Tensor],
@@ -104,7 +129,7 @@ def run(
     require_inputs(inputs)
     changes, wanted = dict(write or {}), list(read)
     if not remote:
-        probe.require(layout, (*changes, *wanted))
+        site_verification.require(layout, (*changes, *wanted))
     eager = layout.root.config._attn_implementation == "eager"
     if not eager and any(site.kind == "pattern" for site in (*changes, *wanted)):
         raise WorkbenchError(

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from workbench.devices import Device, entry, spread
+from workbench.conveniences import provides
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
+from workbench.loaders.devices import Device, entry, spread
 from workbench.loaders.names import align
 from workbench.log import log
 from workbench.models.edits import parameter_homes
@@ -137,6 +138,7 @@ def load(
     return made
 
 
+@provides("CheckpointPair.models")
 @contextlib.contextmanager
 def models(
     pair: CheckpointPair,

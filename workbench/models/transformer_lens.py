@@ -12,10 +12,13 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from workbench.conveniences import provides
 from workbench.errors import WorkbenchError
-from workbench.loaders.handed import offline
+from workbench.loaders.pair import CheckpointPair
+from workbench.loaders.staging import offline
 from workbench.models.hooks import Run, Value, Where, require_inputs, rewritten, token_index
 from workbench.models.sides import WithoutAdapters, switches
 from workbench.models.sites import Layout, Site, pick
@@ -44,6 +47,19 @@ def bridge(model: nn.Module, tokenizer: Any, *, own: bool = False) -> Any:
             f"TransformerLens cannot take {type(root).__name__}: {error}"
         ) from error
     return made.eval()
+
+
+@provides("CheckpointPair.to_transformer_lens")
+def bridges(
+    pair: CheckpointPair, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> tuple[Any, Any]:
+    """(base, tuned) of a pair, each a `bridge` over its own copy of the weights."""
+    words = pair.base.tokenizer()
+    base, tuned = (
+        bridge(side.load(device, dtype), words, own=isinstance(side.reference, str))
+        for side in (pair.base, pair.tuned)
+    )
+    return base, tuned
 
 
 def _merged(model: Any) -> nn.Module:

@@ -19,18 +19,18 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
-from workbench.meaning import finished
 from workbench.models import Layout
 from workbench.models.sides import named_dtype
 from workbench.patching import patches as places
 from workbench.patching import sweep as shared
 from workbench.patching.patches import Patch, Position, Where
-from workbench.patching.picked import controlled
+from workbench.patching.strongest import controlled
 from workbench.patching.sweep import Side
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.tasks import Prompt, PromptSet, corrupt
 from workbench.tasks.batching import Row, rows
 

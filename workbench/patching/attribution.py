@@ -32,10 +32,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
-from workbench.meaning import finished
 from workbench.models import Layout, Site, replace
 from workbench.models.rerun import Rerun, answers_only, predictors
 from workbench.models.sides import Sides, named_dtype
@@ -47,10 +46,11 @@ from workbench.patching.activation import SIDES, asked, partners, tokens_of
 from workbench.patching.cross_model import with_answers
 from workbench.patching.edges import EMBEDDING
 from workbench.patching.patches import COLUMNS, Patch, Position, Where
-from workbench.patching.picked import halves, said_of_halves
-from workbench.patching.plan import Plan, counted
+from workbench.patching.strongest import halves, said_of_halves
 from workbench.patching.sweep import Side
-from workbench.results import Result, describe
+from workbench.patching.sweep_plan import Plan, counted
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.stats import ratios, spearman
 from workbench.tasks import PromptSet
 from workbench.tasks.batching import Batch, Row, batch, in_batches, pad_id, rows

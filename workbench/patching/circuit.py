@@ -29,22 +29,22 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
-from workbench.meaning import finished
 from workbench.models import Layout, Site
 from workbench.models.rerun import Outside, Rerun, Write
 from workbench.models.sides import named_dtype
 from workbench.patching import sweep as shared
 from workbench.patching.activation import SIDES, asked, partners, require_sides
-from workbench.patching.discovery import GROUPS, Circuit, Group, discover, heads
+from workbench.patching.circuit_discovery import GROUPS, Circuit, Group, discover, heads
 from workbench.patching.patches import Position, require_one_width
 from workbench.patching.path import Head
-from workbench.patching.plan import counted
 from workbench.patching.sweep import Side
+from workbench.patching.sweep_plan import counted
 from workbench.progress import progress
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.stats import edges, ratios
 from workbench.tasks import PromptSet
 from workbench.tasks.batching import Batch, Row, batch, in_batches, pad_id

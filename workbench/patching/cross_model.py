@@ -24,19 +24,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
-from workbench.meaning import finished
 from workbench.models import Layout, Site
 from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
 from workbench.patching import patches as places
 from workbench.patching import sweep as shared
 from workbench.patching.patches import Patch, Position, Where
-from workbench.patching.picked import controlled
+from workbench.patching.strongest import controlled
 from workbench.patching.sweep import Side
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.tasks import Prompt, PromptSet
 from workbench.tasks.batching import Row, batch, in_batches, pad_id, rows
 

@@ -15,15 +15,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models.sides import named_dtype
 from workbench.patching.activation import asked, partners
+from workbench.patching.circuit_discovery import GROUPS, Group, discover, sites
 from workbench.patching.cross_model import Direction, cross_model
-from workbench.patching.discovery import GROUPS, Group, discover, sites
 from workbench.patching.sweep import Side
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
 from workbench.tasks import PromptSet
 
 WHOLE = "whole circuit"

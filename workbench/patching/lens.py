@@ -24,17 +24,17 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
-from workbench.meaning import finished
 from workbench.models import Layout, Site
 from workbench.models.rerun import Rerun
 from workbench.models.sides import Sides, named_dtype
 from workbench.patching.cross_model import with_answers
 from workbench.patching.sweep import measured
 from workbench.progress import progress
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.stats import ratios
 from workbench.tasks import Prompt, PromptSet
 from workbench.tasks.batching import Row, batch, in_batches, pad_id, rows

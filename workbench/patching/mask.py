@@ -24,20 +24,20 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
-from workbench.meaning import finished
 from workbench.models import Layout, Site, replace
 from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
 from workbench.models.sites import Kind
 from workbench.patching.activation import SIDES, require_sides
 from workbench.patching.patches import Patch, Position, require_equal
-from workbench.patching.plan import Plan, counted
 from workbench.patching.sweep import require_aligned, require_batches
+from workbench.patching.sweep_plan import Plan, counted
 from workbench.progress import progress
-from workbench.results import Result
+from workbench.results.result import Result
+from workbench.results.validity import finished
 from workbench.stats import ratios
 from workbench.tasks.batching import Row, batch, in_batches, pad_id, rows
 from workbench.tasks.desiderata import Counterfactuals

@@ -27,20 +27,20 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
-from workbench.meaning import finished
 from workbench.models import Layout, Site
 from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
 from workbench.patching import sweep as shared
 from workbench.patching.activation import SIDES, asked, partners, require_sides
 from workbench.patching.patches import Patch, Position
-from workbench.patching.plan import counted, share
 from workbench.patching.sweep import Side
+from workbench.patching.sweep_plan import counted, share
 from workbench.progress import progress
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.stats import ratios
 from workbench.tasks import PromptSet
 from workbench.tasks.batching import batch, in_batches, pad_id

@@ -24,15 +24,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
-from workbench.meaning import finished
 from workbench.models import Layout, Site, capture
 from workbench.models.sides import Sides, named_dtype
 from workbench.patching.patches import default_positions
 from workbench.progress import progress
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.stats import ratios
 from workbench.tasks import PromptSet
 from workbench.tasks.batching import Batch, Row, batch, in_batches, pad_id, rows

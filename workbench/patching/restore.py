@@ -19,10 +19,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
-from workbench.meaning import finished
 from workbench.models import Layout, edit, merged
 from workbench.models.edits import Mask, only, overlay
 from workbench.models.rerun import Rerun
@@ -36,9 +35,10 @@ from workbench.patching.cross_model import (
     with_answers,
 )
 from workbench.patching.patches import Patch
-from workbench.patching.plan import plan
+from workbench.patching.sweep_plan import plan
 from workbench.progress import progress
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.tasks import Prompt, PromptSet
 from workbench.tasks.batching import batch, in_batches, pad_id, rows
 

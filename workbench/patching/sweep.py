@@ -20,7 +20,7 @@ from workbench.errors import WorkbenchError
 from workbench.models import Layout, Site
 from workbench.models.rerun import Plus, Rerun
 from workbench.patching.patches import COLUMNS, Patch, require_one_width
-from workbench.patching.plan import plan
+from workbench.patching.sweep_plan import plan
 from workbench.progress import progress
 from workbench.stats import Intervals, ratios
 from workbench.tasks.batching import Batch, Row, batch, in_batches, pad_id

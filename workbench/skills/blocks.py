@@ -16,19 +16,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.loaders.names import ParameterSite
-from workbench.meaning import finished
 from workbench.models import Edit, edit, truncated
 from workbench.models.edits import once
 from workbench.progress import progress
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.skills.compression import width
+from workbench.skills.gradients import Teacher
 from workbench.skills.graft import count
-from workbench.skills.readout import Reading, Readout, split
-from workbench.skills.teaching import Teacher
+from workbench.skills.scoring import Reading, Readout, split
 from workbench.stats import ratios
 from workbench.tasks import PromptSet
 

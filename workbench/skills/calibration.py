@@ -21,13 +21,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from workbench import stats
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
-from workbench.meaning import finished
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.skills.graft import Graft, require_own
-from workbench.skills.readout import Readout
+from workbench.skills.scoring import Readout
 from workbench.tasks import PromptSet
 
 KEY = "skills.calibration"

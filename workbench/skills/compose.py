@@ -19,13 +19,13 @@ import pandas as pd
 
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Family
-from workbench.meaning import finished
 from workbench.models import Edit, edit
 from workbench.progress import progress
-from workbench.results import Provenance, Result, describe
+from workbench.results.result import Provenance, Result, describe
+from workbench.results.validity import finished
 from workbench.skills import rankings
 from workbench.skills.graft import KEPT, Graft, graft_of, inside, require_own, top
-from workbench.skills.readout import Reading, Readout
+from workbench.skills.scoring import Reading, Readout
 from workbench.stats import ratios
 from workbench.tasks import PromptSet
 

@@ -27,18 +27,18 @@ from typing import Any, NamedTuple
 import pandas as pd
 from torch import Tensor
 
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Delta
 from workbench.loaders.names import ParameterSite
-from workbench.meaning import finished
 from workbench.models import Edit, edit, one_bit, tiered, truncated
 from workbench.models.edits import once, tiers_of
 from workbench.progress import progress
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.skills import rankings
 from workbench.skills.graft import graft_of, top
-from workbench.skills.readout import Readout
+from workbench.skills.scoring import Readout
 from workbench.tasks import PromptSet
 
 KEY = "skills.compression"

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.files import is_count, parsed
+from workbench.files.reading import is_count, parsed
+from workbench.files.writing import Mark, says, writing
 from workbench.loaders import CheckpointPair
 from workbench.loaders.names import ParameterSite
 from workbench.models import Edit, edit
-from workbench.outputs import Mark, says, writing
-from workbench.results import Result
+from workbench.results.result import Result
 
 KEY = "skills.localize"
 SAVED = Mark("a saved graft", says(b'"__metadata__"', b'"sizes":'))

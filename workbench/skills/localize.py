@@ -17,17 +17,18 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench.asked import analysis
-from workbench.decompose import singular_values
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Delta
 from workbench.loaders.names import ParameterSite
-from workbench.meaning import finished
 from workbench.models import Edit, edit, only
 from workbench.models.edits import entries, truncated
+from workbench.numerics import singular_values
 from workbench.progress import progress
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.skills import rankings
+from workbench.skills.gradients import Teacher, learn
 from workbench.skills.graft import (
     KEPT,
     KEY,
@@ -40,8 +41,7 @@ from workbench.skills.graft import (
     tensor_key,
     top,
 )
-from workbench.skills.readout import Readout, split
-from workbench.skills.teaching import Teacher, learn
+from workbench.skills.scoring import Readout, split
 from workbench.tasks import PromptSet
 
 SPARSITIES = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)
@@ -75,7 +75,7 @@ def localize(
     task: prompts of what was learned; half teach the mask, a quarter chooses its epoch, a quarter
     is reported. sparsity: share of N each mask starts with. others: prompt sets scored too, as the
     task out of distribution or tasks of pre-training. random: random masks of each size.
-    epochs, patience, rate: of the learned mask, see `teaching.learn`. dtype: "float32" or
+    epochs, patience, rate: of the learned mask, see `gradients.learn`. dtype: "float32" or
     "bfloat16", in which the model is run; None as stored. An adapter is merged in float32.
 
     arms: "learned"; "movement", largest |delta|; "random"; "gradient", largest |dL/dtheta| at the

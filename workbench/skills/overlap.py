@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import WorkbenchError
-from workbench.meaning import finished
-from workbench.results import Provenance, Result
+from workbench.results.result import Provenance, Result
+from workbench.results.validity import finished
 from workbench.skills.graft import KEY as LOCALIZED
 from workbench.skills.graft import Graft
 from workbench.stats import spearman

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from workbench.decompose import svd
 from workbench.loaders import CheckpointPair
 from workbench.loaders.names import ParameterSite
+from workbench.numerics import svd
 
 Scores = Callable[[ParameterSite], Tensor]
 PRINCIPAL_RANK = 128  # LIFT's rank of the base is 128 in most of its tables

@@ -18,16 +18,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
-from workbench.meaning import finished
 from workbench.models import Edit, edit
 from workbench.progress import progress
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.skills import rankings
 from workbench.skills.graft import count, graft_of, inside, top
-from workbench.skills.readout import Reading, Readout, split
+from workbench.skills.scoring import Reading, Readout, split
 from workbench.stats import ratios
 from workbench.tasks import PromptSet
 

@@ -40,8 +40,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from workbench import magnitude
-from workbench.decompose import singular_values, svd
+from workbench import numerics
+from workbench.numerics import singular_values, svd
 from workbench.spectral.linalg import own_generator
 
 CHANCE = 1e-6  # that any certificate of one call is wrong
@@ -445,7 +445,7 @@ def bracket(
     if cluster is None:
         cluster = torch.arange(len(angle))
     own = own_generator(matrix, vectors) if seed is None else torch.Generator().manual_seed(seed)
-    unit = magnitude.unit(matrix)
+    unit = numerics.unit(matrix)
     matrix = matrix if unit == 1 else matrix / unit
     out, width = matrix.shape
     tall = out > width

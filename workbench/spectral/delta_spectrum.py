@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench import magnitude
-from workbench.asked import analysis
-from workbench.decompose import singular_values
+from workbench import numerics
+from workbench.analysis.boundary import analysis
 from workbench.loaders import CheckpointPair, Delta
-from workbench.meaning import finished
+from workbench.numerics import singular_values
 from workbench.progress import progress
-from workbench.results import Result, by_matrix
+from workbench.results.result import Result, by_matrix
+from workbench.results.validity import finished
 from workbench.spectral.linalg import factor_values
 
 ENERGY_AT = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -83,7 +83,7 @@ def delta_spectrum(pair: CheckpointPair, *, device: str = "cpu") -> Result:
     matrices = set(pair.sites())
     for site in progress(pair.sites("all"), desc=f"spectrum {pair.name}"):
         delta = pair.delta(site)
-        size = magnitude.norm(delta.base.float())
+        size = numerics.norm(delta.base.float())
         found = {"norm": delta.norm, "relative_norm": delta.norm / size if size else float("nan")}
         values = torch.zeros(0)
         if site in matrices:

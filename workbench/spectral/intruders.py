@@ -17,15 +17,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError, some
 from workbench.loaders import CheckpointPair, Delta
-from workbench.meaning import finished
 from workbench.progress import progress
-from workbench.results import Result, by_matrix
+from workbench.results.result import Result, by_matrix
+from workbench.results.validity import finished
+from workbench.spectral.base_svd import base_triplets
 from workbench.spectral.decisions import Bracket, bracket
 from workbench.spectral.leading import ANGLE, top_clusters, top_triplets
-from workbench.spectral.linalg import Operator, Triplets, base_triplets, dense_triplets
+from workbench.spectral.linalg import Operator, Triplets, dense_triplets
 from workbench.spectral.nulls import SAME, null_operators
 
 Side = Literal["left", "right", "joint"]

@@ -33,7 +33,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.decompose import svd
+from workbench.numerics import svd
 from workbench.spectral.linalg import Operator, Triplets
 
 DENSE_BELOW = 256  # rows below which a full SVD costs no more than a certificate

@@ -1,28 +1,23 @@
 """Singular vectors shared by the spectral analyses: dense decompositions, and matrices by products.
 
-The base decomposition is kept on disk under the content of the matrix, so every fine-tune of a base
-reuses it. The top k of a tuned matrix alone are found in `leading`. Nothing depends on the unit of
-the weights: tolerances are relative, and numbers too large or too small to be squared in float32
-are divided by a power of two first.
+That of a base is kept on disk, see `base_svd`; the top k of a tuned matrix alone are found in
+`leading`. Nothing depends on the unit of the weights: tolerances are relative, and numbers too
+large or too small to be squared in float32 are divided by a power of two first.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from workbench import cache, magnitude
-from workbench.decompose import singular_values, svd
+from workbench import numerics
 from workbench.loaders import Delta
 from workbench.loaders.adapters import Factors
-from workbench.outputs import writing
+from workbench.numerics import singular_values, svd
+from workbench.results import cache
 
 
 @dataclass(frozen=True)
@@ -82,11 +77,11 @@ class Operator:
 
     @property
     def unit(self) -> float:
-        """What to divide W by, see `magnitude.unit`."""
-        own = magnitude.unit(self.dense)
+        """What to divide W by, see `numerics.unit`."""
+        own = numerics.unit(self.dense)
         if self.factors is None:
             return own
-        return max(own, magnitude.unit(self.factors.up, self.factors.down))
+        return max(own, numerics.unit(self.factors.up, self.factors.down))
 
     def over(self, unit: float) -> Operator:
         """W / unit."""
@@ -114,54 +109,10 @@ def own_generator(*parts: Tensor) -> torch.Generator:
 
 def dense_triplets(matrix: Float[Tensor, "out in"]) -> Triplets:
     """All min(out, in) triplets by a thin SVD in float32, as the paper's code takes them."""
-    unit = magnitude.unit(matrix)
+    unit = numerics.unit(matrix)
     whole = matrix.float() if unit == 1 else matrix.float() / unit
     left, values, right = svd(whole)
     return Triplets(left, values * unit, right.T, torch.zeros_like(values))
-
-
-def base_triplets(matrix: Float[Tensor, "out in"], device: str | torch.device = "cpu") -> Triplets:
-    """`dense_triplets` of a base matrix, computed once and kept on disk under its content; again
-    where what is kept is no longer what was computed."""
-    file = _kept_at(matrix)
-    parts = _kept(file, matrix.shape)
-    if parts is None:
-        found = dense_triplets(matrix.to(device))
-        whole = {"left": found.left, "values": found.values, "right": found.right}
-        parts = {name: part.cpu().contiguous() for name, part in whole.items()}
-        with writing(file, cache.CACHED) as fresh:
-            save_file(parts, fresh, {"sha256": _content(file, parts)})
-    left, values, right = (parts[name].to(device) for name in ("left", "values", "right"))
-    return Triplets(left, values, right, torch.zeros_like(values))
-
-
-def _kept(file: Path, shape: torch.Size) -> dict[str, Tensor] | None:
-    """The parts in a file, None unless it is whole, of a matrix of this shape, and as it was."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            said = (opened.metadata() or {}).get("sha256")
-            parts = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError):
-        return None
-    k = min(shape)
-    wanted = {"left": (shape[0], k), "values": (k,), "right": (shape[1], k)}
-    whole = {name: tuple(part.shape) for name, part in parts.items()} == wanted
-    return parts if whole and said == _content(file, parts) else None
-
-
-def _content(file: Path, parts: dict[str, Tensor]) -> str:
-    """sha256 of the parts and of what they are the parts of."""
-    from workbench.loaders.checkpoint import tensor_bytes
-
-    own = (tensor_bytes(parts[name]) for name in sorted(parts))
-    return cache.digest(chain([file.name.encode()], own))
-
-
-def _kept_at(matrix: Tensor) -> Path:
-    from workbench.loaders.checkpoint import tensor_bytes
-
-    about = f"{tuple(matrix.shape)} {matrix.dtype} thin-svd-float32".encode()
-    return cache.folder("svd", cache.digest([about, tensor_bytes(matrix)]) + ".safetensors")
 
 
 def factor_values(factors: Factors) -> Float[Tensor, " rank"]:

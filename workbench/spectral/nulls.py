@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench import magnitude
+from workbench import numerics
 from workbench.loaders import Delta
 from workbench.loaders.adapters import Factors
 from workbench.spectral.linalg import Operator
@@ -36,7 +36,7 @@ def null_operators(
     noise = _own_generator(delta, seed)
     norm = delta.norm
     dense = torch.randn(base.shape, generator=noise).to(base.device)
-    yield "random_delta", Operator(base + dense * (norm / magnitude.norm(dense)))
+    yield "random_delta", Operator(base + dense * (norm / numerics.norm(dense)))
     if delta.factors is not None:
         rank = delta.factors.up.shape[1]
         up = torch.randn(base.shape[0], rank, generator=noise).to(base.device)

@@ -18,19 +18,20 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError, some
 from workbench.loaders import CheckpointPair, Delta
 from workbench.loaders.names import ParameterSite
-from workbench.meaning import finished
 from workbench.models import Edit, edit, merged
 from workbench.models.sides import named_dtype
 from workbench.progress import progress
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
+from workbench.spectral.base_svd import base_triplets
 from workbench.spectral.intruders import cosines
-from workbench.spectral.linalg import Operator, Triplets, base_triplets, dense_triplets
+from workbench.spectral.linalg import Operator, Triplets, dense_triplets
 from workbench.stats import bootstrap
-from workbench.tasks.measure import Items, losses, own_samples, scores
+from workbench.tasks.measurements import Items, losses, own_samples, scores
 from workbench.tasks.prompts import PromptSet
 
 LAMBDAS = (0.0, 0.1, 0.25, 0.3, 0.5, 0.7, 0.75, 0.9, 1.0, 1.5, 2.0)

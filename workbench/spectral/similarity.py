@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
-from workbench.meaning import finished
-from workbench.results import Result, by_matrix
+from workbench.results.result import Result, by_matrix
+from workbench.results.validity import finished
+from workbench.spectral.base_svd import base_triplets
 from workbench.spectral.intruders import Side, cosines
-from workbench.spectral.linalg import Operator, base_triplets, dense_triplets
+from workbench.spectral.linalg import Operator, dense_triplets
 
 
 @analysis

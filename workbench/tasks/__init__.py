@@ -1,6 +1,6 @@
 """Prompts with known answers, and how a model scores on them."""
 
-from workbench.tasks.conjugate import (
+from workbench.tasks.conjugations import (
     Conjugation,
     leetspeak,
     permutation,
@@ -17,12 +17,12 @@ from workbench.tasks.desiderata import (
     whole_words,
 )
 from workbench.tasks.english import in_context, instructions, prose
-from workbench.tasks.family import arithmetic, copying, facts, ledger, narration, reversal
-from workbench.tasks.measure import own_samples, read_text
+from workbench.tasks.entity_tracking import boxes, boxes_prompts, moves
+from workbench.tasks.family_tasks import arithmetic, copying, facts, ledger, narration, reversal
+from workbench.tasks.measurements import own_samples, read_text
 from workbench.tasks.prompts import Prompt, PromptSet
 from workbench.tasks.score import answers, text_loss
-from workbench.tasks.tracking import boxes, boxes_prompts, moves
-from workbench.tasks.transform import chat, many_shot, off_by_one, renamed
+from workbench.tasks.transforms import chat, many_shot, off_by_one, renamed
 
 __all__ = [
     "Conjugation",

@@ -15,8 +15,8 @@ import regex
 import torch
 from torch import Tensor
 
-from workbench.devices import entry
 from workbench.errors import WorkbenchError
+from workbench.loaders.devices import entry
 from workbench.log import log
 from workbench.tasks.prompts import Prompt, PromptSet
 

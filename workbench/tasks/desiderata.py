@@ -27,8 +27,8 @@ from itertools import chain
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.tasks import tracking, world
-from workbench.tasks.generate import asked_for, named
+from workbench.tasks import entity_tracking, world
+from workbench.tasks.generators import asked_for, named
 from workbench.tasks.prompts import SPLITS, Prompt, PromptSet, Split
 
 KINDS = ("object value", "box label", "positional")
@@ -145,7 +145,7 @@ def desiderata(
             continue
         seen |= {base.id, source.id}
         if tokenizer is not None:
-            base, source = tracking.natural(base), tracking.natural(source)
+            base, source = entity_tracking.natural(base), entity_tracking.natural(source)
         target = answers.pop(kind)
         found.append(Counterfactual(base, source, target, answers))
         if len(found) == n:
@@ -169,7 +169,7 @@ def _pair(
     # that the base asks for.
     own, asked, label, crossed = stream.sample(range(count), 4)
     inside = dict(zip(labels, objects[:count], strict=True))
-    base = named("boxes", tracking.stated(inside, [labels[own]], order))
+    base = named("boxes", entity_tracking.stated(inside, [labels[own]], order))
     if split not in (None, base.split):
         return None
     moved = _moved(stream, labels, {asked: labels[label], crossed: labels[own]})
@@ -180,7 +180,7 @@ def _pair(
     for _ in range(50):
         stream.shuffle(things)
         other = dict(zip(moved, things, strict=True))
-        source = named("boxes", tracking.stated(other, [labels[label]], order))
+        source = named("boxes", entity_tracking.stated(other, [labels[label]], order))
         if source.split == base.split:
             return base, source, answers | {"object value": source.target}
     return None
@@ -249,7 +249,7 @@ def _partner(
     text = turned(prompt.prompt[:first]) + query + turned(prompt.prompt[last:])
     asked = labels.index(prompt.prompt[first:last])
     away = stream.choice([i for i in range(len(labels)) if i != asked])
-    found = tracking.spans(text, asked=query, label=others[away], thing=things[away])
+    found = entity_tracking.spans(text, asked=query, label=others[away], thing=things[away])
     return replace(prompt, id=f"{prompt.id}-corrupt", prompt=text, spans=found)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 
 from workbench.errors import WorkbenchError
-from workbench.tasks.generate import Draw, collect
+from workbench.tasks.generators import Draw, collect
 from workbench.tasks.prompts import PromptSet, Split
 
 

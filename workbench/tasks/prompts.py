@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
+from workbench.conveniences import convenience
 from workbench.errors import WorkbenchError, visible
-from workbench.files import MIB, is_count, parsed, read_text
-from workbench.outputs import Mark, says, writing
+from workbench.files.reading import MIB, is_count, parsed, read_text
+from workbench.files.writing import Mark, says, writing
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -127,9 +128,7 @@ class PromptSet:
         return hashlib.sha256(content.encode()).hexdigest()
 
     def _repr_html_(self) -> str:
-        from workbench import shown
-
-        return shown.prompts(self)
+        return convenience("PromptSet._repr_html_")(self)
 
     def select(self, *, split: Split | None = None, **tags: str) -> PromptSet:
         """The prompts of one split whose tags have these values, in the same order.

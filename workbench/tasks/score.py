@@ -11,8 +11,8 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from workbench.devices import entry, home
 from workbench.errors import WorkbenchError
+from workbench.loaders.devices import entry, home
 from workbench.tasks.batching import (
     Encoded,
     encode,

@@ -24,19 +24,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
-from workbench.meaning import finished
 from workbench.models import Sides, Site, capture
 from workbench.models.sides import Where, named_dtype
 from workbench.progress import progress
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.stats import bootstrap
 from workbench.tasks import PromptSet
 from workbench.tasks.batching import Batch, Row, batch, in_batches, pad_id, rows
-from workbench.tuco.groups import Group, between
 from workbench.tuco.lockstep import Step, lockstep
+from workbench.tuco.separation import Group, between
 
 Prompts = PromptSet | Sequence[str]
 COMPARED = ("tuco", "output_co")

@@ -16,17 +16,17 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from workbench.asked import analysis
+from workbench.analysis.boundary import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
-from workbench.meaning import finished
 from workbench.models import Sides
 from workbench.models.sides import load, named_dtype
 from workbench.progress import progress
-from workbench.results import Result, describe
+from workbench.results.result import Result, describe
+from workbench.results.validity import finished
 from workbench.stats import Interval, bootstrap
 from workbench.tasks import PromptSet, answers
-from workbench.tasks.measure import losses
+from workbench.tasks.measurements import losses
 from workbench.tuco.lockstep import Step, Twins, lockstep
 
 ALPHAS = (0.0, 0.75, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25)

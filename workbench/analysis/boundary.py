@@ -1,0 +1,117 @@
+"""What every analysis is asked, made sure of before it begins.
+
+    @analysis
+    def lens(pair: CheckpointPair, prompts: PromptSet, *, device="cpu", ...) -> Result: ...
+
+A family where a pair is expected, a device that is not there, a text where a set of prompts is
+expected: each ends in one sentence, and a path to prompts is read. How long it will take is said
+before, where that is long.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from workbench.analysis import cost
+from workbench.errors import WorkbenchError
+from workbench.loaders.devices import entry
+from workbench.loaders.pair import CheckpointPair, Family
+from workbench.tasks.prompts import FILES, PromptSet
+
+P = ParamSpec("P")
+R = TypeVar("R")
+# Arguments of these types, or of several, may be given by the path of a file.
+SETS = ("PromptSet", "Prompts")
+
+
+def analysis(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, whose arguments are looked at before it runs."""
+
+    @wraps(function)
+    def asked(*args: P.args, **kwargs: P.kwargs) -> R:
+        bound = _signature(function).bind(*args, **kwargs)
+        for name, value in bound.arguments.items():
+            kind = str(_signature(function).parameters[name].annotation)
+            bound.arguments[name] = _checked(function.__name__, name, kind, value)
+        bound.apply_defaults()
+        cost.tell(function.__module__.partition(".")[2], bound.arguments)
+        return function(*bound.args, **bound.kwargs)
+
+    return asked
+
+
+@cache
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(function)
+
+
+def _checked(analysis: str, name: str, kind: str, value: Any) -> Any:
+    """An argument as the analysis takes it. kind: its annotation, as text."""
+    if name == "device":
+        entry(value)
+    elif kind == "CheckpointPair":
+        require_pair(value, analysis)
+    elif kind == "Family":
+        require_family(value, analysis)
+    elif any(one in kind for one in SETS):
+        return _prompts(value, name, texts="Sequence[str]" in kind or "Prompts" in kind)
+    return value
+
+
+def require_family(value: Any, analysis: str) -> None:
+    """Raise WorkbenchError for what is no base with named members."""
+    if not isinstance(value, Family):
+        raise WorkbenchError(
+            f"Expected a family of members for {analysis}, found {_told(value)}; load one with "
+            "wb.load_family(base, {'name': reference})."
+        )
+
+
+def require_pair(value: Any, analysis: str) -> None:
+    """Raise WorkbenchError for what is no base with one member."""
+    if isinstance(value, CheckpointPair):
+        return
+    if isinstance(value, Family):
+        name = next(iter(value.members), "name")
+        raise WorkbenchError(
+            f"Expected a base with one member for {analysis}, found a family of {len(value)}; give "
+            f"family[{name!r}], or wb.over(family, ...) for every member."
+        )
+    raise WorkbenchError(
+        f"Expected a base with one member for {analysis}, found {_told(value)}; load one with "
+        "wb.load_pair(base, tuned)."
+    )
+
+
+def _prompts(value: Any, name: str, *, texts: bool) -> Any:
+    """Prompts, or several sets of them, of which any may be a path. texts: plain texts may stand
+    for prompts."""
+    if isinstance(value, str | Path):
+        if Path(value).suffix in FILES:
+            return PromptSet.load(value)
+        raise WorkbenchError(
+            f"Expected {name} to be a set of prompts{' or a list of texts' if texts else ''}, "
+            f"found the text {str(value)[:60]!r}; give wb.tasks.PromptSet.load(path), the path of "
+            f"a file ({', '.join(FILES)}){', or wrap one text in a list' if texts else ''}."
+        )
+    if isinstance(value, Mapping):
+        return {key: _path(one) for key, one in value.items()}
+    if isinstance(value, Sequence) and not texts:
+        return [_path(one) for one in value]
+    return value
+
+
+def _path(value: Any) -> Any:
+    """A set that may be given by its file; plain texts stay texts."""
+    known = isinstance(value, Path) or (
+        isinstance(value, str) and Path(value).suffix in FILES and Path(value).exists()
+    )
+    return PromptSet.load(value) if known else value
+
+
+def _told(value: Any) -> str:
+    return f"{type(value).__name__} {str(value)[:60]!r}"

@@ -1,0 +1,194 @@
+"""Which published findings show in these results? A row a claim: its source, what was seen, and a
+verdict that a rule gives, never a person.
+
+Each claim is read member by member (or task by task). A reading holds where the whole 95% interval
+of what its criterion names says so, contradicts where the whole interval says otherwise, and else
+decides nothing:
+
+    reproduced        nothing contradicts, and most readings hold
+    partly            some hold, others do not
+    not reproduced    none holds, and some contradict
+    undecided         nothing decides
+
+What is read, and what it takes to hold, stands beside each claim. The intervals are over prompts,
+texts or matrices; `seeds` says over how many training runs of each recipe, which for most is one:
+another seed may turn a verdict. Of readings of one thing in several Results that of the largest n
+counts.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from workbench.errors import visible
+from workbench.files.writing import Mark
+from workbench.findings.claims import CLAIMS, Claim
+from workbench.findings.equivalence import told_apart
+from workbench.findings.readings import Reading
+from workbench.results.result import Result
+from workbench.results.run_folder import load
+
+REPRODUCED, PARTLY, NOT, UNDECIDED = "reproduced", "partly", "not reproduced", "undecided"
+SHOWN = 3  # readings in one cell
+BEFORE = (
+    "In brackets 95% intervals over n items; a number after a name is another checkpoint of that "
+    "name. What is read, and what it takes:"
+)
+
+
+# A file of `page`, by the sentence below its table.
+PAGE = Mark(
+    "the table of findings",
+    lambda path: path.is_file() and BEFORE.encode() in path.read_bytes(),
+)
+
+
+def findings(results: Sequence[Result]) -> pd.DataFrame:
+    """Every claim that these Results have something to say of.
+
+    results: of one base, from one run or several; checkpoints along a run are left out. Returns one
+    row a reading: claim, source, reading, criterion, member, at (where in it), value, low, high, n,
+    control, holds, and the claim's verdict and number of seeds on each. Empty where nothing can be
+    said.
+    """
+    whole = told_apart([result for result in results if not _along(result)])
+    rows = []
+    for claim in CLAIMS:
+        kept = _largest(claim.read(whole))
+        about = {
+            "claim": claim.name,
+            "source": claim.source,
+            "reading": claim.reading,
+            "criterion": claim.holds,
+            "verdict": verdict([one.holds for one in kept]),
+        }
+        seeds = _seeds(whole, kept)
+        rows += [about | one._asdict() | {"seeds": seeds} for one in kept]
+    return pd.DataFrame(rows)
+
+
+def by_base(runs: Sequence[str | Path]) -> dict[str, pd.DataFrame]:
+    """`findings` of all Results under runs/results, by the name of their base.
+
+    runs: what was --out of `workbench compare` or `demo`, or copies that are kept. Raises
+    WorkbenchError where one holds no results.
+    """
+    found: dict[str, list[Result]] = {}
+    names: dict[str, str] = {}
+    for run in runs:
+        for result in load(run).values():
+            base = result.provenance.base
+            key = str(base.get("fingerprint") or base.get("reference"))
+            found.setdefault(key, []).append(result)
+            parts = Path(str(base.get("reference"))).parts
+            names.setdefault(key, "/".join(parts[-2:]) if parts[-1] == "base" else parts[-1])
+    twice = Counter(names.values())
+    return {
+        names[key] + (f" ({key[:8]})" if twice[names[key]] > 1 else ""): findings(results)
+        for key, results in found.items()
+    }
+
+
+def verdict(holds: Sequence[bool | None]) -> str:
+    """By the rule above."""
+    yes, no = sum(one is True for one in holds), sum(one is False for one in holds)
+    if not yes and not no:
+        return UNDECIDED
+    if not yes:
+        return NOT
+    return REPRODUCED if not no and 2 * yes > len(holds) else PARTLY
+
+
+def page(tables: Mapping[str, pd.DataFrame]) -> str:
+    """Markdown of `findings` of several bases, a column each, by the base's name."""
+    known = _known(tables)
+    lines = _lines(tables, ["claim", "source"], _cell)
+    notes = [f"- {claim.name}: {claim.reading}; holds where {claim.holds}." for claim in known]
+    return "\n".join([*lines, "", BEFORE, "", *notes, ""])
+
+
+def summary(tables: Mapping[str, pd.DataFrame]) -> str:
+    """The verdicts of `page` alone."""
+    return "\n".join(_lines(tables, ["claim", "source"], _verdict))
+
+
+def _known(tables: Mapping[str, pd.DataFrame]) -> list[Claim]:
+    """The claims that some table has something to say of."""
+    said = {name for table in tables.values() if len(table) for name in table["claim"]}
+    return [claim for claim in CLAIMS if claim.name in said]
+
+
+def _lines(
+    tables: Mapping[str, pd.DataFrame], head: Sequence[str], cell: Callable[[pd.DataFrame], str]
+) -> list[str]:
+    names = [html.escape(visible(name)).replace("|", "/") for name in tables]
+    lines = [f"| {' | '.join([*head, *names])} |", "|" + "---|" * (len(head) + len(tables))]
+    for claim in _known(tables):
+        cells = [cell(t[t["claim"] == claim.name] if len(t) else t) for t in tables.values()]
+        lines.append(f"| {' | '.join([claim.name, claim.source, *cells])} |")
+    return lines
+
+
+def _verdict(rows: pd.DataFrame) -> str:
+    return f"{rows['verdict'].iloc[0]}" if len(rows) else "not run"
+
+
+def _cell(rows: pd.DataFrame) -> str:
+    if rows.empty:
+        return "not run"
+    said = [_said(row) for _, row in rows.head(SHOWN).iterrows()]
+    more = f", and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+    yes, no = (rows["holds"] == True).sum(), (rows["holds"] == False).sum()  # noqa: E712
+    few, many = int(rows["n"].min()), int(rows["n"].max())
+    n = f"n = {few}" if few == many else f"n = {few} to {many}"
+    seeds = int(rows["seeds"].iloc[0])
+    return (
+        f"**{rows['verdict'].iloc[0]}**: {'; '.join(said)}{more}. {yes} of {len(rows)} hold, {no} "
+        f"contradict; {n}, {seeds} seed{'s' if seeds > 1 else ''}"
+    )
+
+
+def _said(row: pd.Series) -> str:
+    name = f"{row['member']}, {row['at']}" if row["at"] else row["member"]
+    value, low, high = (_number(row[edge]) for edge in ("value", "low", "high"))
+    control = "" if math.isnan(row["control"]) else f" (control {_number(row['control'])})"
+    return f"{html.escape(visible(name))} {value} [{low}, {high}]{control}".replace("|", "/")
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.2f}" if abs(value) >= 0.01 else f"{value:.2g}"
+
+
+def _along(result: Result) -> bool:
+    """Whether its members are checkpoints of one training run."""
+    members = list(result.provenance.members.values())
+    recipes = {tuple(str(m.get(name)) for name in ("kind", "rank", "seed")) for m in members}
+    return len({m.get("step") for m in members}) == len(members) > len(recipes) == 1
+
+
+def _largest(seen: Iterable[Reading]) -> list[Reading]:
+    """Of readings of one member that of most items; of as many, the first."""
+    kept: dict[str, Reading] = {}
+    for reading in seen:
+        if reading.member not in kept or kept[reading.member].n < reading.n:
+            kept[reading.member] = reading
+    return list(kept.values())
+
+
+def _seeds(results: Sequence[Result], kept: Sequence[Reading]) -> int:
+    """Training runs of the recipe that has most of them, among the members that were read."""
+    members = {n: about for r in results for n, about in r.provenance.members.items()}
+    runs: dict[tuple[str, ...], set[Any]] = {}
+    for name, about in members.items():
+        if any(re.match(rf"{re.escape(name)}(,| less |$)", one.member) for one in kept):
+            recipe = tuple(str(about.get(key)) for key in ("kind", "rank", "alpha"))
+            runs.setdefault(recipe, set()).add(about.get("seed"))
+    return max(map(len, runs.values()), default=1)

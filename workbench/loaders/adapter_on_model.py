@@ -1,0 +1,85 @@
+"""An adapter on its model: unmerged, on tokens of its own, and without what libraries say of it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator
+from logging import CRITICAL, DEBUG
+from typing import Any
+
+from torch import nn
+
+from workbench.errors import WorkbenchError
+from workbench.loaders.adapters import Adapter
+from workbench.loaders.devices import settle
+from workbench.loaders.names import HEAD, TOKENS
+from workbench.loaders.staging import Files, handed
+from workbench.log import log
+
+
+@contextlib.contextmanager
+def unsaid() -> Iterator[None]:
+    """transformers' report of a loading, which is read here, and its bar in a file stay unsaid."""
+    from transformers.utils import logging
+
+    if log.isEnabledFor(DEBUG):
+        yield
+        return
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(max(level, CRITICAL))
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            # peft asks transformers by a name that transformers gives up.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def attached(model: Any, lora: Adapter, name: str) -> nn.Module:
+    """A model with its adapter, unmerged; of one that is spread over devices, see `devices`."""
+    from peft import PeftModel
+
+    fit_vocabulary(model, lora)
+    # Left to itself peft would place a spread model once more, and write the base's files anew.
+    placed = model.__dict__.pop("hf_device_map", None)
+    factors = {} if placed is None else dict(lora.weights)
+    other = [part for part in factors if not part.endswith(("lora_A.weight", "lora_B.weight"))]
+    if placed is not None and (other or lora.config.get("use_dora")):
+        raise WorkbenchError(
+            f"{name} is more than plain factors ({(other or ['DoRA'])[0]}), which cannot be spread "
+            "over devices; merge it first."
+        )
+    with unsaid(), handed(adapter_weights(lora), lora.reference) as fresh:
+        made = PeftModel.from_pretrained(
+            model,
+            str(fresh),
+            config=lora.peft_config(),
+            autocast_adapter_dtype=False,
+            low_cpu_mem_usage=placed is not None,
+        )
+    if placed is not None:
+        model.hf_device_map = placed
+        settle(made, {f"{n.removesuffix('.weight')}.default.weight": t for n, t in factors.items()})
+    return made
+
+
+def adapter_weights(lora: Adapter) -> Files:
+    """The one file that an adapter's factors were read from."""
+    return {file.name: file for file in lora.weights.home.values()}
+
+
+def fit_vocabulary(model: Any, lora: Adapter) -> None:
+    """Give the model a row for every token that the adapter brings embeddings for."""
+    rows = {
+        lora.replacement_shape(name)[0] for name in lora.replaced
+        if TOKENS.search(name) or HEAD.search(name)
+    }  # fmt: skip
+    if rows and rows != {len(model.get_input_embeddings().weight)}:
+        model.resize_token_embeddings(max(rows), mean_resizing=False)

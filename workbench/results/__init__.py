@@ -1,0 +1,5 @@
+"""What an analysis returns, how it is kept, and which of its numbers say nothing."""
+
+from workbench.results.result import Provenance, Result
+
+__all__ = ["Provenance", "Result"]

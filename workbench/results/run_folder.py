@@ -1,0 +1,117 @@
+"""What a run keeps under its folder, read strictly: a copy of it may come from anyone.
+
+results/NAME    the Results
+run.json        the report's title, the names of its chapters in order, what failed, the preflight,
+                and the command
+figures/        NAME.FIGURE.png and .pdf
+report.html
+failed/         a traceback for each analysis that failed
+units/          the units of work that the Results were joined from
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import WorkbenchError
+from workbench.files.reading import read_json
+from workbench.files.writing import OWN, Mark, holds, recover, require_free, writing
+from workbench.results.result import Result
+
+QUESTION = "What did fine-tuning do to this model?"  # the title, where none is given
+ABOUT, FAILED = "run.json", "failed"
+WRITTEN = ("results", "figures", FAILED, "units")
+EMPTY: dict[str, Any] = {
+    "results": [], "failures": [], "preflight": [], "command": "", "asked": [],
+}  # fmt: skip
+PREFLIGHT = {"item", "status", "found", "remedy"}
+
+
+def begin(out: Path) -> None:
+    """Make `out` the folder of a run, before its first result. Raises WorkbenchError where it holds
+    anything that no run wrote."""
+    require_free(out, RUN)
+    require_own(out, WRITTEN)
+    if not (out / ABOUT).exists():
+        write_about(out, EMPTY | {"title": QUESTION})
+
+
+def require_own(out: Path, names: Sequence[str]) -> None:
+    """Raise WorkbenchError where a folder of a run is a link: what is written would land, and what
+    is replaced be lost, wherever it leads."""
+    for path in (out / name for name in names):
+        if path.is_symlink():
+            raise WorkbenchError(
+                f"{path} is a link to {os.readlink(path)}, out of the run; put the folder itself "
+                "there, or remove it."
+            )
+
+
+def write_about(out: Path, about: dict[str, Any]) -> None:
+    with writing(out / ABOUT, OWN) as fresh:
+        fresh.write_text(json.dumps(about, indent=1, default=str), encoding="utf-8")
+
+
+def load(folder: str | Path) -> dict[str, Result]:
+    """The Results of the report under `folder`, by name and in its order; those of earlier runs
+    that lie beside them stay out. Raises WorkbenchError where there are none."""
+    folder = Path(folder)
+    for name in about_run(folder)["results"]:
+        if Path(name).name == name:
+            recover(folder / "results" / name)
+    there = sorted(path.parent.name for path in (folder / "results").glob("*/result.json"))
+    if not there:
+        raise WorkbenchError(
+            f"Expected the results of a run in {folder / 'results'}, found none; give the folder "
+            "that was the --out of `workbench compare` or `demo`."
+        )
+    listed = about_run(folder)["results"]
+    lost = [name for name in listed if name not in there]
+    if lost:
+        raise WorkbenchError(
+            f"{folder / ABOUT} lists {lost[0]!r}, which is not in {folder / 'results'}; run the "
+            "comparison again."
+        )
+    return {name: Result.load(folder / "results" / name) for name in listed or there}
+
+
+def failures(folder: str | Path) -> list[str]:
+    """What failed in the run under `folder`: one sentence each, as the report says it."""
+    return about_run(Path(folder))["failures"]
+
+
+def about_run(folder: Path) -> dict[str, Any]:
+    """run.json, or what stands for it where only results were copied."""
+    empty = EMPTY | {"title": QUESTION}
+    if not (folder / ABOUT).exists():
+        return empty
+    found = empty | read_json(folder / ABOUT)
+    lists = [found[name] for name in ("results", "failures", "preflight", "asked")]
+    fit = all(isinstance(found[name], str) for name in ("title", "command"))
+    fit = fit and all(isinstance(one, list) for one in lists)
+    if fit:
+        names, told, rows, asked = lists
+        fit = all(isinstance(text, str) for text in (*names, *told, *asked))
+        fit = fit and all(isinstance(row, dict) and set(row) >= PREFLIGHT for row in rows)
+    if not fit:
+        raise WorkbenchError(
+            f"{folder / ABOUT} is not what a comparison writes; run the comparison again."
+        )
+    return found
+
+
+def _marked(folder: Path) -> bool:
+    try:
+        return (folder / ABOUT).exists() and bool(about_run(folder))
+    except WorkbenchError:
+        return False
+
+
+RUN = Mark(
+    "the results of a run",
+    holds("results", ABOUT, "figures", "report.html", FAILED, "units", marked=_marked),
+)

@@ -1,0 +1,1 @@
+"""What a file that was passed on would have us run: in a process of its own, within bounds."""

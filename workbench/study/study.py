@@ -1,0 +1,234 @@
+"""What to compare: a family with the data its analyses need, what each is called with, and the time
+it will take."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+
+from workbench.analysis import cost
+from workbench.errors import WorkbenchError
+from workbench.loaders import Family
+from workbench.study.catalogue import ANALYSES, Analysis
+from workbench.study.units import Unit
+from workbench.tasks import PromptSet
+from workbench.tasks.batching import read_as
+from workbench.tasks.desiderata import Counterfactuals
+
+STEPS = ".steps"  # how results along a training run are called
+FOLLOWED = ("spectral.intruders", "forgetting.retention")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Members that were learned one after the other. stages: in that order; tasks: stage -> prompts
+    of what it learned; others: prompts of tasks no stage learned."""
+
+    stages: Family
+    tasks: Mapping[str, PromptSet]
+    others: Sequence[PromptSet] = ()
+
+
+@dataclass(frozen=True)
+class Study:
+    """What to compare. task: prompts of the fine-tuned task; without it only the weights and the
+    loss are compared. prompts: further prompt sets, e.g. of pre-training. texts: held-out
+    pre-training-like text; None takes samples of the base. steps: checkpoints along a training
+    run. groups: prompts to be told apart by TuCo, the fine-tuning-like ones first; None takes
+    task and prompts. dtype: of every run of a model; decompositions are float32. options: analysis
+    key -> arguments other than the defaults. only: keys of the analyses to run; None for all.
+    corrupted: a corrupt partner of each prompt of the task, for patching within one model. pairs:
+    counterfactual pairs, for masks. conjugates: name -> the task's prompts behind a conjugation;
+    learned: prompts of what was fine-tuned, where the task is a capability that may be lost;
+    lessons: prompts to learn it again with. worked: how `faithfulness` takes the task's prompts
+    apart, its arguments by name; None where they hold no worked steps.
+    chains: members learned one after the other, by the chain's name. also: further studies of the
+    same base by name, reported with this one: other members, another behaviour."""
+
+    family: Family
+    task: PromptSet | None = None
+    prompts: Sequence[PromptSet] = ()
+    texts: Sequence[str] | None = None
+    steps: Family | None = None
+    groups: Mapping[str, PromptSet | Sequence[str]] | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    seed: int = 0
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    only: tuple[str, ...] | None = None
+    corrupted: PromptSet | None = None
+    pairs: Counterfactuals | None = None
+    conjugates: Mapping[str, PromptSet] | None = None
+    learned: PromptSet | None = None
+    lessons: PromptSet | None = None
+    worked: Mapping[str, Any] | None = None
+    chains: Mapping[str, Chain] = field(default_factory=dict)
+    also: Mapping[str, Study] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = [a.key for a in ANALYSES]
+        unknown = [key for key in self.only or () if key not in known]
+        if unknown:
+            raise WorkbenchError(f"Unknown analysis {unknown[0]!r}; there are {', '.join(known)}.")
+
+    @property
+    def analyses(self) -> list[Analysis]:
+        """The catalogue, or `only` these of it, less what this study has no data for."""
+        here = {
+            "task": self.task, "partners": self.corrupted, "pairs": self.pairs,
+            "conjugates": self.conjugates, "learned": self.learned, "lessons": self.lessons,
+            "capability": self.learned, "worked": self.worked,
+        }  # fmt: skip
+        missing = {need for need, given in here.items() if given is None}
+        found = [a for a in ANALYSES if self.only is None or a.key in self.only]
+        return [a for a in found if not missing & set(a.needs)]
+
+    def narrowed(self, only: Sequence[str]) -> Study:
+        """This study and those beside it with these of their analyses alone; all where none is
+        named. Raises WorkbenchError where a name is unknown, or there is no data for any."""
+        if not only:
+            return self
+        found = self._narrowed(only)
+        if not any(study.analyses for study in (found, *found.also.values())):
+            raise WorkbenchError(
+                f"There is no data for {', '.join(only)}; give prompts of the task (--prompts)."
+            )
+        return found
+
+    def _narrowed(self, only: Sequence[str]) -> Study:
+        replace(self, only=tuple(only))  # an unknown name is told in any case
+        kept = tuple(key for key in only if self.only is None or key in self.only)
+        also = {name: study._narrowed(only) for name, study in self.also.items()}
+        return replace(self, only=kept, also=also)
+
+    def without(self, names: Collection[str]) -> Study:
+        """This study and those beside it without these members; chains of any of them go too.
+        Raises WorkbenchError where this one has no other."""
+        if not names:
+            return self
+        left = {n: m for n, m in self.family.members.items() if n not in names}
+        if not left:
+            raise WorkbenchError(f"No member is left without {', '.join(names)}.")
+        also = {
+            name: study.without(names) for name, study in self.also.items()
+            if not set(study.family.members) <= {*names}
+        }  # fmt: skip
+        chains = {
+            name: chain for name, chain in self.chains.items()
+            if not set(chain.stages.members) & {*names}
+        }  # fmt: skip
+        return replace(self, family=Family(self.family.base, left), also=also, chains=chains)
+
+    def first_prompts(self) -> list[str]:
+        """The first prompt of every set as the base's tokenizer cuts it."""
+        sets = [one for one in (self.task, *self.prompts) if one is not None and len(one)]
+        if not sets:
+            return []
+        words = self.family.base.tokenizer()
+        return [f"{one.name}: {read_as(words, one[0])}" for one in sets]
+
+    def arguments(self, analysis: Analysis) -> dict[str, Any]:
+        """What one analysis is called with."""
+        found: dict[str, Any] = {"device": self.device}
+        if {"texts", "task", "model"} & set(analysis.needs):
+            found |= {"dtype": self.dtype, "seed": self.seed}
+        if "texts" in analysis.needs:
+            found["texts"] = self.texts
+        if "task" in analysis.needs:
+            found["task"] = self.task
+        if "groups" in analysis.needs:
+            del found["task"]
+            sets = {one.name: one for one in (self.task, *self.prompts) if one is not None}
+            found["prompts"] = dict(self.groups or sets)
+        if "prompts" in analysis.needs:
+            found["prompts"] = found.pop("task")
+        if "learned" in analysis.needs:
+            found["task"] = self.learned
+        if "conjugates" in analysis.needs:
+            found["conjugates"] = self.conjugates
+        if "lessons" in analysis.needs:
+            found["lessons"] = self.lessons
+        if "worked" in analysis.needs:
+            found |= self.worked or {}
+        if "others" in analysis.needs:
+            found["others"] = list(self.prompts)
+        if "partners" in analysis.needs:
+            found["corrupted"] = self.corrupted
+        if "pairs" in analysis.needs:
+            found |= {"pairs": self.pairs, "seed": self.seed, "dtype": self.dtype}
+        if analysis.key == "forgetting.retention":
+            found["prompts"] = [*([self.task] if self.task else []), *self.prompts]
+            found["task"] = self.task.name if self.task else None
+        if analysis.key in cost.PLANNED:
+            found["large"] = True  # a study has a plan of its own
+        return found | self.options.get(analysis.key, {})
+
+    def parts(self) -> list[Part]:
+        """The analyses of this study and of those beside it."""
+        return [
+            Part(f"{analysis.key}.{name}" if name else analysis.key, analysis, one, one.family)
+            for name, one in {"": self, **self.also}.items()
+            for analysis in one.analyses
+        ]
+
+    def followed(self) -> list[Part]:
+        """What is followed along a training run; of the scores, the fine-tuned task's alone."""
+        if self.steps is None:
+            return []
+        along = replace(self, prompts=())
+        return [
+            Part(f"{analysis.key}{STEPS}", analysis, along, self.steps)
+            for analysis in self.analyses
+            if analysis.key in FOLLOWED
+        ]
+
+
+def plan(study: Study) -> pd.DataFrame:
+    """What will run: per member and analysis the matrices, the peak of memory in MiB, whether the
+    model is run, and minutes on this machine (`cost.minutes`). Reads headers only."""
+    tables = [_planned(one) for one in (study, *study.also.values())]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _planned(study: Study) -> pd.DataFrame:
+    """`plan` of one study."""
+    rows = []
+    for pair in study.family:
+        own = cost.size(pair)
+        for analysis in study.analyses:
+            runs = bool({"texts", "task", "pairs", "model"} & set(analysis.needs))
+            # A decomposition holds W, U, V and the tuned matrix; a run one model in float32 and
+            # about as much again for activations and the edited copies.
+            peak = 2 * 4 * own.weights if runs else 6 * 4 * own.largest
+            long = cost.minutes(analysis.key, own, _tokens(study, analysis))
+            rows.append((
+                pair.name, analysis.key, own.matrices, round(peak / 2**20), runs, round(long, 1)
+            ))  # fmt: skip
+    columns = ["member", "analysis", "matrices", "peak_MiB", "runs_model", "minutes"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _tokens(study: Study, analysis: Analysis) -> float:
+    """About how many tokens of prompts and texts one pass of an analysis reads."""
+    needs = set(analysis.needs)
+    sets = [study.task] if study.task is not None else []
+    if needs & {"others", "groups"} or analysis.key == "forgetting.retention":
+        sets += study.prompts
+    return cost.tokens_of(sets, study.texts, bool(needs & {"texts", "model"}))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One analysis over one family of a study. name: the folder of its Result."""
+
+    name: str
+    analysis: Analysis
+    study: Study
+    family: Family
+
+    def units(self, **known: Any) -> list[Unit]:
+        arguments = self.study.arguments(self.analysis) | known
+        return [Unit(pair, self.analysis.function, arguments) for pair in self.family]
