@@ -1,55 +1,25 @@
 """What every analysis is asked, made sure of before it begins.
 
-    @analysis
-    def lens(pair: CheckpointPair, prompts: PromptSet, *, device="cpu", ...) -> Result: ...
-
 A family where a pair is expected, a device that is not there, a text where a set of prompts is
-expected: each ends in one sentence, and a path to prompts is read. How long it will take is said
-before, where that is long.
+expected: each ends in one sentence, and a path to prompts is read.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, wraps
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
-from workbench.analysis import cost
 from workbench.errors import WorkbenchError
 from workbench.loaders.devices import entry
 from workbench.loaders.pair import CheckpointPair, Family
 from workbench.tasks.prompts import FILES, PromptSet
 
-P = ParamSpec("P")
-R = TypeVar("R")
 # Arguments of these types, or of several, may be given by the path of a file.
 SETS = ("PromptSet", "Prompts")
 
 
-def analysis(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, whose arguments are looked at before it runs."""
-
-    @wraps(function)
-    def asked(*args: P.args, **kwargs: P.kwargs) -> R:
-        bound = _signature(function).bind(*args, **kwargs)
-        for name, value in bound.arguments.items():
-            kind = str(_signature(function).parameters[name].annotation)
-            bound.arguments[name] = _checked(function.__name__, name, kind, value)
-        bound.apply_defaults()
-        cost.tell(function.__module__.partition(".")[2], bound.arguments)
-        return function(*bound.args, **bound.kwargs)
-
-    return asked
-
-
-@cache
-def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(function)
-
-
-def _checked(analysis: str, name: str, kind: str, value: Any) -> Any:
+def checked(analysis: str, name: str, kind: str, value: Any) -> Any:
     """An argument as the analysis takes it. kind: its annotation, as text."""
     if name == "device":
         entry(value)

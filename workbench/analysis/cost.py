@@ -1,8 +1,8 @@
 """How long will an analysis take here? Told before it begins, to a factor of about three.
 
 A run of a model costs two operations a weight and token, a pass forward over all its prompts and
-texts; how many passes each analysis takes with its defaults is PASSES, and how fast the machine is
-is measured when it is asked.
+texts; how many passes it takes with its defaults an analysis declares (`Analysis.passes`), and how
+fast the machine is is measured when it is asked.
 """
 
 from __future__ import annotations
@@ -17,42 +17,6 @@ from workbench.loaders import CheckpointPair
 from workbench.log import log
 from workbench.tasks.prompts import PromptSet
 
-# Forward passes over the prompts and texts that an analysis takes.
-PASSES = {
-    "forgetting.retention": 2,
-    "forgetting.interpolate": 13,
-    "forgetting.knowledge": 120,
-    "forgetting.conjugate": 6,
-    "forgetting.probe": 3,
-    "forgetting.prune": 25,
-    "forgetting.revive": 120,
-    "forgetting.verdict": 1,
-    "behaviour.tokens": 8,
-    "behaviour.generate": 12,
-    "behaviour.faithfulness": 30,
-    "spectral.scale": 50,
-    "tuco.contribution": 3,
-    "tuco.scaling": 16,
-    "patching.cross_model": 60,
-    "patching.restore": 25,
-    "patching.activation": 60,
-    "patching.circuit": 80,
-    "patching.lens": 3,
-    "patching.patterns": 2,
-    "patching.attribution": 30,
-    "patching.groups": 30,
-    "patching.mask": 20,
-    "skills.localize": 250,
-    "skills.blocks": 250,
-    "skills.restore": 50,
-    "skills.compression": 20,
-    "skills.calibration": 2,
-}
-# These plan more closely by themselves (`patching.plan`), and ask when that is long.
-PLANNED = tuple(
-    f"patching.{name}"
-    for name in ("activation", "cross_model", "restore", "circuit", "attribution", "mask", "path")
-)
 TOKENS, CHARACTERS = 100, 4  # of a text that is sampled; of a token
 SAMPLES = 64  # texts drawn from the base where none are given
 SHORT = 0.5  # minutes that nothing is said of
@@ -80,12 +44,12 @@ def size(pair: CheckpointPair) -> Size:
     )
 
 
-def minutes(key: str, own: Size, tokens: float) -> float:
-    """Of an analysis on a pair of this size; tokens: of its prompts and texts. One without PASSES
-    decomposes matrices."""
+def minutes(passes: float, own: Size, tokens: float) -> float:
+    """Of so many passes on a pair of this size; tokens: of the prompts and texts. Without any pass
+    its matrices are decomposed."""
     svd, matmul = speeds()
-    if key in PASSES:
-        return PASSES[key] * 2 * own.weights * tokens / matmul / 60
+    if passes:
+        return passes * 2 * own.weights * tokens / matmul / 60
     return 2 * own.cubic / svd / 60
 
 
@@ -97,17 +61,15 @@ def tokens_of(sets: Iterable[PromptSet], texts: Sequence[str] | None, sampled: b
     return read + (sum(map(len, texts)) / CHARACTERS if texts else SAMPLES * TOKENS)
 
 
-def tell(key: str, arguments: Mapping[str, Any]) -> None:
-    """Say how long an analysis will take that is about to run with these arguments, where it is
-    long and does not say so itself."""
+def tell(key: str, passes: float | None, arguments: Mapping[str, Any]) -> None:
+    """Say how long an analysis will take that is about to run with these arguments, where that is
+    known and long."""
     pair = next((one for one in arguments.values() if isinstance(one, CheckpointPair)), None)
-    if pair is None or key in PLANNED:
-        return
-    if key not in PASSES and not key.startswith("spectral."):
+    if pair is None or passes is None:
         return
     drawn = "texts" in arguments or arguments.get("prompts", ()) is None
     read = tokens_of(_sets(arguments.values()), arguments.get("texts"), drawn)
-    long = minutes(key, size(pair), read)
+    long = minutes(passes, size(pair), read)
     if long >= SHORT:
         log.info(
             "%s of %s: about %s on this machine as it is now, give or take a factor of three; a "

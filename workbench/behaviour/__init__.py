@@ -5,6 +5,9 @@ from workbench.behaviour.faithfulness import faithfulness
 from workbench.behaviour.generate import generate
 from workbench.behaviour.tokens import tokens
 
+# In the order in which a report tells them.
+ANALYSES = (tokens, generate, faithfulness, emulate)
+
 __all__ = ["emulate", "faithfulness", "generate", "tokens"]
 
 

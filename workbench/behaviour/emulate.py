@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import Checkpoint, CheckpointPair
 from workbench.models.sides import named_dtype
@@ -47,7 +47,11 @@ def emulated(large: Tensor, base: Tensor, tuned: Tensor, beta: float) -> Tensor:
     return (large + beta * (tuned - base)).log_softmax(-1)
 
 
-@analysis
+@analysis(
+    "What would a larger model be, fine-tuned like this small one?",
+    paper="arXiv 2310.12962",
+    example="LARGE --prompts task.jsonl",
+)
 def emulate(
     pair: CheckpointPair,
     prompts: PromptSet,

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.behaviour.decoding import written
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
@@ -74,7 +74,14 @@ def area(shares: Sequence[float], same: Floats) -> Floats:
     return np.asarray(np.trapezoid(same, np.asarray(shares, dtype=float), axis=0))
 
 
-@analysis
+@analysis(
+    "Do answers follow from their worked steps?",
+    paper="arXiv 2307.13702",
+    example="--prompts sums.jsonl --mistake off_by_one",
+    passes=30,
+    takes={"prompts": "task"},
+    settings="worked",
+)
 def faithfulness(
     pair: CheckpointPair,
     prompts: PromptSet,

@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.behaviour.decoding import Choose, drawn, written
 from workbench.behaviour.novelty import fresh_bigrams, overused
 from workbench.errors import WorkbenchError
@@ -61,7 +61,13 @@ def contrasted(alpha: float) -> Choose:
     return choose
 
 
-@analysis
+@analysis(
+    "What does the member write that the base does not?",
+    paper="arXiv 2410.14765",
+    example="--n 32",
+    passes=12,
+    takes={},
+)
 def generate(
     pair: CheckpointPair,
     prompts: PromptSet | Sequence[str] | None = None,

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models.sides import named_dtype
@@ -64,7 +64,13 @@ def measured(base: Tensor, tuned: Tensor, targets: Tensor, low: float) -> dict[s
     }
 
 
-@analysis
+@analysis(
+    "Which words became likelier, and was the base sure of others?",
+    paper="arXiv 2601.02151",
+    example="--prompts task.jsonl",
+    passes=8,
+    takes={"prompts": "task"},
+)
 def tokens(
     pair: CheckpointPair,
     prompts: PromptSet | Sequence[str],

@@ -11,6 +11,20 @@ from workbench.forgetting.revive import revive
 from workbench.forgetting.sequential import sequential
 from workbench.forgetting.verdict import verdict
 
+# In the order in which a report tells them.
+ANALYSES = (
+    retention,
+    interpolate,
+    knowledge,
+    conjugate,
+    probe,
+    prune,
+    revive,
+    verdict,
+    sequential,
+    association,
+)
+
 __all__ = [
     "association", "conjugate", "interpolate", "knowledge", "probe", "prune", "retention", "revive",
     "sequential", "verdict",

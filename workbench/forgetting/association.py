@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.results.intruder_counts import NULLS, TUNED, intruder_counts
 from workbench.results.result import Result, describe
@@ -34,6 +35,10 @@ PERMUTATIONS = 10_000
 NULL = "null:"
 
 
+@analysis(
+    "Which measure of the change goes with forgetting?",
+    example="out/demo/results/*",
+)
 def association(results: Sequence[Result], *, seed: int = 0) -> Result:
     """What each member forgot beside every measure of its change, and how they go together.
 

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.forgetting.side_answers import Side, both, require_prompts
 from workbench.loaders import CheckpointPair
@@ -43,7 +43,13 @@ def recovered(base: Floats, tuned: Floats, there: Floats) -> Floats:
     return np.stack([there - tuned, base - tuned])
 
 
-@analysis
+@analysis(
+    "Does a lost answer come back where fine-tuning never was?",
+    paper="arXiv 2309.10105",
+    example="--prompts facts.jsonl --conjugates leet=leet.jsonl",
+    passes=6,
+    takes={"prompts": "task", "conjugates": "conjugates", "task": "learned"},
+)
 def conjugate(
     pair: CheckpointPair,
     prompts: PromptSet,

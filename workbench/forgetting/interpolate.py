@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.forgetting.side_answers import require_prompts
 from workbench.loaders import CheckpointPair
@@ -60,7 +60,13 @@ def barriers(alphas: Floats, losses: Floats, *, seed: int = 0, draws: int = 1000
     return Intervals(value, low, high, np.array([n]))
 
 
-@analysis
+@analysis(
+    "Is there a better point between base and member?",
+    paper="WiSE-FT, arXiv 2109.01903",
+    example="--prompts task.jsonl --others facts.jsonl",
+    passes=13,
+    takes={"prompts": "task", "others": "others"},
+)
 def interpolate(
     pair: CheckpointPair,
     prompts: PromptSet,

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.forgetting.side_answers import Side, both, require_prompts
 from workbench.loaders import CheckpointPair
@@ -48,7 +48,13 @@ def drawn(probability: Floats, samples: int, seed: int) -> Ints:
     return np.random.default_rng(seed).binomial(samples, np.clip(probability, 0, 1))
 
 
-@analysis
+@analysis(
+    "Which questions are known well, barely, or not at all?",
+    paper="SliCK, arXiv 2405.05904",
+    example="--prompts facts.jsonl",
+    passes=120,
+    takes={"prompts": "task"},
+)
 def knowledge(
     pair: CheckpointPair,
     prompts: PromptSet,

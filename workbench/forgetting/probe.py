@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.forgetting.side_answers import (
     Side,
@@ -81,7 +81,13 @@ def right(
     return (found == labels).astype(float)
 
 
-@analysis
+@analysis(
+    "Is the answer still in the stream?",
+    example="--prompts facts.jsonl",
+    passes=3,
+    takes={"prompts": "task"},
+    needs=("learned",),
+)
 def probe(
     pair: CheckpointPair,
     prompts: PromptSet,

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.forgetting.conjugate import recovered
 from workbench.forgetting.side_answers import Side, both, require_prompts
@@ -82,7 +82,13 @@ def relevance(model: Any, words: Any, prompts: PromptSet, batch_size: int = 32) 
     return total.abs()
 
 
-@analysis
+@analysis(
+    "Does it come up from under what fine-tuning uses?",
+    paper="arXiv 2311.12786",
+    example="--prompts facts.jsonl --task task.jsonl",
+    passes=25,
+    takes={"prompts": "task", "task": "learned"},
+)
 def prune(
     pair: CheckpointPair,
     prompts: PromptSet,

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.forgetting.side_answers import Side, both, require_prompts
 from workbench.loaders import CheckpointPair
 from workbench.results.result import Result, describe
@@ -40,7 +40,13 @@ def spread(right: Floats, template: NDArray[np.int64]) -> Floats:
     return np.max(means, axis=0) - np.min(means, axis=0)
 
 
-@analysis
+@analysis(
+    "What was learned, and what was lost?",
+    example="--prompts facts.jsonl --texts wiki.txt",
+    passes=2,
+    takes={"prompts": "everything", "task": "task_name", "texts": "texts"},
+    along=True,
+)
 def retention(
     pair: CheckpointPair,
     prompts: Sequence[PromptSet] = (),

@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.forgetting.side_answers import Side, both, fresh, require_prompts
 from workbench.lab.data import batches, prepare
@@ -76,7 +76,12 @@ def steps_to(curve: Floats, steps: Sequence[int], threshold: float) -> float:
     return float((0, *steps)[reached[0]]) if reached.size else float("nan")
 
 
-@analysis
+@analysis(
+    "How soon does it come back under training?",
+    example="--prompts facts.jsonl --lessons more-facts.jsonl",
+    passes=120,
+    takes={"prompts": "task", "lessons": "lessons"},
+)
 def revive(
     pair: CheckpointPair,
     prompts: PromptSet,

@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.forgetting.side_answers import Side, require_prompts
 from workbench.loaders import Family
@@ -55,6 +56,11 @@ def backward_transfer(matrix: Floats) -> Floats:
     return (matrix[..., -1, own] - matrix[..., own + 1, own]).mean(-1)
 
 
+@analysis(
+    "What does a chain of fine-tunings keep of its earlier tasks?",
+    paper="arXiv 1706.08840",
+    example="--member one=A --member two=B --tasks one=a.jsonl --tasks two=b.jsonl",
+)
 def sequential(
     family: Family,
     tasks: Mapping[str, PromptSet],

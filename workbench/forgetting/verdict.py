@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.forgetting.conjugate import BEST as BEST_CONJUGATE
 from workbench.forgetting.conjugate import conjugate
@@ -76,7 +76,13 @@ def judged(readings: Mapping[str, str]) -> str:
     return UNDECIDED
 
 
-@analysis
+@analysis(
+    "Kept, suppressed or erased?",
+    example="--prompts facts.jsonl --lessons more-facts.jsonl",
+    passes=1,
+    takes={"prompts": "task", "results": "results"},
+    needs=("learned",),
+)
 def verdict(
     pair: CheckpointPair,
     prompts: PromptSet,

@@ -12,6 +12,20 @@ from workbench.patching.path import path
 from workbench.patching.patterns import patterns
 from workbench.patching.restore import restore
 
+# In the order in which a report tells them.
+ANALYSES = (
+    cross_model,
+    restore,
+    lens,
+    patterns,
+    activation,
+    attribution,
+    circuit,
+    groups,
+    mask,
+    path,
+)
+
 __all__ = [
     "activation",
     "attribution",

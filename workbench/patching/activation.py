@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models import Layout
@@ -39,7 +39,13 @@ SIDES = ("base", "tuned")
 KEY = "patching.activation"
 
 
-@analysis
+@analysis(
+    "Which places does each side's answer hang on?",
+    example="--prompts boxes.jsonl --sites resid_pre,z",
+    passes=60,
+    plans=True,
+    takes={"prompts": "task", "corrupted": "corrupted"},
+)
 def activation(
     pair: CheckpointPair,
     prompts: PromptSet,

@@ -32,7 +32,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models import Layout, Site, replace
@@ -154,7 +154,13 @@ def first_order(
     return torch.stack(found)
 
 
-@analysis
+@analysis(
+    "Which places would matter if patched, by the gradient?",
+    example="--prompts boxes.jsonl --edges",
+    passes=30,
+    plans=True,
+    takes={"prompts": "task", "corrupted": "corrupted"},
+)
 def attribution(
     pair: CheckpointPair,
     prompts: PromptSet,

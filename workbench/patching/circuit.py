@@ -29,7 +29,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models import Layout, Site
@@ -57,7 +57,13 @@ KEEP: tuple[Keep, ...] = get_args(Keep)
 Kept = Mapping[Head, frozenset[Position]]  # head -> where it is kept; None: everywhere
 
 
-@analysis
+@analysis(
+    "Is it the base's own circuit?",
+    example="--prompts boxes.jsonl --out circuits",
+    passes=80,
+    plans=True,
+    takes={"prompts": "task", "corrupted": "corrupted"},
+)
 def circuit(
     pair: CheckpointPair,
     prompts: PromptSet,

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models import Layout, Site
@@ -46,7 +46,14 @@ KEY = "patching.cross_model"
 RANDOM_SETS = 10
 
 
-@analysis
+@analysis(
+    "Where does the tuned behaviour live, seen in the base?",
+    paper="arXiv 2402.14811",
+    example="--prompts task.jsonl --sites resid_post,head",
+    passes=60,
+    plans=True,
+    takes={"prompts": "task"},
+)
 def cross_model(
     pair: CheckpointPair,
     prompts: PromptSet | Sequence[Prompt | str],

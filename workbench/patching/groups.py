@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models.sides import named_dtype
@@ -29,7 +29,12 @@ from workbench.tasks import PromptSet
 WHOLE = "whole circuit"
 
 
-@analysis
+@analysis(
+    "Which of the circuit's groups carries the gain?",
+    example="--prompts boxes.jsonl",
+    passes=30,
+    takes={"prompts": "task", "corrupted": "corrupted"},
+)
 def groups(
     pair: CheckpointPair,
     prompts: PromptSet,

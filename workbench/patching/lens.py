@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models import Layout, Site
@@ -64,7 +64,12 @@ def rank(logits: Tensor, answer: Tensor) -> Tensor:
     return 1.0 + (logits > own).sum(-1).float()
 
 
-@analysis
+@analysis(
+    "At which layer does each side come to its answer?",
+    example="--prompts task.jsonl",
+    passes=3,
+    takes={"prompts": "task"},
+)
 def lens(
     pair: CheckpointPair,
     prompts: PromptSet | Sequence[Prompt | str],

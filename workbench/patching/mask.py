@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models import Layout, Site, replace
@@ -48,7 +48,13 @@ KIND: Mapping[str, Kind] = {"head": "z", "mlp": "mlp_out", "neuron": "mlp_hidden
 RANDOM = 10
 
 
-@analysis
+@analysis(
+    "Which heads carry an object, a label or a position?",
+    example='--kind "box label" --count 5',
+    passes=20,
+    plans=True,
+    takes={"pairs": "pairs"},
+)
 def mask(
     pair: CheckpointPair,
     pairs: Counterfactuals,

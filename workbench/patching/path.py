@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models import Layout, Site
@@ -51,7 +51,11 @@ KEY = "patching.path"
 LEAST = -20.0  # nats; a smaller p_clean is nothing that a relative change could be of
 
 
-@analysis
+@analysis(
+    "Which heads act through the logits, or other heads' queries, keys or values?",
+    example="--prompts boxes.jsonl --receivers 3.0,3.2 --part q",
+    plans=True,
+)
 def path(
     pair: CheckpointPair,
     prompts: PromptSet,

@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models import Layout, Site, capture
@@ -71,7 +71,12 @@ def paid(pattern: Tensor, inputs: Batch, names: Sequence[str]) -> dict[str, Tens
     return found
 
 
-@analysis
+@analysis(
+    "Which heads look elsewhere?",
+    example="--prompts task.jsonl",
+    passes=2,
+    takes={"prompts": "task"},
+)
 def patterns(
     pair: CheckpointPair,
     prompts: PromptSet,

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models import Layout, edit, merged
@@ -47,7 +47,14 @@ OUTSIDE = "outside the blocks"
 KEPT = 1 << 30  # bytes of plain runs beyond which parameters are read once more for later prompts
 
 
-@analysis
+@analysis(
+    "Which parameters carry it?",
+    paper="arXiv 2410.06606",
+    example="--prompts task.jsonl --components matrix",
+    passes=25,
+    plans=True,
+    takes={"prompts": "task"},
+)
 def restore(
     pair: CheckpointPair,
     prompts: PromptSet | Sequence[Prompt | str],

@@ -9,6 +9,9 @@ from workbench.skills.localize import localize, reported
 from workbench.skills.overlap import overlap
 from workbench.skills.restore import restore
 
+# In the order in which a report tells them.
+ANALYSES = (localize, blocks, restore, compression, calibration, compose, overlap)
+
 __all__ = [
     "Graft",
     "Skill",

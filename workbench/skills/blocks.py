@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.loaders.names import ParameterSite
@@ -67,7 +67,12 @@ def off(pair: CheckpointPair, sites: Collection[ParameterSite]) -> Edit:
     return edit(pair, mask=lambda site: site.name not in names)
 
 
-@analysis
+@analysis(
+    "Which blocks of the change are needed?",
+    example="--prompts task.jsonl",
+    passes=250,
+    takes={"task": "task", "others": "others"},
+)
 def blocks(
     pair: CheckpointPair,
     task: PromptSet,

@@ -21,7 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from workbench import stats
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.results.result import Result, describe
@@ -111,7 +111,12 @@ def difference(
     return interval | _null(null.mean(), *np.quantile(null, [0.025, 0.975]))
 
 
-@analysis
+@analysis(
+    "Does the member know what it knows?",
+    example="--prompts task.jsonl",
+    passes=2,
+    takes={"prompts": "task", "others": "others"},
+)
 def calibration(
     pair: CheckpointPair,
     prompts: PromptSet,

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Family
 from workbench.models import Edit, edit
@@ -64,6 +65,10 @@ def alike(found: Sequence[tuple[PromptSet, Result]]) -> dict[str, list[Skill]]:
     return {label: list(own.values()) for label, own in groups.items() if len(own) > 1}
 
 
+@analysis(
+    "Do the skills of several members add up when their grafts are put together?",
+    example="--member a=A --member b=B --prompts a=a.jsonl --graft a=a.safetensors ...",
+)
 def compose(
     family: Family,
     skills: Sequence[Skill],

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from torch import Tensor
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Delta
 from workbench.loaders.names import ParameterSite
@@ -87,7 +87,12 @@ def width(delta: Delta) -> int:
     return delta.factors.up.shape[1] if delta.factors is not None else min(delta.base.shape)
 
 
-@analysis
+@analysis(
+    "In how many bits does the change fit?",
+    example="--prompts task.jsonl",
+    passes=20,
+    takes={"prompts": "task", "others": "others"},
+)
 def compression(
     pair: CheckpointPair,
     prompts: PromptSet,

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Delta
 from workbench.loaders.names import ParameterSite
@@ -53,7 +53,13 @@ ARMS = (*CUT, *OWN)
 FEW = 30  # reported prompts below which an interval says little
 
 
-@analysis
+@analysis(
+    "How few parameters carry the skill?",
+    paper="arXiv 2302.06600",
+    example="--prompts task.jsonl --sparsity 0.001,0.01,0.1",
+    passes=250,
+    takes={"task": "task", "others": "others"},
+)
 def localize(
     pair: CheckpointPair,
     task: PromptSet,

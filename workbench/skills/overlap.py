@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.results.result import Provenance, Result
 from workbench.results.validity import finished
@@ -26,6 +27,10 @@ from workbench.stats import spearman
 KEY = "skills.overlap"
 
 
+@analysis(
+    "Do grafts of several members or tasks share their parameters, beyond chance?",
+    example="out/ledger out/boxes",
+)
 def overlap(
     results: Result | Sequence[Result], *, arm: str = "learned", sparsity: float | None = None
 ) -> Result:

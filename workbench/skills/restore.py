@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models import Edit, edit
@@ -55,7 +55,12 @@ def free(shares: Floats, scores: Floats, lost: float = LOST) -> Floats:
     return np.where(enough, shares.reshape(-1, *[1] * (means.ndim - 1)), 0.0).max(0)
 
 
-@analysis
+@analysis(
+    "How much of the update can be taken back?",
+    example="--prompts task.jsonl --shares 0.01,0.1,0.5",
+    passes=50,
+    takes={"prompts": "task", "others": "others"},
+)
 def restore(
     pair: CheckpointPair,
     prompts: PromptSet,

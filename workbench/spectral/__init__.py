@@ -5,6 +5,9 @@ from workbench.spectral.intruders import intruders
 from workbench.spectral.scale import scale_intruders
 from workbench.spectral.similarity import similarity
 
+# In the order in which a report tells them.
+ANALYSES = (intruders, delta_spectrum, similarity, scale_intruders)
+
 __all__ = ["delta_spectrum", "intruders", "scale_intruders", "similarity"]
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench import numerics
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.loaders import CheckpointPair, Delta
 from workbench.numerics import singular_values
 from workbench.progress import progress
@@ -67,7 +67,11 @@ def summary(values: Float[Tensor, " p"]) -> dict[str, float]:
     return found
 
 
-@analysis
+@analysis(
+    "How large is the change, and how many directions does it use?",
+    passes=0,
+    takes={},
+)
 def delta_spectrum(pair: CheckpointPair, *, device: str = "cpu") -> Result:
     """The spectrum of the change of every parameter, biases and norms included by their norms.
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError, some
 from workbench.loaders import CheckpointPair, Delta
 from workbench.progress import progress
@@ -157,7 +157,13 @@ def decisions(
     }
 
 
-@analysis
+@analysis(
+    "How many of the strongest directions are new to the base?",
+    paper="arXiv 2410.21228",
+    passes=0,
+    takes={},
+    along=True,
+)
 def intruders(
     pair: CheckpointPair,
     *,

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError, some
 from workbench.loaders import CheckpointPair, Delta
 from workbench.loaders.names import ParameterSite
@@ -107,7 +107,13 @@ def find(pair: CheckpointPair, k: int, eps: float, device: str) -> list[Found]:
     return kept
 
 
-@analysis
+@analysis(
+    "Do the new directions carry the task, or the forgetting?",
+    paper="arXiv 2410.21228",
+    example="--prompts task.jsonl --lambdas 0,0.5,1",
+    passes=50,
+    takes={"task": "task", "texts": "texts"},
+)
 def scale_intruders(
     pair: CheckpointPair,
     task: PromptSet,

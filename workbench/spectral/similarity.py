@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.results.result import Result, by_matrix
@@ -19,7 +19,11 @@ from workbench.spectral.intruders import Side, cosines
 from workbench.spectral.linalg import Operator, dense_triplets
 
 
-@analysis
+@analysis(
+    "Which directions of one matrix were kept?",
+    passes=0,
+    takes={},
+)
 def similarity(
     pair: CheckpointPair,
     *,

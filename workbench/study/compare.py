@@ -21,7 +21,7 @@ from workbench.skills import alike, compose, localize, overlap, reported
 from workbench.study import runs
 from workbench.study.catalogue import ANALYSES
 from workbench.study.cluster import HERE, LOCAL, Crew, place, workers
-from workbench.study.study import STEPS, Part, Study, plan
+from workbench.study.study import LATER, STEPS, Part, Study, plan
 from workbench.study.units import Unit, joined
 
 KEEPS = "forgetting.retention"  # chains are read where retention is
@@ -155,7 +155,7 @@ def _run(
 def _fill(study: Study, run: Run) -> None:
     """Everything of a study."""
     parts, followed, chained = study.parts(), study.followed(), _chained(study)
-    first = {p.name: p.units() for p in (*parts, *followed) if "results" not in p.analysis.needs}
+    first = {p.name: p.units() for p in (*parts, *followed) if not _waits(p)}
     run.fill(chained | first)  # a chain takes longest
     later = {
         part.name: part.units(results=_before(part, parts, run.made))
@@ -183,6 +183,11 @@ def _ordered(made: Mapping[str, Result]) -> dict[str, Result]:
         return name.endswith(STEPS), order.index(key) if key in order else len(order), name
 
     return {name: made[name] for name in sorted(made, key=place_of)}
+
+
+def _waits(part: Part) -> bool:
+    """For what the analyses before it give."""
+    return LATER in (part.analysis.takes or {}).values()
 
 
 def _before(part: Part, parts: Sequence[Part], made: Mapping[str, Result]) -> list[Result]:

@@ -19,7 +19,9 @@ from workbench.tasks.batching import read_as
 from workbench.tasks.desiderata import Counterfactuals
 
 STEPS = ".steps"  # how results along a training run are called
-FOLLOWED = ("spectral.intruders", "forgetting.retention")
+# What an analysis can do without: sampled where not given, or nothing more to score.
+LATER = "results"  # what the analyses before this one gave, which is not there yet
+OPTIONAL = ("texts", "others", "everything", "task_name", LATER)
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,30 @@ class Study:
     @property
     def analyses(self) -> list[Analysis]:
         """The catalogue, or `only` these of it, less what this study has no data for."""
-        here = {
-            "task": self.task, "partners": self.corrupted, "pairs": self.pairs,
-            "conjugates": self.conjugates, "learned": self.learned, "lessons": self.lessons,
-            "capability": self.learned, "worked": self.worked,
-        }  # fmt: skip
-        missing = {need for need, given in here.items() if given is None}
         found = [a for a in ANALYSES if self.only is None or a.key in self.only]
-        return [a for a in found if not missing & set(a.needs)]
+        return [a for a in found if all(getattr(self, n) is not None for n in _required(a))]
+
+    @property
+    def others(self) -> list[PromptSet]:
+        """The further prompt sets."""
+        return list(self.prompts)
+
+    @property
+    def everything(self) -> list[PromptSet]:
+        """Every prompt set, the task's first."""
+        return [*([self.task] if self.task else []), *self.prompts]
+
+    @property
+    def task_name(self) -> str | None:
+        """What the task's prompts are called."""
+        return self.task.name if self.task else None
+
+    @property
+    def sets(self) -> dict[str, PromptSet | Sequence[str]] | None:
+        """Prompts to be told apart, by name: `groups`, or every prompt set."""
+        if self.task is None:
+            return None
+        return dict(self.groups or {one.name: one for one in self.everything})
 
     def narrowed(self, only: Sequence[str]) -> Study:
         """This study and those beside it with these of their analyses alone; all where none is
@@ -133,36 +151,13 @@ class Study:
     def arguments(self, analysis: Analysis) -> dict[str, Any]:
         """What one analysis is called with."""
         found: dict[str, Any] = {"device": self.device}
-        if {"texts", "task", "model"} & set(analysis.needs):
+        if analysis.runs:
             found |= {"dtype": self.dtype, "seed": self.seed}
-        if "texts" in analysis.needs:
-            found["texts"] = self.texts
-        if "task" in analysis.needs:
-            found["task"] = self.task
-        if "groups" in analysis.needs:
-            del found["task"]
-            sets = {one.name: one for one in (self.task, *self.prompts) if one is not None}
-            found["prompts"] = dict(self.groups or sets)
-        if "prompts" in analysis.needs:
-            found["prompts"] = found.pop("task")
-        if "learned" in analysis.needs:
-            found["task"] = self.learned
-        if "conjugates" in analysis.needs:
-            found["conjugates"] = self.conjugates
-        if "lessons" in analysis.needs:
-            found["lessons"] = self.lessons
-        if "worked" in analysis.needs:
-            found |= self.worked or {}
-        if "others" in analysis.needs:
-            found["others"] = list(self.prompts)
-        if "partners" in analysis.needs:
-            found["corrupted"] = self.corrupted
-        if "pairs" in analysis.needs:
-            found |= {"pairs": self.pairs, "seed": self.seed, "dtype": self.dtype}
-        if analysis.key == "forgetting.retention":
-            found["prompts"] = [*([self.task] if self.task else []), *self.prompts]
-            found["task"] = self.task.name if self.task else None
-        if analysis.key in cost.PLANNED:
+        takes = (analysis.takes or {}).items()
+        found |= {name: getattr(self, source) for name, source in takes if source != LATER}
+        if analysis.settings:
+            found |= getattr(self, analysis.settings) or {}
+        if analysis.plans:
             found["large"] = True  # a study has a plan of its own
         return found | self.options.get(analysis.key, {})
 
@@ -182,8 +177,17 @@ class Study:
         return [
             Part(f"{analysis.key}{STEPS}", analysis, along, self.steps)
             for analysis in self.analyses
-            if analysis.key in FOLLOWED
+            if analysis.along
         ]
+
+
+def _required(analysis: Analysis) -> list[str]:
+    """Attributes of a study that an analysis is not run without."""
+    sources = [*(analysis.takes or {}).values(), *analysis.needs]
+    return [
+        name for name in (*sources, *([analysis.settings] if analysis.settings else []))
+        if name not in OPTIONAL
+    ]  # fmt: skip
 
 
 def plan(study: Study) -> pd.DataFrame:
@@ -199,13 +203,13 @@ def _planned(study: Study) -> pd.DataFrame:
     for pair in study.family:
         own = cost.size(pair)
         for analysis in study.analyses:
-            runs = bool({"texts", "task", "pairs", "model"} & set(analysis.needs))
             # A decomposition holds W, U, V and the tuned matrix; a run one model in float32 and
             # about as much again for activations and the edited copies.
-            peak = 2 * 4 * own.weights if runs else 6 * 4 * own.largest
-            long = cost.minutes(analysis.key, own, _tokens(study, analysis))
+            peak = 2 * 4 * own.weights if analysis.runs else 6 * 4 * own.largest
+            long = cost.minutes(analysis.passes or 0, own, _tokens(study, analysis))
             rows.append((
-                pair.name, analysis.key, own.matrices, round(peak / 2**20), runs, round(long, 1)
+                pair.name, analysis.key, own.matrices, round(peak / 2**20), analysis.runs,
+                round(long, 1),
             ))  # fmt: skip
     columns = ["member", "analysis", "matrices", "peak_MiB", "runs_model", "minutes"]
     return pd.DataFrame(rows, columns=columns)
@@ -213,11 +217,11 @@ def _planned(study: Study) -> pd.DataFrame:
 
 def _tokens(study: Study, analysis: Analysis) -> float:
     """About how many tokens of prompts and texts one pass of an analysis reads."""
-    needs = set(analysis.needs)
+    sources = {*(analysis.takes or {}).values()}
+    further = sources & {"others", "sets", "everything"}
     sets = [study.task] if study.task is not None else []
-    if needs & {"others", "groups"} or analysis.key == "forgetting.retention":
-        sets += study.prompts
-    return cost.tokens_of(sets, study.texts, bool(needs & {"texts", "model"}))
+    sampled = "texts" in sources or not sources
+    return cost.tokens_of([*sets, *(study.prompts if further else ())], study.texts, sampled)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,9 @@
 from workbench.tuco.contribution import contribution
 from workbench.tuco.scaling import scaled, scaling
 
+# In the order in which a report tells them.
+ANALYSES = (contribution, scaling)
+
 __all__ = ["contribution", "scaled", "scaling"]
 
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models import Sides, Site, capture
@@ -133,7 +133,13 @@ def stream_bound(beta: float, layers: int, largest_ptc: float, lipschitz: float)
     return layers * largest_ptc * (1 + lipschitz) ** layers * beta / (1 - beta)
 
 
-@analysis
+@analysis(
+    "How much of one answer did fine-tuning contribute?",
+    paper="arXiv 2506.23423",
+    example="--prompts task.jsonl --prompts plain.txt",
+    passes=3,
+    takes={"prompts": "sets"},
+)
 def contribution(
     pair: CheckpointPair,
     prompts: Prompts | Mapping[str, Prompts],

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from workbench.analysis.boundary import analysis
+from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models import Sides
@@ -83,7 +83,13 @@ def scaled(
     return Scaled(load(pair, device, named_dtype(dtype)), alpha)
 
 
-@analysis
+@analysis(
+    "What does more, or less, of the fine-tuning do?",
+    paper="arXiv 2506.23423",
+    example="--prompts task.jsonl --alphas 0,0.9,1,1.1",
+    passes=16,
+    takes={"prompts": "task", "texts": "texts"},
+)
 def scaling(
     pair: CheckpointPair,
     prompts: PromptSet,

@@ -1,0 +1,85 @@
+"""What an analysis says of itself, declared once, beside its function.
+
+    @analysis("Which heads look elsewhere?", takes={"prompts": "task"}, passes=2)
+    def patterns(pair: CheckpointPair, prompts: PromptSet, *, device="cpu", ...) -> Result: ...
+
+The catalogue collects the records; studies, the plan of what will run, the command line and the
+tables of methods are derived from them, from the signature and from the docstring. What is given
+is literal: the command line reads it from the source, without importing torch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, wraps
+from typing import Any, ParamSpec, TypeVar
+
+from workbench.analysis import boundary, cost
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One method. key: as in Result.analysis, and where its file lies: "spectral.intruders".
+    question: what it answers, in one line. function: the public one. paper: where it is from.
+    example: of its command, what follows the two checkpoints.
+    passes: forward passes over its prompts and texts with its defaults; 0 where only weights are
+    read and decomposed, None where nothing is foretold. plans: it tells a plan of its own, and asks
+    for `large=True` where that is long.
+    takes: which argument takes which attribute of a `Study`; None where no study runs it, and where
+    an attribute is None the study has no data for it, unless it can do without (`study.OPTIONAL`).
+    settings: an attribute whose items are arguments by name. needs: further attributes without
+    which it is not asked. along: it is also followed along a training run."""
+
+    key: str
+    question: str
+    function: Callable[..., Any]
+    paper: str = ""
+    example: str = ""
+    passes: float | None = None
+    plans: bool = False
+    takes: Mapping[str, str] | None = None
+    settings: str | None = None
+    needs: tuple[str, ...] = ()
+    along: bool = False
+
+    @property
+    def runs(self) -> bool:
+        """Whether models are run."""
+        return self.passes != 0
+
+
+RECORDS: dict[str, Analysis] = {}
+
+
+def analysis(question: str, **known: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Declare an analysis; known: fields of `Analysis`. Its arguments are looked at before it runs
+    (`boundary`), and how long it will take is said where that is long (`cost`)."""
+
+    def declared(function: Callable[P, R]) -> Callable[P, R]:
+        key = function.__module__.partition(".")[2]
+
+        @wraps(function)
+        def asked(*args: P.args, **kwargs: P.kwargs) -> R:
+            bound = _signature(function).bind(*args, **kwargs)
+            for name, value in bound.arguments.items():
+                kind = str(_signature(function).parameters[name].annotation)
+                bound.arguments[name] = boundary.checked(function.__name__, name, kind, value)
+            bound.apply_defaults()
+            if not record.plans:
+                cost.tell(key, record.passes, bound.arguments)
+            return function(*bound.args, **bound.kwargs)
+
+        record = RECORDS[key] = Analysis(key, question, asked, **known)
+        return asked
+
+    return declared
+
+
+@cache
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(function)
