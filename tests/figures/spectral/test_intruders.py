@@ -1,4 +1,4 @@
-"""Counts, strengths and sentences against values worked out by hand."""
+"""Counts, strengths and the sentence of intruders against values worked out by hand."""
 
 from __future__ import annotations
 
@@ -9,14 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.figures.skilled import skills
-from tests.figures.synthetic import everything, family, intruders, result, retention, scale, stepped
+from tests.figures.synthetic import intruders, result, stepped
 from workbench import figures
-from workbench.equivalence import equivalence
 from workbench.errors import WorkbenchError
-from workbench.figures.delta import effective_rank, quarter_circle
-from workbench.figures.forgetting import correlation
-from workbench.figures.similarity import chance, pooled, weakest
+from workbench.figures.spectral.intruders import correlation
 from workbench.stats import predicted
 
 PLACE = {"layer": 0, "component": "self_attn.q_proj"}
@@ -104,35 +100,6 @@ def test_the_last_checkpoint_names_the_matrix():
     assert list(best["rank"]) == [1, 0]
 
 
-def test_random_references():
-    sigma = quarter_circle(400)
-    assert (np.diff(sigma) < 0).all()
-    assert (sigma**2).mean() == pytest.approx(1, abs=0.01)  # its second moment
-    drawn = np.linalg.svd(np.random.default_rng(0).normal(size=(400, 400)) / 20, compute_uv=False)
-    assert np.abs(sigma - drawn).max() < 0.08
-    assert effective_rank(np.ones(7)) == pytest.approx(7)
-    rng = np.random.default_rng(1)
-    noise = rng.normal(size=(50, 512))
-    largest = np.abs(noise / np.linalg.norm(noise, axis=1, keepdims=True)).max(1).mean()
-    assert chance(512) == pytest.approx(largest, rel=0.15)
-
-
-def test_pooling_keeps_a_diagonal():
-    assert (np.diag(pooled(np.eye(1000), 100)) == 1).all()
-
-
-def test_the_weakest_matrix_is_found():
-    strong, weak = np.eye(12), np.eye(12)
-    weak[0] = 0.1
-    made = result(
-        "spectral.similarity",
-        [{"member": "a", "metric": "max_cosine", "value": 1.0}],
-        {"a": {}},
-        {"0.q": strong, "1.q": weak},
-    )
-    assert weakest(made) == "1.q"
-
-
 def test_spearman_says_where_it_is_not_defined():
     x = np.arange(4.0)
     assert correlation(x, -x) == "-1.00 (n = 4)"
@@ -141,31 +108,12 @@ def test_spearman_says_where_it_is_not_defined():
     assert correlation(np.array([1, 2, 3, np.nan]), x) == "1.00 (n = 3)"
 
 
-def test_headlines_hold_the_numbers():
+def test_the_sentence_holds_the_numbers():
     made = intruders_of(three())
     said = figures.headline(made)
     assert "a: 1 of 3" in said
     assert "eps 0.5" in said
     assert "random delta: 0" in said
-    members = family(2)
-    kept = figures.headline(retention(members))
-    assert "lora-r1: pre-training loss +0.240 [+0.210, +0.270] nats/token" in kept
-    assert "score on boxes 0.20 to 0.90 [0.87, 0.93]" in kept
-    assert "200 prompts, 200 texts" in kept
-    swept = figures.headline(scale(members))
-    assert "Scaled by 0.7" in swept
-    assert "top intruder: score on boxes -0.18 [-1.08, +0.72]%" in swept
-    assert "pre-trained neighbour" in swept
-
-
-def test_every_analysis_has_one_sentence_and_an_unknown_one_a_general_one():
-    for made in [*everything(family(3)), *skills(family(3))]:
-        assert figures.headline(made).endswith(".")
-        # Of grafts put together the tasks are named, and of many overlaps the first.
-        if made.analysis not in ("skills.compose", "skills.overlap"):
-            assert all(name in figures.headline(made) for name in made.members)
-    other = result("another.analysis", [{"metric": "gap", "value": 1.0}], stepped())
-    assert "1 values of gap" in figures.headline(other)
 
 
 def drawn(counts=(0, 1, 2, 3, 4), n=10, member="a"):
@@ -209,34 +157,3 @@ def test_a_prediction_interval_holds_a_further_draw_as_often_as_it_says():
     low, high = predicted(draws[:, :5].mean(1), draws[:, :5].var(1, ddof=1), 5)
     assert ((low < draws[:, 5]) & (draws[:, 5] < high)).mean() == pytest.approx(0.95, abs=0.006)
     assert predicted(0.0, 1.0, 1)[1] == np.inf
-
-
-def test_unchanged_matrices_are_in_no_share():
-    """One of two matrices changed: its two intruders of three, and a rank that is its own."""
-    rows = [
-        PLACE | {"member": "a", "layer": layer, "rank": rank, "metric": "max_cosine", "value": v}
-        for layer, cosines in ((0, (0.1, 0.2, 0.9)), (1, (1.0, 1.0, 1.0)))
-        for rank, v in enumerate(cosines)
-    ]
-    rows += [
-        PLACE | {"member": "a", "layer": layer, "rank": None, "metric": "changed", "value": v}
-        for layer, v in ((0, 1.0), (1, 0.0))
-    ]
-    made = result("spectral.intruders", rows, {"a": {"kind": "lora"}}, k=3, eps=0.5)
-    counts = figures.intruder_counts(made).iloc[0]
-    assert (counts["count"], counts["n"]) == (2, 3)
-    assert "a: 2 of 3 (66.7%; 1 of 2 matrices changed)" in figures.headline(made)
-    spectrum = result(
-        "spectral.delta_spectrum",
-        [
-            PLACE | {"member": "a", "layer": layer, "metric": "effective_rank", "value": v}
-            for layer, v in ((0, 2.0), (1, np.nan), (2, 0.0))  # today's and older tables
-        ],
-        {"a": {"kind": "lora", "rank": 2}},
-    )
-    assert "a: 2 (n = 1, ceiling 2, 1 of 3 matrices changed)" in figures.headline(spectrum)
-    found = equivalence([made, spectrum])
-    assert found is not None
-    measured = found.metric("measure").set_index("measure")["value"]
-    assert measured["intruders"] == pytest.approx(2 / 3)
-    assert measured["effective rank"] == 2
