@@ -5,6 +5,8 @@ from workbench.figures.behaviour.emulate import emulation
 from workbench.figures.behaviour.faithfulness import answers_by_steps
 from workbench.figures.behaviour.generate import new_words, side_by_side
 from workbench.figures.behaviour.tokens import coloured_text, token_landscape
+
+# The catalogue has imported every folder by then: `findings` is its function, not the folder.
 from workbench.figures.catalogue import CATALOGUE, draw, drawings, everyone, findings, headline
 from workbench.figures.drawing import Drawing
 from workbench.figures.findings.equivalence import cells, members_against_full
