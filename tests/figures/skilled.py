@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import combinations, permutations
 
+import numpy as np
+
 from tests.figures.synthetic import COMPONENTS, LAYERS, TASK, result
 from workbench.results.result import Result
 
@@ -25,6 +27,11 @@ TIERED, ONE_BIT, ADAPTER, DENSE = 0.4, 1.0, 2.0, 15.5  # bits an entry
 PATH = ((1, "self_attn.q_proj"), (0, "mlp.up_proj"), (3, "self_attn.v_proj"))
 NEEDED_BLOCK, OFF, ALONE = PATH[0], -0.5, 0.3
 BINS = ((0.25, 4), (0.55, 10), (0.95, 26))  # mean confidence, prompts
+
+
+def level(gain: float | np.ndarray) -> float | np.ndarray:
+    """The score at a share of the gain."""
+    return BASE + gain * (TUNED - BASE)
 
 
 def measured(gain: float, **about) -> list[dict]:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import workbench as wb
-from tests.figures.test_figures import check
+from tests.figures.looking import check
 from workbench import figures
 from workbench.errors import WorkbenchError
 from workbench.results.result import Provenance, Result

@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 import workbench as wb
-from tests.figures.test_figures import check
+from tests.figures.looking import check
 from tests.patching.conftest import boxes, model, paired
 from workbench import figures
 from workbench.cli import app

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import workbench as wb
-from tests.figures.test_figures import check
+from tests.figures.looking import check
 from tests.skills.conftest import APPLE, BOOK, JOBS, PLACES, asked, member, mute, write
 from workbench import figures
 from workbench.cli import app

@@ -1,69 +1,57 @@
 """What does a Result look like? A Result in, a matplotlib Figure (or a sentence) out."""
 
-from workbench.figures.associated import forgetting_by_measure
-from workbench.figures.calibration import reliability
-from workbench.figures.catalogue import (
-    CATALOGUE,
-    draw,
-    drawings,
-    everyone,
-    metadata,
-    named,
-    png,
-    save_all,
-)
-from workbench.figures.delta import delta_spectra, effective_ranks
+from workbench.figures.behaviour.emulate import emulation
+from workbench.figures.behaviour.faithfulness import answers_by_steps
+from workbench.figures.behaviour.generate import new_words, side_by_side
+from workbench.figures.behaviour.tokens import coloured_text, token_landscape
+from workbench.figures.catalogue import CATALOGUE, draw, drawings, everyone, findings, headline
+from workbench.figures.compare.equivalence import cells, members_against_full
 from workbench.figures.drawing import Drawing
-from workbench.figures.equivalence import cells, members_against_full
-from workbench.figures.forgetting import forgetting_by_intruders, forgetting_by_rank
-from workbench.figures.headlines import findings, headline
-from workbench.figures.hidden import probe_layers, prune_scores, revival_curves, verdict_grid
-from workbench.figures.intruders import intruders_by_eps, intruders_by_place
-from workbench.figures.kept import (
-    chain_matrix,
-    conjugate_outcomes,
-    knowledge_transitions,
-    path_scores,
-)
-from workbench.figures.lenses import (
-    attribution_against_exact,
-    attribution_by_head,
-    lens_by_layer,
-    pattern_differences,
-    pattern_example,
-)
-from workbench.figures.patching import (
-    by_group,
-    by_layer,
-    faithfulness,
-    layer_head,
-    layer_position,
-    masks,
-    overlap,
-    paths,
-)
-from workbench.figures.said import (
-    answers_by_steps,
-    coloured_text,
-    emulation,
-    new_words,
-    side_by_side,
-    token_landscape,
-)
-from workbench.figures.similarity import similarity_matrix
-from workbench.figures.skills import composition, graft_places, graft_scores, overlap_matrix
+from workbench.figures.forgetting.association import forgetting_by_measure
+from workbench.figures.forgetting.conjugate import conjugate_outcomes
+from workbench.figures.forgetting.interpolate import path_scores
+from workbench.figures.forgetting.knowledge import knowledge_transitions
+from workbench.figures.forgetting.probe import probe_layers
+from workbench.figures.forgetting.prune import prune_scores
+from workbench.figures.forgetting.retention import forgetting_by_rank
+from workbench.figures.forgetting.revive import revival_curves
+from workbench.figures.forgetting.sequential import chain_matrix
+from workbench.figures.forgetting.verdict import verdict_grid
+from workbench.figures.patching.activation import layer_position
+from workbench.figures.patching.attribution import attribution_against_exact, attribution_by_head
+from workbench.figures.patching.circuit import faithfulness, overlap, paths
+from workbench.figures.patching.cross_model import by_group, by_layer
+from workbench.figures.patching.lens import lens_by_layer
+from workbench.figures.patching.mask import masks
+from workbench.figures.patching.patterns import pattern_differences, pattern_example
+from workbench.figures.patching.recovered import layer_head
+from workbench.figures.saving import metadata, named, png, save_all
+from workbench.figures.skills.blocks import block_changes, greedy_blocks
+from workbench.figures.skills.calibration import reliability
+from workbench.figures.skills.compose import composition
+from workbench.figures.skills.compression import bits_score
+from workbench.figures.skills.localize import graft_places, graft_scores
+from workbench.figures.skills.overlap import overlap_matrix
+from workbench.figures.skills.restore import restoration
 from workbench.figures.spec import STYLES, Spec
+from workbench.figures.spectral.checkpoints import strongest
+from workbench.figures.spectral.delta_spectrum import delta_spectra, effective_ranks
+from workbench.figures.spectral.intruders import (
+    forgetting_by_intruders,
+    intruders_by_eps,
+    intruders_by_place,
+    training_steps,
+)
+from workbench.figures.spectral.scale import scale_sweep
+from workbench.figures.spectral.similarity import similarity_matrix
 from workbench.figures.style import family
-from workbench.figures.sweep import scale_sweep
-from workbench.figures.training import strongest, training_steps
-from workbench.figures.tuco import (
-    scaling_curve,
+from workbench.figures.tuco.contribution import (
     tuco_against_output,
     tuco_by_group,
     tuco_by_layer,
     tuco_by_token,
 )
-from workbench.figures.updates import bits_score, block_changes, greedy_blocks, restoration
+from workbench.figures.tuco.scaling import scaling_curve
 from workbench.figures.wording import interval
 from workbench.results.intruder_counts import NULLS, intruder_counts
 

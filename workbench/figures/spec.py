@@ -15,7 +15,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
-from workbench.figures import catalogue, style
+from workbench.figures import catalogue, saving, style
 from workbench.files.reading import is_count, is_number, read_json, read_yaml
 from workbench.files.writing import require_free, writing
 from workbench.results.result import Result
@@ -116,14 +116,14 @@ class Spec:
         dpi, formats = STYLES[self.style]
         made = [Path(f"{target}.{format}") for format in formats]
         for path in made:
-            require_free(path, catalogue.FIGURE)
+            require_free(path, saving.FIGURE)
         figure = self.draw()
         results = [_result(panel) for panel in self.panels]
         title = " · ".join(panel.title or panel.folder.name for panel in self.panels)
-        about = catalogue.metadata(title, results)
+        about = saving.metadata(title, results)
         for format, path in zip(formats, made, strict=True):
-            with writing(path, catalogue.FIGURE) as fresh:
-                catalogue.write(figure, fresh, about, format=format, dpi=dpi)
+            with writing(path, saving.FIGURE) as fresh:
+                saving.write(figure, fresh, about, format=format, dpi=dpi)
         return made
 
 

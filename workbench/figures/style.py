@@ -28,6 +28,7 @@ DPI = 200  # of figures on the page
 SCREEN = 144  # dots per inch at which 8 pt type reads well in a notebook
 PIXELS = 1.25 * 96  # of CSS per printed inch: 8 pt type reads as 10 pt
 SMALL, NORMAL = 7, 8  # points
+BLACK = "#222222"
 GREY = "#767676"  # base, nulls and controls
 PALE = "#ececec"  # cells without a value
 MAP = "viridis"

@@ -1,8 +1,10 @@
-"""Numbers in words."""
+"""Results in words: what a sentence is, and how it writes numbers."""
 
 from __future__ import annotations
 
 import pandas as pd
+
+Findings = tuple[str, list[str]]  # what was measured, and a clause per member
 
 
 def interval(value: float, low: float, high: float, form: str = ".3g") -> str:
@@ -15,3 +17,9 @@ def interval(value: float, low: float, high: float, form: str = ".3g") -> str:
 def change(row: pd.Series, form: str) -> str:
     """A row's value with its interval."""
     return interval(row["value"], row["low"], row["high"], form)
+
+
+def matrices_changed(changed: tuple[int, int]) -> list[str]:
+    """How many matrices changed, where not all did."""
+    some, every = changed
+    return [f"{some} of {every} matrices changed"] if some < every else []

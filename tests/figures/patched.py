@@ -1,0 +1,78 @@
+"""Synthetic Results of lens, patterns and attribution with a known truth."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tests.figures.synthetic import result
+from workbench.figures.patching.lens import CHANGE
+from workbench.results.result import Result
+
+LAYERS, HEADS = 4, 3
+
+TOKENS = ["<bos>", "Box", "$K", "holds", "the", "cup", ".", "Box", "$K", "contains", "the"]
+
+
+def mean(value: float, width: float = 0.1) -> dict:
+    return {"value": value, "low": value - width, "high": value + width, "n": 32, "baseline": 0.0}
+
+
+def lens(members: dict) -> Result:
+    """The answer rises with the layer; tuned is ahead by a nat behind layer 1."""
+    rows = []
+    for member in members:
+        for layer in range(-1, LAYERS):
+            about = {"member": member, "layer": layer}
+            ahead = float(layer > 1)
+            for side, value in (("base", layer - 5.0), ("tuned", layer - 5.0 + ahead)):
+                rows.append(about | {"side": side, "metric": "log_probability"} | mean(value))
+            rows.append(about | {"side": CHANGE, "metric": "kl"} | mean(ahead))
+    return result("patching.lens", rows, members)
+
+
+def patterns(members: dict) -> Result:
+    """Head 1 of layer 2 has moved, most of all in the second prompt."""
+    rows, tensors = [], {}
+    for member in members:
+        for layer in range(LAYERS):
+            for head in range(HEADS):
+                value = 0.5 if (layer, head) == (2, 1) else 0.01 * layer
+                about = {"member": member, "layer": layer, "head": head, "side": CHANGE}
+                rows.append(about | {"position": "last token", "metric": "tvd"} | mean(value))
+        for number, change in enumerate((0.1, 0.9)):
+            for x, token in enumerate(TOKENS):
+                about = {"member": member, "layer": 2, "head": 1, "side": CHANGE}
+                said = {"prompt": f"p{number}", "x": float(x), "token": token}
+                rows.append(about | said | {"metric": "example_tvd", "value": change})
+            for side, place in (("base", 2), ("tuned", 5)):
+                last = np.zeros((LAYERS, HEADS, len(TOKENS)))
+                last[..., place] = 1
+                name = f"{number}/{side}/last"
+                tensors[f"{member}/{name}" if len(members) > 1 else name] = last
+    return result("patching.patterns", rows, members, tensors)
+
+
+def attribution(members: dict) -> Result:
+    """Every exact effect is twice the first-order one; two positions a head."""
+    rows = []
+    for member in members:
+        for side in ("base", "tuned", "tuned->base"):
+            about = {"member": member, "side": side, "component": "z", "arm": "patch"}
+            for layer in range(LAYERS):
+                for head in range(HEADS):
+                    for position in ("query box", "-1"):
+                        place = about | {"layer": layer, "head": head, "position": position}
+                        value = 0.1 * layer - 0.05 * head
+                        rows.append(place | {"metric": "attribution"} | mean(value))
+                        if position == "-1":
+                            group = "top" if layer > 1 else "random"
+                            about_exact = place | {"metric": "exact", "group": group}
+                            rows.append(about_exact | mean(2 * value))
+            for group, value in (("top", 0.91), ("random", 0.42)):
+                rows.append(about | {"metric": "rank_correlation", "group": group} | mean(value))
+            shuffled = {"layer": 3, "head": 0, "position": "-1", "group": "top", "arm": "shuffled"}
+            rows.append(about | shuffled | {"metric": "attribution"} | mean(9.0))
+    made = result("patching.attribution", rows, members)
+    whole = dict.fromkeys(("layer", "head"), "Int64")
+    table = made.table.assign(neuron=np.nan).astype(whole | {"neuron": "Int64"})
+    return Result(made.analysis, table, made.provenance)

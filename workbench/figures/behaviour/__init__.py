@@ -1,0 +1,1 @@
+"""The figures of behaviour, a file for each analysis."""

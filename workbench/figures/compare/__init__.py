@@ -1,0 +1,1 @@
+"""The figures of what several results say together."""

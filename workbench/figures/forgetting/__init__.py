@@ -1,0 +1,1 @@
+"""The figures of forgetting, a file for each analysis."""

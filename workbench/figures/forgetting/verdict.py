@@ -1,0 +1,82 @@
+"""Kept, suppressed or erased? The evidence on one capability as a grid."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from workbench.figures import style
+from workbench.figures.drawing import Drawing
+from workbench.figures.wording import Findings
+from workbench.results.result import Result
+
+KEY = "forgetting.verdict"
+# Okabe & Ito's blue and orange, pale enough for numbers in black.
+READINGS = {"kept": "#9CCBE8", "lost": "#F4C58A", "unclear": "#DDDDDD", "not measured": "#FFFFFF"}
+MEASURES = ("output", "probe", "revival", "conjugate", "loss")
+SCALES = {"loss": "loss\n(nats/token)", "output": "output", "probe": "probe",
+          "revival": "revival", "conjugate": "conjugate"}  # fmt: skip
+
+
+@style.styled
+def verdict_grid(result: Result, ax: Axes | None = None) -> Figure:
+    """The evidence on one capability, a row per member, and the verdict it supports. Colours: how a
+    cell is read; numbers: shares of the base's (loss: nats per token above it)."""
+    looks = style.looks(result)
+    figure, axes = style.panels(
+        *(ax, 1, 1), width=style.WIDE, height=0.3 * len(looks) + 1.05, share=(False, False)
+    )  # fmt: skip
+    here = axes[0, 0]
+    table = result.table
+    last = len(MEASURES)
+    for row, member in enumerate(looks):
+        own = table[table["member"] == member].set_index("arm")
+        for column, arm in enumerate(MEASURES):
+            cell = own.loc[arm]
+            here.add_patch(_cell(column, row, READINGS[str(cell["reading"])]))
+            told = "–" if pd.isna(cell["value"]) else (
+                f"{cell['value']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]"
+            )  # fmt: skip
+            here.text(column, row, told, ha="center", va="center", fontsize=5.5)
+        here.text(last, row, str(own.loc["verdict", "reading"]).lower(), ha="center", va="center",
+                  fontsize=7, weight="bold")  # fmt: skip
+    here.set_xlim(-0.5, last + 0.5)
+    here.set_ylim(len(looks) - 0.5, -0.5)
+    here.set_xticks(range(last + 1), [*(SCALES[m] for m in MEASURES), "verdict"])
+    here.xaxis.tick_top()
+    here.set_yticks(range(len(looks)), [style.text(look.label) for look in looks.values()])
+    here.tick_params(length=0)
+    here.spines[:].set_visible(False)
+    for name, colour in READINGS.items():
+        here.plot([], [], ls="", marker="s", ms=7, mfc=colour, mec=style.GREY, mew=0.5, label=name)
+    here.set_ylabel("member")
+    here.set_xlabel(f"{style.text(str(table['task'].iloc[0]))}: share of the base's")
+    style.legend(axes, outside=ax is None)
+    return figure
+
+
+def _cell(column: int, row: int, colour: str) -> Rectangle:
+    return Rectangle((column - 0.48, row - 0.44), 0.96, 0.88, fc=colour, ec=style.GREY, lw=0.4)
+
+
+DRAWINGS = (
+    Drawing(
+        KEY,
+        "grid",
+        "Kept, suppressed or erased?",
+        verdict_grid,
+        "The evidence on one capability of the base, a row per member. Output: right answers as a "
+        "share of the base's. Probe, revival and conjugate: what each still finds of the lost "
+        "answers. Blue: kept; orange: lost (a loss that rose by 0.05 nats or more); grey: the "
+        "interval holds the line between them.",
+        "A verdict is no more than its grid: few lost answers give wide intervals, and what was "
+        "not found by these means may be found by others.",
+    ),
+)
+
+
+def sentence(result: Result) -> Findings:
+    said = result.metric("verdict")["says"].tolist()
+    return "The verdict", [one.rstrip(".") for one in said]

@@ -1,0 +1,38 @@
+"""One panel per member, and the intervals in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from workbench.figures import style
+from workbench.results.result import Result
+
+
+def by_member(
+    result: Result, ax: Axes | None, height: float, *, share: tuple[bool, bool]
+) -> tuple[Figure, np.ndarray, Iterable[tuple[Axes, tuple[str, style.Look]]]]:
+    """A panel for each member; a column's width for one, two columns' for several."""
+    looks = style.looks(result)
+    rows, columns = style.grid_shape(len(looks), 2 if len(looks) > 1 else 1)
+    figure, axes = style.panels(
+        *(ax, rows, columns),
+        width=style.WIDE if columns > 1 else style.COLUMN,
+        height=height * rows + 0.7,
+        share=share,
+    )
+    return figure, axes, list(zip(axes.flat, looks.items(), strict=False))
+
+
+def band(here: Axes, line: pd.DataFrame, colour: str) -> None:
+    here.fill_between(line["x"], line["low"], line["high"], color=colour, alpha=0.15, lw=0)
+
+
+def error_bars(rows: pd.DataFrame) -> np.ndarray:
+    """Lengths of error bars; an interval may miss a value that is not a mean (calibration)."""
+    value = rows["value"]
+    return np.array([value - rows["low"], rows["high"] - value]).clip(0)

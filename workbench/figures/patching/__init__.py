@@ -1,0 +1,1 @@
+"""The figures of patching, a file for each analysis."""

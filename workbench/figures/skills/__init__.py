@@ -1,0 +1,1 @@
+"""The figures of skills, a file for each analysis."""

@@ -1,0 +1,107 @@
+"""In how many bits does the change fit?"""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from workbench.figures import style
+from workbench.figures.drawing import Drawing
+from workbench.figures.member_panels import band, by_member, error_bars
+from workbench.figures.skills.scores import CURVES, ENOUGH, RANDOM, finish, model_lines, own_rows
+from workbench.figures.wording import Findings, change
+from workbench.results.result import Result
+
+KEY = "skills.compression"
+# As in CURVES: label, colour (None: the member's), dashes, marker.
+STORED = {
+    "rank": ("best low rank of Δ", None, "-", "o"),
+    "movement": CURVES["movement"],
+    "principal": CURVES["principal"],
+    "random": RANDOM,
+}
+WHOLE = {  # one number of bits each: label, colour (None: the member's), marker, size
+    "tiered": ("singular vectors at 8, 3, 2 bits", "#0072B2", "P", 5.5),
+    "1-bit": ("signs and one scale (1 bit)", "#009E73", "^", 5),
+    "adapter": ("the adapter's own file", None, "*", 8),
+    "tuned": ("tuned, 16 bits an entry", None, "X", 5.5),
+}
+# In the order of the sentence.
+STORES = ("rank", "tiered", "1-bit", "adapter", "movement", "principal", "random")
+
+
+@style.styled
+def bits_score(result: Result, ax: Axes | None = None, *, metric: str = "score") -> Figure:
+    """Score against the stored bits per entry of the base; a panel per member.
+
+    metric: any of `Readout.rows`. Bands: 95% intervals of the low ranks and of random entries; bars
+    those of the ways that have but one size.
+    """
+    table = own_rows(result, metric)
+    figure, axes, members = by_member(result, ax, 1.9, share=(True, True))
+    for here, (member, look) in members:
+        own = table[table["member"] == member]
+        for arm, (label, colour, dashes, marker) in STORED.items():
+            line = own[own["arm"] == arm].sort_values("x")
+            if line.empty:
+                continue
+            colour = colour or look.colour
+            if arm in ("rank", "random"):
+                band(here, line, colour)
+            here.plot(line["x"], line["value"], color=colour, ls=dashes, marker=marker, ms=3,
+                      label=label)  # fmt: skip
+        for arm, (label, colour, marker, size) in WHOLE.items():
+            point = own[own["arm"] == arm]
+            if len(point):
+                here.errorbar(
+                    point["x"], point["value"], yerr=error_bars(point), ls="", marker=marker,
+                    ms=size, mew=0, color=colour or look.colour, elinewidth=0.8, zorder=4,
+                    label=label,
+                )  # fmt: skip
+        model_lines(here, own)
+        here.set_xscale("log")
+        here.set_title(look.label, loc="left", color=look.colour)
+    held = table.loc[table["x"] > 0, "x"]
+    style.log_ticks(axes[0, 0].xaxis, held.min(), held.max())
+    finish(result, ax, axes, table, "stored bits per entry of the base")
+    return figure
+
+
+DRAWINGS = (
+    Drawing(
+        KEY,
+        "bits",
+        "In how many bits the change fits",
+        bits_score,
+        "Score of the base plus a compressed change against what it takes to store, in bits per "
+        "entry of the base; masks pay 16 bits a value and the entropy of their places. Grey: "
+        "random entries. The star is the adapter's own file.",
+        "Values kept at 16 bits are counted and not rounded; nothing here was calibrated on data, "
+        "which the published codecs gain from.",
+    ),
+)
+
+
+def sentence(result: Result) -> Findings:
+    """The fewest bits with 95% of the gain, per way of storing."""
+    gains = own_rows(result, "gain")
+    parts = []
+    for member in result.members:
+        here = gains[gains["member"] == member]
+        if here.loc[here["arm"] == "tuned", "value"].isna().all():
+            parts.append(f"{member}: no gain to store")
+            continue
+        own, said = here[here["value"] >= ENOUGH], []
+        for arm in [a for a in STORES if (here["arm"] == a).any()]:
+            rows = own[own["arm"] == arm].sort_values("x")
+            said.append(
+                f"{arm} {rows['x'].iloc[0]:.2f} bits ({change(rows.iloc[0], '.2f')})"
+                if len(rows)
+                else f"{arm} not reached"
+            )
+        parts.append(f"{member}: {', '.join(said)}")
+    n = int(gains["n"].max())
+    return (
+        f"Fewest stored bits per entry with 95% of the gain, 95% interval over {n} prompts",
+        parts,
+    )

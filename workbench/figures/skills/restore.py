@@ -1,0 +1,102 @@
+"""How much of the change can be taken back?"""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from workbench.figures import style
+from workbench.figures.drawing import Drawing
+from workbench.figures.member_panels import band, by_member
+from workbench.figures.skills.scores import RANDOM, finish, model_lines, own_rows
+from workbench.figures.wording import Findings, change
+from workbench.results.result import Result
+
+KEY = "skills.restore"
+ORDERS = {
+    "movement": ("largest change |Δ| first", None, "-", "o"),
+    "relative": ("largest |Δ| / |θ₀| first", "#0072B2", "-", "D"),
+    "smallest": ("smallest |Δ| first", style.BLACK, "-", "s"),
+    "random": ("random entries first", *RANDOM[1:]),
+}
+
+
+@style.styled
+def restoration(result: Result, ax: Axes | None = None, *, metric: str = "score") -> Figure:
+    """Score against the share of N set back to the base, a line per order; a panel per member.
+
+    metric: any of `Readout.rows`. Bands: 95% intervals of the first order and of random. Rings: the
+    largest share that cost nothing on the choosing half, bars the range of that choice.
+    """
+    table, free = own_rows(result, metric), own_rows(result, "free")
+    figure, axes, members = by_member(result, ax, 1.9, share=(True, True))
+    for here, (member, look) in members:
+        own = table[table["member"] == member]
+        ends = own[own["arm"].isin(["tuned", "outside"])]
+        shown = [arm for arm in ORDERS if (own["arm"] == arm).any()]
+        for arm in shown:
+            label, colour, dashes, marker = ORDERS[arm]
+            # Every order starts at the tuned model and ends with the whole of the blocks set back.
+            line = pd.concat([own[own["arm"] == arm], ends]).sort_values("x")
+            colour = colour or look.colour
+            if arm in (shown[0], "random"):
+                band(here, line, colour)
+            here.plot(line["x"], line["value"], color=colour, ls=dashes, marker=marker, ms=3,
+                      label=label)  # fmt: skip
+            chosen = free[(free["member"] == member) & (free["arm"] == arm)]
+            for row in chosen.to_dict("records"):
+                height = line.loc[line["x"] == row["value"], "value"].iloc[0]
+                here.errorbar(
+                    row["value"], height,
+                    xerr=[[row["value"] - row["low"]], [row["high"] - row["value"]]],
+                    ls="", marker="o", ms=6.5, mfc="none", mew=0.9, color=colour, elinewidth=2.5,
+                    alpha=0.7, zorder=4,
+                )  # fmt: skip
+        model_lines(here, own)
+        here.set_title(look.label, loc="left", color=look.colour)
+    axes[0, 0].plot([], [], ls="", marker="o", ms=6.5, mfc="none", mew=0.9, color=style.BLACK,
+                    label="free (with its range)")  # fmt: skip
+    finish(result, ax, axes, table, "share q of the parameters set back to the base")
+    return figure
+
+
+DRAWINGS = (
+    Drawing(
+        KEY,
+        "shares",
+        "How much of the update can be taken back",
+        restoration,
+        "Score of the tuned model with a share of its parameters set back to the base, in each "
+        "order; bands: 95% over prompts. Rings: the largest share that cost at most 0.02 on a half "
+        "of the prompts, with the range of that choice. Random entries are the control.",
+        "Restoring the smallest changes first takes back many entries and little of the change. "
+        "The rings are what the half that chose them allows, which few prompts blur: the table's "
+        "cost is the other half's. Where few parameters ever moved, restoring the others costs "
+        "nothing.",
+    ),
+)
+
+
+def sentence(result: Result) -> Findings:
+    """What could be taken back for nothing, in every order, and what did better set back."""
+    free, cost, harmful = (own_rows(result, m) for m in ("free", "cost", "harmful"))
+    parts = []
+    for member in result.members:
+        here = free[free["member"] == member].set_index("arm")
+        paid = cost[cost["member"] == member].set_index("arm")
+        said = [
+            f"{ORDERS[arm][0]} {change(here.loc[arm], '.0%')} "
+            f"(score {change(paid.loc[arm], '+.3f')} on the other half)"
+            for arm in here.index
+        ]
+        own = harmful[(harmful["member"] == member) & (harmful["low"] > 0)]
+        said += [
+            f"harmful updates, {ORDERS[row['arm']][0]} {row['x']:.0%}: {change(row, '+.3f')}"
+            for _, row in own.iterrows()
+        ]
+        parts.append(f"{member}: {', '.join(said)}")
+    return (
+        f"Share of the parameters set back for at most 0.02 of score, "
+        f"{int(free['n'].max())} prompts chose"
+    ), parts

@@ -1,0 +1,1 @@
+"""The figures of the spectral analyses, a file for each."""

@@ -1,0 +1,122 @@
+"""Do intruders cause the forgetting? The task and the pre-training loss as they are scaled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from workbench.errors import WorkbenchError
+from workbench.figures import style
+from workbench.figures.drawing import Drawing
+from workbench.figures.task_and_loss import PRETRAINING, items, task_and_loss, task_of
+from workbench.figures.wording import Findings, change
+from workbench.results.result import Result
+
+KEY = "spectral.scale"
+LAMBDA = 0.7  # where arXiv 2410.21228 reads its sweep
+LABELS = {
+    "top": "top intruder",
+    "all": "all intruders",
+    "neighbour": "pre-trained neighbour",
+    "random": "random vector",
+    "shrink": "whole ΔW shrunk",
+}
+CONTROLS = ("neighbour", "random", "shrink")
+
+
+@style.styled
+def scale_sweep(result: Result, ax: Axes | None = None) -> Figure:
+    """% change of the task score (left) and of the pre-training loss (right) against lambda.
+
+    One row per member, one line per arm with its 95% interval; the member's colour is the top
+    intruder, black all of them, dashed grey the controls.
+    """
+    wanted = ((task_of(result), "score_change"), (PRETRAINING, "loss_change"))
+    looks = style.looks(result)
+    figure, axes = style.panels(
+        *(ax, len(looks), 2),
+        width=style.WIDE,
+        height=1.5 * len(looks) + 1.1,
+        share=(True, "col"),
+    )
+    for row, (name, look) in zip(axes, looks.items(), strict=True):
+        for here, (task, metric) in zip(row, wanted, strict=True):
+            rows = result.table[
+                (result.table["member"] == name)
+                & (result.table["task"] == task)
+                & (result.table["metric"] == metric)
+            ]
+            _arms(here, rows.sort_values("x"), look)
+            here.axhline(0, color=style.GREY, lw=0.6, zorder=0)
+            here.axvline(1, color=style.GREY, lw=0.6, zorder=0)
+        row[0].set_title(look.label, loc="left", color=look.colour)
+        row[0].set_ylabel("task score\nchange (%)")
+        row[1].set_ylabel("pre-training loss\nchange (%)")
+    for here in axes[-1]:
+        here.set_xlabel("scale λ of the singular value (1 = as tuned)")
+    style.legend(axes, outside=ax is None)
+    return figure
+
+
+def _arms(here: Axes, rows, look: style.Look) -> None:
+    """Every arm of one member and metric: a line, markers and an interval band."""
+    known = [arm for arm in LABELS if arm in set(rows["arm"])]
+    unknown = [arm for arm in dict.fromkeys(rows["arm"]) if arm not in LABELS]
+    if not known:
+        raise WorkbenchError(
+            f"Expected arms of {sorted(LABELS)} for {look.label}, found {unknown}."
+        )
+    for arm in known:
+        line = rows[rows["arm"] == arm]
+        colour = {"top": look.colour, "all": style.BLACK}.get(arm, style.GREY)
+        control = arm in CONTROLS
+        here.fill_between(line["x"], line["low"], line["high"], color=colour, alpha=0.15, lw=0)
+        here.plot(
+            *(line["x"], line["value"]),
+            color=colour,
+            ls=style.DASHES[CONTROLS.index(arm)] if control else "-",
+            marker=None if control else "o",
+            markersize=3,
+            lw=1.0 if control else 1.4,
+            label=LABELS[arm],
+            zorder=2 if control else 3,
+        )
+
+
+DRAWINGS = (
+    Drawing(
+        KEY,
+        "sweep",
+        "Scaling the intruders",
+        scale_sweep,
+        "The singular value of the top (or every) intruder multiplied by λ, everything else kept: "
+        "change of the task score (left; lower is worse) and of the pre-training loss (right; "
+        "lower is better) against λ = 1, bands 95% intervals. Intruders cause forgetting where "
+        "their loss falls below λ = 1 while the dashed controls at the same λ do not.",
+        "A neighbouring pre-trained vector of similar σ carries the base's own knowledge, so its "
+        "loss rises on either side; the arms differ in the norm they remove, and only the shrink "
+        "arm is matched in it. Shared prompts make the bands of the arms dependent.",
+    ),
+)
+
+
+def sentence(result: Result) -> Findings:
+    table = result.table
+    at = min(table["x"].dropna().unique(), key=lambda x: (abs(x - LAMBDA), x))
+    here = replace(result, table=table[table["x"] == at])
+    parts = []
+    for name in result.members:
+        arms = []
+        for arm in ("top", "neighbour"):
+            rows = replace(here, table=here.table[here.table["arm"] == arm])
+            said = [
+                f"{what} {change(measured.loc[name], '+.2f')}%"
+                for what, measured in task_and_loss(rows, result, "score_change")
+                if name in measured.index
+            ]
+            if said:
+                arms.append(f"{LABELS[arm]}: {', '.join(said)}")
+        parts.append(f"{name}: {'; '.join(arms) or 'nothing to scale'}")
+    return f"Scaled by {at:g}, change against as tuned ({items(here)})", parts

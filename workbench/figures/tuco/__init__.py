@@ -1,0 +1,1 @@
+"""The figures of the contribution of fine-tuning, a file for each analysis."""
