@@ -17,7 +17,7 @@ from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.findings import CLAIMS, by_base, findings, page, summary, verdict
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MEMBERS = {
     "r4": {"kind": "lora", "rank": 4, "seed": 0},
     "r64": {"kind": "lora", "rank": 64, "seed": 0},
