@@ -66,7 +66,7 @@ def test_check_prints_and_exits_by_what_it_found(base: Path, tuned: Path, tmp_pa
         (["demo", "--model", "other"], "family or smollm2"),
         (["report", "/nowhere"], "saved Result"),
         (["tuco", "BASE", "BASE", "--prompts", "a.txt", "--prompts", "b/a.txt"], "same name"),
-        (["tuco", "BASE", "BASE", "--prompts", "a.txt", "--alphas", "0,1"], "with answers"),
+        (["tuco", "BASE", "BASE", "--prompts", "a.txt", "--alphas", "0,1"], ".jsonl or .csv"),
         (["compare", "BASE", "--member", "a=BASE", "--only", "tuco.scaling"], "(--prompts)"),
     ],
 )
@@ -81,7 +81,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, says: str, base: P
 
 
 def test_a_split_is_taken_where_a_file_has_several(tmp_path: Path, capsys):
-    from workbench.cli.shared import asked
+    from workbench.cli.options import asked
 
     lines = [
         {"id": str(i), "prompt": f"say {i}", "target": " a", "split": split}
@@ -181,7 +181,7 @@ def test_a_table_is_no_wider_than_the_terminal(width: int):
     """And loses no word of it."""
     from rich.console import Console
 
-    from workbench.cli.shared import table_of
+    from workbench.cli.options import table_of
 
     told = pd.DataFrame(
         {"item": ["runs", "names"], "found": ["both sides load whole, as they were read"] * 2,

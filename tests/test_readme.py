@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from workbench.cli import app
@@ -31,11 +32,14 @@ def test_every_named_make_target_exists():
     assert named <= targets
 
 
-def verbs(group=app, path=()):
-    for command in group.registered_commands:
-        yield [*path, command.name or command.callback.__name__]
-    for sub in group.registered_groups:
-        yield from verbs(sub.typer_instance, (*path, sub.name))
+def verbs(group=None, path=()):
+    group = group or typer.main.get_command(app)
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
+        if hasattr(command, "list_commands"):
+            yield from verbs(command, (*path, name))
+        else:
+            yield [*path, name]
 
 
 @pytest.mark.parametrize("verb", list(verbs()), ids=" ".join)

@@ -11,7 +11,7 @@ import pandas as pd
 
 import workbench as wb
 from tests.figures.synthetic import result
-from workbench.cli.shared import show
+from workbench.cli.options import show
 from workbench.results.result import Result
 
 TAGS = {

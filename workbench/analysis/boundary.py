@@ -27,6 +27,8 @@ def checked(analysis: str, name: str, kind: str, value: Any) -> Any:
         require_pair(value, analysis)
     elif kind == "Family":
         require_family(value, analysis)
+    elif isinstance(value, str) and "| str |" in kind and Path(value).suffix not in FILES:
+        return value  # a name that stands for a set
     elif any(one in kind for one in SETS):
         return _prompts(value, name, texts="Sequence[str]" in kind or "Prompts" in kind)
     return value

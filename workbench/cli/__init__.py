@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from workbench.cli import behaviour, forget, lab, patch, skills, spectral
-from workbench.cli.shared import (
+from workbench.cli import lab, skills
+from workbench.cli.options import (
     WHERE,
     Base,
-    Batch,
     Device,
     DryRun,
     Dtype,
@@ -26,42 +26,52 @@ from workbench.cli.shared import (
     On,
     Only,
     Out,
-    Save,
     Seed,
     Text,
     Tuned,
     asked,
-    finish,
-    group_of,
     members_of,
     named,
-    numbers,
     page_out,
     report_out,
     run_study,
-    running,
     show,
     texts,
 )
+from workbench.cli.verbs import FAMILIES, group
 from workbench.version import __version__
 
+# What each group of verbs is about; its verbs are the public functions of a family.
+GROUPS = {
+    "spectral": "What did fine-tuning do to the weights? Intruders, spectrum, scale.",
+    "tuco": "How much of each answer did fine-tuning contribute, and what if more?",
+    "patch": "Where does the behaviour live? Activations, parameters of one run put into another.",
+    "skills": "How few parameters carry the skill? Grafts, restoration, composition, compression.",
+    "forget": "What was lost, what is only hidden? Retention, probes, revival, paths, verdicts.",
+    "behaviour": "What does it say now? Tokens, written texts, emulated fine-tuning, worked steps.",
+}
+BY_HAND = {"skills": {"graft": skills.graft, "compose": skills.compose}}
+
+
+class Workbench(TyperGroup):
+    """A family's own name is its group's, too."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        named = {family: name for name, family in FAMILIES.items()}
+        return super().get_command(ctx, named.get(cmd_name, cmd_name))
+
+
 app = typer.Typer(
+    cls=Workbench,
     help="What did fine-tuning do to this model? A base and its fine-tuned checkpoints compared.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-VERBS = {
-    "spectral": spectral,
-    "patch": patch,
-    "skills": skills,
-    "forget": forget,
-    "behaviour": behaviour,
-    "lab": lab,
-}
-for name, part in VERBS.items():
-    app.add_typer(part.app, name=name, help=part.__doc__)
+for name, about in GROUPS.items():
+    app.add_typer(group(name, BY_HAND.get(name)), name=name, help=about)
+app.add_typer(lab.app, name="lab", help=lab.__doc__)
 
 
 def _version(asked: bool) -> None:
@@ -198,52 +208,6 @@ def check(
             )
     else:
         raise typer.Exit(3)
-
-
-@app.command()
-def tuco(
-    base: Base,
-    tuned: Tuned,
-    prompts: Annotated[
-        list[Path], typer.Option(help="A group: .jsonl, .csv, or a .txt of lines. May repeat.")
-    ],
-    alphas: Annotated[
-        str,
-        typer.Option(help="Instead score prompts with answers at these scales, e.g. 0,0.9,1,1.1."),
-    ] = "",
-    tokens: Annotated[int, typer.Option(help="Prompts per group profiled token by token.")] = 2,
-    streamed: Annotated[
-        bool, typer.Option(help="Read the base block by block; no OutputCo.")
-    ] = False,
-    out: Save = None,
-    json: Json = False,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    seed: Seed = 0,
-    batch_size: Batch = 16,
-) -> None:
-    """How much of each answer did fine-tuning contribute? arXiv 2506.23423.
-
-    Example: workbench tuco BASE TUNED --prompts task.jsonl --prompts plain.txt
-    """
-    import workbench as wb
-
-    named = {path.stem: path for path in prompts}
-    if len(named) < len(prompts):
-        raise wb.WorkbenchError("Two files of --prompts have the same name; rename one.")
-    if alphas and (len(prompts) > 1 or prompts[0].suffix not in (".jsonl", ".csv") or streamed):
-        raise wb.WorkbenchError(
-            "--alphas scores one group with answers (.jsonl or .csv) on both models in memory."
-        )
-    pair, groups = wb.load_pair(base, tuned), {name: group_of(p) for name, p in named.items()}
-    shared = running(batch_size, device, dtype, seed)
-    if alphas:
-        (only,) = groups.values()
-        result = wb.tuco.scaling(pair, only, alphas=numbers(alphas), **shared)
-    else:
-        where = "disk" if streamed else "memory"
-        result = wb.tuco.contribution(pair, groups, tokens=tokens, base=where, **shared)
-    finish(result, out, json)
 
 
 @app.command()

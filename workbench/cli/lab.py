@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.cli.shared import Base, Device, Seed, asked, member_out
+from workbench.cli.options import Base, Device, Seed, asked, member_out
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 

@@ -52,7 +52,7 @@ def retention(
     prompts: Sequence[PromptSet] = (),
     *,
     texts: Sequence[str] | None = None,
-    task: str | None = None,
+    task: PromptSet | str | None = None,
     batch_size: int = 32,
     seed: int = 0,
     device: str = "cpu",
@@ -61,9 +61,9 @@ def retention(
     """Scores on every prompt set and loss on pre-training-like text, tuned against base.
 
     prompts: prompt sets, scored by greedy exact match. texts: held-out text like the base's
-    pre-training data; None takes 64 samples of the base itself. task: the name of the fine-tuned
-    task among `prompts`, for figures. Runs the stored weights, adapters unmerged, in `dtype`
-    ("float32" or "bfloat16").
+    pre-training data; None takes 64 samples of the base itself. task: prompts of what was
+    fine-tuned, scored first, or the name of those among `prompts`; figures tell it. Runs the stored
+    weights, adapters unmerged, in `dtype` ("float32" or "bfloat16").
 
     Returns a Result with a row per (task, metric): score and loss (nats per token; task
     "pretraining") with the base's value as baseline, and score_change and loss_change, tuned -
@@ -74,6 +74,8 @@ def retention(
     template_spread_chance, its mean and 95% range where templates are dealt to the prompts at
     random. Raises WorkbenchError for empty prompt sets or equal names.
     """
+    if isinstance(task, PromptSet):
+        prompts, task = [task, *prompts], task.name
     if prompts:
         require_prompts(*prompts)
     base, tuned = both(pair, batch_size, device, dtype)

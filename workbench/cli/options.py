@@ -66,6 +66,9 @@ WHERE = "Where: here, local:N, ray:auto, ray:HOST:PORT or ray://HOST:PORT."
 On = Annotated[str, typer.Option(help=WHERE)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
 Batch = Annotated[int, typer.Option(help="Rows per forward pass; halved where they do not fit.")]
+Large = Annotated[
+    bool, typer.Option("--large", help="Run what is planned to take over an hour, or much memory.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.")]
 Only = Annotated[
     list[str] | None, typer.Option(help="Only this analysis, e.g. tuco.contribution; may repeat.")
@@ -73,17 +76,9 @@ Only = Annotated[
 Members = Annotated[
     list[str] | None, typer.Option("--member", help="NAME=REFERENCE; once per member.")
 ]
-Prompts = Annotated[
-    Path | None, typer.Option(help="Prompts with answers of the fine-tuned task, JSONL.")
-]
 Text = Annotated[
     Path | None, typer.Option(help="Pre-training-like text file; default: samples of the base.")
 ]
-
-
-def running(batch_size: int, device: str, dtype: str, seed: int) -> dict[str, Any]:
-    """What every verb that runs a model hands on."""
-    return {"batch_size": batch_size, "device": device, "dtype": dtype, "seed": seed}
 
 
 def finish(result: Any, out: Path | None, json: bool) -> None:

@@ -1,0 +1,229 @@
+"""How an argument of a public function is asked for on the command line, by its annotation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench.cli.options import asked, group_of, named, numbers, words
+from workbench.cli.signatures import Parameter
+
+PROMPTS = "Prompts with answers, JSONL or CSV"
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is typed, and what it becomes. type: of the option. read: what was typed -> the
+    argument. help: where the docstring says nothing, or speaks of objects of Python."""
+
+    type: Any
+    read: Callable[[Any], Any]
+    help: str = ""
+
+
+def form(parameter: Parameter) -> Form | None:
+    """None where the command line has no way to say it."""
+    for pattern, make in FORMS:
+        if re.match(pattern, parameter.kind):
+            return make(parameter)
+    return None
+
+
+def prompts_of(parameter: Parameter) -> Form:
+    split = "train" if parameter.name == "lessons" else "test"
+    return Form(Path, lambda path: asked(path, split), f"{PROMPTS}.")
+
+
+def texts_or_prompts(_: Parameter) -> Form:
+    return Form(Path, group_of, f"{PROMPTS}, or a .txt whose lines count.")
+
+
+def texts(_: Parameter) -> Form:
+    def read(path: Path) -> Any:
+        from workbench.tasks.measurements import read_text
+
+        return read_text(path)
+
+    return Form(Path, read, "Pre-training-like text file; default: samples of the base.")
+
+
+def several_prompts(_: Parameter) -> Form:
+    return Form(
+        list[Path], lambda paths: [asked(path) for path in paths], f"{PROMPTS}; may repeat."
+    )
+
+
+def named_prompts(parameter: Parameter) -> Form:
+    def read(given: list[str]) -> dict[str, Any]:
+        return {name: asked(Path(path)) for name, path in named(given, parameter.name).items()}
+
+    return Form(list[str], read, f"NAME=FILE. {PROMPTS}; may repeat.")
+
+
+def groups_of_prompts(_: Parameter) -> Form:
+    """Every file a group that is called like it."""
+
+    def read(paths: list[Path]) -> dict[str, Any]:
+        from workbench.errors import WorkbenchError
+
+        found = {path.stem: path for path in paths}
+        if len(found) < len(paths):
+            raise WorkbenchError("Two files of --prompts have the same name; rename one.")
+        return {name: group_of(path) for name, path in found.items()}
+
+    return Form(list[Path], read, "A group: .jsonl, .csv, or a .txt of lines. May repeat.")
+
+
+def named_sites(_: Parameter) -> Form:
+    def read(given: list[str]) -> dict[str, list[str]]:
+        return {name: words(sites) for name, sites in named(given, "groups").items()}
+
+    return Form(list[str], read, "NAME=SITES, replaced together instead of --sites; may repeat.")
+
+
+def grafts(_: Parameter) -> Form:
+    def read(paths: list[Path]) -> dict[str, Any]:
+        from workbench.skills import Graft
+
+        return {path.stem: Graft.load(path) for path in paths}
+
+    return Form(list[Path], read, "A graft file to read beside; may repeat.")
+
+
+def circuits(_: Parameter) -> Form:
+    def read(path: Path) -> dict[str, Any]:
+        from workbench.patching import circuits_of
+        from workbench.results import Result
+
+        return {f"theirs: {name}": own for name, own in circuits_of(Result.load(path)).items()}
+
+    return Form(Path, read, "Saved circuit Result whose circuits are judged here too.")
+
+
+def results(_: Parameter) -> Form:
+    def read(paths: list[Path]) -> list[Any]:
+        from workbench.results import Result
+
+        return [Result.load(path) for path in paths]
+
+    return Form(list[Path], read, "Folders of saved Results.")
+
+
+def reworded(_: Parameter) -> Form:
+    """By its name, of the functions of `workbench.tasks`."""
+
+    def read(name: str) -> Any:
+        from workbench import tasks
+        from workbench.errors import WorkbenchError
+
+        if name not in tasks.__all__:
+            raise WorkbenchError(f"Expected a function of workbench.tasks, found {name!r}.")
+        return getattr(tasks, name)
+
+    return Form(str, read, "A function of workbench.tasks, e.g. off_by_one.")
+
+
+def heads(parameter: Parameter) -> Form:
+    def read(text: str) -> Any:
+        from workbench.errors import WorkbenchError
+
+        if text in parameter.choices:
+            return text
+        found = []
+        for word in words(text):
+            layer, dot, head = word.partition(".")
+            if not (dot and layer.isdigit() and head.isdigit()):
+                raise WorkbenchError(f"Expected heads as LAYER.HEAD, e.g. 3.0,3.2; found {word!r}.")
+            found.append((int(layer), int(head)))
+        return found
+
+    choices = "".join(f"{one}, or " for one in parameter.choices)
+    return Form(str, read, f"{choices}heads LAYER.HEAD,...")
+
+
+def positions(_: Parameter) -> Form:
+    """ "named" as it is; else a list of names and of counts from the prompt's ends."""
+    told = "Comma-separated: named, all, each, -1, or a span's name."
+    return Form(str, lambda text: text if text == "named" else _places(text), told)
+
+
+def position(_: Parameter) -> Form:
+    def read(text: str) -> Any:
+        from workbench.errors import WorkbenchError
+
+        found = _places(text)
+        if len(found) != 1 or text == "named":
+            raise WorkbenchError(
+                f"Expected one position (all, -1, or a span's name), found {text!r}."
+            )
+        return None if found[0] == "all" else found[0]
+
+    return Form(str, read, "all, -1, or a span's name.")
+
+
+def _places(text: str) -> list[int | str]:
+    return [int(word) if word.lstrip("-").isdigit() else word for word in words(text)]
+
+
+def listed_numbers(parameter: Parameter) -> Form:
+    whole = "int" in parameter.kind
+
+    def read(text: str) -> tuple[float, ...]:
+        from workbench.errors import WorkbenchError
+
+        found = numbers(text)
+        if whole and any(one != int(one) for one in found):
+            raise WorkbenchError(f"Expected whole numbers separated by commas, found {text!r}.")
+        return tuple(map(int, found)) if whole else found
+
+    return Form(str, read, "Comma-separated.")
+
+
+def listed_words(parameter: Parameter) -> Form:
+    def read(given: Sequence[str]) -> Any:
+        if len(given) == 1 and given[0] in parameter.choices:
+            return given[0]
+        return [word for text in given for word in words(text)]
+
+    return Form(list[str], read, "Comma-separated, or repeated.")
+
+
+def plain(kind: type) -> Callable[[Parameter], Form]:
+    return lambda _: Form(kind, lambda value: value)
+
+
+def text(parameter: Parameter) -> Form:
+    """A line's end is typed as \\n where the default holds one."""
+    if parameter.default and r"\n" in parameter.default:
+        return Form(str, lambda typed: typed.replace(r"\n", "\n"))
+    return Form(str, lambda typed: typed)
+
+
+# The first whose pattern begins an annotation.
+FORMS: tuple[tuple[str, Callable[[Parameter], Form | None]], ...] = (
+    (r"Mapping\[str, Graft\]", grafts),
+    (r"Mapping\[str, Mapping\[str, Sequence\[Head\]\]\]", circuits),
+    (r"Mapping\[str, PromptSet\]", named_prompts),
+    (r"Mapping\[str, Sequence\[str \| Site\]\]", named_sites),
+    (r"PromptSet \| Sequence\[str\] \| Mapping", groups_of_prompts),
+    (r"PromptSet \| Sequence\[str\]", texts_or_prompts),
+    (r"PromptSet", prompts_of),
+    (r"Sequence\[PromptSet\]", several_prompts),
+    (r"(Result \| )?(Sequence|Iterable)\[Result\]", results),
+    (r"Callable\[\[str\], str\]", reworded),
+    (r"Sequence\[tuple\[int, int\]\]", heads),
+    (r"Sequence\[int \| str \| None\]", positions),
+    (r"int \| str", position),
+    (r"(float \| )?Sequence\[(int|float)\]", listed_numbers),
+    (r"Sequence\[str\] \| None", texts),
+    (r"Sequence\[str", listed_words),
+    (r"Sequence\[", lambda _: None),
+    (r"CheckpointPair", lambda _: None),
+    (r"bool", plain(bool)),
+    (r"int", plain(int)),
+    (r"float", plain(float)),
+    (r"str|Literal", text),
+)
