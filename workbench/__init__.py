@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         tasks,
         tuco,
     )
+    from workbench.analysis.running import running
     from workbench.errors import WorkbenchError
     from workbench.loaders import (
         Checkpoint,
@@ -54,6 +55,7 @@ _HOME = {
     "load_pair": "workbench.loaders",
     "over": "workbench.study.units",
     "report": "workbench.reports.page",
+    "running": "workbench.analysis.running",
 }
 _PARTS = (
     "behaviour", "figures", "forgetting", "lab", "models", "patching", "skills", "spectral",
@@ -78,6 +80,7 @@ __all__ = [
     "over",
     "patching",
     "report",
+    "running",
     "skills",
     "spectral",
     "tasks",

@@ -17,6 +17,7 @@ from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 from workbench.analysis import boundary, cost
+from workbench.analysis.running import given
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -65,9 +66,12 @@ def analysis(question: str, **known: Any) -> Callable[[Callable[P, R]], Callable
 
         @wraps(function)
         def asked(*args: P.args, **kwargs: P.kwargs) -> R:
-            bound = _signature(function).bind(*args, **kwargs)
+            known = _signature(function)
+            bound = known.bind(*args, **kwargs)
+            for name, value in given(known.parameters).items():
+                bound.arguments.setdefault(name, value)
             for name, value in bound.arguments.items():
-                kind = str(_signature(function).parameters[name].annotation)
+                kind = str(known.parameters[name].annotation)
                 bound.arguments[name] = boundary.checked(function.__name__, name, kind, value)
             bound.apply_defaults()
             if not record.plans:

@@ -8,6 +8,7 @@ finds its units and computes nothing; an interrupted one goes on.
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Any
 from torch import nn
 
 from workbench.analysis.boundary import require_family
+from workbench.analysis.running import alone, given
 from workbench.errors import WorkbenchError, unpanicked
 from workbench.loaders import Checkpoint, CheckpointPair, Family
 from workbench.results import cache
@@ -84,7 +86,7 @@ class Unit:
         return cache.digest([json.dumps(about, sort_keys=True).encode()])
 
     def run(self) -> Result:
-        with unpanicked():
+        with unpanicked(), alone():
             return self.analysis(self.subject, **self.parameters)
 
     def kept(self, store: str | Path) -> bool:
@@ -147,7 +149,8 @@ def over(
     if isinstance(analysis, str):
         analysis = named(analysis)
     require_family(family, f"{analysis.__name__} of every member")
-    made = [Unit(pair, analysis, parameters) for pair in family]
+    whole = given(inspect.signature(analysis).parameters) | parameters
+    made = [Unit(pair, analysis, whole) for pair in family]
     if store is None:
         return concatenate([unit.run() for unit in made])
     for unit in made:
