@@ -22,21 +22,21 @@ from workbench.files.writing import OWN, replacing, writing
 from workbench.findings import by_base, page, summary
 from workbench.loaders.devices import cores
 from workbench.results.run_folder import ABOUT
+from workbench.study.catalogue import table
 from workbench.study.runs import redraw
 
 ROOT = Path(__file__).parents[1]
 FIGURES = ROOT / "figures"
 # What README.md shows, and where it is drawn.
 SHOWN = {"members.png": "family/figures/compare.equivalence.members.png"}
-MARKS = ("<!-- findings: make figures -->", "<!-- end of findings -->")
 LARGE = 2**22  # bytes: positions of grafts, which can be cut again
-FINE = (
-    2**15
-)  # bytes of tensors above which three digits of each number are kept, as many as a figure shows
+# Bytes of tensors above which three digits of each number are kept, as many as a figure shows.
+FINE = 2**15
 
 
 def draw() -> None:
-    """Every kept run, the panels of every .yaml file, what README.md shows, and the findings."""
+    """Every kept run, the panels of every .yaml file, what README.md shows, the findings, and the
+    table of methods."""
     runs = sorted(path.parent for path in FIGURES.glob("*/results"))
     for run in runs:
         shutil.rmtree(run / "figures", ignore_errors=True)  # what is drawn no more must not stay
@@ -48,10 +48,18 @@ def draw() -> None:
             shutil.copyfile(FIGURES / drawn, fresh)
     tables = by_base(runs)
     write(FIGURES / "findings.md", page(tables))
-    between = re.compile(f"{re.escape(MARKS[0])}.*?{re.escape(MARKS[1])}", re.S)
-    told = f"{MARKS[0]}\n\n{summary(tables)}\n\n{MARKS[1]}"
     readme = ROOT / "README.md"
-    write(readme, between.sub(lambda _: told, readme.read_text(encoding="utf-8")))
+    text = readme.read_text(encoding="utf-8")
+    for name, told in (("findings", summary(tables)), ("methods", table())):
+        text = between_marks(text, name, told)
+    write(readme, text)
+
+
+def between_marks(text: str, name: str, told: str) -> str:
+    """The page with this between the marks of a section of that name."""
+    first, last = f"<!-- {name}: make figures -->", f"<!-- end of {name} -->"
+    section = re.compile(f"{re.escape(first)}.*?{re.escape(last)}", re.S)
+    return section.sub(lambda _: f"{first}\n\n{told}\n\n{last}", text)
 
 
 def write(path: Path, text: str) -> None:

@@ -10,6 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from workbench.cli import app
+from workbench.study.catalogue import table
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
@@ -47,3 +48,7 @@ def test_every_verb_helps_with_an_example(verb: list[str]):
     done = CliRunner().invoke(app, [*verb, "--help"])
     assert done.exit_code == 0
     assert "Example: workbench " + " ".join(verb) in " ".join(done.output.split())
+
+
+def test_the_table_of_methods_is_the_records():
+    assert table() in (ROOT / "README.md").read_text()

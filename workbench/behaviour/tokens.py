@@ -66,7 +66,7 @@ def measured(base: Tensor, tuned: Tensor, targets: Tensor, low: float) -> dict[s
 
 @analysis(
     "Which words became likelier, and was the base sure of others?",
-    paper="arXiv 2601.02151",
+    paper="arXiv 2601.02151, 2410.08847",
     example="--prompts task.jsonl",
     passes=8,
     takes={"prompts": "task"},

@@ -37,6 +37,7 @@ NULL = "null:"
 
 @analysis(
     "Which measure of the change goes with forgetting?",
+    paper="Spearman's rho, exact",
     example="out/demo/results/*",
 )
 def association(results: Sequence[Result], *, seed: int = 0) -> Result:

@@ -62,7 +62,7 @@ def barriers(alphas: Floats, losses: Floats, *, seed: int = 0, draws: int = 1000
 
 @analysis(
     "Is there a better point between base and member?",
-    paper="WiSE-FT, arXiv 2109.01903",
+    paper="WiSE-FT, arXiv 2109.01903, 1912.05671",
     example="--prompts task.jsonl --others facts.jsonl",
     passes=13,
     takes={"prompts": "task", "others": "others"},

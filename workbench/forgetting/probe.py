@@ -83,6 +83,7 @@ def right(
 
 @analysis(
     "Is the answer still in the stream?",
+    paper="arXiv 1909.03368",
     example="--prompts facts.jsonl",
     passes=3,
     takes={"prompts": "task"},

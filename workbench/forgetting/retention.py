@@ -42,6 +42,7 @@ def spread(right: Floats, template: NDArray[np.int64]) -> Floats:
 
 @analysis(
     "What was learned, and what was lost?",
+    paper="paired evaluation",
     example="--prompts facts.jsonl --texts wiki.txt",
     passes=2,
     takes={"prompts": "everything", "task": "task_name", "texts": "texts"},

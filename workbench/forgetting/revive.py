@@ -78,6 +78,7 @@ def steps_to(curve: Floats, steps: Sequence[int], threshold: float) -> float:
 
 @analysis(
     "How soon does it come back under training?",
+    paper="relearning, with its own controls",
     example="--prompts facts.jsonl --lessons more-facts.jsonl",
     passes=120,
     takes={"prompts": "task", "lessons": "lessons"},

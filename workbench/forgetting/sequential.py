@@ -58,7 +58,7 @@ def backward_transfer(matrix: Floats) -> Floats:
 
 @analysis(
     "What does a chain of fine-tunings keep of its earlier tasks?",
-    paper="arXiv 1706.08840",
+    paper="arXiv 1801.10112, 1706.08840",
     example="--member one=A --member two=B --tasks one=a.jsonl --tasks two=b.jsonl",
 )
 def sequential(

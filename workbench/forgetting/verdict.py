@@ -78,6 +78,7 @@ def judged(readings: Mapping[str, str]) -> str:
 
 @analysis(
     "Kept, suppressed or erased?",
+    paper="the grid of all these",
     example="--prompts facts.jsonl --lessons more-facts.jsonl",
     passes=1,
     takes={"prompts": "task", "results": "results"},

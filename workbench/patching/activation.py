@@ -41,6 +41,7 @@ KEY = "patching.activation"
 
 @analysis(
     "Which places does each side's answer hang on?",
+    paper="arXiv 2202.05262, 2404.15255",
     example="--prompts boxes.jsonl --sites resid_pre,z",
     passes=60,
     plans=True,

@@ -156,6 +156,7 @@ def first_order(
 
 @analysis(
     "Which places would matter if patched, by the gradient?",
+    paper="arXiv 2310.10348, 2403.17806",
     example="--prompts boxes.jsonl --edges",
     passes=30,
     plans=True,

@@ -59,6 +59,7 @@ Kept = Mapping[Head, frozenset[Position]]  # head -> where it is kept; None: eve
 
 @analysis(
     "Is it the base's own circuit?",
+    paper="arXiv 2402.14811",
     example="--prompts boxes.jsonl --out circuits",
     passes=80,
     plans=True,

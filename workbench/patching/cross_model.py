@@ -48,7 +48,7 @@ RANDOM_SETS = 10
 
 @analysis(
     "Where does the tuned behaviour live, seen in the base?",
-    paper="arXiv 2402.14811",
+    paper="CMAP, arXiv 2402.14811, 2410.06606",
     example="--prompts task.jsonl --sites resid_post,head",
     passes=60,
     plans=True,

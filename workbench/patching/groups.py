@@ -31,6 +31,7 @@ WHOLE = "whole circuit"
 
 @analysis(
     "Which of the circuit's groups carries the gain?",
+    paper="arXiv 2402.14811",
     example="--prompts boxes.jsonl",
     passes=30,
     takes={"prompts": "task", "corrupted": "corrupted"},

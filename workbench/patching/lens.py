@@ -66,6 +66,7 @@ def rank(logits: Tensor, answer: Tensor) -> Tensor:
 
 @analysis(
     "At which layer does each side come to its answer?",
+    paper="logit lens, nostalgebraist 2020",
     example="--prompts task.jsonl",
     passes=3,
     takes={"prompts": "task"},

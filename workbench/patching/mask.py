@@ -50,6 +50,7 @@ RANDOM = 10
 
 @analysis(
     "Which heads carry an object, a label or a position?",
+    paper="arXiv 2307.03637",
     example='--kind "box label" --count 5',
     passes=20,
     plans=True,

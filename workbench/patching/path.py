@@ -53,6 +53,7 @@ LEAST = -20.0  # nats; a smaller p_clean is nothing that a relative change could
 
 @analysis(
     "Which heads act through the logits, or other heads' queries, keys or values?",
+    paper="arXiv 2211.00593",
     example="--prompts boxes.jsonl --receivers 3.0,3.2 --part q",
     plans=True,
 )

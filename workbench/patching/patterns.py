@@ -73,6 +73,7 @@ def paid(pattern: Tensor, inputs: Batch, names: Sequence[str]) -> dict[str, Tens
 
 @analysis(
     "Which heads look elsewhere?",
+    paper="total variation",
     example="--prompts task.jsonl",
     passes=2,
     takes={"prompts": "task"},

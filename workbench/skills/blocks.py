@@ -69,6 +69,7 @@ def off(pair: CheckpointPair, sites: Collection[ParameterSite]) -> Edit:
 
 @analysis(
     "Which blocks of the change are needed?",
+    paper="block ablation",
     example="--prompts task.jsonl",
     passes=250,
     takes={"task": "task", "others": "others"},

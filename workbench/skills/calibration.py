@@ -113,6 +113,7 @@ def difference(
 
 @analysis(
     "Does the member know what it knows?",
+    paper="Naeini et al. 2015",
     example="--prompts task.jsonl",
     passes=2,
     takes={"prompts": "task", "others": "others"},

@@ -67,6 +67,7 @@ def alike(found: Sequence[tuple[PromptSet, Result]]) -> dict[str, list[Skill]]:
 
 @analysis(
     "Do the skills of several members add up when their grafts are put together?",
+    paper="arXiv 2302.06600",
     example="--member a=A --member b=B --prompts a=a.jsonl --graft a=a.safetensors ...",
 )
 def compose(

@@ -89,6 +89,7 @@ def width(delta: Delta) -> int:
 
 @analysis(
     "In how many bits does the change fit?",
+    paper="arXiv 2402.10193, 2406.08903",
     example="--prompts task.jsonl",
     passes=20,
     takes={"prompts": "task", "others": "others"},

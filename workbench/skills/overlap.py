@@ -29,6 +29,7 @@ KEY = "skills.overlap"
 
 @analysis(
     "Do grafts of several members or tasks share their parameters, beyond chance?",
+    paper="arXiv 2302.06600",
     example="out/ledger out/boxes",
 )
 def overlap(

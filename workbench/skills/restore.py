@@ -57,6 +57,7 @@ def free(shares: Floats, scores: Floats, lost: float = LOST) -> Floats:
 
 @analysis(
     "How much of the update can be taken back?",
+    paper="arXiv 2509.16596",
     example="--prompts task.jsonl --shares 0.01,0.1,0.5",
     passes=50,
     takes={"prompts": "task", "others": "others"},

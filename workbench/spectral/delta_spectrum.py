@@ -69,6 +69,7 @@ def summary(values: Float[Tensor, " p"]) -> dict[str, float]:
 
 @analysis(
     "How large is the change, and how many directions does it use?",
+    paper="Roy & Vetterli 2007",
     passes=0,
     takes={},
 )

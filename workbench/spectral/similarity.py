@@ -21,6 +21,7 @@ from workbench.spectral.linalg import Operator, dense_triplets
 
 @analysis(
     "Which directions of one matrix were kept?",
+    paper="arXiv 2410.21228",
     passes=0,
     takes={},
 )
