@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from workbench.findings import readings
-from workbench.findings.readings import Reading
+from workbench.findings.readings import Reading, forgetting, patching, skills, spectral, tuco
 from workbench.results.result import Result
 
 INTRUDERS, TUCO, GRAFTS = "arXiv 2410.21228", "arXiv 2506.23423", "arXiv 2302.06600"
@@ -32,21 +31,21 @@ CLAIMS = (
         "random directions: of the same singular values, or in runs that lack those of the same "
         "norm and rank)",
         "it is above the full fine-tune's and that is below 0.01; less than 0.01 more contradicts",
-        readings.intruders,
+        spectral.intruders,
     ),
     Claim(
         "LoRA of low rank forgets more than full fine-tuning",
         INTRUDERS,
         "rise of the pre-training loss, nats a token, less the full fine-tune's, ranks up to 16",
         "above 0, and the scores are not known to differ",
-        readings.forgets_more,
+        spectral.forgets_more,
     ),
     Claim(
         "LoRA forgets less as its rank rises",
         INTRUDERS,
         "rise of the pre-training loss of the lowest rank less that of the highest, nats a token",
         "above 0",
-        readings.by_rank,
+        spectral.by_rank,
     ),
     Claim(
         "Scaling the top intruders down takes forgetting back",
@@ -54,14 +53,14 @@ CLAIMS = (
         "change of the pre-training loss in %, top intruder scaled to 0.7 or the scale nearest to "
         "it (control: the pre-trained vector beside it)",
         "below 0 and below the control; above either contradicts",
-        readings.scaling_loss,
+        spectral.scaling_loss,
     ),
     Claim(
         "... at hardly any cost to the task",
         INTRUDERS,
         "change of the task's score in %, of the members whose forgetting was so taken back",
         "above -5",
-        readings.scaling_score,
+        spectral.scaling_score,
     ),
     Claim(
         "TuCo is larger on prompts like the fine-tuning data",
@@ -69,14 +68,14 @@ CLAIMS = (
         "chance that such a prompt has the larger TuCo than a pre-training-like one, AUC (control: "
         "by the difference of the two models' outputs)",
         "above 0.5",
-        readings.tuco_groups,
+        tuco.tuco_groups,
     ),
     Claim(
         "TuCo tells them apart better than the outputs do",
         TUCO,
         "the same AUC",
         "above the control",
-        readings.tuco_separates,
+        tuco.tuco_separates,
     ),
     Claim(
         "Some other scale of the contribution is better than 1",
@@ -84,21 +83,21 @@ CLAIMS = (
         "gain of score on the half of the prompts that did not choose alpha, of members that do "
         "not answer everything as tuned",
         "above 0; alpha = 1 contradicts",
-        readings.alpha,
+        tuco.alpha,
     ),
     Claim(
         "A graft of very few parameters carries 95% of the gain (paper: 0.01%; here: up to 1%)",
         GRAFTS,
         "share of the gain by the largest graft of at most 1% (control: random entries)",
         "above 0.95",
-        readings.sparse,
+        skills.sparse,
     ),
     Claim(
         "Learned masks beat the largest changes",
         GRAFTS,
         "share of the gain at 10% of the entries, learned less largest changes",
         "above 0",
-        readings.learned,
+        skills.learned,
     ),
     Claim(
         "Grafts are better calibrated than the model they are from",
@@ -106,7 +105,7 @@ CLAIMS = (
         "expected calibration error of the largest learned graft less the member's, each beyond "
         "that of perfect calibration on as many prompts",
         "below 0",
-        readings.calibration,
+        skills.calibration,
     ),
     Claim(
         "Fine-tuning uses the base's own circuit",
@@ -114,7 +113,7 @@ CLAIMS = (
         "faithfulness of the circuit found in the base, in the member, by score, each head kept at "
         "its group's position (control: random heads)",
         "above the control",
-        readings.circuit,
+        patching.circuit,
     ),
     Claim(
         "Some layer's attention carries the gain into the base (CMAP)",
@@ -122,7 +121,7 @@ CLAIMS = (
         "largest share of the gain in logit difference by the member's attention output of one "
         "layer in the base, the layer chosen on the same prompts (control: a random layer's)",
         "above the control",
-        readings.crossed,
+        patching.crossed,
     ),
     Claim(
         "That circuit carries the gain",
@@ -130,50 +129,50 @@ CLAIMS = (
         "share of the gain in logit difference by patching the member's circuit into the base "
         "(control: random heads)",
         "above the control",
-        readings.carries,
+        patching.carries,
     ),
-    Claim("... all of it", CIRCUITS, "the same share", "above 0.9", readings.carries_all),
+    Claim("... all of it", CIRCUITS, "the same share", "above 0.9", patching.carries_all),
     Claim(
         "What was unlearned comes back with the base's MLP activations",
         "arXiv 2410.06606",
         "KRS of the best layer, chosen on the same prompts (control: another prompt's activations)",
         "above 0.7",
-        readings.restored,
+        patching.restored,
     ),
     Claim(
         "... and it is this knowledge that comes back",
         "arXiv 2410.06606",
         "KRS less that with another prompt's activations",
         "above 0.1",
-        readings.restored_knowledge,
+        patching.restored_knowledge,
     ),
     Claim(
         "What looks lost is hidden, not erased",
         MECHANISMS,
         "score as a share of the base's, of tasks that are not kept",
         "the verdict is suppressed; erased contradicts",
-        readings.hidden,
+        forgetting.hidden,
     ),
     Claim(
         "Lost answers come back within a few steps of training",
         MECHANISMS,
         "share of the lost answers that training brings back, beyond exchanged answers",
         "above 0.5",
-        readings.revived,
+        forgetting.revived,
     ),
     Claim(
         "Pruning what the new task uses lets the old one rise",
         MECHANISMS,
         "change of the old task's score, of tasks that were lost in part (control: random neurons)",
         "above 0 and above the control; below either contradicts",
-        readings.pruned,
+        forgetting.pruned,
     ),
     Claim(
         "Conjugate prompts bring lost answers back",
         "arXiv 2309.10105",
         "share of the lost answers, by the prompts chosen on the other half",
         "above 0.5",
-        readings.conjugate,
+        forgetting.conjugate,
     ),
     Claim(
         "A point between base and member keeps both (WiSE-FT)",
@@ -181,6 +180,6 @@ CLAIMS = (
         "rise of another task's score, the largest of all, at the point chosen on other prompts "
         "(control: the fine-tuned task's change)",
         "above 0 at no certain cost to the fine-tuned task",
-        readings.path,
+        forgetting.path,
     ),
 )

@@ -1,0 +1,81 @@
+"""Lost, or only hidden: what is read of the claims on wrappers, conjugates and paths of weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from workbench.findings.readings.reading import (
+    LEAST,
+    MISSING,
+    Reading,
+    above,
+    of,
+    reading,
+)
+from workbench.results.result import Result
+from workbench.stats import Interval, difference
+
+
+def hidden(results: Sequence[Result]) -> Iterator[Reading]:
+    for result in of(results, "forgetting.verdict"):
+        table = result.table
+        output = table[table["arm"] == "output"].set_index(["member", "task"])
+        says = {"SUPPRESSED": True, "ERASED": False}
+        for row in table[table["metric"] == "verdict"].to_dict("records"):
+            if row["reading"] != "KEPT":
+                key = row["member"], row["task"]
+                shown = output.loc[key] if key in output.index else MISSING
+                yield reading(", ".join(key), shown, 1.0, says.get(row["reading"]))
+
+
+def _lost(results: Sequence[Result], analysis: str, metric: str) -> Iterator[tuple[str, Any]]:
+    """(member and task, row) of shares of lost answers, where there are enough of them."""
+    for result in of(results, analysis):
+        rows = result.table[result.table["metric"] == metric]
+        for row in rows[rows["n"] >= LEAST].to_dict("records"):
+            yield f"{row['member']}, {row['task']}", row
+
+
+def conjugate(results: Sequence[Result]) -> Iterator[Reading]:
+    for what, row in _lost(results, "forgetting.conjugate", "recovery_lost"):
+        if row["arm"] == "best":
+            yield reading(what, row, math.nan, above(row["low"], row["high"], 0.5))
+
+
+def pruned(results: Sequence[Result]) -> Iterator[Reading]:
+    """Of members and tasks that lost what can be told from nothing."""
+    for result in of(results, "forgetting.prune"):
+        for (member, task), own in result.table.groupby(["member", "task"], sort=False):
+            share = own[(own["metric"] == "recovered") & (own["arm"] == "best ranked")]
+            arms = own[own["metric"] == "regained"].set_index("arm")
+            if share["value"].notna().any() and {"best ranked", "best random"} <= set(arms.index):
+                ours, null = arms.loc["best ranked"], arms.loc["best random"]
+                more = difference(Interval.of(ours), Interval.of(null))
+                holds = True if ours["low"] > 0 and more.low > 0 else None
+                none = ours["high"] < 0 or more.high < 0
+                yield reading(f"{member}, {task}", ours, null["value"], False if none else holds)
+
+
+def revived(results: Sequence[Result]) -> Iterator[Reading]:
+    for what, row in _lost(results, "forgetting.revive", "savings_share_lost"):
+        if row["control"] == "relabelled":
+            yield reading(what, row, math.nan, above(row["low"], row["high"], 0.5))
+
+
+def path(results: Sequence[Result]) -> Iterator[Reading]:
+    """The largest rise of another task at the point chosen on other prompts."""
+    for result in of(results, "forgetting.interpolate"):
+        table = result.table
+        rows = table[(table["arm"] == "best") & (table["metric"] == "score_change")]
+        for member, own in rows.groupby("member", sort=False):
+            mine = own["own"].eq(True)
+            task, others = own[mine], own[~mine].dropna(subset="value")
+            if task.empty or others.empty:
+                continue
+            cost, best = task.iloc[0], others.loc[others["value"].idxmax()]
+            holds = True if cost["high"] >= 0 and best["low"] > 0 else None
+            lost = cost["high"] < 0 or best["high"] <= 0
+            at = f"{best['task']}, best of {len(others)}, at {best['x']:g}"
+            yield reading(str(member), best, cost["value"], False if lost else holds, at)

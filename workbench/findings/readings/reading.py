@@ -1,0 +1,47 @@
+"""One thing seen of a claim, and what the files beside this one share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from workbench.results.result import Result
+
+LOW_RANK = 16  # up to which arXiv 2410.21228 finds intruders throughout
+FEW = 0.01  # of the vectors: not worth being called many
+LEAST = 10  # lost answers that a share of them needs
+MISSING: dict[str, Any] = {"value": math.nan, "low": math.nan, "high": math.nan, "n": 0}
+
+
+class Reading(NamedTuple):
+    """One thing seen of a claim. member: with the task where it matters; at: where in it; control:
+    the null's value; holds: None where it decides nothing."""
+
+    member: str
+    at: str
+    value: float
+    low: float
+    high: float
+    n: int
+    control: float
+    holds: bool | None
+
+
+def of(results: Sequence[Result], analysis: str) -> list[Result]:
+    return [result for result in results if result.analysis == analysis]
+
+
+def reading(member: str, row: Any, control: float, holds: bool | None, at: str = "") -> Reading:
+    return Reading(member, at, row["value"], row["low"], row["high"], int(row["n"]), control, holds)
+
+
+def above(low: float, high: float, line: float) -> bool | None:
+    """Whether an interval lies above a line; None where it holds it."""
+    return True if low > line else False if high < line else None
+
+
+def ranked(results: Sequence[Result]) -> list[tuple[str, Any]]:
+    members = {n: a for r in results for n, a in r.provenance.members.items()}
+    lora = [(n, a) for n, a in members.items() if a.get("kind") == "lora" and a.get("rank")]
+    return sorted(lora, key=lambda one: one[1]["rank"])
