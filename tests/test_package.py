@@ -87,7 +87,7 @@ def test_the_wheel_is_typed_and_says_who_made_it(wheels):
         names = archive.namelist()
         (metadata,) = (n for n in names if n.endswith(".dist-info/METADATA"))
         about = archive.read(metadata).decode()
-    assert {"workbench/py.typed", "workbench/report.html.jinja"} <= set(names)
+    assert {"workbench/py.typed", "workbench/reports/report.html.jinja"} <= set(names)
     assert {name.split("/")[0] for name in names} == {"workbench", metadata.split("/")[0]}
     head, _, page = about.partition("\n\n")
     assert "Name: finetune-workbench\n" in head

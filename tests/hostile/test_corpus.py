@@ -13,6 +13,7 @@ import signal
 import struct
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -662,7 +663,7 @@ def test_a_table_of_kilobytes_that_unfolds_to_gigabytes(rows: int, text: str, tm
 @pytest.mark.parametrize("name", ["table.parquet", "tensors.safetensors", "result.json"])
 def test_a_damaged_part_of_a_result(name: str, tmp_path: Path):
     made = retention(family(2))
-    folder = wb.results.replace(made, tensors={"t": np.ones(3)}).save(tmp_path / "r")
+    folder = replace(made, tensors={"t": np.ones(3)}).save(tmp_path / "r")
     (folder / name).write_bytes((folder / name).read_bytes()[:40])
     refused(name, wb.Result.load, folder)
 

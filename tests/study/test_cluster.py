@@ -24,10 +24,10 @@ from ray.cluster_utils import Cluster
 from threadpoolctl import threadpool_limits
 
 import workbench as wb
-from tests import clustered
 from tests.conftest import adapter
 from tests.forgetting.conftest import knower, nouns, overruled, wrapped
 from tests.skills.conftest import write
+from tests.study import clustered
 from tests.terminal import workbench
 from workbench.study import cluster
 from workbench.study.cluster import attending, crew, on_ray
@@ -228,7 +228,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 import workbench as wb
-from tests import clustered
+from tests.study import clustered
 from tests.study.test_cluster import MEMBERS, filled
 folder, calls, store = map(Path, sys.argv[1:])
 family = wb.load_family(folder / "base", {n: folder / n for n in MEMBERS})
