@@ -30,7 +30,8 @@ from tests.skills.conftest import write
 from tests.study import clustered
 from tests.terminal import workbench
 from workbench.study import cluster
-from workbench.study.cluster import attending, crew, on_ray
+from workbench.study.cluster import pool, worker
+from workbench.study.cluster import ray as workers_of_ray
 from workbench.study.compare import results
 from workbench.study.study import Chain, Study
 from workbench.study.units import Unit
@@ -46,7 +47,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch) -> Iterator[None]:
-    monkeypatch.setenv(attending.THREADS, "1")
+    monkeypatch.setenv(worker.THREADS, "1")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with threadpool_limits(1):
@@ -200,7 +201,7 @@ def test_a_unit_that_kills_every_worker_is_one_sentence(
     says = "3 workers were lost at always_killed of lora"
     with pytest.raises(wb.WorkbenchError, match=says):
         filled(on(where, request), tmp_path / "store", family, clustered.always_killed, calls=calls)
-    assert calls_of(calls) == {"lora": crew.TRIES}
+    assert calls_of(calls) == {"lora": pool.TRIES}
     assert contents(tmp_path / "store") == {}
 
 
@@ -281,7 +282,7 @@ def test_a_worker_that_would_compute_something_else_is_refused(family, tmp_path,
         tokenizer.write_bytes(whole)
         assert all("must see the same checkpoints" in str(one) for one in reasons.values())
         assert reasons.keys() == {unit.key for unit in made}
-    monkeypatch.setattr(attending, "code_fingerprint", lambda: "0" * 64)
+    monkeypatch.setattr(worker, "code_fingerprint", lambda: "0" * 64)
     with pytest.raises(wb.WorkbenchError, match=f"Expected code {'0' * 16} on every machine"):
         filled("local:1", tmp_path, family, wb.spectral.delta_spectrum)
     assert contents(tmp_path) == {}
@@ -308,30 +309,33 @@ def test_places_that_are_not_there_are_one_sentence():
 
 
 def test_workers_have_room_on_their_nodes(monkeypatch):
-    monkeypatch.delenv(attending.THREADS)
+    monkeypatch.delenv(worker.THREADS)
     plain, big = {"CPU": 4.0}, {"CPU": 64.0, "GPU": 8.0}
-    assert on_ray.room([plain, big], 0) == (17, 4)  # of as many threads as the smaller node has
-    assert on_ray.room([plain, big], 1.0) == (8, 8)
-    assert on_ray.room([plain, big], 0.5) == (16, 4)
-    assert on_ray.room([plain, big], 3) == (2, 32)
+    assert workers_of_ray.room([plain, big], 0) == (
+        17,
+        4,
+    )  # of as many threads as the smaller node has
+    assert workers_of_ray.room([plain, big], 1.0) == (8, 8)
+    assert workers_of_ray.room([plain, big], 0.5) == (16, 4)
+    assert workers_of_ray.room([plain, big], 3) == (2, 32)
     with pytest.raises(wb.WorkbenchError, match="no node with 9 GPU"):
-        on_ray.room([plain, big], 9)
+        workers_of_ray.room([plain, big], 9)
     with pytest.raises(wb.WorkbenchError, match="no node with 1 GPU"):
-        on_ray.room([plain], 1.0)
-    monkeypatch.setenv(attending.THREADS, "2")
-    assert on_ray.room([plain, big], 0) == (34, 2)
-    assert on_ray.room([plain, big], 1.0) == (8, 2)
-    monkeypatch.setenv(attending.THREADS, "65")
+        workers_of_ray.room([plain], 1.0)
+    monkeypatch.setenv(worker.THREADS, "2")
+    assert workers_of_ray.room([plain, big], 0) == (34, 2)
+    assert workers_of_ray.room([plain, big], 1.0) == (8, 2)
+    monkeypatch.setenv(worker.THREADS, "65")
     with pytest.raises(wb.WorkbenchError, match="65 processors for a worker, the most is 64"):
-        on_ray.room([plain, big], 0)
+        workers_of_ray.room([plain, big], 0)
 
 
 @pytest.mark.parametrize(
     ("peak", "share"), [(0, 1), (10, 1 / 4), (30, 1 / 2), (45, 1), (80, 1), (200, 1)]
 )
 def test_small_units_share_a_gpu(peak: float, share: float):
-    assert on_ray.shared(peak, memory=80) == share
-    assert on_ray.shared(peak, memory=80, whole=True) == (3 if peak == 200 else 1)
+    assert workers_of_ray.shared(peak, memory=80) == share
+    assert workers_of_ray.shared(peak, memory=80, whole=True) == (3 if peak == 200 else 1)
 
 
 def test_the_command_line_runs_workers_and_says_what_ran(folder, tmp_path):
