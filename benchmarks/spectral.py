@@ -418,7 +418,7 @@ def main() -> None:
 
 
 def write_real(chosen: argparse.Namespace) -> None:
-    """spectral-real.json and .md."""
+    """spectral-real-MEMBER.json and .md."""
     rows, host = real_pair(*chosen.pair), machine()
     lines = [
         "# Intruder dimensions of a real pair, by products alone",
@@ -430,7 +430,7 @@ def write_real(chosen: argparse.Namespace) -> None:
         *table(rows, list(rows[0])),
         "",
     ]
-    save(chosen.out, "spectral-real", {"machine": host, "rows": rows}, lines)
+    save(chosen.out, f"spectral-real-{Path(chosen.pair[1]).name}", {"machine": host, "rows": rows}, lines)
 
 
 def whole_pairs(chosen: argparse.Namespace) -> None:
