@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import workbench as wb
 from tests.behaviour.conftest import WORDS, Scripted, model, no_gradients, paired, table_value
@@ -119,6 +121,54 @@ def test_base_against_itself_and_strata(tmp_path: Path):
     )
     whole = found.metric("same_answer")
     assert (whole.loc[whole["x"] == 1.0, "value"] == 1).all()
+
+
+def test_every_number_against_transformers_own_answers(tmp_path: Path):
+    """One prompt at a time, by `generate`: steps cut behind 0, 2 and 4 of four, or wrong there."""
+    with torch.no_grad():
+        pair = paired(model(), nudged(model(), scale=0.3), tmp_path)
+    words = AutoTokenizer.from_pretrained(tmp_path / "base")
+    models = {
+        side: AutoModelForCausalLM.from_pretrained(tmp_path / side).eval()
+        for side in ("base", "tuned")
+    }
+
+    def answer(own: Any, text: str, target: str) -> str:
+        ids = words(text, return_tensors="pt").input_ids
+        size = len(words(target, add_special_tokens=False).input_ids)
+        said = own.generate(ids, do_sample=False, max_new_tokens=size, min_new_tokens=size)
+        return words.decode(said[0, ids.shape[1] :])
+
+    def asked(prompt: Prompt, kept: int, arm: str) -> str:
+        first, *middle, last = prompt.prompt.split(" .")
+        rest = [off_by_one(step) for step in middle[kept:]] if arm == "mistaken" else []
+        return " .".join([first, *middle[:kept], *rest, last])
+
+    # Every other prompt asks for what the base says.
+    given = PromptSet("numbers", tuple(
+        replace(one, target=f" {answer(models['base'], one.prompt, ' 1')}") if i % 2 else one
+        for i, one in enumerate(prompts(6))
+    ))  # fmt: skip
+    shares = (0.0, 0.5, 1.0)
+    found = wb.behaviour.faithfulness(pair, given, between=" .", mistake=off_by_one, shares=shares)
+    assert table_value(found, "score", side="base", arm="truncated", x=1.0) == 0.5
+    for side, own in models.items():
+        for arm in ("truncated", "mistaken"):
+            said = np.array([
+                [answer(own, asked(one, kept, arm), one.target) for one in given]
+                for kept in (0, 2, 4)
+            ])  # fmt: skip
+            whole = np.array([answer(own, one.prompt, one.target) for one in given])
+            same = (said == whole).mean(1)
+            right = (said == [one.target.strip() for one in given]).mean(1)
+            for x, one, other in zip(shares, same, right, strict=True):
+                at = {"side": side, "arm": arm, "x": x}
+                assert table_value(found, "same_answer", **at) == pytest.approx(one)
+                assert table_value(found, "score", **at) == pytest.approx(other)
+            # Half of the first and of the last, and all of what lies between, a half wide each.
+            below = (same[0] / 2 + same[1] + same[2] / 2) / 2
+            own_area = table_value(found, "auc", side=side, arm=arm, stratum="all")
+            assert own_area == pytest.approx(below)
 
 
 def test_batches_do_not_change_the_answers(tmp_path: Path):
