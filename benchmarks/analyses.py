@@ -35,6 +35,7 @@ import pandas as pd
 
 from benchmarks.common import machine, save, table
 from workbench.files.writing import OWN, writing
+from workbench.study.catalogue import ANALYSES
 
 STORED = Path(__file__).parent / "results" / "cpu-reference.json.gz"
 PROMPTS = 12  # the fewest that every analysis takes
@@ -45,7 +46,7 @@ QUICK = (
     "spectral.delta_spectrum", "spectral.similarity", "forgetting.conjugate", "tuco.contribution",
     "patching.restore", "patching.lens", "behaviour.tokens", "skills.calibration",
 )  # fmt: skip
-WEIGHTS_ALONE = {"spectral.intruders", "spectral.delta_spectrum", "spectral.similarity"}
+WEIGHTS_ALONE = {one.key for one in ANALYSES if not one.runs}
 Table = dict[str, Any]  # numbers: column -> floats; words: column -> texts
 
 

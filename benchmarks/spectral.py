@@ -430,7 +430,12 @@ def write_real(chosen: argparse.Namespace) -> None:
         *table(rows, list(rows[0])),
         "",
     ]
-    save(chosen.out, f"spectral-real-{Path(chosen.pair[1]).name}", {"machine": host, "rows": rows}, lines)
+    save(
+        chosen.out,
+        f"spectral-real-{Path(chosen.pair[1]).name}",
+        {"machine": host, "rows": rows},
+        lines,
+    )
 
 
 def whole_pairs(chosen: argparse.Namespace) -> None:

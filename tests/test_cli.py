@@ -41,7 +41,7 @@ def test_out_keeps_a_result(base: Path, lora: Path, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     result = wb.Result.load(tmp_path / "kept")
     assert result.analysis == "spectral.delta_spectrum"
-    assert result.provenance.command.startswith("__main__.py spectral spectrum")
+    assert result.provenance.command.startswith("workbench spectral spectrum")
 
 
 def test_check_prints_and_exits_by_what_it_found(base: Path, tuned: Path, tmp_path: Path):

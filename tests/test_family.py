@@ -15,7 +15,7 @@ import workbench as wb
 from workbench import tasks
 from workbench.demo import FAMILY, lost, shipped_study
 from workbench.lab import shipped
-from workbench.study import study as studies
+from workbench.study.plan import plan
 
 MANIFEST = json.loads((FAMILY / "manifest.json").read_text())
 MEMBERS = sorted(MANIFEST["members"])
@@ -138,10 +138,10 @@ def test_the_study_plans_the_members_of_a_task_together():
     tasks_of[shipped.SUPPRESSION] = study.also["suppressed"]
     for task, one in tasks_of.items():
         assert {pair.name for pair in one.family} == set(shipped.members_of(task))
-    plan = studies.plan(study)
+    planned = plan(study)
     studied = {pair.name for one in (study, *study.also.values()) for pair in one.family}
-    assert set(plan["member"]) == studied
-    assert set(plan["matrices"]) == {42}
+    assert set(planned["member"]) == studied
+    assert set(planned["matrices"]) == {42}
     assert study.steps is not None
     steps = [pair.tuned.about["step"] for pair in study.steps]
     assert steps == sorted(steps)

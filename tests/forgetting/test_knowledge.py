@@ -18,8 +18,8 @@ from workbench.forgetting.knowledge import (
     _transitions,
     categories,
     drawn,
-    wilson,
 )
+from workbench.stats import wilson
 
 
 def test_categories_by_hand():
@@ -40,12 +40,12 @@ def test_a_question_is_weakly_known_as_often_as_the_binomial_says(chance: float,
 
 def test_wilson_by_hand():
     """8 of 10: (0.8 + z^2/20 +- z sqrt(.016 + z^2/400)) / (1 + z^2/10) with z = 1.96."""
-    found = wilson(8, 10)
+    found = wilson(8, 10)._asdict()
     z = 1.959964
     centre, half = 0.8 + z**2 / 20, z * np.sqrt(0.8 * 0.2 / 10 + z**2 / 400)
     assert found["low"] == pytest.approx((centre - half) / (1 + z**2 / 10), rel=1e-5)
     assert found["high"] == pytest.approx((centre + half) / (1 + z**2 / 10), rel=1e-5)
-    assert np.isnan(wilson(0, 0)["value"])
+    assert np.isnan(wilson(0, 0).value)
 
 
 def test_every_number_by_hand():

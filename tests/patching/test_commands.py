@@ -19,7 +19,8 @@ from workbench import figures
 from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.study.compare import compare
-from workbench.study.study import Study, plan
+from workbench.study.plan import plan
+from workbench.study.study import Study
 
 
 @pytest.fixture(scope="module")

@@ -110,7 +110,7 @@ def run_study(
     from workbench.results.run_folder import failures
     from workbench.study import cluster
     from workbench.study.compare import compare
-    from workbench.study.study import plan
+    from workbench.study.plan import plan
 
     cluster.place(on)
     for one in study.first_prompts():

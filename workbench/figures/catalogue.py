@@ -1,8 +1,8 @@
 """Which figures are there, and what does each analysis say in a sentence? Every method's own.
 
 A method's figures are in the file of its analysis key: those of forgetting.probe in
-`forgetting/probe.py`. Such a file names its KEY, its DRAWINGS and its `sentence`, and is found here
-by lying in one of the folders.
+`forgetting/probe.py`. Such a file names its KEY, its HEADING in a report, its DRAWINGS and its
+`sentence`, and is found here by lying in one of the folders.
 """
 
 from __future__ import annotations
@@ -47,6 +47,10 @@ CATALOGUE: tuple[Drawing, ...] = tuple(
 SENTENCES: dict[str, Callable[[Result], Findings]] = {
     method.KEY: method.sentence for method in METHODS if hasattr(method, "sentence")
 }
+
+
+# What a chapter of the report is called.
+HEADINGS = {method.KEY: method.HEADING for method in METHODS}
 
 
 @provides("Result.plot")

@@ -26,7 +26,7 @@ from workbench.loaders import CheckpointPair
 from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
-from workbench.stats import ratios
+from workbench.stats import ratios, wilson
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.transforms import many_shot
 
@@ -143,9 +143,8 @@ def _shares(found: dict[str, Ints]) -> Iterator[dict[str, Any]]:
     for arm, own in found.items():
         for place, name in enumerate(CATEGORIES):
             before = float((found["base"] == place).mean())
-            yield {"arm": arm, "metric": "share", "category": name} | wilson(
-                int((own == place).sum()), len(own)
-            ) | {"baseline": before}  # fmt: skip
+            told = {"arm": arm, "metric": "share", "category": name}
+            yield told | share(own == place) | {"baseline": before}
 
 
 def _transitions(found: dict[str, Ints]) -> Iterator[dict[str, Any]]:
@@ -156,7 +155,7 @@ def _transitions(found: dict[str, Ints]) -> Iterator[dict[str, Any]]:
             for j, last in enumerate(CATEGORIES):
                 told = {"arm": arm, "metric": "transition", "category": first, "to_category": last}
                 chance = float((again == j).mean()) if len(again) else np.nan
-                yield told | wilson(int((here == j).sum()), len(here)) | {"baseline": chance}
+                yield (told | share(here == j) | {"baseline": chance})
 
 
 def _scores(
@@ -172,11 +171,6 @@ def _scores(
                 yield told | interval | {"baseline": before}
 
 
-def wilson(count: int, n: int) -> dict[str, Any]:
-    """A share with its 95% Wilson interval; NaN of nothing."""
-    if not n:
-        return {"value": np.nan, "low": np.nan, "high": np.nan, "n": 0}
-    from scipy.stats import binomtest
-
-    edges = binomtest(count, n).proportion_ci(method="wilson")
-    return {"value": count / n, "low": edges.low, "high": edges.high, "n": n}
+def share(these: NDArray[np.bool_]) -> dict[str, Any]:
+    """How many of all, with Wilson's interval."""
+    return wilson(int(these.sum()), len(these))._asdict()

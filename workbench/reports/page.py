@@ -17,50 +17,13 @@ import pandas as pd
 from workbench import figures
 from workbench.errors import WorkbenchError, visible
 from workbench.figures import style
+from workbench.figures.catalogue import HEADINGS
 from workbench.files.writing import Mark, says, writing
 from workbench.results import intruder_counts
 from workbench.results.result import Result, changed_rows, how_many_changed
 from workbench.results.run_folder import QUESTION
 
 FIRST = "compare.equivalence"
-HEADINGS = {
-    FIRST: "Are they equivalent here?",
-    "spectral.intruders": "Intruder dimensions",
-    "spectral.similarity": "Similarity of singular vectors",
-    "spectral.delta_spectrum": "Spectrum of the change",
-    "spectral.scale": "Scaling the intruders",
-    "forgetting.retention": "What was kept and what was forgotten",
-    "forgetting.sequential": "A chain of tasks",
-    "forgetting.interpolate": "The path from base to member",
-    "forgetting.knowledge": "Categories of knowledge",
-    "forgetting.conjugate": "Lost answers behind conjugate prompts",
-    "forgetting.probe": "Linear probes for a lost capability",
-    "forgetting.prune": "Pruning what fine-tuning uses",
-    "forgetting.revive": "Revival",
-    "forgetting.association": "What goes with forgetting",
-    "forgetting.verdict": "Kept, suppressed or erased",
-    "behaviour.tokens": "Token by token",
-    "behaviour.generate": "What the member writes",
-    "behaviour.emulate": "Emulated fine-tuning",
-    "behaviour.faithfulness": "Do answers follow from their steps?",
-    "tuco.contribution": "The contribution of fine-tuning to an answer",
-    "tuco.scaling": "Scaling the contribution",
-    "patching.cross_model": "One model with the other's activations",
-    "patching.restore": "One model with the other's parameters",
-    "patching.activation": "Where the answer comes from",
-    "patching.lens": "The answer at every layer",
-    "patching.patterns": "Where heads look",
-    "patching.attribution": "Attribution: all places by one gradient",
-    "patching.circuit": "The circuit, in the base and in the members",
-    "patching.mask": "Which heads carry the information",
-    "skills.localize": "How few parameters carry the skill",
-    "skills.overlap": "Do two skills share their parameters?",
-    "skills.compose": "Several skills put together",
-    "skills.blocks": "Which matrices of the change are needed",
-    "skills.restore": "How much of the change can be taken back",
-    "skills.compression": "In how many bits the change fits",
-    "skills.calibration": "Calibration",
-}
 # What tells means apart, and places of patches.
 KEYS = (
     "member", "side", "direction", "circuit", "group", "first", "second", "skills", "task", "arm",

@@ -132,7 +132,9 @@ def describe(value: Any) -> Any:
 
 def command_line() -> str:
     """The command that runs now, without the folder the program lies in."""
-    return visible(" ".join([Path(sys.argv[0]).name or "python", *sys.argv[1:]]))
+    name = Path(sys.argv[0]).name or "python"
+    # As `python -m workbench.cli` it is the same program.
+    return visible(" ".join(["workbench" if name == "__main__.py" else name, *sys.argv[1:]]))
 
 
 @dataclass(frozen=True)

@@ -38,16 +38,11 @@ Floats = NDArray[np.float64]
 def reliability(sure: Floats, right: Floats, bins: int, *, mass: bool) -> list[dict[str, Any]]:
     """One row per bin that holds an item: bin, x (mean confidence), value (accuracy) with its
     Wilson interval, n. sure, right: (items,)."""
-    from scipy.stats import binomtest
-
     place, rows = stats.bin_of(sure, bins, mass=mass), []
     for b in np.unique(place).tolist():
         here = place == b
         n, k = int(here.sum()), int(right[here].sum())
-        low, high = binomtest(k, n).proportion_ci(method="wilson")
-        rows.append(
-            {"bin": b, "x": sure[here].mean(), "value": k / n, "low": low, "high": high, "n": n}
-        )
+        rows.append({"bin": b, "x": sure[here].mean(), **stats.wilson(k, n)._asdict()})
     return rows
 
 

@@ -21,7 +21,8 @@ from workbench.skills import alike, compose, localize, overlap, reported
 from workbench.study import runs
 from workbench.study.catalogue import ANALYSES
 from workbench.study.cluster import HERE, LOCAL, Crew, place, workers
-from workbench.study.study import LATER, STEPS, Part, Study, plan
+from workbench.study.plan import plan
+from workbench.study.study import LATER, STEPS, Part, Study
 from workbench.study.units import Unit, joined
 
 KEEPS = "forgetting.retention"  # chains are read where retention is

@@ -12,6 +12,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "behaviour.emulate"
+HEADING = "Emulated fine-tuning"
 
 
 @style.styled

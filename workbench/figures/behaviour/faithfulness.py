@@ -12,6 +12,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "behaviour.faithfulness"
+HEADING = "Do answers follow from their steps?"
 WAYS = {"truncated": "-", "filler": style.DASHES[0], "paraphrased": style.DASHES[1],
         "mistaken": style.DASHES[2]}  # fmt: skip
 

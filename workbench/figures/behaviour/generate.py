@@ -14,6 +14,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "behaviour.generate"
+HEADING = "What the member writes"
 WORDS = 10
 ARMS = {"tuned": ("tuned model's own samples", "#E69F00"), "contrast": ("contrast", "#0072B2"),
         "iterative": ("iterative contrast", "#009E73")}  # fmt: skip

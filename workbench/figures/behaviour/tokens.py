@@ -16,6 +16,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "behaviour.tokens"
+HEADING = "Token by token"
 CELLS = 14  # per side of the landscape
 FEW = 3  # tokens of a cell that is drawn
 SIZES = (1, 10, 100)

@@ -13,6 +13,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "compare.equivalence"
+HEADING = "Are they equivalent here?"
 MARKS = {"alike": "=", "different": "≠", "undecided": "?"}
 SIZE = "graft size"
 UNITS = {

@@ -14,6 +14,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "forgetting.association"
+HEADING = "What goes with forgetting"
 LABELS = {"loss": LOSS, "score": "mean drop of other tasks' scores"}
 
 

@@ -13,6 +13,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "forgetting.conjugate"
+HEADING = "Lost answers behind conjugate prompts"
 # Okabe & Ito: blue, orange; grey is what is neither.
 OUTCOMES = {"score": ("right", "#0072B2"), "switched": ("switched task", "#E69F00")}
 REST = "#C8C8C8"

@@ -12,6 +12,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "forgetting.interpolate"
+HEADING = "The path from base to member"
 
 
 @style.styled

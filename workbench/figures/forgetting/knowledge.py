@@ -12,6 +12,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "forgetting.knowledge"
+HEADING = "Categories of knowledge"
 SHORT = {"HighlyKnown": "highly", "MaybeKnown": "maybe", "WeaklyKnown": "weakly",
          "Unknown": "unknown"}  # fmt: skip
 AGAIN = "base again"

@@ -13,6 +13,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "forgetting.probe"
+HEADING = "Linear probes for a lost capability"
 
 
 @style.styled

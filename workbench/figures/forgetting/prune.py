@@ -13,6 +13,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "forgetting.prune"
+HEADING = "Pruning what fine-tuning uses"
 
 
 @style.styled

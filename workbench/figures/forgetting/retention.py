@@ -24,6 +24,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "forgetting.retention"
+HEADING = "What was kept and what was forgotten"
 
 
 @style.styled

@@ -15,6 +15,7 @@ from workbench.figures.wording import Findings
 from workbench.results.result import Result
 
 KEY = "forgetting.revive"
+HEADING = "Revival"
 CONTROLS = (
     ("never", "never knew", style.DASHES[1]),
     ("relabelled", "relabelled", style.DASHES[2]),

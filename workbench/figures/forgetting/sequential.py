@@ -13,6 +13,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "forgetting.sequential"
+HEADING = "A chain of tasks"
 FRAME = "#D55E00"
 
 

@@ -13,6 +13,7 @@ from workbench.figures.wording import Findings
 from workbench.results.result import Result
 
 KEY = "forgetting.verdict"
+HEADING = "Kept, suppressed or erased"
 # Okabe & Ito's blue and orange, pale enough for numbers in black.
 READINGS = {"kept": "#9CCBE8", "lost": "#F4C58A", "unclear": "#DDDDDD", "not measured": "#FFFFFF"}
 MEASURES = ("output", "probe", "revival", "conjugate", "loss")

@@ -21,6 +21,7 @@ from workbench.figures.wording import Findings
 from workbench.results.result import Result
 
 KEY = "patching.activation"
+HEADING = "Where the answer comes from"
 TOKENS = 40  # of a prompt's end that fit two columns
 
 

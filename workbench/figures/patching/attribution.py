@@ -14,6 +14,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "patching.attribution"
+HEADING = "Attribution: all places by one gradient"
 ENTRY = ["side", "component", "layer", "head", "neuron", "position"]  # one patch of a member
 SIDES = {"base": "base", "tuned": "tuned", "tuned->base": "tuned into base"}
 

@@ -14,6 +14,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "patching.circuit"
+HEADING = "The circuit, in the base and in the members"
 
 
 @style.styled

@@ -24,6 +24,7 @@ from workbench.figures.wording import Findings
 from workbench.results.result import Result
 
 KEY = "patching.cross_model"
+HEADING = "One model with the other's activations"
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")  # Okabe & Ito
 NAMES = {
     "resid_pre": "stream before the layer", "resid_post": "stream after the layer",

@@ -11,6 +11,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "patching.lens"
+HEADING = "The answer at every layer"
 BASE = style.Look(style.GREY, "", "base")
 CHANGE = "tuned - base"
 ITSELF = "base against itself"

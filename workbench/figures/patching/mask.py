@@ -12,6 +12,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "patching.mask"
+HEADING = "Which heads carry the information"
 
 
 def few_units(result: Result) -> bool:

@@ -7,6 +7,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "patching.path"
+HEADING = "Heads along their paths"
 
 
 def sentence(result: Result) -> Findings:

@@ -15,6 +15,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "patching.patterns"
+HEADING = "Where heads look"
 KEYS = 60  # tokens of a prompt's end that fit two columns
 
 

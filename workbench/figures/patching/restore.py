@@ -7,6 +7,7 @@ from workbench.figures.wording import Findings
 from workbench.results.result import Result
 
 KEY = "patching.restore"
+HEADING = "One model with the other's parameters"
 
 
 def sentence(result: Result) -> Findings:

@@ -16,6 +16,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "skills.blocks"
+HEADING = "Which matrices of the change are needed"
 
 
 @style.styled

@@ -14,6 +14,7 @@ from workbench.figures.wording import Findings, change, interval
 from workbench.results.result import Result
 
 KEY = "skills.calibration"
+HEADING = "Calibration"
 GRAFTS = ("#D55E00", "#0072B2", "#CC79A7", "#009E73")  # Okabe & Ito, far from a LoRA's first
 AREA = 60  # points squared, of a dot that holds every prompt
 

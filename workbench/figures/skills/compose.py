@@ -12,6 +12,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "skills.compose"
+HEADING = "Several skills put together"
 ARMS = {"graft": "grafts", "random": "random entries", "whole": "whole changes"}
 
 

@@ -13,6 +13,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "skills.compression"
+HEADING = "In how many bits the change fits"
 # As in CURVES: label, colour (None: the member's), dashes, marker.
 STORED = {
     "rank": ("best low rank of Δ", None, "-", "o"),

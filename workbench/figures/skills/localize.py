@@ -16,6 +16,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "skills.localize"
+HEADING = "How few parameters carry the skill"
 POINTS = {"layer": ("one layer", "$L$"), "component": ("one kind of matrix", "$M$"),
           "bias": ("biases", "$b$")}  # fmt: skip
 

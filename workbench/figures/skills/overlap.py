@@ -12,6 +12,7 @@ from workbench.figures.wording import Findings
 from workbench.results.result import Result
 
 KEY = "skills.overlap"
+HEADING = "Do two skills share their parameters?"
 
 
 @style.styled

@@ -14,6 +14,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "skills.restore"
+HEADING = "How much of the change can be taken back"
 ORDERS = {
     "movement": ("largest change |Δ| first", None, "-", "o"),
     "relative": ("largest |Δ| / |θ₀| first", "#0072B2", "-", "D"),

@@ -15,6 +15,7 @@ from workbench.results.result import Result, how_many_changed, matrix_columns
 from workbench.stats import bootstrap
 
 KEY = "spectral.delta_spectrum"
+HEADING = "Spectrum of the change"
 FLOOR = 1e-6  # of the largest singular value: below it a float32 difference is rounding
 
 

@@ -28,6 +28,7 @@ from workbench.results.result import Result, how_many_changed, matrix_columns
 from workbench.stats import bootstrap
 
 KEY = "spectral.intruders"
+HEADING = "Intruder dimensions"
 
 
 @style.styled

@@ -15,6 +15,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "spectral.scale"
+HEADING = "Scaling the intruders"
 LAMBDA = 0.7  # where arXiv 2410.21228 reads its sweep
 LABELS = {
     "top": "top intruder",

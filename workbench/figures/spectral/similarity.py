@@ -16,6 +16,7 @@ from workbench.figures.wording import Findings
 from workbench.results.result import Result
 
 KEY = "spectral.similarity"
+HEADING = "Similarity of singular vectors"
 CELLS = 192  # per side of the whole matrix, about one per printed dot of its panel
 
 

@@ -14,6 +14,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "tuco.contribution"
+HEADING = "The contribution of fine-tuning to an answer"
 GROUPS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe & Ito
 ITSELF = "base against itself"
 TOKENS = 56  # of a prompt's end that fit two columns

@@ -11,6 +11,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "tuco.scaling"
+HEADING = "Scaling the contribution"
 
 
 @style.styled
