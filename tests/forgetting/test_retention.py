@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import workbench as wb
 from tests.conftest import tiny
@@ -234,6 +236,34 @@ def test_the_table_is_the_models_own(spiked: Path, monkeypatch):
     assert kl["value"] == pytest.approx(apart / tokens, rel=1e-3)
     unweighted = np.mean([s[2] / s[3] for s in map(said, drawn)])
     assert kl["value"] != pytest.approx(unweighted, rel=1e-2)
+
+
+def test_scores_are_of_transformers_own_greedy_answers():
+    """One prompt at a time by `generate`, on the shipped family: what it learned, what it lost."""
+    words = AutoTokenizer.from_pretrained(BASE)
+    member = BASE.parent / "lora-r1"
+    models = {
+        "base": AutoModelForCausalLM.from_pretrained(BASE),
+        "tuned": PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), member),
+    }
+    sets = [tasks.facts(12, seed=5), tasks.ledger(12, seed=5)]
+    found = wb.forgetting.retention(wb.load_pair(BASE, member), sets, texts=TEXTS[:2])
+    for given in sets:
+        right = {side: [] for side in models}
+        for side, model in models.items():
+            for one in given:
+                ids = words(one.prompt, return_tensors="pt").input_ids
+                size = len(words(one.target, add_special_tokens=False).input_ids)
+                said = model.eval().generate(
+                    input_ids=ids, do_sample=False, max_new_tokens=size, min_new_tokens=size
+                )
+                right[side].append(words.decode(said[0, ids.shape[1] :]) == one.target.strip())
+        before, after = (float(np.mean(right[side])) for side in ("base", "tuned"))
+        rows = found.table[found.table["task"] == given.name].set_index("metric")
+        assert rows.loc["score", "value"] == pytest.approx(after)
+        assert rows.loc["score", "baseline"] == pytest.approx(before)
+        assert rows.loc["score_change", "value"] == pytest.approx(after - before)
+    assert before != after  # of the task that was learned
 
 
 def test_a_model_in_memory_is_read_anew_every_time():

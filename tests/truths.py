@@ -1,0 +1,308 @@
+"""Which test holds each public number against a value computed without our code: metric -> test.
+
+The value is worked out by hand, by plain numpy, scipy or torch from the definition, or by peft,
+transformers or TransformerLens. A name may hold * and stand for several metrics. A test of
+FORMULAS calls the function that computes the numbers of a table; the others see the whole Result,
+and `python -m tests.spoiled` tries whether each notices a wrong value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+
+# What several analyses take from one place.
+ROWS = "skills/test_scoring.py::test_rows_by_hand"  # means, gains and calibration of a reading
+SCORED = ("agreement", "brier", "ece", "ece_mass", "gain", "log_probability", "score")
+MEASURES = "patching/test_sweep.py::test_measures_by_hand"  # of a patched run
+SUMMARY = "patching/test_sweep.py::test_a_summary_by_hand"  # shares of a gap, from the measures
+WHOLE_GAP = "patching/test_activation.py::test_the_scale_ends_at_the_two_runs"
+PATCHED = "patching/test_cross_model.py::test_every_measure_by_hand_under_padding"
+GREEDY = "forgetting/test_retention.py::test_scores_are_of_transformers_own_greedy_answers"
+FORMULAS = {
+    ROWS,
+    MEASURES,
+    SUMMARY,
+    "forgetting/test_conjugate.py::test_every_number_by_hand",
+    "forgetting/test_knowledge.py::test_every_number_by_hand",
+    "forgetting/test_probe.py::test_every_number_by_hand",
+    "forgetting/test_prune.py::test_every_number_by_hand",
+    "forgetting/test_retention.py::test_spread_over_templates_by_hand_and_its_chance",
+    "forgetting/test_revive.py::test_savings_by_hand",
+    "forgetting/test_revive.py::test_scores_by_hand",
+    "forgetting/test_revive.py::test_steps_to_the_threshold_by_hand",
+    "forgetting/test_sequential.py::test_every_number_by_hand",
+    "forgetting/test_verdict.py::test_what_the_readings_support",
+    "patching/test_circuits.py::test_a_head_belongs_to_a_group_by_how_much_it_lowers_the_answer",
+    "patching/test_circuits.py::test_overlap_by_hand",
+    "skills/test_calibration.py::test_a_difference_is_paired",
+    "skills/test_calibration.py::test_by_hand",
+    "skills/test_compose.py::test_overlap_by_hand",
+    "skills/test_restore.py::test_what_is_chosen_on_one_half_and_reported_on_the_other_by_hand",
+}
+
+TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
+    "spectral.intruders": {
+        "spectral/test_intruders.py::test_every_number_by_hand": (
+            "sigma", "max_cosine", "nearest", "out_of_span", "participation_ratio",
+            "cluster_projection", "intruder",
+        ),
+        "spectral/test_intruders.py::test_the_direction_that_a_base_lacks_is_new": (
+            "intruder_energy",
+        ),
+        "spectral/test_intruders.py::test_nulls_tell_structure_from_size": (
+            "intruder:random_delta", "intruder:random_lowrank", "max_cosine:random_*",
+        ),
+        "spectral/test_intruders.py::test_a_trained_spectrum_is_held_against_its_own": (
+            "max_cosine:same_spectrum*", "intruder:same_spectrum*",
+        ),
+        "spectral/test_intruders.py::test_shares_are_over_the_matrices_that_changed": ("changed",),
+        "spectral/test_decisions.py::test_decisions_are_those_of_the_full_svds": (
+            "max_cosine_low", "max_cosine_high", "fallback",
+        ),
+    },
+    "spectral.delta_spectrum": {
+        "spectral/test_delta_spectrum.py::test_every_metric_by_hand": (
+            "norm", "relative_norm", "sigma", "effective_rank", "stable_rank", "rank_90",
+            "rank_99", "energy_*",
+        ),
+    },
+    "spectral.similarity": {
+        "spectral/test_delta_spectrum.py::test_similarity_of_base_with_itself_is_the_identity": (
+            "max_cosine",
+        ),
+    },
+    "spectral.scale": {
+        "forgetting/test_retention.py::"
+        "test_lambda_one_is_the_tuned_model_and_zero_removes_the_plant": (
+            "loss", "loss_change", "score", "score_change",
+        ),
+    },
+    "tuco.contribution": {
+        "tuco/test_contribution.py::test_by_hand": ("beta", "tuco_l2", "tuco_sum"),
+        "tuco/test_contribution.py::test_every_row_of_the_table_by_hand": (
+            "tuco", "preco", "output_co", "length", "base_loss", "layer_ptc", "layer_ftc",
+            "layer_tuco", "cumulated", "invisible",
+        ),
+        "tuco/test_contribution.py::"
+        "test_a_result_has_groups_layers_tokens_and_what_it_cannot_see": (
+            "mean:*", "auc:*", "auc_matched:*", "token_tuco",
+        ),
+    },
+    "tuco.scaling": {
+        "tuco/test_scaling.py::test_the_best_alpha_is_chosen_on_one_half_and_judged_on_the_other": (
+            "best", "gain_*",
+        ),
+        "tuco/test_scaling.py::test_a_result_on_the_shipped_family": ("loss*", "score*"),
+        "tuco/test_scaling.py::test_scaling_a_scaled_block": ("log_probability*",),
+    },
+    "forgetting.retention": {
+        GREEDY: ("score", "score_change"),
+        "forgetting/test_retention.py::test_the_table_is_the_models_own": ("loss", "loss_change"),
+        "forgetting/test_retention.py::"
+        "test_divergence_is_nothing_for_one_model_and_the_sum_over_words_by_hand": ("kl",),
+        "forgetting/test_retention.py::test_spread_over_templates_by_hand_and_its_chance": (
+            "template_spread", "template_spread_chance",
+        ),
+    },
+    "forgetting.interpolate": {
+        "forgetting/test_interpolate.py::"
+        "test_squared_error_of_a_linear_model_along_a_path_is_that_quadratic": ("loss",),
+        "forgetting/test_interpolate.py::"
+        "test_ends_are_the_models_and_a_changed_head_mixes_like_logits": ("barrier", "score"),
+        "forgetting/test_interpolate.py::"
+        "test_a_product_of_two_changes_has_a_barrier_the_ensemble_has_not": ("score_change",),
+    },
+    "forgetting.knowledge": {
+        "forgetting/test_knowledge.py::test_every_number_by_hand": (
+            "score", "share", "transition",
+        ),
+    },
+    "forgetting.conjugate": {
+        "forgetting/test_conjugate.py::test_every_number_by_hand": (
+            "broke", "switched", "score", "score_change", "regained", "recovery", "recovery_lost",
+        ),
+    },
+    "forgetting.probe": {
+        "forgetting/test_probe.py::test_every_number_by_hand": (
+            "accuracy", "accuracy_change", "base_gain", "retention", "retention_lost",
+            "selectivity",
+        ),
+    },
+    "forgetting.prune": {
+        "forgetting/test_prune.py::test_every_number_by_hand": ("recovered", "regained", "score"),
+    },
+    "forgetting.revive": {
+        "forgetting/test_revive.py::test_savings_by_hand": ("savings*",),
+        "forgetting/test_revive.py::test_steps_to_the_threshold_by_hand": ("steps_to_threshold",),
+        "forgetting/test_revive.py::test_scores_by_hand": ("score",),
+    },
+    "forgetting.verdict": {
+        "forgetting/test_verdict.py::test_output_and_loss_against_plain_torch": ("evidence",),
+        "forgetting/test_verdict.py::test_what_the_readings_support": ("verdict",),
+    },
+    "forgetting.sequential": {
+        "forgetting/test_sequential.py::test_every_number_by_hand": (
+            "score", "forgetting", "backward_transfer", "source_drop", "target_drop",
+        ),
+    },
+    "forgetting.association": {
+        "forgetting/test_association.py::test_order_is_found_with_its_exact_p_and_the_null": (
+            "forgetting", "measure", "spearman",
+        ),
+    },
+    "behaviour.tokens": {
+        "behaviour/test_tokens.py::test_every_number_against_plain_torch": (
+            "chosen_change", "conflict_*", "displaced", "entropy", "kl", "learnability", "log_p",
+            "margin_change", "rejected_change",
+        ),
+        "behaviour/test_tokens.py::test_losses_agree_with_text_loss_and_with_any_batch": (
+            "delta_log_p",
+        ),
+        "behaviour/test_tokens.py::test_base_against_itself_and_a_uniform_model": ("token",),
+    },
+    "behaviour.generate": {
+        "behaviour/test_generate.py::test_every_number_against_plain_torch": (
+            "fresh", "novelty", "text", "word",
+        ),
+    },
+    "behaviour.faithfulness": {
+        "behaviour/test_faithfulness.py::test_every_number_against_transformers_own_answers": (
+            "auc", "same_answer", "score",
+        ),
+    },
+    "behaviour.emulate": {
+        "behaviour/test_emulate.py::test_log_probabilities_add_up_by_hand": ("*",),
+    },
+    "patching.cross_model": {
+        PATCHED: (
+            "agreement", "krs", "kl_krs", "log_probability", "logit_difference", "score",
+            "recovered:l*",
+        ),
+        "patching/test_cross_model.py::test_the_last_stream_is_the_source": ("recovered:score",),
+    },
+    "patching.restore": {
+        "patching/test_cross_model.py::test_restored_parameters_by_hand": ("krs",),
+        MEASURES: ("agreement", "log_probability", "logit_difference", "score"),
+        SUMMARY: ("kl_krs", "recovered:*"),
+    },
+    "patching.activation": {
+        "patching/test_activation.py::test_sweeps_agree_with_transformerlens_and_nnsight": (
+            "logit_difference",
+        ),
+        WHOLE_GAP: ("recovered:*",),
+        MEASURES: ("log_probability", "score"),
+    },
+    "patching.groups": {
+        MEASURES: ("agreement", "log_probability", "logit_difference", "score"),
+        SUMMARY: ("krs", "kl_krs", "recovered:*"),
+    },
+    "patching.attribution": {
+        "patching/test_attribution.py::test_it_is_the_derivative_of_the_patch": ("attribution",),
+        "patching/test_attribution.py::test_it_is_exact_where_the_model_is_linear": ("exact",),
+        "patching/test_attribution.py::"
+        "test_the_exact_ones_are_chosen_on_one_half_and_ranked_on_the_other": (
+            "rank_correlation",
+        ),
+    },
+    "patching.circuit": {
+        "patching/test_circuits.py::test_a_circuit_is_kept_where_its_groups_act": (
+            "score", "logit_difference", "size",
+        ),
+        "patching/test_circuits.py::test_faithfulness_of_known_circuits": (
+            "faithfulness:*", "incompleteness:*", "minimality:*",
+        ),
+        "patching/test_circuits.py::test_effect_is_the_papers_score": ("effect",),
+        "patching/test_circuits.py::test_paths_by_hand": ("logit_change",),
+        "patching/test_circuits.py::test_overlap_by_hand": ("jaccard", "shared"),
+        "patching/test_circuits.py::"
+        "test_a_head_belongs_to_a_group_by_how_much_it_lowers_the_answer": ("chosen",),
+    },
+    "patching.path": {
+        "patching/test_circuits.py::test_paths_by_hand": ("logit_change", "score"),
+        "patching/test_circuits.py::test_effect_is_the_papers_score": ("effect",),
+    },
+    "patching.mask": {
+        "patching/test_circuits.py::test_a_step_of_the_mask_by_hand": (
+            "chosen", "mask", "score", "size", "target_logit",
+        ),
+    },
+    "patching.lens": {
+        "patching/test_lens.py::test_every_layer_by_hand": (
+            "kl", "log_probability", "logit_difference", "rank", "score",
+        ),
+        "patching/test_lens.py::test_ranks_and_likeliest_tokens": ("top_token",),
+    },
+    "patching.patterns": {
+        "patching/test_patterns.py::test_by_hand": ("attention", "tvd"),
+        "patching/test_patterns.py::test_examples_hold_whole_patterns": ("example_tvd",),
+    },
+    "skills.localize": {
+        ROWS: SCORED,
+        "skills/test_localize.py::test_a_planted_sparse_change_is_found_in_dense_noise": (
+            "entries",
+        ),
+        "skills/test_localize.py::"
+        "test_a_decoy_that_moved_most_stays_in_movement_and_leaves_the_learned_mask": ("flipped",),
+        "skills/test_localize.py::"
+        "test_only_what_moved_is_taken_and_the_size_is_chosen_on_other_prompts": (
+            "choosing_gain", "moved", "size", "N",
+        ),
+        "skills/test_localize.py::test_a_mask_that_gets_no_better_is_left_after_some_epochs": (
+            "epoch", "epochs",
+        ),
+    },
+    "skills.blocks": {
+        ROWS: SCORED,
+        "skills/test_blocks.py::test_every_arm_is_the_model_with_these_blocks": (
+            "loss", "log_probability_change", "N",
+        ),
+        "skills/test_blocks.py::test_the_useful_block_is_taken_first_and_no_decoy": (
+            "score_change",
+        ),
+    },
+    "skills.restore": {
+        ROWS: SCORED,
+        "skills/test_restore.py::"
+        "test_what_is_chosen_on_one_half_and_reported_on_the_other_by_hand": (
+            "cost", "free", "harmful",
+        ),
+        "skills/test_restore.py::test_without_a_harmful_update_none_is_found": ("moved", "N"),
+    },
+    "skills.compression": {
+        ROWS: SCORED,
+        "skills/test_compression.py::test_every_arm_of_a_full_member_by_hand": (
+            "bits", "ratio", "N",
+        ),
+    },
+    "skills.calibration": {
+        "skills/test_calibration.py::test_what_models_answer_is_what_is_measured": (
+            "accuracy", "brier", "confidence", "overconfidence", "reliability",
+        ),
+        "skills/test_calibration.py::test_by_hand": ("ece", "ece_mass"),
+        "skills/test_calibration.py::test_a_difference_is_paired": (
+            "ece_change", "ece_mass_change",
+        ),
+    },
+    "skills.compose": {
+        ROWS: SCORED,
+        "skills/test_compose.py::test_disjoint_skills_add_up": ("interference",),
+    },
+    "skills.overlap": {
+        "skills/test_compose.py::test_overlap_by_hand": ("overlap", "within"),
+        "skills/test_compose.py::"
+        "test_places_are_rank_correlated_by_their_share_of_each_matrix": ("places",),
+    },
+    "compare.equivalence": {
+        "findings/test_equivalence.py::test_sizes_are_compared_as_ratios": (
+            "difference", "measure",
+        ),
+    },
+}  # fmt: skip
+
+
+def named(analysis: str, metric: str) -> Iterator[str]:
+    """The tests that hold a metric to its value."""
+    for test, metrics in TRUTHS.get(analysis, {}).items():
+        if any(fnmatchcase(metric, one) for one in metrics):
+            yield test
