@@ -1,7 +1,8 @@
 """Whether the test that is named for a metric notices a wrong value of it.
 
-python -m tests.spoiled [--analysis KEY]      every metric of tests.truths wrong in turn
-python -m tests.spoiled --find PATHS --analysis KEY   which tests there notice each metric
+    python -m tests.spoiled [--analysis KEY]    every metric of tests.truths wrong in turn
+
+Those of FORMULAS are not tried: they do not see the Result that is spoiled.
 """
 
 from __future__ import annotations
@@ -11,66 +12,59 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
+
+import pandas as pd
 
 from workbench.results.result import Result
 
 ROOT = Path(__file__).parents[1]
-ALL = "*"
 ASKED = "WORKBENCH_SPOILED"  # "analysis metric", read when the tests start
 
 
 def spoil(analysis: str, metric: str) -> None:
-    """From here on every Result of `analysis` has wrong values of `metric`, or of all where that is
-    ALL: by one per cent and a hundredth."""
+    """From here on every Result of `analysis` has wrong values of `metric`, which may hold *: by one
+    per cent and a hundredth."""
     checked = Result.__post_init__
 
     def spoiled(self: Result) -> None:
         checked(self)
         if self.analysis == analysis:
             own = self.table["value"]
-            spared = self.table["metric"] != metric if metric != ALL else False
-            wrong = own.where(spared, own * 1.01 + 0.01)
+            spared = [not fnmatchcase(one, metric) for one in self.table["metric"]]
+            wrong = own.where(pd.Series(spared, self.table.index), own * 1.01 + 0.01)
             object.__setattr__(self, "table", self.table.assign(value=wrong))
 
     Result.__post_init__ = spoiled
 
 
-def run(analysis: str, metric: str, *tests: str) -> subprocess.CompletedProcess[str]:
-    """pytest on these, the metric being wrong."""
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-rf", "--tb=no", "-p", "no:cacheprovider",
-         "-W", "ignore", *tests],
-        cwd=ROOT, text=True, capture_output=True, check=False,
+def noticed(analysis: str, metric: str, test: str) -> bool:
+    """Whether the test fails where the metric is wrong."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{test}"],
+        cwd=ROOT, capture_output=True, check=False,
         env=os.environ | {ASKED: f"{analysis} {metric}"},
     )  # fmt: skip
+    return done.returncode == 1
 
 
 def unnoticed(only: str | None = None) -> Iterator[tuple[str, str, str]]:
     """(analysis, metric, test) where the test passes all the same."""
-    from tests.truths import TRUTHS
+    from tests.truths import FORMULAS, TRUTHS
 
     for analysis, tests in TRUTHS.items():
-        for test, metrics in tests.items() if only in (None, analysis) else ():
-            for metric in metrics:
-                if run(analysis, metric, f"tests/{test}").returncode != 1:
+        for test, metrics in tests.items():
+            for metric in metrics if only in (None, analysis) and test not in FORMULAS else ():
+                if not noticed(analysis, metric, test):
                     yield analysis, metric, test
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--analysis")
-    parser.add_argument("--find", nargs="+", metavar="PATH")
-    parser.add_argument("--metrics", nargs="+")
-    chosen = parser.parse_args()
-    if chosen.find:
-        for metric in chosen.metrics:
-            said = run(chosen.analysis, metric, *chosen.find).stdout.splitlines()
-            found = [line.split()[1] for line in said if line.startswith("FAILED")]
-            print(chosen.analysis, metric, *found or ["NONE"], sep="\t", flush=True)
-        return 0
+    parser.add_argument("--analysis", help="this one alone, by its key")
     found = 0
-    for missed in unnoticed(chosen.analysis):
+    for missed in unnoticed(parser.parse_args().analysis):
         found += 1
         print(*missed, flush=True)
     print(f"{found} unnoticed")
