@@ -24,8 +24,8 @@ ASKED = "WORKBENCH_SPOILED"  # "analysis metric", read when the tests start
 
 
 def spoil(analysis: str, metric: str) -> None:
-    """From here on every Result of `analysis` has wrong values of `metric`, which may hold *: by one
-    per cent and a hundredth."""
+    """From here on every Result of `analysis` has wrong values of `metric`, which may hold *: by
+    one per cent and a hundredth."""
     checked = Result.__post_init__
 
     def spoiled(self: Result) -> None:
