@@ -15,6 +15,7 @@ def test_every_analysis_has_a_cost():
         weighed = analysis.key.startswith("spectral.") and analysis.key != "spectral.scale"
         assert (analysis.passes == 0) == weighed, analysis.key
         assert analysis.passes is not None
+        assert analysis.passes >= 0
         # `analysis` knows an analysis by its module.
         assert analysis.function.__module__ == f"workbench.{analysis.key}"
 

@@ -368,7 +368,7 @@ def turned(plane: torch.Tensor, seed: int, count: int = 50) -> torch.Tensor:
     return plane.double() @ (noise.double() / noise.double().norm(dim=0))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     shape=st.sampled_from(sorted(SHAPES)),
     kind=st.sampled_from(["bulk", "power", "spiked", "degenerate", "near", "flat", "low-rank"]),

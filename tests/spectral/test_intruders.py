@@ -107,6 +107,42 @@ def test_every_number_by_hand():
     assert float(_energy({"sigma": sigma, "intruder": intruder})) == pytest.approx(5 / 21)
 
 
+@pytest.mark.parametrize("method", ["auto", "exact"])
+def test_the_whole_table_by_numpy(method: Method, tmp_path: Path):
+    """Every row of a pair, from two decompositions in float64 and the paper's definition."""
+    k, eps = 4, 0.9
+    base = saved(tiny("llama"), tmp_path / "base")
+    pair = wb.load_pair(base, saved(nudged(tiny("llama"), 0.003), tmp_path / "tuned"))
+    found = wb.spectral.intruders(pair, k=k, eps=eps, method=method, nulls=False).table
+    for delta in pair.deltas():
+        rows = found[
+            (found["layer"] == delta.site.layer) & (found["component"] == delta.site.component)
+        ]
+        sides = (one.double().numpy() for one in (delta.base, delta.tuned))
+        (left, values, _), (ours, sigma, _) = (
+            np.linalg.svd(one, full_matrices=False) for one in sides
+        )
+        cosine = np.abs(left.T @ ours[:, :k])
+        best, new = cosine.max(0), cosine.max(0) < eps
+        near = values[cosine.argmax(0)]
+        cluster = np.abs(values[:, None] - near) <= 0.01 * near
+        energy = sigma[:k] ** 2
+        for metric, wanted in {
+            "sigma": sigma[:k],
+            "max_cosine": best,
+            "nearest": cosine.argmax(0),
+            "intruder": new,
+            "participation_ratio": (cosine**2).sum(0) ** 2 / (cosine**4).sum(0),
+            "cluster_projection": np.sqrt((cosine**2 * cluster).sum(0)),
+            "out_of_span": 1 - (cosine**2).sum(0),
+            "intruder_energy": [energy[new].sum() / energy.sum()],
+            "changed": [1],
+        }.items():
+            value = rows[rows["metric"] == metric].sort_values("rank")["value"]
+            assert value.to_numpy(float) == pytest.approx(np.array(wanted, float), abs=2e-3), metric
+    assert set(found.loc[found["metric"] == "intruder", "value"]) == {0, 1}
+
+
 @pytest.mark.parametrize("method", ["auto", "exact", "decide"])
 def test_the_direction_that_a_base_lacks_is_new(method: Method, tmp_path: Path):
     """A base of rank 59 of 60: its last vector has the value zero and is none of its directions."""
@@ -470,3 +506,15 @@ def test_intruders_are_those_that_peft_finds(kind: str, options: dict, tmp_path:
     assert ours == theirs
     total = sum(counts[-1] for counts in ours.values())
     assert 0 < total < 10 * len(ours)
+
+
+@pytest.mark.parametrize("rows", [(400, 3), (3, 400)])
+def test_a_value_is_nothing_beside_the_longer_side(rows: tuple[int, int]):
+    """numpy's matrix_rank: below max(out, in) eps sigma_1, here 400 eps, whichever side is long."""
+    out, width = rows
+    eps = torch.finfo(torch.float32).eps
+    values = torch.tensor([1.0, 500 * eps, 300 * eps])
+    found = Triplets(torch.eye(out, 3), values, torch.eye(width, 3), torch.zeros(3)).supported()
+    assert found.values.tolist() == values[:2].tolist()
+    matrix = torch.eye(out, 3) @ torch.diag(values) @ torch.eye(3, width)
+    assert np.linalg.matrix_rank(matrix.numpy()) == 2

@@ -18,6 +18,7 @@ from workbench.spectral.intruders import cosines, decisions, tuned_triplets
 from workbench.spectral.leading import (
     Cluster,
     Ritz,
+    at_most,
     bordered,
     reach,
     top_clusters,
@@ -132,6 +133,12 @@ def test_bounds_by_hand():
     # Values 4, 3.5, 3: the gaps are .4, .4 and 3, and only all three together keep .2.
     close = ritz([4, 3.5, 3], [0.1, 0.1, 0.1], torch.float64)
     assert close.clusters(3, 0.2) == [Cluster(0, 3, pytest.approx(math.sqrt(0.03) / 3))]
+
+
+def test_what_is_left_over_is_bounded_by_the_polynomial():
+    """theta cosh(a / (2m - 1)) by hand: 2 cosh(1) for one pass, 2 cosh(1 / 3) for two."""
+    assert at_most(2.0, 1.0, 1) == pytest.approx(3.08616, abs=1e-5)
+    assert at_most(2.0, 1.0, 2) == pytest.approx(2.11214, abs=1e-5)
 
 
 def test_a_wide_vector_joins_the_neighbour_it_is_nearest_to():

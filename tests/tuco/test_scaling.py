@@ -119,6 +119,7 @@ def test_a_planted_best_alpha_is_found():
               for a in (0.5, 0.8, 1.0)}  # fmt: skip
     rows = {row["metric"]: row for row in best(values, 0)}
     assert rows["best"]["value"] == 0.8
+    assert rows["best"]["baseline"] == 1.0  # the model as tuned
     assert rows["gain_score"]["value"] == pytest.approx(0.2)
     assert rows["gain_score"]["n"] == 10
 

@@ -264,7 +264,7 @@ def _certified(
         if not clusters(largest):
             found = krylov.ritz(block.shape[1])
             return [], torch.cat([found.right, ritz.residual[:, count:]], 1)
-        bound = clusters(largest * math.cosh(far / (2 * passes - 1)))
+        bound = clusters(at_most(largest, far, passes))
         if bound:
             return bound, None
         if krylov.size + newest.shape[1] > most:
@@ -281,6 +281,11 @@ def _certified(
             torch.cat([krylov.image, space.operator.times(newest)], 1),
         )
         passes += 1
+
+
+def at_most(largest: float, far: float, passes: int) -> float:
+    """The bound on |E|_2 by theta, a and m of the module: theta cosh(a / (2m - 1))."""
+    return largest * math.cosh(far / (2 * passes - 1))
 
 
 def reach(size: int, block: int, chance: float = CHANCE) -> float:
