@@ -27,6 +27,7 @@ FORMULAS = {
     "spectral/test_decisions.py::test_decisions_are_those_of_the_full_svds",
     "spectral/test_intruders.py::test_a_trained_spectrum_is_held_against_its_own",
     "spectral/test_intruders.py::test_nulls_tell_structure_from_size",
+    "tuco/test_contribution.py::test_by_hand",
     "forgetting/test_conjugate.py::test_every_number_by_hand",
     "forgetting/test_knowledge.py::test_every_number_by_hand",
     "forgetting/test_probe.py::test_every_number_by_hand",
@@ -68,9 +69,7 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "spectral.similarity": {
-        "spectral/test_delta_spectrum.py::test_similarity_of_base_with_itself_is_the_identity": (
-            "max_cosine",
-        ),
+        "spectral/test_delta_spectrum.py::test_similarity_by_numpy": ("max_cosine",),
     },
     "spectral.scale": {
         "forgetting/test_retention.py::"

@@ -82,7 +82,11 @@ def test_lambda_one_is_the_tuned_model_and_zero_removes_the_plant(spiked: Path):
     table = result.table.set_index(["arm", "x", "metric"])["value"]
     tuned = wb.forgetting.retention(pair, [prompts], texts=TEXTS)
     loss = tuned.metric("loss").iloc[0]
+    score = tuned.metric("score").iloc[0]
+    assert table["top", 0.0, "score"] == pytest.approx(score["baseline"], abs=0.2)
     for arm in ("top", "neighbour", "random"):
+        assert table[arm, 1.0, "score"] == pytest.approx(score["value"])
+        assert table[arm, 1.0, "score_change"] == 0
         assert table[arm, 1.0, "loss"] == pytest.approx(loss["value"], abs=1e-6)
         assert table[arm, 1.0, "loss_change"] == 0
     assert table["top", 0.0, "loss"] == pytest.approx(loss["baseline"], rel=0.1)

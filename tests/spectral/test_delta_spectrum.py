@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -101,6 +103,23 @@ def test_similarity_of_base_with_itself_is_the_identity(base: Path):
     torch.testing.assert_close(found, torch.eye(32), atol=1e-4, rtol=0)
     with pytest.raises(wb.WorkbenchError, match="No matrix"):
         wb.spectral.similarity(wb.load_pair(base, base), matrices=["9.nothing"])
+
+
+@pytest.mark.parametrize("side", ["left", "right", "joint"])
+def test_similarity_by_numpy(side: Any, base: Path, tuned: Path):
+    """|u . u0|, |v . v0| or their product, from two decompositions in float64."""
+    pair, name = wb.load_pair(base, tuned), "1.mlp.up_proj"
+    found = wb.spectral.similarity(pair, matrices=[name], side=side)
+    (delta,) = (one for one in pair.deltas() if str(one.site) == name)
+    (left0, _, right0), (left, _, right) = (
+        np.linalg.svd(one.double().numpy(), full_matrices=False)
+        for one in (delta.base, delta.tuned)
+    )
+    lefts, rights = np.abs(left.T @ left0), np.abs(right @ right0.T)
+    wanted = {"left": lefts, "right": rights, "joint": lefts * rights}[side]
+    assert found.tensors[name] == pytest.approx(wanted, abs=1e-3)
+    best = found.metric("max_cosine").sort_values("rank")["value"]
+    assert best.to_numpy(float) == pytest.approx(wanted.max(1), abs=1e-3)
 
 
 def test_vectors_of_value_zero_are_not_in_the_similarity(tmp_path: Path):
