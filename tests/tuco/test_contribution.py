@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 import workbench as wb
 from tests.conftest import adapter
@@ -134,10 +135,14 @@ def test_every_row_of_the_table_by_hand(tmp_path: Path):
     by = {name: result.metric(name)["value"].tolist() for name in ("tuco", "preco", "length")}
     assert by["tuco"] == pytest.approx([6 / 9] * 2, rel=1e-5)
     assert by["preco"] == pytest.approx([3 / 9] * 2, rel=1e-5)
+    words = pair.base.tokenizer()
+    assert by["length"] == [len(words(text).input_ids) for text in ("3 4 5 6", "3 4")]
+    for name in ("tuco", "preco", "length", "output_co", "base_loss", "beta", "tuco_l2"):
+        (mean,) = result.metric(f"mean:{name}")["value"]
+        assert mean == pytest.approx(result.metric(name)["value"].mean(), rel=1e-6), name
     (outside,) = result.metric("invisible").to_dict("records")
     assert (outside["component"], outside["value"]) == ("wpe", pytest.approx(0.5, rel=1e-5))
     # OutputCo and the base's loss by running both alone.
-    words = pair.base.tokenizer()
     moved, losses = [], []
     for text in ("3 4 5 6", "3 4"):
         ids = words(text, return_tensors="pt")["input_ids"]
@@ -285,6 +290,10 @@ def test_a_result_has_groups_layers_tokens_and_what_it_cannot_see(tmp_path: Path
     mean = result.metric("mean:tuco").set_index("group")["value"]
     own = result.metric("tuco").groupby("group")["value"].mean()
     np.testing.assert_allclose(mean.sort_index(), own.sort_index())
+    for name in ("tuco", "output_co"):
+        rows = result.metric(name)
+        (auc,) = result.metric(f"auc:{name}").query("group == 'short > long'")["value"]
+        assert auc == pytest.approx(roc_auc_score(rows["group"] == "short", rows["value"])), name
     tokens = result.metric("token_tuco")
     first = tokens[tokens["group"] == "long"]
     assert [t.strip() for t in first["token"]][1:] == ["the", "cup", "is", "in", "Box", "F"]
