@@ -29,6 +29,8 @@ FORMULAS = {
     "spectral/test_intruders.py::test_nulls_tell_structure_from_size",
     "test_stats.py::test_matching_removes_what_the_covariate_explains",
     "tuco/test_contribution.py::test_by_hand",
+    "tuco/test_scaling.py::test_the_best_alpha_is_chosen_on_one_half_and_judged_on_the_other",
+    "forgetting/test_interpolate.py::test_mixed_logits_are_plain_torchs",
     "forgetting/test_conjugate.py::test_every_number_by_hand",
     "forgetting/test_knowledge.py::test_every_number_by_hand",
     "forgetting/test_probe.py::test_every_number_by_hand",
@@ -94,8 +96,9 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
         "tuco/test_scaling.py::test_the_best_alpha_is_chosen_on_one_half_and_judged_on_the_other": (
             "best", "gain_*",
         ),
-        "tuco/test_scaling.py::test_a_result_on_the_shipped_family": ("loss*", "score*"),
-        "tuco/test_scaling.py::test_scaling_a_scaled_block": ("log_probability*",),
+        "tuco/test_scaling.py::test_a_result_on_the_shipped_family": (
+            "loss*", "score*", "log_probability*",
+        ),
     },
     "forgetting.retention": {
         GREEDY: ("score", "score_change"),
@@ -107,8 +110,7 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "forgetting.interpolate": {
-        "forgetting/test_interpolate.py::"
-        "test_squared_error_of_a_linear_model_along_a_path_is_that_quadratic": ("loss",),
+        "forgetting/test_interpolate.py::test_mixed_logits_are_plain_torchs": ("loss",),
         "forgetting/test_interpolate.py::"
         "test_ends_are_the_models_and_a_changed_head_mixes_like_logits": ("barrier", "score"),
         "forgetting/test_interpolate.py::"

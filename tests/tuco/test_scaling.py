@@ -127,7 +127,8 @@ def test_a_planted_best_alpha_is_found():
 def test_a_result_on_the_shipped_family():
     pair = wb.load_pair("data/family/base", "data/family/lora-r1")
     task = tasks.ledger(12, seed=3, split="test")
-    result = scaling(pair, task, alphas=(0.0, 0.9), texts=tasks.facts(4, seed=3).texts)
+    texts = tasks.facts(4, seed=3).texts
+    result = scaling(pair, task, alphas=(0.0, 0.9), texts=texts)
     scores = result.metric("score").set_index("x")["value"]
     assert list(scores.index) == [0.0, 0.9, 1.0]
     with pair.models() as sides:
@@ -135,6 +136,26 @@ def test_a_result_on_the_shipped_family():
         for alpha, model in ((0.0, sides.base), (1.0, sides.tuned)):
             expected = tasks.answers(model, words, task)["correct"].mean()
             assert scores[alpha] == pytest.approx(expected)
+            # The answer's log-probability and the texts' loss a token, one at a time.
+            said = []
+            for one in task:
+                start = len(words(one.prompt)["input_ids"])
+                ids = words(one.prompt + one.target, return_tensors="pt")["input_ids"]
+                log_p = model(input_ids=ids).logits[0].log_softmax(-1)
+                own = log_p[start - 1 : -1].gather(1, ids[0, start:, None])
+                said.append(float(own.sum()))
+            table = result.table[result.table["x"] == alpha].set_index("metric")["value"]
+            assert table["log_probability"] == pytest.approx(np.mean(said), rel=1e-4)
+            coded = [words(text, return_tensors="pt")["input_ids"] for text in texts]
+            losses = [float(model(input_ids=ids, labels=ids).loss) for ids in coded]
+            sizes = [ids.shape[1] - 1 for ids in coded]
+            assert table["loss"] == pytest.approx(np.average(losses, weights=sizes), rel=1e-4)
+    for metric in ("score", "log_probability", "loss"):
+        both = (
+            result.metric(name).set_index("x")["value"] for name in (metric, f"{metric}_change")
+        )
+        value, change = both
+        assert change[0.0] == pytest.approx(value[0.0] - value[1.0], abs=1e-6), metric
     assert (result.metric("score_change").set_index("x")["value"][1.0]) == 0
     assert set(result.metric("loss")["n"]) == {4}
     with pytest.raises(wb.WorkbenchError, match="at least 4"):
