@@ -28,6 +28,7 @@ FORMULAS = {
     "spectral/test_intruders.py::test_a_trained_spectrum_is_held_against_its_own",
     "spectral/test_intruders.py::test_nulls_tell_structure_from_size",
     "test_stats.py::test_matching_removes_what_the_covariate_explains",
+    "behaviour/test_emulate.py::test_log_probabilities_add_up_by_hand",
     "tuco/test_contribution.py::test_by_hand",
     "tuco/test_scaling.py::test_the_best_alpha_is_chosen_on_one_half_and_judged_on_the_other",
     "forgetting/test_interpolate.py::test_mixed_logits_are_plain_torchs",
@@ -175,7 +176,8 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "behaviour.emulate": {
-        "behaviour/test_emulate.py::test_log_probabilities_add_up_by_hand": ("*",),
+        "behaviour/test_emulate.py::test_log_probabilities_add_up_by_hand": ("score*", "loss"),
+        "behaviour/test_emulate.py::test_kl_from_the_large_model_grows_with_beta": ("kl",),
     },
     "patching.cross_model": {
         PATCHED: (
