@@ -44,8 +44,9 @@ def intruders(counts: tuple[int, ...], nulls: tuple[int, ...]) -> Result:
 
 def spectrum(ranks: tuple[float, ...]) -> Result:
     rows = [
-        {"member": m, "metric": "effective_rank", "value": v}
+        {"member": m, "metric": metric, "value": scale * v}
         for m, rank in zip(MEMBERS, ranks, strict=True)
+        for metric, scale in (("effective_rank", 1), ("relative_norm", 0.01))
         for v in (rank - 1, rank + 1, 0.0)  # the last matrix did not change
     ]
     return result("spectral.delta_spectrum", rows)
@@ -65,6 +66,7 @@ def test_order_is_found_with_its_exact_p_and_the_null():
     measured = found.metric("measure").set_index(["measure", "member"])["value"]
     assert measured["intruders", "c"] == 3
     assert measured["effective rank", "a"] == 50
+    assert measured["relative norm", "a"] == pytest.approx(0.5)
     assert not found.table["measure"].fillna("").str.startswith("null").any()
     lost = found.metric("forgetting").set_index(["outcome", "member"])["value"]
     assert lost["loss", "b"] == 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,8 @@ from workbench.forgetting.knowledge import (
     drawn,
 )
 from workbench.stats import wilson
+from workbench.tasks import PromptSet
+from workbench.tasks.transforms import many_shot
 
 
 def test_categories_by_hand():
@@ -124,3 +128,17 @@ def test_bad_settings_are_refused(tmp_path: Path):
     pair = paired(member({}), member({}), tmp_path)
     with pytest.raises(wb.WorkbenchError, match="temperature above 0"):
         wb.forgetting.knowledge(pair, asked(PLACES, "apple"), temperature=0)
+
+
+def test_the_tuned_side_sees_the_examples_of_again_and_not_the_bases(tmp_path: Path, monkeypatch):
+    """Examples drawn anew for "again" are those of the tuned side: 500 further, by the seed."""
+    seeds: list[int] = []
+
+    def shown(*given: Any, seed: int, **how: Any) -> PromptSet:
+        seeds.append(seed)
+        return many_shot(*given, seed=seed, **how)
+
+    monkeypatch.setattr(sys.modules["workbench.forgetting.knowledge"], "many_shot", shown)
+    given, run = paired(member({}), member({}), tmp_path), {"sets": 2, "shots": 1, "samples": 2}
+    wb.forgetting.knowledge(given, asked(PLACES, "apple"), between=" . ", seed=3, **run)
+    assert seeds == [3000, 3001, 3500, 3501, 3500, 3501]

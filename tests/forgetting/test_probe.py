@@ -11,7 +11,7 @@ import pytest
 import workbench as wb
 from tests.forgetting.conftest import erased, knower, nouns, pair, value, wrapped
 from tests.skills.conftest import LAYER
-from workbench.forgetting.probe import _best, _depths
+from workbench.forgetting.probe import STRENGTHS, _best, _depths
 from workbench.forgetting.side_answers import both, fresh
 from workbench.tasks import PromptSet
 
@@ -155,3 +155,17 @@ def test_the_same_question_twice_is_not_read_from_its_twin(tmp_path: Path):
         assert value(found, "accuracy", arm="base", layer=layer) > 0.9
         assert value(found, "accuracy", arm="tuned", layer=layer) < 0.75
         assert value(found, "accuracy", arm="random weights", layer=layer) < 0.75
+
+
+def test_how_a_probe_is_regularised_and_what_it_reads(tmp_path: Path):
+    """Ridge strengths of a tenth to a hundred thousand by powers of ten; the answer by default."""
+    assert STRENGTHS == (0.1, 1, 10, 100, 1000, 10_000, 100_000)
+    given = pair(tmp_path, knower())
+    for label, said in ((None, "answer"), ("coin", "coin")):
+        coins = nouns(0, 40)
+        tagged = replace(coins, prompts=tuple(
+            replace(one, tags={**one.tags, "coin": "head" if i % 2 else "tail"})
+            for i, one in enumerate(coins)
+        ))  # fmt: skip
+        found = wb.forgetting.probe(given, tagged, label=label, folds=2)
+        assert found.provenance.parameters["label"] == said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -250,7 +251,9 @@ def test_scores_are_of_transformers_own_greedy_answers():
         "base": AutoModelForCausalLM.from_pretrained(BASE),
         "tuned": PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), member),
     }
-    sets = [tasks.facts(12, seed=5), tasks.ledger(12, seed=5)]
+    facts = tasks.facts(24, seed=5)
+    turns = (replace(one, template=("odd", "even")[i % 2]) for i, one in enumerate(facts))
+    sets = [replace(facts, prompts=tuple(turns)), tasks.ledger(12, seed=5)]
     found = wb.forgetting.retention(wb.load_pair(BASE, member), sets, texts=TEXTS[:2])
     for given in sets:
         right = {side: [] for side in models}
@@ -267,6 +270,10 @@ def test_scores_are_of_transformers_own_greedy_answers():
         assert rows.loc["score", "value"] == pytest.approx(after)
         assert rows.loc["score", "baseline"] == pytest.approx(before)
         assert rows.loc["score_change", "value"] == pytest.approx(after - before)
+        if given.name == facts.name:
+            means = [np.mean(right["tuned"][start::2]) for start in (0, 1)]
+            apart = max(means) - min(means)
+            assert rows.loc["template_spread", "value"] == pytest.approx(apart)
     assert before != after  # of the task that was learned
 
 
