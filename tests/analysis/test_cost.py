@@ -23,9 +23,13 @@ def test_every_analysis_has_a_cost():
 def test_minutes_by_hand(monkeypatch):
     """Two passes of 1e6 weights over 300 tokens at 1e9 a second; 2e9 of an SVD at 1e8."""
     monkeypatch.setattr(costs, "speeds", lambda: (1e8, 1e9))
-    own = costs.Size(matrices=1, weights=10**6, largest=10**6, cubic=10**9)
+    own = costs.Size(matrices=1, weights=10**6, largest=10**6, cubic=10**9, vocabulary=50_000)
     assert costs.minutes(2, own, 300) == pytest.approx(1.2 / 60)
     assert costs.minutes(0, own, 300) == pytest.approx(20 / 60)
+    # Two copies of 1e6 weights, and 32 texts of 50 tokens with 50,000 logits each, twice.
+    assert costs.memory(own, models=2, width=2, longest=50) == 4 * 10**6 + 640 * 10**6
+    assert costs.memory(own, models=1, width=4, longest=0) == 4 * 10**6
+    assert costs.memory(own, models=0, width=4, longest=50) == 24 * 10**6
     assert costs.tokens_of([], ["four" * 100], sampled=True) == 100
     assert costs.tokens_of([], None, sampled=True) == 6400
     assert costs.tokens_of([], None, sampled=False) == 0

@@ -347,6 +347,6 @@ def test_the_command_line_runs_workers_and_says_what_ran(folder, tmp_path):
     assert "leaked" not in done.stderr
     made = wb.Result.load(tmp_path / "out" / "results" / "spectral.delta_spectrum")
     assert made.members == list(MEMBERS[:2])
-    assert made.provenance.command.startswith("__main__.py compare")
+    assert made.provenance.command.startswith("workbench compare")
     done = workbench("demo", "--on", "there")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)

@@ -19,17 +19,20 @@ from workbench.tasks.prompts import PromptSet
 
 TOKENS, CHARACTERS = 100, 4  # of a text that is sampled; of a token
 SAMPLES = 64  # texts drawn from the base where none are given
+ROWS = 32  # texts of a forward pass, unless told
 SHORT = 0.5  # minutes that nothing is said of
 
 
 class Size(NamedTuple):
-    """Of a pair: matrices compared, all weights, the largest matrix, and what decomposing each of
-    the compared ones costs, m n min(m, n)."""
+    """Of a pair: matrices compared, all weights, the largest matrix, what decomposing each of the
+    compared ones costs, m n min(m, n), and the rows of the widest matrix, which are those of the
+    vocabulary."""
 
     matrices: int
     weights: int
     largest: int
     cubic: int
+    vocabulary: int
 
 
 def size(pair: CheckpointPair) -> Size:
@@ -41,7 +44,17 @@ def size(pair: CheckpointPair) -> Size:
         sum(math.prod(one.shape) for one in info.values()),
         max(map(math.prod, shapes), default=0),
         sum(math.prod(shape) * min(shape) for shape in shapes),
+        max((one.shape[0] for one in info.values() if len(one.shape) > 1), default=0),
     )
+
+
+def memory(own: Size, *, models: int, width: int, longest: float) -> int:
+    """Bytes that a run of models takes at most: every copy at `width` bytes a weight, and in
+    float32 the logits of ROWS texts of `longest` tokens twice, as they come and as logarithms of
+    probabilities. models: 0 decomposes, which holds W, U, V, the tuned matrix and two more."""
+    if not models:
+        return 6 * 4 * own.largest
+    return models * width * own.weights + 2 * 4 * ROWS * round(longest) * own.vocabulary
 
 
 def minutes(passes: float, own: Size, tokens: float) -> float:

@@ -7,6 +7,7 @@ import pandas as pd
 from workbench.analysis import cost
 from workbench.analysis.record import Analysis
 from workbench.study.study import Study
+from workbench.tasks import PromptSet
 
 
 def plan(study: Study) -> pd.DataFrame:
@@ -22,9 +23,9 @@ def _planned(study: Study) -> pd.DataFrame:
     for pair in study.family:
         own = cost.size(pair)
         for analysis in study.analyses:
-            # A decomposition holds W, U, V and the tuned matrix; a run one model in float32 and
-            # about as much again for activations and the edited copies.
-            peak = 2 * 4 * own.weights if analysis.runs else 6 * 4 * own.largest
+            models = (1 if pair.shared_base else 2) if analysis.runs else 0
+            width = 2 if study.dtype == "bfloat16" else 4
+            peak = cost.memory(own, models=models, width=width, longest=_longest(study, analysis))
             long = cost.minutes(analysis.passes or 0, own, _tokens(study, analysis))
             rows.append((
                 pair.name, analysis.key, own.matrices, round(peak / 2**20), analysis.runs,
@@ -34,10 +35,25 @@ def _planned(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _tokens(study: Study, analysis: Analysis) -> float:
-    """About how many tokens of prompts and texts one pass of an analysis reads."""
+def _read(study: Study, analysis: Analysis) -> tuple[list[PromptSet], bool]:
+    """The prompt sets that an analysis reads, and whether it reads texts, too."""
     sources = {*(analysis.takes or {}).values()}
     further = sources & {"others", "sets", "everything"}
-    sets = [study.task] if study.task is not None else []
-    sampled = "texts" in sources or not sources
-    return cost.tokens_of([*sets, *(study.prompts if further else ())], study.texts, sampled)
+    own = [study.task] if study.task is not None else []
+    return [*own, *(study.prompts if further else ())], "texts" in sources or not sources
+
+
+def _tokens(study: Study, analysis: Analysis) -> float:
+    """About how many tokens of prompts and texts one pass of an analysis reads."""
+    sets, texts = _read(study, analysis)
+    return cost.tokens_of(sets, study.texts, texts)
+
+
+def _longest(study: Study, analysis: Analysis) -> float:
+    """About how many tokens the longest of them has."""
+    sets, texts = _read(study, analysis)
+    longest = max((len(text) for one in sets for text in one.texts), default=0) / cost.CHARACTERS
+    if not texts:
+        return longest
+    given = max(map(len, study.texts), default=0) / cost.CHARACTERS if study.texts else cost.TOKENS
+    return max(longest, given)
