@@ -28,6 +28,19 @@ def by_member(
     return figure, axes, list(zip(axes.flat, looks.items(), strict=False))
 
 
+def labelled(
+    figure: Figure, axes: np.ndarray, y: tuple[str, object], x: str, result: Result, ax: Axes | None
+) -> Figure:
+    """The panels with their labels, y with the task's name below it, and one legend."""
+    what, task = y
+    style.first_column(axes, f"{what}\n({style.text(str(task))})")
+    for here in axes[-1]:
+        here.set_xlabel(x)
+    style.blank(axes, len(result.members))
+    style.legend(axes, outside=ax is None)
+    return figure
+
+
 def band(here: Axes, line: pd.DataFrame, colour: str) -> None:
     here.fill_between(line["x"], line["low"], line["high"], color=colour, alpha=0.15, lw=0)
 

@@ -9,7 +9,8 @@ The names are TransformerLens'. `attn_out` and `mlp_out` are what is added to th
 so where a model normalises a sublayer's output (Gemma 2) they are taken behind that norm. `q`, `k`
 and `v` are the projections' outputs, before any norm or rotation of them; `z` is the input of the
 output projection. An architecture is told by the names of its modules, in ARCHITECTURES; a model of
-another shape needs one more record there and nothing else. Names prove nothing: `probe` does.
+another shape needs one more record there and nothing else. Names prove nothing: `site_verification`
+does.
 """
 
 from __future__ import annotations

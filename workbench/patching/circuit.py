@@ -88,7 +88,7 @@ def circuit(
     prompts: boxes with answers; a random half finds the circuits, the other half judges them.
     corrupted: as in `activation`. circuits: name -> group -> [(layer, head), ...], judged too, for
     instance those of other members (`circuits_of`). sides: which are judged. paths: the groups that
-    are looked for, in order; those of `discovery.GROUPS`. most: heads a group
+    are looked for, in order; those of `circuit_discovery.GROUPS`. most: heads a group
     has at most. keep: a circuit's heads at their group's "position" (the paper's definition), or
     "everywhere". random: circuits of the same size, at the same positions. minimal: judge each head
     and group by leaving it out. dtype: "float32" or "bfloat16"; None as stored. large: as in

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from workbench.figures import style
 from workbench.figures.drawing import Drawing
-from workbench.figures.member_panels import band, by_member
+from workbench.figures.member_panels import band, by_member, labelled
 from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
@@ -35,12 +35,9 @@ def emulation(result: Result, ax: Axes | None = None) -> Figure:
                 here.axhline(end["value"].iloc[0], color=style.GREY, ls=dashes, lw=0.9, label=name)
         here.set_ylim(-0.03, 1.03)
         here.set_title(look.label, loc="left", color=look.colour)
-    style.first_column(axes, f"score\n({style.text(str(table['task'].iloc[0]))})")
-    for here in axes[-1]:
-        here.set_xlabel("β, weight of the change")
-    style.blank(axes, len(result.members))
-    style.legend(axes, outside=ax is None)
-    return figure
+    return labelled(
+        figure, axes, ("score", str(table["task"].iloc[0])), "β, weight of the change", result, ax
+    )
 
 
 DRAWINGS = (

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from workbench.figures import style
 from workbench.figures.drawing import Drawing
-from workbench.figures.member_panels import band, by_member
+from workbench.figures.member_panels import band, by_member, labelled
 from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
@@ -38,12 +38,14 @@ def answers_by_steps(result: Result, ax: Axes | None = None) -> Figure:
         here.axhline(tuned["baseline"].iloc[0], color=style.GREY, ls=":", lw=1, label="chance")
         here.set_ylim(-0.03, 1.03)
         here.set_title(look.label, loc="left", color=look.colour)
-    style.first_column(axes, f"same answer\n({style.text(str(table['task'].iloc[0]))})")
-    for here in axes[-1]:
-        here.set_xlabel("share of steps left as they were")
-    style.blank(axes, len(result.members))
-    style.legend(axes, outside=ax is None)
-    return figure
+    return labelled(
+        figure,
+        axes,
+        ("same answer", str(table["task"].iloc[0])),
+        "share of steps left as they were",
+        result,
+        ax,
+    )
 
 
 DRAWINGS = (

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from workbench.figures import style
 from workbench.figures.drawing import Drawing
-from workbench.figures.member_panels import band, by_member
+from workbench.figures.member_panels import band, by_member, labelled
 from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
@@ -40,13 +40,14 @@ def probe_layers(result: Result, ax: Axes | None = None) -> Figure:
         here.set_xticks(shown, ["emb" if d < 0 else f"{d:.0f}" for d in shown])
         here.set_ylim(0, 1.03)
         here.set_title(look.label, loc="left", color=look.colour)
-    task = str(table["task"].iloc[0])
-    style.first_column(axes, f"probe accuracy\n({style.text(task)})")
-    for here in axes[-1]:
-        here.set_xlabel("layer (resid_post)")
-    style.blank(axes, len(result.members))
-    style.legend(axes, outside=ax is None)
-    return figure
+    return labelled(
+        figure,
+        axes,
+        ("probe accuracy", str(table["task"].iloc[0])),
+        "layer (resid_post)",
+        result,
+        ax,
+    )
 
 
 DRAWINGS = (

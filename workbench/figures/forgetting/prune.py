@@ -8,7 +8,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from workbench.figures import style
 from workbench.figures.drawing import Drawing
-from workbench.figures.member_panels import band, by_member
+from workbench.figures.member_panels import band, by_member, labelled
 from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
@@ -44,13 +44,14 @@ def prune_scores(result: Result, ax: Axes | None = None) -> Figure:
         here.set_xticklabels(["0", *(f"{100 * t:g}" for t in ticks)])
         here.set_ylim(-0.03, 1.03)
         here.set_title(look.label, loc="left", color=look.colour)
-    task = str(table.loc[table["own"].eq(False), "task"].iloc[0])
-    style.first_column(axes, f"score\n({style.text(task)})")
-    for here in axes[-1]:
-        here.set_xlabel("neurons pruned (%)")
-    style.blank(axes, len(result.members))
-    style.legend(axes, outside=ax is None)
-    return figure
+    return labelled(
+        figure,
+        axes,
+        ("score", str(table.loc[table["own"].eq(False), "task"].iloc[0])),
+        "neurons pruned (%)",
+        result,
+        ax,
+    )
 
 
 DRAWINGS = (

@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from workbench.figures import style
 from workbench.figures.drawing import Drawing
-from workbench.figures.member_panels import by_member
+from workbench.figures.member_panels import by_member, labelled
 from workbench.figures.wording import Findings
 from workbench.results.result import Result
 
@@ -51,12 +51,9 @@ def revival_curves(result: Result, ax: Axes | None = None) -> Figure:
         here.set_xticklabels([f"{s:.0f}" for s in steps])
         here.set_ylim(-0.03, 1.03)
         here.set_title(look.label, loc="left", color=look.colour)
-    style.first_column(axes, f"score\n({style.text(str(table['task'].iloc[0]))})")
-    for here in axes[-1]:
-        here.set_xlabel("training steps")
-    style.blank(axes, len(result.members))
-    style.legend(axes, outside=ax is None)
-    return figure
+    return labelled(
+        figure, axes, ("score", str(table["task"].iloc[0])), "training steps", result, ax
+    )
 
 
 DRAWINGS = (

@@ -11,6 +11,7 @@ from workbench.figures import style
 from workbench.figures.drawing import Drawing, has
 from workbench.figures.heat_maps import Map, heat_maps
 from workbench.figures.patching.layer_maps import by_head
+from workbench.figures.tensors import by_member
 from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
@@ -60,7 +61,7 @@ def pattern_example(
         layer, head = int(heads[member]["layer"]), int(heads[member]["head"])
         colour = looks[member].colour
         for shift, side, fill in ((-0.2, "base", style.GREY), (0.2, "tuned", colour)):
-            paid = _tensor(result, member, f"{example}/{side}/last")[layer, head, -KEYS:]
+            paid = by_member(result)[member][f"{example}/{side}/last"][layer, head, -KEYS:]
             label = side if side == "base" else looks[member].label
             here.bar(np.arange(len(paid)) + shift, paid, width=0.4, color=fill, label=label)
         title = f"{looks[member].label}: layer {layer}, head {head}"
@@ -73,12 +74,6 @@ def pattern_example(
     axes[-1, 0].set(xlabel="token of the prompt, in order", xlim=(-0.7, len(written) - 0.3))
     style.legend(axes, outside=ax is None)
     return figure
-
-
-def _tensor(result: Result, member: str, name: str) -> np.ndarray:
-    """A member's tensor, whether or not there are others in the Result."""
-    found = result.tensors.get(f"{member}/{name}")
-    return result.tensors[name] if found is None else found
 
 
 DRAWINGS = (
