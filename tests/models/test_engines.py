@@ -21,11 +21,9 @@ def shifted(value: torch.Tensor) -> torch.Tensor:
 
 def places(kind: str) -> list[Site]:
     """The sites of one layer: whole, and one token (of one head) each."""
-    skip = {"resid_mid"} if kind == "gpt_neox" else set()
-    whole = [Site(k, LAYER) for k in KINDS if k not in skip]
-    return whole + [
-        Site(k, LAYER, head=1 if k in HEADED else None, position=4) for k in KINDS if k not in skip
-    ]
+    own = [k for k in KINDS if LAYER in Layout(decoder(kind)).where(k)]
+    one = [Site(k, LAYER, head=1 if k in HEADED else None, position=4) for k in own]
+    return [Site(k, LAYER) for k in own] + one
 
 
 def test_backends_agree_at_every_site(kind: str):

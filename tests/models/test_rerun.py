@@ -25,7 +25,8 @@ def inputs(seed: int = 0) -> Batch:
 
 def places(kind: str) -> list[Site]:
     """Sites of every kind: whole, one place, one head, one neuron."""
-    kinds: list[Kind] = [k for k in KINDS if not (kind == "gpt_neox" and k == "resid_mid")]
+    layout = Layout(decoder(kind))
+    kinds: list[Kind] = [k for k in KINDS if layout.where(k)]
     own = [Site(k, layer, position=p) for k in kinds for layer in (1, 2) for p in (None, "here")]
     own += [Site(k, 1, head=1, position="here") for k in kinds if k in HEADED]
     return [*own, Site("mlp_hidden", 1, position=-1, neuron=5), Site("mlp_hidden", 0, neuron=2)]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from typing import Any
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 import workbench as wb
-from tests.models.conftest import GPT2, SHAPE, batch, decoder
+from tests.models import zoo
+from tests.models.conftest import batch, decoder
 from tests.patching.conftest import boxes, copier, paired
 from workbench.errors import WorkbenchError
 from workbench.lab import shipped
@@ -19,34 +21,28 @@ from workbench.models import (
     Site,
     capture,
     hooks,
+    known_structures,
     nnsight,
     replace,
     site_verification,
 )
 
-GEMMA3N = {
-    "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 64, "laurel_rank": 4,
-    "num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0] * 3,
-    "layer_types": ["full_attention"] * 3,
-}  # fmt: skip
-# Types that have a known record's module names, and the kinds that are not what they say there.
-ALIKE: dict[str, tuple[dict[str, Any], set[str]]] = {
-    "gpt_bigcode": (GPT2, {"q", "k", "v"}),
-    "bitnet": (SHAPE, {"v", "z"}),
-    "diffllama": ({k: v for k, v in SHAPE.items() if k != "head_dim"}, {"v", "z"}),
-    "hyperclovax": (SHAPE, {"attn_out", "mlp_out"}),
-    "beam": (SHAPE | {"mlp_layer_types": ["dense"] * 3}, {"attn_out", "mlp_out", "v", "z"}),
-    "gemma3n_text": (
-        SHAPE | GEMMA3N,
-        {"resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "v", "z"},
+# What these families do inside a block, so that the kinds are not what their names say; and what
+# they have no module for at all.
+ODD: dict[str, tuple[set[str], set[str]]] = {
+    # A norm over all heads stands between pattern @ v and the output projection.
+    "bitnet": ({"v", "z"}, set()),
+    # Two softmaxes are subtracted, of heads that share what a norm of two then mixes.
+    "diffllama": ({"k", "v", "z"}, set()),
+    # Attention of experts: heads come and go with the tokens.
+    "jetmoe": ({"pattern", "z"}, {"q", "k", "v", "mlp_hidden"}),
+    # States of a recurrence in place of a softmax.
+    "falcon_mamba": (
+        set(),
+        {"q", "k", "v", "pattern", "z", "attn_out", "resid_mid", "mlp_hidden", "mlp_out"},
     ),
 }
-
-
-def alike(name: str, **more: Any) -> Any:
-    options = ALIKE[name][0] | {"attn_implementation": "eager"} | more
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(CONFIG_MAPPING[name](**options)).eval()
+SPECIAL = {"mixer_out", "router_logits", "other_out"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -55,24 +51,50 @@ def test_every_site_of_a_known_architecture_is_proved(kind: str, dtype: torch.dt
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ALIKE)
-def test_what_only_looks_like_one_is_refused_kind_by_kind(name: str, dtype: torch.dtype):
-    model = alike(name).to(dtype)
-    assert set(site_verification.refused(Layout(model))) == ALIKE[name][1]
-    for one in KINDS:
-        if one in ALIKE[name][1]:
-            with pytest.raises(WorkbenchError, match=f"1.{one} is not to be had"):
+@pytest.mark.parametrize("family", ODD)
+def test_what_does_not_hold_is_refused_kind_by_kind(family: str, dtype: torch.dtype):
+    model = zoo.small(family).to(dtype)
+    layout, (refused, absent) = Layout(model), ODD[family]
+    assert set(site_verification.refused(layout)) == refused
+    assert {kind for kind in KINDS if not layout.where(kind)} - SPECIAL == absent
+    for one in set(KINDS) - SPECIAL:
+        if one in refused | absent:
+            with pytest.raises(WorkbenchError, match=rf"1\.{one}(:| is not to be had)"):
                 hooks.run(model, batch(), read=[Site(one, 1)])
-            with pytest.raises(WorkbenchError, match=f"1.{one} is not to be had"):
+            with pytest.raises(WorkbenchError, match=rf"1\.{one}(:| is not to be had)"):
                 hooks.run(model, batch(), write={Site(one, 1): torch.zeros(1)})
         else:
             hooks.run(model, batch(), read=[Site(one, 1)])
 
 
-def test_one_projection_laid_out_head_by_head_is_not_gpt2s():
-    """The shapes are GPT-2's; only what a head does tells."""
-    found = site_verification.refused(Layout(alike("gpt_bigcode", multi_query=False)))
-    assert set(found) == {"q", "k", "v", "z"}
+def test_one_projection_is_cut_as_the_model_does():
+    """q, k and v of GPT-2's shapes: all of q first, or one head after the other, or the queries of
+    a key-value head before its key and value. Cut otherwise, a head's v decides other heads' z."""
+    heads_first = {
+        "gpt2": ("blocks", {}), "gpt_bigcode": ("heads", {"multi_query": False}),
+        "falcon": ("groups", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    }  # fmt: skip
+    for family, (order, more) in heads_first.items():
+        model = zoo.small(family, **more)
+        layout = Layout(model)
+        assert {layout.parts(1).q.order, layout.parts(1).v.order} == {order}
+        assert site_verification.refused(layout) == {}
+        for other in ("blocks", "heads", "groups"):
+            if other == order or (other == "heads" and layout.heads != layout.kv_heads):
+                continue
+            wrong = Layout(model)
+            part = replace_part(wrong.parts(1), other)
+            blocks = tuple(part for _ in wrong.structure.blocks)
+            wrong.structure = dataclasses.replace(wrong.structure, blocks=blocks)
+            told = site_verification._Probe(wrong).verdict().refused
+            # Where each head has its own key and value, groups are heads.
+            alike = {other, order} == {"heads", "groups"} and layout.heads == layout.kv_heads
+            assert ("v" in told) != alike, (family, other)
+
+
+def replace_part(part: Any, order: str) -> Any:
+    own = {k: dataclasses.replace(getattr(part, k), order=order) for k in ("q", "k", "v")}
+    return dataclasses.replace(part, **own)
 
 
 def test_one_block_is_enough():
@@ -80,9 +102,23 @@ def test_one_block_is_enough():
     block: Any = model.model.layers[2]
     forward = block.forward
     block.forward = lambda *args, **kwargs: 1.5 * forward(*args, **kwargs)
-    assert site_verification.refused(Layout(model)) == {
-        "mlp_out": "in block 2 the stream is not the sum of the parts so named"
-    }
+    layout = Layout(model)
+    assert layout.where("mlp_out") == [0, 1]
+    with pytest.raises(WorkbenchError, match=r"2\.mlp_out: no module of block 2"):
+        layout.check(Site("mlp_out", 2))
+    assert site_verification.refused(layout) == {}
+
+
+def test_what_is_added_is_proved_with_the_models_own_numbers():
+    """A structure that says too much is found out: here a factor that the model does not have."""
+    layout = Layout(decoder("llama"))
+    part = layout.parts(1)
+    scaled = dataclasses.replace(part, attn=dataclasses.replace(part.attn, scale=0.5))
+    blocks = (layout.parts(0), scaled, layout.parts(2))
+    layout.structure = dataclasses.replace(layout.structure, blocks=blocks)
+    told = site_verification._Probe(layout).verdict().refused
+    assert "attn_out" in told
+    assert "mlp_out" not in told
 
 
 def test_components_that_add_nothing_are_no_fault():
@@ -100,10 +136,35 @@ def test_a_model_is_proved_once_and_only_where_sites_are_used():
     model(**batch())
     with capture(model, []), replace(model, {}):
         model(**batch())
-    assert len(passes) == 2
+    assert len(passes) == 1 + 2  # one tells its parts
     for _ in range(2):
         hooks.run(model, batch(), read=[Site("z", 0)])
-    assert len(passes) == 2 + 1 + 2
+    assert len(passes) == 1 + 2 + 1 + 2
+
+
+def test_models_of_one_make_are_proved_once():
+    first, second = decoder("qwen2"), decoder("qwen2")
+    site_verification.require(Layout(first), [Site("z", 0)])
+    passes: list[int] = []
+    second.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    assert known_structures.make_of(second) == ""  # a hook may change what runs
+    second.model._forward_pre_hooks.clear()
+    assert known_structures.make_of(second) == known_structures.make_of(first)
+    assert known_structures.make_of(decoder("qwen2", rope_theta=1.0)) != (
+        known_structures.make_of(first)
+    )
+    second.forward = counting(second.forward, passes)
+    site_verification.require(Layout(second), [Site("z", 0)])
+    assert len(passes) == 2  # somebody changed its forward: told and proved anew
+
+
+def counting(forward: Any, calls: list[int]) -> Any:
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return forward(*args, **kwargs)
+
+    counted.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    return counted
 
 
 def test_a_model_in_training_stays_so_and_draws_no_random_number():
@@ -120,7 +181,7 @@ def test_a_model_in_training_stays_so_and_draws_no_random_number():
 
 
 def test_nnsight_refuses_the_same():
-    model = alike("bitnet")
+    model = zoo.small("bitnet")
     sight, layout = nnsight.wrap(model), Layout(model)
     with pytest.raises(WorkbenchError, match="use resid_pre, q, k, pattern, attn_out"):
         nnsight.run(sight, batch(), layout=layout, read=[Site("z", 0)])
@@ -131,12 +192,14 @@ def test_nnsight_refuses_the_same():
 
 def test_patching_goes_on_with_the_other_kinds(tmp_path):
     words = len(shipped.tokenizer())
-    one, other = (alike("gpt_bigcode", vocab_size=words, n_positions=128) for _ in range(2))
-    other.transformer.h[1].mlp.c_proj.weight.mul_(3)
+    one, other = (
+        zoo.small("bitnet", vocab_size=words, max_position_embeddings=128) for _ in range(2)
+    )
+    other.model.layers[1].mlp.down_proj.weight.mul_(3)
     pair = paired(one, other, tmp_path)
-    found = wb.patching.cross_model(pair, boxes(4), sites=["resid_post", "z"])
+    found = wb.patching.cross_model(pair, boxes(4), sites=["resid_post", "attn_out"])
     krs = found.metric("krs")
     krs = krs[(krs["arm"] == "patch") & (krs["component"] == "resid_post")]["value"].tolist()
     assert krs == pytest.approx([0, 1, 1], abs=1e-5)
-    with pytest.raises(WorkbenchError, match=r"0\.v is not to be had in GPTBigCode"):
+    with pytest.raises(WorkbenchError, match=r"0\.v is not to be had in BitNet"):
         wb.patching.cross_model(pair, boxes(4), sites=["v"])

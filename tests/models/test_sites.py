@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import tiny
+from tests.models import zoo
 from tests.models.conftest import decoder
 from workbench.errors import WorkbenchError
 from workbench.models import KINDS, Layout, Site
@@ -49,10 +50,16 @@ def test_a_parallel_block_has_no_stream_between():
     Layout(decoder("gpt_neox", use_parallel_residual=False)).check(Site("resid_mid", 0))
 
 
-def test_unknown_shapes_say_where_to_name_them():
-    for kind in ("bert", "t5", "phi3"):
-        with pytest.raises(WorkbenchError, match=r"models\.sites\.ARCHITECTURES"):
-            Layout(tiny(kind))
+def test_models_without_a_stream_of_blocks_say_so():
+    for family in ("xlnet", "deepseek_v4", "gemma3n_text", "hrm_text"):
+        with pytest.raises(WorkbenchError, match="no list of blocks that a residual stream passes"):
+            Layout(zoo.small(family))
+    looped = decoder("llama")
+    looped.model.layers[1] = looped.model.layers[0]
+    with pytest.raises(WorkbenchError, match="several times"):
+        Layout(looped)
+    with pytest.raises(WorkbenchError, match="5 tokens do not run in it"):
+        Layout(tiny("t5"))
 
 
 def test_misspelled_sites():

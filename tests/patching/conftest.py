@@ -12,7 +12,8 @@ from tests.conftest import nudged
 from tests.models.conftest import decoder, kind, no_gradients
 from tests.tuco.conftest import pair_of, paired, silence, write
 from workbench.lab import shipped
-from workbench.models import Layout
+from workbench.models import Layout, Site
+from workbench.models.sites import Kind
 from workbench.tasks import Prompt, PromptSet
 
 WORDS = len(shipped.tokenizer())
@@ -33,8 +34,8 @@ def planted(folder: Path, layer: int, part: str, factor: float = 3.0, **more: An
     """A pair that differs in one layer's output projection ("o", "down") alone."""
     base, tuned = model(**more), model(**more)
     layout = Layout(tuned)
-    names = layout.architecture
-    module: Any = layout.block(layer).get_submodule(getattr(names, part))
+    at: dict[str, Kind] = {"o": "z", "down": "mlp_hidden"}
+    module: Any = layout.module(Site(at[part], layer))
     module.weight.mul_(factor)
     return paired(base, tuned, folder)
 

@@ -56,7 +56,7 @@ def test_both_sides_are_their_own_models(pair, tmp_path):
 def test_a_silent_component_carries_nothing(tmp_path):
     base = model()
     layout = Layout(base)
-    output: Any = layout.block(1).get_submodule(layout.architecture.o)
+    output: Any = layout.module(Site("z", 1))
     output.weight.zero_()
     pair = paired(base, model(seed=1), tmp_path)
     options = {"sites": ["z", "attn_out"], "positions": "all", "sides": ("base",)}

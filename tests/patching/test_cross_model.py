@@ -56,7 +56,7 @@ def test_a_planted_head_is_found(tmp_path, name):
     """One head's columns of the output projection scaled; llama has grouped-query heads."""
     base, tuned = model(name), model(name)
     layout = Layout(tuned)
-    module: Any = layout.block(LAYER).get_submodule(layout.architecture.o)
+    module: Any = layout.module(Site("z", LAYER))
     columns = slice(2 * layout.d_head, 3 * layout.d_head)
     if name == "gpt2":
         module.weight[columns] *= 4
@@ -308,7 +308,7 @@ def test_heads_of_several_layers_react_to_each_other(tmp_path):
     base, tuned = model(), model()
     layout = Layout(tuned)
     for layer in range(layout.layers):
-        nudged(layout.block(layer).get_submodule(layout.architecture.v), scale=0.3)
+        nudged(layout.module(Site("v", layer)), scale=0.3)
     pair, heads = paired(base, tuned, tmp_path), ["0.z.h1", "1.z.h2", "2.z.h0", "2.z.h3"]
     grouped = wb.patching.cross_model(pair, boxes(), groups={"all": heads})
     words = pair.base.tokenizer()
@@ -330,7 +330,7 @@ def test_a_head_counts_once_however_often_its_tokens_are_named(tmp_path):
     base, tuned = model(), model()
     layout = Layout(tuned)
     for layer in range(layout.layers):
-        nudged(layout.block(layer).get_submodule(layout.architecture.o), scale=0.3)
+        nudged(layout.module(Site("z", layer)), scale=0.3)
     pair = paired(base, tuned, tmp_path)
     words = pair.base.tokenizer()
     prompts = boxes(order="object first")

@@ -8,7 +8,10 @@ from typing import Any
 import workbench as wb
 from tests.models.conftest import decoder, kind, no_gradients, write_base, write_member
 from workbench.lab import shipped
-from workbench.models import Layout
+from workbench.models import Layout, Site
+from workbench.models.sites import Kind
+
+AT: dict[str, Kind] = {"o": "z", "down": "mlp_hidden"}  # an output projection -> its input
 
 
 def silence(model: Any, parts: tuple[str, ...] = ("o", "down")) -> Any:
@@ -16,8 +19,7 @@ def silence(model: Any, parts: tuple[str, ...] = ("o", "down")) -> Any:
     layout = Layout(model)
     for layer in range(layout.layers):
         for part in parts:
-            module = layout.block(layer).get_submodule(getattr(layout.architecture, part))
-            for parameter in module.parameters():
+            for parameter in layout.module(Site(AT[part], layer)).parameters():
                 parameter.zero_()
     return model
 
@@ -26,12 +28,11 @@ def mlp_times(model: Any, factor: float) -> Any:
     """What every MLP adds to the stream, times `factor`."""
     layout = Layout(model)
     for layer in range(layout.layers):
-        block = layout.block(layer)
         if model.config.model_type == "gemma2":
-            norm: Any = block.get_submodule(layout.architecture.mlp_out)
+            norm: Any = layout.module(Site("mlp_out", layer))
             norm.weight.copy_(factor * (1 + norm.weight) - 1)
         else:
-            for parameter in block.get_submodule(layout.architecture.down).parameters():
+            for parameter in layout.module(Site("mlp_hidden", layer)).parameters():
                 parameter *= factor
     return model
 

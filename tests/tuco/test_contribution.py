@@ -253,13 +253,27 @@ def test_massive_activations_do_not_drown_it_in_bfloat16(tmp_path: Path):
     assert float(abs((ftc / (ptc + ftc)).numpy() - exact).max()) > 0.05
 
 
-def test_a_block_that_does_something_else_is_refused(tmp_path: Path):
+def test_a_block_that_does_something_else_adds_what_it_changes(tmp_path: Path):
+    """f(x) = block(x) - x also where a block scales the stream, so that its sublayers' outputs are
+    not all: x -> 1.1 (x + A + M) adds 0.1 x more, on both sides."""
     pair = pair_of("llama", "lora", tmp_path)
     with pair.models() as sides:
         block: Any = sides.layout.block(0)
         block.register_forward_hook(lambda _module, _args, output: 1.1 * output)
-        with pytest.raises(wb.WorkbenchError, match="does not add its attention and MLP"):
-            decompose(sides, one_batch(prompts()))
+        given = one_batch(prompts())
+        steps: list[Any] = []
+
+        def visit(step: Any) -> None:
+            steps.append(step)
+
+        with lockstep(sides, visit):
+            sides.tuned(**given.inputs, use_cache=False)
+        first = steps[0]
+        for side in (first.base, first.tuned):
+            torch.testing.assert_close(side.added, side.out - first.stream, atol=1e-5, rtol=1e-5)
+        assert (first.tuned.out - first.base.out).abs().max() > 1e-3
+        plain = steps[1].tuned
+        torch.testing.assert_close(plain.added, plain.out - steps[1].stream, atol=1e-5, rtol=1e-5)
 
 
 def test_one_text_is_not_a_list_of_letters(tmp_path: Path):

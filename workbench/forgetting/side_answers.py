@@ -19,6 +19,7 @@ from workbench.errors import WorkbenchError
 from workbench.loaders import Checkpoint, CheckpointPair
 from workbench.loaders.devices import home
 from workbench.models import Layout, Site, capture
+from workbench.models.layout import plain
 from workbench.models.sides import named_dtype
 from workbench.tasks.batching import batch, in_batches, pad_id, rows
 from workbench.tasks.measurements import Items, losses, own_samples
@@ -124,7 +125,7 @@ def require_prompts(*sets: PromptSet) -> None:
 def fresh(model: Any, seed: int) -> Any:
     """A model of the same configuration with random weights, where the model's inputs are put: one
     that never learned anything."""
-    root = Layout(model).root
+    root = plain(model)
     kind = next(root.parameters()).dtype
     with torch.random.fork_rng():
         torch.manual_seed(10_000 + seed)  # away from the small seeds that a base may have begun at

@@ -3,8 +3,9 @@ edits of their weights."""
 
 from workbench.models.edits import Edit, edit, entries, merged, one_bit, only, tiered, truncated
 from workbench.models.hooks import capture, replace, run
+from workbench.models.layout import Layout
 from workbench.models.sides import Sides, models
-from workbench.models.sites import KINDS, Layout, Site
+from workbench.models.sites import KINDS, Site
 
 __all__ = [
     "KINDS",

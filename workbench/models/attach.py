@@ -1,16 +1,21 @@
-"""Functions attached to the places of a model, as plain forward hooks."""
+"""Functions attached to the places of a model, as plain forward hooks.
+
+A function is given a site's tensor, for all heads and tokens, shapes as in `Site`, and gives it
+back, or another of that shape; what its module is then given or gives is `Layout`'s business.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from workbench.models.sites import Layout, Site, end
+from workbench.models.layout import Layout
+from workbench.models.sites import Site, end
+from workbench.models.watching import SOFTMAXES, eager, first_tensor
 
 Change = Callable[[Tensor], Tensor]
 
@@ -24,7 +29,7 @@ class _Softmax(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         found = func(*args, **(kwargs or {}))
-        if func in (nn.functional.softmax, torch.softmax, Tensor.softmax):
+        if func in SOFTMAXES:
             for change in self.changes:
                 found = change(found)
         return found
@@ -35,11 +40,37 @@ def attached(layout: Layout, changes: Mapping[Site, Change]) -> Iterator[None]:
     """Every change hooked to its module; patterns run with eager attention."""
     with contextlib.ExitStack() as stack:
         if any(site.kind == "pattern" for site in changes):
-            stack.enter_context(_eager(layout.root))
+            stack.enter_context(eager(layout.root))
+        rows = _Rows(layout, stack) if changes else None
         for site, change in changes.items():
-            for undo in _hooked(layout.module(site), end(site), change):
+            assert rows is not None
+            raw = rows.through(site, change)
+            for undo in _hooked(layout.module(site), end(site), raw):
                 stack.callback(undo)
         yield
+
+
+class _Rows:
+    """How many rows the batch has that runs, as the first block is given it."""
+
+    def __init__(self, layout: Layout, stack: contextlib.ExitStack) -> None:
+        self.layout, self.now = layout, 0
+        first = layout.block(0).register_forward_pre_hook(self._note, with_kwargs=True)
+        stack.callback(first.remove)
+
+    def _note(self, _module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        stream = first_tensor(args, kwargs)
+        self.now = 0 if stream is None else len(stream)
+
+    def through(self, site: Site, change: Change) -> Change:
+        """A change of a site as one of what its module takes or gives."""
+
+        def changed(raw: Tensor) -> Tensor:
+            seen = self.layout.view(site, raw, self.now)
+            new = change(seen)
+            return raw if new is seen else self.layout.put(site, raw, seen, new, self.now)
+
+        return changed
 
 
 def _hooked(module: nn.Module, where: str, change: Change) -> list[Callable[[], None]]:
@@ -47,16 +78,19 @@ def _hooked(module: nn.Module, where: str, change: Change) -> list[Callable[[], 
     if where == "input":
 
         def before(_module, args, kwargs):
-            if args:
-                return (change(args[0]), *args[1:]), kwargs
-            return args, kwargs | {"hidden_states": change(kwargs["hidden_states"])}
+            given = first_tensor(args, kwargs)
+            if given is None:
+                return args, kwargs
+            new = change(given)
+            args = tuple(new if value is given else value for value in args)
+            return args, {n: new if value is given else value for n, value in kwargs.items()}
 
         return [module.register_forward_pre_hook(before, with_kwargs=True).remove]
     if where == "output":
 
         def after(_module, _args, output):
-            if isinstance(output, tuple):
-                return (change(output[0]), *output[1:])
+            if isinstance(output, tuple | list):
+                return type(output)((change(output[0]), *output[1:]))
             return change(output)
 
         return [module.register_forward_hook(after).remove]
@@ -76,16 +110,3 @@ def _hooked(module: nn.Module, where: str, change: Change) -> list[Callable[[], 
         module.register_forward_hook(leave, always_call=True).remove,
         leave,
     ]
-
-
-@contextlib.contextmanager
-def _eager(root: Any) -> Iterator[None]:
-    """Attention that forms its pattern; fused kernels never do."""
-    kept = root.config._attn_implementation
-    if kept != "eager":
-        root.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        if kept != "eager":
-            root.set_attn_implementation(kept)

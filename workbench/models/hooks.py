@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -24,7 +23,8 @@ from torch import Tensor, nn
 from workbench.errors import WorkbenchError
 from workbench.models import site_verification
 from workbench.models.attach import Change, attached
-from workbench.models.sites import Layout, Site, pick, put
+from workbench.models.layout import Layout
+from workbench.models.sites import Site, pick, put
 
 Where = Callable[[int | str], Tensor]  # position -> (batch, p) token numbers
 Value = Tensor | Callable[[Tensor], Tensor]
@@ -57,12 +57,11 @@ def capture(
     site_verification.require(layout, wanted)
 
     def reader(site: Site) -> Change:
-        def read(raw: Tensor) -> Tensor:
-            full = layout.view(site, raw)
+        def read(full: Tensor) -> Tensor:
             # A copy: resid_mid may be written in place by a later replacement.
             own = pick(site, full, token_index(site, full, at)).clone()
             found[site] = own if reduce is None else reduce(site, own)
-            return raw
+            return full
 
         return read
 
@@ -86,9 +85,9 @@ def replace(
     reached: set[Site] = set()
 
     def writer(site: Site) -> Change:
-        def write(raw: Tensor) -> Tensor:
+        def write(full: Tensor) -> Tensor:
             reached.add(site)
-            return rewritten(site, raw, values[site], at, partial(layout.view, site))
+            return rewritten(site, full, values[site], at)
 
         return write
 
@@ -125,21 +124,12 @@ def require_inputs(inputs: Mapping[str, Tensor]) -> None:
         )
 
 
-def rewritten(
-    site: Site,
-    raw: Tensor,
-    value: Value,
-    at: Where | None,
-    view: Callable[[Tensor], Tensor] = lambda raw: raw,
-) -> Tensor:
-    """`raw` with the site's part of its `view` replaced by a value, or by a function of it."""
-    # The stream before the MLP is read twice, by its norm and by the residual addition; only
-    # writing into it reaches both.
-    fresh = raw if site.kind == "resid_mid" else raw.clone()
-    full = view(fresh)
-    index = token_index(site, full, at)
-    new = value if isinstance(value, Tensor) else value(pick(site, full, index).clone())
-    put(site, full, index, new)
+def rewritten(site: Site, full: Tensor, value: Value, at: Where | None) -> Tensor:
+    """A copy of `full` with the site's part replaced by a value, or by a function of it."""
+    fresh = full.clone()
+    index = token_index(site, fresh, at)
+    new = value if isinstance(value, Tensor) else value(pick(site, fresh, index).clone())
+    put(site, fresh, index, new)
     return fresh
 
 

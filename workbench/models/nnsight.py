@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,15 @@ from workbench.errors import WorkbenchError, reason
 from workbench.loaders import Checkpoint, CheckpointPair
 from workbench.models import site_verification
 from workbench.models.hooks import Run, Value, Where, require_inputs, rewritten, token_index
-from workbench.models.sites import KINDS, End, Layout, Site, end, pick
+from workbench.models.layout import Layout, plain
+from workbench.models.sites import KINDS, End, Site, end, pick
 
 
 def wrap(model: nn.Module, tokenizer: Any = None) -> Any:
     """nnsight's view of a model; with a tokenizer a LanguageModel, which also takes text."""
     import nnsight
 
-    root = Layout(model).root
+    root = plain(model)
     if tokenizer is None:
         return nnsight.NNsight(root)
     return nnsight.LanguageModel(root, tokenizer=tokenizer)
@@ -103,7 +103,7 @@ def wrapped(
     for side in sides:
         model = side.load(device, dtype)
         if isinstance(side.reference, str):
-            Layout(model).root.set_attn_implementation("eager")
+            plain(model).set_attn_implementation("eager")
         made.append(wrap(model, words))
     return made[0], made[1]
 
@@ -143,7 +143,8 @@ def run(
             _ = _module(model, layout.path(Site("pattern", layer))).source.attention_interface_1
     with _sent(model, remote) as options, model.trace(**inputs, use_cache=False, **options):
         # Saved one by one in a list: a server's answer can hold tensors, but no Site.
-        found = nnsight.save(_visited(model, layout, places, changes, wanted, at))
+        rows = len(inputs["input_ids"])
+        found = nnsight.save(_visited(model, layout, places, changes, wanted, at, rows))
         logits = nnsight.save(model.output.logits)
     return Run(logits, dict(zip(wanted, found, strict=True)))
 
@@ -180,9 +181,10 @@ def _visited(
     changes: Mapping[Site, Value],
     wanted: Iterable[Site],
     at: Where | None,
+    rows: int,
 ) -> list[Tensor]:
     """Inside a trace: every place in the order of the model, written and then read; what `wanted`
-    names, in its order."""
+    names, in its order. rows: of the batch."""
     found: dict[Site, Tensor] = {}
     for place in places:
         here = [site for site in changes if site.order == place]
@@ -190,12 +192,14 @@ def _visited(
         first = (here + seen)[0]
         handle = _handle(model, layout.path(first), end(first))
         raw = _get(handle, first)
+        full = layout.view(first.whole, raw, rows)
         for site in here:
-            raw = rewritten(site, raw, changes[site], at, partial(layout.view, site))
+            new = rewritten(site, full, changes[site], at)
+            raw = layout.put(site, raw, full, new, rows)
+            full = layout.view(site, raw, rows)
         if here:
             _set(handle, first, raw)
         for site in seen:
-            full = layout.view(site, raw)
             found[site] = pick(site, full, token_index(site, full, at)).clone()
     return [found[site] for site in wanted]
 

@@ -5,6 +5,8 @@ before t. So the residual stream, the keys and the values of one plain run are k
 run enters at layer l with the tokens from t on. The last layer's MLP and the logits are made at the
 answer's predictors alone, and several patches of one batch can share a forward pass.
 
+What a model cannot be spared so (`savings`) is run again.
+
     once = Rerun(model, inputs, read=[Site("z", 4)])
     once.logits                                             (1, batch, answer, vocabulary)
     once.again([{Site("z", 4, head=2): other}, ...])        (patches, batch, answer, vocabulary)
@@ -22,7 +24,10 @@ from transformers import DynamicCache
 
 from workbench.errors import WorkbenchError
 from workbench.models.hooks import Where, capture, replace
-from workbench.models.sites import Layout, Site, pick, put
+from workbench.models.layout import Layout
+from workbench.models.savings import begun, savings, skipped
+from workbench.models.sites import Site, pick, put
+from workbench.models.watching import first_tensor
 from workbench.tasks.batching import Batch
 
 
@@ -57,13 +62,14 @@ class Rerun:
     ) -> None:
         self.model, self.inputs, self.layout = model, inputs, Layout(model)
         self.scored = predictors(inputs)
+        self.saves = savings(model)
         self._stream = [Site("resid_pre", layer) for layer in range(self.layout.layers)]
         wanted = {*self._stream, *read}
-        cache = DynamicCache()
+        cache = DynamicCache() if self.saves.tokens else None
         with torch.no_grad(), capture(model, wanted, at=inputs.index) as kept:
             self.logits = self._call(cache, 1, 0)[None]
         self.kept = dict(kept)
-        layers: Any = cache.layers if prefix else ()
+        layers: Any = cache.layers if cache is not None and prefix else ()
         self._cached = [(layer.keys, layer.values) for layer in layers]
         self.forwards = 1.0
 
@@ -86,13 +92,14 @@ class Rerun:
     def added(self, site: Site, value: Tensor) -> Tensor:
         """What one head (a z site) with this z, (batch, p, d_head), adds to the stream through this
         model's output projection, (batch, p, width)."""
-        alone = value.new_zeros(*value.shape[:2], self.layout.heads, self.layout.d_head)
+        part = self.layout.parts(site.layer)
+        alone = value.new_zeros(*value.shape[:2], part.heads, part.width)
         alone[:, :, site.head] = value
         module: Any = self.layout.module(site)
         with torch.no_grad(), getattr(self.model, "as_run", contextlib.nullcontext)():
             flat = torch.stack([alone, torch.zeros_like(alone)]).flatten(-2)
             own, bias = module(flat)
-        return own - bias
+        return (own - bias) * self.layout.scale(Site("attn_out", site.layer))
 
     def again(
         self,
@@ -123,6 +130,7 @@ class Rerun:
         sites = [self.layout.check(site) for patch in patches for site in patch]
         read = list(read)
         start = min([site.layer for site in sites] + ([] if layer is None else [layer]))
+        start = start if self.saves.blocks else 0
         plain = whole or layer is not None or any(_reads_whole(self, s) for s in [*sites, *read])
         first = 0 if plain or not self._cached else self._first(sites, read)
         cache = self._prefix(len(patches), first)
@@ -142,12 +150,13 @@ class Rerun:
         shape = (len(patches), len(self.inputs.ids))
         return logits.unflatten(0, shape), {s: t.unflatten(0, shape) for s, t in found.items()}
 
-    def _call(self, cache: DynamicCache, times: int, first: int) -> Tensor:
+    def _call(self, cache: DynamicCache | None, times: int, first: int) -> Tensor:
         """Logits at the predictors, (times * batch, answer, vocabulary)."""
         ids, mask = (t.repeat(times, 1) for t in (self.inputs.ids, self.inputs.mask))
+        known = {} if cache is None else {"past_key_values": cache}
         with answers_only(self.layout, (self.scored - first).repeat(times, 1)):
             return self.model(
-                input_ids=ids[:, first:], attention_mask=mask, past_key_values=cache, use_cache=True
+                input_ids=ids[:, first:], attention_mask=mask, use_cache=bool(known), **known
             ).logits
 
     def _first(self, sites: Iterable[Site], read: Iterable[Site]) -> int:
@@ -161,14 +170,9 @@ class Rerun:
     def _at(self, times: int, first: int) -> Where:
         return lambda position: (self.inputs.index(position) - first).repeat(times, 1)
 
-    def _prefix(self, times: int, first: int) -> DynamicCache:
+    def _prefix(self, times: int, first: int) -> DynamicCache | None:
         """Keys and values of the tokens before `first`, for every layer; updates leave ours."""
-        cache = DynamicCache()
-        if first:
-            for layer, (keys, values) in enumerate(self._cached):
-                k, v = (t[:, :, :first].repeat(times, 1, 1, 1) for t in (keys, values))
-                cache.update(k, v, layer)
-        return cache
+        return begun(self._cached, times, first) if self.saves.tokens else None
 
     @contextlib.contextmanager
     def _entered(self, start: int, times: int, first: int) -> Iterator[None]:
@@ -177,18 +181,8 @@ class Rerun:
             yield
             return
         stream = self.kept[self._stream[start]][:, first:].repeat(times, 1, 1)
-        skipped: list[Any] = [self.layout.block(layer) for layer in range(start)]
-        before = [block.__dict__.get("forward") for block in skipped]
-        try:
-            for block in skipped:
-                block.forward = lambda *_args, **_kwargs: stream
+        with skipped(self.layout, start, stream):
             yield
-        finally:
-            for block, forward in zip(skipped, before, strict=True):
-                if forward is None:
-                    del block.forward
-                else:
-                    block.forward = forward
 
     def _in_last(self, site: Site) -> bool:
         """Whether a site lies within the last layer, and not before it."""
@@ -198,31 +192,51 @@ class Rerun:
     def _last_thinned(self, times: int, first: int, off: bool) -> Iterator[None]:
         """In the last layer what works token by token runs for the answer's predictors alone: of
         the other tokens only keys and values are read there."""
-        names = self.layout.architecture
         block = self.layout.block(self.layout.layers - 1)
-        inside = [names.down.rpartition(".")[0], names.o, *([] if names.fused else [names.q])]
+        inside = [] if off else self._token_wise()
         index = (self.scored - first).repeat(times, 1)
         rows = torch.arange(len(index), device=index.device)[:, None]
         tokens = self.inputs.ids.shape[1] - first
 
-        def before(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (args[0][rows, index], *args[1:])
+        flat: list[bool] = []  # whether the modules now running were given all tokens in one row
 
-        def after(_module: Any, _args: Any, output: Tensor) -> Tensor:
-            full = output.new_zeros(len(output), tokens, output.shape[-1])
-            full[rows, index] = output
-            return full
+        def before(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            given = first_tensor(args, kwargs)
+            assert given is not None
+            flat.append(given.ndim == 2)
+            some = given.unflatten(0, (len(index), tokens)) if flat[-1] else given
+            some = some[rows, index].flatten(0, 1) if flat[-1] else some[rows, index]
+            args = tuple(some if value is given else value for value in args)
+            return args, {n: some if value is given else value for n, value in kwargs.items()}
+
+        def after(_module: Any, _args: Any, output: Any) -> Any:
+            made = output[0] if isinstance(output, tuple) else output
+            was_flat = flat.pop()
+            own = made.unflatten(0, index.shape) if made.ndim == 2 else made
+            full = own.new_zeros(len(index), tokens, own.shape[-1])
+            full[rows, index] = own
+            full = full.flatten(0, 1) if was_flat else full
+            return (full, *output[1:]) if isinstance(output, tuple) else full
 
         handles = []
-        for name in [] if off else inside:
+        for name in inside:
             module = block.get_submodule(name)
-            handles += [module.register_forward_pre_hook(before)]
+            handles += [module.register_forward_pre_hook(before, with_kwargs=True)]
             handles += [module.register_forward_hook(after)]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _token_wise(self) -> list[str]:
+        """The modules of the last block that work on every token by itself, if any token's keys and
+        values are made apart from them."""
+        part = self.layout.parts(self.layout.layers - 1)
+        if part.attn is None or part.mlp is None or part.mixer is not None or not part.whole:
+            return []
+        alone = part.q is not None and part.q.order in ("own", "first")
+        return [part.mlp.within, part.o, *([part.q.path] if part.q is not None and alone else [])]
 
     def _changes(self, patches: Sequence[Writes], first: int) -> dict[Site, Any]:
         """Per place one function that writes every patch's value into its own rows."""

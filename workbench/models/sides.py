@@ -11,6 +11,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -24,7 +25,7 @@ from workbench.loaders.devices import Device, entry, spread
 from workbench.loaders.names import align
 from workbench.log import log
 from workbench.models.edits import parameter_homes
-from workbench.models.sites import Layout
+from workbench.models.layout import Layout, plain
 
 Where = Literal["memory", "disk"]
 Block = Callable[[tuple[Any, ...], Mapping[str, Any]], Any]
@@ -34,17 +35,38 @@ MEBI = 2**20
 @dataclass
 class Sides:
     """base, tuned: transformers models to call, in eval mode. base is None where its blocks are
-    read from disk. changed: layers in which any parameter differs. elsewhere: what differs
-    outside the blocks (embedding, final norm, head), as the tuned model names it. weights:
-    "unmerged" where adapters are run beside the base's matrices, else "plain"."""
+    read from disk. weights: "unmerged" where adapters are run beside the base's matrices, else
+    "plain". What knows the model's parts raises WorkbenchError where they cannot be told."""
 
     base: Any
     tuned: Any
-    layout: Layout
-    changed: frozenset[int]
-    elsewhere: tuple[str, ...]
     weights: Literal["unmerged", "plain"]
-    _blocks: Callable[[int], Block] = field(repr=False)
+    # Names of what differs, parameters or adapted modules, as the tuned model has them.
+    _differ: Sequence[str] = field(repr=False)
+    _block: Callable[[Sides, int], Block] = field(repr=False)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Of the tuned model."""
+        return Layout(self.tuned)
+
+    @cached_property
+    def changed(self) -> frozenset[int]:
+        """Layers in which any parameter differs."""
+        return frozenset(int(name.split(".")[0]) for name in self._inside())
+
+    @cached_property
+    def elsewhere(self) -> tuple[str, ...]:
+        """What differs outside the blocks (embedding, final norm, head), as the tuned model names
+        it."""
+        prefix = self.layout.structure.layers + "."
+        return tuple(name for name in self._differ if not name.startswith(prefix))
+
+    def _inside(self, layer: int | None = None) -> list[str]:
+        """What differs in the blocks as named below their list, or in one block below it."""
+        layers = self.layout.structure.layers
+        prefix = f"{layers}." if layer is None else f"{layers}.{layer}."
+        return [name.removeprefix(prefix) for name in self._differ if name.startswith(prefix)]
 
     @property
     def described(self) -> str:
@@ -55,7 +77,7 @@ class Sides:
 
     def base_block(self, layer: int) -> Block:
         """The base's block: (args, kwargs) of a call of the tuned block -> the base's output."""
-        return self._blocks(layer)
+        return self._block(self, layer)
 
 
 class WithoutAdapters(nn.Module):
@@ -183,40 +205,39 @@ def _adapter_sides(pair: CheckpointPair, device: Device, dtype: torch.dtype | No
     if not one_copy(pair):
         return None
     tuned: Any = pair.tuned.load(device, dtype)
-    layout = Layout(tuned)
-    inside = [switches(layout.block(layer)) for layer in range(layout.layers)]
-    known = {id(m) for own in inside for m in own}
-    elsewhere = [n for n, m in layout.root.named_modules() if _switch(m) and id(m) not in known]
+    root: Any = tuned.get_base_model()
 
-    def blocks(layer: int) -> Block:
+    def block(sides: Sides, layer: int) -> Block:
+        own = sides.layout.block(layer)
+        adapted = switches(own)
+
         def run(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            with off(inside[layer]):
-                return layout.block(layer)(*args, **kwargs)
+            with off(adapted):
+                return own(*args, **kwargs)
 
         return run
 
-    changed = frozenset(layer for layer, own in enumerate(inside) if own)
-    base = WithoutAdapters(tuned)
-    return Sides(base, tuned, layout, changed, tuple(elsewhere), "unmerged", blocks)
+    adapted = [name for name, module in root.named_modules() if _switch(module)]
+    return Sides(WithoutAdapters(tuned), tuned, "unmerged", adapted, block)
 
 
 def _full_sides(pair: CheckpointPair, device: Device, dtype: torch.dtype | None) -> Sides:
     base: Any = pair.base.load("cpu", dtype)
     tuned: Any = pair.tuned.load("cpu", dtype)
-    ours, theirs = Layout(base), Layout(tuned)
     in_memory = isinstance(pair.base.reference, nn.Module) or isinstance(
         pair.tuned.reference, nn.Module
     )
-    changed, elsewhere = _split(theirs, _share(ours.root, theirs.root, only_look=in_memory))
+    differ = _share(plain(base), plain(tuned), only_look=in_memory)
     weights = "plain" if pair.tuned.lora is None else "unmerged"
-
-    def blocks(layer: int) -> Block:
-        block = (ours if layer in changed else theirs).block(layer)
-        return lambda args, kwargs: block(*args, **kwargs)
-
     assert isinstance(device, str | torch.device)
-    base, tuned = base.to(device), tuned.to(device)
-    return Sides(base, tuned, theirs, changed, elsewhere, weights, blocks)
+    return Sides(base.to(device), tuned.to(device), weights, differ, _in_memory)
+
+
+def _in_memory(sides: Sides, layer: int) -> Block:
+    """The base's own block, or the tuned one where nothing in it differs."""
+    layout = Layout(sides.base) if layer in sides.changed else sides.layout
+    block = layout.block(layer)
+    return lambda args, kwargs: block(*args, **kwargs)
 
 
 def _spread_sides(
@@ -235,17 +256,10 @@ def _spread_sides(
         )
     ours: Any = pair.base.load(device, dtype)
     theirs: Any = pair.tuned.load(device, dtype)
-    first, last = Layout(ours), Layout(theirs)
     same = [site.name for site in pair.sites("all") if not pair.delta(site).changed]
-    own = [name for name, _ in last.root.named_parameters()]
+    own = [name for name, _ in plain(theirs).named_parameters()]
     known = align(own, same)
-    changed, elsewhere = _split(last, [name for name in own if name not in known])
-
-    def blocks(layer: int) -> Block:
-        block = (first if layer in changed else last).block(layer)
-        return lambda args, kwargs: block(*args, **kwargs)
-
-    return Sides(ours, theirs, last, changed, elsewhere, "plain", blocks)
+    return Sides(ours, theirs, "plain", [n for n in own if n not in known], _in_memory)
 
 
 def _streamed_sides(pair: CheckpointPair, device: Device, dtype: torch.dtype | None) -> Sides:
@@ -259,22 +273,21 @@ def _streamed_sides(pair: CheckpointPair, device: Device, dtype: torch.dtype | N
     layout, stored = Layout(tuned), pair.base.weights()
     own = dict(layout.root.named_parameters())
     named = align(list(own), list(stored))
-    inside = [name for name in own if name.startswith(layout.architecture.layers + ".")]
+    inside = [name for name in own if name.startswith(layout.structure.layers + ".")]
     _require_as_stored(pair, inside, named)
     differ = [n for n in own if n not in named or not _same(stored[named[n]], own[n])]
-    changed, elsewhere = _split(layout, differ)
 
-    def blocks(layer: int) -> Block:
-        prefix = f"{layout.architecture.layers}.{layer}."
-        inside = {n.removeprefix(prefix): n for n in differ if n.startswith(prefix)}
+    def block(sides: Sides, layer: int) -> Block:
+        prefix = f"{layout.structure.layers}.{layer}."
 
         def run(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            read = {short: stored[named[full]].to(own[full]) for short, full in inside.items()}
+            names = [prefix + short for short in sides._inside(layer)]
+            read = {n.removeprefix(prefix): stored[named[n]].to(own[n]) for n in names}
             return functional_call(layout.block(layer), read, args, dict(kwargs))
 
         return run
 
-    return Sides(None, tuned, layout, changed, elsewhere, "plain", blocks)
+    return Sides(None, tuned, "plain", differ, block)
 
 
 def _require_as_stored(pair: CheckpointPair, own: Sequence[str], named: Mapping[str, str]) -> None:
@@ -305,15 +318,6 @@ def _share(base: nn.Module, tuned: nn.Module, *, only_look: bool) -> list[str]:
 
 def _same(base: Tensor, tuned: Tensor) -> bool:
     return base.shape == tuned.shape and torch.equal(base.to(tuned), tuned)
-
-
-def _split(layout: Layout, names: list[str]) -> tuple[frozenset[int], tuple[str, ...]]:
-    """Parameter names as the layers they lie in, and the names outside the blocks."""
-    prefix = layout.architecture.layers + "."
-    layers = frozenset(
-        int(name.removeprefix(prefix).split(".")[0]) for name in names if name.startswith(prefix)
-    )
-    return layers, tuple(name for name in names if not name.startswith(prefix))
 
 
 def plan(

@@ -1,49 +1,69 @@
 """Are the sites of a model what their names say? One small forward pass tells, once a model.
 
-An architecture is told by the names of its modules, and other models have those names too: with
-sublayers that are scaled before they are added, a norm or a gate between pattern and z, another
-layout of one q, k and v projection. So before a model's sites are first read or written, a few
-tokens are run in it, with these held in EVERY block:
+A model's `Layout` is found with random numbers in place of its own, and tells where things lie, not
+what they do. So before a model's sites are first read or written, a few tokens are run in it, with
+these held in EVERY block that has the sites:
 
-    resid_pre + attn_out = resid_mid,   resid_mid + mlp_out = resid_post = the next resid_pre
-    pattern @ v = z, with the value heads repeated over their groups
+    resid_pre + attn_out + mixer_out = resid_mid
+    resid_mid + mlp_out + other_out = resid_post = the next resid_pre
+    pattern @ v = z, or z over that the same whatever pattern and v are (a gate), with the value
+    heads repeated over their groups
 
 in the plain run and where foreign values are written, each row of the batch another experiment:
 writing a site's own value changes nothing; a foreign one changes what follows; resid_post does not
 hang on what lies before a resid_mid that is held; one head's q or k changes that head's pattern
 alone, one head's pattern or v that head's z alone. Where an equation fails, the kinds in it that
-nothing else clears are refused by name, and the others go on. A component that adds nothing
-whatever it is given (zero weights) cannot show an effect and is passed.
+nothing else clears are refused by name, and the others go on. Router logits that a model puts out
+beside what it chooses by can be read and not written. A component that adds nothing whatever it is
+given (zero weights) cannot show an effect and is passed. The verdict holds for all models of one
+make (`known_structures.make_of`).
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError, reason
-from workbench.loaders.devices import home
 from workbench.models.attach import attached
-from workbench.models.sites import KINDS, Kind, Layout, Site
+from workbench.models.known_structures import make_of
+from workbench.models.layout import Layout
+from workbench.models.sites import KINDS, Kind, Site
+from workbench.models.watching import tried
 
 TOKENS = 4
-STREAM: tuple[Kind, ...] = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+STREAM: tuple[Kind, ...] = (
+    "resid_pre", "attn_out", "mixer_out", "resid_mid", "mlp_out", "other_out", "resid_post",
+)  # fmt: skip
+MIXING: tuple[Kind, ...] = ("attn_out", "mixer_out")
+ENDING: tuple[Kind, ...] = ("mlp_out", "other_out")
 OWN = "own"
 Refused = dict[Kind, str]  # kind -> why
-_KNOWN: WeakKeyDictionary[nn.Module, Refused] = WeakKeyDictionary()
 
 
-def require(layout: Layout, sites: Iterable[Site]) -> None:
-    """Raises WorkbenchError for a site of a kind that is not, in this model, what its name says."""
+class Verdict(NamedTuple):
+    """refused: kinds that are not what their names say. read: those that can only be read."""
+
+    refused: Refused
+    read: Refused
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, Verdict] = WeakKeyDictionary()
+_BY_MAKE: dict[str, Verdict] = {}
+
+
+def require(layout: Layout, sites: Iterable[Site], *, write: bool = False) -> None:
+    """Raises WorkbenchError for a site of a kind that is not, in this model, what its name says, or
+    of one that cannot be written where that is wanted."""
     wanted = sorted((layout.check(site) for site in sites), key=lambda site: site.order)
     if not wanted:
         return
-    faults = refused(layout)
+    known = verdict(layout)
+    faults = known.refused | known.read if write else known.refused
     for site in wanted:
         if site.kind in faults:
             good = [kind for kind in _kinds(layout) if kind not in faults]
@@ -53,15 +73,27 @@ def require(layout: Layout, sites: Iterable[Site]) -> None:
             )
 
 
-def refused(layout: Layout) -> Refused:
-    """The kinds that are not what their names say, and why; probed once a model."""
+def verdict(layout: Layout) -> Verdict:
+    """What the probe of a model says; probed once, or once for all models of its make."""
     if layout.root not in _KNOWN:
-        _KNOWN[layout.root] = _Probe(layout).faults()
+        make = make_of(layout.root)
+        found = _BY_MAKE.get(make) if make else None
+        if found is None:
+            probe = _Probe(layout)
+            found = probe.verdict()
+            if make and probe.told:
+                _BY_MAKE[make] = found
+        _KNOWN[layout.root] = found
     return _KNOWN[layout.root]
 
 
+def refused(layout: Layout) -> Refused:
+    """The kinds that are not what their names say, and why."""
+    return verdict(layout).refused
+
+
 def _kinds(layout: Layout) -> list[Kind]:
-    return [kind for kind in KINDS if not (kind == "resid_mid" and layout.parallel)]
+    return [kind for kind in KINDS if layout.where(kind)]
 
 
 class Foreign(NamedTuple):
@@ -82,10 +114,13 @@ EXPERIMENTS: dict[str, Row] = {
     "scores": HELD, "q": HELD | {"q": Foreign(other=True)}, "k": HELD | {"k": Foreign(other=True)},
     "mix": MIXED, "pattern": MIXED | {"pattern": Foreign(other=True)},
     "v": MIXED | {"v": Foreign(other=True)},
+    "mix again": MIXED | {"pattern": Foreign(1), "v": Foreign(1)},
     "cut": {"resid_pre": Foreign(), "resid_mid": Foreign()},
     "cut again": {"resid_pre": Foreign(1), "resid_mid": Foreign()},
     "z": {"z": Foreign()}, "z again": {"z": Foreign(1)},
     "mlp_hidden": {"mlp_hidden": Foreign()}, "mlp_hidden again": {"mlp_hidden": Foreign(1)},
+    "router_logits": {"router_logits": Foreign()},
+    "router_logits again": {"router_logits": Foreign(1)},
 }  # fmt: skip
 ROWS = {name: number for number, name in enumerate(EXPERIMENTS)}
 
@@ -97,43 +132,40 @@ class _Probe:
         self.layout = layout
         self.kinds = _kinds(layout)
         self.bad: Refused = {}
+        self.told = False  # whether the model said anything
         self.seen: dict[Site, Tensor] = {}
         self.close = 1e-4
 
-    def faults(self) -> Refused:
+    def verdict(self) -> Verdict:
         logits = self._run()
-        if not bool(logits[ROWS["plain"]].isfinite().all()):
-            return {}  # a model that says nothing proves nothing
+        self.told = bool(logits[ROWS["plain"]].isfinite().all())
+        if not self.told:
+            return Verdict({}, {})  # a model that says nothing proves nothing
         self._own(logits)
         self._stream(logits)
         self._attention()
         self._effect("z", "attn_out")
         self._effect("mlp_hidden", "mlp_out")
-        return self.bad
+        refused = dict(self.bad)
+        self._effect("router_logits", "mlp_out")
+        read: Refused = {kind: why for kind, why in self.bad.items() if kind not in refused}
+        return Verdict(refused, read)
 
     def _run(self) -> Tensor:
         """Logits (rows, vocabulary) of the last token; fills `seen` and tells shapes."""
-        root = self.layout.root
-        sites = [Site(kind, layer) for layer in range(self.layout.layers) for kind in self.kinds]
-        changes = {site: self._change(site) for site in sites if self._there(site)}
-        ids = torch.arange(3, 3 + TOKENS, device=home(root)) % root.config.vocab_size
-        given: dict[str, Any] = {"input_ids": ids.repeat(len(ROWS), 1), "use_cache": False}
-        given["attention_mask"] = torch.ones_like(given["input_ids"])
-        if "logits_to_keep" in inspect.signature(root.forward).parameters:
-            given["logits_to_keep"] = 1
-        training = [module for module in root.modules() if module.training]
+        root, kinds = self.layout.root, self.kinds
+        sites = [Site(kind, layer) for kind in kinds for layer in self.layout.where(kind)]
+        sites.sort(key=lambda site: site.order)
+        changes = {site: self._change(site) for site in sites}
         try:
-            root.eval()
-            with torch.no_grad(), attached(self.layout, changes):
-                logits = root(**given)[0]
+            with attached(self.layout, changes):
+                logits = tried(root, len(ROWS), TOKENS)
         except Exception as error:  # whatever a model of unknown shape may raise
             raise WorkbenchError(
                 f"The sites of {type(root).__name__} cannot be proved: {TOKENS} tokens do not run "
-                f"in it ({reason(error)}); mend the model, or use one of a known shape."
+                f"in it with other values there ({reason(error)}); use an analysis of weights or "
+                "texts."
             ) from error
-        finally:
-            for module in training:
-                module.training = True
         for site in changes:
             if site not in self.seen and site.kind not in self.bad:
                 self._refuse([site.kind], f"block {site.layer} never runs the module it lies at")
@@ -141,31 +173,18 @@ class _Probe:
             self.close = 0.02
         return logits.float().flatten(1, -2)[:, -1] if logits.ndim > 2 else logits.float()
 
-    def _there(self, site: Site) -> bool:
-        try:
-            self.layout.module(site)
-        except AttributeError:
-            self._refuse([site.kind], f"block {site.layer} has no module for it")
-            return False
-        return True
-
     def _change(self, site: Site) -> Callable[[Tensor], Tensor]:
         """Write every experiment's values into its own row, and keep what came of it."""
 
-        def change(raw: Tensor) -> Tensor:
+        def change(seen: Tensor) -> Tensor:
             if site.kind in self.bad:
-                return raw
-            # As in `hooks.rewritten`: the stream before the MLP is read twice.
-            fresh = raw if site.kind == "resid_mid" else raw.clone()
-            try:
-                full = self.layout.view(site, fresh)
-            except RuntimeError:
-                full = fresh
-            shape = self._shape(site, raw)
-            if tuple(full.shape) != shape:
-                told = f"it has the shape {_times(full.shape)}, not {_times(shape)}"
+                return seen
+            shape = self._shape(site, seen)
+            if tuple(seen.shape) != shape:
+                told = f"it has the shape {_times(seen.shape)}, not {_times(shape)}"
                 self._refuse([site.kind], told)
-                return raw
+                return seen
+            full = seen.clone()
             for name, row in EXPERIMENTS.items():
                 how = row.get(site.kind)
                 if how is None:
@@ -174,19 +193,18 @@ class _Probe:
                 full[ROWS[name]] = value.to(full)
             # Neurons are many, and read nowhere.
             self.seen[site] = full[:, :0] if site.kind == "mlp_hidden" else full.clone()
-            return fresh
+            return full
 
         return change
 
-    def _shape(self, site: Site, raw: Tensor) -> tuple[int, ...]:
-        own, rows = self.layout, len(ROWS)
+    def _shape(self, site: Site, seen: Tensor) -> tuple[int, ...]:
+        rows, many = len(ROWS), self.layout.count(site)
         if site.kind == "pattern":
-            return rows, own.heads, TOKENS, TOKENS
+            return rows, many, TOKENS, TOKENS
         if site.kind in ("q", "k", "v", "z"):
-            heads = own.kv_heads if site.kind in ("k", "v") else own.heads
-            return rows, TOKENS, heads, own.d_head
-        width = own.neurons if site.kind == "mlp_hidden" else own.root.config.hidden_size
-        return rows, TOKENS, width
+            return rows, TOKENS, many, seen.shape[-1]
+        wide = {"mlp_hidden": many, "router_logits": seen.shape[-1]}
+        return rows, TOKENS, wide.get(site.kind, self.layout.width)
 
     def _drawn(self, site: Site, how: Foreign, like: Tensor) -> Tensor:
         """Random values of a site, the same ones wherever this draw is written."""
@@ -205,8 +223,12 @@ class _Probe:
             made[last] = draw(how.draw + 9)[last]
         return made
 
+    def _blocks(self, *kinds: Kind) -> list[int]:
+        """The layers that have all of these kinds."""
+        return sorted(set.intersection(*(set(self.layout.where(kind)) for kind in kinds)))
+
     def _refuse(self, kinds: Sequence[Kind], why: str) -> None:
-        for kind in kinds:
+        for kind in set(kinds) & set(self.kinds):
             self.bad.setdefault(kind, why)
 
     def _at(self, kind: Kind, layer: int, rows: Sequence[str] | None = None) -> Tensor:
@@ -244,24 +266,26 @@ class _Probe:
             self._refuse(["resid_post"], "a foreign value there does not change the logits")
         if not self._good("resid_pre", "resid_post"):
             why = "the stream it is added to is not known"
-            self._refuse(["attn_out", "resid_mid", "mlp_out"], why)
+            self._refuse(["attn_out", "mixer_out", "resid_mid", "mlp_out", "other_out"], why)
             return
         for layer in range(last + 1):
             self._sums(layer)
 
     def _sums(self, layer: int) -> None:
         """Refuse what keeps one block's stream from being the sum of its parts."""
-        whole = self._holds(layer, "resid_post", "resid_pre", "attn_out", "mlp_out")
-        first = self._holds(layer, "resid_mid", "resid_pre", "attn_out")
-        second = self._holds(layer, "resid_post", "resid_mid", "mlp_out")
+        mixing: list[Kind] = [kind for kind in MIXING if layer in self.layout.where(kind)]
+        ends: list[Kind] = [kind for kind in ENDING if layer in self.layout.where(kind)]
+        whole = self._holds(layer, "resid_post", "resid_pre", *mixing, *ends)
         told = f"in block {layer} the stream is not the sum of the parts so named"
-        if "resid_mid" not in self.kinds:
-            self._refuse([] if whole else ["attn_out", "mlp_out"], told)
+        if layer not in self.layout.where("resid_mid"):
+            self._refuse([] if whole else [*mixing, *ends], told)
             return
+        first = self._holds(layer, "resid_mid", "resid_pre", *mixing)
+        second = self._holds(layer, "resid_post", "resid_mid", *ends)
         held = ["cut", "cut again"]
         cut = self._good("resid_mid") and self._same(*self._at("resid_post", layer, held))
-        self._refuse([] if whole or first else ["attn_out"], told)
-        self._refuse([] if whole or second else ["mlp_out"], told)
+        self._refuse([] if whole or first else mixing, told)
+        self._refuse([] if whole or second else ends, told)
         self._refuse([] if (first and second) or (cut and not whole) else ["resid_mid"], told)
 
     def _holds(self, layer: int, total: Kind, *parts: Kind) -> bool:
@@ -282,7 +306,7 @@ class _Probe:
             if not any(cleared):
                 self._refuse(["pattern"], "it does not decide its own head's z")
         self._decides("v", "z")
-        if self._good("pattern", "v", "z") and not all(map(self._mixed, range(self.layout.layers))):
+        if self._good("pattern", "v", "z") and not all(map(self._mixed, self._blocks("v", "z"))):
             self._refuse(["v", "z"], "pattern @ v is not z")
         if not self._good("z"):
             self._refuse(["v"], "pattern @ v cannot be held against z")
@@ -292,10 +316,10 @@ class _Probe:
         refused where it does not. False where there is nothing to tell by."""
         if not self._good(kind, made):
             return False
-        heads = self.layout.heads
-        shared = heads // self.layout.kv_heads if kind in ("k", "v") else 1
         base = "scores" if made == "pattern" else "mix"
-        for layer in range(self.layout.layers):
+        for layer in self._blocks(kind, made):
+            heads = self.layout.count(Site(made, layer))
+            shared = heads // self.layout.count(Site(kind, layer))
             one, other = (self._at(made, layer, [name])[0] for name in (base, kind))
             apart = (one - other).abs()
             axes = (1, 2) if made == "pattern" else (0, 2)
@@ -308,15 +332,26 @@ class _Probe:
         return True
 
     def _mixed(self, layer: int) -> bool:
+        """Whether pattern @ v is z, or z is that times what neither of them changes."""
         rows = [name for name, row in EXPERIMENTS.items() if "z" not in row]
         pattern, v, z = (self._at(kind, layer, rows) for kind in ("pattern", "v", "z"))
-        v = v.repeat_interleave(self.layout.heads // self.layout.kv_heads, dim=2)
+        projection = self.layout.parts(layer).v
+        if projection is not None and projection.norm:
+            v = self.layout.block(layer).get_submodule(projection.norm)(v)
+        v = v.repeat_interleave(pattern.shape[1] // v.shape[2], dim=2)
         made = torch.einsum("bhqk,bkhd->bqhd", pattern, v)
-        return self._same(made.flatten(2), z.flatten(2))
+        if made.shape != z.shape:
+            return False
+        if self._same(made.flatten(2), z.flatten(2)):
+            return True
+        # In these rows all else that goes into the block is held.
+        held = [rows.index(name) for name in ("mix", "mix again", "pattern", "v")]
+        made, z = made[held], z[held]
+        return self._same((z * made[:1]).flatten(2), (z[:1] * made).flatten(2))
 
     def _effect(self, kind: Kind, made: Kind) -> None:
         """A foreign input of an output projection changes what it gives."""
-        for layer in range(self.layout.layers) if self._good(kind, made) else ():
+        for layer in self._blocks(kind, made) if self._good(kind, made) else ():
             plain, one, other = self._at(made, layer, ["plain", kind, f"{kind} again"])
             silent = self._same(plain[:-1], plain[1:])
             if not silent and self._same(one, other):

@@ -20,8 +20,9 @@ from workbench.errors import WorkbenchError
 from workbench.loaders.pair import CheckpointPair
 from workbench.loaders.staging import offline
 from workbench.models.hooks import Run, Value, Where, require_inputs, rewritten, token_index
+from workbench.models.layout import Layout
 from workbench.models.sides import WithoutAdapters, switches
-from workbench.models.sites import Layout, Site, pick
+from workbench.models.sites import Site, pick
 
 
 def bridge(model: nn.Module, tokenizer: Any, *, own: bool = False) -> Any:
@@ -33,7 +34,6 @@ def bridge(model: nn.Module, tokenizer: Any, *, own: bool = False) -> Any:
     """
     from transformer_lens.model_bridge import TransformerBridge
 
-    Layout(model)
     root: Any = _merged(model if own else copy.deepcopy(model))
     # The pattern's hook needs attention that forms it.
     root.set_attn_implementation("eager")
@@ -104,7 +104,9 @@ def run(
 
         def change(full: Tensor, hook: Any, site: Site = site, value: Value = value) -> Tensor:
             reached.add(site)
-            return rewritten(site, full, value, at)
+            new = rewritten(site, full, value, at)
+            # Both readers of the stream before the MLP hold this very tensor.
+            return full.copy_(new) if site.kind == "resid_mid" else new
 
         hooks.append((layout.lens(site), change))
     for site in read:

@@ -119,14 +119,14 @@ def circuit(
     tables, notes = [], []
     with pair.models(device, named_dtype(dtype)) as run:
         models = {"base": run.base, "tuned": run.tuned}
-        total = run.layout.layers * run.layout.heads
+        total = len(every_head(run.layout))
         for own in known.values():
             for layer, head in heads(own):
                 run.layout.check(Site("z", layer, head))
         most_heads = len(paths) * (most + 1) if minimal else 0
         forwards = len(SIDES) * len(paths) * total / 2 / 2  # half the prompts, from halfway up
         forwards += len(sides) * (len(known) + len(SIDES)) * (3 + random + 2 * most_heads) / 2
-        kinds = [Site("z", layer) for layer in range(run.layout.layers)]
+        kinds = [Site("z", layer) for layer in run.layout.where("z")]
         patches = len(SIDES) * len(paths) * total
         ahead = counted(run.tuned, clean, patches, forwards, kinds, words, batch_size, device)
         ahead.require("circuit", device, large)
@@ -172,13 +172,19 @@ def circuits_of(result: Result) -> dict[str, dict[str, list[Head]]]:
     return found
 
 
+def every_head(layout: Layout) -> list[Head]:
+    """(layer, head) of every head; raises where a model has none."""
+    known = [layout.check(Site("z", layer)) for layer in layout.where("z") or [0]]
+    return [(z.layer, head) for z in known for head in range(layout.count(z))]
+
+
 class _Judge(NamedTuple):
     """One model whose heads can be ablated. means: per layer the mean z over the other half's
     prompts, (1, token or 1, head, d_head)."""
 
     model: Any
     rows: Sequence[Row]
-    means: list[Tensor]
+    means: dict[int, Tensor]
     words: Any
     options: dict[str, Any]
 
@@ -200,13 +206,13 @@ class _Judge(NamedTuple):
 
         def run(places: list[int]) -> list[Tensor]:
             inputs = batch(sources, places, options["device"], pad_id(words))
-            layers = Layout(model).layers
-            seen = Rerun(model, inputs, [Site("z", layer) for layer in range(layers)])
+            layers = Layout(model).where("z")
+            seen = Rerun(model, inputs, [Site("z", layer) for layer in layers])
             keep = inputs.mask[:, :, None, None]
             axes = (0,) if aligned else (0, 1)
             return [
                 (seen.kept[Site("z", layer)].float() * keep).sum(axes, keepdim=True)
-                for layer in range(layers)
+                for layer in layers
             ]
 
         for places, found in in_batches(
@@ -214,12 +220,12 @@ class _Judge(NamedTuple):
         ):
             sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
             count += len(places) if aligned else sum(len(sources[i].fed) for i in places)
-        return cls(model, [clean[i] for i in judge], [s / count for s in sums], words, options)
+        means = {layer: s / count for layer, s in zip(Layout(model).where("z"), sums, strict=True)}
+        return cls(model, [clean[i] for i in judge], means, words, options)
 
     @property
     def every(self) -> list[Head]:
-        layout = Layout(self.model)
-        return [(layer, head) for layer in range(layout.layers) for head in range(layout.heads)]
+        return every_head(Layout(self.model))
 
     def ablated(self, runs: Sequence[Kept]) -> dict[str, np.ndarray]:
         """metric -> (runs, prompts), with these heads mean-ablated but where they are kept."""

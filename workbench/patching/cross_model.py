@@ -227,14 +227,12 @@ def random_groups(layout: Layout, groups: Sequence[Patch], seed: int) -> list[Pa
 
 def _alike(layout: Layout, place: Site) -> list[Site]:
     """Every place of the same kind, heads for a head."""
-    heads: Sequence[int | None] = (None,)
-    if place.head is not None:
-        heads = range(layout.kv_heads if place.kind in ("k", "v") else layout.heads)
-    return [
-        Site(place.kind, layer, head, neuron=place.neuron)
-        for layer in range(layout.layers)
-        for head in heads
-    ]
+    found: list[Site] = []
+    for layer in layout.where(place.kind):
+        own = Site(place.kind, layer)
+        heads = [None] if place.head is None else range(layout.count(own))
+        found += [Site(place.kind, layer, head, neuron=place.neuron) for head in heads]
+    return found
 
 
 def with_answers(

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,13 +81,16 @@ def _senders(layout: Layout, group: _Group) -> list[Site]:
 
 def links(layout: Layout) -> list[Link]:
     """Every edge, in the order of `scores`. Raises WorkbenchError where a norm stands behind
-    attention: no head then adds to the stream by itself."""
-    names = layout.architecture
-    if names.attn_out != names.attention:
-        raise WorkbenchError(
-            "In this model a norm stands behind attention, so that no head adds to the stream by "
-            "itself; leave edges out."
-        )
+    attention, so that no head adds to the stream by itself, or where blocks are not of one shape.
+    """
+    layout.require_additive("leave edges out")
+    for number, part in enumerate(layout.structure.blocks):
+        read = part.norm1 is not None and part.norm2 is not None
+        if not read or not all((part.q, part.k, part.v)) or part.mixer is not None:
+            raise WorkbenchError(
+                f"What block {number} of this model reads is not the stream behind a norm alone; "
+                "leave edges out."
+            )
     return [
         Link(sender, receiver)
         for group in _groups(layout)
@@ -160,7 +163,8 @@ def _sent(
         flat.requires_grad_()
         made = project(flat)
         (back,) = torch.autograd.grad(made, flat, pulled.flatten(0, 1).to(made.dtype))
-        back = layout.view(site, back).unflatten(0, (len(pulled), -1)).float()
+        back = layout.view(site, back, len(back)).unflatten(0, (len(pulled), -1)).float()
+        back = back * layout.scale(Site("attn_out", layer))
         found.append((change(site) * back).sum((2, 4)).permute(2, 0, 1))
     found += [along(Site("mlp_out", layer)) for layer in range(group.mlps)]
     return torch.cat(found)
@@ -202,10 +206,17 @@ def _reader(layout: Layout, receiver: Site) -> Callable[[Tensor], Tensor]:
     """What a receiver makes of the stream, (batch, token, width) -> the site's tensor."""
     if receiver.kind == "resid_post":
         return lambda stream: stream
-    names, block = layout.architecture, layout.block(receiver.layer)
-    norm = block.get_submodule(names.mid if receiver.kind == "mlp_out" else names.norm1)
-    module = layout.module(receiver)
-    return lambda stream: layout.view(receiver, cast(Tensor, module(norm(stream))))
+    part, block = layout.parts(receiver.layer), layout.block(receiver.layer)
+    own = part.norm2 if receiver.kind == "mlp_out" else part.norm1
+    norm = block.get_submodule(own) if own else torch.nn.Identity()
+    module: Any = layout.module(receiver)
+
+    def read(stream: Tensor) -> Tensor:
+        made = module(norm(stream))
+        made = made[0] if isinstance(made, tuple) else made
+        return layout.view(receiver, made, len(stream))
+
+    return read
 
 
 def _as_run(model: Any) -> contextlib.AbstractContextManager[None]:

@@ -214,8 +214,8 @@ def _heads_differ(run: Sides) -> bool:
     layout = run.layout
     head: Any = layout.root.get_output_embeddings()
     named = {id(module): name for name, module in layout.root.named_modules()}
-    behind = [layout.architecture.norm, named[id(head)]]
+    behind = [name for name in (layout.structure.norm, named[id(head)]) if name]
     embed: Any = layout.root.get_input_embeddings()
     if getattr(head, "base_layer", head).weight is getattr(embed, "base_layer", embed).weight:
-        behind.append(layout.architecture.embed)
+        behind.append(named[id(embed)])
     return any(name == p or name.startswith(f"{p}.") for name in run.elsewhere for p in behind)

@@ -143,10 +143,21 @@ class _Masked(NamedTuple):
     device: str
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def layers(self) -> list[int]:
+        """The layers that have such components; where none has, the first, which then says why."""
         layout = Layout(self.model)
-        units = {"head": layout.heads, "mlp": 1, "neuron": layout.neurons}
-        return layout.layers, units[self.component]
+        known = layout.where(KIND[self.component])
+        return known or [layout.check(Site(KIND[self.component], 0)).layer]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        counts = {Layout(self.model).count(site) for site in self.sites()}
+        if len(counts) > 1:
+            raise WorkbenchError(
+                f"The blocks of this model have {min(counts)} to {max(counts)} {self.component}s, "
+                'which one mask cannot cover; use component="mlp".'
+            )
+        return len(self.layers), counts.pop()
 
     def plan(self, taught: int, epochs: int, batch_size: int) -> Plan:
         """A step runs the source's and the masked model, and back; a mask is judged by both."""
@@ -159,11 +170,11 @@ class _Masked(NamedTuple):
 
     def sites(self) -> list[Site]:
         kind = KIND[self.component]
-        return [Site(kind, layer, position=self.position) for layer in range(self.shape[0])]
+        return [Site(kind, layer, position=self.position) for layer in self.layers]
 
     def logits(self, places: list[int], soft: Callable[[int], Tensor]) -> Tensor:
         """Logits (batch, vocabulary) at the answer's first predictor, layer by layer mixed with the
-        source by soft(layer), (units,): 1 keeps, 0 takes."""
+        source by soft(row of the mask), (units,): 1 keeps, 0 takes."""
         fill = pad_id(self.words)
         inputs = batch(self.ours, places, self.device, fill)
         sites = self.sites()
@@ -172,7 +183,7 @@ class _Masked(NamedTuple):
         ])  # fmt: skip
 
         def mixed(site: Site) -> Callable[[Tensor], Tensor]:
-            taken, keep = source.read(site), soft(site.layer)
+            taken, keep = source.read(site), soft(self.layers.index(site.layer))
             keep = keep[:, None] if self.component == "head" else keep
             return lambda own: keep * own + (1 - keep) * taken.to(own.dtype)
 
@@ -194,7 +205,7 @@ class _Masked(NamedTuple):
         ]
         for step in progress(steps, desc=f"mask {self.component}"):
             with torch.enable_grad():
-                logits = self.logits(step, lambda layer: keep[layer])
+                logits = self.logits(step, lambda row: keep[row])
                 loss = -self._wanted(logits, step).mean() + penalty * (1 - keep).sum()
                 (keep.grad,) = torch.autograd.grad(loss, [keep])
             optimizer.step()
@@ -234,7 +245,7 @@ class _Masked(NamedTuple):
     def _components(self, learned: Tensor, hard: Tensor) -> pd.DataFrame:
         layers, units = learned.shape
         layer, unit = np.divmod(np.arange(layers * units), units)
-        columns: dict[str, Any] = {"layer": layer}
+        columns: dict[str, Any] = {"layer": np.array(self.layers)[layer]}
         if self.component != "mlp":
             columns[self.component] = unit
         both = {"mask": learned, "chosen": 1 - hard}
@@ -249,7 +260,7 @@ class _Masked(NamedTuple):
         def run(some: list[int]) -> tuple[Tensor, Tensor]:
             chosen = [places[i] for i in some]
             with torch.no_grad():
-                logits = self.logits(chosen, lambda layer: keep[layer])
+                logits = self.logits(chosen, lambda row: keep[row])
             said = logits.argmax(-1) == self._answers(chosen, logits.device)
             return said.float(), self._wanted(logits, chosen)
 

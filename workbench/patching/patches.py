@@ -57,10 +57,11 @@ def patches(
             site = layout.check(where if isinstance(where, Site) else Site.parse(where))
             made.append(Patch((site,), _named(site.kind, site)))
             continue
-        for layer in range(layout.layers):
+        known = _layers(layout, where)
+        for layer in known:
             low = 0 if cumulative else max(0, layer - window // 2)
             high = layer if cumulative else min(layout.layers - 1, layer + window // 2)
-            layers = range(low, high + 1)
+            layers = [one for one in known if low <= one <= high]
             for position in positions:
                 made += _at_layer(layout, where, layer, layers, position)
     return made
@@ -130,6 +131,13 @@ def require_one_width(rows: Sequence[Row], name: str) -> None:
         )
 
 
+def _layers(layout: Layout, where: str) -> list[int]:
+    """The layers that have sites of all these kinds; where none has, the first, which says why."""
+    kinds = {"head": ["z"], "neuron": ["mlp_hidden"]}.get(where, where.split("+"))
+    known = [set(layout.where(cast(Kind, kind))) for kind in kinds if kind in KINDS]
+    return sorted(set.intersection(*known)) if all(known) and known else [0]
+
+
 def _at_layer(
     layout: Layout, where: str, layer: int, layers: Sequence[int], position: Position
 ) -> list[Patch]:
@@ -153,11 +161,12 @@ def _at_layer(
 
     if where in (*HEADED, HEAD):
         kinds = ["z"] if where == HEAD else kinds
-        heads = layout.kv_heads if where in ("k", "v") else layout.heads
+        heads = layout.count(layout.check(Site(cast(Kind, kinds[0]), layer)))
         return [together(head=head) for head in range(heads)]
     if where == NEURON:
         kinds = ["mlp_hidden"]
-        return [together(neuron=neuron) for neuron in range(layout.neurons)]
+        neurons = layout.count(layout.check(Site("mlp_hidden", layer)))
+        return [together(neuron=neuron) for neuron in range(neurons)]
     return [together()]
 
 

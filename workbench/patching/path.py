@@ -150,7 +150,7 @@ def effects(
         )
     shared.require_aligned(clean.rows, dirty.rows, [Patch((Site("z", 0, position=position),))])
     size, fill = len(clean.rows), pad_id(words)
-    kinds = {Site("z", layer) for layer in range(layout.layers)}
+    kinds = {Site("z", layer) for layer in layout.where("z")}
     found = {
         (arm, metric): np.full((len(senders), size), np.nan)
         for arm in ("patch", "shuffled")
@@ -212,7 +212,7 @@ def _patched(
     patches = []
     for layer, head in senders:
         site = Site("z", layer, head, position)
-        later = range(layer + 1, own.layout.layers)
+        later = [one for one in own.layout.where("z") if one > layer]
         frozen = [Site("z", one, position=held) for one in later]
         patch = {site: other.read(site)}
         patches.append(patch | {one: own.read(one) for one in frozen})
@@ -273,12 +273,16 @@ def _received(
         raise WorkbenchError(f"Expected part q, k or v of the receivers, found {part!r}.")
     if not receivers:
         raise WorkbenchError('Expected receiver heads (layer, head), or "logits"; found none.')
-    shares = 1 if part == "q" else layout.heads // layout.kv_heads
-    sites = [Site(part, layer, head // shares, position) for layer, head in receivers]
+    sites = []
+    for layer, head in receivers:
+        whole, own = layout.check(Site("q", layer)), layout.check(Site(part, layer))
+        shares = layout.count(whole) // layout.count(own)
+        sites.append(Site(part, layer, head // shares, position))
     return [layout.check(site) for site in dict.fromkeys(sites)]
 
 
 def _before(layout: Layout, into: Sequence[Site]) -> list[Head]:
     """Every head whose output a receiver can still read."""
     end = max([site.layer for site in into], default=layout.layers)
-    return [(layer, head) for layer in range(end) for head in range(layout.heads)]
+    known = [layout.check(Site("z", layer)) for layer in layout.where("z") or [0]]
+    return [(z.layer, head) for z in known if z.layer < end for head in range(layout.count(z))]

@@ -29,6 +29,7 @@ from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models import Layout, Site, capture
 from workbench.models.sides import Sides, named_dtype
+from workbench.models.watching import last_alone
 from workbench.patching.patches import default_positions
 from workbench.progress import progress
 from workbench.results.result import Result, describe
@@ -109,7 +110,7 @@ def patterns(
     names = [place for place in default_positions(given) if isinstance(place, str)]
     with pair.models(device, named_dtype(dtype)) as run:
         job = _Patterns(run, given, words, names, device)
-        table = _table(job.run(batch_size), seed)
+        table = _table(job.run(batch_size), _layers(run.layout), seed)
         kept, tensors = job.examples(min(examples, len(given)), *most_changed(table))
         notes = [f"{pair.name}: {run.described}"]
     table = pd.concat([table, pd.DataFrame(kept)], ignore_index=True)
@@ -172,10 +173,11 @@ class _Patterns(NamedTuple):
         return found
 
     def _read(self, model: Any, inputs: Batch, reduce: Any = None) -> Patterns:
-        sites = [Site("pattern", layer) for layer in range(Layout(model).layers)]
+        layout = Layout(model)
+        sites = [layout.check(Site("pattern", layer)) for layer in _layers(layout)]
         with torch.no_grad(), capture(model, sites, reduce=reduce) as seen:
             # Logits are not wanted: only one token's are made.
-            model(**inputs.inputs, use_cache=False, logits_to_keep=1)
+            model(**inputs.inputs, use_cache=False, **last_alone(layout.root))
         return seen
 
     def examples(
@@ -202,8 +204,16 @@ class _Patterns(NamedTuple):
         return made, tensors
 
 
-def _table(found: dict[tuple[str, str, str], np.ndarray], seed: int) -> pd.DataFrame:
-    """Means over prompts of every head, and the paired difference of what it pays to places."""
+def _layers(layout: Layout) -> list[int]:
+    """The blocks that form a pattern; block 0, which then says why not, where none does."""
+    return layout.where("pattern") or [0]
+
+
+def _table(
+    found: dict[tuple[str, str, str], np.ndarray], layers: list[int], seed: int
+) -> pd.DataFrame:
+    """Means over prompts of every head of these layers, and the paired difference of what it pays
+    to places."""
     both = dict(found)
     for metric, side, position in found:
         if (metric, side) == ("attention", "tuned"):
@@ -211,18 +221,21 @@ def _table(found: dict[tuple[str, str, str], np.ndarray], seed: int) -> pd.DataF
             both[metric, "tuned - base", position] = change
     tables = []
     for (metric, side, position), values in both.items():
-        layers, heads, _ = values.shape
+        _, heads, _ = values.shape
         about = pd.DataFrame(
             {
                 "side": side,
-                "layer": np.repeat(np.arange(layers), heads),
-                "head": np.tile(np.arange(heads), layers),
+                "layer": np.repeat(layers, heads),
+                "head": np.tile(np.arange(heads), len(layers)),
                 "position": position,
                 "metric": metric,
             }
         )
-        spread = ratios(values.reshape(layers * heads, -1), seed=seed)._asdict()
-        null = found["attention", "base", position].mean(-1).ravel() if side == "tuned" else 0.0
+        own = values[layers].reshape(len(layers) * heads, -1)
+        spread = ratios(own, seed=seed)._asdict()
+        null: Any = 0.0
+        if side == "tuned":
+            null = found["attention", "base", position][layers].mean(-1).ravel()
         null = np.nan if side == "base" else null
         tables.append(about.assign(**spread, baseline=null))
     return pd.concat(tables, ignore_index=True)

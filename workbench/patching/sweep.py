@@ -141,7 +141,7 @@ def sweep(
     require_aligned(destination.rows, source.rows, patches)
     require_batches(batch_size)
     if any(patch.added for patch in patches):
-        _require_additive(Layout(destination.model))
+        Layout(destination.model).require_additive('patch z instead of "head"')
     size = len(destination.rows)
     fill = pad_id(tokenizer)
     kinds = {site.whole for patch in patches for site in patch.sites}
@@ -439,15 +439,6 @@ def _require_counted(ours: Sequence[Row], theirs: Sequence[Row], position: int) 
                 f"{position} is not the same place in both; give named places, counts from the end "
                 "(-1), or partners of one length."
             )
-
-
-def _require_additive(layout: Layout) -> None:
-    names = layout.architecture
-    if names.attn_out != names.attention:
-        raise WorkbenchError(
-            "In this model a norm stands behind attention, so that no head adds to the stream by "
-            'itself; patch z instead of "head".'
-        )
 
 
 def _require_null(here: Rerun, patches: Sequence[Patch], fill: int, device: str) -> None:

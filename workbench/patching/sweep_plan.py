@@ -126,7 +126,7 @@ def _seconds(model: Any, row: Row, words: Any, device: Any) -> float:
 
 def _kept(layout: Layout, kinds: Iterable[Site], tokens: int) -> float:
     """Numbers kept of one prompt's two plain runs: streams, keys, values and what is patched."""
-    width = layout.root.config.hidden_size
+    width = layout.width
     each = {
         "z": layout.heads * layout.d_head, "q": layout.heads * layout.d_head,
         "k": layout.kv_heads * layout.d_head, "v": layout.kv_heads * layout.d_head,
@@ -140,8 +140,8 @@ def _computed(layout: Layout, rows: Sequence[Row], blocks: int) -> float:
     """Numbers that one row of a patched pass holds at once: keys and values of all layers, the work
     of so many blocks, and logits with their copies."""
     tokens = max(len(row.fed) for row in rows)
-    block = 4 * layout.root.config.hidden_size + 3 * layout.neurons
+    block = 4 * layout.width + 3 * (layout.neurons or 2 * layout.width)
     cached = 2 * layout.layers * layout.kv_heads * layout.d_head
     answer = max(1, *(len(row.answer) for row in rows))
-    logits = 4 * answer * layout.root.config.vocab_size
+    logits = 4 * answer * len(layout.root.get_input_embeddings().weight)
     return tokens * (blocks * (block + layout.heads * tokens) + cached) + logits

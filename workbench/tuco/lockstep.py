@@ -1,9 +1,11 @@
 """Base and tuned blocks on one residual stream, layer by layer: the step all of TuCo shares.
 
 The tuned model runs; behind each of its blocks the base's block is run on the same input (mask,
-rotary positions and position ids included). What a block adds to the stream is taken from its
-sublayers' outputs, attention + MLP in float32: block(x) - x would cancel in bfloat16 where the
-stream holds massive activations. A block that fine-tuning left alone is not run twice.
+rotary positions and position ids included). What a block adds to the stream is f(x) = block(x) - x.
+Where the block is x and its sublayers' outputs it is taken from these, in float32, as the
+difference would cancel in bfloat16 where the stream holds massive activations; where it does
+something else to the stream as well (scales it, norms it) it is the difference. A block that
+fine-tuning left alone is not run twice.
 """
 
 from __future__ import annotations
@@ -18,23 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
-from workbench.models import Layout, Sides, Site
+from workbench.models import Layout, Sides
+from workbench.models.watching import first_tensor
 
 Visit = Callable[["Step"], Tensor | None]
 
 
 class Block(NamedTuple):
-    """What one block did to the stream x. out: x after it, as the model computes it; attn, mlp:
-    what its sublayers added; all (batch, token, width)."""
+    """What one block did to the stream x. out: x after it, as the model computes it, (batch, token,
+    width). added: f(x) = out - x, float32; of a plain block A(x) + M(x + A(x))."""
 
     out: Tensor
-    attn: Tensor
-    mlp: Tensor
-
-    @property
-    def added(self) -> Tensor:
-        """f(x) = A(x) + M(x + A(x)), float32."""
-        return self.attn.float() + self.mlp.float()
+    added: Tensor
 
 
 class Step(NamedTuple):
@@ -61,14 +58,12 @@ def lockstep(sides: Sides, visit: Visit, twins: Twins | None = None) -> Iterator
 
     A tensor that visit returns takes the place of the block's output. Generation works: the base's
     blocks keep keys and values of their own, in `twins`, which must be handed in again where a
-    cache lives longer than the block. Raises WorkbenchError for a cache that was filled elsewhere,
-    and for a model whose stream is not x + attention + MLP.
+    cache lives longer than the block. Raises WorkbenchError for a cache that was filled elsewhere.
     """
     walk = _Walk(sides, visit, WeakKeyDictionary() if twins is None else twins)
     with contextlib.ExitStack() as stack:
-        for module, name in _sublayers(sides):
-            handle = module.register_forward_hook(walk.keeper(name))
-            stack.callback(handle.remove)
+        for module in _sublayers(sides):
+            stack.callback(module.register_forward_hook(walk.keep).remove)
         for layer in range(sides.layout.layers):
             block = sides.layout.block(layer)
             handle = block.register_forward_hook(walk.behind(layer), with_kwargs=True)
@@ -83,54 +78,76 @@ class _Walk:
     twins: Twins
 
     def __post_init__(self) -> None:
-        self._latest: dict[str, Tensor] = {}
+        self._latest: dict[nn.Module, Tensor] = {}
         self._inside = False
-        self._checked = False
+        # layer -> whether its sublayers' outputs are all that it adds.
+        self._sums: dict[int, bool] = {}
+        self._states: dict[int, dict[Any, Any]] = {}
 
-    def keeper(self, name: str) -> Callable[..., None]:
-        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-            self._latest[name] = output[0] if isinstance(output, tuple) else output
-
-        return keep
+    def keep(self, module: nn.Module, _args: Any, output: Any) -> None:
+        self._latest[module] = output[0] if isinstance(output, tuple | list) else output
 
     def behind(self, layer: int) -> Callable[..., Any]:
         def after(_module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> Any:
             # The base's block may be these very modules with the adapters off.
             if self._inside:
                 return None
-            stream = args[0] if args else kwargs["hidden_states"]
-            tuned = base = self._block(output)
-            if not self._checked:
-                _is_a_sum(stream, tuned)
-                self._checked = True
+            if layer == 0:
+                self._states.clear()
+            stream = first_tensor(args, kwargs)
+            assert stream is not None
+            tuned = base = self._block(self.sides.layout, layer, stream, output)
             if layer in self.sides.changed:
-                base = self._base(layer, args, kwargs)
+                base = self._base(layer, stream, args, kwargs)
             new = self.visit(Step(layer, stream, tuned, base))
             if new is None:
                 return None
             new = new.to(tuned.out.dtype)
-            return (new, *output[1:]) if isinstance(output, tuple) else new
+            return type(output)((new, *output[1:])) if isinstance(output, tuple | list) else new
 
         return after
 
-    def _block(self, output: Any) -> Block:
-        out = output[0] if isinstance(output, tuple) else output
-        return Block(out, self._latest["attn"], self._latest["mlp"])
+    def _block(self, layout: Layout, layer: int, stream: Tensor, output: Any) -> Block:
+        out = output[0] if isinstance(output, tuple | list) else output
+        change = out.float() - stream.float()
+        if not self._sums.get(layer, layout.parts(layer).whole):
+            return Block(out, change)
+        added = torch.zeros_like(change)
+        for module, scale in added_by(layout, layer):
+            added += scale * self._latest[module].reshape(out.shape).float()
+        if layer not in self._sums:
+            self._sums[layer] = _is_a_sum(change, added, out)
+            return self._block(layout, layer, stream, output)
+        return Block(out, added)
 
-    def _base(self, layer: int, args: Any, kwargs: Mapping[str, Any]) -> Block:
+    def _base(self, layer: int, stream: Tensor, args: Any, kwargs: Mapping[str, Any]) -> Block:
         self._inside = True
         try:
-            seen = (args[0] if args else kwargs["hidden_states"]).shape[1]
-            own_args = tuple(self._own_cache(value, layer, seen) for value in args)
-            own = {name: self._own_cache(value, layer, seen) for name, value in kwargs.items()}
-            return self._block(self.sides.base_block(layer)(own_args, own))
+            seen = stream.shape[1]
+            own_args = tuple(self._own_state(value, layer, seen) for value in args)
+            own = {name: self._own_state(value, layer, seen) for name, value in kwargs.items()}
+            layout = self._base_layout(layer)
+            return self._block(layout, layer, stream, self.sides.base_block(layer)(own_args, own))
         finally:
             self._inside = False
 
-    def _own_cache(self, value: Any, layer: int, seen: int) -> Any:
-        """The base's keys and values for a cache of the tuned model, anything else as it is."""
+    def _base_layout(self, layer: int) -> Layout:
+        """Whose modules the base's block is made of: the tuned model's, with other weights in them,
+        where the base is no model of its own."""
+        if self.sides.base is None or self.sides.weights == "unmerged":
+            return self.sides.layout
+        return Layout(self.sides.base)
+
+    def _own_state(self, value: Any, layer: int, seen: int) -> Any:
+        """What the base's blocks keep for each other where the tuned model's blocks do so in
+        `value`: keys and values of earlier tokens, or of earlier blocks; anything else as it is."""
         from transformers import Cache, DynamicCache
 
+        if type(value) is dict:
+            own = self._states.setdefault(id(value), {})
+            for key, kept in value.items():
+                own.setdefault(key, kept)  # of a block that fine-tuning left alone
+            return own
         if not isinstance(value, Cache):
             return value
         if type(value) is not DynamicCache:
@@ -147,27 +164,28 @@ class _Walk:
         return self.twins[value]
 
 
-def _is_a_sum(stream: Tensor, block: Block) -> None:
-    """Raise where a block does something else to the stream than adding its sublayers' outputs."""
-    out = block.out.float()
-    apart = (stream.float() + block.added - out).abs().max() / out.abs().max().clamp(min=1e-20)
-    if apart > (1e-3 if stream.dtype == torch.float32 else 0.1):
-        raise WorkbenchError(
-            f"A block of this model does not add its attention and MLP to the stream (off by "
-            f"{float(apart):.0%}); it needs a record of its own in workbench.models.sites."
-        )
+def _is_a_sum(change: Tensor, added: Tensor, out: Tensor) -> bool:
+    """Whether what the sublayers gave is the block's change of the stream, up to rounding."""
+    apart = (change - added).abs().max() / out.float().abs().max().clamp(min=1e-20)
+    return bool(apart <= (1e-3 if out.dtype == torch.float32 else 0.1))
 
 
-def _sublayers(sides: Sides) -> list[tuple[nn.Module, str]]:
+def added_by(layout: Layout, layer: int) -> list[tuple[nn.Module, float]]:
+    """The modules of a block whose outputs are added to the stream, and with which factor."""
+    part, block = layout.parts(layer), layout.block(layer)
+    found = (one for one in (part.attn, part.mixer, part.mlp, part.other) if one is not None)
+    return [(block.get_submodule(one.path), one.scale) for one in found]
+
+
+def _sublayers(sides: Sides) -> list[nn.Module]:
     """Every module whose output is added to the stream, of both sides, once."""
     layouts = [sides.layout]
     if sides.base is not None:
         layouts.append(Layout(sides.base))
-    found: dict[int, tuple[nn.Module, str]] = {}
-    for layout in layouts:
-        for layer in range(layout.layers):
-            attn, mlp = Site("attn_out", layer), Site("mlp_out", layer)
-            for site, name in ((attn, "attn"), (mlp, "mlp")):
-                module = layout.module(site)
-                found[id(module)] = (module, name)
-    return list(found.values())
+    found = [
+        module
+        for layout in layouts
+        for layer in range(layout.layers)
+        for module, _ in added_by(layout, layer)
+    ]
+    return list(dict.fromkeys(found))

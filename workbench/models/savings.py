@@ -1,0 +1,99 @@
+"""What a run that is entered in the middle can be spared: the tokens and the blocks before it.
+
+Not every model can be run so: a state-space model's state is of no token, and blocks may read the
+keys of earlier ones. Each model is tried once on a few tokens; what does not give the whole run's
+logits is not left out of any run of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from workbench.loaders.devices import home
+from workbench.models.hooks import capture
+from workbench.models.layout import Layout
+from workbench.models.sites import Site
+
+
+class Savings(NamedTuple):
+    """What a model can be spared: the tokens and the blocks before a change."""
+
+    tokens: bool
+    blocks: bool
+
+
+TOKENS = 6
+NOTHING = Savings(tokens=False, blocks=False)
+_SAVED: WeakKeyDictionary[nn.Module, Savings] = WeakKeyDictionary()
+
+
+def begun(kept: Sequence[tuple[Any, Any]], times: int, first: int) -> DynamicCache:
+    """A cache of the keys and values of the first tokens, every row so many times."""
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(kept if first else ()):
+        k, v = (t[:, :, :first].repeat(times, 1, 1, 1) for t in (keys, values))
+        cache.update(k, v, layer)
+    return cache
+
+
+@contextlib.contextmanager
+def skipped(layout: Layout, start: int, stream: Tensor) -> Iterator[None]:
+    """The blocks before `start` give this stream, and do nothing."""
+    passed: list[Any] = [layout.block(layer) for layer in range(start)]
+    before = [block.__dict__.get("forward") for block in passed]
+    try:
+        for layer, block in enumerate(passed):
+            many = layout.parts(layer).gives
+            given = (stream, *[None] * (many - 1)) if many else stream
+            block.forward = lambda *_args, _given=given, **_kwargs: _given
+        yield
+    finally:
+        for block, forward in zip(passed, before, strict=True):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward
+
+
+def savings(model: Any) -> Savings:
+    """What a model can be spared, tried once: a run that enters in the middle, behind the first of
+    a few tokens or with all of them, must give the plain run's logits."""
+    root = Layout(model).root
+    if root not in _SAVED:
+        tries = (Savings(tokens=True, blocks=True), Savings(tokens=False, blocks=True))
+        _SAVED[root] = next((own for own in tries if _holds(model, own)), NOTHING)
+    return _SAVED[root]
+
+
+def _holds(model: Any, saved: Savings) -> bool:
+    """Whether the same logits come out where so much is left out."""
+    layout = Layout(model)
+    words = len(layout.root.get_input_embeddings().weight)
+    ids = (torch.arange(3, 3 + TOKENS, device=home(layout.root)) % words)[None]
+    mask = torch.ones_like(ids)
+    first, start = TOKENS // 2 if saved.tokens else 0, layout.layers // 2
+    cache = DynamicCache() if saved.tokens else None
+    known = {} if cache is None else {"past_key_values": cache}
+    try:
+        with torch.no_grad(), capture(model, [Site("resid_pre", start)]) as kept:
+            plain = model(input_ids=ids, attention_mask=mask, use_cache=bool(known), **known)
+        if cache is not None:
+            layers: Any = cache.layers
+            known = {"past_key_values": begun([(one.keys, one.values) for one in layers], 1, first)}
+        stream = kept[Site("resid_pre", start)][:, first:]
+        with torch.no_grad(), skipped(layout, start, stream):
+            again = model(
+                input_ids=ids[:, first:], attention_mask=mask, use_cache=bool(known), **known
+            )
+    except Exception:  # whatever a model that cannot do this may raise
+        return False
+    one, other = (run.logits[:, -1].float() for run in (plain, again))
+    close = 1e-4 if plain.logits.dtype == torch.float32 else 0.05
+    return bool(((one - other).abs().amax() <= close * one.abs().amax()).item())

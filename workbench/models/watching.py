@@ -1,0 +1,291 @@
+"""One run of a few tokens with random numbers for the weights, in which every call is noted.
+
+Every module with weights inside the blocks gives random numbers in place of its own: what is then
+found to be equal is so by the model's code, whatever its weights and their precision.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from workbench.errors import WorkbenchError, reason
+from workbench.loaders.devices import home
+
+ROWS, TOKENS = 2, 5
+MATMULS = (torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__, Tensor.bmm)
+SOFTMAXES = (nn.functional.softmax, torch.softmax, Tensor.softmax)
+
+
+class Call(NamedTuple):
+    """One call of a module: the first tensor it was given, what it made, and when."""
+
+    path: str
+    module: nn.Module
+    given: Tensor | None
+    made: Tensor | None
+    begun: int
+    done: int
+    gives: int = 0
+
+
+@dataclass
+class Softmax:
+    """One softmax over keys: within which module, when, and the products before and behind it."""
+
+    path: str
+    when: int
+    shape: tuple[int, ...]
+    asked: tuple[Tensor, Tensor] | None = None  # queries, keys: (batch, head, token, width)
+    mixed: Tensor | None = None  # values, (batch, head, token, width)
+    gave: Tensor | None = None  # pattern @ values
+
+
+@contextlib.contextmanager
+def eager(root: Any) -> Iterator[None]:
+    """Attention that forms its pattern; fused kernels never do."""
+    kept = root.config._attn_implementation
+    if kept != "eager":
+        root.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        if kept != "eager":
+            root.set_attn_implementation(kept)
+
+
+def last_alone(root: Any) -> dict[str, int]:
+    """What a model is called with so that only the last token's logits are made, if it can."""
+    known = inspect.signature(root.forward).parameters
+    return {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+
+
+def tried(root: Any, rows: int, tokens: int) -> Tensor:
+    """Logits (rows, vocabulary) of the last of a few tokens, the same in every row; no dropout, no
+    gradient, and the model as it was afterwards."""
+    words = root.get_input_embeddings().weight
+    device = "cpu" if words.is_meta else home(root)
+    ids = torch.arange(3, 3 + tokens, device=device) % len(words)
+    given: dict[str, Any] = {"input_ids": ids.repeat(rows, 1), "use_cache": False}
+    given["attention_mask"] = torch.ones_like(given["input_ids"])
+    training = [module for module in root.modules() if module.training]
+    try:
+        root.eval()
+        with torch.no_grad():
+            return root(**given, **last_alone(root))[0][:, -1]
+    finally:
+        for module in training:
+            module.training = True
+
+
+def runnable(root: Any) -> Any:
+    """The model, or for one without numbers (a server has them) another of its config whose modules
+    with weights give zeros: of these only shapes are looked at."""
+    words = root.get_input_embeddings()
+    if not words.weight.is_meta or hasattr(words, "_hf_hook"):
+        return root
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        twin = type(root)(copy.deepcopy(root.config))
+    for module in twin.modules():
+        if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+            module.forward = partial(_zeros, type(module).forward, module)
+    return twin
+
+
+def _zeros(forward: Any, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Zeros of the shape that the module gives."""
+    given = (value.to("meta") if isinstance(value, Tensor) else value for value in args)
+    named = {n: v.to("meta") if isinstance(v, Tensor) else v for n, v in kwargs.items()}
+    made = forward(module, *given, **named)
+    return torch.zeros(made.shape, dtype=made.dtype) if isinstance(made, Tensor) else made
+
+
+class Watch(TorchFunctionMode):
+    """One run: every call of a module inside a list of modules, and every softmax over keys."""
+
+    def __init__(self, root: Any) -> None:
+        super().__init__()
+        self.root = root
+        self.calls: list[Call] = []
+        self.softmaxes: list[Softmax] = []
+        self.clock = 0
+        self._open: list[tuple[str, Tensor | None, int]] = []
+        self._products: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._draws = torch.Generator().manual_seed(0)
+        self._last: Softmax | None = None
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if func in SOFTMAXES and isinstance(made, Tensor) and self._is_pattern(made):
+            self._softmax(made)
+        elif func in MATMULS and isinstance(made, Tensor) and len(args) == 2:
+            self._product(args[0], args[1], made)
+        elif func in (torch.baddbmm, Tensor.baddbmm) and len(args) >= 3:
+            self._product(args[1], args[2], made)
+        return made
+
+    def run(self) -> None:
+        root, handles = self.root, []
+        for path, module in root.named_modules():
+            if path and (re.search(r"\.\d+(\.|$)", path) or is_norm(module)):
+                handles += self._watched(path, module)
+        try:
+            with eager(root), self:
+                tried(root, ROWS, TOKENS)
+        except Exception as error:  # whatever a model of unknown shape may raise
+            raise WorkbenchError(
+                f"The parts of {type(root).__name__} cannot be told: {TOKENS} tokens do not run "
+                f"in it ({reason(error)}); mend the model, or use an analysis of weights or texts."
+            ) from error
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _watched(self, path: str, module: nn.Module) -> list[Any]:
+        leaf = not any(True for _ in module.children())
+        random = leaf and any(True for _ in module.parameters()) and not is_embedding(module)
+
+        def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            self.clock += 1
+            self._open.append((path, _kept(first_tensor(args, kwargs)), self.clock))
+
+        def after(_module: nn.Module, _args: Any, output: Any) -> Any:
+            self.clock += 1
+            _, given, begun = self._open.pop()
+            if random and isinstance(output, Tensor) and output.is_floating_point():
+                drawn = torch.randn(output.shape, generator=self._draws)
+                output = drawn.to(output)
+            made = output[0] if isinstance(output, tuple | list) and output else output
+            made = _kept(made) if isinstance(made, Tensor) else None
+            gives = len(output) if isinstance(output, tuple | list) else 0
+            self.calls.append(Call(path, module, given, made, begun, self.clock, gives))
+            return output if random else None
+
+        return [
+            module.register_forward_pre_hook(before, with_kwargs=True),
+            module.register_forward_hook(after),
+        ]
+
+    def _is_pattern(self, made: Tensor) -> bool:
+        shape = made.shape
+        if not self._open or made.ndim not in (3, 4) or shape[-2] != TOKENS or shape[-1] < TOKENS:
+            return False
+        # A router's is no pattern: the first token sees itself alone.
+        return shape[0] % ROWS == 0 and not bool(made[..., 0, 1:TOKENS].any())
+
+    def _softmax(self, made: Tensor) -> None:
+        self.clock += 1
+        shape = tuple(made.shape if made.ndim == 4 else made.unflatten(0, (ROWS, -1)).shape)
+        self._last = Softmax(self._open[-1][0], self.clock, shape)
+        for one, other, product in reversed(self._products):
+            if product.numel() == made[..., :TOKENS].numel():
+                keys = other.transpose(-1, -2)
+                self._last.asked = (_by_heads(one), _by_heads(keys))
+                break
+        self._products.clear()
+        self.softmaxes.append(self._last)
+
+    def _product(self, one: Tensor, other: Tensor, made: Tensor) -> None:
+        if one.ndim not in (3, 4) or other.ndim != one.ndim:
+            return
+        last = self._last
+        if last is not None and last.mixed is None and one.shape[-2:] == (TOKENS, TOKENS):
+            last.mixed, last.gave = _by_heads(other), _by_heads(made)
+            return
+        if made.shape[-2:] == (TOKENS, TOKENS):
+            self._products.append((one, other, made))
+
+    def blocks(self) -> tuple[str, int]:
+        """The list whose modules a stream passes, each given what the one before it made, and how
+        many these are."""
+        lists = [
+            path for path, module in self.root.named_modules()
+            if isinstance(module, nn.ModuleList) and len(module)
+        ]  # fmt: skip
+        best = ("", 0)
+        for path in lists:
+            inside = re.compile(re.escape(path) + r"\.(\d+)$")
+            steps = [
+                call for call in sorted(self.calls, key=lambda call: call.begun)
+                if inside.match(call.path) and _is_step(call)
+            ]  # fmt: skip
+            if not all(equal(a.made, b.given) for a, b in pairwise(steps)):
+                continue
+            numbers = [int(call.path.rpartition(".")[2]) for call in steps]
+            if len(set(numbers)) < len(numbers):
+                raise WorkbenchError(
+                    f"{type(self.root).__name__} runs some of its blocks several times, so that a "
+                    "block is no one place in it; use an analysis of weights or texts."
+                )
+            # The outer of two lists comes first.
+            inner = best[0] and path.startswith(best[0] + ".")
+            if numbers == [*range(len(numbers))] and len(numbers) > best[1] and not inner:
+                best = (path, len(numbers))
+        if not best[1]:
+            raise WorkbenchError(
+                f"{type(self.root).__name__} runs through no list of blocks that a residual stream "
+                "passes; use an analysis of weights or texts."
+            )
+        return best
+
+    def called(self, path: str) -> Call:
+        """The last call of the module at this path."""
+        return next(call for call in reversed(self.calls) if call.path == path)
+
+
+def _by_heads(tensor: Tensor) -> Tensor:
+    """(batch, head, token, width) of a product's operand."""
+    found = tensor.detach()
+    return (found if found.ndim == 4 else found.unflatten(0, (ROWS, -1))).clone()
+
+
+def first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The first floating tensor that a module is called with: what it works on."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value
+    return None
+
+
+def _kept(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.detach().clone()
+
+
+def _is_step(call: Call) -> bool:
+    given, made = call.given, call.made
+    if given is None or made is None or given.ndim != 3 or given.shape != made.shape:
+        return False
+    return given.shape[:2] == (ROWS, TOKENS)
+
+
+def is_embedding(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "base_layer", module), nn.Embedding)
+
+
+def is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
+
+
+def slack(like: Tensor) -> float:
+    return 8 * torch.finfo(like.dtype).eps
+
+
+def equal(one: Tensor | None, other: Tensor | None) -> bool:
+    """Equal up to the rounding of a few operations, whatever the shape."""
+    if one is None or other is None or one.numel() != other.numel():
+        return False
+    a, b = one.float().flatten(), other.float().flatten()
+    return bool(((a - b).abs() <= slack(other) * (a.abs() + b.abs())).all())
