@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from workbench.errors import WorkbenchError
 from workbench.loaders.devices import entry, home
+from workbench.progress import progress
 from workbench.tasks.batching import (
     Encoded,
     encode,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+SOON = 2.0  # seconds of reading that no bar is drawn of
 ANSWERED = (
     "id", "log_probability", "correct", "logit_difference", "tokens", "said", "confidence",
     "first_correct", "probability",
@@ -227,10 +229,12 @@ def _logits(
     """
     lengths = [len(one.ids) for one in encoded]
     run = partial(_forward, model, encoded, device, fill)
-    for places, logits in in_batches(lengths, batch_size, run):
-        for row, index in enumerate(places):
-            ids, start = encoded[index]
-            yield index, logits[row, start - 1 : len(ids) - (not behind)]
+    with progress(total=len(lengths), desc="texts read", delay=SOON) as bar:
+        for places, logits in in_batches(lengths, batch_size, run):
+            for row, index in enumerate(places):
+                ids, start = encoded[index]
+                yield index, logits[row, start - 1 : len(ids) - (not behind)]
+            bar.update(len(places))
 
 
 def _forward(
