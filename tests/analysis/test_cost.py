@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import workbench as wb
 from workbench.analysis import cost as costs
+from workbench.analysis.record import Analysis
 from workbench.study.catalogue import ANALYSES
 
 
@@ -41,7 +43,33 @@ def test_a_long_analysis_says_so_before_it_begins(base, tuned, capsys, monkeypat
     assert "minutes" not in capsys.readouterr().err
     monkeypatch.setattr(costs, "SHORT", 0.0)
     wb.spectral.delta_spectrum(pair)
+    matrices = costs.size(pair).matrices
     assert (
-        "spectral.delta_spectrum of tuned: about a minute on this machine"
+        f"spectral.delta_spectrum of tuned: {matrices} matrices, about a minute on this machine"
         in capsys.readouterr().err
     )
+
+
+def test_a_short_one_says_what_it_will_run_where_that_is_asked_for(base, tuned, capsys):
+    pair = wb.load_pair(base, tuned)
+    asked = wb.tasks.ledger(5, seed=1)
+    with costs.told():
+        costs.tell("forgetting.some", 2, {"pair": pair, "prompts": [asked], "texts": ["a", "b"]})
+        costs.tell("behaviour.some", None, {"pair": pair, "prompts": asked})
+        costs.tell("results.some", None, {"results": []})
+    costs.tell("forgetting.some", 2, {"pair": pair, "prompts": [asked], "texts": ["a", "b"]})
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(
+        "forgetting.some of tuned: 5 prompts and 2 texts about 2 times, less than half a minute"
+    )
+    assert second.startswith("behaviour.some of tuned: 5 prompts, for how long is not foretold;")
+
+
+def test_what_is_foretold_is_of_what_will_run():
+    """The passes of the quick arguments, and of any other those of the defaults."""
+    one = Analysis("a.b", "?", print, passes=120, quick={"sets": 3, "x": (0, 1)}, quick_passes=36)
+    assert one.foretold({"sets": 3, "x": (0, 1)}) == 36
+    assert one.foretold({"sets": 3, "x": np.array([0, 2])}) == 120
+    assert one.foretold({"sets": 10, "x": (0, 1)}) == 120
+    assert Analysis("a.b", "?", print, passes=2).foretold({}) == 2
+    assert Analysis("a.b", "?", print, passes=2, quick={"n": 1}).foretold({"n": 1}) == 2

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -59,6 +63,91 @@ def test_every_parameter_is_an_option(one: Signature):
         stands = {"task": "--prompts", "pairs": "--kind"}.get(parameter.name)
         typed = {f"--{parameter.name.replace('_', '-')}", parameter.name, stands}
         assert parameter.name in UNSAID or typed & there, parameter
+
+
+def typed(one: Signature) -> tuple[str, str]:
+    """The group and the verb of a function."""
+    return next(n for n, family in FAMILIES.items() if family == one.family), verb_of(one)
+
+
+SMALLER = [one for one in EVERY if one.record.keys() & {"quick", "few"}]
+
+
+@pytest.mark.parametrize("one", SMALLER, ids=lambda one: one.module)
+def test_what_the_command_line_chooses_is_less(one: Signature):
+    """Fewer values of a grid, smaller numbers, fewer prompts; `--full` is there to undo it."""
+    known = inspect.signature(getattr(getattr(wb, one.family), one.name)).parameters
+    for name, value in one.record.get("quick", {}).items():
+        default = known[name].default
+        if isinstance(value, tuple):
+            assert len(value) < len(default), name
+            assert set(value) <= set(default), name
+        else:
+            assert type(value) is type(default), name
+            assert value < default, name
+    sets = {p.name for p in one.parameters if re.search("PromptSet|Counterfactuals", p.kind)}
+    few = one.record.get("few", {})
+    assert few.keys() <= sets
+    assert all(isinstance(most, int) and 8 <= most <= 64 for most in few.values())
+    assert "--full" in options(*typed(one))
+    said = inspect.getdoc(getattr(getattr(wb, one.family), one.name)) or ""
+    assert re.search(r"The command line (takes|writes|draws) .*with\s--full", said, re.DOTALL)
+
+
+def test_full_is_nowhere_else():
+    others = [one for one in EVERY if one not in SMALLER and one.name != "compose"]
+    assert others
+    assert not any("--full" in options(*typed(one)) for one in others)
+
+
+def asked_for(monkeypatch, family: str, name: str, *more: str) -> dict[str, Any]:
+    """What a verb hands to its function, which is not run."""
+    given: dict[str, Any] = {}
+
+    def function(**arguments: Any) -> None:
+        given.update(arguments)
+        raise wb.WorkbenchError("not run")
+
+    monkeypatch.setattr(getattr(wb, family), name, function)
+    monkeypatch.setattr(wb, "load_pair", lambda base, tuned: (base, tuned))
+    (one,) = (one for one in signatures(family) if one.name == name)
+    done = workbench(*typed(one), "B", "T", *more)
+    assert "not run" in done.stderr, done.stderr
+    return given | {"said": done.stderr}
+
+
+def test_full_brings_the_functions_own_defaults_back(monkeypatch):
+    ask = partial(asked_for, monkeypatch, "behaviour", "generate")
+    assert {n: v for n, v in ask().items() if n in ("n", "length", "rounds", "alpha")} == {
+        "n": 24, "length": 32, "rounds": 2, "alpha": 0.1,
+    }  # fmt: skip
+    assert ask("--full").keys().isdisjoint({"n", "length", "rounds"})
+    # What is typed holds in both.
+    for more in ((), ("--full",)):
+        assert ask("--n", "5", *more)["n"] == 5
+    assert ask("--n", "5", "--full").keys().isdisjoint({"length", "rounds"})
+
+
+def test_of_a_long_file_evenly_spaced_prompts_are_taken(monkeypatch, tmp_path: Path):
+    long, short = (
+        wb.tasks.ledger(n, seed=n, split="test").save(tmp_path / f"{n}.jsonl") for n in (80, 32)
+    )
+    whole = [prompt.id for prompt in wb.tasks.PromptSet.load(long)]
+    ask = partial(asked_for, monkeypatch, "forgetting", "interpolate")
+    few = ask("--prompts", str(long), "--others", str(long), "--others", str(short))
+    assert [p.id for p in few["prompts"]] == [whole[int(2.5 * i)] for i in range(32)]
+    assert [len(one) for one in few["others"]] == [32, 32]
+    assert few["alphas"] == (0.0, 0.3, 0.5, 0.7, 1.0)
+    assert few["said"].count("32 of 80 prompts, evenly spaced; --full takes all.") == 2
+    full = ask("--prompts", str(long), "--others", str(short), "--full")
+    assert [p.id for p in full["prompts"]] == whole
+    assert "alphas" not in full
+    assert "evenly" not in full["said"]
+
+
+def test_pairs_of_a_mask_are_drawn_as_many_as_are_asked_for(monkeypatch):
+    ask = partial(asked_for, monkeypatch, "patching", "mask", "--count", "4")
+    assert [len(ask(*more)["pairs"]) for more in ((), ("--full",), ("--n", "12"))] == [40, 200, 12]
 
 
 def test_words_of_a_parameter_are_the_docstrings():

@@ -7,9 +7,11 @@ fast the machine is is measured when it is asked.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -20,7 +22,8 @@ from workbench.tasks.prompts import PromptSet
 TOKENS, CHARACTERS = 100, 4  # of a text that is sampled; of a token
 SAMPLES = 64  # texts drawn from the base where none are given
 ROWS = 32  # texts of a forward pass, unless told
-SHORT = 0.5  # minutes that nothing is said of
+SHORT = 0.5  # minutes that nothing is said of, unless told to
+_ALWAYS: ContextVar[bool] = ContextVar("told", default=False)
 
 
 class Size(NamedTuple):
@@ -75,20 +78,51 @@ def tokens_of(sets: Iterable[PromptSet], texts: Sequence[str] | None, sampled: b
 
 
 def tell(key: str, passes: float | None, arguments: Mapping[str, Any]) -> None:
-    """Say how long an analysis will take that is about to run with these arguments, where that is
-    known and long."""
+    """Say what an analysis will run that is about to with these arguments, and how long that takes
+    where it is known: always inside `told`, else where it is long."""
     pair = next((one for one in arguments.values() if isinstance(one, CheckpointPair)), None)
-    if pair is None or passes is None:
+    if pair is None or (passes is None and not _ALWAYS.get()):
         return
     drawn = "texts" in arguments or arguments.get("prompts", ()) is None
-    read = tokens_of(_sets(arguments.values()), arguments.get("texts"), drawn)
-    long = minutes(passes, size(pair), read)
-    if long >= SHORT:
-        log.info(
-            "%s of %s: about %s on this machine as it is now, give or take a factor of three; a "
-            "bar, or a line every half minute, says how far it is.",
-            key, pair.name, "a minute" if long < 1.5 else f"{long:.0f} minutes",
-        )  # fmt: skip
+    sets, texts, own = list(_sets(arguments.values())), arguments.get("texts"), size(pair)
+    long = None if passes is None else minutes(passes, own, tokens_of(sets, texts, drawn))
+    if not _ALWAYS.get() and (long is None or long < SHORT):
+        return
+    counted = f"{own.matrices} matrices" if passes == 0 else _counted(passes, sets, texts, drawn)
+    log.info(
+        "%s of %s: %s, %s; a bar, or a line every half minute, says how far it is.",
+        key, pair.name, counted, _about(long),
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """What runs in this block says so before, also where it is short."""
+    token = _ALWAYS.set(True)
+    try:
+        yield
+    finally:
+        _ALWAYS.reset(token)
+
+
+def _counted(
+    passes: float | None, sets: Sequence[PromptSet], texts: Sequence[str] | None, drawn: bool
+) -> str:
+    """What is read, and how often."""
+    parts = [f"{sum(map(len, sets))} prompts"] if sets else []
+    parts += [f"{len(texts) if texts else SAMPLES} texts"] if drawn else []
+    often = "" if passes is None else f" about {passes:g} times"
+    return f"{' and '.join(parts) or 'one model'}{often}"
+
+
+def _about(long: float | None) -> str:
+    """Minutes, None where they are not known, in words."""
+    if long is None:
+        return "for how long is not foretold"
+    if long < SHORT:
+        return "less than half a minute on this machine as it is now"
+    rounded = "a minute" if long < 1.5 else f"{long:.0f} minutes"
+    return f"about {rounded} on this machine as it is now, give or take a factor of three"
 
 
 def _sets(values: Iterable[Any]) -> Iterable[PromptSet]:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 from workbench.analysis import boundary, cost
 from workbench.analysis.running import given
+from workbench.progress import heartbeat
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,6 +32,10 @@ class Analysis:
     passes: forward passes over its prompts and texts with its defaults; 0 where only weights are
     read and decomposed, None where nothing is foretold. plans: it tells a plan of its own, and asks
     for `large=True` where that is long.
+    quick, few: what the command line chooses where nothing is typed, so that a model of 135M
+    weights takes a minute or two on two cores; with --full it leaves the function's own defaults.
+    quick: values by argument; few: the most prompts that are taken of a file, by argument.
+    quick_passes: `passes` with these values.
     takes: which argument takes which attribute of a `Study`; None where no study runs it, and where
     an attribute is None the study has no data for it, unless it can do without (`study.OPTIONAL`).
     settings: an attribute whose items are arguments by name. needs: further attributes without
@@ -43,6 +48,9 @@ class Analysis:
     example: str = ""
     passes: float | None = None
     plans: bool = False
+    quick: Mapping[str, Any] = field(default_factory=dict)
+    few: Mapping[str, int] = field(default_factory=dict)
+    quick_passes: float | None = None
     takes: Mapping[str, str] | None = None
     settings: str | None = None
     needs: tuple[str, ...] = ()
@@ -52,6 +60,11 @@ class Analysis:
     def runs(self) -> bool:
         """Whether models are run."""
         return self.passes != 0
+
+    def foretold(self, arguments: Mapping[str, Any]) -> float | None:
+        """Its passes with these arguments: `quick_passes` where all of `quick` is among them."""
+        quick = all(str(arguments.get(name)) == str(value) for name, value in self.quick.items())
+        return self.quick_passes if quick and self.quick_passes is not None else self.passes
 
 
 RECORDS: dict[str, Analysis] = {}
@@ -75,8 +88,9 @@ def analysis(question: str, **known: Any) -> Callable[[Callable[P, R]], Callable
                 bound.arguments[name] = boundary.checked(function.__name__, name, kind, value)
             bound.apply_defaults()
             if not record.plans:
-                cost.tell(key, record.passes, bound.arguments)
-            return function(*bound.args, **bound.kwargs)
+                cost.tell(key, record.foretold(bound.arguments), bound.arguments)
+            with heartbeat(key):
+                return function(*bound.args, **bound.kwargs)
 
         record = RECORDS[key] = Analysis(key, question, asked, **known)
         return asked

@@ -81,6 +81,9 @@ def area(shares: Sequence[float], same: Floats) -> Floats:
     passes=30,
     takes={"prompts": "task"},
     settings="worked",
+    quick={"shares": (0.0, 0.5, 1.0)},
+    few={"prompts": 24},
+    quick_passes=16,
 )
 def faithfulness(
     pair: CheckpointPair,
@@ -104,6 +107,9 @@ def faithfulness(
     other words. mistake: a step -> a wrong one, see `tasks.off_by_one`. shares: of the steps left
     as they are, from 0 to 1. own_steps: tokens that each side may write as its own steps in place
     of the given ones, greedily, up to the cue; 0 keeps the given.
+
+    The command line takes 24 prompts and three shares (0, 0.5, 1); with --full all prompts and five
+    shares.
 
     Returns a Result with rows same_answer and score (side "base", "tuned"; arm "truncated",
     "filler", "paraphrased" or "mistaken"; x = the share of steps left as they were, the first

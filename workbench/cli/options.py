@@ -69,6 +69,14 @@ Batch = Annotated[int, typer.Option(help="Rows per forward pass; halved where th
 Large = Annotated[
     bool, typer.Option("--large", help="Run what is planned to take over an hour, or much memory.")
 ]
+FULL = "full"  # of every verb whose own defaults are for larger machines
+
+
+def full(more: str) -> Any:
+    """The option --full; more: what it brings back."""
+    return Annotated[bool, typer.Option("--full", help=f"The whole size: {more}.")]
+
+
 Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.")]
 Only = Annotated[
     list[str] | None, typer.Option(help="Only this analysis, e.g. tuco.contribution; may repeat.")
@@ -169,6 +177,25 @@ def asked(path: Path, split: str = "test") -> Any:
     print(f"{path}: {len(own)} of {len(whole)} prompts, those of the split {split}.",
           file=sys.stderr)  # fmt: skip
     return replace(whole, prompts=tuple(own))
+
+
+def fewer(given: Any, most: int) -> Any:
+    """At most so many prompts or texts, evenly spaced, of each set; a word where that leaves some
+    out. given: a set, texts, or several of them in a list or by name."""
+    from workbench.tasks.prompts import PromptSet
+
+    if isinstance(given, Mapping):
+        return {name: fewer(one, most) for name, one in given.items()}
+    if isinstance(given, list) and all(isinstance(one, PromptSet) for one in given):
+        return [fewer(one, most) for one in given]
+    if len(given) <= most:
+        return given
+    chosen = [i * len(given) // most for i in range(most)]
+    if not isinstance(given, PromptSet):
+        return [given[i] for i in chosen]
+    print(f"{given.name}: {most} of {len(given)} prompts, evenly spaced; --full takes all.",
+          file=sys.stderr)  # fmt: skip
+    return replace(given, prompts=tuple(given.prompts[i] for i in chosen))
 
 
 def group_of(path: Path) -> Any:

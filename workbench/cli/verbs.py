@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from workbench.cli.options import (
+    FULL,
     Base,
     Batch,
     Device,
@@ -25,7 +26,9 @@ from workbench.cli.options import (
     Save,
     Seed,
     Tuned,
+    fewer,
     finish,
+    full,
     named,
 )
 from workbench.cli.signatures import Parameter, Signature, signatures
@@ -118,15 +121,21 @@ def command(signature: Signature) -> Callable[..., None]:
 
     def run(**given: Any) -> None:
         import workbench as wb
+        from workbench.analysis.cost import told
 
         function = getattr(getattr(wb, signature.family), signature.name)
-        out, json = given.pop("out"), given.pop("json")
+        out, json, quick = given.pop("out"), given.pop("json"), not given.pop(FULL, False)
         arguments = {}
         for parameter in signature.parameters:
-            found = _read(parameter, given)
+            few = signature.record.get("few", {}) if quick else {}
+            found = _read(parameter, given, few.get(parameter.name))
+            if found is None and quick:
+                found = signature.record.get("quick", {}).get(parameter.name)
             if found is not None:
                 arguments[parameter.name] = found
-        finish(function(**arguments), out, json)
+        with told():
+            made = function(**arguments)
+        finish(made, out, json)
 
     run.__signature__ = inspect.Signature(asked)  # type: ignore[attr-defined]
     run.__annotations__ = {one.name: one.annotation for one in asked}
@@ -159,9 +168,24 @@ def _asked(signature: Signature) -> Iterator[inspect.Parameter]:
             given = "float32" if parameter.name == "dtype" else default
             yield _option(parameter.name, SHARED[parameter.name], given)
         elif (found := form(parameter)) is not None:
-            yield _by_form(parameter, found, _typed(parameter, signature))
+            smaller = signature.record.get("quick", {}).get(parameter.name)
+            yield _by_form(parameter, found, _typed(parameter, signature), smaller)
+    if more := _more(signature):
+        yield _option(FULL, full(more), False)
     yield _option("out", Save, None)
     yield _option("json", Json, False)
+
+
+def _more(signature: Signature) -> str:
+    """What --full brings back, as it would be typed; nothing where that is what is there anyway."""
+    few, quick = (signature.record.get(name, {}) for name in ("few", "quick"))
+    parts = ["all prompts"] if few else []
+    for parameter in signature.parameters:
+        if parameter.name in quick:
+            shown = _shown(parameter.default)
+            typed = f"--{parameter.name.replace('_', '-')}"
+            parts.append(f"{typed} {shown}" if shown else f"all {parameter.name}")
+    return ", ".join(parts)
 
 
 def _option(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> Any:
@@ -177,7 +201,8 @@ def _typed(parameter: Parameter, signature: Signature) -> str:
     return f"--{parameter.name.replace('_', '-')}"
 
 
-def _by_form(parameter: Parameter, found: Form, typed: str) -> inspect.Parameter:
+def _by_form(parameter: Parameter, found: Form, typed: str, smaller: Any) -> inspect.Parameter:
+    """smaller: what the command line chooses in place of the default, None where it does not."""
     help = (found.help if _private(parameter.help) else parameter.help).replace("`", "")
     plain = found.type in (bool, int, float, str) and found.help == ""
     if parameter.needed and (parameter.kind == "str" or parameter.kind.endswith("[Result]")):
@@ -185,8 +210,9 @@ def _by_form(parameter: Parameter, found: Form, typed: str) -> inspect.Parameter
     flags = [f"{typed}/--no-{typed[2:]}"] if found.type is bool else [typed]
     metavar = "|".join(parameter.choices) if found.type is str and plain else None
     shown = True if plain else _shown(parameter.default)
+    shown = shown if smaller is None else _shown(repr(smaller))
     option = typer.Option(*flags, help=help, metavar=metavar or None, show_default=shown)
-    if plain and not parameter.needed:
+    if plain and not parameter.needed and smaller is None:
         default = _literal(parameter.default)
         kind = found.type if default is not None else found.type | None
         if isinstance(default, str):
@@ -222,8 +248,8 @@ def _shown(source: str | None) -> str | bool:
     return str(found) if found is not None else False
 
 
-def _read(parameter: Parameter, given: Mapping[str, Any]) -> Any:
-    """The argument, from what was typed; None where the function's own default holds."""
+def _read(parameter: Parameter, given: Mapping[str, Any], most: int | None) -> Any:
+    """The argument, from what was typed; None where a default holds. most: prompts to take."""
     import workbench as wb
 
     if parameter.kind == "CheckpointPair" and parameter.needed:
@@ -232,22 +258,25 @@ def _read(parameter: Parameter, given: Mapping[str, Any]) -> Any:
         return wb.load_family(given["BASE"], dict(named(given["member"])))
     if parameter.kind == "Counterfactuals":
         words = wb.Checkpoint.parse(given["BASE"]).tokenizer() if given["natural"] else None
-        made = {name: given[name] for name in ("kind", "n", "count", "seed")}
-        return wb.tasks.desiderata(**made, tokenizer=words)
+        made = {name: given[name] for name in ("kind", "count", "seed")}
+        n = given["n"] or most or WHOLE
+        return wb.tasks.desiderata(**made, n=n, tokenizer=words)
     value = given.get(parameter.name)
     found = None if _shared(parameter) else form(parameter)
     if found is None:
         return value
     if value is None:
         return {} if parameter.needed else None
-    return found.read(value)
+    read = found.read(value)
+    return read if most is None else fewer(read, most)
 
 
+WHOLE = 200  # pairs of prompts that are drawn for a mask with --full
 DESIDERATA = (
     _option("kind", Annotated[str, typer.Option(help="object value, box label or positional.")],
             "object value"),
-    _option("n", Annotated[int, typer.Option(help="Pairs of prompts, half of them to learn from.")],
-            200),
+    _option("n", Annotated[int | None, typer.Option(
+        help="Pairs of prompts, half of them to learn from.", show_default="40")], None),
     _option("count", Annotated[int, typer.Option(help="Boxes a prompt.")], 7),
     _option("natural", Annotated[bool, typer.Option(
         help="Ordinary English spacing, for a subword tokenizer.")], False),

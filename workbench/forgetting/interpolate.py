@@ -66,6 +66,9 @@ def barriers(alphas: Floats, losses: Floats, *, seed: int = 0, draws: int = 1000
     example="--prompts task.jsonl --others facts.jsonl",
     passes=13,
     takes={"prompts": "task", "others": "others"},
+    quick={"alphas": (0.0, 0.3, 0.5, 0.7, 1.0)},
+    few={"prompts": 32, "others": 32},
+    quick_passes=7,
 )
 def interpolate(
     pair: CheckpointPair,
@@ -84,6 +87,9 @@ def interpolate(
     prompts: in distribution, of what was learned; others: out of distribution, of what may be lost.
     origin: where the path begins, another member's pair over the same base (LoRA -> full); None is
     the base. alphas: from 0 to 1, both included; 11 by default, as few as 3.
+
+    The command line takes 32 prompts of a file and five alphas, with --full all prompts and eleven
+    alphas.
 
     Returns a Result with a row per (arm, task, x, metric), x = alpha: score (greedy exact match)
     and loss (-log p of the answer, nats) of arm "path" and "ensemble" (the softmax of mixed logits)

@@ -54,6 +54,9 @@ def drawn(probability: Floats, samples: int, seed: int) -> Ints:
     example="--prompts facts.jsonl",
     passes=120,
     takes={"prompts": "task"},
+    quick={"sets": 3},
+    few={"prompts": 32},
+    quick_passes=36,
 )
 def knowledge(
     pair: CheckpointPair,
@@ -77,6 +80,8 @@ def knowledge(
     None; never one that tells the answer asked for. group: tags that name what is asked, see
     `tasks.many_shot`. sets, shots, samples, temperature: the paper's 10, 4, 16 and 0.5.
     between: what ends a solved question (a line's end; " . " for the shipped family).
+
+    The command line takes 32 prompts and 3 sets of examples; with --full all prompts and 10 sets.
 
     Returns a Result with rows share (arm "base", "again" for the base behind other examples, or
     "tuned", which is asked behind the same examples as "again"; category; of all questions),

@@ -88,6 +88,9 @@ def relevance(model: Any, words: Any, prompts: PromptSet, batch_size: int = 32) 
     example="--prompts facts.jsonl --task task.jsonl",
     passes=25,
     takes={"prompts": "task", "task": "learned"},
+    quick={"shares": (0.01, 0.1), "random": 1},
+    few={"prompts": 32, "task": 32},
+    quick_passes=8,
 )
 def prune(
     pair: CheckpointPair,
@@ -106,6 +109,9 @@ def prune(
     prompts: of the capability that may be lost. task: prompts of what was fine-tuned; half of them
     rank the neurons, the other half are scored. shares: of all neurons, pruned together. random:
     draws of as many random neurons.
+
+    The command line takes 32 prompts, two shares (0.01, 0.1) and 1 random draw; with --full all
+    prompts, five shares and 3 draws.
 
     Returns a Result with rows score (arm "ranked", "random" (mean over draws), "base, same
     neurons"; x = share pruned, 0 the model itself; task, own for the fine-tuned one; baseline: the

@@ -33,7 +33,7 @@ from workbench.errors import WorkbenchError
 from workbench.forgetting.conjugate import BEST as BEST_CONJUGATE
 from workbench.forgetting.conjugate import conjugate
 from workbench.forgetting.probe import TooFew, probe
-from workbench.forgetting.revive import NEVER, RANDOM, RELABELLED, revive
+from workbench.forgetting.revive import NEVER, RANDOM, RELABELLED, STEPS, revive
 from workbench.forgetting.side_answers import both, require_prompts
 from workbench.loaders import CheckpointPair
 from workbench.results.result import Result, describe
@@ -83,6 +83,8 @@ def judged(readings: Mapping[str, str]) -> str:
     passes=1,
     takes={"prompts": "task", "results": "results"},
     needs=("learned",),
+    quick={"steps": (1, 2, 4, 8), "runs": 1},
+    few={"prompts": 32, "lessons": 64, "conjugates": 32, "task": 32},
 )
 def verdict(
     pair: CheckpointPair,
@@ -93,6 +95,8 @@ def verdict(
     task: PromptSet | None = None,
     never: str | Path | None = None,
     results: Iterable[Result] = (),
+    steps: Sequence[int] = STEPS,
+    runs: int = 3,
     batch_size: int = 32,
     seed: int = 0,
     device: str = "cpu",
@@ -101,9 +105,12 @@ def verdict(
     """Is this capability of the base kept, suppressed or erased in the tuned model?
 
     prompts: held-out prompts of the capability. lessons: prompts to revive it with, others than
-    these. conjugates, task: as `conjugate` takes them. never: as `revive` takes it. results: what
-    `probe`, `revive` and `conjugate` already gave for this member and capability; only what is not
-    among them is run, and without lessons or conjugates theirs is not measured.
+    these. conjugates, task: as `conjugate` takes them. never, steps, runs: as `revive` takes them.
+    results: what `probe`, `revive` and `conjugate` already gave for this member and capability;
+    only what is not among them is run, and without lessons or conjugates theirs is not measured.
+
+    The command line takes 32 prompts and 64 lessons, 8 steps and 1 run; with --full all prompts and
+    lessons, 32 steps and 3 runs.
 
     Returns a Result with a row "evidence" for each of output, loss, probe, revival and conjugate
     (arm; value, 95% interval, n; baseline: what the control gives on the same scale; control, its
@@ -123,7 +130,9 @@ def verdict(
         with contextlib.suppress(TooFew):  # stays unmeasured
             found["forgetting.probe"] = probe(pair, prompts, **run).table
     if "forgetting.revive" not in found and lessons is not None:
-        found["forgetting.revive"] = revive(pair, prompts, lessons, never=never, **run).table
+        found["forgetting.revive"] = revive(
+            pair, prompts, lessons, never=never, steps=steps, runs=runs, **run
+        ).table
     if "forgetting.conjugate" not in found and conjugates:
         made = conjugate(pair, prompts, conjugates, task=task, **run)
         found["forgetting.conjugate"] = made.table
@@ -139,7 +148,7 @@ def verdict(
     parameters = {
         "prompts": describe(prompts), "lessons": describe(lessons),
         "conjugates": describe(dict(conjugates)) if conjugates else None, "task": describe(task),
-        "never": None if never is None else str(never),
+        "never": None if never is None else str(never), "steps": list(steps), "runs": runs,
     }  # fmt: skip
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
     return finished(KEY, table, provenance)

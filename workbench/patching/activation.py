@@ -46,6 +46,7 @@ KEY = "patching.activation"
     passes=60,
     plans=True,
     takes={"prompts": "task", "corrupted": "corrupted"},
+    few={"prompts": 24, "corrupted": 24},
 )
 def activation(
     pair: CheckpointPair,
@@ -75,6 +76,8 @@ def activation(
     prompts, are reported on the other half, and there repeated with the activations of a prompt of
     another answer. dtype: "float32" or "bfloat16"; None as stored. large: run what
     its plan says takes over an hour, or more memory than is free.
+
+    The command line takes 24 prompts of a file, with --full all of them.
 
     Returns a Result with columns side, component, layer, head, neuron, position, arm, metric. Arm
     "patch": `logit_difference`, `log_probability` (nats), `score` (fraction right), and

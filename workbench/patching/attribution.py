@@ -161,6 +161,7 @@ def first_order(
     passes=30,
     plans=True,
     takes={"prompts": "task", "corrupted": "corrupted"},
+    few={"prompts": 24, "corrupted": 24},
 )
 def attribution(
     pair: CheckpointPair,
@@ -189,6 +190,8 @@ def attribution(
     score what every head and MLP sends to every later one (`patching.edges`; not for side
     "tuned->base"). exact: how many of the strongest entries, and of random others, are patched
     exactly. steps > 1 and edges need partners of their prompt's length.
+
+    The command line takes 24 prompts of a file, with --full all of them.
 
     Returns a Result with columns side, component, layer, head, neuron, position, sender, receiver,
     group, arm, metric. Arm "patch": `attribution`, and for the groups "top" and "random" `exact`,

@@ -64,6 +64,8 @@ Kept = Mapping[Head, frozenset[Position]]  # head -> where it is kept; None: eve
     passes=80,
     plans=True,
     takes={"prompts": "task", "corrupted": "corrupted"},
+    quick={"random": 3, "minimal": False},
+    few={"prompts": 12, "corrupted": 12},
 )
 def circuit(
     pair: CheckpointPair,
@@ -93,6 +95,9 @@ def circuit(
     "everywhere". random: circuits of the same size, at the same positions. minimal: judge each head
     and group by leaving it out. dtype: "float32" or "bfloat16"; None as stored. large: as in
     `activation`; the plan is of the most heads that can be found.
+
+    The command line takes 12 prompts of a file, 3 random circuits and no minimality; with --full
+    all prompts, 10 and minimality.
 
     Returns a Result with columns side (judged in), circuit (found in, "base" or "tuned", or its
     name), group, layer, head, arm, metric. `effect` and `logit_change`: the path effects the

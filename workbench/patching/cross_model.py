@@ -53,6 +53,7 @@ RANDOM_SETS = 10
     passes=60,
     plans=True,
     takes={"prompts": "task"},
+    few={"prompts": 24},
 )
 def cross_model(
     pair: CheckpointPair,
@@ -84,6 +85,8 @@ def cross_model(
     cumulative: every layer up to each. answer: "target", the prompts' own, or "base": what the base
     itself says, `answer_tokens` greedy tokens (unlearning). controls, dtype, large: as in
     `activation`.
+
+    The command line takes 24 prompts of a file, with --full all of them.
 
     Returns a Result with columns direction, component, layer, head, neuron, position, group, arm,
     metric. Arm "patch": `score`, `logit_difference`, `log_probability`, `recovered:` each of them,

@@ -35,6 +35,7 @@ WHOLE = "whole circuit"
     example="--prompts boxes.jsonl",
     passes=30,
     takes={"prompts": "task", "corrupted": "corrupted"},
+    few={"prompts": 16, "corrupted": 16},
 )
 def groups(
     pair: CheckpointPair,
@@ -54,6 +55,8 @@ def groups(
     prompts: boxes with answers. corrupted: as in `activation`. direction: as in `cross_model`.
     paths: the groups that are looked for, in order. most: heads a group has at most. dtype:
     "float32" or "bfloat16"; None as stored.
+
+    The command line takes 16 prompts of a file, with --full all of them.
 
     Returns a Result of `cross_model` (component "group"); the sites of each group are among its
     parameters. Raises WorkbenchError where no head of the base acts on the answer, or there are too

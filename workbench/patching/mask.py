@@ -55,6 +55,7 @@ RANDOM = 10
     passes=20,
     plans=True,
     takes={"pairs": "pairs"},
+    few={"pairs": 40},
 )
 def mask(
     pair: CheckpointPair,
@@ -79,6 +80,8 @@ def mask(
     None for every token (prompts of one length). penalty, lr, epochs: the paper's lambda, Adam's
     rate, passes over the teaching half. dtype: "float32" or "bfloat16"; None as stored. large: as
     in `activation`.
+
+    The command line draws 40 pairs, with --full 200.
 
     Returns a Result with columns side, component, layer, head or neuron, position, arm, metric.
     `mask`: the learned m of every component before rounding; `chosen`: 1 where it is taken from the

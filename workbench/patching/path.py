@@ -56,6 +56,7 @@ LEAST = -20.0  # nats; a smaller p_clean is nothing that a relative change could
     paper="arXiv 2211.00593",
     example="--prompts boxes.jsonl --receivers 3.0,3.2 --part q",
     plans=True,
+    few={"prompts": 16, "corrupted": 16},
 )
 def path(
     pair: CheckpointPair,
@@ -79,6 +80,8 @@ def path(
     query head) pairs whose `part` receives (a key-value head, for k and v, where several queries
     share one). position: of sender and receivers, None for every token. senders: None for every
     head before the last receiver.
+
+    The command line takes 16 prompts of a file, with --full all of them.
 
     Returns a Result with columns side, layer, head, position, arm, metric. Arm "patch": `effect`
     (mean relative change of the answer's probability, over prompts where that is not below e^-20)

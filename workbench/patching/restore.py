@@ -54,6 +54,7 @@ KEPT = 1 << 30  # bytes of plain runs beyond which parameters are read once more
     passes=25,
     plans=True,
     takes={"prompts": "task"},
+    few={"prompts": 32},
 )
 def restore(
     pair: CheckpointPair,
@@ -76,6 +77,8 @@ def restore(
     of a layer together; "matrix", each matrix alone; or names ("mlp.down_proj"), each alone.
     window: odd number of layers together. answer, answer_tokens: as in `cross_model`. An adapter is
     merged in float32. dtype: "float32" or "bfloat16"; None as stored. large: as in `activation`.
+
+    The command line takes 32 prompts of a file, with --full all of them.
 
     Returns a Result with the columns, arms and metrics of `cross_model`; component is "layer" or
     the matrix; with "layer", parameters outside the blocks that changed are one more row. Arm

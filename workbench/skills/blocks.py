@@ -73,6 +73,8 @@ def off(pair: CheckpointPair, sites: Collection[ParameterSite]) -> Edit:
     example="--prompts task.jsonl",
     passes=250,
     takes={"task": "task", "others": "others"},
+    quick={"most": 1, "random": 1},
+    few={"task": 8, "others": 8},
 )
 def blocks(
     pair: CheckpointPair,
@@ -94,6 +96,9 @@ def blocks(
     orders of the control. others: prompt sets scored too. dtype: "float32" or "bfloat16", in which
     the model is run; None as stored. An adapter is merged in float32. Cost, with B blocks: at most
     `most` . B losses of the choosing half; 2 B + most (1 + random) + ranks readings of the others.
+
+    The command line takes 8 prompts, 1 greedy block and 1 random order; with --full all prompts, 12
+    blocks and 3 orders.
 
     Returns a Result with columns arm, layer, component, x (number of blocks on; the rank in arm
     "rank"), sparsity (share of N in the blocks that are on; in arm "rank" the numbers of the

@@ -93,6 +93,9 @@ def width(delta: Delta) -> int:
     example="--prompts task.jsonl",
     passes=20,
     takes={"prompts": "task", "others": "others"},
+    quick={"ranks": (1, 4, 16), "sparsities": (0.01, 0.1), "random": 1},
+    few={"prompts": 32, "others": 32},
+    quick_passes=10,
 )
 def compression(
     pair: CheckpointPair,
@@ -114,6 +117,9 @@ def compression(
     scored too. dtype: "float32" or "bfloat16", in which the model is run; None as stored. An
     adapter is merged in float32. Each matrix's change is decomposed once; the factors of all, about
     as large as the model in float32 (an adapter's own: as the adapter), are held meanwhile.
+
+    The command line takes 32 prompts, ranks 1, 4 and 16, sparsities 0.01 and 0.1 and 1 random draw;
+    with --full all prompts, seven ranks, five sparsities and 3 draws.
 
     Returns a Result with columns arm, rank or sparsity (as asked), x (stored bits over N), task,
     own (whether that set is `prompts`), metric: those of `Readout.rows`, each with a 95% interval

@@ -59,6 +59,14 @@ FEW = 30  # reported prompts below which an interval says little
     example="--prompts task.jsonl --sparsity 0.001,0.01,0.1",
     passes=250,
     takes={"task": "task", "others": "others"},
+    quick={
+        "sparsity": (0.001, 0.01, 0.1),
+        "arms": ("learned", "movement", "random"),
+        "random": 1,
+        "epochs": 4,
+    },
+    few={"task": 32, "others": 32},
+    quick_passes=50,
 )
 def localize(
     pair: CheckpointPair,
@@ -88,6 +96,10 @@ def localize(
     base; "magnitude", largest |theta_0|; "principal", LIFT's principal weights; "rank", the
     largest singular triplets of the changes, as many numbers stored; "bias", "layer", "component":
     all biases, each layer, each kind of matrix whole.
+
+    The command line takes 32 prompts, the arms learned, movement and random at three sparsities
+    (0.001, 0.01, 0.1), 1 random mask and 4 epochs; with --full all prompts and arms, eight
+    sparsities, 5 random masks and 20 epochs.
 
     Returns a Result with columns arm, sparsity (asked), x (share of N taken), task, own (whether
     that set is the task), metric: "score", "gain", "agreement", "log_probability", "ece",

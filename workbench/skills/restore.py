@@ -61,6 +61,9 @@ def free(shares: Floats, scores: Floats, lost: float = LOST) -> Floats:
     example="--prompts task.jsonl --shares 0.01,0.1,0.5",
     passes=50,
     takes={"prompts": "task", "others": "others"},
+    quick={"shares": (0.1, 0.4, 0.8), "arms": ("movement", "random"), "random": 1},
+    few={"prompts": 32, "others": 32},
+    quick_passes=12,
 )
 def restore(
     pair: CheckpointPair,
@@ -80,6 +83,9 @@ def restore(
     shares: q, of N. arms: the order, "movement", "relative", "smallest" or "random" (`random`
     seeds, averaged). others: prompt sets scored too, as tasks of pre-training. dtype: "float32" or
     "bfloat16", in which the model is run; None as stored. An adapter is merged in float32.
+
+    The command line takes 32 prompts, three shares (0.1, 0.4, 0.8), the arms movement and random
+    and 1 random draw; with --full all prompts, eight shares, four arms and 3 draws.
 
     Returns a Result with columns arm, x (q), task, own (whether that set is `prompts`), metric:
     those of `Readout.rows` over all prompts, each with a 95% interval. Ends: "tuned" (x = 0),

@@ -113,6 +113,9 @@ def find(pair: CheckpointPair, k: int, eps: float, device: str) -> list[Found]:
     example="--prompts task.jsonl --lambdas 0,0.5,1",
     passes=50,
     takes={"task": "task", "texts": "texts"},
+    quick={"lambdas": (0.0, 0.7, 1.0), "arms": ("top", "neighbour", "shrink")},
+    few={"task": 24},
+    quick_passes=12,
 )
 def scale_intruders(
     pair: CheckpointPair,
@@ -133,6 +136,9 @@ def scale_intruders(
     grid). arms: see `direction`. texts: pre-training-like text; None takes samples of the base.
     k, eps: as in `intruders`. An adapter is merged in float32 before it is edited.
     dtype: "float32" or "bfloat16", in which the model is run; decompositions stay float32.
+
+    The command line takes 24 prompts, three lambdas (0, 0.7, 1) and the arms top, neighbour and
+    shrink; with --full all prompts, eleven lambdas and all five arms.
 
     Returns a Result with columns arm, x (lambda), task, metric: score (task) and loss
     ("pretraining", nats per token), and score_change and loss_change, % of the value at lambda 1,

@@ -89,6 +89,9 @@ def scaled(
     example="--prompts task.jsonl --alphas 0,0.9,1,1.1",
     passes=16,
     takes={"prompts": "task", "texts": "texts"},
+    quick={"alphas": (0.0, 0.9, 1.0, 1.1)},
+    few={"prompts": 32},
+    quick_passes=8,
 )
 def scaling(
     pair: CheckpointPair,
@@ -106,6 +109,9 @@ def scaling(
     prompts: with answers. alphas: 1 is added where it is missing (default: the paper's, and 0).
     texts: pre-training-like text whose loss is measured too. dtype: "float32" or "bfloat16"; None
     as stored.
+
+    The command line takes 32 prompts and four alphas (0, 0.9, 1, 1.1), with --full all prompts and
+    all eight.
 
     Returns a Result with column x (alpha) and metrics score (greedy exact match), log_probability
     (nats per answer) and, with texts, loss (nats per token), and each with `_change`: against
