@@ -77,7 +77,9 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, says: str, base: P
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    # Beside what a verb says it will run, where the arguments are well formed.
+    said = [line for line in done.stderr.strip().splitlines() if "on this machine" not in line]
+    assert len(said) == 1
 
 
 def test_a_split_is_taken_where_a_file_has_several(tmp_path: Path, capsys):
@@ -98,17 +100,28 @@ def test_a_split_is_taken_where_a_file_has_several(tmp_path: Path, capsys):
     ]  # fmt: skip
 
 
-def test_an_interrupted_command_says_that_it_goes_on(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["compare", "BASE"], "the same command goes on from here"),
+        (["--quiet", "lab", "train", "BASE"], "the same command goes on from here"),
+        (["forget", "retention", "BASE", "TUNED"], "the same command begins it again"),
+    ],
+)
+def test_an_interrupted_command_says_whether_it_goes_on(
+    words: list[str], says: str, monkeypatch, capsys
+):
     from workbench import cli
 
     def interrupted():
         raise SystemExit(130)  # what Typer makes of ctrl-C
 
     monkeypatch.setattr(cli, "app", interrupted)
+    monkeypatch.setattr(sys, "argv", ["workbench", *words])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert says in capsys.readouterr().err
 
 
 def test_dry_run_plans_and_writes_nothing(base: Path, tuned: Path, tmp_path: Path):

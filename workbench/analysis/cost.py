@@ -22,6 +22,7 @@ from workbench.tasks.prompts import PromptSet
 TOKENS, CHARACTERS = 100, 4  # of a text that is sampled; of a token
 SAMPLES = 64  # texts drawn from the base where none are given
 ROWS = 32  # texts of a forward pass, unless told
+WATCHED = 0.1  # seconds in which the machine's speed is measured
 SHORT = 0.5  # minutes that nothing is said of, unless told to
 _ALWAYS: ContextVar[bool] = ContextVar("told", default=False)
 
@@ -138,8 +139,9 @@ def _sets(values: Iterable[Any]) -> Iterable[PromptSet]:
 @cache
 def speeds() -> tuple[float, float]:
     """(m n min(m, n) of an SVD, floating-point operations of a product) per second of one thread,
-    measured once on the CPU: a tenth of a second. Several threads beside other work would wait for
-    each other far longer than they compute."""
+    measured once on the CPU, over a tenth of a second each: a single call is as fast as an idle
+    machine, or waits for other work as long as that likes. Several threads beside other work would
+    wait for each other far longer than they compute."""
     import torch
 
     side, threads = 256, torch.get_num_threads()
@@ -152,9 +154,11 @@ def speeds() -> tuple[float, float]:
             (2 * side**3, lambda: matrix @ matrix),
         ):
             call()
-            start = time.perf_counter()
-            call()
-            found.append(work / (time.perf_counter() - start))
+            start, calls, spent = time.perf_counter(), 0, 0.0
+            while spent < WATCHED:
+                call()
+                calls, spent = calls + 1, time.perf_counter() - start
+            found.append(calls * work / spent)
     finally:
         torch.set_num_threads(threads)
     return found[0], found[1]

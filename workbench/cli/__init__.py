@@ -97,6 +97,14 @@ def options(
     say(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
 
 
+KEPT = {"demo", "compare", "lab"}  # commands that keep what they have done
+GOES_ON = "the same command goes on from here."
+STARTS_AGAIN = (
+    "of one analysis nothing is kept, and the same command begins it again; workbench compare "
+    "keeps every analysis that is done."
+)
+
+
 def main() -> None:
     """Entry point: bad input ends in one sentence and exit code 2, never in a traceback."""
     from workbench.errors import WorkbenchError, unpanicked
@@ -116,7 +124,8 @@ def main() -> None:
         # Typer makes an exit of ctrl-C by itself.
         if isinstance(ended, SystemExit) and ended.code != 130:
             raise
-        print("workbench: interrupted; the same command goes on from here.", file=sys.stderr)
+        said = GOES_ON if KEPT & set(sys.argv[1:]) else STARTS_AGAIN
+        print(f"workbench: interrupted; {said}", file=sys.stderr)
         sys.exit(130)
 
 
