@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pandas.testing import assert_frame_equal
 
 import workbench as wb
 from tests.conftest import adapter
@@ -151,6 +152,21 @@ def test_ranks_go_up_to_the_adapters_own(tmp_path: Path):
     assert not any("no block" in note for note in found.provenance.notes)
 
 
+def test_only_the_strongest_are_blocks(tmp_path: Path):
+    """The decoys moved by 10 in every entry, the useful matrix by 3 in few."""
+    pair = decoyed(tmp_path)
+    found = blocks(pair, PROMPTS, strongest=2, random=1)
+    alone = found.table[found.table["arm"] == "alone"]
+    assert {*zip(alone["layer"], alone["component"], strict=True)} == {
+        (0, "mlp.up_proj"), (2, "self_attn.q_proj"),
+    }  # fmt: skip
+    assert "loss" not in set(found.table["metric"])
+    assert value(found, "score", arm="all") == value(found, "score", arm="base") == 0
+    assert any("1 parameters changed that are no block" in n for n in found.provenance.notes)
+    three = blocks(pair, PROMPTS, strongest=3, random=1)
+    assert_frame_equal(three.table, blocks(pair, PROMPTS, random=1).table)
+
+
 def test_what_is_no_block_is_noted(tmp_path: Path):
     tuned = changed({(APPLE, PLACES): 3.0, (BOOK, PLACES): 1.0})
     tuned.model.layers[0].input_layernorm.weight.mul_(2)
@@ -201,6 +217,7 @@ def test_greedy_counts_its_readings():
         ({"most": 0}, "most and random"),
         ({"random": 0}, "most and random"),
         ({"ranks": [0]}, "ranks"),
+        ({"strongest": 0}, "strongest"),
     ],
 )
 def test_errors(wrong: dict, told: str, tmp_path: Path):

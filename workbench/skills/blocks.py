@@ -73,13 +73,15 @@ def off(pair: CheckpointPair, sites: Collection[ParameterSite]) -> Edit:
     example="--prompts task.jsonl",
     passes=250,
     takes={"task": "task", "others": "others"},
-    quick={"most": 1, "random": 1},
-    few={"task": 8, "others": 8},
+    quick={"strongest": 16, "most": 2, "random": 1},
+    few={"task": 12, "others": 12},
+    quick_passes=40,
 )
 def blocks(
     pair: CheckpointPair,
     task: PromptSet,
     *,
+    strongest: int | None = None,
     most: int = 12,
     ranks: Sequence[int] | None = None,
     random: int = 3,
@@ -91,14 +93,16 @@ def blocks(
 ) -> Result:
     """Switch the matrices that changed off, on alone, and on one after the other.
 
-    task: half of its prompts choose the greedy path, the others are reported. most: blocks taken
-    greedily. ranks: of arm "rank", at most the change's own; None for 1, 2, 4 ... up to it. random:
-    orders of the control. others: prompt sets scored too. dtype: "float32" or "bfloat16", in which
-    the model is run; None as stored. An adapter is merged in float32. Cost, with B blocks: at most
-    `most` . B losses of the choosing half; 2 B + most (1 + random) + ranks readings of the others.
+    task: half of its prompts choose the greedy path, the others are reported. strongest: only so
+    many matrices are blocks, those that changed most by the Frobenius norm; None for all. most:
+    blocks taken greedily. ranks: of arm "rank", at most the change's own; None for 1, 2, 4 ... up
+    to it. random: orders of the control. others: prompt sets scored too. dtype: "float32" or
+    "bfloat16", in which the model is run; None as stored. An adapter is merged in float32. Cost,
+    with B blocks: at most `most` . B losses of the choosing half; 2 B + most (1 + random) + ranks
+    readings of the others.
 
-    The command line takes 8 prompts, 1 greedy block and 1 random order; with --full all prompts, 12
-    blocks and 3 orders.
+    The command line takes 12 prompts, the 16 strongest blocks, 2 of them greedily, and 1 random
+    order; with --full all prompts and blocks, 12 greedily, and 3 orders.
 
     Returns a Result with columns arm, layer, component, x (number of blocks on; the rank in arm
     "rank"), sparsity (share of N in the blocks that are on; in arm "rank" the numbers of the
@@ -114,9 +118,11 @@ def blocks(
         raise WorkbenchError(f"Expected most and random of at least 1, found {most} and {random}.")
     if ranks is not None and any(rank < 1 for rank in ranks):
         raise WorkbenchError(f"Expected ranks of at least 1, found {list(ranks)}.")
+    if strongest is not None and strongest < 1:
+        raise WorkbenchError(f"Expected 1 strongest block or more, found {strongest}.")
     choose, report = split(task, (1, 1), seed)
     held = pair.held(device)
-    sites = [s for s in held.sites() if held.delta(s).changed]
+    sites = _strongest(held, [s for s in held.sites() if held.delta(s).changed], strongest)
     if not sites:
         raise WorkbenchError(f"{pair.name} has no changed matrix in its layers to switch off.")
     known = {"batch_size": batch_size, "seed": seed, "device": device, "dtype": dtype}
@@ -135,13 +141,25 @@ def blocks(
     table = pd.DataFrame(rows)
     table.insert(0, "member", pair.name)
     parameters = {
-        "task": describe(task), "others": describe(list(others)), "most": most,
+        "task": describe(task), "others": describe(list(others)), "strongest": strongest,
+        "most": most,
         "ranks": describe(ranks), "random": random, "batch_size": batch_size, "weights": "merged",
     }  # fmt: skip
     about = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **about)
     notes = (*provenance.notes, *_notes(held, sites, path, most))
     return finished(KEY, table, provenance.with_notes(notes))
+
+
+def _strongest(
+    pair: CheckpointPair, sites: list[ParameterSite], most: int | None
+) -> list[ParameterSite]:
+    """The sites of the largest changes, in the order in which they were given."""
+    if most is None or most >= len(sites):
+        return sites
+    size = {site: float(pair.delta(site).change.norm()) for site in sites}
+    chosen = set(sorted(sites, key=lambda site: -size[site])[:most])
+    return [site for site in sites if site in chosen]
 
 
 class _Ablation:
