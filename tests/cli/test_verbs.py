@@ -127,6 +127,14 @@ def test_full_brings_the_functions_own_defaults_back(monkeypatch):
     assert ask("--n", "5", "--full").keys().isdisjoint({"length", "rounds"})
 
 
+def test_a_shared_option_can_be_smaller_too(monkeypatch, tmp_path: Path):
+    file = wb.tasks.ledger(20, seed=1).save(tmp_path / "ledger.jsonl")
+    given = ("--prompts", str(file), "--lessons", str(file))
+    ask = partial(asked_for, monkeypatch, "forgetting", "revive", *given)
+    assert (ask()["batch_size"], ask("--batch-size", "4")["batch_size"]) == (8, 4)
+    assert "batch_size" not in ask("--full")
+
+
 def test_of_a_long_file_evenly_spaced_prompts_are_taken(monkeypatch, tmp_path: Path):
     long, short = (
         wb.tasks.ledger(n, seed=n, split="test").save(tmp_path / f"{n}.jsonl") for n in (80, 32)

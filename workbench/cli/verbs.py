@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -154,6 +154,7 @@ def _help(signature: Signature) -> str:
 
 def _asked(signature: Signature) -> Iterator[inspect.Parameter]:
     """What the command line asks for, as parameters of a function of its own."""
+    smaller = signature.record.get("quick", {})
     for parameter in signature.parameters:
         if parameter.kind == "CheckpointPair" and parameter.needed:
             yield _option("BASE", Base)
@@ -164,12 +165,10 @@ def _asked(signature: Signature) -> Iterator[inspect.Parameter]:
         elif parameter.kind == "Counterfactuals":
             yield from DESIDERATA
         elif _shared(parameter):
-            default = _literal(parameter.default)
-            given = "float32" if parameter.name == "dtype" else default
-            yield _option(parameter.name, SHARED[parameter.name], given)
+            yield _by_name(parameter, smaller.get(parameter.name))
         elif (found := form(parameter)) is not None:
-            smaller = signature.record.get("quick", {}).get(parameter.name)
-            yield _by_form(parameter, found, _typed(parameter, signature), smaller)
+            typed = _typed(parameter, signature)
+            yield _by_form(parameter, found, typed, smaller.get(parameter.name))
     if more := _more(signature):
         yield _option(FULL, full(more), False)
     yield _option("out", Save, None)
@@ -199,6 +198,17 @@ def _typed(parameter: Parameter, signature: Signature) -> str:
     if sets and sets[0] is parameter:
         return "--prompts"
     return f"--{parameter.name.replace('_', '-')}"
+
+
+def _by_name(parameter: Parameter, smaller: Any) -> inspect.Parameter:
+    """An option of SHARED. smaller: as in `_by_form`."""
+    known = SHARED[parameter.name]
+    if smaller is None:
+        default = "float32" if parameter.name == "dtype" else _literal(parameter.default)
+        return _option(parameter.name, known, default)
+    kind, option = get_args(known)
+    shown = typer.Option(help=option.help, show_default=str(smaller))
+    return _option(parameter.name, Annotated[kind | None, shown], None)
 
 
 def _by_form(parameter: Parameter, found: Form, typed: str, smaller: Any) -> inspect.Parameter:

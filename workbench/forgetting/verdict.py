@@ -83,8 +83,8 @@ def judged(readings: Mapping[str, str]) -> str:
     passes=1,
     takes={"prompts": "task", "results": "results"},
     needs=("learned",),
-    quick={"steps": (1, 2, 4, 8), "runs": 1},
-    few={"prompts": 32, "lessons": 64, "conjugates": 32, "task": 32},
+    quick={"steps": (1, 2, 4, 8), "runs": 1, "batch_size": 8},
+    few={"prompts": 24, "lessons": 64, "conjugates": 24, "task": 24},
 )
 def verdict(
     pair: CheckpointPair,
@@ -109,8 +109,8 @@ def verdict(
     results: what `probe`, `revive` and `conjugate` already gave for this member and capability;
     only what is not among them is run, and without lessons or conjugates theirs is not measured.
 
-    The command line takes 32 prompts and 64 lessons, 8 steps and 1 run; with --full all prompts and
-    lessons, 32 steps and 3 runs.
+    The command line takes 24 prompts and 64 lessons, 8 of them a step, 8 steps and 1 run; with
+    --full all prompts and lessons, 32 a step, 32 steps and 3 runs.
 
     Returns a Result with a row "evidence" for each of output, loss, probe, revival and conjugate
     (arm; value, 95% interval, n; baseline: what the control gives on the same scale; control, its
