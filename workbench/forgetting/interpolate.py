@@ -68,7 +68,7 @@ def barriers(alphas: Floats, losses: Floats, *, seed: int = 0, draws: int = 1000
     takes={"prompts": "task", "others": "others"},
     quick={"alphas": (0.0, 0.3, 0.5, 0.7, 1.0)},
     few={"prompts": 32, "others": 32},
-    quick_passes=7,
+    quick_passes=9,
 )
 def interpolate(
     pair: CheckpointPair,

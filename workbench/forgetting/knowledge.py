@@ -56,7 +56,7 @@ def drawn(probability: Floats, samples: int, seed: int) -> Ints:
     takes={"prompts": "task"},
     quick={"sets": 3},
     few={"prompts": 32},
-    quick_passes=36,
+    quick_passes=60,
 )
 def knowledge(
     pair: CheckpointPair,

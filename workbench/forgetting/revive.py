@@ -84,6 +84,7 @@ def steps_to(curve: Floats, steps: Sequence[int], threshold: float) -> float:
     takes={"prompts": "task", "lessons": "lessons"},
     quick={"steps": (1, 2, 4, 8), "runs": 1, "batch_size": 8},
     few={"prompts": 24, "lessons": 64},
+    quick_passes=20,
 )
 def revive(
     pair: CheckpointPair,

@@ -95,7 +95,7 @@ def width(delta: Delta) -> int:
     takes={"prompts": "task", "others": "others"},
     quick={"ranks": (1, 4, 16), "sparsities": (0.01, 0.1), "random": 1},
     few={"prompts": 32, "others": 32},
-    quick_passes=10,
+    quick_passes=16,
 )
 def compression(
     pair: CheckpointPair,

@@ -115,7 +115,7 @@ def find(pair: CheckpointPair, k: int, eps: float, device: str) -> list[Found]:
     takes={"task": "task", "texts": "texts"},
     quick={"lambdas": (0.0, 0.7, 1.0), "arms": ("top", "neighbour", "shrink")},
     few={"task": 24},
-    quick_passes=12,
+    quick_passes=7,
 )
 def scale_intruders(
     pair: CheckpointPair,
