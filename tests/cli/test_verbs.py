@@ -154,7 +154,7 @@ def test_of_a_long_file_evenly_spaced_prompts_are_taken(monkeypatch, tmp_path: P
 
 def test_pairs_of_a_mask_are_drawn_as_many_as_are_asked_for(monkeypatch):
     ask = partial(asked_for, monkeypatch, "patching", "mask", "--count", "4")
-    assert [len(ask(*more)["pairs"]) for more in ((), ("--full",), ("--n", "12"))] == [40, 200, 12]
+    assert [len(ask(*more)["pairs"]) for more in ((), ("--full",), ("--n", "12"))] == [24, 200, 12]
 
 
 def test_words_of_a_parameter_are_the_docstrings():

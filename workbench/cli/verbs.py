@@ -286,7 +286,7 @@ DESIDERATA = (
     _option("kind", Annotated[str, typer.Option(help="object value, box label or positional.")],
             "object value"),
     _option("n", Annotated[int | None, typer.Option(
-        help="Pairs of prompts, half of them to learn from.", show_default="40")], None),
+        help="Pairs of prompts, half of them to learn from.", show_default="24")], None),
     _option("count", Annotated[int, typer.Option(help="Boxes a prompt.")], 7),
     _option("natural", Annotated[bool, typer.Option(
         help="Ordinary English spacing, for a subword tokenizer.")], False),

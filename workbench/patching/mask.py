@@ -55,7 +55,7 @@ RANDOM = 10
     passes=20,
     plans=True,
     takes={"pairs": "pairs"},
-    few={"pairs": 40},
+    few={"pairs": 24},
 )
 def mask(
     pair: CheckpointPair,
@@ -81,7 +81,7 @@ def mask(
     rate, passes over the teaching half. dtype: "float32" or "bfloat16"; None as stored. large: as
     in `activation`.
 
-    The command line draws 40 pairs, with --full 200.
+    The command line draws 24 pairs, with --full 200.
 
     Returns a Result with columns side, component, layer, head or neuron, position, arm, metric.
     `mask`: the learned m of every component before rounding; `chosen`: 1 where it is taken from the
