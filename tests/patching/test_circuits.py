@@ -344,6 +344,25 @@ def test_the_planted_circuit_needs_its_own_places(pair):
     assert found[-1] < 0.7
 
 
+def test_only_the_groups_nearest_to_the_logits_are_looked_for(pair):
+    """As many as `depth` says give what those alone give; places of given groups stay known."""
+    paths = (Group("mover", "logits"), Group("reader", "mover", "v", None))
+    run = {"corrupted": said(16, turn=1), "sides": ("base",), "minimal": False, "random": 2}
+    given = {"own": {"mover": [MOVER], "reader": [READER]}}
+    one, alone, both = (
+        wb.patching.circuit(pair, said(16), circuits=given, **more, **run)
+        for more in ({"paths": paths, "depth": 1}, {"paths": paths[:1]}, {"paths": paths})
+    )
+    pd.testing.assert_frame_equal(one.table, alone.table)
+    assert one.provenance.parameters["paths"] == ["mover"]
+    assert set(both.metric("chosen")["group"]) == {"mover", "reader"}
+    found = wb.patching.groups(pair, said(16), corrupted=said(16, turn=1), paths=paths, depth=1)
+    assert set(found.provenance.parameters["groups"]) == {"mover", "whole circuit"}
+    for call in (wb.patching.circuit, wb.patching.groups):
+        with pytest.raises(WorkbenchError, match="depth of 1"):
+            call(pair, said(16), corrupted=said(16, turn=1), depth=0)
+
+
 def test_circuits_go_to_other_members(pair):
     found = wb.patching.circuit(
         pair, said(16), corrupted=said(16, turn=1), sides=("base",), minimal=False

@@ -37,7 +37,7 @@ from workbench.models.rerun import Outside, Rerun, Write
 from workbench.models.sides import named_dtype
 from workbench.patching import sweep as shared
 from workbench.patching.activation import SIDES, asked, partners, require_sides
-from workbench.patching.circuit_discovery import GROUPS, Circuit, Group, discover, heads
+from workbench.patching.circuit_discovery import GROUPS, Circuit, Group, discover, heads, nearest
 from workbench.patching.patches import Position, require_one_width
 from workbench.patching.path import Head
 from workbench.patching.sweep import Side
@@ -64,8 +64,8 @@ Kept = Mapping[Head, frozenset[Position]]  # head -> where it is kept; None: eve
     passes=80,
     plans=True,
     takes={"prompts": "task", "corrupted": "corrupted"},
-    quick={"random": 3, "minimal": False},
-    few={"prompts": 12, "corrupted": 12},
+    quick={"depth": 1, "random": 3, "minimal": False},
+    few={"prompts": 8, "corrupted": 8},
 )
 def circuit(
     pair: CheckpointPair,
@@ -75,6 +75,7 @@ def circuit(
     circuits: Mapping[str, Circuit] | None = None,
     sides: Sequence[str] = SIDES,
     paths: Sequence[Group] = GROUPS,
+    depth: int | None = None,
     most: int = 8,
     keep: Keep = "position",
     random: int = RANDOM,
@@ -90,14 +91,15 @@ def circuit(
     prompts: boxes with answers; a random half finds the circuits, the other half judges them.
     corrupted: as in `activation`. circuits: name -> group -> [(layer, head), ...], judged too, for
     instance those of other members (`circuits_of`). sides: which are judged. paths: the groups that
-    are looked for, in order; those of `circuit_discovery.GROUPS`. most: heads a group
-    has at most. keep: a circuit's heads at their group's "position" (the paper's definition), or
-    "everywhere". random: circuits of the same size, at the same positions. minimal: judge each head
-    and group by leaving it out. dtype: "float32" or "bfloat16"; None as stored. large: as in
-    `activation`; the plan is of the most heads that can be found.
+    are looked for, in order; those of `circuit_discovery.GROUPS`. depth: only so many of them, from
+    the logits back; None for all. most: heads a group has at most. keep: a circuit's heads at their
+    group's "position" (the paper's definition), or "everywhere". random: circuits of the same size,
+    at the same positions. minimal: judge each head and group by leaving it out. dtype: "float32" or
+    "bfloat16"; None as stored. large: as in `activation`; the plan is of the most heads that can be
+    found.
 
-    The command line takes 12 prompts of a file, 3 random circuits and no minimality; with --full
-    all prompts, 10 and minimality.
+    The command line takes 8 prompts of a file, the first group, 3 random circuits and no
+    minimality; with --full all prompts, six groups, 10 and minimality.
 
     Returns a Result with columns side (judged in), circuit (found in, "base" or "tuned", or its
     name), group, layer, head, arm, metric. `effect` and `logit_change`: the path effects the
@@ -110,6 +112,7 @@ def circuit(
     if len(prompts) < 8:
         raise WorkbenchError(f"Expected at least 8 prompts, to split in two; found {len(prompts)}.")
     require_sides(sides)
+    looked = nearest(paths, depth)
     if keep not in KEEP:
         raise WorkbenchError(f"Expected keep {' or '.join(KEEP)}, found {keep!r}.")
     prompts = asked(prompts)
@@ -128,17 +131,17 @@ def circuit(
         for own in known.values():
             for layer, head in heads(own):
                 run.layout.check(Site("z", layer, head))
-        most_heads = len(paths) * (most + 1) if minimal else 0
-        forwards = len(SIDES) * len(paths) * total / 2 / 2  # half the prompts, from halfway up
+        most_heads = len(looked) * (most + 1) if minimal else 0
+        forwards = len(SIDES) * len(looked) * total / 2 / 2  # half the prompts, from halfway up
         forwards += len(sides) * (len(known) + len(SIDES)) * (3 + random + 2 * most_heads) / 2
         kinds = [Site("z", layer) for layer in run.layout.where("z")]
-        patches = len(SIDES) * len(paths) * total
+        patches = len(SIDES) * len(looked) * total
         ahead = counted(run.tuned, clean, patches, forwards, kinds, words, batch_size, device)
         ahead.require("circuit", device, large)
         for side in SIDES:
             one, other = (Side(models[side], [rows[i] for i in find]) for rows in (clean, dirty))
             own, table, cost = discover(
-                one, other, words, groups=paths, most=most, seed=seed, **options
+                one, other, words, groups=looked, most=most, seed=seed, **options
             )
             known[side] = own
             tables += [table.assign(side=side, circuit=side), _chosen(own, side)]
@@ -155,7 +158,7 @@ def circuit(
     table.insert(0, "member", pair.name)
     parameters = {
         "prompts": describe(prompts), "corrupted": describe(corrupted), "sides": list(sides),
-        "circuits": describe(circuits), "paths": [group.name for group in paths], "most": most,
+        "circuits": describe(circuits), "paths": [group.name for group in looked], "most": most,
         "keep": keep, "random": random, "minimal": minimal,
     }  # fmt: skip
     about = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}

@@ -47,6 +47,13 @@ GROUPS = (
 )
 
 
+def nearest(groups: Sequence[Group], depth: int | None) -> Sequence[Group]:
+    """So many of the groups, from the logits back; None for all of them."""
+    if depth is not None and depth < 1:
+        raise WorkbenchError(f"Expected a depth of 1 group or more, found {depth}.")
+    return groups if depth is None else groups[:depth]
+
+
 def discover(
     clean: Side,
     dirty: Side,

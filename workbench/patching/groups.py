@@ -20,7 +20,7 @@ from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models.sides import named_dtype
 from workbench.patching.activation import asked, partners
-from workbench.patching.circuit_discovery import GROUPS, Group, discover, sites
+from workbench.patching.circuit_discovery import GROUPS, Group, discover, nearest, sites
 from workbench.patching.cross_model import Direction, cross_model
 from workbench.patching.sweep import Side
 from workbench.results.result import Result, describe
@@ -35,6 +35,7 @@ WHOLE = "whole circuit"
     example="--prompts boxes.jsonl",
     passes=30,
     takes={"prompts": "task", "corrupted": "corrupted"},
+    quick={"depth": 1},
     few={"prompts": 16, "corrupted": 16},
 )
 def groups(
@@ -44,6 +45,7 @@ def groups(
     corrupted: PromptSet | None = None,
     direction: Direction | Literal["both"] = "both",
     paths: Sequence[Group] = GROUPS,
+    depth: int | None = None,
     most: int = 8,
     batch_size: int = 32,
     seed: int = 0,
@@ -53,10 +55,11 @@ def groups(
     """Patch the groups of the base's circuit across the pair.
 
     prompts: boxes with answers. corrupted: as in `activation`. direction: as in `cross_model`.
-    paths: the groups that are looked for, in order. most: heads a group has at most. dtype:
-    "float32" or "bfloat16"; None as stored.
+    paths: the groups that are looked for, in order. depth: as in `circuit`. most: heads a group has
+    at most. dtype: "float32" or "bfloat16"; None as stored.
 
-    The command line takes 16 prompts of a file, with --full all of them.
+    The command line takes 16 prompts of a file and the first group, with --full all prompts and six
+    groups.
 
     Returns a Result of `cross_model` (component "group"); the sites of each group are among its
     parameters. Raises WorkbenchError where no head of the base acts on the answer, or there are too
@@ -64,6 +67,7 @@ def groups(
     """
     if len(prompts) < 8:
         raise WorkbenchError(f"Expected at least 8 prompts, to split in two; found {len(prompts)}.")
+    paths = nearest(paths, depth)
     prompts = asked(prompts)
     words = pair.base.tokenizer()
     clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
