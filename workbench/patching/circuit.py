@@ -65,7 +65,7 @@ Kept = Mapping[Head, frozenset[Position]]  # head -> where it is kept; None: eve
     plans=True,
     takes={"prompts": "task", "corrupted": "corrupted"},
     quick={"depth": 1, "random": 3, "minimal": False},
-    few={"prompts": 8, "corrupted": 8},
+    few={"prompts": 16, "corrupted": 16},
 )
 def circuit(
     pair: CheckpointPair,
@@ -98,7 +98,7 @@ def circuit(
     "bfloat16"; None as stored. large: as in `activation`; the plan is of the most heads that can be
     found.
 
-    The command line takes 8 prompts of a file, the first group, 3 random circuits and no
+    The command line takes 16 prompts of a file, the first group, 3 random circuits and no
     minimality; with --full all prompts, six groups, 10 and minimality.
 
     Returns a Result with columns side (judged in), circuit (found in, "base" or "tuned", or its

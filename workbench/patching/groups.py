@@ -36,7 +36,7 @@ WHOLE = "whole circuit"
     passes=30,
     takes={"prompts": "task", "corrupted": "corrupted"},
     quick={"depth": 1},
-    few={"prompts": 16, "corrupted": 16},
+    few={"prompts": 32, "corrupted": 32},
 )
 def groups(
     pair: CheckpointPair,
@@ -58,7 +58,7 @@ def groups(
     paths: the groups that are looked for, in order. depth: as in `circuit`. most: heads a group has
     at most. dtype: "float32" or "bfloat16"; None as stored.
 
-    The command line takes 16 prompts of a file and the first group, with --full all prompts and six
+    The command line takes 32 prompts of a file and the first group, with --full all prompts and six
     groups.
 
     Returns a Result of `cross_model` (component "group"); the sites of each group are among its
