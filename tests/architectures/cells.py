@@ -98,7 +98,8 @@ def run(case: Case) -> None:
     """Both sides' logits are transformers' own, and the null's sides are equal to the bit."""
     with case.pair.models(dtype=torch.float32) as sides:
         for side, model in zip((sides.base, sides.tuned), case.plain, strict=True):
-            torch.testing.assert_close(logits(side, case.inputs), logits(model, case.inputs))
+            wanted = logits(model, case.inputs)
+            torch.testing.assert_close(logits(side, case.inputs), wanted, **CLOSE)
     with case.null.models(dtype=torch.float32) as sides:
         one, other = (logits(side, case.inputs) for side in (sides.base, sides.tuned))
         assert torch.equal(one, other)
@@ -110,7 +111,6 @@ def texts(case: Case) -> None:
     words, total, count = case.pair.base.tokenizer(), 0.0, 0
     for text in TEXTS:
         ids = words(text, return_tensors="pt")["input_ids"]
-        ids = ids if ids[0, 0] == words.bos_token_id else ids
         base, tuned = (
             model(input_ids=ids, use_cache=False).logits[0, :-1].log_softmax(-1)
             for model in case.plain
@@ -154,12 +154,18 @@ def tuco(case: Case) -> None:
     for handle in handles:
         handle.remove()
     rows = torch.arange(2)
-    ptc, ftc = (torch.stack(part).sum(0)[rows, last].abs().sum(-1) for part in zip(*parts))
+    ptc, ftc = (
+        torch.stack(part).sum(0)[rows, last].abs().sum(-1) for part in zip(*parts, strict=True)
+    )
     with case.pair.models(dtype=torch.float32) as sides:
         found = per_prompt(decompose(sides, case.inputs)[0])["tuco"]
     torch.testing.assert_close(found, ftc / (ptc + ftc), **CLOSE)
     with case.null.models(dtype=torch.float32) as sides:
         assert (per_prompt(decompose(sides, case.inputs)[0])["tuco"] == 0).all()
+
+
+def last(layout: Layout, site: Site) -> int | None:
+    return layout.count(site) - 1 if site.kind in HEADED else None
 
 
 def patching(case: Case) -> None:
@@ -170,9 +176,7 @@ def patching(case: Case) -> None:
     known = [kind for kind in KINDS if kind not in site_verification.verdict(layout).refused]
     known = [kind for kind in known if kind not in site_verification.verdict(layout).read]
     places = [Site(kind, layer) for kind in known for layer in layout.where(kind)[-1:]]
-    more = [
-        Site(p.kind, p.layer, head=1 if p.kind in HEADED else None, position="here") for p in places
-    ]
+    more = [Site(p.kind, p.layer, head=last(layout, p), position="here") for p in places]
     there = Rerun(tuned, given, read=set(places))
     once = Rerun(base, given, read=set(places))
     rows = torch.arange(2)[:, None]
@@ -203,7 +207,7 @@ def grafts(case: Case) -> None:
     model = case.pair.base.load("cpu", torch.float32)
     before = logits(model, case.inputs)
     with edit(case.pair).on(model):
-        torch.testing.assert_close(logits(model, case.inputs), logits(tuned, case.inputs))
+        torch.testing.assert_close(logits(model, case.inputs), logits(tuned, case.inputs), **CLOSE)
     between = copy.deepcopy(base)
     ends = dict(tuned.named_parameters())
     for name, parameter in between.named_parameters():

@@ -30,13 +30,14 @@ SIZES: dict[str, Any] = {
     "mamba_d_ssm": 64, "mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 8,
     "state_size": 8, "time_step_rank": 4, "chunk_size": 8,
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8, "index_head_dim": 8, "index_n_heads": 2, "index_topk": 4,
+    "linear_value_head_dim": 8, "index_head_dim": 8, "index_n_heads": 2, "index_topk": 64,
     "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 600, "laurel_rank": 4,
     "lru_width": 32, "attention_window_size": 8, "is_decoder": True,
 }  # fmt: skip
 ATTENTION, LINEAR = "full_attention", "linear_attention"
 MORE: dict[str, dict[str, Any]] = {
     "afmoe": {"layer_types": ["sliding_attention", ATTENTION, ATTENTION]},
+    "bailing_hybrid": {"layer_group_size": 2},
     "bamba": {"attn_layer_indices": [1]},
     "codegen": {"n_head": 4, "rotary_dim": 4},
     "dbrx": {"max_seq_len": 64,

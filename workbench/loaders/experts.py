@@ -65,11 +65,7 @@ def apart(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> d
     """
     if not any(EXPERTS.search(name) for name in shapes):
         return {name: name for name in shapes}
-    found: dict[str, Where] = {}
-    known = _Known(config)
-    for name, shape in shapes.items():
-        found.update(known.places(name, shape))
-    return found
+    return _Known(config).everywhere(shapes)
 
 
 def running(model: nn.Module) -> dict[str, Where]:
@@ -77,7 +73,11 @@ def running(model: nn.Module) -> dict[str, Where]:
     named = model.named_parameters(remove_duplicate=False)
     config: Any = getattr(model, "config", None)
     known = config.to_dict() if hasattr(config, "to_dict") else {}
-    return apart({name: tuple(parameter.shape) for name, parameter in named}, known)
+    shapes = {name: tuple(parameter.shape) for name, parameter in named}
+    if not any(EXPERTS.search(name) for name in shapes):
+        return {name: name for name in shapes}
+    # The names are those that run already: a renaming may apply to what it made once more.
+    return _Known(known, rename=False).everywhere(shapes)
 
 
 def stored_name(where: Where) -> str:
@@ -93,18 +93,26 @@ def view(tensors: Mapping[str, Tensor], where: Where) -> Tensor:
 class _Known:
     """What transformers knows of the names of one model's experts."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any], *, rename: bool = True) -> None:
         from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
         own = [
             one for kind in kinds(config) for one in get_checkpoint_conversion_mapping(kind) or ()
         ]
         self.turned = bool(TRANSPOSED_TYPES.intersection(kinds(config)))
-        self.renamings = [one for one in own if type(one).__name__ == "WeightRenaming"]
+        renamings = [one for one in own if type(one).__name__ == "WeightRenaming"]
+        self.renamings = renamings if rename else []
         self.converters = [
             one for one in own
             if type(one).__name__ == "WeightConverter" and "experts" in one.target_patterns[0]
         ]  # fmt: skip
+
+    def everywhere(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Where]:
+        """`places` of every name."""
+        found: dict[str, Where] = {}
+        for name, shape in shapes.items():
+            found.update(self.places(name, shape))
+        return found
 
     def places(self, name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, Where]]:
         from transformers.core_model_loading import apply_converters, apply_renamings

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -142,16 +142,20 @@ def _plain(name: str) -> str:
 def _read_as(model: nn.Module, weights: Weights) -> dict[str, str]:
     """Parameter -> the stored name that transformers reads as it. Empty where it takes tensors
     apart or puts them together, which `_as_stored` undoes."""
+    if _converters(model):
+        return {}
+    return {own: name for name, own in run_names(model, weights).items()}
+
+
+def run_names(model: nn.Module, stored: Iterable[str]) -> dict[str, str]:
+    """Stored name -> what transformers calls it in the model that it read it into."""
     from transformers.core_model_loading import rename_source_key
 
     conversions = getattr(model, "_weight_conversions", None) or ()
-    if _converters(model):
-        return {}
+    renamings = [one for one in conversions if type(one).__name__ == "WeightRenaming"]
     known: Any = {name: tensor for name, tensor in model.state_dict().items()}
     prefix = getattr(model, "base_model_prefix", None)
-    return {
-        rename_source_key(name, list(conversions), [], prefix, known)[0]: name for name in weights
-    }
+    return {name: rename_source_key(name, renamings, [], prefix, known)[0] for name in stored}
 
 
 def _converters(model: nn.Module) -> bool:

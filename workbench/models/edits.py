@@ -22,6 +22,7 @@ from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Delta
 from workbench.loaders.devices import Device, instead, offloaded, spread
 from workbench.loaders.experts import running, stored_name, view
+from workbench.loaders.loaded_weights import run_names
 from workbench.loaders.names import ParameterSite, align, is_conv1d
 from workbench.numerics import svd
 
@@ -307,11 +308,16 @@ def _swap(
     own = dict(model.named_parameters(remove_duplicate=False))
     places = running(model)
     found = align(list(tensors), list(places))
+    others = run_names(model, [name for name in tensors if name not in found])
+    found |= {name: own for name, own in others.items() if own in places}
     # A head that only one side has of its own is edited apart from the embedding it is tied to.
     apart = bool(pair.base.heads or pair.tuned.heads)
     missing = [name for name in tensors if name not in found]
     if missing:
-        raise WorkbenchError(f"{type(model).__name__} has no parameter {missing[0]}.")
+        raise WorkbenchError(
+            f"{type(model).__name__} has no parameter {missing[0]} by itself, so that it cannot be "
+            "edited there; run the pair as it is (pair.models())."
+        )
     config = pair.tuned.config
     fresh: dict[str, nn.Parameter] = {}
     for name, target in found.items():

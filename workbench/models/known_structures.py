@@ -37,6 +37,8 @@ def make_of(root: Any) -> str:
     if any(module._forward_hooks or module._forward_pre_hooks for _, module in modules):
         return ""
     config = root.config.to_dict()
+    # Some classes choose their attention when they are made.
+    config["attention"] = getattr(root.config, "_attn_implementation", None)
     told = json.dumps(config, sort_keys=True, default=str)
     kinds = [f"{name}: {type(m).__module__}.{type(m).__qualname__}" for name, m in modules]
     return "\n".join([told, *kinds])

@@ -54,7 +54,8 @@ class Layout:
     @property
     def core(self) -> nn.Module:
         """The model without its head: embedding, blocks, final norm."""
-        return getattr(self.root, self.root.base_model_prefix)
+        own = getattr(self.root, self.root.base_model_prefix, None)
+        return self.root.get_decoder() if own is None else own
 
     @property
     def width(self) -> int:

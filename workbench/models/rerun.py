@@ -198,12 +198,17 @@ class Rerun:
         rows = torch.arange(len(index), device=index.device)[:, None]
         tokens = self.inputs.ids.shape[1] - first
 
-        flat: list[bool] = []  # whether the modules now running were given all tokens in one row
+        # Whether the modules now running were given all tokens in one row; None: other tokens.
+        flat: list[bool | None] = []
 
         def before(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             given = first_tensor(args, kwargs)
             assert given is not None
-            flat.append(given.ndim == 2)
+            each = (len(index), tokens)
+            known = given.shape[:2] == each or given.shape[:-1] == (len(index) * tokens,)
+            flat.append(given.ndim == 2 if known else None)
+            if not known:
+                return None
             some = given.unflatten(0, (len(index), tokens)) if flat[-1] else given
             some = some[rows, index].flatten(0, 1) if flat[-1] else some[rows, index]
             args = tuple(some if value is given else value for value in args)
@@ -212,6 +217,8 @@ class Rerun:
         def after(_module: Any, _args: Any, output: Any) -> Any:
             made = output[0] if isinstance(output, tuple) else output
             was_flat = flat.pop()
+            if was_flat is None:
+                return None
             own = made.unflatten(0, index.shape) if made.ndim == 2 else made
             full = own.new_zeros(len(index), tokens, own.shape[-1])
             full[rows, index] = own

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from workbench.loaders.devices import home
+from workbench.models import site_verification
 from workbench.models.hooks import capture
 from workbench.models.layout import Layout
-from workbench.models.sites import Site
+from workbench.models.sites import KINDS, Site
 
 
 class Savings(NamedTuple):
@@ -88,11 +89,17 @@ def _holds(model: Any, saved: Savings) -> bool:
             layers: Any = cache.layers
             known = {"past_key_values": begun([(one.keys, one.values) for one in layers], 1, first)}
         stream = kept[Site("resid_pre", start)][:, first:]
-        with torch.no_grad(), skipped(layout, start, stream):
+        own = [Site(kind, start) for kind in KINDS if start in layout.where(kind)]
+        bad = site_verification.refused(layout)
+        own = [site for site in own if site.kind != "pattern" and site.kind not in bad]
+        with torch.no_grad(), skipped(layout, start, stream), capture(model, own) as seen:
             again = model(
                 input_ids=ids[:, first:], attention_mask=mask, use_cache=bool(known), **known
             )
     except Exception:  # whatever a model that cannot do this may raise
+        return False
+    # Where earlier tokens' values are made anew from what is kept, a place has another number.
+    if any(value.shape[1] != TOKENS - first for value in seen.values()):
         return False
     one, other = (run.logits[:, -1].float() for run in (plain, again))
     close = 1e-4 if plain.logits.dtype == torch.float32 else 0.05

@@ -168,7 +168,10 @@ class _Probe:
             ) from error
         for site in changes:
             if site not in self.seen and site.kind not in self.bad:
-                self._refuse([site.kind], f"block {site.layer} never runs the module it lies at")
+                why = f"block {site.layer} never runs the module it lies at"
+                if site.kind == "pattern":
+                    why = 'its attention forms none; load it with attn_implementation="eager"'
+                self._refuse([site.kind], why)
         if logits.dtype != torch.float32:
             self.close = 0.02
         return logits.float().flatten(1, -2)[:, -1] if logits.ndim > 2 else logits.float()

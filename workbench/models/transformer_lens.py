@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from workbench.conveniences import provides
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, reason
 from workbench.loaders.pair import CheckpointPair
 from workbench.loaders.staging import offline
 from workbench.models.hooks import Run, Value, Where, require_inputs, rewritten, token_index
-from workbench.models.layout import Layout
+from workbench.models.layout import Layout, plain
 from workbench.models.sides import WithoutAdapters, switches
 from workbench.models.sites import Site, pick
+from workbench.models.watching import tried
 
 
 def bridge(model: nn.Module, tokenizer: Any, *, own: bool = False) -> Any:
@@ -34,6 +35,7 @@ def bridge(model: nn.Module, tokenizer: Any, *, own: bool = False) -> Any:
     """
     from transformer_lens.model_bridge import TransformerBridge
 
+    expected = tried(plain(model), 1, 4)
     root: Any = _merged(model if own else copy.deepcopy(model))
     # The pattern's hook needs attention that forms it.
     root.set_attn_implementation("eager")
@@ -42,11 +44,21 @@ def bridge(model: nn.Module, tokenizer: Any, *, own: bool = False) -> Any:
             made = TransformerBridge.boot_transformers(
                 root.config.model_type, hf_model=root, tokenizer=words
             )
-    except ValueError as error:
+            made = made.eval()
+            found = made(torch.arange(3, 7, device=expected.device)[None], prepend_bos=False)
+    except Exception as error:  # whatever an adapter of TransformerLens' raises
+        told = reason(error).split(". ")[0].rstrip(".")
         raise WorkbenchError(
-            f"TransformerLens cannot take {type(root).__name__}: {error}"
+            f"TransformerLens cannot take {type(root).__name__} ({told}); use wb.models.capture or "
+            "pair.to_nnsight(), which run it as it is."
         ) from error
-    return made.eval()
+    close = {} if expected.dtype == torch.float32 else {"atol": 0.5, "rtol": 0.1}
+    if not torch.allclose(found[:, -1], expected, **({"atol": 1e-3, "rtol": 1e-3} | close)):
+        raise WorkbenchError(
+            f"TransformerLens runs {type(root).__name__} to other logits than transformers does; "
+            "use wb.models.capture or pair.to_nnsight(), which run it as it is."
+        )
+    return made
 
 
 @provides("CheckpointPair.to_transformer_lens")

@@ -131,6 +131,8 @@ class Watch(TorchFunctionMode):
         made = func(*args, **(kwargs or {}))
         if func in SOFTMAXES and isinstance(made, Tensor) and self._is_pattern(made):
             self._softmax(made)
+        elif func is nn.functional.scaled_dot_product_attention:
+            self._fused(args, kwargs or {}, made)
         elif func in MATMULS and isinstance(made, Tensor) and len(args) == 2:
             self._product(args[0], args[1], made)
         elif func in (torch.baddbmm, Tensor.baddbmm) and len(args) >= 3:
@@ -197,6 +199,16 @@ class Watch(TorchFunctionMode):
                 break
         self._products.clear()
         self.softmaxes.append(self._last)
+
+    def _fused(self, args: Sequence[Any], kwargs: Mapping[str, Any], made: Tensor) -> None:
+        """Attention that forms no pattern, where a model has no other."""
+        named = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs)
+        q, k, v = (named[name].detach().clone() for name in ("query", "key", "value"))
+        if self._open and q.ndim == 4 and q.shape[-2] == k.shape[-2] == TOKENS:
+            self.clock += 1
+            shape = (*q.shape[:3], TOKENS)
+            found = Softmax(self._open[-1][0], self.clock, shape, (q, k), v, made.detach().clone())
+            self.softmaxes.append(found)
 
     def _product(self, one: Tensor, other: Tensor, made: Tensor) -> None:
         if one.ndim not in (3, 4) or other.ndim != one.ndim:
