@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import workbench as wb
 from tests.conftest import nudged
@@ -64,10 +64,8 @@ class Case:
     def plain(self) -> tuple[Any, Any]:
         """Base and tuned as transformers itself loads them."""
         options: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32}
-        base, tuned = (
-            AutoModelForCausalLM.from_pretrained(folder, **options).eval()
-            for folder in self.folders
-        )
+        kind = AutoModelForImageTextToText if self.family in zoo.SEEING else AutoModelForCausalLM
+        base, tuned = (kind.from_pretrained(folder, **options).eval() for folder in self.folders)
         return base, tuned
 
     @cached_property
@@ -248,6 +246,7 @@ def measured(family: str, folder: Path, only: tuple[str, ...] = tuple(CELLS)) ->
             try:
                 found[name] = CELLS[name](case) or HOLDS
             except WorkbenchError as refusal:
-                found[name] = f"refused: {refusal}"
+                # Not where on this machine it lay.
+                found[name] = f"refused: {refusal}".replace(f"{folder}/", "")
     assert home(case.plain[0]).type == "cpu"
     return found

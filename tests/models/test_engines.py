@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from tests.models import zoo
 from tests.models.conftest import batch, decoder
 from workbench.errors import WorkbenchError
 from workbench.lab import shipped
@@ -203,3 +206,20 @@ def test_positions_are_taken_row_by_row():
     assert torch.equal(found[:, 0], whole[torch.arange(2), last])
     with pytest.raises(WorkbenchError, match="needs at="):
         hooks.run(model, inputs, read=[site])
+
+
+def test_handing_over_installs_nothing(monkeypatch: pytest.MonkeyPatch):
+    """For a model that reads images TransformerLens would call pip."""
+
+    def called(*command: object, **_: object) -> None:
+        raise AssertionError(command)
+
+    monkeypatch.setattr(subprocess, "check_call", called)
+    made = transformer_lens.bridge(zoo.small("gemma3", vocab_size=600), shipped.tokenizer())
+    assert made is not None
+
+
+def test_what_transformer_lens_cannot_take_is_one_sentence():
+    for family, says in (("helium", "not determine"), ("granitemoehybrid", "not set")):
+        with pytest.raises(WorkbenchError, match=rf"TransformerLens cannot take .*{says}.*nnsight"):
+            transformer_lens.bridge(zoo.small(family, vocab_size=600), shipped.tokenizer())

@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from workbench.loaders.auto import auto_class
 
 # Names of sizes, in the words of all families; a config is given those it knows.
 SIZES: dict[str, Any] = {
@@ -76,16 +78,24 @@ MORE: dict[str, dict[str, Any]] = {
     "reformer": {"is_decoder": True},
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
-VISION: dict[str, dict[str, Any]] = {
-    "gemma3": {
-        "vision_config": {
-            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
-            "num_attention_heads": 4, "image_size": 28, "patch_size": 14,
-        },
-        "mm_tokens_per_image": 4,
-    },
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
+MORE |= dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v"), MROPE)
+# Sizes of a vision tower, in the words of all families.
+SEEN: dict[str, Any] = {
+    "hidden_size": 32, "embed_dim": 32, "out_hidden_size": 32, "intermediate_size": 48,
+    "num_hidden_layers": 1, "depth": 1, "num_attention_heads": 4, "num_heads": 4, "head_dim": 8,
+    "image_size": 28, "patch_size": 14, "projection_dim": 32, "num_position_embeddings": 4,
+    "deepstack_visual_indexes": [0], "fullatt_block_indexes": [0],
 }  # fmt: skip
-FAMILIES: tuple[str, ...] = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+VISION: dict[str, dict[str, Any]] = {
+    "gemma3": {"mm_tokens_per_image": 4}, "internvl": {"image_seq_length": 4},
+}  # fmt: skip
+# Families that read images too and are no causal language models by name, of those most used.
+SEEING = (
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "mistral3", "llava", "paligemma",
+    "smolvlm", "idefics3", "internvl", "glm4v",
+)  # fmt: skip
+FAMILIES: tuple[str, ...] = (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *SEEING)
 
 
 def config(family: str, **more: Any) -> Any:
@@ -101,18 +111,27 @@ def config(family: str, **more: Any) -> Any:
     if text is whole:
         return kind(**own)
     (inner,) = [name for name, value in vars(whole).items() if value is text]
-    return kind(**{inner: own}, **VISION.get(family, {}))
+    beside = dict(VISION.get(family, {}))
+    if family in (*SEEING, *VISION):
+        known = whole.vision_config.to_dict()
+        seen = {name: value for name, value in SEEN.items() if name in known}
+        if isinstance(known.get("image_size"), list | tuple):
+            seen |= {"image_size": [28, 28], "patch_size": [14, 14]}
+        beside["vision_config"] = seen
+    kept = {inner: own | {"model_type": text.model_type}} if family in SEEING else {inner: own}
+    return kind(**kept, **beside)
 
 
 def small(family: str, **more: Any) -> Any:
     """A random model, eager attention, eval mode, at most some hundred thousand numbers."""
     made = config(family, **more)
+    known = made.to_dict()
     with torch.device("meta"):
-        size = sum(p.numel() for p in AutoModelForCausalLM.from_config(made).parameters())
+        size = sum(p.numel() for p in auto_class(known).from_config(made).parameters())
     if size > 3e6:
         raise ValueError(f"{family} has {size:,} parameters at this size")
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(made, attn_implementation="eager").eval()
+    model = auto_class(known).from_config(made, attn_implementation="eager").eval()
     # Norms of ones and biases of zeros would hide what reads them.
     with torch.no_grad():
         for parameter in model.parameters():

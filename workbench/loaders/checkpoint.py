@@ -26,6 +26,7 @@ from workbench.loaders.adapters import (
     base_weights_in,
     read_adapter,
 )
+from workbench.loaders.auto import auto_class
 from workbench.loaders.config_against_weights import require_loadable
 from workbench.loaders.config_differences import ends, language, require_own, require_unpacked
 from workbench.loaders.devices import Device, entry, load_spread, spread
@@ -329,7 +330,7 @@ class Checkpoint:
 
     def _made(self, device: Device, dtype: torch.dtype | None) -> tuple[Any, dict[str, Any]]:
         """(the model without its adapter, what transformers tells of reading it)."""
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers import GenerationConfig
 
         assert self.folder is not None
         told: dict[str, Any] = {}
@@ -342,11 +343,12 @@ class Checkpoint:
             "ignore_mismatched_sizes": True,  # told, with what it is
             "generation_config": GenerationConfig(**ends(self.config, self.folder)),
         }
+        kind = auto_class(self.config)
         files, placed = model_files(self.config, self.stored.home), spread(device)
         with handed(files, self.folder, kept=placed) as fresh:
 
             def read(**where: Any) -> nn.Module:
-                made: Any = AutoModelForCausalLM.from_pretrained(str(fresh), **asked, **where)
+                made: Any = kind.from_pretrained(str(fresh), **asked, **where)
                 model, account = made
                 told.update(account)
                 return model

@@ -12,6 +12,7 @@ from torch import nn
 
 from workbench.errors import WorkbenchError, reason
 from workbench.files.reading import is_count
+from workbench.loaders.auto import auto_class
 from workbench.loaders.config_differences import entries
 from workbench.loaders.staging import config_file, handed
 from workbench.loaders.weights import TensorInfo
@@ -66,7 +67,7 @@ def _shapes(fresh: Path, folder: Path, most: int) -> tuple[Shapes, Shapes]:
     """Shapes of the parameters and of the buffers of the model whose config lies in `fresh`, made
     without memory; of `most` modules at most."""
     from torch.nn.modules.module import register_module_module_registration_hook
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     made = 0
 
@@ -83,7 +84,9 @@ def _shapes(fresh: Path, folder: Path, most: int) -> tuple[Shapes, Shapes]:
     hook = register_module_module_registration_hook(count)
     try:
         with torch.device("meta"):
-            model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model: nn.Module = auto_class(config.to_dict()).from_config(
+                config, trust_remote_code=False
+            )
     finally:
         hook.remove()
     named = (model.named_parameters(), model.named_buffers())

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from workbench.errors import WorkbenchError, reason
 from workbench.loaders.adapter_on_model import adapter_weights, fit_vocabulary, unsaid
 from workbench.loaders.adapters import Adapter
+from workbench.loaders.auto import auto_class
 from workbench.loaders.checkpoint import Checkpoint
 from workbench.loaders.staging import handed, model_files
 from workbench.results import cache
@@ -70,13 +71,11 @@ def _memo(checkpoint: Checkpoint) -> tuple[Path, str]:
 def _plain(checkpoint: Checkpoint, *, whole: bool) -> nn.Module:
     """The model by one from_pretrained of the same files, told of the wrappers in their names,
     without which nobody could. whole: peft reads an adapter's config by itself."""
-    from transformers import AutoModelForCausalLM
-
     assert checkpoint.folder is not None
     files = model_files(checkpoint.config, checkpoint.stored.home)
     try:
         with unsaid(), handed(files, checkpoint.folder) as fresh:
-            model = AutoModelForCausalLM.from_pretrained(
+            model = auto_class(checkpoint.config).from_pretrained(
                 str(fresh), dtype=torch.float32, local_files_only=True,
                 trust_remote_code=False, key_mapping=checkpoint.wrappers or None,
             )  # fmt: skip

@@ -1,0 +1,136 @@
+"""docs/architectures.md: what holds on every family of decoders, written and read.
+
+    python -m tests.architectures [FAMILY ...]
+
+Families that are named are measured anew, the others keep their rows.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import transformers
+
+from tests.architectures.cells import CELLS, HOLDS
+
+TABLE = Path(__file__).parents[2] / "docs" / "architectures.md"
+SAYS = {
+    "weights": "every change of a parameter is the plain models' (spectral, check, preflight)",
+    "run": "both sides' logits are transformers' own",
+    "texts": "measures of texts and answers (behaviour, forgetting) are the plain models'",
+    "sites": "the places of the model that are proved, to be read and replaced",
+    "tuco": "each block's contribution is a plain recomputation's, block by block",
+    "patching": "a rerun from any of those places is the whole run with plain hooks",
+    "grafts": "the change, or a part of it, laid on the base runs as a model with these weights",
+    "TransformerLens": "handed over, its bridge gives the same logits and streams",
+}
+Rows = Mapping[str, Mapping[str, str]]
+STREAM = ("resid_pre", "resid_post")
+SHORT = "all"
+ATTENTION = ("q", "k", "v", "pattern", "z", "attn_out", "resid_mid", "mlp_hidden", "mlp_out")
+
+
+def write(rows: Rows, none: Mapping[str, str]) -> None:
+    """rows: family -> cell -> what holds. none: family -> why no tiny model of it can be made."""
+    counts = {cell: sum(row[cell] == HOLDS for row in rows.values()) for cell in CELLS}
+    counts["sites"] = sum(not row["sites"].startswith("refused") for row in rows.values())
+    lines = [
+        "# Which models can be analysed",
+        "",
+        f"One tiny random model of each of the {len(rows) + len(none)} decoder families that "
+        f"transformers {transformers.__version__} knows, with a member whose every parameter moved;"
+        " each cell is held against plain PyTorch or transformers, and a base against itself gives "
+        "exactly nothing. `make architectures` measures and writes this page.",
+        "",
+        "| cell | what it says | families |",
+        "|---|---|---|",
+        *(f"| {cell} | {SAYS[cell]} | {counts[cell]} |" for cell in CELLS),
+        "",
+        "Where a cell is refused, a number in it points to the sentence that the workbench says; "
+        "the sentences stand below. Sites: `all` are " + ", ".join(STREAM + ATTENTION) + ".",
+        "",
+        "| family | " + " | ".join(CELLS) + " |",
+        "|---" * (len(CELLS) + 1) + "|",
+    ]
+    notes: dict[str, int] = {}
+    for family, row in sorted(rows.items()):
+        own = [_cell(cell, row[cell], notes) for cell in CELLS]
+        lines.append(f"| {family} | " + " | ".join(own) + " |")
+    for family, why in sorted(none.items()):
+        number = notes.setdefault(
+            f"refused: no tiny model of it is made here ({why})", len(notes) + 1
+        )
+        lines.append(f"| {family} |" + f" [{number}] |" * len(CELLS))
+    lines += ["", "## What is said where it does not hold", ""]
+    lines += [f"{number}. {note.removeprefix('refused: ')}" for note, number in notes.items()]
+    TABLE.parent.mkdir(exist_ok=True)
+    TABLE.write_text("\n".join(lines) + "\n")
+
+
+def _cell(name: str, value: str, notes: dict[str, int]) -> str:
+    if value.startswith("refused"):
+        return f"[{notes.setdefault(value, len(notes) + 1)}]"
+    if name != "sites":
+        return value
+    kinds = value.split(", ")
+    if set(ATTENTION) <= set(kinds):
+        more = [kind for kind in kinds if kind not in (*ATTENTION, *STREAM)]
+        return ", ".join([SHORT, *more])
+    return value
+
+
+def read() -> dict[str, dict[str, str]]:
+    """Family -> cell -> what `measured` gave it."""
+    text = TABLE.read_text()
+    said = text.partition("## What is said where it does not hold")[2]
+    notes = dict(line.split(". ", 1) for line in said.splitlines() if line[:1].isdigit())
+    found = {}
+    for line in text.partition("| family |")[2].splitlines()[2:]:
+        if not line.startswith("| "):
+            break
+        family, *own = [part.strip() for part in line.strip("|").split("|")]
+        found[family] = {
+            cell: _read(cell, value, notes) for cell, value in zip(CELLS, own, strict=True)
+        }
+    return found
+
+
+def _read(cell: str, value: str, notes: Mapping[str, str]) -> str:
+    if value.startswith("["):
+        return "refused: " + notes[value.strip("[]")]
+    kinds = value.split(", ")
+    if cell != "sites" or kinds[0] != SHORT:
+        return value
+    from workbench.models import KINDS
+
+    known = {*STREAM, *ATTENTION, *kinds[1:]}
+    return ", ".join(kind for kind in KINDS if kind in known)
+
+
+def main(families: list[str]) -> None:
+    """Measure these families, or all, and write the page."""
+    import tempfile
+
+    from tests.architectures.cells import measured
+    from tests.models import zoo
+
+    rows, none = {}, {}
+    for family in zoo.FAMILIES:
+        try:
+            zoo.small(family)
+        except Exception as error:  # whatever a config that clashes with the sizes raises
+            none[family] = " ".join(str(error).split())[:160]
+            continue
+        if families and family not in families:
+            rows[family] = read()[family]
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            rows[family] = measured(family, Path(folder))
+        print(family, *(f"{c}: {v[:60]}" for c, v in rows[family].items() if v != HOLDS), sep=" | ")
+    write(rows, none)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
