@@ -81,6 +81,8 @@ def test_what_is_drawn_does_not_hang_on_the_batch(batch_size: int):
     found = written([tiny], begun, 5, sample=True, batch_size=batch_size, seed=3)
     assert found == written([tiny], begun, 5, sample=True, seed=3)
     assert found != written([tiny], begun, 5, sample=True, seed=4)
+    unsaid = written([tiny], begun, 5, sample=True)
+    assert unsaid == written([tiny], begun, 5, sample=True, seed=0)
 
 
 def test_draws_follow_the_distribution():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from tests.forgetting.conftest import erased, knower, nouns, pair, value, wrappe
 from tests.skills.conftest import LAYER
 from workbench.forgetting.probe import STRENGTHS, _best, _depths
 from workbench.forgetting.side_answers import both, fresh
+from workbench.progress import progress
 from workbench.tasks import PromptSet
 
 
@@ -169,3 +172,18 @@ def test_how_a_probe_is_regularised_and_what_it_reads(tmp_path: Path):
         ))  # fmt: skip
         found = wb.forgetting.probe(given, tagged, label=label, folds=2)
         assert found.provenance.parameters["label"] == said
+
+
+def test_the_bar_ends_where_the_work_does(tmp_path: Path, monkeypatch):
+    """Three sides and two controls, each at the embedding and behind every layer."""
+    bars: list[Any] = []
+
+    def told(**options: Any) -> Any:
+        bars.append(progress(**options))
+        return bars[-1]
+
+    monkeypatch.setattr(sys.modules["workbench.forgetting.probe"], "progress", told)
+    wb.forgetting.probe(pair(tmp_path, knower()), nouns(0, 20), folds=2)
+    (bar,) = bars
+    layers = knower().config.num_hidden_layers
+    assert bar.total == bar.n == 5 * (layers + 1)

@@ -104,6 +104,7 @@ def test_every_number_by_hand():
             row = rows[f"best {arm}", metric]
             assert row["value"] == pytest.approx(wanted)
             assert (row["x"], row["n"], row["baseline"]) == (shares[best - 1], n // 2, 0)
+            assert row["own"] is False  # of what may be lost, not of what was learned
     sets = [apples(), apples(swapped=True)]
     scores = list(_scores(read, sets, shares, seed))
     assert len(scores) == 3 * 2 * 4

@@ -284,6 +284,11 @@ def test_a_model_in_memory_is_read_anew_every_time():
         side = Side(Checkpoint(reference), words, 8, "cpu", "float32")
         assert side.once(("a question of this test",), lambda: 1) == 1
         assert side.once(("a question of this test",), lambda: 2) == second
+        # Another side of the same checkpoint knows it too; other words make another question.
+        again = Side(Checkpoint(reference), words, 8, "cpu", "float32")
+        assert again.once(("a question of this test",), lambda: 3) == (1 if second == 1 else 3)
+        other = Side(Checkpoint(reference), "other words", 8, "cpu", "float32")
+        assert other.once(("a question of this test",), lambda: 4) == 4
 
 
 def test_a_text_with_nothing_to_predict_is_left_out():

@@ -130,3 +130,15 @@ def test_the_sentence_holds_its_numbers():
     said = sentence("full", "facts", "ERASED", rows)
     assert said.startswith("facts is erased in full")
     assert said.count("0.25 [0.20, 0.30]") == 4
+
+
+def test_the_sentence_is_silent_on_what_has_no_number():
+    """Measured without a number, and not measured with one: neither is said as a share."""
+    row = {"value": 0.25, "low": 0.2, "high": 0.3, "reading": "lost", "arm": "output"}
+    nothing = {"value": np.nan, "low": np.nan, "high": np.nan, "reading": "unclear"}
+    rows = [row, row | nothing | {"arm": "probe"}]
+    rows += [row | {"arm": arm, "reading": "not measured"} for arm in ("revival", "conjugate")]
+    said = sentence("full", "facts", "UNDECIDED", rows)
+    assert "nan" not in said
+    assert said.count("[") == 1
+    assert said.endswith("revival and conjugate not measured.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from workbench.spectral.decisions import (
     room,
     rounding,
 )
-from workbench.spectral.intruders import cosines, decisions, tuned_triplets
+from workbench.spectral.intruders import certified, cosines, decisions, tuned_triplets
 from workbench.spectral.linalg import (
     Operator,
     Triplets,
@@ -449,3 +450,34 @@ def test_equal_intruders_are_intruders_together():
         found = decisions(operator, base, 7, 0.5, "left")
         assert int(found["intruder"].sum()) == 4 * intruding
         assert not found["intruder"].isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("low", "angle", "looks"),
+    [
+        ([0.6, 0.7], [0.04, 0.04], 1),  # decided, though known to an angle only
+        ([0.4, 0.7], [0.001, 0.04], 1),  # undecided, though known closely
+        ([0.4, 0.7], [0.04, 0.001], 2),
+        ([0.6, 0.4], [0.006, 0.006], 2),  # five times 1e-3 is the line
+        ([0.6, 0.4], [0.004, 0.004], 1),
+    ],
+)
+def test_a_vector_is_looked_at_again_where_its_angle_keeps_it_undecided(
+    low: list[float], angle: list[float], looks: int, monkeypatch
+):
+    """Of two vectors whose cosines may be as large as .9, at eps .5."""
+    known = Triplets(*(torch.ones(2, 2), torch.ones(2), torch.ones(2, 2)), torch.tensor(angle))
+    asked: list[tuple[float, bool]] = []
+
+    def looked(operator: Operator, k: int, start: torch.Tensor | None, *, angle: float) -> Any:
+        asked.append((angle, start is not None))
+        return known, torch.arange(2)
+
+    module = sys.modules["workbench.spectral.intruders"]
+    monkeypatch.setattr(module, "top_clusters", looked)
+    held = Bracket(torch.tensor(low), torch.tensor([0.9, 0.9]))
+    monkeypatch.setattr(module, "bracket", lambda *given, **how: held)
+    base = torch.eye(2)
+    assert certified(Operator(base), base, 2, 0.5, "left") is not None
+    # First roughly; then closely, from what was found.
+    assert asked == [(0.05, False), (1e-3, True)][:looks]

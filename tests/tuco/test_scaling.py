@@ -41,15 +41,19 @@ def test_endpoints(kind: str, how: str, tmp_path: Path):
     assert torch.equal(blocks_of_base, logits(mixed))
 
 
-@pytest.mark.parametrize("alpha", [0.5, 1.5, 3.0])
+@pytest.mark.parametrize("alpha", [-0.5, 0.5, 1.5, 3.0])
 def test_scaling_a_scaled_block(alpha: float, tmp_path: Path):
     """f_tuned = c f_base: alpha gives the model whose blocks are (1 + alpha (c - 1)) f_base."""
     factor = 1.4
     base = silence(decoder("llama"), parts=("o",))
     tuned = mlp_times(silence(decoder("llama"), parts=("o",)), factor)
     expected = mlp_times(silence(decoder("llama"), parts=("o",)), 1 + alpha * (factor - 1))
-    found = logits(scaled(paired(base, tuned, tmp_path), alpha))
+    model = scaled(paired(base, tuned, tmp_path), alpha)
+    found = logits(model)
     torch.testing.assert_close(found, logits(expected), atol=1e-4, rtol=1e-4)
+    # To who generates with it, it looks like the tuned model.
+    assert model.config is model.tuned.config
+    assert model.device == torch.device("cpu")
 
 
 @pytest.mark.parametrize("how", ["full", "lora"])

@@ -1,0 +1,54 @@
+"""The AUC between groups of prompts, alone and matched, by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workbench.tuco.separation import Group, between
+
+
+def group(name: str, **columns: list[float]) -> Group:
+    return Group(name, pd.DataFrame(columns), np.zeros((0, 0, 3)), [])
+
+
+def told(*groups: Group, measures: tuple[str, ...] = ("tuco",)) -> dict[str, pd.Series]:
+    return {row["metric"]: row for _, row in between(groups, measures, 0).iterrows()}
+
+
+LONG = {"length": [10.0, 20.0, 30.0], "tuco": [0.5, 0.4, np.nan]}
+
+
+def test_matched_by_what_both_groups_have():
+    """By length alone: 10 beside 10 and 20 beside 20, of the losses nothing; 30 has no match, and
+    40 none either."""
+    first = group("a", **LONG, base_loss=[1.0, 1.0, 1.0])
+    second = group("b", length=[20.0, 10.0, 40.0], tuco=[0.4, 0.1, 0.6])
+    found = told(first, second)
+    # 0.5 and 0.4 against 0.4, 0.1, 0.6: three of six larger, one equal.
+    assert found["auc:tuco"]["value"] == pytest.approx(3.5 / 6)
+    assert found["auc:tuco"]["n"] == 5
+    # 0.5 > 0.1, and 0.4 = 0.4.
+    assert found["auc_matched:tuco"]["value"] == pytest.approx(0.75)
+    assert found["auc_matched:tuco"]["n"] == 2
+    assert {row["group"] for row in found.values()} == {"a > b"}
+    assert {row["baseline"] for row in found.values()} == {0.5}
+
+
+def test_matched_by_both_where_both_groups_have_both():
+    """The same lengths, but losses that agree in one pair only."""
+    first = group("a", **LONG, base_loss=[1.0, 2.0, 3.0])
+    second = group("b", length=[20.0, 10.0, 30.0], tuco=[0.3, 0.9, 0.2], base_loss=[2.0, 3.0, 1.0])
+    found = told(first, second)
+    assert (found["auc_matched:tuco"]["value"], found["auc_matched:tuco"]["n"]) == (1.0, 1)
+
+
+def test_every_two_groups_by_the_measures_that_both_have():
+    first, second = group("a", **LONG), group("b", **LONG, preco=[1.0, 2.0, 3.0])
+    third = group("c", length=[1.0], preco=[0.5])
+    found = between([first, second, third], ["tuco", "preco"], 0)
+    assert list(zip(found["group"], found["metric"], strict=True)) == [
+        ("a > b", "auc:tuco"), ("a > b", "auc_matched:tuco"),
+        ("b > c", "auc:preco"), ("b > c", "auc_matched:preco"),
+    ]  # fmt: skip
