@@ -184,7 +184,9 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
             "agreement", "krs", "kl_krs", "log_probability", "logit_difference", "score",
             "recovered:l*",
         ),
-        "patching/test_cross_model.py::test_the_last_stream_is_the_source": ("recovered:score",),
+        "patching/test_cross_model.py::test_the_answer_can_be_what_the_base_says": (
+            "recovered:score",
+        ),
     },
     "patching.restore": {
         "patching/test_cross_model.py::test_restored_parameters_by_hand": ("krs",),

@@ -230,6 +230,10 @@ def test_the_answer_can_be_what_the_base_says(tmp_path):
     rows = found.table[(found.table["metric"] == "score") & (found.table["arm"] == "source")]
     assert rows["value"].item() == 1.0
     assert value(found, "krs")[-1] == pytest.approx(1)
+    # The changed model says something else, until the stream behind the change is put in.
+    rows = found.table[(found.table["metric"] == "score") & (found.table["arm"] == "destination")]
+    assert rows["value"].item() == 0.0
+    assert value(found, "recovered:score").tolist() == [0, 1, 1]
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])

@@ -53,6 +53,33 @@ def test_by_hand():
         assert row["null_low"] <= row["baseline"] <= row["null_high"]
 
 
+def test_intervals_are_those_of_means():
+    """Of 4000 items every mean is as good as normal: 1.96 standard errors to either side, for the
+    items themselves and, from the moments of a coin of known chance, for a model that is right
+    with its own confidence: (p - b)^2 has the variance p (1 - p) (1 - 2 p)^2."""
+    draw, n = np.random.default_rng(2), 4000
+    sure = draw.uniform(0.2, 1, n)
+    right = (draw.random(n) < sure**2).astype(float)
+    rows, coin = found(sure, right), sure * (1 - sure)
+    for metric, items, null in (
+        ("brier", (sure - right) ** 2, coin * (1 - 2 * sure) ** 2),
+        ("accuracy", right, coin),
+        ("overconfidence", sure - right, coin),
+        ("confidence", sure, None),
+    ):
+        row, error = rows[metric], items.std() / np.sqrt(n)
+        assert row["value"] == pytest.approx(items.mean())
+        assert row["low"] == pytest.approx(items.mean() - 1.96 * error, abs=0.3 * error), metric
+        assert row["high"] == pytest.approx(items.mean() + 1.96 * error, abs=0.3 * error), metric
+        if null is None:
+            assert np.isnan([row["baseline"], row["null_low"], row["null_high"]]).all()
+            continue
+        error = np.sqrt(null.sum()) / n
+        for name, side in (("null_low", -1.96), ("null_high", 1.96)):
+            wanted = row["baseline"] + side * error
+            assert row[name] == pytest.approx(wanted, abs=0.3 * error), metric
+
+
 def test_the_curve_by_hand():
     rows = reliability(SURE, RIGHT, 10, mass=False)
     assert [row["bin"] for row in rows] == [1, 2, 9]

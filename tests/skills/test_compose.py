@@ -116,6 +116,8 @@ def test_disjoint_skills_add_up(family):
             assert value(found, "score", arm=arm, skills=own, task=own) == 1
             assert value(found, "score", arm=arm, skills=own, task=other, own=False) == 0
             assert value(found, "score", arm=arm, skills="places + jobs", task=own) == 1
+    assert set(found.table[found.table["arm"] == "base"]["x"]) == {0}
+    assert set(found.table[found.table["arm"] == "whole"]["x"]) == {1}
     for task in ("places", "jobs"):
         assert value(found, "score", arm="random", skills="places + jobs", task=task) == 0
         assert value(found, "interference", task=task) == 0

@@ -81,6 +81,8 @@ def test_a_decoy_that_moved_most_stays_in_movement_and_leaves_the_learned_mask(t
     graft = Graft.of(found, "tuned")
     assert {n: a.tolist() for n, a in graft.places.items()} == {NAME: [entry(NAME, USEFUL)]}
     assert found.metric("flipped")["value"].tolist() == [3]
+    assert found.metric("epoch")["value"].gt(0).all()
+    assert not any("best epoch is 0" in note for note in found.provenance.notes)
 
 
 def test_the_ends_are_exact(tmp_path: Path):
@@ -99,6 +101,7 @@ def test_a_base_against_itself_gives_no_gain_and_says_so(tmp_path: Path):
     found = localize(pair, PROMPTS, sparsity=0.01, arms=["movement", "learned"])
     assert found.metric("gain")["value"].isna().all()
     assert any("no gain at all" in note for note in found.provenance.notes)
+    assert any("best epoch is 0" in note for note in found.provenance.notes)
     ends = {value(found, "log_probability", arm=arm) for arm in ("base", "tuned", "learned")}
     assert len(ends) == 1
 

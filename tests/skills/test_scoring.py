@@ -121,6 +121,10 @@ def test_an_edit_is_read_as_the_model_it_makes(readout: Readout):
     ):
         for own, frame in zip(reading, wanted, strict=True):
             pd.testing.assert_frame_equal(own, frame)
+    # A pair whose matrices are read anew for every edit gives the same.
+    lazy = Readout.of(wb.load_pair(readout.pair.base, readout.pair.tuned), readout.sets)
+    for own, frame in zip((*lazy.base, *lazy.tuned), (*plain, *tuned), strict=True):
+        pd.testing.assert_frame_equal(own, frame)
     assert plain[0]["correct"].sum() == 0
     assert tuned[0]["correct"].all()
 
