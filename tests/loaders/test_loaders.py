@@ -266,3 +266,12 @@ def test_bfloat16_is_read_at_stored_precision(tmp_path: Path):
 def test_from_files_says_shapes_before_reading(base: Path):
     info = from_files([base / "model.safetensors"]).info
     assert info["model.embed_tokens.weight"].shape == (50, 32)
+
+
+def test_a_member_is_named_by_the_last_part_of_its_path(base: Path, tuned: Path, lora: Path):
+    assert wb.load_pair(base, tuned).name == "tuned"
+    assert wb.load_pair(base, base).name == "base"
+    assert wb.load_pair(base, lora).name == wb.load_pair(base, f"{base}+{lora}").name == "lora"
+    assert wb.load_pair(base, nudged(tiny("llama"))).name == "tuned"  # has no path
+    for reference in (tuned, lora):
+        assert wb.load_pair(base, reference, name="mine").name == "mine"
