@@ -106,7 +106,15 @@ def test_the_area_lies_between_its_ends(same: list[int]):
 def test_base_against_itself_and_strata(tmp_path: Path):
     pair = paired(model(), model(), tmp_path)
     given = prompts()
-    found = wb.behaviour.faithfulness(pair, given, between=" .", filler=";", mistake=off_by_one)
+    ways = {"mistake": off_by_one, "paraphrase": lambda step: step.replace("step", "page")}
+    found = wb.behaviour.faithfulness(pair, given, between=" .", filler=";", **ways)
+    assert list(found.table.columns[:2]) == ["member", "task"]
+    # What was told, by the first step of each.
+    told = found.provenance.parameters
+    first = [f" step 1 : holds {i + 7}" for i in range(len(given))]
+    assert told["mistake"] == [one.replace(f"holds {i + 7}", f"holds {i + 6}")
+                               for i, one in enumerate(first)]  # fmt: skip
+    assert told["paraphrase"] == [one.replace("step", "page") for one in first]
     for metric in ("same_answer", "score", "auc"):
         rows = found.metric(metric)
         base, tuned = (rows[rows["side"] == side]["value"].to_numpy() for side in ("base", "tuned"))

@@ -109,6 +109,7 @@ def test_every_number_against_plain_torch(tmp_path: Path):
     found = wb.behaviour.tokens(
         paired(base, tuned, tmp_path), prompts, low_probability=low_p, low_entropy=low_h, show=0
     )
+    assert found.table.columns[0] == "member"
     tokens, changes, conflicts_in = [], [], set()
     for place, prompt in enumerate(prompts):
         (first, ids), (last, _) = (said(one, prompt, prompt.target) for one in (base, tuned))

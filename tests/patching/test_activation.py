@@ -13,9 +13,10 @@ from transformer_lens import patching as their_patching
 import workbench as wb
 from tests.patching.conftest import boxes, model, paired, value
 from workbench.errors import WorkbenchError
+from workbench.lab import shipped
 from workbench.models import Layout, Site, nnsight, transformer_lens
 from workbench.patching import sweep as shared
-from workbench.patching.activation import Direction
+from workbench.patching.activation import Direction, tokens_of
 from workbench.patching.strongest import halves
 from workbench.tasks import Prompt, PromptSet
 from workbench.tasks.batching import Row, batch, rows
@@ -293,3 +294,13 @@ def test_places_outside_the_shortest_prompt_are_told(pair, batch_size):
                 pair, named("apple ball", "ball"), corrupted=named("card dice", "card"),
                 positions=[position], batch_size=batch_size,
             )  # fmt: skip
+
+
+def test_positions_are_labelled_by_the_first_prompt_where_all_are_as_long():
+    words = shipped.tokenizer()
+    first, other, longer = (
+        Row(text, words(text, add_special_tokens=False)["input_ids"])
+        for text in ("apple in Box", "book in Box", "the book in Box")
+    )
+    assert [said.strip() for said in tokens_of([first, other], words)] == ["apple", "in", "Box"]
+    assert tokens_of([first, longer], words) == []

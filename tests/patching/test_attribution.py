@@ -385,3 +385,16 @@ def test_all_tokens_need_partners_of_one_length(tmp_path, options):
 def test_no_edges_behind_a_norm():
     with pytest.raises(WorkbenchError, match="leave edges out"):
         edges.links(Layout(model("gemma2")))
+
+
+def test_the_plan_by_hand():
+    """Three plain runs, a run with its way back (as long as two) for every step, and for every
+    exact patch its own run and one for its shuffled partner; twice that where edges are patched."""
+    made = model()
+    chosen = patches.patches(Layout(made), "mlp_out", [-1])
+    for steps, edged, exact, wanted in (
+        (1, False, 7, 3 + 3 + 14), (5, False, 7, 3 + 15 + 14), (1, True, 7, 3 + 3 + 28),
+        (1, False, 0, 6),
+    ):  # fmt: skip
+        plan = job(made, chosen, steps)._replace(edges=edged).plan(exact)
+        assert (plan.forwards, plan.patches, plan.prompts) == (wanted, 3, 4)

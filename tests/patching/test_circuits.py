@@ -488,6 +488,7 @@ def test_a_step_of_the_mask_by_hand(tmp_path, component, kind):
     penalty = float(np.sort(slopes, axis=None)[-taken - 1 : -taken + 1 or None].mean())
     options = {"component": component, "sides": ("base",), "epochs": 1, "batch_size": 4}
     found = wb.patching.mask(pair, pairs, lr=0.6, penalty=penalty, **options)
+    assert set(found.table["position"]) == {"-1"}
     learned = found.metric("mask")["value"].to_numpy().reshape(3, units)
     np.testing.assert_allclose(learned, np.where(slopes > penalty, 0.4, 1.0), atol=1e-3)
     assert (slopes > penalty).sum() == taken

@@ -92,6 +92,8 @@ def test_by_hand(tmp_path):
         for side, value in (("base", base), ("tuned", tuned), ("tuned - base", tuned - base)):
             assert told.loc[(side, place), "value"] == pytest.approx(value, abs=1e-5)
         assert told.loc[("tuned", place), "baseline"] == pytest.approx(base, abs=1e-5)
+        assert told.loc[("tuned - base", place), "baseline"] == 0
+        assert np.isnan(told.loc[("base", place), "baseline"])
     own = found.metric("tvd")
     assert (own["n"] == 4).all()
     assert ((own["low"] <= own["value"] + 1e-12) & (own["value"] <= own["high"] + 1e-12)).all()
