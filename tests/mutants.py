@@ -15,6 +15,7 @@ import argparse
 import ast
 import json
 import os
+import platform
 import random
 import shutil
 import subprocess
@@ -23,6 +24,8 @@ import tempfile
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -227,17 +230,24 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=15, help="faults a module")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tests", default="tests", help="comma-separated folders that may notice")
+    parser.add_argument(
+        "--unnoticed", action="store_true", help="leave alone what was noticed before"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     chosen = parser.parse_args()
     wanted = [name for name in chosen.modules.split(",") if name] or modules()
     kept = chosen.out / "mutants.json"
     known = json.loads(kept.read_text())["faults"] if kept.exists() else []
     rows = [row for row in known if row["module"] not in wanted]
+    noticed = {row["name"]: row for row in known if row["outcome"] in NOTICED}
     with tempfile.TemporaryDirectory(prefix="workbench-mutants-") as place:
         copy = Copy(Path(place))
         reached = copy.reached(chosen.tests.split(","), wanted)
         for module in wanted:
             for fault in faults(module, chosen.each, chosen.seed):
+                if chosen.unnoticed and fault.name in noticed:
+                    rows.append(noticed[fault.name] | {"line": fault.line})
+                    continue
                 begun = time.monotonic()
                 tests = reached.get((module, fault.line))
                 if not tests and (module, 0) in reached:
@@ -257,7 +267,8 @@ def save(chosen: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
         "# Faults that the tests notice",
         "",
         f"Random one-line faults (`make mutants`, seed {chosen.seed}), each against the tests that "
-        "reach its line.",
+        f"reach its line. torch {version('torch')}, Python {platform.python_version()} on "
+        f"{platform.machine()}, {date.today()}.",
         "",
         *table(rows),
     ]
