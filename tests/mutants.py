@@ -4,9 +4,10 @@
 
 cosmic-ray makes the faults (another operator, comparison, number, a loop that never runs). A copy
 of the tree is tested, never the tree itself: once whole, to see which test reaches which line, and
-then with each fault by the tests that reach its line, the quickest first, until one of them fails.
-What no test notices is listed; where that is right, because the fault changes no value that anyone
-can tell, EQUIVALENT says why. The tables are kept with those of earlier modules.
+then with each fault by the tests that reach its line, those of the file that mirrors it and then
+the quickest first, until one of them fails. What no test notices is listed; where that is right,
+because the fault changes no value that anyone can tell, EQUIVALENT says why. The tables are kept
+with those of earlier modules.
 """
 
 from __future__ import annotations
@@ -181,6 +182,8 @@ class Copy:
         """noticed, survived, unreached, or too slow."""
         if not tests:
             return "unreached"
+        own = f"/test_{fault.module.rpartition('/')[2]}.py"
+        tests = sorted(tests, key=lambda test: own not in test)  # its own first
         path = self.place / "workbench" / f"{fault.module}.py"
         whole = path.read_text(encoding="utf-8")
         path.write_text(fault.code, encoding="utf-8")
