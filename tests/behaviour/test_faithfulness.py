@@ -19,7 +19,7 @@ import workbench as wb
 from tests.behaviour.conftest import WORDS, Scripted, model, no_gradients, paired, table_value
 from tests.calls import steps
 from tests.conftest import nudged
-from workbench.behaviour.faithfulness import SHARES, Asker, _filled, area, worked
+from workbench.behaviour.faithfulness import SHARES, Asker, _chance, _filled, area, worked
 from workbench.errors import WorkbenchError
 from workbench.tasks import Prompt, PromptSet, off_by_one
 
@@ -177,6 +177,14 @@ def test_every_number_against_transformers_own_answers(tmp_path: Path):
             below = (same[0] / 2 + same[1] + same[2] / 2) / 2
             own_area = table_value(found, "auc", side=side, arm=arm, stratum="all")
             assert own_area == pytest.approx(below)
+
+
+def test_the_chance_of_one_answer_to_two_prompts_by_hand():
+    """Of the ten pairs of five prompts three say "a" twice, and one says "b" twice."""
+    assert _chance(np.array(["a", "b", "a", "b", "a"])) == pytest.approx(4 / 10)
+    assert _chance(np.array(["a", "b"])) == 0
+    assert _chance(np.array(["a", "a"])) == 1
+    assert np.isnan(_chance(np.array(["a"])))
 
 
 def test_batches_do_not_change_the_answers(tmp_path: Path):
