@@ -323,3 +323,27 @@ def test_planes_are_within_their_bound(gaps, seed):
     apart = torch.tensor([0, *(gap > 0.1 for gap in gaps[: count - 1])]).cumsum(0)
     assert (cluster.diff() >= apart.diff()).all()
     assert count == 14 or gaps[count - 1] > 1e-6
+
+
+@pytest.mark.parametrize(("following", "certified"), [(5.95, False), (2.0, True)])
+def test_a_certificate_that_costs_as_much_as_a_decomposition_is_not_sought(
+    following: float, certified: bool, monkeypatch
+):
+    """Values 10 to 6, then `following` and falling slowly: where that is near, how much may be left
+    over is known closely enough only with more than a quarter of the columns."""
+    size, sizes = 400, []
+
+    def counted(tall: Tensor) -> float:
+        sizes.append(tall.shape[1])
+        return spectral_norm(tall)
+
+    spectral_norm = leading._spectral_norm
+    monkeypatch.setattr(leading, "_spectral_norm", counted)
+    draw = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(size, size, generator=draw))[0] for _ in "ab")
+    rest = torch.linspace(following, following - 1, size - 5)
+    values = torch.cat([torch.tensor([10.0, 9.0, 8.0, 7.0, 6.0]), rest])
+    found = top_triplets(Operator((left * values) @ right.T), 5, right[:, :LED])
+    assert (found is not None) is certified
+    assert max(sizes) <= size // 4
+    assert certified or max(sizes) > size // 5
