@@ -94,12 +94,12 @@ def test_every_arm_is_the_model_with_these_blocks(tmp_path: Path):
     states = [{n: p.clone() for n, p in one.named_parameters()} for one in (base, tuned)]
     pair = paired(base, tuned, tmp_path)
     found = blocks(pair, PROMPTS, most=2, random=2, ranks=[1])
-    _, report = split(PROMPTS, (1, 1), 0)
+    choose, report = split(PROMPTS, (1, 1), 0)
     made = mute()
 
-    def log_p(*names: str) -> np.ndarray:
+    def log_p(*names: str, asked: wb.tasks.PromptSet = report) -> np.ndarray:
         made.load_state_dict(states[0] | {n: states[1][n] for n in names}, strict=False)
-        frame = wb.tasks.answers(made, pair.base.tokenizer(), report)
+        frame = wb.tasks.answers(made, pair.base.tokenizer(), asked)
         return frame["log_probability"].to_numpy()
 
     none, down, gate, both = log_p(), log_p(useful), log_p(other), log_p(useful, other)
@@ -119,6 +119,8 @@ def test_every_arm_is_the_model_with_these_blocks(tmp_path: Path):
     # Down alone helps most, then gate beside it helps more.
     losses = found.metric("loss")
     assert losses["component"].tolist() == ["mlp.down_proj", "mlp.gate_proj"]
+    chosen_by = [-log_p(*taken, asked=choose).mean() for taken in ((useful,), (useful, other))]
+    assert losses["value"].tolist() == pytest.approx(chosen_by, abs=1e-5)
     steps = found.metric("log_probability").query("arm == 'greedy'")["value"]
     assert steps.tolist() == pytest.approx([down.mean(), both.mean()], abs=1e-5)
     random = found.metric("log_probability").query("arm == 'random'")

@@ -19,6 +19,7 @@ from tests.skills.conftest import (
     BOOK,
     PLACES,
     asked,
+    mute,
     no_gradients,  # noqa: F401
     planted,
     value,
@@ -99,6 +100,8 @@ def test_without_a_harmful_update_none_is_found(tmp_path: Path):
     assert value(found, "free", arm="smallest") == 0.5
     assert value(found, "cost", arm="smallest") == 0
     assert value(found, "moved") == pytest.approx(one)
+    inside_blocks = [p.numel() for n, p in mute().named_parameters() if "layers." in n]
+    assert value(found, "N") == sum(inside_blocks)
     assert found.metric("free")["n"].tolist() == [12, 6] * len(ARMS)
 
 
