@@ -22,6 +22,7 @@ from tests.skills.conftest import (
     PLACES,
     WRONG,
     asked,
+    mute,
     no_gradients,  # noqa: F401
     paired,
     planted,
@@ -282,6 +283,8 @@ def test_only_what_moved_is_taken_and_the_size_is_chosen_on_other_prompts(tmp_pa
     sizes = found.metric("size").set_index("sparsity")["value"]
     assert sizes.tolist() == [1, 2]
     assert found.metric("moved")["value"].tolist() == pytest.approx([2 / count(pair)])
+    inside_blocks = [p.numel() for n, p in mute().named_parameters() if "layers." in n]
+    assert found.metric("N")["value"].tolist() == [sum(inside_blocks)]
     chosen = found.metric("choosing_gain")
     assert chosen.loc[chosen["arm"] == "movement", "value"].tolist() == [0, 1]
     assert chosen["n"].unique().tolist() == [8]
