@@ -144,6 +144,9 @@ def test_examples_hold_whole_patterns(tmp_path):
         np.testing.assert_allclose(whole.sum(-1), 1, atol=1e-5)
         np.testing.assert_allclose(last[LAYER, HEAD], whole[-1], atol=1e-6)
         assert (np.triu(whole, 1) == 0).all()
+    base, tuned = (found.tensors[f"0/{side}/head"] for side in ("base", "tuned"))
+    apart = np.abs(tuned - base).sum(-1) / 2
+    np.testing.assert_allclose(rows_of["value"].head(count), apart, atol=1e-5)
     text = "".join(rows_of["token"].head(count))
     assert "box" in text.lower() or "Box" in text
     assert heads(found, FIRST, "attention", "base").shape == (3, 4)
