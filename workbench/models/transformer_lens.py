@@ -40,6 +40,8 @@ def bridge(model: nn.Module, tokenizer: Any, *, own: bool = False) -> Any:
     root: Any = _merged(model if own else copy.deepcopy(model))
     # The pattern's hook needs attention that forms it.
     root.set_attn_implementation("eager")
+    # Its adapter is chosen by this name, which a model that was never saved does not have.
+    root.config.architectures = [type(root).__name__]
     try:
         with (
             contextlib.redirect_stdout(io.StringIO()),
