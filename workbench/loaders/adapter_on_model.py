@@ -1,12 +1,7 @@
-"""An adapter on its model: unmerged, on tokens of its own, and without what libraries say of it."""
+"""An adapter on its model: unmerged, and on tokens of its own."""
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import warnings
-from collections.abc import Iterator
-from logging import CRITICAL, DEBUG
 from typing import Any
 
 from torch import nn
@@ -15,31 +10,8 @@ from workbench.errors import WorkbenchError
 from workbench.loaders.adapters import Adapter
 from workbench.loaders.devices import settle
 from workbench.loaders.names import HEAD, TOKENS
+from workbench.loaders.quiet import unsaid
 from workbench.loaders.staging import Files, handed
-from workbench.log import log
-
-
-@contextlib.contextmanager
-def unsaid() -> Iterator[None]:
-    """transformers' report of a loading, which is read here, and its bar in a file stay unsaid."""
-    from transformers.utils import logging
-
-    if log.isEnabledFor(DEBUG):
-        yield
-        return
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(max(level, CRITICAL))
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            # peft asks transformers by a name that transformers gives up.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
 
 
 def attached(model: Any, lora: Adapter, name: str) -> nn.Module:
@@ -60,7 +32,7 @@ def attached(model: Any, lora: Adapter, name: str) -> nn.Module:
         made = PeftModel.from_pretrained(
             model,
             str(fresh),
-            config=lora.peft_config(),
+            config=lora.peft_config(tied=bool(model.config.tie_word_embeddings)),
             autocast_adapter_dtype=False,
             low_cpu_mem_usage=placed is not None,
         )

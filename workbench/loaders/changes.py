@@ -22,7 +22,6 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.files.reading import MIB
-from workbench.loaders.adapters import Factors, dora
 from workbench.loaders.checkpoint import Checkpoint
 from workbench.loaders.devices import cores
 from workbench.loaders.memory_map import (
@@ -37,7 +36,6 @@ from workbench.loaders.memory_map import (
 from workbench.loaders.names import ParameterSite
 from workbench.loaders.pair import (
     CheckpointPair,
-    fitting,
     not_finite,
     oriented,
     require_finite,
@@ -185,26 +183,26 @@ def _step(pair: CheckpointPair, name: str) -> int:
     """Entries of a block: whole rows where the tuned matrix has to be formed."""
     if not _is_formed(pair, name):
         return BLOCK
-    columns = _shape(pair.base, name)[1]
+    columns = _columns(pair, name)
     return columns * max(1, BLOCK // max(columns, 1))
 
 
-def _shape(checkpoint: Checkpoint, name: str) -> tuple[int, ...]:
-    """(out, in) of a matrix."""
-    stored = torch.empty(checkpoint.weights().info[name].shape, device="meta")
-    return tuple(turned(stored, checkpoint, name).shape)
+def _columns(pair: CheckpointPair, name: str) -> int:
+    """Entries of a row; of a vector, which has as many rows as entries, 1."""
+    stored = torch.empty(pair.base.weights().info[name].shape, device="meta")
+    return math.prod(turned(stored, pair.base, name).shape[1:])
 
 
 def _is_factored(pair: CheckpointPair, name: str) -> bool:
     """Whether the change is a product of two factors and nothing else."""
-    theirs, lora = pair.comparable[name], pair.tuned.lora
-    if lora is None or theirs not in pair.adapted or theirs in pair.replaced:
+    theirs = pair.comparable[name]
+    if theirs not in pair.targets or theirs in pair.replaced:
         return False
-    return pair.shared_base and "lora_magnitude_vector" not in lora.parts[pair.adapted[theirs]]
+    return pair.shared_base and pair.tuning.is_factored(theirs)
 
 
 def _is_formed(pair: CheckpointPair, name: str) -> bool:
-    """Whether an adapter changes the parameter by more than factors: DoRA, or another base."""
+    """Whether an adapter changes the parameter by more than factors, or on another base."""
     return pair.comparable[name] in pair.adapted and not _is_factored(pair, name)
 
 
@@ -228,28 +226,18 @@ def _sides(pair: CheckpointPair, name: str, files: Files) -> Sides:
 
 
 def _formed(pair: CheckpointPair, name: str) -> Sides:
-    """Both sides of a matrix of which an adapter makes another, by whole rows."""
-    theirs, lora = pair.comparable[name], pair.tuned.lora
-    assert lora is not None
-    module, base = pair.adapted[theirs], oriented(pair.base, name)
+    """Both sides of a parameter of which an adapter makes another, by whole rows."""
+    theirs, base, columns = pair.comparable[name], oriented(pair.base, name), _columns(pair, name)
     stored = pair.stored(theirs, base)
-    own = base if stored is None else stored
-    factors, magnitude = fitting(lora, module, tuple(base.shape)), lora.magnitude(module)
-    whole = lora.formed(module, own, factors) if lora.is_embedding(module) else None
+    made = pair.tuning.rows(theirs, base if stored is None else stored)
 
-    def rows(first: int, last: int) -> slice:
-        return slice(first // base.shape[1], last // base.shape[1])
+    def rows(first: int, last: int) -> tuple[int, int]:
+        return first // columns, last // columns
 
-    def formed(first: int, last: int) -> Tensor:
-        at = rows(first, last)
-        if whole is not None:  # whose norms are over all tokens
-            return whole[at].flatten()
-        change = Factors(factors.up[at], factors.down)
-        if magnitude is None:
-            return (own[at].float() + change.product).flatten()
-        return dora(own[at], change, magnitude[at]).flatten()
-
-    return Sides(lambda first, last: base[rows(first, last)].flatten(), formed)
+    return Sides(
+        lambda first, last: base[slice(*rows(first, last))].flatten(),
+        lambda first, last: made(*rows(first, last)).flatten(),
+    )
 
 
 def _summed(part: Part, sides: Sides) -> Sums:
@@ -322,9 +310,7 @@ def _change(
         if found.bad_tuned:
             raise not_finite(pair.tuned, theirs, found.bad_tuned, entries)
         if _is_factored(pair, site.name):
-            assert pair.tuned.lora is not None
-            module = pair.adapted[theirs]
-            factors = fitting(pair.tuned.lora, module, _shape(pair.base, site.name))
+            factors = pair.tuning.factors(theirs)
             for part in vars(factors).values():
                 require_finite(part, pair.tuned, theirs)
             norm = factors.norm

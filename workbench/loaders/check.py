@@ -17,6 +17,7 @@ from workbench.errors import WorkbenchError, some
 from workbench.loaders.adapters import CONVERT
 from workbench.loaders.changes import measured
 from workbench.loaders.config_differences import computing, unheeded, writing
+from workbench.loaders.names import align
 from workbench.loaders.tokenizer_files import chat_template, token_ids
 from workbench.loaders.weights import has_weights
 from workbench.results.result import PLACE
@@ -328,10 +329,12 @@ def _adapter(pair: CheckpointPair) -> Iterator[Line]:
         return
     named = lora.config.get("base_model_name_or_path")
     yield "adapter's base", *_declared(pair, str(named or ""))
-    lost = [m for m in lora.modules if m not in set(pair.adapted.values())]
+    tied = bool(pair.tuned.config.get("tie_word_embeddings"))
+    changed = [*lora.modules, *lora.own_tokens(tied)]
+    lost = [m for m in changed if m not in _placed(pair)]
     lost += [p for p in lora.replaced if p not in set(pair.replaced.values())]
     if lost:
-        all_lost = not pair.adapted and not pair.replaced
+        all_lost = not _placed(pair) and not pair.replaced
         remedy = "Give the base it was trained on."
         if not all_lost:
             remedy = (
@@ -340,7 +343,22 @@ def _adapter(pair: CheckpointPair) -> Iterator[Line]:
         found = f"{len(lost)} adapter keys match nothing in the base: {some(lost)}"
         yield "adapter keys", STOP if all_lost else WARN, found, remedy
     else:
-        yield "adapter keys", OK, f"{len(pair.adapted)} adapted, {len(pair.replaced)} replaced", ""
+        found = f"{len(set(pair.adapted))} adapted, {len(pair.replaced)} replaced"
+        yield "adapter keys", OK, found, ""
+    fresh = [t for t, one in lora.targets(pair.tuned.config).items()
+             if one.leaf == "bias" and one.module in _placed(pair)
+             and one not in pair.targets.values() and one.module in lora.own_biases]  # fmt: skip
+    if fresh:
+        found = f"the adapter gives {len(fresh)} modules a bias that the base has not, {fresh[0]}"
+        yield "adapter's biases", NOTE, found, "Analyses of the weights do not see them, a run does."
+
+
+def _placed(pair: CheckpointPair) -> set[str]:
+    """Modules of the adapter that the base has."""
+    lora = pair.tuned.lora
+    assert lora is not None
+    homes = align(list(pair.tuned.weights()), [f"{m}.weight" for m in lora.changed_modules])
+    return {*pair.adapted.values()} | {name.removesuffix(".weight") for name in homes.values()}
 
 
 def _adapter_start(pair: CheckpointPair) -> Iterator[Line]:
@@ -353,11 +371,9 @@ def _adapter_start(pair: CheckpointPair) -> Iterator[Line]:
 
 
 def _adapter_shapes(pair: CheckpointPair) -> Iterator[Line]:
-    lora = pair.tuned.lora
     for parameter, module in pair.adapted.items():
-        assert lora is not None
-        ours, theirs = pair.tuned.weights().info[parameter].shape, lora.shape(module)
-        if theirs not in (ours, ours[::-1]):
+        ours, theirs = pair.tuned.weights().info[parameter].shape, pair.tuning.shape(parameter)
+        if theirs is not None and theirs not in (ours, ours[::-1]):
             found = f"adapter changes {module} by {theirs}, base has {ours}"
             yield "adapter shapes", STOP, found, "Give the base this adapter was trained on."
             return
@@ -367,12 +383,20 @@ def _adapter_effect(pair: CheckpointPair) -> Iterator[Line]:
     lora = pair.tuned.lora
     if lora is None or any(_adapter_shapes(pair)):
         return
+    if lora.kind.unformed:
+        found = f"an adapter of {lora.kind.name}: {lora.kind.unformed}"
+        remedy = "No analysis of the weights applies; whatever runs the model does."
+        yield "adapter's change", NOTE, found, remedy
+        return
+    factored = [name for name in pair.targets if pair.tuning.is_factored(name)]
+    if len(factored) < len(pair.targets):
+        return
     empty = 0
-    for module in pair.adapted.values():
-        factors = lora.factors(module)
+    for name in factored:
+        factors = pair.tuning.factors(name)
         empty += not (factors.up.any() and factors.down.any())
-    if empty and lora.magnitude(next(iter(pair.adapted.values()))) is None:
-        found = f"BA = 0 in {empty} of {len(pair.adapted)} adapted modules"
+    if empty:
+        found = f"BA = 0 in {empty} of {len(factored)} adapted modules"
         yield "adapter effect", WARN, found, "Untrained modules equal the base exactly."
 
 

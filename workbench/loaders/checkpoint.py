@@ -18,7 +18,7 @@ from torch import nn
 
 from workbench.errors import WorkbenchError, reason, visible
 from workbench.files.reading import is_count, is_number, read_json
-from workbench.loaders.adapter_on_model import attached, unsaid
+from workbench.loaders.adapter_on_model import attached
 from workbench.loaders.adapters import (
     Adapter,
     adapter_files,
@@ -39,6 +39,7 @@ from workbench.loaders.loaded_weights import (
     require_whole,
 )
 from workbench.loaders.names import BEFORE, WRAPPED, embedding, heads, unwrapped
+from workbench.loaders.quiet import unsaid
 from workbench.loaders.side_files import beside_digest, require_files
 from workbench.loaders.snapshots import dequantised, downloaded
 from workbench.loaders.staging import handed, model_files, tokenizer_files
@@ -55,7 +56,7 @@ class Checkpoint:
     """One model, by reference; nothing is read until it is asked for.
 
     reference: a folder, a .gguf file, a hub id, or a model in memory.
-    adapter: a PEFT LoRA adapter folder (or hub id) that is applied to it.
+    adapter: a PEFT adapter folder (or hub id) that is applied to it.
     revision: branch, tag or commit for a hub id.
     heads: output heads that are its embedding by a second name, listed because the other side of
     a pair has one of its own.
@@ -263,8 +264,10 @@ class Checkpoint:
         if self.lora is None:
             found["kind"] = "full"
         else:
-            config = self.lora.config
-            found |= {"kind": "lora", "rank": config["r"], "alpha": config["lora_alpha"]}
+            config, kind = self.lora.config, self.lora.type
+            found["kind"] = kind.lower()
+            keys = {"rank": "r", "alpha": "lora_alpha"} if kind == "LORA" else {"rank": "r"}
+            found |= {key: config[own] for key, own in keys.items() if is_number(config.get(own))}
         training = self.training
         if training is not None:
             known = {key: training[key] for key in ("step", "seed") if key in training}

@@ -117,8 +117,12 @@ def require_running(model: Any, name: str) -> None:
 def require_attached(model: nn.Module, lora: Adapter, name: str) -> None:
     """Raise WorkbenchError where a factor or a whole parameter of the adapter is not in `model`, a
     PeftModel just loaded."""
+    from peft import get_peft_model_state_dict
+
     running: dict[str, list[Tensor]] = {}
     for own, tensor in model.state_dict().items():
+        running.setdefault(_plain(own), []).append(tensor)
+    for own, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items():
         running.setdefault(_plain(own), []).append(tensor)
     for stored in lora.weights:
         found = running.get(_plain(stored), ())

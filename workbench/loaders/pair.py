@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from workbench import numerics
 from workbench.conveniences import convenience
 from workbench.errors import WorkbenchError, visible
-from workbench.loaders.adapters import Adapter, Factors
+from workbench.loaders.adapters import Factors, Target, Tuning
 from workbench.loaders.checkpoint import Checkpoint, is_adapter
 from workbench.loaders.devices import Device, entry
 from workbench.loaders.experts import running, stored_name, view
@@ -149,14 +149,28 @@ class CheckpointPair:
         return own if name not in self.resized else (min(self.resized[name]), *own[1:])
 
     @cached_property
-    def adapted(self) -> Mapping[str, str]:
-        """Parameter in the member's bare weights -> adapter module with a low-rank change."""
+    def targets(self) -> Mapping[str, Target]:
+        """Parameter in the member's bare weights -> what its adapter changes there."""
         lora = self.tuned.lora
         if lora is None:
             return {}
-        targets = {f"{module}.weight": module for module in lora.modules}
-        found = align(list(self.tuned.weights()), list(targets))
-        return {parameter: targets[target] for parameter, target in found.items()}
+        named = lora.targets(self.tuned.config)
+        found = align(list(self.tuned.weights()), list(named))
+        return {parameter: named[target] for parameter, target in found.items()}
+
+    @cached_property
+    def adapted(self) -> Mapping[str, str]:
+        """Parameter in the member's bare weights -> adapter module that changes it."""
+        return {parameter: target.module for parameter, target in self.targets.items()}
+
+    @cached_property
+    def tuning(self) -> Tuning:
+        """What the member's adapter makes of its bare weights."""
+        assert self.tuned.lora is not None
+        config = self.tuned.config
+        return Tuning(
+            self.tuned.lora, self.tuned.weights(), self.targets, lambda n: is_conv1d(n, config)
+        )
 
     @cached_property
     def replaced(self) -> Mapping[str, str]:
@@ -194,11 +208,11 @@ class CheckpointPair:
         base = base[: self.shape(site.name)[0]] if site.name in self.resized else base
         require_finite(base, self.base, site.name)
         made = Delta(site, base, whole=self.stored(theirs, base))
-        module = self.adapted.get(theirs)
-        if module is not None:
-            own = _with_adapter(Delta(site, made.tuned), self.tuned.lora, module)
-            factored = made.whole is None and own.factors is not None
-            made = own if factored else Delta(site, base, whole=own.tuned)
+        if theirs in self.targets:
+            if made.whole is None and self.tuning.is_factored(theirs):
+                made = Delta(site, base, factors=self.tuning.factors(theirs))
+            else:
+                made = Delta(site, base, whole=self.tuning.formed(theirs, made.tuned))
         for tensor in (made.whole, *(vars(made.factors).values() if made.factors else ())):
             if tensor is not None:
                 require_finite(tensor, self.tuned, theirs)
@@ -339,8 +353,8 @@ def load_pair(base: Reference, tuned: Reference, name: str | None = None) -> Che
     """A base and one fine-tuned checkpoint, matched; reads headers only.
 
     base, tuned: a folder (safetensors, or .bin read with weights_only), a .gguf file, a hub id
-    ("org/name@revision"), "base+adapter", or a model in memory. tuned may also be a PEFT LoRA
-    adapter folder, which is then applied to `base`. name defaults to the last part of `tuned`.
+    ("org/name@revision"), "base+adapter", or a model in memory. tuned may also be a PEFT adapter
+    folder, which is then applied to `base`. name defaults to the last part of `tuned`.
     Raises WorkbenchError where either cannot be read or the two have nothing in common.
     """
     ours = Checkpoint.parse(base)
@@ -373,30 +387,8 @@ def _adapted_heads(side: Checkpoint) -> set[str]:
     """Heads that an adapter changes beside the embedding they are tied to."""
     if side.lora is None:
         return set()
-    names = [*(f"{module}.weight" for module in side.lora.modules), *side.lora.replaced]
+    names = [*side.lora.targets(side.config), *side.lora.replaced]
     return {name for name in names if HEAD.search(name)}
-
-
-def fitting(lora: Adapter, module: str, shape: tuple[int, ...]) -> Factors:
-    """The adapter's factors of one module; raises WorkbenchError unless they change a matrix of
-    this shape, (out, in)."""
-    factors = lora.factors(module)
-    theirs = (factors.up.shape[0], factors.down.shape[1])
-    if theirs != shape:
-        raise WorkbenchError(
-            f"Adapter {lora.reference} changes {module} by a {theirs} matrix but the base has "
-            f"{shape} there; it was trained on another base."
-        )
-    return factors
-
-
-def _with_adapter(delta: Delta, lora: Adapter | None, module: str) -> Delta:
-    assert lora is not None
-    factors = fitting(lora, module, tuple(delta.base.shape))
-    formed = lora.formed(module, delta.base, factors)
-    if formed is None:
-        return Delta(delta.site, delta.base, factors=factors)
-    return Delta(delta.site, delta.base, whole=formed)
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:

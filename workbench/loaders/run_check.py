@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError, reason
-from workbench.loaders.adapter_on_model import adapter_weights, fit_vocabulary, unsaid
+from workbench.loaders.adapter_on_model import adapter_weights, fit_vocabulary
 from workbench.loaders.adapters import Adapter
 from workbench.loaders.auto import auto_class
 from workbench.loaders.checkpoint import Checkpoint
+from workbench.loaders.quiet import unsaid
 from workbench.loaders.staging import handed, model_files
 from workbench.results import cache
 
@@ -95,7 +96,8 @@ def _put_on(model: Any, lora: Adapter, whole: bool) -> nn.Module:
     kept = {key: value for key, value in lora.config.items() if key not in IMPORTED}
     files = {**adapter_weights(lora), "adapter_config.json": json.dumps(kept)}
     with unsaid(), handed(files, lora.reference) as fresh:
-        config = None if whole else lora.peft_config()
+        tied = bool(model.config.tie_word_embeddings)
+        config = None if whole else lora.peft_config(tied=tied)
         return PeftModel.from_pretrained(model, str(fresh), config=config)
 
 

@@ -29,6 +29,11 @@ SAFETENSORS_DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+# Indices and masks, which an adapter may have beside its numbers.
+WHOLE_DTYPES = {
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 # Numbers of 8 bits and less mean something only times a scale that is another tensor.
 SCALED = ("F8_", "F6_", "F4")
 
@@ -46,9 +51,9 @@ class TensorInfo:
 class Weights(Mapping[str, Tensor]):
     """name -> tensor at stored precision, on the CPU. Iterating reads nothing.
 
-    info: name -> TensorInfo for every floating-point tensor. read: (name, i) -> Tensor, all of it
-    where i is None, else what it has at i of its first dimension. home: name -> the file it lies
-    in; empty for a model in memory.
+    info: name -> TensorInfo for every floating-point tensor, and for others where they were asked
+    for. read: (name, i) -> Tensor, all of it where i is None, else what it has at i of its first
+    dimension. home: name -> the file it lies in; empty for a model in memory.
     """
 
     def __init__(
@@ -120,15 +125,16 @@ def _part(known: TensorInfo, where: Where) -> TensorInfo:
     return TensorInfo(shape, known.dtype, start)
 
 
-def from_files(files: list[Path]) -> Weights:
+def from_files(files: list[Path], *, whole: bool = False) -> Weights:
     """Weights of one checkpoint that lies in one or several shard files.
 
+    whole: with tensors of whole numbers, which an adapter has for indices; a model's are refused.
     Raises WorkbenchError where a file is damaged or two of them hold a tensor of one name.
     """
     info: dict[str, TensorInfo] = {}
     home: dict[str, Path] = {}
     for file in files:
-        for name, known in _info(file).items():
+        for name, known in _info(file, whole=whole).items():
             if name in home:
                 raise WorkbenchError(
                     f"{name} lies in {home[name]} and in {file.name}, so that either could be "
@@ -139,10 +145,11 @@ def from_files(files: list[Path]) -> Weights:
     def read(name: str, at: int | None) -> Tensor:
         file = home[name]
         if file.suffix != ".safetensors":
-            return _at(_torch_file(file)[name], at)
+            return _at(_torch_file(file, whole=whole)[name], at)
         return _tensor(file, name, info[name], at)
 
-    _require_floats(info, " or ".join(sorted({file.name for file in files})[:2]))
+    if not whole:
+        _require_floats(info, " or ".join(sorted({file.name for file in files})[:2]))
     return Weights(info, read, home)
 
 
@@ -162,6 +169,11 @@ def _require_floats(info: Mapping[str, TensorInfo], where: str) -> None:
 def from_module(module: nn.Module) -> Weights:
     """Weights of a model in memory; a tensor shared by two names appears under the first."""
     return _once(dict(module.state_dict(keep_vars=False)), type(module).__name__)
+
+
+def from_state(state: Mapping[str, Tensor], where: str, *, whole: bool = False) -> Weights:
+    """Weights of a state dict in memory; `where` and `whole` as elsewhere here."""
+    return _once(state, where, whole=whole)
 
 
 def has_weights(folder: Path) -> bool:
@@ -242,15 +254,16 @@ def inside(file: Path) -> Path:
     return file
 
 
-def _info(file: Path) -> dict[str, TensorInfo]:
+def _info(file: Path, *, whole: bool = False) -> dict[str, TensorInfo]:
     if file.suffix != ".safetensors":
-        return dict(_torch_file(file).info)
+        return dict(_torch_file(file, whole=whole).info)
     found = safetensors_header(file)
     small = [name for name, stored in found.items() if stored.kind.startswith(SCALED)]
     if small:
         raise _scaled(small[0], file, found[small[0]].kind)
+    dtypes = SAFETENSORS_DTYPES | (WHOLE_DTYPES if whole else {})
     return {
-        name: TensorInfo(stored.shape, SAFETENSORS_DTYPES.get(stored.kind), stored.start)
+        name: TensorInfo(stored.shape, dtypes.get(stored.kind), stored.start)
         for name, stored in found.items()
     }
 
@@ -287,7 +300,7 @@ def _tensor(file: Path, name: str, known: TensorInfo, at: int | None) -> Tensor:
     return found
 
 
-def _torch_file(file: Path) -> Weights:
+def _torch_file(file: Path, *, whole: bool = False) -> Weights:
     try:
         state = torch.load(
             file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
@@ -313,14 +326,14 @@ def _torch_file(file: Path) -> Weights:
             raise WorkbenchError(
                 f"{name} in {file} is not stored as a plain tensor; convert it to safetensors."
             )
-    return _once(tensors, file.name)
+    return _once(tensors, file.name, whole=whole)
 
 
 def _stretched(tensor: Tensor) -> bool:
     return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
 
 
-def _once(state: Mapping[str, Tensor], where: str) -> Weights:
+def _once(state: Mapping[str, Tensor], where: str, *, whole: bool = False) -> Weights:
     """A state dict in memory as Weights, each storage once."""
     kept: dict[str, Tensor] = {}
     seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
@@ -332,8 +345,9 @@ def _once(state: Mapping[str, Tensor], where: str) -> Weights:
             kept[name] = tensor.detach()
             seen.add(place)
     info = {
-        n: TensorInfo(tuple(t.shape), t.dtype if t.is_floating_point() else None)
+        n: TensorInfo(tuple(t.shape), t.dtype if whole or t.is_floating_point() else None)
         for n, t in kept.items()
     }
-    _require_floats(info, where)
+    if not whole:
+        _require_floats(info, where)
     return Weights(info, lambda name, at: _at(kept[name], at))
