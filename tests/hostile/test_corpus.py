@@ -189,7 +189,8 @@ ADAPTERS = {
     "a pattern that is none": ({"rank_pattern": {"(": 3}}, "cannot be matched"),
     "a pattern for an hour": ({"rank_pattern": {SLOW: 3}}, "matched"),
     "saved modules of numbers": ({"modules_to_save": [1]}, "modules_to_save"),
-    "another kind": ({"peft_type": "VERA"}, "of type VERA"),
+    "another kind": ({"peft_type": "VERA"}, "holds none of its tensors"),
+    "a kind nobody knows": ({"peft_type": "EVIL"}, "of type EVIL"),
     "a kind of numbers": ({"peft_type": 7}, "of type 7"),
     "switched by tokens": ({"alora_invocation_tokens": [1]}, "switched on by tokens"),
 }  # fmt: skip
@@ -205,7 +206,7 @@ def reconfigured(folder: Path, **changes) -> Path:
 def test_adapters(which: str, base: Path, lora: Path, monkeypatch):
     changes, says = ADAPTERS[which]
     if "for an hour" in which:
-        monkeypatch.setattr("workbench.loaders.adapters.PATIENCE", 1.0)
+        monkeypatch.setattr("workbench.loaders.adapters.adapter.PATIENCE", 1.0)
         long = {f"base_model.model.model.layers.0.{'a' * 40}.q_proj.lora_{p}.weight": shape
                 for p, shape in (("A", (3, 32)), ("B", (32, 3)))}  # fmt: skip
         save_file({n: torch.ones(s) for n, s in long.items()}, lora / "adapter_model.safetensors")

@@ -172,7 +172,7 @@ def test_pissa_converted_by_peft_is_the_change_of_the_original_base(tmp_path: Pa
 
 def test_other_adapters_are_refused_with_a_remedy(base: Path, lora: Path):
     file = lora / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"peft_type": "IA3"}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"peft_type": "NEWEST"}))
     with pytest.raises(wb.WorkbenchError, match="Merge it into its base"):
         wb.load_pair(base, lora)
 

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.files.reading import MIB
-from workbench.loaders.checkpoint import Checkpoint
 from workbench.loaders.devices import cores
 from workbench.loaders.memory_map import (
     Entries,

@@ -88,7 +88,7 @@ def check(
     good = not any(status == STOP for _, status, _, _ in lines)
     if good and (run or (run is None and read and _bytes(pair) < SMALL)):
         lines.extend(_runs(pair, anew=bool(run)))
-    if read and good:
+    if read and good and not _unformed(pair):
         changes, found = _changes(pair, fingerprints)
         lines.extend(found)
     return _report(lines, changes)
@@ -345,12 +345,22 @@ def _adapter(pair: CheckpointPair) -> Iterator[Line]:
     else:
         found = f"{len(set(pair.adapted))} adapted, {len(pair.replaced)} replaced"
         yield "adapter keys", OK, found, ""
-    fresh = [t for t, one in lora.targets(pair.tuned.config).items()
+    fresh = [t for t, one in lora.targets(pair.tuned.config, ()).items()
              if one.leaf == "bias" and one.module in _placed(pair)
              and one not in pair.targets.values() and one.module in lora.own_biases]  # fmt: skip
     if fresh:
         found = f"the adapter gives {len(fresh)} modules a bias that the base has not, {fresh[0]}"
-        yield "adapter's biases", NOTE, found, "Analyses of the weights do not see them, a run does."
+        yield (
+            "adapter's biases",
+            NOTE,
+            found,
+            "Analyses of the weights do not see them, a run does.",
+        )
+
+
+def _unformed(pair: CheckpointPair) -> bool:
+    """Whether there are no tuned weights to compare, only a tuned model to run."""
+    return pair.tuned.lora is not None and bool(pair.tuned.lora.kind.unformed)
 
 
 def _placed(pair: CheckpointPair) -> set[str]:
@@ -383,7 +393,7 @@ def _adapter_effect(pair: CheckpointPair) -> Iterator[Line]:
     lora = pair.tuned.lora
     if lora is None or any(_adapter_shapes(pair)):
         return
-    if lora.kind.unformed:
+    if _unformed(pair):
         found = f"an adapter of {lora.kind.name}: {lora.kind.unformed}"
         remedy = "No analysis of the weights applies; whatever runs the model does."
         yield "adapter's change", NOTE, found, remedy

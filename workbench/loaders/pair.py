@@ -154,7 +154,7 @@ class CheckpointPair:
         lora = self.tuned.lora
         if lora is None:
             return {}
-        named = lora.targets(self.tuned.config)
+        named = lora.targets(self.tuned.config, self.tuned.weights())
         found = align(list(self.tuned.weights()), list(named))
         return {parameter: named[target] for parameter, target in found.items()}
 
@@ -387,7 +387,7 @@ def _adapted_heads(side: Checkpoint) -> set[str]:
     """Heads that an adapter changes beside the embedding they are tied to."""
     if side.lora is None:
         return set()
-    names = [*side.lora.targets(side.config), *side.lora.replaced]
+    names = [*side.lora.targets(side.config, side.weights()), *side.lora.replaced]
     return {name for name in names if HEAD.search(name)}
 
 

@@ -171,9 +171,15 @@ def from_module(module: nn.Module) -> Weights:
     return _once(dict(module.state_dict(keep_vars=False)), type(module).__name__)
 
 
-def from_state(state: Mapping[str, Tensor], where: str, *, whole: bool = False) -> Weights:
-    """Weights of a state dict in memory; `where` and `whole` as elsewhere here."""
-    return _once(state, where, whole=whole)
+def from_state(state: Mapping[str, Tensor], where: str) -> Weights:
+    """Weights of a model's state dict in memory, each storage under its first name."""
+    return _once(state, where)
+
+
+def from_tensors(state: Mapping[str, Tensor]) -> Weights:
+    """Tensors in memory, of whole numbers too, under every name they have."""
+    info = {name: TensorInfo(tuple(one.shape), one.dtype) for name, one in state.items()}
+    return Weights(info, lambda name, at: _at(state[name].detach(), at))
 
 
 def has_weights(folder: Path) -> bool:

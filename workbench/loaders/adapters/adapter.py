@@ -38,7 +38,9 @@ LEFT_OUT = frozenset((
     "target_parameters", "trainable_token_indices", "use_bdlora", "velora_config",
 ))  # fmt: skip
 # Whole numbers in a config that are no sizes of what is stored.
-NO_SIZES = re.compile(r"seed|prng|alpha|scal|lambda|step|^t(init|final)$|deltaT|token|warmup|interval")
+NO_SIZES = re.compile(
+    r"seed|prng|alpha|scal|lambda|step|^t(init|final)$|deltaT|token|warmup|interval"
+)
 PLAIN = re.compile(r"[\w.-]+")  # a module's name, which peft will search with as a pattern
 PATIENCE = 5.0  # seconds for all patterns of an adapter on all its modules
 
@@ -46,11 +48,13 @@ PATIENCE = 5.0  # seconds for all patterns of an adapter on all its modules
 class Target(NamedTuple):
     """What an adapter changes of a parameter of its base. module: as the adapter names it, of a
     bare parameter with that one's name. leaf: "weight", "bias", or "tokens" for rows of a weight.
-    cut: of an expert's matrix, which part of the stack it is."""
+    cut: of an expert's matrix, which part of the stack it is. across: its factors are those of the
+    transposed matrix."""
 
     module: str
     leaf: str = "weight"
     cut: Cut | None = None
+    across: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,14 +152,19 @@ class Adapter:
         """The initialisation by which the base was rewritten before training; "" for none."""
         return ""
 
-    def targets(self, config: Mapping[str, Any]) -> dict[str, Target]:
+    def targets(self, config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Target]:
         """Parameter of the base, as the adapter names it -> what is changed there.
 
-        config: the base's, which says how it keeps the matrices of experts.
+        config: the base's, which says how it keeps the matrices of experts. names: of the base's
+        parameters, among which target_modules are looked for where no tensor names a module.
         """
+        modules = self.modules
+        if not modules and not self.changed_modules and self.type != "LN_TUNING":
+            ends = tuple(f".{one}.weight" for one in self._targeted(False)["target_modules"])
+            modules = [n.removesuffix(".weight") for n in names if f".{n}".endswith(ends)]
         own = {
             f"{module}.{leaf}": Target(module, leaf)
-            for module in self.modules for leaf in self.kind.leaves
+            for module in modules for leaf in self.kind.leaves
         }  # fmt: skip
         return own | {
             f"{module}.weight": Target(module, "tokens")

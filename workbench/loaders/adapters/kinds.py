@@ -87,7 +87,9 @@ KINDS: Mapping[str, Kind] = {
     "HIRA": Kind("HiRA", "hira_"),
     "HRA": Kind("HRA", "hra_"),  # arXiv 2405.17484
     "IA3": Kind("IA3", "ia3_", leaves=("weight", "bias")),  # arXiv 2205.05638
-    "LILY": Kind("Lily", "lily_", unformed="its change depends on what a layer is given"),  # arXiv 2407.09946
+    "LILY": Kind(
+        "Lily", "lily_", unformed="its change depends on what a layer is given"
+    ),  # arXiv 2407.09946
     "LN_TUNING": Kind("LN tuning", "ln_tuning_"),  # arXiv 2312.11420
     "LOHA": Kind("LoHa", "hada_"),  # arXiv 2108.06098
     "LOKR": Kind("LoKr", "lokr_"),  # arXiv 2309.14859

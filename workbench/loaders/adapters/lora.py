@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -55,6 +55,9 @@ COMPUTES = (
 # Along which axis of a factor its rank lies.
 RANK_AXES = (("lora_A", 0), ("lora_embedding_A", 0), ("lora_B", 1), ("lora_embedding_B", 1))
 BIAS = "lora_B.bias"
+# Model types whose experts are stored (in, out) and do not say so, so that peft takes the one side
+# for the other.
+SILENT = {"llama4", "llama4_text"}
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,9 @@ class Lora(Adapter):
             found |= {m: f"{module}.{leaf}" for m, leaf in zip(depth, leaves, strict=True)}
         return found
 
-    def targets(self, config: Mapping[str, Any]) -> dict[str, Target]:
-        found = super().targets(config)
+    def targets(self, config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Target]:
+        found = super().targets(config, names)
+        silent = bool(SILENT.intersection(kinds(config)))
         for module, parameter in self.stacks.items():
             del found[f"{module}.weight"]
             shape = self._stack_shape(module, config)
@@ -118,7 +122,7 @@ class Lora(Adapter):
                         f"Adapter {self.reference} changes {parameter}, which is no stack of "
                         "experts; train it with target_modules, or merge it and give the folder."
                     )
-                found[name] = Target(module, cut=where)
+                found[name] = Target(module, cut=where, across=silent)
         return found | {f"{module}.bias": Target(module, "bias") for module in self.own_biases}
 
     def _stack_shape(self, module: str, config: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -131,7 +135,7 @@ class Lora(Adapter):
                 f"Adapter {self.reference}: expected factors of rank {self.ranks[module]} for each "
                 f"expert of {module}, found {(out, wide)} and {(tall, inner)}; save it again."
             )
-        if TRANSPOSED_TYPES.intersection(kinds(config)):
+        if (TRANSPOSED_TYPES - SILENT).intersection(kinds(config)):
             return experts, inner, out
         return experts, out, inner
 
@@ -161,7 +165,8 @@ class Lora(Adapter):
     def peft_config(self, *, tied: bool = False) -> Any:
         """What peft needs to attach this adapter: every module by its own name, rank and alpha.
 
-        tied: the base's head is its embedding. Raises WorkbenchError where the base it stands on cannot be had.
+        tied: the base's head is its embedding. Raises WorkbenchError where the base it stands on
+        cannot be had.
         """
         from peft import LoraConfig
 
@@ -210,12 +215,15 @@ class Lora(Adapter):
         left, right = (left.T, right.T) if turned else (left, right)
         return Factors((left * self.scale(module)).contiguous(), right)
 
-    def expert_factors(self, module: str, cut: Cut) -> Factors:
+    def expert_factors(self, target: Target) -> Factors:
         """Those of one expert's part of a stack."""
+        module, cut = target.module, target.cut
+        assert cut is not None
         whole, rank = self.factors(module), self.ranks[module]
         experts = len(whole.down) // rank
         up = whole.up.reshape(len(whole.up), rank, experts)[:, :, cut.expert]
         down = whole.down.reshape(experts, rank, -1)[cut.expert]
+        up, down = (down.T, up.T) if target.across else (up, down)
         return Factors(up.chunk(cut.parts)[cut.part].contiguous(), down.contiguous())
 
     def bias(self, module: str) -> Float[Tensor, " out"]:

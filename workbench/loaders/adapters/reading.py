@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 from workbench.errors import WorkbenchError
 from workbench.files.reading import read_json
 from workbench.loaders.adapters.adapter import PREFIX, Adapter
-from workbench.loaders.adapters.kinds import kind_of
+from workbench.loaders.adapters.kinds import KINDS, kind_of
 from workbench.loaders.adapters.lora import Lora, require_lora
 from workbench.loaders.foreign_formats import pointers
-from workbench.loaders.weights import Weights, from_files, from_state, inside
+from workbench.loaders.weights import Weights, from_files, from_state, from_tensors, inside
 
 # Where peft keeps what it has put something on.
 BENEATH = ("base_layer.", "original_module.")
@@ -53,13 +54,24 @@ def adapter_in(model: nn.Module) -> Adapter | None:
     name, where = _running(model), type(model).__name__
     config = {k: getattr(v, "value", v) for k, v in vars(configs[name]).items()}
     config = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
-    kind_of(config, where)
-    from peft import get_peft_model_state_dict
-
-    held: Any = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    found = _checked(where, config, from_state(held, where, whole=True))
+    held = _added(model, name, KINDS[kind_of(config, where)].prefix)
+    found = _checked(where, config, from_tensors(held))
     if isinstance(found, Lora):
         _require_strength(model, found, name)
+    return found
+
+
+def _added(model: nn.Module, name: str, prefix: str) -> dict[str, Tensor]:
+    """What an adapter adds to a model in memory, by the names with which it would be saved. peft's
+    own function for it takes an adapter that is called as a module of the model for that."""
+    shared = prefix.partition("_")[0] + "_"
+    found = {}
+    for key, tensor in model.state_dict().items():
+        of_module = key.startswith(PREFIX) or not key.startswith("base_model.")
+        parts = rf"{prefix if of_module else shared}\w+|modules_to_save|trainable_tokens_delta"
+        own = re.search(rf"\.({parts})(?P<name>\.{re.escape(name)})(?=\.|$)", key)
+        if own:
+            found[key[: own.start("name")] + key[own.end("name") :]] = tensor
     return found
 
 
@@ -148,7 +160,7 @@ def _checked(where: str, config: Mapping[str, Any], weights: Weights) -> Adapter
         )
     if isinstance(adapter, Lora):
         require_lora(adapter)
-    elif not adapter.changed_modules and not adapter.replaced and not adapter.kind.unformed:
+    elif not any(f".{adapter.kind.prefix}" in name for name in weights):
         raise WorkbenchError(
             f"Adapter {where} of type {adapter.type} holds none of its tensors "
             f"({adapter.kind.prefix}...), {next(iter(weights))} the first; its config belongs to "

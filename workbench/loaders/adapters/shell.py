@@ -126,9 +126,9 @@ class Shell:
         return made
 
     def _is_replacement(self, name: str) -> bool:
-        return name not in {part for own in self.adapter.parts.values() for part in own.values()} and (
-            name.startswith(PREFIX)
-        )
+        return name not in {
+            part for own in self.adapter.parts.values() for part in own.values()
+        } and (name.startswith(PREFIX))
 
     def _require_complete(self, told: Any) -> None:
         """Raise WorkbenchError where a tensor found no place, or a place that others fill has

@@ -52,7 +52,7 @@ class Tuning:
         elif target.cut is None:
             found = self.adapter.factors(target.module)
         else:
-            found = self.adapter.expert_factors(target.module, target.cut)
+            found = self.adapter.expert_factors(target)
         theirs, shape = (found.up.shape[0], found.down.shape[1]), self._shape(parameter)
         if theirs != shape:
             raise WorkbenchError(
@@ -67,6 +67,7 @@ class Tuning:
         if not isinstance(self.adapter, Lora) or target.leaf != "weight":
             return None
         out, inner = self.adapter.shape(target.module)
+        out, inner = (inner, out) if target.across else (out, inner)
         return (out, inner) if target.cut is None else (out // target.cut.parts, inner)
 
     def formed(self, parameter: str, own: Tensor) -> Tensor:
@@ -104,17 +105,12 @@ class Tuning:
         stem = parameter.rpartition(".")[0]
         if target.leaf == "weight":
             stored = own.T.contiguous() if self.turned(parameter) else own
-            bias = self._stored(f"{stem}.bias")
+            bias = self.weights.get(f"{stem}.bias")
             made = self.shell.merged(target.module, stored, bias)[0]
             return made.T if self.turned(parameter) else made
-        weight = self._stored(f"{stem}.weight")
-        assert weight is not None
-        made = self.shell.merged(target.module, weight, own)[1]
+        made = self.shell.merged(target.module, self.weights[f"{stem}.weight"], own)[1]
         assert made is not None
         return made
-
-    def _stored(self, name: str) -> Tensor | None:
-        return self.weights[name] if name in self.weights else None
 
     def _with_tokens(self, module: str, own: Tensor) -> Tensor:
         ids, rows = self.adapter.token_rows(module)
