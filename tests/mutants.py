@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 EQUIVALENT = Path(__file__).with_name("equivalent.json")  # "module: before -> after" -> reason
 # The mathematics, and what decides which matrices are compared.
 WHOLE = ("spectral", "tuco", "patching", "skills", "forgetting", "behaviour", "findings")
-MODULES = ("stats", "loaders/names", "loaders/adapters", "loaders/pair")
+MODULES = ("stats", "loaders/names", "loaders/adapters/lora", "loaders/pair")
 MOST = 60  # tests a fault is held against; those that a hundred tests reach fail at once or never
 NOTICED = ("noticed", "too slow")
 # What a module does at import is in no test's own lines: these look at every record.

@@ -13,7 +13,12 @@ from typing import Annotated, Any
 import typer
 
 Base = Annotated[str, typer.Argument(help="Folder, .gguf file, or hub id@revision.")]
-Tuned = Annotated[str, typer.Argument(help="As BASE, a PEFT LoRA adapter folder, or BASE+ADAPTER.")]
+Tuned = Annotated[
+    str,
+    typer.Argument(
+        help="As BASE, an adapter folder (of peft, mlx-lm or torchtune), or BASE+ADAPTER."
+    ),
+]
 
 
 def _free(module: str, mark: str) -> Callable[[Path | None], Path | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from workbench.errors import WorkbenchError
@@ -23,22 +24,35 @@ def attached(model: Any, lora: Adapter, name: str) -> nn.Module:
     placed = model.__dict__.pop("hf_device_map", None)
     factors = {} if placed is None else dict(lora.weights)
     other = [part for part in factors if not part.endswith(("lora_A.weight", "lora_B.weight"))]
-    if placed is not None and (other or lora.config.get("use_dora")):
+    if placed is not None and (other or lora.translated or lora.config.get("use_dora")):
         raise WorkbenchError(
             f"{name} is more than plain factors ({(other or ['DoRA'])[0]}), which cannot be spread "
             "over devices; merge it first."
         )
+    config = lora.peft_config(tied=bool(model.config.tie_word_embeddings))
+    if lora.translated:
+        return put_on(model, lora, config)
     with unsaid(), handed(adapter_weights(lora), lora.reference) as fresh:
         made = PeftModel.from_pretrained(
             model,
             str(fresh),
-            config=lora.peft_config(tied=bool(model.config.tie_word_embeddings)),
+            config=config,
             autocast_adapter_dtype=False,
             low_cpu_mem_usage=placed is not None,
         )
     if placed is not None:
         model.hf_device_map = placed
         settle(made, {f"{n.removesuffix('.weight')}.default.weight": t for n, t in factors.items()})
+    return made
+
+
+def put_on(model: Any, lora: Adapter, config: Any) -> nn.Module:
+    """A model with an adapter whose tensors peft is given by name, since no file has those."""
+    from peft import get_peft_model, set_peft_model_state_dict
+
+    with torch.random.fork_rng(devices=[]), unsaid():
+        made: Any = get_peft_model(model, config, autocast_adapter_dtype=False)
+        set_peft_model_state_dict(made, dict(lora.weights))
     return made
 
 

@@ -92,7 +92,8 @@ class Checkpoint:
 
     @classmethod
     def _adapter_folder(cls, folder: str) -> Checkpoint:
-        base = read_json(Path(folder) / "adapter_config.json").get("base_model_name_or_path")
+        config = read_json(Path(folder) / "adapter_config.json")
+        base = config.get("base_model_name_or_path") or config.get("model")  # mlx-lm's word
         if not isinstance(base, str) or not base:
             raise WorkbenchError(
                 f"Adapter {folder} does not name its base; write the reference as BASE+{folder}."
@@ -216,8 +217,8 @@ class Checkpoint:
         if not os.path.exists(path):
             path = downloaded(self.adapter, None)
         if not is_adapter(path):
-            raise WorkbenchError(f"Expected a PEFT adapter (adapter_config.json) in {path}.")
-        return read_adapter(path)
+            raise WorkbenchError(f"Expected an adapter (adapter_config.json) in {path}.")
+        return read_adapter(path, self.config)
 
     @cached_property
     def base_fingerprint(self) -> str:

@@ -47,8 +47,14 @@ KINDS = (
     ),
     Kind(
         re.compile(r"^adapters\.(safetensors|npz)$"),
-        "an adapter of MLX",
-        "fuse it with `mlx_lm.fuse --dequantize`, and give the fused folder",
+        "an adapter of MLX without its adapter_config.json",
+        "put the config beside it that mlx-lm wrote with it, or fuse it with `mlx_lm.fuse "
+        "--dequantize` and give the fused folder",
+    ),
+    Kind(
+        re.compile(r"^adapter_(\d+|model)\.pt$"),
+        "an adapter of torchtune without its adapter_config.json",
+        "put the config beside it that torchtune wrote with it",
     ),
     Kind(
         re.compile(r"^pytorch_lora_weights\.(safetensors|bin)$"),

@@ -353,9 +353,9 @@ def load_pair(base: Reference, tuned: Reference, name: str | None = None) -> Che
     """A base and one fine-tuned checkpoint, matched; reads headers only.
 
     base, tuned: a folder (safetensors, or .bin read with weights_only), a .gguf file, a hub id
-    ("org/name@revision"), "base+adapter", or a model in memory. tuned may also be a PEFT adapter
-    folder, which is then applied to `base`. name defaults to the last part of `tuned`.
-    Raises WorkbenchError where either cannot be read or the two have nothing in common.
+    ("org/name@revision"), "base+adapter", or a model in memory. tuned may also be an adapter
+    folder of peft, mlx-lm or torchtune, which is then applied to `base`. name defaults to the last
+    part of `tuned`. Raises WorkbenchError where either cannot be read or the two have nothing in common.
     """
     ours = Checkpoint.parse(base)
     if isinstance(tuned, str | Path) and is_adapter(tuned):

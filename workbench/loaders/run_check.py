@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError, reason
-from workbench.loaders.adapter_on_model import adapter_weights, fit_vocabulary
+from workbench.loaders.adapter_on_model import adapter_weights, fit_vocabulary, put_on
 from workbench.loaders.adapters import Adapter
 from workbench.loaders.auto import auto_class
 from workbench.loaders.checkpoint import Checkpoint
@@ -93,12 +93,13 @@ def _put_on(model: Any, lora: Adapter, whole: bool) -> nn.Module:
     from peft import PeftModel
 
     fit_vocabulary(model, lora)
+    own = lora.peft_config(tied=bool(model.config.tie_word_embeddings))
+    if lora.translated:
+        return put_on(model, lora, own)
     kept = {key: value for key, value in lora.config.items() if key not in IMPORTED}
     files = {**adapter_weights(lora), "adapter_config.json": json.dumps(kept)}
     with unsaid(), handed(files, lora.reference) as fresh:
-        tied = bool(model.config.tie_word_embeddings)
-        config = None if whole else lora.peft_config(tied=tied)
-        return PeftModel.from_pretrained(model, str(fresh), config=config)
+        return PeftModel.from_pretrained(model, str(fresh), config=None if whole else own)
 
 
 def _logits(model: nn.Module, ids: Tensor) -> Tensor:

@@ -61,12 +61,14 @@ class Target(NamedTuple):
 class Adapter:
     """An adapter: `config` as saved by peft, `weights` with peft's names.
 
-    Module names are those of the base model, without peft's own prefix.
+    Module names are those of the base model, without peft's own prefix. translated: another tool
+    saved it, under other names.
     """
 
     reference: str
     config: Mapping[str, Any]
     weights: Weights
+    translated: bool = False
 
     @property
     def type(self) -> str:

@@ -15,6 +15,7 @@ from workbench.files.reading import read_json
 from workbench.loaders.adapters.adapter import PREFIX, Adapter
 from workbench.loaders.adapters.kinds import KINDS, kind_of
 from workbench.loaders.adapters.lora import Lora, require_lora
+from workbench.loaders.adapters.other_tools import in_peft_form, other_files
 from workbench.loaders.foreign_formats import pointers
 from workbench.loaders.weights import Weights, from_files, from_state, from_tensors, inside
 
@@ -25,11 +26,13 @@ FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 def adapter_files(folder: Path) -> list[Path]:
     """The files of an adapter's weights that are there, the one to read first."""
-    return [folder / name for name in FILES if (folder / name).exists()]
+    own = [folder / name for name in FILES if (folder / name).exists()]
+    return own or other_files(folder)
 
 
-def read_adapter(folder: Path) -> Adapter:
-    """A PEFT adapter folder; raises WorkbenchError for what is not a readable adapter."""
+def read_adapter(folder: Path, base: Mapping[str, Any] | None = None) -> Adapter:
+    """An adapter folder of peft, mlx-lm or torchtune; raises WorkbenchError for what is not a
+    readable adapter. base: config.json of the model it stands on, which torchtune's needs."""
     for pointer in pointers(folder):
         raise WorkbenchError(
             f"{pointer} is a Git LFS pointer and not the file itself; run `git lfs pull` there."
@@ -38,6 +41,9 @@ def read_adapter(folder: Path) -> Adapter:
     files = adapter_files(folder)
     if not files:
         raise WorkbenchError(f"Expected {' or '.join(FILES)} in {folder}, found neither.")
+    if files[0].name not in FILES:
+        config, weights = in_peft_form(files[0], config, base or {})
+        return _checked(str(folder), config, weights, translated=True)
     kind_of(config, str(folder))
     return _checked(str(folder), config, from_files([inside(files[0])], whole=True))
 
@@ -131,10 +137,12 @@ def base_weights_in(model: nn.Module) -> Weights:
     return from_state(plain, type(model).__name__)
 
 
-def _checked(where: str, config: Mapping[str, Any], weights: Weights) -> Adapter:
+def _checked(
+    where: str, config: Mapping[str, Any], weights: Weights, *, translated: bool = False
+) -> Adapter:
     """The adapter, of which nothing is yet computed; raises WorkbenchError as `read_adapter`."""
     made = Lora if kind_of(config, where) == "LORA" else Adapter
-    adapter = made(where, config, weights)
+    adapter = made(where, config, weights, translated)
     if config.get("layer_replication"):
         raise WorkbenchError(
             f"Adapter {where} is of a model with replicated layers (layer_replication), which "
