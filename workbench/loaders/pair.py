@@ -355,7 +355,8 @@ def load_pair(base: Reference, tuned: Reference, name: str | None = None) -> Che
     base, tuned: a folder (safetensors, or .bin read with weights_only), a .gguf file, a hub id
     ("org/name@revision"), "base+adapter", or a model in memory. tuned may also be an adapter
     folder of peft, mlx-lm or torchtune, which is then applied to `base`. name defaults to the last
-    part of `tuned`. Raises WorkbenchError where either cannot be read or the two have nothing in common.
+    part of `tuned`. Raises WorkbenchError where either cannot be read or the two have nothing in
+    common.
     """
     ours = Checkpoint.parse(base)
     if isinstance(tuned, str | Path) and is_adapter(tuned):
