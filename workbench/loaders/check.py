@@ -18,6 +18,7 @@ from workbench.loaders.adapters import CONVERT
 from workbench.loaders.changes import measured
 from workbench.loaders.config_differences import computing, unheeded, writing
 from workbench.loaders.names import align
+from workbench.loaders.quantised import quantisation
 from workbench.loaders.tokenizer_files import chat_template, token_ids
 from workbench.loaders.weights import has_weights
 from workbench.results.result import PLACE
@@ -123,9 +124,9 @@ def _answers(pair: CheckpointPair, *, factors: bool) -> list[Line]:
     """The answers of all questions but those that take every parameter. factors: read those of an
     adapter too, not headers alone."""
     questions: tuple[Callable[[CheckpointPair], Iterator[Line]], ...] = (
-        _base, _order, _architecture, _config, _settings, _names, _shapes, _tied, _dtype, _which,
-        _adapter, _adapter_shapes, *([_adapter_effect] if factors else []), _adapter_start,
-        _vocabulary,
+        _base, _order, _architecture, _config, _settings, _names, _shapes, _tied, _quantised,
+        _dtype, _which, _adapter, _adapter_shapes, *([_adapter_effect] if factors else []),
+        _adapter_start, _vocabulary,
     )  # fmt: skip
     return [line for question in questions for line in question(pair)]
 
@@ -264,6 +265,15 @@ def _tied(pair: CheckpointPair) -> Iterator[Line]:
         )
     else:
         yield "tied weights", OK, "tied, counted once" if ties[0] else "not tied", ""
+
+
+def _quantised(pair: CheckpointPair) -> Iterator[Line]:
+    for side, one in (("base", pair.base), ("tuned", pair.tuned)):
+        how = quantisation(one.config)
+        if how and (side == "base" or not pair.shared_base):
+            found = f"{side} is quantised ({how}); its matrices are unpacked one at a time"
+            remedy = "Against whole weights what was rounded is part of every difference."
+            yield "quantised", NOTE, found, remedy
 
 
 def _dtype(pair: CheckpointPair) -> Iterator[Line]:

@@ -28,7 +28,7 @@ from workbench.loaders.adapters import (
 )
 from workbench.loaders.auto import auto_class
 from workbench.loaders.config_against_weights import require_loadable
-from workbench.loaders.config_differences import ends, language, require_own, require_unpacked
+from workbench.loaders.config_differences import ends, language, require_own
 from workbench.loaders.devices import Device, entry, load_spread, spread
 from workbench.loaders.experts import apart
 from workbench.loaders.loaded_weights import (
@@ -39,6 +39,7 @@ from workbench.loaders.loaded_weights import (
     require_whole,
 )
 from workbench.loaders.names import BEFORE, WRAPPED, embedding, heads, unwrapped
+from workbench.loaders.quantised import quantisation, unpacked, unread
 from workbench.loaders.quiet import unsaid
 from workbench.loaders.side_files import beside_digest, require_files
 from workbench.loaders.snapshots import dequantised, downloaded
@@ -162,11 +163,15 @@ class Checkpoint:
     @cached_property
     def _weights(self) -> Weights:
         if isinstance(self.reference, nn.Module):
+            if quantised := quantisation(self.config):
+                raise unread(self.name, quantised)
             is_peft = adapter_in(self.reference) is not None
             found = (base_weights_in if is_peft else from_module)(self.reference)
         else:
             assert self.folder is not None
             found = self.stored
+            if quantisation(self.config):
+                found = unpacked(found, self.config, self.name)
             plain = unwrapped(found)
             if any(name != own for name, own in plain.items()) or len(plain) < len(found):
                 found = found.placed({own: name for name, own in plain.items()})
@@ -178,7 +183,6 @@ class Checkpoint:
                 "what they change and how strongly; save the adapter with peft's save_pretrained."
             )
         _require_filled(found, self.name)
-        require_unpacked(self.config, self.name)
         if self.folder is not None:
             require_own(self.config, sorted({*found.home.values()}), self.name)
         shapes = {name: info.shape for name, info in found.info.items()}
@@ -190,9 +194,10 @@ class Checkpoint:
 
     @cached_property
     def stored(self) -> Weights:
-        """Everything in the files, under the names it has there."""
+        """Everything in the files, under the names it has there; packed where it is."""
         assert self.folder is not None
-        return from_files(shard_files(self.folder))
+        packed = bool(quantisation(self.config))
+        return from_files(shard_files(self.folder), packed=packed)
 
     def _second_names(self, found: Weights) -> set[str]:
         """Output heads that are only a second name of an embedding; one that the config ties but
@@ -303,6 +308,12 @@ class Checkpoint:
             return self.reference.eval()
         assert self.folder is not None
         require_decoder(self.config, self.name)
+        if quantised := quantisation(self.config):
+            raise WorkbenchError(
+                f"{self.name} is quantised ({quantised}), which is not run here; analyses of the "
+                "weights apply, for others give the checkpoint it was made from, or dequantize() "
+                "it with transformers and save it in bfloat16."
+            )
         if (self.folder / "adapter_config.json").exists():
             raise WorkbenchError(
                 f"{self.folder} holds an adapter_config.json beside whole weights, for which "

@@ -52,18 +52,6 @@ def computing(
     return list(_differing(*_alike(_filled(ours, first), _filled(theirs, last))))
 
 
-def require_unpacked(config: Mapping[str, Any], name: str) -> None:
-    """Raise WorkbenchError for packed weights: their numbers mean nothing without their scales."""
-    for key, packed in entries(config):
-        if key == "quantization_config" and packed:
-            how = packed.get("quant_method") if isinstance(packed, Mapping) else None
-            raise WorkbenchError(
-                f"{name} is quantised ({how or 'by its config'}): its matrices are packed and "
-                "cannot be compared; give the checkpoint it was made from, or load it with "
-                "transformers, dequantize() it and save it in bfloat16."
-            )
-
-
 def require_own(config: Mapping[str, Any], files: Sequence[Path], name: str) -> None:
     """Raise WorkbenchError where a config has a library read other files than `files`, in which
     the weights lie."""

@@ -34,6 +34,10 @@ WHOLE_DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+# Numbers that mean something only times a scale that is another tensor.
+SCALED_DTYPES = {
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+}  # fmt: skip
 # Numbers of 8 bits and less mean something only times a scale that is another tensor.
 SCALED = ("F8_", "F6_", "F4")
 
@@ -125,16 +129,17 @@ def _part(known: TensorInfo, where: Where) -> TensorInfo:
     return TensorInfo(shape, known.dtype, start)
 
 
-def from_files(files: list[Path], *, whole: bool = False) -> Weights:
+def from_files(files: list[Path], *, whole: bool = False, packed: bool = False) -> Weights:
     """Weights of one checkpoint that lies in one or several shard files.
 
     whole: with tensors of whole numbers, which an adapter has for indices; a model's are refused.
+    packed: with all that a quantised checkpoint holds, as `quantised` reads it.
     Raises WorkbenchError where a file is damaged or two of them hold a tensor of one name.
     """
     info: dict[str, TensorInfo] = {}
     home: dict[str, Path] = {}
     for file in files:
-        for name, known in _info(file, whole=whole).items():
+        for name, known in _info(file, whole=whole, packed=packed).items():
             if name in home:
                 raise WorkbenchError(
                     f"{name} lies in {home[name]} and in {file.name}, so that either could be "
@@ -148,7 +153,7 @@ def from_files(files: list[Path], *, whole: bool = False) -> Weights:
             return _at(_torch_file(file, whole=whole)[name], at)
         return _tensor(file, name, info[name], at)
 
-    if not whole:
+    if not whole and not packed:
         _require_floats(info, " or ".join(sorted({file.name for file in files})[:2]))
     return Weights(info, read, home)
 
@@ -260,14 +265,15 @@ def inside(file: Path) -> Path:
     return file
 
 
-def _info(file: Path, *, whole: bool = False) -> dict[str, TensorInfo]:
+def _info(file: Path, *, whole: bool = False, packed: bool = False) -> dict[str, TensorInfo]:
     if file.suffix != ".safetensors":
         return dict(_torch_file(file, whole=whole).info)
     found = safetensors_header(file)
     small = [name for name, stored in found.items() if stored.kind.startswith(SCALED)]
-    if small:
+    if small and not packed:
         raise _scaled(small[0], file, found[small[0]].kind)
-    dtypes = SAFETENSORS_DTYPES | (WHOLE_DTYPES if whole else {})
+    dtypes = SAFETENSORS_DTYPES | (WHOLE_DTYPES if whole or packed else {})
+    dtypes |= SCALED_DTYPES if packed else {}
     return {
         name: TensorInfo(stored.shape, dtypes.get(stored.kind), stored.start)
         for name, stored in found.items()
