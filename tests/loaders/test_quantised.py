@@ -230,16 +230,64 @@ def test_lora_on_a_base_of_4_bits(base: Path, tmp_path: Path):
         pair.tuned.load()
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "hqq", "compressed-tensors", "evil"])
-def test_a_form_that_is_not_read_is_told(method: str, base: Path, tmp_path: Path):
-    def pack(name: str, tensor: Tensor) -> dict[str, Tensor]:
-        module = name.removesuffix(".weight")
-        return {f"{module}.qweight": torch.ones(6, 32, dtype=torch.int32),
-                f"{module}.scales": torch.ones(1, 32)}  # fmt: skip
+def in_words(method: str) -> Pack:
+    """Numbers of 4 bits, eight in each of int32, as each method lays them; here of no value."""
 
-    folder = packed(base, tmp_path / "q", pack, quant_method=method, bits=4)
+    def pack(name: str, tensor: Tensor) -> dict[str, Tensor]:
+        (out, inner), stem = tensor.shape, name.removesuffix("weight")
+        groups = torch.ones(1, out)
+        if method == "compressed-tensors":
+            return {
+                f"{stem}weight_packed": torch.ones(out, inner // 8, dtype=torch.int32),
+                f"{stem}weight_scale": torch.ones(out, 1),
+                f"{stem}weight_shape": torch.tensor([out, inner]),
+            }
+        shape = (inner // 8, out) if method == "gptq" else (inner, out // 8)
+        zeros = torch.ones(1, out // 8, dtype=torch.int32)
+        return {
+            f"{stem}qweight": torch.ones(shape, dtype=torch.int32),
+            f"{stem}qzeros": zeros, f"{stem}scales": groups,
+        }  # fmt: skip
+
+    return pack
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "compressed-tensors"])
+def test_lora_on_a_base_that_is_not_unpacked(method: str, base: Path, tmp_path: Path):
+    """What the adapter adds is as on any base; what takes the base's numbers says why not."""
+    folder = packed(base, tmp_path / "q", in_words(method), quant_method=method, bits=4)
+    lora = adapter(tiny("llama"), tmp_path / "lora", target_modules=["q_proj", "down_proj"])
+    pair, whole = wb.load_pair(folder, lora), wb.load_pair(base, lora)
+    report, other = pair.check(), whole.check(run=False)
+    assert report.ok
+    assert any("in a form that is not read" in note for note in report.notes)
+    assert report.changes is not None
+    assert other.changes is not None
+    own, theirs = (r.set_index("name")["norm"] for r in (report.changes, other.changes))
+    np.testing.assert_allclose(own, theirs[own.index])
+    table, wanted = (wb.spectral.delta_spectrum(p) for p in (pair, whole))
+    for metric in ("norm", "sigma", "effective_rank"):
+        one, another = (
+            t.metric(metric).sort_values(["layer", "component"]) for t in (table, wanted)
+        )
+        np.testing.assert_array_equal(one["value"], another["value"])
+    relative = table.metric("relative_norm").dropna(subset=["layer"])
+    assert relative[relative["component"].str.contains("_proj")]["value"].isna().all()
+    with pytest.raises(wb.WorkbenchError, match=rf"quantised \({method}\)"):
+        wb.spectral.intruders(pair, k=4, nulls=False)
+    with pytest.raises(wb.WorkbenchError, match=r"which is not run here"):
+        pair.tuned.load()
     with pytest.raises(wb.WorkbenchError, match=rf"quantised \({method}\).*dequantize\(\)"):
         wb.load_pair(base, folder)
+
+
+@pytest.mark.parametrize("method", ["hqq", "quanto", "evil"])
+def test_a_form_that_is_not_read_is_told(method: str, base: Path, tmp_path: Path):
+    folder = packed(base, tmp_path / "q", in_words("gptq"), quant_method=method, bits=4)
+    lora = adapter(tiny("llama"), tmp_path / "lora")
+    for one, other in ((base, folder), (folder, lora)):
+        with pytest.raises(wb.WorkbenchError, match=rf"quantised \({method}\).*dequantize\(\)"):
+            wb.load_pair(one, other)
 
 
 def damaged(state: dict[str, Tensor], **changes: Any) -> dict[str, Tensor]:

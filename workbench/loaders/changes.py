@@ -52,7 +52,8 @@ LEAST = 1e-20
 
 @dataclass(frozen=True)
 class Change:
-    """One parameter: |base|_F and |tuned - base|_F, or in `problem` why they are not known."""
+    """One parameter: |base|_F, NaN where it cannot be read, and |tuned - base|_F, or in `problem`
+    why they are not known."""
 
     site: ParameterSite
     base: float
@@ -207,6 +208,8 @@ def _is_formed(pair: CheckpointPair, name: str) -> bool:
 
 def _sides(pair: CheckpointPair, name: str, files: Files) -> Sides:
     theirs, base = pair.comparable[name], pair.base.weights()
+    if pair.is_sealed(name):
+        return Sides(lambda first, last: torch.zeros(last - first), None)
     if _is_formed(pair, name):
         return _formed(pair, name)
     ours = entries_of(base, name, files)
@@ -313,6 +316,7 @@ def _change(
             for part in vars(factors).values():
                 require_finite(part, pair.tuned, theirs)
             norm = factors.norm
+        base = math.nan if pair.is_sealed(site.name) else base
     except WorkbenchError as error:
         return Change(site, base, norm, str(error))
     return Change(site, base, norm)

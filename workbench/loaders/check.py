@@ -271,9 +271,20 @@ def _quantised(pair: CheckpointPair) -> Iterator[Line]:
     for side, one in (("base", pair.base), ("tuned", pair.tuned)):
         how = quantisation(one.config)
         if how and (side == "base" or not pair.shared_base):
-            found = f"{side} is quantised ({how}); its matrices are unpacked one at a time"
-            remedy = "Against whole weights what was rounded is part of every difference."
+            found = f"{side} is quantised ({how})"
+            remedy = "Its matrices are unpacked; against whole ones rounding is part of a change."
             yield "quantised", NOTE, found, remedy
+    sealed = {n: known.sealed for n, known in pair.base.weights().info.items() if known.sealed}
+    sealed |= {n: known.sealed for n, known in pair.tuned.weights().info.items() if known.sealed}
+    if not sealed:
+        return
+    if pair.shared_base:
+        found = f"{len(sealed)} matrices of the base are packed in a form that is not read"
+        remedy = "What the adapter adds is told; what needs the base ends in a sentence."
+        yield "packed matrices", NOTE, found, remedy
+    else:
+        found, _, remedy = next(iter(sealed.values())).partition("; ")
+        yield "packed matrices", STOP, found, remedy[:1].upper() + remedy[1:]
 
 
 def _dtype(pair: CheckpointPair) -> Iterator[Line]:

@@ -76,11 +76,50 @@ class Delta:
         return numerics.norm(self.change) if self.changed else 0.0
 
     @cached_property
+    def base_norm(self) -> float:
+        """|base|_F; NaN where its numbers cannot be read."""
+        return numerics.norm(self.base.float())
+
+    @cached_property
     def changed(self) -> bool:
         """Whether any entry differs."""
         if self.factors is not None:
             return bool(self.factors.up.any() and self.factors.down.any())
         return self.whole is not None and bool(self.change.any())
+
+
+class SealedDelta(Delta):
+    """A parameter whose base is packed in a form that is not read: its change is known, by factors
+    or as none, and what asks for its base is told why there is none. base: its shape alone."""
+
+    def __init__(
+        self, site: ParameterSite, base: Tensor, factors: Factors | None, why: str
+    ) -> None:
+        super().__init__(site, base, None, factors)
+        object.__setattr__(self, "why", why)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "base":
+            raise WorkbenchError(object.__getattribute__(self, "why"))
+        return super().__getattribute__(name)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(out, in) of the base."""
+        return object.__getattribute__(self, "base").shape
+
+    @cached_property
+    def base_norm(self) -> float:
+        return float("nan")
+
+    @cached_property
+    def change(self) -> Tensor:
+        return torch.zeros(self.shape) if self.factors is None else self.factors.product
+
+    def to(self, device: torch.device) -> Delta:
+        factors = self.factors and Factors(*(one.to(device) for one in vars(self.factors).values()))
+        base = object.__getattribute__(self, "base")
+        return SealedDelta(self.site, base, factors, object.__getattribute__(self, "why"))
 
 
 @dataclass(frozen=True)
@@ -204,6 +243,11 @@ class CheckpointPair:
     def delta(self, site: ParameterSite) -> Delta:
         """One aligned parameter. Raises as `deltas`."""
         theirs = self.comparable[site.name]
+        if self.is_sealed(site.name):
+            factors = self.tuning.factors(theirs) if theirs in self.targets else None
+            known = self.base.weights().info[site.name]
+            shape = torch.empty(known.shape, device="meta")
+            return SealedDelta(site, shape, factors, known.sealed)
         base = oriented(self.base, site.name)
         base = base[: self.shape(site.name)[0]] if site.name in self.resized else base
         require_finite(base, self.base, site.name)
@@ -217,6 +261,15 @@ class CheckpointPair:
             if tensor is not None:
                 require_finite(tensor, self.tuned, theirs)
         return made
+
+    def is_sealed(self, name: str) -> bool:
+        """Whether a parameter's numbers cannot be read, and its change can: an adapter's factors on
+        this very base, or none."""
+        theirs = self.comparable[name]
+        if not self.base.weights().info[name].sealed or not self.shared_base:
+            return False
+        known = theirs not in self.targets or self.tuning.is_factored(theirs)
+        return known and theirs not in self.replaced
 
     def stored(self, theirs: str, base: Tensor) -> Tensor | None:
         """The member's own copy of a parameter before its low-rank change, of a resized one the

@@ -9,7 +9,9 @@ al. 2023 (arXiv 2305.14314): two numbers a byte, the high half first, each an in
 (quant_map), times a scale (absmax) of their block; the scales may be packed themselves, 8 bits each
 to a table of 256 (nested_quant_map), times a scale of 256 of them, plus their mean.
 
-What a library rounds of this to the model's own precision is not rounded here: float32.
+What a library rounds of this to the model's own precision is not rounded here: float32. Of GPTQ,
+AWQ and the packed whole numbers of compressed-tensors only the shapes are known here: what an
+adapter adds to such a base can be told, and whatever needs the base's numbers ends in a sentence.
 """
 
 from __future__ import annotations
@@ -37,6 +39,11 @@ BESIDE = (
 )  # fmt: skip
 STATE = ".quant_state.bitsandbytes__"
 NESTED_BLOCK = 256
+# What stands for a matrix of whole numbers of a few bits, of which only the shape is known here.
+SEALED = (
+    "qweight", "qzeros", "scales", "g_idx", "weight_packed", "weight_scale", "weight_shape",
+    "weight_zero_point", "weight_g_idx",
+)  # fmt: skip
 # The 16 numbers of 4 bits: sign, two of exponent, one of mantissa.
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
@@ -79,8 +86,11 @@ def unpacked(stored: Weights, config: Mapping[str, Any], name: str) -> Weights:
         n: known for n, known in stored.info.items()
         if n not in packed and n not in used and not n.endswith(BESIDE) and STATE not in n
     }  # fmt: skip
+    sealed = _sealed(stored, method, told)
+    beside = {stem + leaf for stem in sealed for leaf in SEALED}
+    plain = {n: known for n, known in plain.items() if n not in beside}
     odd = [n for n, known in plain.items() if known.dtype in FP8 or not _is_float(known)]
-    if odd or not packed:
+    if odd or not (packed or sealed):
         raise unread(name, method, odd[0] if odd else "")
 
     def read(own: str, at: int | None) -> Tensor:
@@ -89,6 +99,9 @@ def unpacked(stored: Weights, config: Mapping[str, Any], name: str) -> Weights:
         return stored[own] if at is None else stored[own][at]
 
     info = {n: TensorInfo(one.shape, torch.float32) for n, one in packed.items()}
+    for stem, shape in sealed.items():
+        why = str(unread(name, method, f"{stem}weight"))
+        info[f"{stem}weight"] = TensorInfo(shape, torch.float32, None, why)
     home = {n: stored.home[n] for n in plain}
     home |= {n: stored.home[one.main] for n, one in packed.items()}
     return Weights(info | plain, read, home)
@@ -189,6 +202,26 @@ def _bitsandbytes(stored: Weights, told: Mapping[str, Any]) -> dict[str, Packed]
         matrix = name.partition(STATE)[0]
         state = _state(stored, name)
         found[matrix] = Packed(tuple(state["shape"]), _indexed(stored, matrix, state), matrix)
+    return found
+
+
+def _sealed(stored: Weights, method: str, told: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """What the names of a packed matrix begin with -> its shape, (out, in). GPTQ packs along the
+    inputs of (in, out), AWQ along its outputs, compressed-tensors along the inputs of (out, in)."""
+    found, bits = {}, told.get("bits", 4)
+    for name, known in stored.info.items():
+        stem, _, leaf = name.rpartition(".")
+        if leaf not in ("qweight", "weight_packed") or len(known.shape) != 2:
+            continue
+        first, last = known.shape
+        if method == "gptq" and is_count(bits):
+            found[f"{stem}."] = (last, first * 32 // bits)
+        elif method == "awq" and is_count(bits):
+            found[f"{stem}."] = (last * 32 // bits, first)
+        elif method == "compressed-tensors" and f"{stem}.weight_shape" in stored.info:
+            whole = [int(size) for size in stored[f"{stem}.weight_shape"].flatten()[:2]]
+            if len(whole) == 2 and whole[0] == first and 0 < whole[1] <= 32 * last:
+                found[f"{stem}."] = (whole[0], whole[1])
     return found
 
 

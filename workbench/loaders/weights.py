@@ -45,11 +45,13 @@ SCALED = ("F8_", "F6_", "F4")
 @dataclass(frozen=True)
 class TensorInfo:
     """What is known of a tensor before it is read; dtype is None for non-float tensors. start: the
-    first byte of its data in its file, None where they do not lie there one entry after another."""
+    first byte of its data in its file, None where they do not lie there one entry after another.
+    sealed: why its numbers cannot be read, though its shape is known; "" where they can."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None
     start: int | None = None
+    sealed: str = ""
 
 
 class Weights(Mapping[str, Tensor]):
@@ -73,6 +75,8 @@ class Weights(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.info:
             raise KeyError(name)
+        if self.info[name].sealed:
+            raise WorkbenchError(self.info[name].sealed)
         return self._read(name, None)
 
     def __iter__(self) -> Iterator[str]:

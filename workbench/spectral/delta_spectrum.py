@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench import numerics
 from workbench.analysis.record import analysis
 from workbench.loaders import CheckpointPair, Delta
 from workbench.numerics import singular_values
@@ -80,7 +79,8 @@ def delta_spectrum(pair: CheckpointPair, *, device: str = "cpu") -> Result:
     |dW|_F / |W_base|_F, and per matrix effective_rank, stable_rank, rank_90, rank_99 (values that
     hold 90 and 99% of the energy), energy_1 ... energy_128, and sigma by rank (0-based; a LoRA
     change has r of them, the rest being exactly 0). The ranks of a matrix that did not change are
-    NaN.
+    NaN, and so is relative_norm where an adapter stands on a base that is packed in a form that is
+    not read.
     Raises WorkbenchError for a pair that fails its preflight.
     """
     provenance = pair.provenance(device=str(device))
@@ -88,7 +88,7 @@ def delta_spectrum(pair: CheckpointPair, *, device: str = "cpu") -> Result:
     matrices = set(pair.sites())
     for site in progress(pair.sites("all"), desc=f"spectrum {pair.name}"):
         delta = pair.delta(site)
-        size = numerics.norm(delta.base.float())
+        size = delta.base_norm
         found = {"norm": delta.norm, "relative_norm": delta.norm / size if size else float("nan")}
         values = torch.zeros(0)
         if site in matrices:
