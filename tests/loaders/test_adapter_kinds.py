@@ -393,6 +393,9 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "an object for a number": ("LOHA", {"alpha": {"evil": {}}}, "no plain value"),
     "tokens that are none": ("TRAINABLE_TOKENS", {"token_indices": [3]}, "other weights"),
     "a token of another base": ("TRAINABLE_TOKENS", {"token_indices": [3, 99]}, "another base"),
+    "a pattern that is none": ("WAVEFT", {"n_frequency_pattern": 10**9}, "no pattern"),
+    "a form that peft has not": ("ROAD", {"variant": "road_9"}, "is none of RoAd"),
+    "a word for a number": ("PEANUT", {"depth": "deep"}, "is none of PEANuT"),
     "replicated layers": ("LORA", {"layer_replication": [[0, 2], [1, 2]]}, "replicated"),
     "a draw at each run": ("PVERA", {"sample_at_inference": True}, "draws its change anew"),
 }
@@ -408,6 +411,14 @@ def test_configs_of_other_weights_end_in_a_sentence(
         list(wb.load_pair(folders["llama"], adapter).deltas("all"))
     with pytest.raises(wb.WorkbenchError):
         wb.Checkpoint.parse(f"{folders['llama']}+{adapter}").load()
+
+
+def test_norms_of_a_wider_base_are_told(folders: dict[str, Path], tmp_path: Path):
+    adapter = adapter_of("LN_TUNING", "llama", tmp_path / "a")
+    state = load_file(adapter / "adapter_model.safetensors")
+    save_file({n: torch.ones(64) for n in state}, adapter / "adapter_model.safetensors")
+    with pytest.raises(wb.WorkbenchError, match=r"\(64,\) but the base has \(32,\)"):
+        list(wb.load_pair(folders["llama"], adapter).deltas("all"))
 
 
 def test_a_lost_tensor_is_told_and_not_drawn_at_random(folders: dict[str, Path], tmp_path: Path):

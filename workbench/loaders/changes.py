@@ -38,6 +38,7 @@ from workbench.loaders.pair import (
     not_finite,
     oriented,
     require_finite,
+    require_fit,
     turned,
 )  # fmt: skip
 from workbench.loaders.weights import Weights, shard_files
@@ -216,11 +217,8 @@ def _sides(pair: CheckpointPair, name: str, files: Files) -> Sides:
     if theirs in pair.replaced:
         assert pair.tuned.lora is not None
         whole = pair.tuned.lora.replacement(pair.replaced[theirs])
-        if whole.shape != base.info[name].shape and name not in pair.resized:
-            raise WorkbenchError(
-                f"The adapter replaces {theirs} by {tuple(whole.shape)} but the base has "
-                f"{base.info[name].shape} there; it was trained on another base."
-            )
+        if name not in pair.resized:
+            require_fit(theirs, tuple(whole.shape), base.info[name].shape)
         return Sides(ours, held(whole))
     if pair.shared_base:
         return Sides(ours, None)

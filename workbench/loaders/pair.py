@@ -278,6 +278,7 @@ class CheckpointPair:
             assert self.tuned.lora is not None
             whole = turned(self.tuned.lora.replacement(self.replaced[theirs]), self.tuned, theirs)
             whole = whole[: len(base)] if whole.ndim > 1 else whole
+            require_fit(theirs, tuple(whole.shape), tuple(base.shape))
             # peft saves an adapted embedding's unchanged base too.
             return None if torch.equal(whole, base) else whole
         if self.shared_base:
@@ -460,6 +461,15 @@ def turned(tensor: Tensor, checkpoint: Checkpoint, name: str) -> Tensor:
         return tensor.flatten(1)
     transposed = is_conv1d(name, checkpoint.config)
     return tensor.T if transposed and tensor.ndim == 2 else tensor
+
+
+def require_fit(name: str, theirs: tuple[int, ...], ours: tuple[int, ...]) -> None:
+    """Raise WorkbenchError unless what an adapter saved whole is of its parameter's shape."""
+    if theirs != ours:
+        raise WorkbenchError(
+            f"The adapter replaces {name} by {theirs} but the base has {ours} there; it was "
+            "trained on another base."
+        )
 
 
 def require_finite(tensor: Tensor, checkpoint: Checkpoint, name: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import regex
 from torch import Tensor
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, reason
 from workbench.files.reading import is_count, is_number
 from workbench.loaders.adapters.kinds import KINDS, Kind
 from workbench.loaders.experts import Cut
@@ -212,12 +212,18 @@ class Adapter:
         made: Any = PEFT_TYPE_TO_CONFIG_MAPPING[self.type]  # pyright: ignore[reportArgumentType]
         known = {field.name for field in dataclasses.fields(made)} - LEFT_OUT
         kept = {k: v for k, v in self.config.items() if k in known and v is not None}
+        self._require_plain(kept)
         for key, value in kept.items():
             if key.endswith("_pattern") and self.type != "ADALORA":
                 found = patterned(value, self.modules, None)
                 kept[key] = {name: one for name, one in found.items() if one is not None}
-        self._require_plain(kept)
-        return made(**kept, **self._targeted(tied), inference_mode=True)
+        try:
+            return made(**kept, **self._targeted(tied), inference_mode=True)
+        except (TypeError, ValueError, AttributeError) as error:  # what peft asks of its values
+            raise WorkbenchError(
+                f"The config of adapter {self.reference} is none of {self.kind.name} "
+                f"({reason(error)}); save it again with save_pretrained."
+            ) from error
 
     def _targeted(self, tied: bool) -> dict[str, Any]:
         """The arguments that say which modules there are."""
@@ -250,6 +256,11 @@ class Adapter:
         and for values that are no plain numbers, words or lists of them."""
         entries = sum(t.numel() for t in self._meta())
         for key, value in kept.items():
+            if isinstance(value, Mapping) != key.endswith("_pattern"):
+                raise WorkbenchError(
+                    f"Adapter {self.reference} has {key} = {str(value)[:60]}, which is no plain "
+                    "value, or no pattern where one stands; save it again with save_pretrained."
+                )
             ones = value.values() if isinstance(value, Mapping) else [value]
             for one in ones:
                 if is_count(one, entries + 1) and not NO_SIZES.search(key):
