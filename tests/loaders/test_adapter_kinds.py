@@ -312,6 +312,9 @@ def test_a_bias_where_the_base_has_none_is_told(tmp_path: Path):
         trained(kind, tiny("llama"), config).save_pretrained(tmp_path / kind)
         pair = wb.load_pair(base, tmp_path / kind)
         assert any("a bias that the base has not" in note for note in pair.limits().notes)
+        report = pair.check(run=False)
+        assert report.ok
+        assert not report.table["remedy"].str.contains("exact null").any()
         alone = PeftModel.from_pretrained(tiny("llama"), str(tmp_path / kind)).eval()
         torch.testing.assert_close(logits(pair.tuned.load()), logits(alone), atol=1e-6, rtol=0)
 

@@ -366,9 +366,7 @@ def _adapter(pair: CheckpointPair) -> Iterator[Line]:
     else:
         found = f"{len(set(pair.adapted))} adapted, {len(pair.replaced)} replaced"
         yield "adapter keys", OK, found, ""
-    fresh = [t for t, one in lora.targets(pair.tuned.config, ()).items()
-             if one.leaf == "bias" and one.module in _placed(pair)
-             and one not in pair.targets.values() and one.module in lora.own_biases]  # fmt: skip
+    fresh = _fresh_biases(pair)
     if fresh:
         found = f"the adapter gives {len(fresh)} modules a bias that the base has not, {fresh[0]}"
         yield (
@@ -377,6 +375,17 @@ def _adapter(pair: CheckpointPair) -> Iterator[Line]:
             found,
             "Analyses of the weights do not see them, a run does.",
         )
+
+
+def _fresh_biases(pair: CheckpointPair) -> list[str]:
+    """Biases that the adapter gives to modules which have none in the base."""
+    lora = pair.tuned.lora
+    if lora is None:
+        return []
+    own = {f"{module}.bias": module for module in lora.own_biases}
+    here = {target for target in pair.targets.values() if target.leaf == "bias"}
+    known = {target.module for target in here}
+    return [name for name, module in own.items() if module in _placed(pair) - known]
 
 
 def _unformed(pair: CheckpointPair) -> bool:
@@ -508,4 +517,5 @@ def _changes(pair: CheckpointPair, fingerprints: bool) -> tuple[pd.DataFrame, li
 def _equal(pair: CheckpointPair) -> bool:
     """Whether equal weights make equal models: all are compared, and the configs agree."""
     complete = len(pair.comparable) == len(pair.matched) and _matched_share(pair) >= MOST
+    complete = complete and not _fresh_biases(pair)
     return complete and not any(status == WARN for _, status, _, _ in _config(pair))

@@ -27,6 +27,8 @@ def unsaid() -> Iterator[None]:
         with warnings.catch_warnings():
             # peft asks transformers by a name that transformers gives up.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            # What peft advises of training and merging is not for who looks at what was trained.
+            warnings.filterwarnings("ignore", module=r"peft\.")
             yield
     finally:
         logging.set_verbosity(level)

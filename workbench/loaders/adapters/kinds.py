@@ -139,7 +139,10 @@ def kind_of(config: Mapping[str, Any], where: str) -> str:
         return kind
     if kind in REFUSED:
         name, why, instead = REFUSED[kind]
-        instead = instead or "Give a fine-tuned model or an adapter of the weights."
+        instead = instead or (
+            "Run it with peft itself; to compare it here, give a fine-tuned model or an adapter of "
+            "the weights."
+        )
         raise WorkbenchError(f"Adapter {where} is one of {name} ({kind}): {why}. {instead}")
     raise WorkbenchError(
         f"Adapter {where} is of type {kind or 'unknown'}; {', '.join(sorted(KINDS))} can be read. "
