@@ -37,8 +37,8 @@ ADAPTER_KINDS: dict[str, tuple[str, ...] | str] = {
     "HRA": BOTH, "IA3": BOTH, "LN_TUNING": BOTH, "LOHA": BOTH, "LOKR": BOTH, "MISS": BOTH,
     "OFT": BOTH, "OSF": BOTH, "PEANUT": BOTH, "PSOFT": BOTH, "PVERA": BOTH, "RANDLORA": BOTH,
     "ROAD": BOTH, "SHIRA": BOTH, "SUPERTUNING": BOTH, "TRAINABLE_TOKENS": BOTH, "VBLORA": BOTH,
-    "VERA": BOTH, "WAVEFT": BOTH,
-    "FROD": (RUN,), "LILY": (RUN,), "TINYLORA": (RUN,), "UNILORA": (RUN,),
+    "TINYLORA": BOTH, "UNILORA": BOTH, "VERA": BOTH, "WAVEFT": BOTH,
+    "FROD": (RUN,), "LILY": (RUN,),
     "PROMPT_TUNING": PROMPTS, "MULTITASK_PROMPT_TUNING": PROMPTS, "P_TUNING": PROMPTS,
     "PREFIX_TUNING": PROMPTS, "CPT": PROMPTS, "CARTRIDGE": PROMPTS,
     "ADAPTION_PROMPT": "adds attention to trained vectors", "XLORA": "anew for every token",
@@ -82,9 +82,10 @@ NORMS = {"llama": ["input_layernorm"], "gpt2": ["ln_1"]}
 EMBEDDING = {"llama": ["embed_tokens"], "gpt2": ["wte"]}
 # The kinds that peft 0.21 puts on Conv1D.
 CONV1D = ("LORA", "ADALORA", "VERA", "PVERA", "IA3", "FOURIERFT", "RANDLORA", "LN_TUNING",
-          "GRALORA", "WAVEFT", "VBLORA", "HIRA", "DEFT", "TRAINABLE_TOKENS")  # fmt: skip
+          "GRALORA", "WAVEFT", "VBLORA", "HIRA", "DEFT", "TRAINABLE_TOKENS", "TINYLORA",
+          "UNILORA")  # fmt: skip
 # Of which the change is factors, so that no spectrum needs a dense matrix.
-FACTORED = ("LORA", "ADALORA", "DELORA", "PVERA", "VBLORA", "VERA")
+FACTORED = ("LORA", "ADALORA", "DELORA", "PVERA", "TINYLORA", "UNILORA", "VBLORA", "VERA")
 APPLY = {kind: told for kind, told in ADAPTER_KINDS.items() if isinstance(told, tuple)}
 # float32 sums of 48 terms, of entries up to about 5.
 CLOSE: dict[str, Any] = {"atol": 2e-6, "rtol": 1e-6}
@@ -175,7 +176,7 @@ def test_a_kind_is_what_peft_merges_and_what_peft_runs(
 
 
 # Kinds whose first numbers are no zero, and what makes one of them.
-ZEROED = ("C3A", "FOURIERFT", "VBLORA")
+ZEROED = ("C3A", "FOURIERFT", "UNILORA", "VBLORA")
 # Two reflections by one vector, which floats do not undo: within half a unit in the last place.
 ROUNDED = {"HRA": 2e-8}
 
@@ -220,6 +221,14 @@ def test_what_only_runs_says_that_its_weights_cannot_be_formed(
     assert report.changes is None
     assert any("No analysis of the weights applies" in note for note in pair.limits().notes)
     with pytest.raises(wb.WorkbenchError, match="cannot be formed"):
+        wb.spectral.delta_spectrum(pair)
+
+
+def test_tinylora_without_its_projections_only_runs(folders: dict[str, Path], tmp_path: Path):
+    adapter = adapter_of("TINYLORA", "llama", tmp_path / "a", save_projection=False)
+    pair = wb.load_pair(folders["llama"], adapter)
+    assert pair.check().ok
+    with pytest.raises(wb.WorkbenchError, match="saved without its projections"):
         wb.spectral.delta_spectrum(pair)
 
 

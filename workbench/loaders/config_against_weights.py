@@ -60,6 +60,16 @@ def require_loadable(
         _require_sizes(folder, shapes, info, room)
 
 
+def running_order(
+    folder: Path, config: Mapping[str, Any], info: Mapping[str, TensorInfo]
+) -> list[str]:
+    """Names of the parameters of the model that a config describes, one module after the other.
+    Raises WorkbenchError as `require_loadable`."""
+    require_loadable(folder, config, info)
+    with handed(config_file(config), folder) as fresh:
+        return list(_shapes(fresh, folder, MODULES * len(info) + 1000)[0])
+
+
 Shapes = Mapping[str, torch.Size]
 
 

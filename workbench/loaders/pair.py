@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,7 @@ from workbench.conveniences import convenience
 from workbench.errors import WorkbenchError, visible
 from workbench.loaders.adapters import Factors, Target, Tuning
 from workbench.loaders.checkpoint import Checkpoint, is_adapter
+from workbench.loaders.config_against_weights import running_order
 from workbench.loaders.devices import Device, entry
 from workbench.loaders.experts import running, stored_name, view
 from workbench.loaders.names import HEAD, TOKENS, ParameterSite, align, is_conv1d, locate
@@ -206,10 +207,13 @@ class CheckpointPair:
     def tuning(self) -> Tuning:
         """What the member's adapter makes of its bare weights."""
         assert self.tuned.lora is not None
-        config = self.tuned.config
-        return Tuning(
-            self.tuned.lora, self.tuned.weights(), self.targets, lambda n: is_conv1d(n, config)
-        )
+        config, weights, folder = self.tuned.config, self.tuned.weights(), self.tuned.folder
+
+        def order() -> list[str]:
+            return [*weights] if folder is None else running_order(folder, config, weights.info)
+
+        turned = partial(is_conv1d, config=config)
+        return Tuning(self.tuned.lora, weights, self.targets, turned, order)
 
     @cached_property
     def replaced(self) -> Mapping[str, str]:

@@ -26,7 +26,8 @@ class Kind:
     name: as its authors write it. prefix: how the tensors begin that it adds to a module. leaves:
     the parameters of a module that it changes. needs_base: its own numbers are made of the base's
     matrix when it is put on. low_rank: its factors, for a change that does not depend on the base's
-    matrix. unformed: why no tuned matrix can be formed although it runs; "" where one can.
+    matrix. ordered: the order of the model's modules decides what each is given. unformed: why no
+    tuned matrix can be formed although it runs; "" where one can.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Kind:
     leaves: tuple[str, ...] = ("weight",)
     needs_base: bool = False
     low_rank: LowRank | None = None
+    ordered: bool = False
     unformed: str = ""
 
 
@@ -57,9 +59,14 @@ def _pvera(layer: Any, own: str) -> tuple[Tensor, Tensor]:
     return up, layer.pvera_lambda_d[own][:half, None] * down
 
 
-def _vblora(layer: Any, own: str) -> tuple[Tensor, Tensor]:
+def _shared(layer: Any, own: str) -> tuple[Tensor, Tensor]:
+    """Factors put together of vectors, or of numbers, that all modules share."""
     down, up = layer._get_lora_matrices(own)
     return up, down
+
+
+def _tinylora(layer: Any, own: str) -> tuple[Tensor, Tensor]:
+    return layer.tinylora_B[own] @ layer._compute_R(own), layer.tinylora_A[own]
 
 
 def _delora(layer: Any, own: str) -> tuple[Tensor, Tensor]:
@@ -70,7 +77,6 @@ def _delora(layer: Any, own: str) -> tuple[Tensor, Tensor]:
     return up * strength, down * layer.delora_w_norm[own]
 
 
-_ORDER = "its vectors are dealt out in the order of a running model's modules"
 KINDS: Mapping[str, Kind] = {
     "LORA": Kind("LoRA", "lora_"),
     "ADALORA": Kind("AdaLoRA", "lora_", low_rank=_adalora),  # arXiv 2303.10512
@@ -103,10 +109,10 @@ KINDS: Mapping[str, Kind] = {
     "ROAD": Kind("RoAd", "road_", leaves=("weight", "bias")),  # arXiv 2409.00119
     "SHIRA": Kind("SHiRA", "shira_"),  # arXiv 2406.13175
     "SUPERTUNING": Kind("SuperTuning", "supertuning_", needs_base=True),  # arXiv 2607.09287
-    "TINYLORA": Kind("TinyLoRA", "tinylora_", unformed=_ORDER),  # arXiv 2602.04118
+    "TINYLORA": Kind("TinyLoRA", "tinylora_", low_rank=_tinylora, ordered=True),  # arXiv 2602.04118
     "TRAINABLE_TOKENS": Kind("trainable tokens", "trainable_tokens_"),
-    "UNILORA": Kind("UniLoRA", "unilora_", unformed=_ORDER),  # arXiv 2506.00799
-    "VBLORA": Kind("VB-LoRA", "vblora_", low_rank=_vblora),  # arXiv 2405.15179
+    "UNILORA": Kind("UniLoRA", "unilora_", low_rank=_shared, ordered=True),  # arXiv 2506.00799
+    "VBLORA": Kind("VB-LoRA", "vblora_", low_rank=_shared),  # arXiv 2405.15179
     "VERA": Kind("VeRA", "vera_lambda_", low_rank=_vera),  # arXiv 2310.11454
     "WAVEFT": Kind("WaveFT", "waveft_"),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +14,7 @@ from workbench.loaders.adapters.adapter import Adapter, Target
 from workbench.loaders.adapters.factors import Factors, dora
 from workbench.loaders.adapters.lora import Lora
 from workbench.loaders.adapters.shell import Place, Shell
-from workbench.loaders.names import TOKENS
+from workbench.loaders.names import TOKENS, align
 from workbench.loaders.weights import Weights
 
 # Rows [first:last] of a tuned parameter, float32; entries of a vector.
@@ -26,13 +26,15 @@ class Tuning:
     """An adapter and the bare weights it stands on.
 
     targets: parameter of the bare weights -> what is changed there. turned: whether a parameter is
-    stored (in, out). Matrices are given and returned as (out, in).
+    stored (in, out). order: names of the parameters as the model runs with them, one module after
+    the other. Matrices are given and returned as (out, in).
     """
 
     adapter: Adapter
     weights: Weights
     targets: Mapping[str, Target]
     turned: Callable[[str], bool]
+    order: Callable[[], Sequence[str]]
 
     def is_factored(self, parameter: str) -> bool:
         """Whether all its change is a product of two factors that need nothing of the base."""
@@ -41,7 +43,7 @@ class Tuning:
             return False
         if isinstance(self.adapter, Lora):
             return "lora_magnitude_vector" not in self.adapter.parts[target.module]
-        return self.adapter.kind.low_rank is not None
+        return self.adapter.kind.low_rank is not None and not self.adapter.unformed
 
     def factors(self, parameter: str) -> Factors:
         """Those of one that `is_factored`; raises WorkbenchError unless they change a matrix of the
@@ -96,11 +98,11 @@ class Tuning:
 
     def _merged(self, parameter: str, target: Target, own: Tensor) -> Tensor:
         """By peft's own layer, given the base's other parameter of the module beside this one."""
-        if self.adapter.kind.unformed:
+        if self.adapter.unformed:
             raise WorkbenchError(
                 f"The weights of {self.adapter.reference} cannot be formed: an adapter of "
                 f"{self.adapter.kind.name} changes no matrix by itself, since "
-                f"{self.adapter.kind.unformed}; whatever runs the model applies."
+                f"{self.adapter.unformed}; whatever runs the model applies."
             )
         stem = parameter.rpartition(".")[0]
         if target.leaf == "weight":
@@ -141,6 +143,10 @@ class Tuning:
                 bool(TOKENS.search(weight)),
                 f"{stem}.bias" in self.weights,
             )
+        if self.adapter.kind.ordered:
+            known = align(list(self.order()), [f"{module}.weight" for module in places])
+            found = [name.removesuffix(".weight") for name in known.values()]
+            places = {module: places[module] for module in found}
         return Shell(self.adapter, places)
 
 
