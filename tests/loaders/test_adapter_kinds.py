@@ -224,12 +224,18 @@ def test_what_only_runs_says_that_its_weights_cannot_be_formed(
         wb.spectral.delta_spectrum(pair)
 
 
-def test_tinylora_without_its_projections_only_runs(folders: dict[str, Path], tmp_path: Path):
-    adapter = adapter_of("TINYLORA", "llama", tmp_path / "a", save_projection=False)
-    pair = wb.load_pair(folders["llama"], adapter)
-    assert pair.check().ok
-    with pytest.raises(wb.WorkbenchError, match="saved without its projections"):
-        wb.spectral.delta_spectrum(pair)
+@pytest.mark.parametrize("kind", ["VERA", "PVERA", "RANDLORA", "TINYLORA"])
+def test_what_is_drawn_anew_by_a_seed_is_what_peft_draws(
+    kind: str, folders: dict[str, Path], tmp_path: Path
+):
+    """Projections that were not saved: of sizes, and in an order, that all modules decide."""
+    adapter = adapter_of(kind, "llama", tmp_path / "a", save_projection=False)
+    merged = dict(peft_alone("llama", adapter).merge_and_unload().named_parameters())
+    changed = 0
+    for delta in wb.load_pair(folders["llama"], adapter).deltas("all"):
+        changed += delta.changed
+        torch.testing.assert_close(delta.tuned.float(), merged[delta.site.name].detach(), **CLOSE)
+    assert changed == 6
 
 
 def reconfigured(folder: Path, **changes: Any) -> Path:

@@ -390,7 +390,7 @@ def _fresh_biases(pair: CheckpointPair) -> list[str]:
 
 def _unformed(pair: CheckpointPair) -> bool:
     """Whether there are no tuned weights to compare, only a tuned model to run."""
-    return pair.tuned.lora is not None and bool(pair.tuned.lora.unformed)
+    return pair.tuned.lora is not None and bool(pair.tuned.lora.kind.unformed)
 
 
 def _placed(pair: CheckpointPair) -> set[str]:
@@ -424,7 +424,7 @@ def _adapter_effect(pair: CheckpointPair) -> Iterator[Line]:
     if lora is None or any(_adapter_shapes(pair)):
         return
     if _unformed(pair):
-        found = f"an adapter of {lora.kind.name}: {lora.unformed}"
+        found = f"an adapter of {lora.kind.name}: {lora.kind.unformed}"
         remedy = "No analysis of the weights applies; whatever runs the model does."
         yield "adapter's change", NOTE, found, remedy
         return

@@ -145,13 +145,6 @@ class Adapter:
         ]  # fmt: skip
 
     @property
-    def unformed(self) -> str:
-        """Why no tuned matrix can be formed although it runs; "" where one can."""
-        if self.type == "TINYLORA" and not self.modules:
-            return "it was saved without its projections (save_projection=False)"
-        return self.kind.unformed
-
-    @property
     def own_biases(self) -> list[str]:
         """Modules that get a bias even where the base has none."""
         return self.modules if self.kind.leaves == ("bias",) else []

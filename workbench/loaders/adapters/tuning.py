@@ -43,7 +43,7 @@ class Tuning:
             return False
         if isinstance(self.adapter, Lora):
             return "lora_magnitude_vector" not in self.adapter.parts[target.module]
-        return self.adapter.kind.low_rank is not None and not self.adapter.unformed
+        return self.adapter.kind.low_rank is not None
 
     def factors(self, parameter: str) -> Factors:
         """Those of one that `is_factored`; raises WorkbenchError unless they change a matrix of the
@@ -98,11 +98,11 @@ class Tuning:
 
     def _merged(self, parameter: str, target: Target, own: Tensor) -> Tensor:
         """By peft's own layer, given the base's other parameter of the module beside this one."""
-        if self.adapter.unformed:
+        if self.adapter.kind.unformed:
             raise WorkbenchError(
                 f"The weights of {self.adapter.reference} cannot be formed: an adapter of "
                 f"{self.adapter.kind.name} changes no matrix by itself, since "
-                f"{self.adapter.unformed}; whatever runs the model applies."
+                f"{self.adapter.kind.unformed}; whatever runs the model applies."
             )
         stem = parameter.rpartition(".")[0]
         if target.leaf == "weight":
