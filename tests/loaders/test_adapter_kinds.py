@@ -224,6 +224,21 @@ def test_what_only_runs_says_that_its_weights_cannot_be_formed(
         wb.spectral.delta_spectrum(pair)
 
 
+@pytest.mark.parametrize(
+    ("kind", "end"),
+    [("HIRA", "embed_tokens"), ("OFT", "embed_tokens"), ("VERA", "lm_head"), ("LOHA", "lm_head")],
+)
+def test_an_embedding_and_a_head_are_changed_too(
+    kind: str, end: str, folders: dict[str, Path], tmp_path: Path
+):
+    adapter = adapter_of(kind, "llama", tmp_path / "a", target_modules=["q_proj", end])
+    merged = dict(peft_alone("llama", adapter).merge_and_unload().named_parameters())
+    pair = wb.load_pair(folders["llama"], adapter)
+    for delta in pair.deltas("all"):
+        torch.testing.assert_close(delta.tuned.float(), merged[delta.site.name].detach(), **CLOSE)
+    assert any(end in d.site.name and d.changed for d in pair.deltas("all"))
+
+
 @pytest.mark.parametrize("kind", ["VERA", "PVERA", "RANDLORA", "TINYLORA"])
 def test_what_is_drawn_anew_by_a_seed_is_what_peft_draws(
     kind: str, folders: dict[str, Path], tmp_path: Path
