@@ -224,6 +224,48 @@ def test_what_only_runs_says_that_its_weights_cannot_be_formed(
         wb.spectral.delta_spectrum(pair)
 
 
+# Kinds some of whose modules have other sizes and strengths, and what is saved whole beside.
+PATTERNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ranks and alphas of LoHa": ("LOHA", {"rank_pattern": {"q_proj": 3, "down_proj": 4},
+                                          "alpha_pattern": {"v_proj": 9.0}}),
+    "ranks and alphas of LoKr": ("LOKR", {"rank_pattern": {"q_proj": 3},
+                                          "alpha_pattern": {"q_proj": 9.0}}),
+    "lambdas of DeLoRA": ("DELORA", {"rank_pattern": {"q_proj": 3},
+                                     "lambda_pattern": {"v_proj": 40}}),
+    "frequencies": ("FOURIERFT", {"n_frequency_pattern": {"q_proj": 9}}),
+    "frequencies of wavelets": ("WAVEFT", {"n_frequency_pattern": {"q_proj": 9}}),
+    "blocks of C3A": ("C3A", {"block_size_pattern": {"q_proj": 4}}),
+    "ranks of HiRA": ("HIRA", {"rank_pattern": {"q_proj": 5}}),
+    "ranks of OSF": ("OSF", {"rank_pattern": {"q_proj": 6}}),
+    "a head beside VeRA": ("VERA", {"modules_to_save": ["lm_head"]}),
+    "a head beside norms": ("LN_TUNING", {"modules_to_save": ["lm_head"]}),
+    "biases beside OFT": ("OFT", {"bias": "all"}),
+    "a mini form of MiSS": ("MISS", {"r": 4, "mini_r": 4, "init_weights": "mini"}),
+    "a form of RoAd": ("ROAD", {"variant": "road_4"}),
+    "OFT by blocks of another count": ("OFT", {"r": 4, "oft_block_size": 0, "coft": True}),
+    "BOFT of two factors": ("BOFT", {"boft_n_butterfly_factor": 2}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", PATTERNS)
+def test_options_of_a_kind_are_what_peft_merges(
+    which: str, folders: dict[str, Path], tmp_path: Path
+):
+    kind, options = PATTERNS[which]
+    adapter = adapter_of(kind, "llama", tmp_path / "a", **options)
+    alone = peft_alone("llama", adapter)
+    running, whole = logits(alone), alone.merge_and_unload().named_parameters()
+    # Of LN tuning peft leaves what else was saved in its wrapper.
+    merged = {name.replace(".modules_to_save.default.", "."): one for name, one in whole}
+    pair = wb.load_pair(folders["llama"], adapter)
+    for delta in pair.deltas("all"):
+        torch.testing.assert_close(delta.tuned.float(), merged[delta.site.name].detach(), **CLOSE)
+    with pair.models() as sides:
+        torch.testing.assert_close(logits(sides.tuned), running, atol=1e-6, rtol=0)
+        untouched = logits(base_model("llama"))
+        torch.testing.assert_close(logits(sides.base), untouched, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("kind", "end"),
     [("HIRA", "embed_tokens"), ("OFT", "embed_tokens"), ("VERA", "lm_head"), ("LOHA", "lm_head")],

@@ -7,6 +7,7 @@ whole parameters beside them. Nothing here computes a change; see `lora`, `shell
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -132,16 +133,22 @@ class Adapter:
         """Parameters saved whole (modules_to_save, trained biases, LN tuning's norms)."""
         return list(self._names[1])
 
+    @cached_property
+    def norms(self) -> list[str]:
+        """Modules that LN tuning trained whole."""
+        inside = (name.removeprefix(PREFIX).partition(".ln_tuning_layers") for name in self.weights)
+        return list(dict.fromkeys(module for module, found, _ in inside if found))
+
     @property
     def overwrites(self) -> list[str]:
         """Parameters saved whole that peft loads over the base's, so that no switch gives those
         back: embeddings that were saved without being trained by name."""
         kept = {*(self.config.get("modules_to_save") or ())}
-        adapted = {f"{module}.weight" for module in self.changed_modules}
+        adapted = {f"{module}.weight" for module in (*self.changed_modules, *self.norms)}
         return [
             name for name in self.replaced
             if not name.endswith(".bias") and name not in adapted
-            and not kept.intersection(name.split(".")) and self.type != "LN_TUNING"
+            and not kept.intersection(name.split("."))
         ]  # fmt: skip
 
     @property
@@ -228,7 +235,7 @@ class Adapter:
     def _targeted(self, tied: bool) -> dict[str, Any]:
         """The arguments that say which modules there are."""
         if self.type == "LN_TUNING":
-            return {"target_modules": sorted({n.rpartition(".")[0] for n in self.replaced})}
+            return {"target_modules": self.norms}
         if self.type == "TRAINABLE_TOKENS":
             return {"target_modules": self.own_tokens(tied)}
         modules = self.modules
@@ -254,7 +261,7 @@ class Adapter:
     def _require_plain(self, kept: Mapping[str, Any]) -> None:
         """Raise WorkbenchError for sizes beyond what is stored, of which peft would make tensors,
         and for values that are no plain numbers, words or lists of them."""
-        entries = sum(t.numel() for t in self._meta())
+        entries = sum(math.prod(known.shape) for known in self.weights.info.values())
         for key, value in kept.items():
             if isinstance(value, Mapping) != key.endswith("_pattern"):
                 raise WorkbenchError(
@@ -274,11 +281,6 @@ class Adapter:
                         f"Adapter {self.reference} has {key} = {str(one)[:60]}, which is no plain "
                         "value; save it again with save_pretrained."
                     )
-
-    def _meta(self) -> Iterable[Tensor]:
-        import torch
-
-        return (torch.empty(i.shape, device="meta") for i in self.weights.info.values())
 
 
 def patterned(pattern: Mapping[str, Any] | None, modules: list[str], default: Any) -> Any:
