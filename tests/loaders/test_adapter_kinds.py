@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils.peft_types import PeftType
 from safetensors.torch import load_file, save_file
@@ -443,6 +443,12 @@ def test_a_model_in_memory_is_read_as_it_was_saved(
     assert any(delta.changed for delta in found)
     for delta in found:
         torch.testing.assert_close(delta.tuned.float(), merged[delta.site.name].detach(), **CLOSE)
+
+
+def test_a_prompt_in_memory_is_told_for_what_it_is(folders: dict[str, Path]):
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    with pytest.raises(wb.WorkbenchError, match=r"prompt tuning.*changes no weight"):
+        wb.load_pair(folders["llama"], get_peft_model(base_model("llama"), config))
 
 
 def test_plain_torch_files_and_half_precision_are_read(folders: dict[str, Path], tmp_path: Path):

@@ -215,11 +215,10 @@ class Lora(Adapter):
         left, right = (left.T, right.T) if turned else (left, right)
         return Factors((left * self.scale(module)).contiguous(), right)
 
-    def expert_factors(self, target: Target) -> Factors:
-        """Those of one expert's part of a stack."""
-        module, cut = target.module, target.cut
+    def expert_factors(self, target: Target, whole: Factors) -> Factors:
+        """Those of one expert's part of a stack, whose `factors` are `whole`."""
+        cut, rank = target.cut, self.ranks[target.module]
         assert cut is not None
-        whole, rank = self.factors(module), self.ranks[module]
         experts = len(whole.down) // rank
         up = whole.up.reshape(len(whole.up), rank, experts)[:, :, cut.expert]
         down = whole.down.reshape(experts, rank, -1)[cut.expert]

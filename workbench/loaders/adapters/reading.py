@@ -57,7 +57,11 @@ def adapter_in(model: nn.Module) -> Adapter | None:
     configs = getattr(model, "peft_config", None)
     if not configs:
         return None
-    name, where = _running(model), type(model).__name__
+    where = type(model).__name__
+    if len(configs) == 1:  # one of a prompt has no layers to be found in
+        (only,) = configs.values()
+        kind_of({"peft_type": getattr(only.peft_type, "value", only.peft_type)}, where)
+    name = _running(model)
     config = {k: getattr(v, "value", v) for k, v in vars(configs[name]).items()}
     config = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
     held = _added(model, name, KINDS[kind_of(config, where)].prefix)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -35,6 +35,7 @@ class Tuning:
     targets: Mapping[str, Target]
     turned: Callable[[str], bool]
     order: Callable[[], Sequence[str]]
+    _last: dict[str, Factors] = field(default_factory=dict, repr=False, compare=False)
 
     def is_factored(self, parameter: str) -> bool:
         """Whether all its change is a product of two factors that need nothing of the base."""
@@ -54,7 +55,7 @@ class Tuning:
         elif target.cut is None:
             found = self.adapter.factors(target.module)
         else:
-            found = self.adapter.expert_factors(target)
+            found = self.adapter.expert_factors(target, self._stack(target.module))
         theirs, shape = (found.up.shape[0], found.down.shape[1]), self._shape(parameter)
         if theirs != shape:
             raise WorkbenchError(
@@ -62,6 +63,14 @@ class Tuning:
                 f"but the base has {shape} there; it was trained on another base."
             )
         return found
+
+    def _stack(self, module: str) -> Factors:
+        """Those of all experts of a layer, kept while they are asked for one after the other."""
+        assert isinstance(self.adapter, Lora)
+        if module not in self._last:
+            self._last.clear()
+            self._last[module] = self.adapter.factors(module)
+        return self._last[module]
 
     def shape(self, parameter: str) -> tuple[int, int] | None:
         """(out, in) of the change by the adapter's headers; None where they do not tell it."""
