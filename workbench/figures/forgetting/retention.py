@@ -71,7 +71,7 @@ def _rank_places(result: Result) -> tuple[dict[str, float], dict[str, float]]:
     label = {
         name: str(rank)
         if rank
-        else ("?" if result.provenance.members[name].get("kind") == "lora" else "full")
+        else ("full" if result.provenance.members[name].get("kind") in (None, "full") else "?")
         for name, rank in ranks.items()
     }
     known = sorted({rank for rank in ranks.values() if rank})
