@@ -20,7 +20,7 @@ from workbench.errors import WorkbenchError, reason
 from workbench.loaders.pair import CheckpointPair
 from workbench.loaders.staging import offline
 from workbench.models.hooks import Run, Value, Where, require_inputs, rewritten, token_index
-from workbench.models.layout import Layout, plain
+from workbench.models.layout import Layout
 from workbench.models.sides import WithoutAdapters, switches
 from workbench.models.sites import Site, pick
 from workbench.models.watching import tried
@@ -36,8 +36,8 @@ def bridge(model: nn.Module, tokenizer: Any, *, own: bool = False) -> Any:
     """
     from transformer_lens.model_bridge import TransformerBridge
 
-    expected = tried(plain(model), 1, 4)
     root: Any = _merged(model if own else copy.deepcopy(model))
+    expected = tried(root, 1, 4)
     # The pattern's hook needs attention that forms it.
     root.set_attn_implementation("eager")
     # Its adapter is chosen by this name, which a model that was never saved does not have.
