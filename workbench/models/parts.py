@@ -18,36 +18,27 @@ found do what their names say is proved apart, with the model's own weights (`si
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from workbench.models.structure import Added, Block, Order, Projection, Structure
+from workbench.models.heads import Attention
+from workbench.models.structure import Added, Block, Structure
 from workbench.models.watching import (
-    ROWS,
-    TOKENS,
     Call,
-    Softmax,
     Watch,
     equal,
-    is_embedding,
     is_norm,
+    projections,
     runnable,
     slack,
 )
 
 SAMPLE = 512  # entries by which a sum is looked for, before it is held against all of them
-# Where no number tells which projection is which (q and k behind a norm of heads).
-NAMED = {
-    "q": re.compile(r"^(w?q|query|q_b)(_|$)|^q_"),
-    "k": re.compile(r"^(w?k|key)(_|$)|^k_"),
-    "v": re.compile(r"^(w?v|value)(_|$)|^v_"),
-}
 
 
 def find(root: Any) -> Structure:
@@ -98,7 +89,8 @@ class _Reader:
     def block(self) -> Block:
         steps, whole = self._steps()
         found: dict[str, Any] = {"whole": whole, "gives": self.own.gives}
-        found |= self._attention() if self.softmax is not None else {}
+        if self.softmax is not None:
+            found |= Attention(self.own, self.calls, self.softmax, self.prefix).found()
         for number, step in enumerate(steps):
             for call, scale in step.terms:
                 within = self._sublayer(call)
@@ -214,128 +206,10 @@ class _Reader:
         mixes = any(isinstance(module, nn.Conv1d) for module in within.module.modules())
         return "mixer" if mixes and len(steps) == 1 else "mlp"
 
-    def _attention(self) -> dict[str, Any]:
-        soft = self.softmax
-        assert soft is not None
-        path = soft.path.removeprefix(self.prefix)
-        heads, keys = soft.shape[1], soft.shape[3]
-        found: dict[str, Any] = {"attention": path, "heads": heads, "sinks": keys - TOKENS}
-        after = [call for call in self._projections() if call.begun > soft.when]
-        after = [call for call in after if self._ends(call)] or after
-        before = [
-            call for call in self._projections()
-            if call.done < soft.when and (not path or call.path.startswith(path + "."))
-        ]  # fmt: skip
-        if not after or after[0].given is None or after[0].given.shape[-1] % heads:
-            return found
-        found |= {"o": after[0].path, "width": after[0].given.shape[-1] // heads}
-        found |= self._parts(soft, before, heads, found["width"])
-        read = found.get("q")
-        given = next((c.given for c in before if read is not None and c.path == read.path), None)
-        norms = [
-            call for call in self.calls
-            if equal(call.given, self.own.given) and given is not None
-            and equal(call.made, given)
-        ]  # fmt: skip
-        bare = "" if equal(given, self.own.given) else None
-        found["norm1"] = norms[0].path if norms else bare
-        return found
-
-    def _ends(self, call: Call) -> bool:
-        """Whether a projection gives what a sublayer does: a gate beside it does not."""
-        above = [
-            other for other in self.calls
-            if call.path.startswith(other.path + ".") and other.begun < call.begun
-        ]  # fmt: skip
-        return any(equal(other.made, call.made) for other in above)
-
-    def _projections(self) -> list[Call]:
-        """Calls of linear maps, the outermost where one wraps another."""
-        linear = [call for call in self.calls if is_linear(call.module)]
-        return [
-            call for call in linear
-            if not any(call.path.startswith(other.path + ".") for other in linear)
-        ]  # fmt: skip
-
-    def _parts(
-        self, soft: Softmax, before: Sequence[Call], heads: int, width: int
-    ) -> dict[str, Any]:
-        """q, k and v among the projections before the softmax."""
-        found: dict[str, Any] = {}
-        kv_heads = heads
-        if soft.mixed is not None and soft.mixed.shape[-1] == width:
-            for call in before:
-                for keys in _divisors(heads):
-                    projection = _fitting(call, soft.mixed, "v", heads, keys)
-                    if projection is not None and "v" not in found:
-                        found["v"], kv_heads = projection, keys
-            if "v" not in found:
-                found |= self._normed_values(soft.mixed, before, heads)
-                kv_heads = found["v"].heads if "v" in found else heads
-        if "v" not in found:
-            kv_heads = self._named_kv_heads(before, heads, width)
-        found["kv_heads"] = kv_heads
-        value = found.get("v")
-        if value is not None and value.order in ("blocks", "heads", "groups"):
-            for kind, count in (("q", heads), ("k", kv_heads)):
-                found[kind] = Projection(value.path, value.order, count, value.width)
-            return found
-        # A norm over all heads at once (OLMo 2) makes q and k of what the projections give.
-        rest = [
-            *(call for call in before if value is None or call.path != value.path),
-            *(call for call in self.calls if call.begun < soft.when and _is_wide_norm(call)),
-        ]
-        asked = dict(zip("qk", soft.asked, strict=True)) if soft.asked is not None else {}
-        for kind, count in (("q", heads), ("k", kv_heads)):
-            own = [
-                projection
-                for call in rest
-                if kind in asked
-                and (projection := _fitting(call, asked[kind], kind, heads, kv_heads, first=True))
-            ]
-            # Of two in a row (latent attention) the last is meant.
-            wide = asked[kind].shape[-1] if kind in asked else width
-            named = [p for call in before if (p := self._by_name(kind, call, count, wide))]
-            if own or named:
-                found[kind] = own[0] if own else named[-1]
-        if value is None:
-            own = [p for call in before if (p := self._by_name("v", call, kv_heads, width))]
-            if own:
-                found["v"] = own[0]
-        return found
-
-    def _normed_values(
-        self, used: Tensor, before: Sequence[Call], heads: int
-    ) -> dict[str, Projection]:
-        """v where a norm of single heads stands behind it."""
-        for norm in self.calls:
-            if not is_norm(norm.module):
-                continue
-            for keys in _divisors(heads):
-                own = _fitting(norm, used, "v", heads, keys)
-                for call in before if own is not None and own.order == "own" else ():
-                    assert own is not None
-                    if equal(call.made, norm.given):
-                        return {"v": replace(own, path=call.path, norm=norm.path)}
-        return {}
-
-    def _by_name(self, kind: str, call: Call, heads: int, width: int) -> Projection | None:
-        assert call.made is not None
-        if not NAMED[kind].match(call.path.rpartition(".")[2]) or call.made.shape[-1] % heads:
-            return None
-        own = call.made.shape[-1] // heads
-        return Projection(call.path, "first" if own == 2 * width else "own", heads, min(own, width))
-
-    def _named_kv_heads(self, before: Sequence[Call], heads: int, width: int) -> int:
-        for call in before:
-            if call.made is not None and NAMED["v"].match(call.path.rpartition(".")[2]):
-                return max(1, call.made.shape[-1] // width)
-        return heads
-
     def _feed_forward(self, within: Call, step: _Step) -> dict[str, Any]:
         """The projection that gives what it adds, its norm, and what chooses its experts."""
         inside = [
-            call for call in self._projections() if _related(call.path, within.path)
+            call for call in projections(self.calls) if _related(call.path, within.path)
             and call.done <= within.done
         ]  # fmt: skip
         down = [call for call in inside if equal(call.made, within.made)]
@@ -373,63 +247,11 @@ class _Reader:
         return ""
 
 
-def _fitting(
-    call: Call, used: Tensor, kind: str, heads: int, keys: int, *, first: bool = False
-) -> Projection | None:
-    """The layout in which what a projection gave is what attention used, (batch, head, token,
-    width). first: hold the first token alone, up to a factor, where positions do not rotate."""
-    made = call.made
-    if made is None or made.numel() % (ROWS * TOKENS):
-        return None
-    made = made.reshape(ROWS, TOKENS, -1)
-    width, total = used.shape[-1], made.shape[-1]
-    count = heads if kind == "q" else keys
-    orders: list[Order] = []
-    if total == count * width:
-        orders.append("own")
-    if total == (heads + 2 * keys) * width:
-        if heads == keys:
-            orders.append("heads")
-        orders.extend(("blocks", "groups"))
-    if total > count * width and total % count == 0:
-        orders.extend(("first", "last"))
-    wanted = used.transpose(1, 2)
-    for order in orders:
-        projection = Projection(call.path, order, count, width)
-        own = projection.cut(kind, made, (heads, keys))
-        if wanted.shape[2] % own.shape[2]:
-            continue
-        own = own.repeat_interleave(wanted.shape[2] // own.shape[2], dim=2)
-        a, b = (own[:, 0], wanted[:, 0]) if first else (own, wanted)
-        if equal(a, b) or (first and _proportional(a, b)):
-            return projection
-    return None
-
-
-def _proportional(one: Tensor, other: Tensor) -> bool:
-    a, b = one.double().flatten(), other.double().flatten()
-    scale = (a @ b) / (a @ a)
-    return abs(float(scale)) > 1e-6 and equal((scale * a).to(other.dtype), b.to(other.dtype))
-
-
-def _divisors(number: int) -> list[int]:
-    return [n for n in range(number, 0, -1) if number % n == 0]
-
-
 def _streamlike(value: Tensor | None, stream: Tensor) -> bool:
     """Whether it is of the stream's width, and one for every token."""
     if value is None or value.shape[-1:] != stream.shape[-1:]:
         return False
     return value.numel() == stream.numel()
-
-
-def is_linear(module: Any) -> bool:
-    weight = getattr(getattr(module, "base_layer", module), "weight", None)
-    return isinstance(weight, Tensor) and weight.ndim == 2 and not is_embedding(module)
-
-
-def _is_wide_norm(call: Call) -> bool:
-    return is_norm(call.module) and call.made is not None and call.made.ndim < 4
 
 
 def _related(one: str, other: str) -> bool:

@@ -301,3 +301,17 @@ def equal(one: Tensor | None, other: Tensor | None) -> bool:
         return False
     a, b = one.float().flatten(), other.float().flatten()
     return bool(((a - b).abs() <= slack(other) * (a.abs() + b.abs())).all())
+
+
+def is_linear(module: Any) -> bool:
+    weight = getattr(getattr(module, "base_layer", module), "weight", None)
+    return isinstance(weight, Tensor) and weight.ndim == 2 and not is_embedding(module)
+
+
+def projections(calls: Sequence[Call]) -> list[Call]:
+    """Calls of linear maps, the outermost where one wraps another."""
+    linear = [call for call in calls if is_linear(call.module)]
+    return [
+        call for call in linear
+        if not any(call.path.startswith(other.path + ".") for other in linear)
+    ]  # fmt: skip
