@@ -5,6 +5,7 @@ RUN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo demo-smollm2 test dist notebooks cluster-test fuzz crash-test mutants lint bench gpu gpu-reference
+.PHONY: architectures
 .PHONY: figures family-figures clean
 
 # constraints.txt pins what is tested. The last lines keep the install from running again.
@@ -56,6 +57,12 @@ EACH ?= 15
 mutants: $(VENV)/installed
 	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mutants]'
 	$(RUN)/python -m tests.mutants --modules "$(MODULES)" --each $(EACH)
+
+# What holds on every family of decoders that transformers knows: docs/architectures.md, and what on
+# every kind of adapter: docs/adapters.md; ten minutes. FAMILIES="llama phi3": these anew.
+FAMILIES ?=
+architectures: $(VENV)/installed
+	$(RUN)/python -m tests.architectures $(FAMILIES)
 
 lint: $(VENV)/installed
 	$(RUN)/ruff format --check .

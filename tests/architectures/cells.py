@@ -47,7 +47,7 @@ class Case:
     def folders(self) -> tuple[Path, Path]:
         base = zoo.small(self.family, vocab_size=WORDS)
         found = self.folder / "base", self.folder / "tuned"
-        for folder, model in zip(found, (base, nudged(copy.deepcopy(base), 0.02)), strict=True):
+        for folder, model in zip(found, (base, moved(copy.deepcopy(base))), strict=True):
             model.save_pretrained(folder)
             shipped.tokenizer().save_pretrained(folder)
         return found
@@ -79,13 +79,32 @@ class Case:
         return batch(given, [0, 1], "cpu", 0)
 
 
+def stored(model: Any) -> dict[str, Tensor]:
+    """Parameters and saved buffers of numbers, each once."""
+    saved, named = model.state_dict(), dict(model.named_parameters())
+    named |= {n: b for n, b in model.named_buffers() if n in saved and b.is_floating_point()}
+    return named
+
+
+def moved(model: Any) -> Any:
+    """The model with every parameter, and every saved buffer of numbers, moved at random."""
+    nudged(model, 0.02)
+    draw = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, buffer in stored(model).items():
+            if name in dict(model.named_buffers()):
+                buffer.add_(0.02 * torch.randn(buffer.shape, generator=draw))
+    return model
+
+
 def logits(model: Any, given: Batch) -> Tensor:
     return model(**given.inputs, use_cache=False).logits
 
 
 def weights(case: Case) -> None:
-    """The change's sum of squares is that of the plain models' parameters; none of the null's."""
-    base, tuned = (dict(model.named_parameters()) for model in case.plain)
+    """The change's sum of squares is that of the plain models' parameters and saved buffers; none
+    of the null's."""
+    base, tuned = (stored(model) for model in case.plain)
     wanted = sum(float((tuned[n] - base[n]).double().square().sum()) for n in base)
     found = [case.pair.delta(site) for site in case.pair.sites("all")]
     assert math.isclose(sum(one.norm**2 for one in found), wanted, rel_tol=1e-4)
@@ -207,9 +226,9 @@ def grafts(case: Case) -> None:
     with edit(case.pair).on(model):
         torch.testing.assert_close(logits(model, case.inputs), logits(tuned, case.inputs), **CLOSE)
     between = copy.deepcopy(base)
-    ends = dict(tuned.named_parameters())
-    for name, parameter in between.named_parameters():
-        parameter.lerp_(ends[name], 0.5)
+    ends = stored(tuned)
+    for name, tensor in stored(between).items():
+        tensor.lerp_(ends[name], 0.5)
     with edit(case.pair, alpha=0.5).on(model):
         wanted = logits(between, case.inputs)
         torch.testing.assert_close(logits(model, case.inputs), wanted, **CLOSE)

@@ -1,4 +1,5 @@
-"""docs/architectures.md: what holds on every family of decoders, written and read.
+"""docs/architectures.md: what holds on every family of decoders, written and read; docs/adapters.md
+is written with it.
 
     python -m tests.architectures [FAMILY ...]
 
@@ -13,7 +14,9 @@ from pathlib import Path
 
 import transformers
 
+from tests.architectures import adapters_page
 from tests.architectures.cells import CELLS, HOLDS
+from workbench.models import KINDS
 
 TABLE = Path(__file__).parents[2] / "docs" / "architectures.md"
 SAYS = {
@@ -27,9 +30,11 @@ SAYS = {
     "TransformerLens": "handed over, its bridge gives the same logits and streams",
 }
 Rows = Mapping[str, Mapping[str, str]]
-STREAM = ("resid_pre", "resid_post")
-SHORT = "all"
-ATTENTION = ("q", "k", "v", "pattern", "z", "attn_out", "resid_mid", "mlp_hidden", "mlp_out")
+USUAL = (
+    "resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "resid_mid", "mlp_hidden", "mlp_out",
+    "resid_post",
+)  # fmt: skip
+FEW = 4  # kinds that are told as missing, where more stand in the cell themselves
 
 
 def write(rows: Rows, none: Mapping[str, str]) -> None:
@@ -42,14 +47,18 @@ def write(rows: Rows, none: Mapping[str, str]) -> None:
         f"One tiny random model of each of the {len(rows) + len(none)} decoder families that "
         f"transformers {transformers.__version__} knows, with a member whose every parameter moved;"
         " each cell is held against plain PyTorch or transformers, and a base against itself gives "
-        "exactly nothing. `make architectures` measures and writes this page.",
+        "exactly nothing. `make architectures` measures and writes this page. Adapters: "
+        "[adapters.md](adapters.md).",
         "",
         "| cell | what it says | families |",
         "|---|---|---|",
         *(f"| {cell} | {SAYS[cell]} | {counts[cell]} |" for cell in CELLS),
         "",
         "Where a cell is refused, a number in it points to the sentence that the workbench says; "
-        "the sentences stand below. Sites: `all` are " + ", ".join(STREAM + ATTENTION) + ".",
+        "the sentences stand below. Sites: `all` are "
+        + ", ".join(USUAL)
+        + "; a kind is there where it "
+        "is proved in every block that has one.",
         "",
         "| family | " + " | ".join(CELLS) + " |",
         "|---" * (len(CELLS) + 1) + "|",
@@ -75,10 +84,12 @@ def _cell(name: str, value: str, notes: dict[str, int]) -> str:
     if name != "sites":
         return value
     kinds = value.split(", ")
-    if set(ATTENTION) <= set(kinds):
-        more = [kind for kind in kinds if kind not in (*ATTENTION, *STREAM)]
-        return ", ".join([SHORT, *more])
-    return value
+    missing = [kind for kind in USUAL if kind not in kinds]
+    more = [f"+ {kind}" for kind in kinds if kind not in USUAL]
+    if len(missing) > FEW:
+        return value
+    own = f"all but {', '.join(missing)}" if missing else "all"
+    return " ".join([own, *more])
 
 
 def read() -> dict[str, dict[str, str]]:
@@ -100,13 +111,11 @@ def read() -> dict[str, dict[str, str]]:
 def _read(cell: str, value: str, notes: Mapping[str, str]) -> str:
     if value.startswith("["):
         return "refused: " + notes[value.strip("[]")]
-    kinds = value.split(", ")
-    if cell != "sites" or kinds[0] != SHORT:
+    if cell != "sites" or not value.startswith("all"):
         return value
-    from workbench.models import KINDS
-
-    known = {*STREAM, *ATTENTION, *kinds[1:]}
-    return ", ".join(kind for kind in KINDS if kind in known)
+    own, *more = value.split(" + ")
+    missing = own.removeprefix("all").removeprefix(" but ").split(", ")
+    return ", ".join(k for k in KINDS if (k in USUAL and k not in missing) or k in more)
 
 
 def main(families: list[str]) -> None:
@@ -130,6 +139,7 @@ def main(families: list[str]) -> None:
             rows[family] = measured(family, Path(folder))
         print(family, *(f"{c}: {v[:60]}" for c, v in rows[family].items() if v != HOLDS), sep=" | ")
     write(rows, none)
+    adapters_page.PAGE.write_text(adapters_page.page())
 
 
 if __name__ == "__main__":

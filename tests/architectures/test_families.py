@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.architectures import cells
+from tests.architectures import adapters_page, cells
 from tests.architectures.table import TABLE, read
 from tests.models import zoo
 
+TESTS = Path(__file__).parents[1]
 MOST = (
     "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next",
     "qwen3_5", "gemma", "gemma2", "gemma3_text", "gemma3", "gemma4_text", "phi3", "olmo2", "olmo3",
@@ -53,3 +54,8 @@ def test_the_table_says_how_many_hold():
 
 def test_no_cell_is_a_fault():
     assert not [row for row in read().values() if any("fault" in cell for cell in row.values())]
+
+
+def test_the_page_of_adapters_is_what_the_tests_hold():
+    assert adapters_page.PAGE.read_text() == adapters_page.page()
+    assert all((TESTS / form.test).exists() for form in adapters_page.FORMS)

@@ -69,11 +69,12 @@ def apart(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> d
 
 
 def running(model: nn.Module) -> dict[str, Where]:
-    """`apart` of the parameters of a model that runs, tied ones under each of their names."""
-    named = model.named_parameters(remove_duplicate=False)
+    """`apart` of what a model that runs is saved with, parameters and buffers, tied ones under each
+    of their names."""
+    named = model.state_dict(keep_vars=True).items()
     config: Any = getattr(model, "config", None)
     known = config.to_dict() if hasattr(config, "to_dict") else {}
-    shapes = {name: tuple(parameter.shape) for name, parameter in named}
+    shapes = {name: tuple(tensor.shape) for name, tensor in named}
     if not any(EXPERTS.search(name) for name in shapes):
         return {name: name for name in shapes}
     # The names are those that run already: a renaming may apply to what it made once more.

@@ -303,13 +303,14 @@ def overlay(
 def _swap(
     model: nn.Module, tensors: Mapping[str, Tensor], pair: CheckpointPair
 ) -> list[Callable[[], None]]:
-    """Give the model these parameters; returns what gives it back its own, the last first."""
-    homes = parameter_homes(model)
-    own = dict(model.named_parameters(remove_duplicate=False))
+    """Give the model these parameters, or buffers; returns what gives it back its own, the last
+    first."""
+    homes = tensor_homes(model)
+    own: dict[str, Any] = model.state_dict(keep_vars=True)
     places = running(model)
     found = align(list(tensors), list(places))
     others = run_names(model, [name for name in tensors if name not in found])
-    found |= {name: own for name, own in others.items() if own in places}
+    found |= {name: there for name, there in others.items() if there in places}
     # A head that only one side has of its own is edited apart from the embedding it is tied to.
     apart = bool(pair.base.heads or pair.tuned.heads)
     missing = [name for name in tensors if name not in found]
@@ -319,7 +320,7 @@ def _swap(
             "edited there; run the pair as it is (pair.models())."
         )
     config = pair.tuned.config
-    fresh: dict[str, nn.Parameter] = {}
+    fresh: dict[str, Any] = {}
     for name, target in found.items():
         place = places[target]
         old = own[stored_name(place)]
@@ -346,7 +347,10 @@ def _swap(
             whole = old.detach().clone() if whole is None else whole.detach()
             view({target: whole}, place)[: len(tensor)].copy_(tensor)
             tensor = whole
-        fresh[target] = nn.Parameter(tensor.contiguous(), requires_grad=old.requires_grad)
+        tensor = tensor.contiguous()
+        if isinstance(old, nn.Parameter):
+            tensor = nn.Parameter(tensor, requires_grad=old.requires_grad)
+        fresh[target] = tensor
     undo: list[Callable[[], None]] = []
     for target, parameter in fresh.items():
         for module, attribute in homes[id(own[target])]:
@@ -356,9 +360,9 @@ def _swap(
                 _require_apart(model, module)
                 undo.append(instead(module, attribute, parameter.data))
                 continue
-            was = module._parameters[attribute]
-            undo.append(partial(module._parameters.__setitem__, attribute, was))
-            module._parameters[attribute] = parameter
+            kept = module._parameters if attribute in module._parameters else module._buffers
+            undo.append(partial(kept.__setitem__, attribute, kept[attribute]))
+            kept[attribute] = parameter
     return undo
 
 
@@ -386,11 +390,11 @@ def _require_tied(pair: CheckpointPair) -> None:
         )
 
 
-def parameter_homes(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
-    """Every place a parameter stands in; tied ones stand in several."""
+def tensor_homes(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Every place a parameter or a buffer stands in; tied ones stand in several."""
     homes: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                homes.setdefault(id(parameter), []).append((module, name))
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                homes.setdefault(id(tensor), []).append((module, name))
     return homes

@@ -179,11 +179,16 @@ class Layout:
                     "In this model a norm stands behind attention, so that no head adds to the "
                     f"stream by itself; {instead}."
                 )
-            if part.attn is None or not part.o:
+            if part.attn is None or not part.o or part.gain:
                 raise WorkbenchError(
                     f"Block {number} of this model ({type(self.block(number)).__name__}) has no "
                     f"heads that add to the stream; {instead}."
                 )
+
+    def gain(self, layer: int) -> float:
+        """What a block multiplies the sum of stream and sublayers with before it gives it."""
+        name = self.parts(layer).gain
+        return float(self.block(layer).get_buffer(name)) if name else 1.0
 
     def scale(self, site: Site) -> float:
         """The factor with which a sublayer's output is added to the stream."""

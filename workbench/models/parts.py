@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from workbench.models.heads import Attention
 from workbench.models.structure import Added, Block, Structure
 from workbench.models.watching import (
+    GAIN,
     Call,
     Watch,
     equal,
@@ -82,13 +83,15 @@ class _Reader:
             ),
             key=lambda call: call.begun,
         )
+        # The buffer that scales the whole block in the end, once that is told.
+        self.gain = ""
         self.softmax = next(
             (s for s in watch.softmaxes if self.own.begun < s.when < self.own.done), None
         )
 
     def block(self) -> Block:
         steps, whole = self._steps()
-        found: dict[str, Any] = {"whole": whole, "gives": self.own.gives}
+        found: dict[str, Any] = {"whole": whole, "gives": self.own.gives, "gain": self.gain}
         if self.softmax is not None:
             found |= Attention(self.own, self.calls, self.softmax, self.prefix).found()
         for number, step in enumerate(steps):
@@ -128,13 +131,26 @@ class _Reader:
                 terms = self._terms(target, stream, now, until)
                 if terms:
                     break
+                if reader is None and self._scalars():
+                    target = (goal.float() / GAIN).to(goal.dtype)
+                    terms = self._terms(target, stream, now, until)
+                    if terms or equal(target, stream):
+                        self.gain = self._scalars()[0]
+                        break
             else:
                 return steps, False
+            if not terms:
+                break
             steps.append(_Step(terms, reader, stream))
             stream, now = target, until
             if reader is None:
                 break
         return steps, True
+
+    def _scalars(self) -> list[str]:
+        """The block's own single numbers among its buffers."""
+        named = self.own.module.named_buffers(recurse=False)
+        return [n for n, b in named if b.numel() == 1 and b.is_floating_point()]
 
     def _terms(
         self, target: Tensor, stream: Tensor, since: int, until: int

@@ -24,7 +24,7 @@ from workbench.loaders import CheckpointPair
 from workbench.loaders.devices import Device, entry, spread
 from workbench.loaders.names import align
 from workbench.log import log
-from workbench.models.edits import parameter_homes
+from workbench.models.edits import tensor_homes
 from workbench.models.layout import Layout, plain
 
 Where = Literal["memory", "disk"]
@@ -301,10 +301,11 @@ def _require_as_stored(pair: CheckpointPair, own: Sequence[str], named: Mapping[
 
 
 def _share(base: nn.Module, tuned: nn.Module, *, only_look: bool) -> list[str]:
-    """Give both models one copy of what is equal; returns the tuned parameters that differ."""
-    named = align([n for n, _ in tuned.named_parameters()], [n for n, _ in base.named_parameters()])
+    """Give both models one copy of every parameter that is equal; returns what of the tuned model
+    differs, saved buffers included."""
     ours, theirs = dict(base.named_parameters()), dict(tuned.named_parameters())
-    homes = parameter_homes(tuned)
+    named = align([*theirs], [*ours])
+    homes = tensor_homes(tuned)
     differ = []
     for name, parameter in theirs.items():
         match = ours.get(named.get(name, ""))
@@ -313,7 +314,17 @@ def _share(base: nn.Module, tuned: nn.Module, *, only_look: bool) -> list[str]:
         elif not only_look:
             for module, attribute in homes[id(parameter)]:
                 module._parameters[attribute] = match
+    ours, theirs = (_saved_buffers(model) for model in (base, tuned))
+    named = align([*theirs], [*ours])
+    for name, buffer in theirs.items():
+        if name not in named or not _same(ours[named[name]], buffer):
+            differ.append(name)
     return differ
+
+
+def _saved_buffers(model: nn.Module) -> dict[str, Tensor]:
+    saved = model.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in model.named_buffers() if name in saved}
 
 
 def _same(base: Tensor, tuned: Tensor) -> bool:

@@ -6,6 +6,7 @@ these held in EVERY block that has the sites:
 
     resid_pre + attn_out + mixer_out = resid_mid
     resid_mid + mlp_out + other_out = resid_post = the next resid_pre
+    (all of it times the block's gain, where it has one)
     pattern @ v = z, or z over that the same whatever pattern and v are (a gate), with the value
     heads repeated over their groups
 
@@ -298,6 +299,7 @@ class _Probe:
         broken = {total} if "resid_mid" in parts else {total, "resid_mid"}
         rows = [name for name, row in EXPERIMENTS.items() if not broken & row.keys()]
         made = torch.stack([self._at(part, layer, rows) for part in parts]).sum(0)
+        made = made * self.layout.gain(layer) if total == "resid_post" else made
         return self._same(made, self._at(total, layer, rows))
 
     def _attention(self) -> None:

@@ -89,6 +89,7 @@ class Block:
     router: str = ""
     parallel: bool = False
     whole: bool = False  # whether the sublayers named are all that is added
+    gain: str = ""  # the buffer that all of it, the stream too, is multiplied with in the end
     gives: int = 0  # how many things a block gives in a tuple, 0 for a tensor by itself
 
 

@@ -71,6 +71,23 @@ def last_alone(root: Any) -> dict[str, int]:
     return {"logits_to_keep": 1} if "logits_to_keep" in known else {}
 
 
+GAIN = 1.25  # of the numbers that whole blocks are multiplied with; exact in any precision
+
+
+@contextlib.contextmanager
+def _scalars_moved(root: Any) -> Iterator[None]:
+    """Single numbers among the buffers are another than one, where they cannot be overlooked."""
+    scalars = [b for b in root.buffers() if b.numel() == 1 and b.is_floating_point()]
+    before = [scalar.clone() for scalar in scalars]
+    try:
+        for scalar in scalars:
+            scalar.fill_(GAIN)
+        yield
+    finally:
+        for scalar, was in zip(scalars, before, strict=True):
+            scalar.copy_(was)
+
+
 def tried(root: Any, rows: int, tokens: int) -> Tensor:
     """Logits (rows, vocabulary) of the last of a few tokens, the same in every row; no dropout, no
     gradient, and the model as it was afterwards."""
@@ -145,7 +162,7 @@ class Watch(TorchFunctionMode):
             if path and (re.search(r"\.\d+(\.|$)", path) or is_norm(module)):
                 handles += self._watched(path, module)
         try:
-            with eager(root), self:
+            with eager(root), _scalars_moved(root), self:
                 tried(root, ROWS, TOKENS)
         except Exception as error:  # whatever a model of unknown shape may raise
             raise WorkbenchError(

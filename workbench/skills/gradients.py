@@ -65,11 +65,12 @@ class Teacher:
 
     def gradients(self, places: Sequence[int]) -> tuple[float, dict[str, Tensor]]:
         """Mean over these prompts of -log p(answer), nats, and its gradient by base name, each
-        (out, in), at the parameters the model has now."""
+        (out, in), at the parameters the model has now; none of a buffer, which is not trained."""
         own = dict(self.model.named_parameters())
         stored = running(self.model)
         named = align([s.name for s in self.sites], list(stored))
-        lies = [stored[named[s.name]] for s in self.sites]
+        trained = [s for s in self.sites if stored_name(stored[named[s.name]]) in own]
+        lies = [stored[named[s.name]] for s in trained]
         # Of a tensor that holds all experts of a layer the gradient is taken once.
         wanted = {name: own[name] for name in map(stored_name, lies)}
         chosen = [self.rows[i] for i in places]
@@ -98,10 +99,13 @@ class Teacher:
                 parameter.requires_grad_(was)
         whole = dict(zip(wanted, total, strict=True))
         shaped = {}
-        for site, where in zip(self.sites, lies, strict=True):
+        for site, where in zip(trained, lies, strict=True):
             own_part = view(whole, where)
             turned = own_part.T if site.name in self._turned else own_part
             shaped[site.name] = turned.flatten(1) if turned.ndim > 2 else turned
+        for site in self.sites:
+            if site.name not in shaped:
+                shaped[site.name] = torch.zeros(self.pair.shape(site.name), device=home(self.model))
         return loss, shaped
 
     def loss(self) -> float:

@@ -110,7 +110,8 @@ class _Walk:
     def _block(self, layout: Layout, layer: int, stream: Tensor, output: Any) -> Block:
         out = output[0] if isinstance(output, tuple | list) else output
         change = out.float() - stream.float()
-        if not self._sums.get(layer, layout.parts(layer).whole):
+        part = layout.parts(layer)
+        if not self._sums.get(layer, part.whole and not part.gain):
             return Block(out, change)
         added = torch.zeros_like(change)
         for module, scale in added_by(layout, layer):
