@@ -167,7 +167,7 @@ def contribution(
     every two groups `auc:MEASURE`, and `auc_matched:MEASURE` over pairs of prompts matched in
     length and loss; group is then "A > B". `invisible`: |change| / |base| of parameters outside
     the blocks, by component.
-    Raises WorkbenchError for an architecture not known, or an empty group.
+    Raises WorkbenchError for a model that no stream passes block by block, or an empty group.
     """
     groups = {prompts.name: prompts} if isinstance(prompts, PromptSet) else prompts
     if not isinstance(groups, Mapping):
