@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import UserDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,11 @@ class Case:
 
     family: str
     folder: Path
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def folders(self) -> tuple[Path, Path]:
-        base = zoo.small(self.family, vocab_size=WORDS)
+        base = zoo.small(self.family, vocab_size=WORDS, **self.more)
         found = self.folder / "base", self.folder / "tuned"
         for folder, model in zip(found, (base, moved(copy.deepcopy(base))), strict=True):
             model.save_pretrained(folder)
@@ -160,7 +162,8 @@ def tuco(case: Case) -> None:
 
         def own(value: Any) -> Any:
             # What blocks keep for later blocks the base's keep for theirs.
-            return states.setdefault(id(value), {}) if type(value) is dict else value
+            kept = isinstance(value, dict | UserDict)
+            return states.setdefault(id(value), copy.copy(value)) if kept else value
 
         made = ours[number](*map(own, args), **{n: own(v) for n, v in kwargs.items()})
         first, second = (o[0] if isinstance(o, tuple | list) else o for o in (made, output))

@@ -19,7 +19,7 @@ MOST = (
     "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next",
     "qwen3_5", "gemma", "gemma2", "gemma3_text", "gemma3", "gemma4_text", "phi3", "olmo2", "olmo3",
     "gpt_oss", "deepseek_v3", "glm4", "glm4_moe", "granite", "cohere2", "smollm3", "falcon",
-    "gpt2", "gpt_neox", "opt", "bloom",
+    "gpt2", "gpt_neox", "opt", "bloom", "qwen2_5_vl", "gemma4",
 )  # fmt: skip
 # A state-space model, hybrids, experts of attention, no stream of blocks, embeddings in front.
 ODD = ("mamba2", "falcon_h1", "granitemoehybrid", "jetmoe", "gemma3n_text", "openai-gpt")

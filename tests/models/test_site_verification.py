@@ -42,7 +42,7 @@ ODD: dict[str, tuple[set[str], set[str]]] = {
         {"q", "k", "v", "pattern", "z", "attn_out", "resid_mid", "mlp_hidden", "mlp_out"},
     ),
 }
-SPECIAL = {"mixer_out", "router_logits", "other_out"}
+SPECIAL = {"mixer_out", "router_logits", "expert_weights", "other_out"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -203,3 +203,26 @@ def test_patching_goes_on_with_the_other_kinds(tmp_path):
     assert krs == pytest.approx([0, 1, 1], abs=1e-5)
     with pytest.raises(WorkbenchError, match=r"0\.v is not to be had in BitNet"):
         wb.patching.cross_model(pair, boxes(4), sites=["v"])
+
+
+def test_experts_are_chosen_and_can_be_chosen_otherwise():
+    """Mixtral by hand: weights are the largest softmax values, made to sum to one, at the experts
+    of the largest logits; with all weight on one expert the MLP is that expert."""
+    model = zoo.small("mixtral")
+    given, places = batch(), [Site("router_logits", 1), Site("expert_weights", 1)]
+    mid, out = Site("resid_mid", 1), Site("mlp_out", 1)
+    seen = hooks.run(model, given, read=[*places, mid]).captured
+    top, where = seen[places[0]].softmax(-1).topk(2)
+    wanted = torch.zeros_like(seen[places[1]]).scatter(-1, where, top / top.sum(-1, keepdim=True))
+    torch.testing.assert_close(seen[places[1]], wanted)
+    alone = torch.zeros_like(wanted)
+    alone[..., 3] = 1
+    found = hooks.run(model, given, read=[out], write={places[1]: alone}).captured[out]
+    block: Any = model.model.layers[1]
+    experts = block.mlp.experts
+    x = block.post_attention_layernorm(seen[mid])
+    gate, up = (x @ experts.gate_up_proj[3].T).chunk(2, -1)
+    hand = (torch.nn.functional.silu(gate) * up) @ experts.down_proj[3].T
+    torch.testing.assert_close(found, hand, atol=1e-5, rtol=1e-5)
+    with pytest.raises(WorkbenchError, match="no trace of nnsight"):
+        nnsight.run(nnsight.wrap(model), given, layout=Layout(model), read=[places[1]])

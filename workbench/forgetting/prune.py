@@ -49,7 +49,8 @@ def relevance(model: Any, words: Any, prompts: PromptSet, batch_size: int = 32) 
     of the answer's nats."""
     layout, device = Layout(model), home(model)
     given, fill = rows(words, prompts, answers=True), pad_id(words)
-    sites = [Site("mlp_hidden", layer) for layer in range(layout.layers)]
+    sites = [layout.check(Site("mlp_hidden", layer)) for layer in range(layout.layers)]
+    layout.require_even("mlp_hidden", "prune a model of even blocks")
 
     def run(at: list[int]) -> Tensor:
         inputs = batch(given, at, device, fill)

@@ -10,12 +10,13 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from workbench.models.layout import Layout
 from workbench.models.sites import Site, end
-from workbench.models.watching import SOFTMAXES, eager, first_tensor
+from workbench.models.watching import SOFTMAXES, eager, first_tensor, routing
 
 Change = Callable[[Tensor], Tensor]
 
@@ -73,6 +74,30 @@ class _Rows:
         return changed
 
 
+def _routed(change: Change) -> Callable[..., Any]:
+    """A change of every expert's weight, (tokens, experts), as one of what experts are called with:
+    where it changes anything every expert is called, most with a weight of zero."""
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        found = routing(args, kwargs)
+        if found is None:
+            return None
+        chosen, weights = found
+        many = next(p.shape[0] for p in module.parameters() if p.ndim == 3)
+        dense = weights.new_zeros(len(weights), many).scatter_add(1, chosen, weights)
+        new = change(dense)
+        if new is dense:
+            return None
+        every = torch.arange(many, device=chosen.device).to(chosen.dtype).repeat(len(chosen), 1)
+
+        def other(value: Any) -> Any:
+            return every if value is chosen else new if value is weights else value
+
+        return tuple(map(other, args)), {name: other(value) for name, value in kwargs.items()}
+
+    return before
+
+
 def _hooked(module: nn.Module, where: str, change: Change) -> list[Callable[[], None]]:
     """Hook the change to one end of a module; returns what takes it away again."""
     if where == "input":
@@ -94,6 +119,8 @@ def _hooked(module: nn.Module, where: str, change: Change) -> list[Callable[[], 
             return change(output)
 
         return [module.register_forward_hook(after).remove]
+    if where == "routing":
+        return [module.register_forward_pre_hook(_routed(change), with_kwargs=True).remove]
     entered: list[_Softmax] = []
 
     def enter(_module, _args) -> None:

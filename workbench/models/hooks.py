@@ -81,7 +81,7 @@ def replace(
     would otherwise look like an effect of zero.
     """
     layout = Layout(model)
-    site_verification.require(layout, values)
+    site_verification.require(layout, values, write=True)
     reached: set[Site] = set()
 
     def writer(site: Site) -> Change:

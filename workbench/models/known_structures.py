@@ -39,6 +39,8 @@ def make_of(root: Any) -> str:
     config = root.config.to_dict()
     # Some classes choose their attention when they are made.
     config["attention"] = getattr(root.config, "_attn_implementation", None)
+    first = next(root.parameters())
+    config["numbers"] = f"{first.dtype}, {'none' if first.is_meta else 'its own'}"
     told = json.dumps(config, sort_keys=True, default=str)
     kinds = [f"{name}: {type(m).__module__}.{type(m).__qualname__}" for name, m in modules]
     return "\n".join([told, *kinds])

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
 from workbench.models.sites import HEADED, Kind, Site
 from workbench.models.structure import Added, Block, Projection
+from workbench.models.watching import is_norm
 
 LENS = {
     "resid_pre": "hook_resid_pre", "q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v",
@@ -22,7 +22,8 @@ LENS = {
     "resid_post": "hook_resid_post",
 }  # fmt: skip
 INSTEAD = {
-    "mlp_hidden": "mlp_out", "router_logits": "mlp_out", "mixer_out": "attn_out",
+    "mlp_hidden": "mlp_out", "router_logits": "mlp_out", "expert_weights": "mlp_out",
+    "mixer_out": "attn_out",
     "mlp_out": "resid_post", "resid_mid": "resid_pre",
 }  # fmt: skip
 
@@ -96,6 +97,18 @@ class Layout:
         # GPT-2's Conv1D keeps (in, out) and names no widths.
         return getattr(down, "in_features", None) or down.weight.shape[0]
 
+    def require_even(self, kind: Kind, instead: str) -> int:
+        """How many heads or neurons each block has; raises where blocks have not as many. instead:
+        what to do else."""
+        counts = {self.count(Site(kind, layer)) for layer in self.where(kind)}
+        if len(counts) > 1:
+            what = "heads" if kind in HEADED else "neurons"
+            raise WorkbenchError(
+                f"The blocks of this model have {min(counts)} to {max(counts)} {what} ({kind}); "
+                f"{instead}."
+            )
+        return counts.pop() if counts else 0
+
     def check(self, site: Site) -> Site:
         """The site itself; raises where the model has no such place."""
         if not 0 <= site.layer < self.layers:
@@ -122,6 +135,12 @@ class Layout:
         """TransformerLens' name of the site's hook."""
         if site.kind not in LENS:
             raise WorkbenchError(f"TransformerLens has no hook for {site}; use wb.models.capture.")
+        projection = self._projection(site)
+        if projection is not None and (projection.order == "first" or is_norm(self.module(site))):
+            raise WorkbenchError(
+                f"In this model TransformerLens' {LENS[site.kind]} is another place than {site}, "
+                "before a norm over all heads or with a gate in it; use wb.models.capture."
+            )
         return f"blocks.{self.check(site).layer}.{LENS[site.kind]}"
 
     def view(self, site: Site, raw: Tensor, rows: int) -> Tensor:
@@ -156,8 +175,9 @@ class Layout:
             self.view(site, raw, rows).copy_(changed)
             return raw
         if scale != 1:
-            back = torch.where(changed == seen, raw.view(changed.shape), changed / scale)
-            return back.view(raw.shape)
+            # Where nothing changed the bits stay, and a gradient passes all the same.
+            back = raw.reshape(changed.shape) + (changed - seen) / scale
+            return back.reshape(raw.shape)
         if changed.numel() == raw.numel():
             return changed.reshape(raw.shape)
         fresh = raw.clone()
@@ -217,7 +237,7 @@ class Layout:
             return record.path
         named = {
             "pattern": part.attention if part.heads else "", "z": part.o, "resid_mid": part.mid,
-            "mlp_hidden": part.down, "router_logits": part.router,
+            "mlp_hidden": part.down, "router_logits": part.router, "expert_weights": part.experts,
         }  # fmt: skip
         return named.get(kind) or None
 

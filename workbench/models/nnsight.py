@@ -128,8 +128,15 @@ def run(
 
     require_inputs(inputs)
     changes, wanted = dict(write or {}), list(read)
+    routed = [site for site in (*changes, *wanted) if end(site) == "routing"]
+    if routed:
+        raise WorkbenchError(
+            f"{routed[0]} is what experts are called with, which no trace of nnsight's shows; use "
+            "wb.models.capture."
+        )
     if not remote:
-        site_verification.require(layout, (*changes, *wanted))
+        site_verification.require(layout, wanted)
+        site_verification.require(layout, changes, write=True)
     eager = layout.root.config._attn_implementation == "eager"
     if not eager and any(site.kind == "pattern" for site in (*changes, *wanted)):
         raise WorkbenchError(

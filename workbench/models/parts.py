@@ -187,16 +187,14 @@ class _Reader:
 
     def _factor(self, seen: float) -> float:
         """The number that a model of this precision multiplies by: one of its own, or as seen."""
-        if abs(seen - 1) < 5e-3:
-            return 1.0
-        known = [
+        known = [1.0] + [
             float(value)
             for module in self.own.module.modules()
             for value in vars(module).values()
             if isinstance(value, float)
         ]
-        near = [value for value in known if abs(value - seen) < 5e-3 * abs(seen)]
-        return near[0] if near else seen
+        nearest = min(known, key=lambda value: abs(value - seen))
+        return nearest if abs(nearest - seen) < 5e-3 * abs(seen) else seen
 
     def _sublayer(self, call: Call) -> Call:
         """Where what a norm behind a sublayer is given comes from."""
@@ -238,6 +236,11 @@ class _Reader:
         bare = "" if equal(within.given, step.stream) else None
         found["norm2"] = norms[0].path if norms else bare
         found["router"] = self._router(within)
+        experts = [
+            call for call in self.calls
+            if call.chosen and call.path.startswith(within.path + ".") and _stacked(call.module)
+        ]  # fmt: skip
+        found["experts"] = experts[0].path if experts else ""
         return found
 
     def _router(self, within: Call) -> str:
@@ -261,6 +264,12 @@ class _Reader:
                 if plain.numel() == call.made.numel() and equal(call.made, plain):
                     return call.path
         return ""
+
+
+def _stacked(module: nn.Module) -> int:
+    """How many experts' matrices a module holds in one tensor, 0 for none."""
+    stacks = [p.shape[0] for p in module.parameters() if p.ndim == 3]
+    return stacks[0] if stacks else 0
 
 
 def _streamlike(value: Tensor | None, stream: Tensor) -> bool:

@@ -69,17 +69,21 @@ def savings(model: Any) -> Savings:
     root = Layout(model).root
     if root not in _SAVED:
         tries = (Savings(tokens=True, blocks=True), Savings(tokens=False, blocks=True))
-        _SAVED[root] = next((own for own in tries if _holds(model, own)), NOTHING)
+        layers = Layout(model).layers
+        starts = sorted({min(1, layers - 1), layers // 2, layers - 1})
+        _SAVED[root] = next(
+            (own for own in tries if all(_holds(model, own, start) for start in starts)), NOTHING
+        )
     return _SAVED[root]
 
 
-def _holds(model: Any, saved: Savings) -> bool:
-    """Whether the same logits come out where so much is left out."""
+def _holds(model: Any, saved: Savings, start: int) -> bool:
+    """Whether the same logits come out where so much is left out before this block."""
     layout = Layout(model)
     words = len(layout.root.get_input_embeddings().weight)
     ids = (torch.arange(3, 3 + TOKENS, device=home(layout.root)) % words)[None]
     mask = torch.ones_like(ids)
-    first, start = TOKENS // 2 if saved.tokens else 0, layout.layers // 2
+    first = TOKENS // 2 if saved.tokens else 0
     cache = DynamicCache() if saved.tokens else None
     known = {} if cache is None else {"past_key_values": cache}
     try:

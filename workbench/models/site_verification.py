@@ -42,6 +42,7 @@ STREAM: tuple[Kind, ...] = (
 )  # fmt: skip
 MIXING: tuple[Kind, ...] = ("attn_out", "mixer_out")
 ENDING: tuple[Kind, ...] = ("mlp_out", "other_out")
+ROUTED = ("router_logits", "expert_weights")
 OWN = "own"
 Refused = dict[Kind, str]  # kind -> why
 
@@ -82,7 +83,7 @@ def verdict(layout: Layout) -> Verdict:
         if found is None:
             probe = _Probe(layout)
             found = probe.verdict()
-            if make and probe.told:
+            if make and probe.told and not probe.silent():
                 _BY_MAKE[make] = found
         _KNOWN[layout.root] = found
     return _KNOWN[layout.root]
@@ -122,6 +123,8 @@ EXPERIMENTS: dict[str, Row] = {
     "mlp_hidden": {"mlp_hidden": Foreign()}, "mlp_hidden again": {"mlp_hidden": Foreign(1)},
     "router_logits": {"router_logits": Foreign()},
     "router_logits again": {"router_logits": Foreign(1)},
+    "expert_weights": {"expert_weights": Foreign()},
+    "expert_weights again": {"expert_weights": Foreign(1)},
 }  # fmt: skip
 ROWS = {name: number for number, name in enumerate(EXPERIMENTS)}
 
@@ -147,10 +150,16 @@ class _Probe:
         self._attention()
         self._effect("z", "attn_out")
         self._effect("mlp_hidden", "mlp_out")
+        self._effect("expert_weights", "mlp_out")
         refused = dict(self.bad)
         self._effect("router_logits", "mlp_out")
         read: Refused = {kind: why for kind, why in self.bad.items() if kind not in refused}
         return Verdict(refused, read)
+
+    def silent(self) -> bool:
+        """Whether a sublayer adds nothing, so that other models of its make may show more."""
+        added = [site for site in self.seen if site.kind in (*MIXING, *ENDING)]
+        return any(not bool(self.seen[site][ROWS["plain"]].any()) for site in added)
 
     def _run(self) -> Tensor:
         """Logits (rows, vocabulary) of the last token; fills `seen` and tells shapes."""
@@ -207,7 +216,7 @@ class _Probe:
             return rows, many, TOKENS, TOKENS
         if site.kind in ("q", "k", "v", "z"):
             return rows, TOKENS, many, seen.shape[-1]
-        wide = {"mlp_hidden": many, "router_logits": seen.shape[-1]}
+        wide = {"mlp_hidden": many} | dict.fromkeys(ROUTED, seen.shape[-1])
         return rows, TOKENS, wide.get(site.kind, self.layout.width)
 
     def _drawn(self, site: Site, how: Foreign, like: Tensor) -> Tensor:

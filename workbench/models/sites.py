@@ -3,16 +3,17 @@
 A Site is a kind of activation, a layer, and where it applies a head and a token position:
 
     resid_pre -> (q, k, v -> pattern -> z -> attn_out) or mixer_out -> resid_mid
-    -> (router_logits, mlp_hidden -> mlp_out), other_out -> resid_post
+    -> (router_logits -> expert_weights, mlp_hidden -> mlp_out), other_out -> resid_post
 
-The names are TransformerLens', but for three. What ends in `_out` is what is added to the stream:
+The names are TransformerLens', but for four. What ends in `_out` is what is added to the stream:
 where a model normalises a sublayer's output (Gemma 2) it is taken behind that norm, and where it
 scales one (Granite) with that factor. `q`, `k` and `v` are the projections' outputs, before any
 rotation or norm of single heads, and behind one over all of them (OLMo 2); `z` is the input of the
 output projection, so where a gate stands before that (Qwen3-Next) z is behind the gate. `mixer_out`
 is of a sublayer that mixes tokens without a softmax: a state-space model's, linear attention, a
 convolution. `other_out` is what a block adds besides: a second feed-forward of shared experts, the
-per-layer input of Gemma 4. `router_logits` are of a mixture of experts, before any softmax.
+per-layer input of Gemma 4. Of a mixture of experts `router_logits` are those before any softmax,
+`expert_weights` what each token takes of each expert's output, 0 of those it did not choose.
 
 Where each lies in one model is told by its `Layout`, and proved by `site_verification`.
 """
@@ -30,11 +31,11 @@ from workbench.errors import WorkbenchError
 
 Kind = Literal[
     "resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "mixer_out", "resid_mid",
-    "router_logits", "mlp_hidden", "mlp_out", "other_out", "resid_post",
+    "router_logits", "expert_weights", "mlp_hidden", "mlp_out", "other_out", "resid_post",
 ]  # fmt: skip
 KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order of execution
 HEADED = ("q", "k", "v", "pattern", "z")
-End = Literal["input", "output", "softmax"]
+End = Literal["input", "output", "softmax", "routing"]
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class Site:
     name is a span of the prompt ("query box"). neuron: one of mlp_hidden's; None for all of them.
 
     Shapes: residual and sublayer sites (batch, token, width); q and z (batch, token, head, d_head);
-    k and v the same with key-value heads; pattern (batch, head, query, key); router_logits (batch,
-    token, expert). A head or a neuron drops its axis; a position picks tokens (for pattern:
-    queries).
+    k and v the same with key-value heads; pattern (batch, head, query, key); router_logits
+    and expert_weights (batch, token, expert). A head or a neuron drops its axis; a position picks
+    tokens (for pattern: queries).
     """
 
     kind: Kind
@@ -95,9 +96,12 @@ class Site:
 
 
 def end(site: Site) -> End:
-    """Which end of its module a site is: its input, its output, or the softmax inside it."""
+    """Which end of its module a site is: its input, its output, the softmax inside it, or what its
+    experts are called with."""
     if site.kind == "pattern":
         return "softmax"
+    if site.kind == "expert_weights":
+        return "routing"
     return "input" if site.kind in ("resid_pre", "z", "resid_mid", "mlp_hidden") else "output"
 
 

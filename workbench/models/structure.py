@@ -67,7 +67,7 @@ class Block:
     feed-forward (shared experts beside it, the per-layer input of Gemma 4). mid: the module that
     reads the stream between. norm1, norm2: the norms between the stream and what attention's q and
     the feed-forward are given, None where more or other than a norm stands there. router: what
-    chooses experts."""
+    chooses experts; experts: the module that is called with the choice."""
 
     attention: str = ""
     heads: int = 0
@@ -87,6 +87,7 @@ class Block:
     mlp: Added | None = None
     other: Added | None = None
     router: str = ""
+    experts: str = ""
     parallel: bool = False
     whole: bool = False  # whether the sublayers named are all that is added
     gain: str = ""  # the buffer that all of it, the stream too, is multiplied with in the end

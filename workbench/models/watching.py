@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from workbench.errors import WorkbenchError, reason
 from workbench.loaders.devices import home
 
-ROWS, TOKENS = 2, 5
+ROWS, TOKENS, SIZE = 2, 5, 1.5
 MATMULS = (torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__, Tensor.bmm)
 SOFTMAXES = (nn.functional.softmax, torch.softmax, Tensor.softmax)
 
@@ -38,6 +38,7 @@ class Call(NamedTuple):
     begun: int
     done: int
     gives: int = 0
+    chosen: bool = False  # whether it was given whole numbers too, as experts are
 
 
 @dataclass
@@ -65,10 +66,11 @@ def eager(root: Any) -> Iterator[None]:
             root.set_attn_implementation(kept)
 
 
-def last_alone(root: Any) -> dict[str, int]:
-    """What a model is called with so that only the last token's logits are made, if it can."""
+def last_alone(root: Any) -> dict[str, Tensor]:
+    """What a model is called with so that only the last token's logits are made, if it can. A
+    tensor: told a number, Gemma 4 runs its last blocks on so many tokens alone."""
     known = inspect.signature(root.forward).parameters
-    return {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+    return {"logits_to_keep": torch.tensor([-1])} if "logits_to_keep" in known else {}
 
 
 GAIN = 1.25  # of the numbers that whole blocks are multiplied with; exact in any precision
@@ -100,7 +102,8 @@ def tried(root: Any, rows: int, tokens: int) -> Tensor:
     try:
         root.eval()
         with torch.no_grad():
-            return root(**given, **last_alone(root))[0][:, -1]
+            made = root(**given, **last_alone(root))
+            return (made.logits if hasattr(made, "logits") else made[0])[:, -1]
     finally:
         for module in training:
             module.training = True
@@ -139,6 +142,7 @@ class Watch(TorchFunctionMode):
         self.calls: list[Call] = []
         self.softmaxes: list[Softmax] = []
         self.clock = 0
+        self._routed: set[str] = set()
         self._open: list[tuple[str, Tensor | None, int]] = []
         self._products: list[tuple[Tensor, Tensor, Tensor]] = []
         self._draws = torch.Generator().manual_seed(0)
@@ -159,7 +163,8 @@ class Watch(TorchFunctionMode):
     def run(self) -> None:
         root, handles = self.root, []
         for path, module in root.named_modules():
-            if path and (re.search(r"\.\d+(\.|$)", path) or is_norm(module)):
+            known = is_norm(module) or is_embedding(module)
+            if path and (re.search(r"\.\d+(\.|$)", path) or known):
                 handles += self._watched(path, module)
         try:
             with eager(root), _scalars_moved(root), self:
@@ -175,22 +180,26 @@ class Watch(TorchFunctionMode):
 
     def _watched(self, path: str, module: nn.Module) -> list[Any]:
         leaf = not any(True for _ in module.children())
-        random = leaf and any(True for _ in module.parameters()) and not is_embedding(module)
+        random = leaf and any(True for _ in module.parameters())
 
         def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
             self.clock += 1
             self._open.append((path, _kept(first_tensor(args, kwargs)), self.clock))
+            if routing(args, kwargs) is not None:
+                self._routed.add(path)
 
         def after(_module: nn.Module, _args: Any, output: Any) -> Any:
             self.clock += 1
             _, given, begun = self._open.pop()
             if random and isinstance(output, Tensor) and output.is_floating_point():
-                drawn = torch.randn(output.shape, generator=self._draws)
+                # Of no unit size, as a norm would otherwise be no change in a coarse precision.
+                drawn = SIZE * torch.randn(output.shape, generator=self._draws)
                 output = drawn.to(output)
             made = output[0] if isinstance(output, tuple | list) and output else output
             made = _kept(made) if isinstance(made, Tensor) else None
             gives = len(output) if isinstance(output, tuple | list) else 0
-            self.calls.append(Call(path, module, given, made, begun, self.clock, gives))
+            chosen = path in self._routed
+            self.calls.append(Call(path, module, given, made, begun, self.clock, gives, chosen))
             return output if random else None
 
         return [
@@ -249,9 +258,10 @@ class Watch(TorchFunctionMode):
             inside = re.compile(re.escape(path) + r"\.(\d+)$")
             steps = [
                 call for call in sorted(self.calls, key=lambda call: call.begun)
-                if inside.match(call.path) and _is_step(call)
+                if inside.match(call.path)
             ]  # fmt: skip
-            if not all(equal(a.made, b.given) for a, b in pairwise(steps)):
+            chained = all(equal(a.made, b.given) for a, b in pairwise(steps))
+            if not chained or not all(map(_is_step, steps)):
                 continue
             numbers = [int(call.path.rpartition(".")[2]) for call in steps]
             if len(set(numbers)) < len(numbers):
@@ -286,6 +296,18 @@ def first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | Non
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor) and value.is_floating_point():
             return value
+    return None
+
+
+def routing(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+    """Which experts a module is called with for each token, and with which weights, (tokens, k)
+    each."""
+    given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim == 2]
+    numbers = [v for v in given if not v.is_floating_point() and v.dtype != torch.bool]
+    for chosen in numbers:
+        for weights in given:
+            if weights.is_floating_point() and weights.shape == chosen.shape:
+                return chosen, weights
     return None
 
 

@@ -84,9 +84,12 @@ def links(layout: Layout) -> list[Link]:
     attention, so that no head adds to the stream by itself, or where blocks are not of one shape.
     """
     layout.require_additive("leave edges out")
+    for kind in ("z", *READ):
+        layout.require_even(kind, "leave edges out")
     for number, part in enumerate(layout.structure.blocks):
         read = part.norm1 is not None and part.norm2 is not None
-        if not read or not all((part.q, part.k, part.v)) or part.mixer is not None:
+        plain = part.whole and part.mixer is None and part.other is None
+        if not read or not plain or not all((part.q, part.k, part.v)):
             raise WorkbenchError(
                 f"What block {number} of this model reads is not the stream behind a norm alone; "
                 "leave edges out."

@@ -33,6 +33,7 @@ from workbench.loaders import CheckpointPair
 from workbench.models import Layout, Site
 from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
+from workbench.models.sites import Kind
 from workbench.patching import sweep as shared
 from workbench.patching.activation import SIDES, asked, partners, require_sides
 from workbench.patching.patches import Patch, Position
@@ -48,6 +49,7 @@ from workbench.tasks.batching import batch, in_batches, pad_id
 Head = tuple[int, int]  # layer, head
 Part = Literal["q", "k", "v"]
 KEY = "patching.path"
+MIXING: tuple[Kind, ...] = ("z", "mixer_out")  # what moves anything between tokens
 LEAST = -20.0  # nats; a smaller p_clean is nothing that a relative change could be of
 
 
@@ -153,7 +155,7 @@ def effects(
         )
     shared.require_aligned(clean.rows, dirty.rows, [Patch((Site("z", 0, position=position),))])
     size, fill = len(clean.rows), pad_id(words)
-    kinds = {Site("z", layer) for layer in layout.where("z")}
+    kinds = {Site(kind, layer) for kind in MIXING for layer in layout.where(kind)}
     found = {
         (arm, metric): np.full((len(senders), size), np.nan)
         for arm in ("patch", "shuffled")
@@ -215,8 +217,12 @@ def _patched(
     patches = []
     for layer, head in senders:
         site = Site("z", layer, head, position)
-        later = [one for one in own.layout.where("z") if one > layer]
-        frozen = [Site("z", one, position=held) for one in later]
+        frozen = [
+            Site(kind, one, position=held)
+            for kind in MIXING
+            for one in own.layout.where(kind)
+            if one > layer
+        ]
         patch = {site: other.read(site)}
         patches.append(patch | {one: own.read(one) for one in frozen})
     # Receivers that no sender of these comes before are as they were.

@@ -143,7 +143,8 @@ class _Patterns(NamedTuple):
         """(metric, side, position) -> (layer, head, prompts)."""
         found: dict[tuple[str, str, str], np.ndarray] = {}
         layout = self.sides.layout
-        shape = (layout.layers, layout.heads, len(self.given))
+        heads = layout.require_even("pattern", "give a model of even blocks")
+        shape = (layout.layers, heads, len(self.given))
         lengths = [len(row.fed) for row in self.given]
         bar = progress(total=len(self.given), desc="patterns")
         with bar:
@@ -191,7 +192,11 @@ class _Patterns(NamedTuple):
             whole: dict[str, Tensor] = {}
             for side, model in (("base", self.sides.base), ("tuned", self.sides.tuned)):
                 seen = self._read(model, inputs)
-                last = torch.stack([own[0, :, -1] for own in seen.values()])
+                first = next(iter(seen.values()))
+                # NaN where a block forms none.
+                last = first.new_full((self.sides.layout.layers, *first[0, :, -1].shape), torch.nan)
+                for site, own in seen.items():
+                    last[site.layer] = own[0, :, -1]
                 whole[side] = seen[Site("pattern", layer)][0, head].float()
                 tensors[f"{number}/{side}/last"] = last.float().cpu().numpy()
                 tensors[f"{number}/{side}/head"] = whole[side].cpu().numpy()

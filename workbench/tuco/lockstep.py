@@ -11,6 +11,8 @@ fine-tuning left alone is not run twice.
 from __future__ import annotations
 
 import contextlib
+import copy
+from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
 from workbench.models import Layout, Sides
+from workbench.models.sides import WithoutAdapters
 from workbench.models.watching import first_tensor
 
 Visit = Callable[["Step"], Tensor | None]
@@ -82,7 +85,7 @@ class _Walk:
         self._inside = False
         # layer -> whether its sublayers' outputs are all that it adds.
         self._sums: dict[int, bool] = {}
-        self._states: dict[int, dict[Any, Any]] = {}
+        self._states: dict[int, Any] = {}
 
     def keep(self, module: nn.Module, _args: Any, output: Any) -> None:
         self._latest[module] = output[0] if isinstance(output, tuple | list) else output
@@ -135,7 +138,7 @@ class _Walk:
     def _base_layout(self, layer: int) -> Layout:
         """Whose modules the base's block is made of: the tuned model's, with other weights in them,
         where the base is no model of its own."""
-        if self.sides.base is None or self.sides.weights == "unmerged":
+        if self.sides.base is None or isinstance(self.sides.base, WithoutAdapters):
             return self.sides.layout
         return Layout(self.sides.base)
 
@@ -144,10 +147,10 @@ class _Walk:
         `value`: keys and values of earlier tokens, or of earlier blocks; anything else as it is."""
         from transformers import Cache, DynamicCache
 
-        if type(value) is dict:
-            own = self._states.setdefault(id(value), {})
-            for key, kept in value.items():
-                own.setdefault(key, kept)  # of a block that fine-tuning left alone
+        if isinstance(value, dict | UserDict):
+            own = self._states.setdefault(id(value), copy.copy(value))
+            for key in [key for key in value if key not in own]:
+                own[key] = value[key]  # of a block that fine-tuning left alone
             return own
         if not isinstance(value, Cache):
             return value
