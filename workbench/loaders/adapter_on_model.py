@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from workbench.errors import WorkbenchError
-from workbench.loaders.adapters import Adapter
+from workbench.loaders.adapters import Adapter, SoftPrompt
 from workbench.loaders.devices import settle
 from workbench.loaders.names import HEAD, TOKENS
 from workbench.loaders.quiet import unsaid
@@ -23,6 +23,11 @@ def attached(model: Any, lora: Adapter, name: str) -> nn.Module:
     # Left to itself peft would place a spread model once more, and write the base's files anew.
     placed = model.__dict__.pop("hf_device_map", None)
     factors = {} if placed is None else dict(lora.weights)
+    if placed is not None and isinstance(lora, SoftPrompt):
+        raise WorkbenchError(
+            f"Adapter {lora.told}, which is not run on a model that is spread over devices; give "
+            "one device."
+        )
     other = [part for part in factors if not part.endswith(("lora_A.weight", "lora_B.weight"))]
     if placed is not None and (other or lora.translated or lora.config.get("use_dora")):
         raise WorkbenchError(

@@ -14,7 +14,8 @@ import pandas as pd
 
 from workbench.conveniences import convenience, provides
 from workbench.errors import WorkbenchError, some
-from workbench.loaders.adapters import CONVERT
+from workbench.loaders.adapters import CONVERT, SoftPrompt
+from workbench.loaders.adapters.soft_prompt import APPLY
 from workbench.loaders.changes import measured
 from workbench.loaders.config_differences import computing, unheeded, writing
 from workbench.loaders.names import align
@@ -365,6 +366,8 @@ def _adapter(pair: CheckpointPair) -> Iterator[Line]:
         yield "adapter keys", STOP if all_lost else WARN, found, remedy
     else:
         found = f"{len(set(pair.adapted))} adapted, {len(pair.replaced)} replaced"
+        if isinstance(lora, SoftPrompt):
+            found = f"{lora.count} virtual tokens in front of a text"
         yield "adapter keys", OK, found, ""
     fresh = _fresh_biases(pair)
     if fresh:
@@ -426,6 +429,8 @@ def _adapter_effect(pair: CheckpointPair) -> Iterator[Line]:
     if _unformed(pair):
         found = f"an adapter of {lora.kind.name}: {lora.kind.unformed}"
         remedy = "No analysis of the weights applies; whatever runs the model does."
+        if isinstance(lora, SoftPrompt):
+            remedy = f"No analysis of weights or of places in the model applies; {APPLY}."
         yield "adapter's change", NOTE, found, remedy
         return
     factored = [name for name in pair.targets if pair.tuning.is_factored(name)]

@@ -21,6 +21,7 @@ from workbench.files.reading import is_count, is_number, read_json
 from workbench.loaders.adapter_on_model import attached
 from workbench.loaders.adapters import (
     Adapter,
+    SoftPrompt,
     adapter_files,
     adapter_in,
     base_weights_in,
@@ -39,6 +40,7 @@ from workbench.loaders.loaded_weights import (
     require_whole,
 )
 from workbench.loaders.names import BEFORE, WRAPPED, embedding, heads, unwrapped
+from workbench.loaders.prompted import Prompted
 from workbench.loaders.quantised import quantisation, unpacked, unread
 from workbench.loaders.quiet import unsaid
 from workbench.loaders.side_files import beside_digest, require_files
@@ -299,7 +301,8 @@ class Checkpoint:
         """The model to run, in eval mode, adapter attached unmerged; dtype None = as stored.
 
         device: a name, or "auto" or a device map, see `workbench.loaders.devices`. A model in
-        memory is returned itself, not a copy. It is made of the files that were fingerprinted
+        memory is returned itself, not a copy; one with virtual tokens in front of its texts gives
+        logits of the texts alone, see `prompted`. It is made of the files that were fingerprinted
         and of nothing else, see `staging`: no code of the checkpoint is run, nothing is fetched,
         and of its settings for writing texts it keeps only where they begin and end. Raises
         WorkbenchError where transformers cannot make a model of what is there.
@@ -330,6 +333,8 @@ class Checkpoint:
             if self.lora is not None:
                 model = attached(model, self.lora, self.name)
                 require_attached(model, self.lora, self.name)
+            if isinstance(self.lora, SoftPrompt):
+                model = Prompted(model, self.lora)
         except WorkbenchError:
             raise
         except Exception as error:  # transformers and peft raise many kinds for a wrong config

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from workbench import numerics
 from workbench.conveniences import convenience
 from workbench.errors import WorkbenchError, visible
-from workbench.loaders.adapters import Factors, Target, Tuning
+from workbench.loaders.adapters import Factors, SoftPrompt, Target, Tuning
 from workbench.loaders.checkpoint import Checkpoint, is_adapter
 from workbench.loaders.config_against_weights import running_order
 from workbench.loaders.devices import Device, entry
@@ -246,6 +246,7 @@ class CheckpointPair:
 
     def delta(self, site: ParameterSite) -> Delta:
         """One aligned parameter. Raises as `deltas`."""
+        self.require_weights()
         theirs = self.comparable[site.name]
         if self.is_sealed(site.name):
             factors = self.tuning.factors(theirs) if theirs in self.targets else None
@@ -265,6 +266,18 @@ class CheckpointPair:
             if tensor is not None:
                 require_finite(tensor, self.tuned, theirs)
         return made
+
+    def require_weights(self) -> None:
+        """Raise WorkbenchError for a member that changes no weight, with what applies to it: the
+        null would be told of a member that does something else."""
+        if isinstance(self.tuned.lora, SoftPrompt):
+            raise self.tuned.lora.no_weights()
+
+    def require_places(self) -> None:
+        """Raise WorkbenchError for a member whose texts stand behind virtual tokens, with what
+        applies to it: its places in the model are not those of the base."""
+        if isinstance(self.tuned.lora, SoftPrompt):
+            raise self.tuned.lora.no_places()
 
     def is_sealed(self, name: str) -> bool:
         """Whether a parameter's numbers cannot be read, and its change can: an adapter's factors on

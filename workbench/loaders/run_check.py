@@ -104,4 +104,6 @@ def _put_on(model: Any, lora: Adapter, whole: bool) -> nn.Module:
 
 def _logits(model: nn.Module, ids: Tensor) -> Tensor:
     with torch.no_grad():
-        return model.eval()(input_ids=ids, return_dict=True).logits.float()
+        found = model.eval()(input_ids=ids, return_dict=True).logits.float()
+    # Of virtual tokens in front of them peft returns logits too.
+    return found[:, -ids.shape[1] :]

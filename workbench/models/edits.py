@@ -262,6 +262,7 @@ def merged(
         raise WorkbenchError(
             "Expected a checkpoint on disk, found a model in memory; save it and give the folder."
         )
+    pair.require_weights()
     _require_tied(pair)
     if pair.resized and pair.tuned.lora is not None:
         raise WorkbenchError(

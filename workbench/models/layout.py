@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
+from workbench.loaders.prompted import Prompted
 from workbench.models.sites import HEADED, Kind, Site
 from workbench.models.structure import Added, Block, Projection
 from workbench.models.watching import is_norm
@@ -29,7 +30,10 @@ INSTEAD = {
 
 
 def plain(model: Any) -> Any:
-    """The transformers model without PEFT's wrapper."""
+    """The transformers model without PEFT's wrapper. Raises WorkbenchError for one that runs behind
+    virtual tokens, whose places are not those of the model without them."""
+    if isinstance(model, Prompted):
+        raise model.adapter.no_places()
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 

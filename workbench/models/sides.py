@@ -21,8 +21,10 @@ from torch.func import functional_call
 from workbench.conveniences import provides
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
+from workbench.loaders.adapters import SoftPrompt
 from workbench.loaders.devices import Device, entry, spread
 from workbench.loaders.names import align
+from workbench.loaders.prompted import Prompted
 from workbench.log import log
 from workbench.models.edits import tensor_homes
 from workbench.models.layout import Layout, plain
@@ -203,8 +205,15 @@ def one_copy(pair: CheckpointPair) -> bool:
 
 def _adapter_sides(pair: CheckpointPair, device: Device, dtype: torch.dtype | None) -> Sides | None:
     if not one_copy(pair):
+        if isinstance(pair.tuned.lora, SoftPrompt):
+            raise WorkbenchError(
+                f"Adapter {pair.tuned.lora.told}, of another model than the base here; give the "
+                "base it was trained on."
+            )
         return None
     tuned: Any = pair.tuned.load(device, dtype)
+    if isinstance(tuned, Prompted):
+        return Sides(tuned.bare, tuned, "unmerged", (), _in_memory)
     root: Any = tuned.get_base_model()
 
     def block(sides: Sides, layer: int) -> Block:

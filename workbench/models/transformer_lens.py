@@ -20,7 +20,7 @@ from workbench.errors import WorkbenchError, reason
 from workbench.loaders.pair import CheckpointPair
 from workbench.loaders.staging import offline
 from workbench.models.hooks import Run, Value, Where, require_inputs, rewritten, token_index
-from workbench.models.layout import Layout
+from workbench.models.layout import Layout, plain
 from workbench.models.sides import WithoutAdapters, switches
 from workbench.models.sites import Site, pick
 from workbench.models.watching import tried
@@ -36,6 +36,7 @@ def bridge(model: nn.Module, tokenizer: Any, *, own: bool = False) -> Any:
     """
     from transformer_lens.model_bridge import TransformerBridge
 
+    plain(model)
     root: Any = _merged(model if own else copy.deepcopy(model))
     expected = tried(root, 1, 4)
     # The pattern's hook needs attention that forms it.
@@ -73,6 +74,7 @@ def bridges(
     pair: CheckpointPair, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> tuple[Any, Any]:
     """(base, tuned) of a pair, each a `bridge` over its own copy of the weights."""
+    pair.require_places()
     words = pair.base.tokenizer()
     base, tuned = (
         bridge(side.load(device, dtype), words, own=isinstance(side.reference, str))

@@ -1,7 +1,7 @@
 """Adapters: read as peft saved them, and what they make of the parameters of their base.
 
 Of one file the next makes use: `kinds` (a record for each of peft's types), `adapter` (the file),
-`lora` (by formula), `shell` (by peft's own layers), `tuning` (on one base), `reading`.
+`lora` (by formula), `soft_prompt` (what stands in front of a text), `shell` (by peft's own layers), `tuning` (on one base), `reading`.
 """
 
 from workbench.loaders.adapters.adapter import PREFIX, Adapter, Target
@@ -14,6 +14,7 @@ from workbench.loaders.adapters.reading import (
     base_weights_in,
     read_adapter,
 )
+from workbench.loaders.adapters.soft_prompt import SoftPrompt
 from workbench.loaders.adapters.tuning import Tuning
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Adapter",
     "Factors",
     "Lora",
+    "SoftPrompt",
     "Target",
     "Tuning",
     "adapter_files",

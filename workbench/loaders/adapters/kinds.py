@@ -27,7 +27,8 @@ class Kind:
     the parameters of a module that it changes. needs_base: its own numbers are made of the base's
     matrix when it is put on. low_rank: its factors, for a change that does not depend on the base's
     matrix. ordered: the order of the model's modules decides what each is given. unformed: why no
-    tuned matrix can be formed although it runs; "" where one can.
+    tuned matrix can be formed although it runs; "" where one can. virtual: it stands in front of a
+    text, as tokens that are none of the vocabulary. in_layers: as their keys and values.
     """
 
     name: str
@@ -37,6 +38,8 @@ class Kind:
     low_rank: LowRank | None = None
     ordered: bool = False
     unformed: str = ""
+    virtual: bool = False
+    in_layers: bool = False
 
 
 def _adalora(layer: Any, own: str) -> tuple[Tensor, Tensor]:
@@ -77,6 +80,12 @@ def _delora(layer: Any, own: str) -> tuple[Tensor, Tensor]:
     return up * strength, down * layer.delora_w_norm[own]
 
 
+def _prompt(name: str, *, in_layers: bool = False) -> Kind:
+    """One that puts virtual tokens in front of a text."""
+    return Kind(name, "", (), unformed=PROMPT, virtual=True, in_layers=in_layers)
+
+
+PROMPT = "it puts virtual tokens in front of a text and changes no weight"
 KINDS: Mapping[str, Kind] = {
     "LORA": Kind("LoRA", "lora_"),
     "ADALORA": Kind("AdaLoRA", "lora_", low_rank=_adalora),  # arXiv 2303.10512
@@ -84,6 +93,8 @@ KINDS: Mapping[str, Kind] = {
     "BEFT": Kind("BEFT", "beft_", leaves=("bias",)),  # arXiv 2509.15974
     "BOFT": Kind("BOFT", "boft_"),  # arXiv 2311.06243
     "C3A": Kind("C3A", "c3a_"),  # arXiv 2407.19342
+    "CARTRIDGE": _prompt("cartridges", in_layers=True),  # arXiv 2506.06266
+    "CPT": _prompt("CPT"),  # arXiv 2410.17222
     "DEFT": Kind("DEFT", "deft_"),
     "DELORA": Kind("DeLoRA", "delora_", low_rank=_delora),  # arXiv 2503.18225
     "FOURIERFT": Kind("FourierFT", "fourierft_"),  # arXiv 2405.03003
@@ -102,7 +113,10 @@ KINDS: Mapping[str, Kind] = {
     "MISS": Kind("MiSS", "miss_"),  # arXiv 2409.15371
     "OFT": Kind("OFT", "oft_"),  # arXiv 2306.07280
     "OSF": Kind("OSF", "osf_", needs_base=True),  # arXiv 2504.07097
+    "P_TUNING": _prompt("p-tuning"),  # arXiv 2103.10385
     "PEANUT": Kind("PEANuT", "peanut_"),  # arXiv 2410.01870
+    "PREFIX_TUNING": _prompt("prefix tuning", in_layers=True),  # arXiv 2101.00190
+    "PROMPT_TUNING": _prompt("prompt tuning"),  # arXiv 2104.08691
     "PSOFT": Kind("PSOFT", "psoft_", needs_base=True),
     "PVERA": Kind("PVeRA", "pvera_lambda_", low_rank=_pvera),  # arXiv 2512.07703
     "RANDLORA": Kind("RandLoRA", "randlora_"),  # arXiv 2502.00987
@@ -117,16 +131,14 @@ KINDS: Mapping[str, Kind] = {
     "WAVEFT": Kind("WaveFT", "waveft_"),
 }
 
-PROMPT = "it puts trained vectors before a text and changes no weight"
 MERGE = "Merge it into its base with peft and give the merged folder."
 # Type -> (its name, why it is not read, what to do instead).
 REFUSED: Mapping[str, tuple[str, str, str]] = {
-    "PROMPT_TUNING": ("prompt tuning", PROMPT, ""),
-    "MULTITASK_PROMPT_TUNING": ("multitask prompt tuning", PROMPT, ""),
-    "P_TUNING": ("p-tuning", PROMPT, ""),
-    "PREFIX_TUNING": ("prefix tuning", PROMPT, ""),
-    "CPT": ("CPT", PROMPT, ""),
-    "CARTRIDGE": ("cartridges", PROMPT, ""),
+    "MULTITASK_PROMPT_TUNING": (
+        "multitask prompt tuning",
+        "it puts other virtual tokens in front of a text for every task, and changes no weight",
+        "",
+    ),
     "ADAPTION_PROMPT": ("LLaMA-Adapter", "it adds attention to trained vectors", ""),
     "XLORA": ("X-LoRA", "it mixes adapters anew for every token", "Give one of them."),
     "POLY": ("Polytropon", "it mixes adapters by task", "Train a LoRA."),

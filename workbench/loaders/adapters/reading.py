@@ -16,6 +16,7 @@ from workbench.loaders.adapters.adapter import PREFIX, Adapter
 from workbench.loaders.adapters.kinds import KINDS, kind_of
 from workbench.loaders.adapters.lora import Lora, require_lora
 from workbench.loaders.adapters.other_tools import in_peft_form, other_files
+from workbench.loaders.adapters.soft_prompt import SoftPrompt, require_soft_prompt
 from workbench.loaders.foreign_formats import pointers
 from workbench.loaders.weights import Weights, from_files, from_state, from_tensors, inside
 
@@ -60,7 +61,12 @@ def adapter_in(model: nn.Module) -> Adapter | None:
     where = type(model).__name__
     if len(configs) == 1:  # one of a prompt has no layers to be found in
         (only,) = configs.values()
-        kind_of({"peft_type": getattr(only.peft_type, "value", only.peft_type)}, where)
+        own = KINDS[kind_of({"peft_type": getattr(only.peft_type, "value", only.peft_type)}, where)]
+        if own.virtual:
+            raise WorkbenchError(
+                f"{where} is in memory with an adapter of {own.name}, which changes no weight and "
+                "is read from its folder; save it with save_pretrained and give that."
+            )
     name = _running(model)
     config = {k: getattr(v, "value", v) for k, v in vars(configs[name]).items()}
     config = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
@@ -145,7 +151,8 @@ def _checked(
     where: str, config: Mapping[str, Any], weights: Weights, *, translated: bool = False
 ) -> Adapter:
     """The adapter, of which nothing is yet computed; raises WorkbenchError as `read_adapter`."""
-    made = Lora if kind_of(config, where) == "LORA" else Adapter
+    kind = kind_of(config, where)
+    made = Lora if kind == "LORA" else SoftPrompt if KINDS[kind].virtual else Adapter
     adapter = made(where, config, weights, translated)
     if config.get("layer_replication"):
         raise WorkbenchError(
@@ -172,6 +179,8 @@ def _checked(
         )
     if isinstance(adapter, Lora):
         require_lora(adapter)
+    elif isinstance(adapter, SoftPrompt):
+        require_soft_prompt(adapter)
     elif not any(f".{adapter.kind.prefix}" in name for name in weights):
         raise WorkbenchError(
             f"Adapter {where} of type {adapter.type} holds none of its tensors "
