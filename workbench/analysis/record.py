@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from workbench.analysis import boundary, cost
 from workbench.analysis.running import given
+from workbench.loaders.pair import CheckpointPair
 from workbench.progress import heartbeat
 
 P = ParamSpec("P")
@@ -39,7 +40,8 @@ class Analysis:
     takes: which argument takes which attribute of a `Study`; None where no study runs it, and where
     an attribute is None the study has no data for it, unless it can do without (`study.OPTIONAL`).
     settings: an attribute whose items are arguments by name. needs: further attributes without
-    which it is not asked. along: it is also followed along a training run."""
+    which it is not asked. along: it is also followed along a training run. texts: it only runs the
+    models on texts and answers, so that it is also asked of a member that changes no weight."""
 
     key: str
     question: str
@@ -55,6 +57,7 @@ class Analysis:
     settings: str | None = None
     needs: tuple[str, ...] = ()
     along: bool = False
+    texts: bool = False
 
     @property
     def runs(self) -> bool:
@@ -85,7 +88,10 @@ def analysis(question: str, **known: Any) -> Callable[[Callable[P, R]], Callable
                 bound.arguments.setdefault(name, value)
             for name, value in bound.arguments.items():
                 kind = str(known.parameters[name].annotation)
-                bound.arguments[name] = boundary.checked(function.__name__, name, kind, value)
+                made = boundary.checked(function.__name__, name, kind, value)
+                if isinstance(made, CheckpointPair) and not record.texts:
+                    made.require_weights()
+                bound.arguments[name] = made
             bound.apply_defaults()
             if not record.plans:
                 cost.tell(key, record.foretold(bound.arguments), bound.arguments)

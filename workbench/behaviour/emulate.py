@@ -51,6 +51,7 @@ def emulated(large: Tensor, base: Tensor, tuned: Tensor, beta: float) -> Tensor:
     "What would a larger model be, fine-tuned like this small one?",
     paper="arXiv 2310.12962",
     example="LARGE --prompts task.jsonl",
+    texts=True,
 )
 def emulate(
     pair: CheckpointPair,

@@ -84,6 +84,7 @@ def area(shares: Sequence[float], same: Floats) -> Floats:
     quick={"shares": (0.0, 0.5, 1.0)},
     few={"prompts": 24},
     quick_passes=16,
+    texts=True,
 )
 def faithfulness(
     pair: CheckpointPair,

@@ -70,6 +70,7 @@ def contrasted(alpha: float) -> Choose:
     quick={"n": 24, "length": 32, "rounds": 2},
     few={"prompts": 24},
     quick_passes=6,
+    texts=True,
 )
 def generate(
     pair: CheckpointPair,

@@ -70,6 +70,7 @@ def measured(base: Tensor, tuned: Tensor, targets: Tensor, low: float) -> dict[s
     example="--prompts task.jsonl",
     passes=8,
     takes={"prompts": "task"},
+    texts=True,
 )
 def tokens(
     pair: CheckpointPair,

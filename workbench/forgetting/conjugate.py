@@ -49,6 +49,7 @@ def recovered(base: Floats, tuned: Floats, there: Floats) -> Floats:
     example="--prompts facts.jsonl --conjugates leet=leet.jsonl",
     passes=6,
     takes={"prompts": "task", "conjugates": "conjugates", "task": "learned"},
+    texts=True,
 )
 def conjugate(
     pair: CheckpointPair,

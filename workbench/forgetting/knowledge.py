@@ -57,6 +57,7 @@ def drawn(probability: Floats, samples: int, seed: int) -> Ints:
     quick={"sets": 3},
     few={"prompts": 32},
     quick_passes=60,
+    texts=True,
 )
 def knowledge(
     pair: CheckpointPair,

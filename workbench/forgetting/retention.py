@@ -47,6 +47,7 @@ def spread(right: Floats, template: NDArray[np.int64]) -> Floats:
     passes=2,
     takes={"prompts": "everything", "task": "task_name", "texts": "texts"},
     along=True,
+    texts=True,
 )
 def retention(
     pair: CheckpointPair,

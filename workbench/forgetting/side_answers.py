@@ -17,7 +17,6 @@ import torch
 
 from workbench.errors import WorkbenchError
 from workbench.loaders import Checkpoint, CheckpointPair
-from workbench.loaders.adapters import SoftPrompt
 from workbench.loaders.devices import home
 from workbench.models import Layout, Site, capture
 from workbench.models.layout import plain
@@ -76,8 +75,6 @@ class Side:
 
     def own(self) -> Any:
         """A model to change as one likes, an adapter merged into it, in float32."""
-        if isinstance(self.checkpoint.lora, SoftPrompt):
-            raise self.checkpoint.lora.no_weights()
         own: Any = copy.deepcopy(self.checkpoint.load(self.device, torch.float32)).float()
         return own.merge_and_unload() if hasattr(own, "peft_config") else own
 

@@ -20,6 +20,8 @@ def attached(model: Any, lora: Adapter, name: str) -> nn.Module:
     from peft import PeftModel
 
     fit_vocabulary(model, lora)
+    if isinstance(lora, SoftPrompt):
+        _require_fit(model, lora)
     # Left to itself peft would place a spread model once more, and write the base's files anew.
     placed = model.__dict__.pop("hf_device_map", None)
     factors = {} if placed is None else dict(lora.weights)
@@ -49,6 +51,19 @@ def attached(model: Any, lora: Adapter, name: str) -> nn.Module:
         model.hf_device_map = placed
         settle(made, {f"{n.removesuffix('.weight')}.default.weight": t for n, t in factors.items()})
     return made
+
+
+def _require_fit(model: Any, lora: SoftPrompt) -> None:
+    """Raise WorkbenchError for a prompt of another width, or for other layers, than the model's."""
+    layers = model.config.get_text_config().num_hidden_layers
+    what, theirs, ours = "width", lora.width, model.get_input_embeddings().weight.shape[1]
+    if lora.kind.in_layers:
+        what, theirs, ours = "layers", lora.config.get("num_layers") or layers, layers
+    if theirs != ours:
+        raise WorkbenchError(
+            f"Adapter {lora.told}, of {what} {theirs}, where the base has {ours}; give the base it "
+            "was trained on."
+        )
 
 
 def put_on(model: Any, lora: Adapter, config: Any) -> nn.Module:

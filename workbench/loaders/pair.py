@@ -271,13 +271,7 @@ class CheckpointPair:
         """Raise WorkbenchError for a member that changes no weight, with what applies to it: the
         null would be told of a member that does something else."""
         if isinstance(self.tuned.lora, SoftPrompt):
-            raise self.tuned.lora.no_weights()
-
-    def require_places(self) -> None:
-        """Raise WorkbenchError for a member whose texts stand behind virtual tokens, with what
-        applies to it: its places in the model are not those of the base."""
-        if isinstance(self.tuned.lora, SoftPrompt):
-            raise self.tuned.lora.no_places()
+            raise self.tuned.lora.refusal()
 
     def is_sealed(self, name: str) -> bool:
         """Whether a parameter's numbers cannot be read, and its change can: an adapter's factors on

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
 from workbench.loaders.adapters import SoftPrompt
+from workbench.loaders.quiet import unsaid
 
 
 class Prompted(nn.Module):
@@ -26,7 +27,8 @@ class Prompted(nn.Module):
 
     def __init__(self, model: Any, adapter: SoftPrompt) -> None:
         super().__init__()
-        self.model, self.adapter = model, adapter
+        self.model: Any = model
+        self.adapter = adapter
 
     @property
     def bare(self) -> Any:
@@ -50,7 +52,7 @@ class Prompted(nn.Module):
         has positions.
         """
         if more or not return_dict:
-            raise self.adapter.no_places()
+            raise self.adapter.refusal()
         known = 0 if past_key_values is None else past_key_values.get_seq_length()
         self._require_room(known or self.adapter.count, input_ids.shape[1])
         how: dict[str, Any] = {"use_cache": use_cache, "return_dict": True}
@@ -69,9 +71,19 @@ class Prompted(nn.Module):
         out.logits = out.logits[:, -input_ids.shape[1] :]
         return out
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """peft's own, the given tokens and what is written behind them."""
-        return self.model.generate(*args, **kwargs)
+    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+        """What transformers' `generate` returns: the given tokens (batch, tokens), `inputs` or
+        `input_ids`, and what is written behind them."""
+        ids: Tensor = kwargs.pop("input_ids") if inputs is None else inputs
+        settings = kwargs.get("generation_config")
+        more = kwargs.get("max_new_tokens") or getattr(settings, "max_new_tokens", None) or 0
+        self._require_room(self.adapter.count, ids.shape[1] + more)
+        if (
+            self.adapter.kind.in_layers
+        ):  # in which peft puts a prompt as a cache, and by no other way
+            kwargs["use_cache"] = True
+        with unsaid():
+            return self.model.generate(ids, **kwargs)
 
     def _require_room(self, before: int, tokens: int) -> None:
         most = getattr(self.bare.config, "max_position_embeddings", None)
@@ -86,4 +98,5 @@ class Prompted(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(super().__getattr__("model").get_base_model(), name)
+            model: Any = super().__getattr__("model")
+            return getattr(model.get_base_model(), name)

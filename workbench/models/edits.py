@@ -140,7 +140,9 @@ def edit(
     mask: Mask | None = None,
     projection: Projection | None = None,
 ) -> Edit:
-    """theta_0 + alpha . mask * projection(delta), as an Edit of one part."""
+    """theta_0 + alpha . mask * projection(delta), as an Edit of one part. Raises WorkbenchError for
+    a member that changes no weight."""
+    pair.require_weights()
     return Edit((Part(pair, alpha, mask, projection),))
 
 

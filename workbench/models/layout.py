@@ -33,7 +33,7 @@ def plain(model: Any) -> Any:
     """The transformers model without PEFT's wrapper. Raises WorkbenchError for one that runs behind
     virtual tokens, whose places are not those of the model without them."""
     if isinstance(model, Prompted):
-        raise model.adapter.no_places()
+        raise model.adapter.refusal()
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 

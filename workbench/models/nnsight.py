@@ -99,7 +99,7 @@ def wrapped(
         for side in sides:
             require_public(side)
         return hosted(pair.base), hosted(pair.tuned)
-    pair.require_places()
+    pair.require_weights()
     words, made = pair.base.tokenizer(), []
     for side in sides:
         model = side.load(device, dtype)

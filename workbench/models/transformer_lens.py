@@ -74,7 +74,7 @@ def bridges(
     pair: CheckpointPair, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> tuple[Any, Any]:
     """(base, tuned) of a pair, each a `bridge` over its own copy of the weights."""
-    pair.require_places()
+    pair.require_weights()
     words = pair.base.tokenizer()
     base, tuned = (
         bridge(side.load(device, dtype), words, own=isinstance(side.reference, str))

@@ -1,7 +1,8 @@
 """Adapters: read as peft saved them, and what they make of the parameters of their base.
 
 Of one file the next makes use: `kinds` (a record for each of peft's types), `adapter` (the file),
-`lora` (by formula), `soft_prompt` (what stands in front of a text), `shell` (by peft's own layers), `tuning` (on one base), `reading`.
+`lora` (by formula), `soft_prompt` (what changes no weight), `shell` (by peft's own layers),
+`tuning` (on one base), `reading`.
 """
 
 from workbench.loaders.adapters.adapter import PREFIX, Adapter, Target

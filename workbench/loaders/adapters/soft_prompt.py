@@ -23,7 +23,8 @@ STORED = "prompt_embeddings"
 SIZES = ("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads")
 APPLY = (
     "what only runs the model on texts and answers applies, such as behaviour.tokens, "
-    "behaviour.generate, behaviour.faithfulness, forgetting.retention and forgetting.knowledge"
+    "behaviour.generate, behaviour.faithfulness, forgetting.retention, forgetting.knowledge and "
+    "forgetting.conjugate"
 )
 
 
@@ -41,6 +42,11 @@ class SoftPrompt(Adapter):
         return self.weights.info[STORED].shape[0]
 
     @property
+    def width(self) -> int:
+        """Numbers of a virtual token."""
+        return self.weights.info[STORED].shape[1]
+
+    @property
     def told(self) -> str:
         """What it is, for a sentence."""
         return (
@@ -51,15 +57,11 @@ class SoftPrompt(Adapter):
     def targets(self, config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Target]:
         return {}
 
-    def no_weights(self) -> WorkbenchError:
-        """What is said where weights are to be compared."""
-        return WorkbenchError(f"Adapter {self.told}, so that no weight is to be compared; {APPLY}.")
-
-    def no_places(self) -> WorkbenchError:
-        """What is said where a place in the model is needed."""
+    def refusal(self) -> WorkbenchError:
+        """What is said where the change of a weight, or a place in the model, is asked for."""
         return WorkbenchError(
-            f"Adapter {self.told}, so that a place in the model is not the same on both sides; "
-            f"{APPLY}."
+            f"Adapter {self.told}, so that there is no change of weights to analyse, and no token "
+            f"lies at the same place on both sides; {APPLY}."
         )
 
     def peft_config(self, *, tied: bool = False) -> Any:
@@ -92,11 +94,12 @@ def require_soft_prompt(adapter: SoftPrompt) -> None:
             f"{where} is stored in {files[0].name}, and prompts are read from safetensors; save it "
             "again with save_pretrained(..., safe_serialization=True)."
         )
-    task = getattr(config.get("task_type"), "value", config.get("task_type"))
-    if task not in (None, "CAUSAL_LM") or config.get("num_transformer_submodules") not in (None, 1):
+    task = config.get("task_type")
+    if config.get("num_transformer_submodules") not in (None, 1):
+        task = "an encoder and a decoder"
+    if task not in (None, "CAUSAL_LM"):
         raise WorkbenchError(
-            f"{where} is for {task or 'an encoder and a decoder'}; give one of a causal language "
-            "model (CAUSAL_LM)."
+            f"{where} is for {task}; give one of a causal language model (CAUSAL_LM)."
         )
     if wrong := [key for key in SIZES if not is_count(config.get(key) or 1)]:
         raise WorkbenchError(
