@@ -131,6 +131,18 @@ def test_the_given_tokens_have_the_logits_of_peft(
         assert own < held  # one copy of the weights, and the prompt
 
 
+@pytest.mark.parametrize("kind", MADE)
+def test_half_precision_is_that_of_peft(kind: str, folders: dict[str, Path], tmp_path: Path):
+    adapter = adapter_of(kind, base_model("llama"), tmp_path / "a")
+    # Not cast by hand, which would round the positions' frequencies too.
+    half = AutoModelForCausalLM.from_pretrained(folders["llama"], dtype=torch.bfloat16)
+    alone = PeftModel.from_pretrained(half, str(adapter)).eval()
+    with wb.load_pair(folders["llama"], adapter).models(dtype=torch.bfloat16) as sides:
+        found = of_texts(sides.tuned, IDS, attention_mask=MASK)
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, of_texts(alone, IDS, attention_mask=MASK))
+
+
 @pytest.mark.parametrize("kind", ["PROMPT_TUNING", "P_TUNING", "CPT"])
 def test_embeddings_in_front_are_those_stored(kind: str, folders: dict[str, Path], tmp_path: Path):
     adapter, model = adapter_of(kind, base_model("gpt2"), tmp_path / "a"), base_model("gpt2")
@@ -427,6 +439,7 @@ def test_other_tensors_files_and_bases_end_in_a_sentence(folders: dict[str, Path
         pass
     with pytest.raises(wb.WorkbenchError, match="in memory with an adapter of prompt tuning"):
         wb.load_pair(folders["llama"], trained("PROMPT_TUNING", base_model("llama")))
+    prompt = adapter_of("PROMPT_TUNING", base_model("llama"), tmp_path / "prompt")
     file = adapter / "adapter_model.safetensors"
     state = load_file(file)
     save_file({"prompt_embeddings": torch.zeros(COUNT, 16)}, file)
@@ -436,6 +449,9 @@ def test_other_tensors_files_and_bases_end_in_a_sentence(folders: dict[str, Path
     save_file(state | {"base_model.model.lm_head.weight": torch.zeros(50, 32)}, file)
     with pytest.raises(wb.WorkbenchError, match=r"no other, has base_model\.model\.lm_head"):
         wb.load_pair(folders["llama"], reconfigured(adapter, token_dim=32))
+    pytest.importorskip("accelerate")
+    with pytest.raises(wb.WorkbenchError, match="give one device"):
+        wb.load_pair(folders["llama"], prompt).tuned.load({"model": "cpu", "lm_head": "disk"})
     prefix = adapter_of("PREFIX_TUNING", base_model("llama"), tmp_path / "prefix")
     stored = load_file(prefix / "adapter_model.safetensors")["prompt_embeddings"]
     save_file({"prompt_embeddings": torch.cat([stored, stored], 1)}, prefix / file.name)

@@ -37,7 +37,8 @@ MEBI = 2**20
 @dataclass
 class Sides:
     """base, tuned: transformers models to call, in eval mode. base is None where its blocks are
-    read from disk. weights: "unmerged" where adapters are run beside the base's matrices, else
+    read from disk; tuned is a `Prompted` where the adapter puts virtual tokens in front of a text,
+    and then has no layout. weights: "unmerged" where adapters run beside the base's matrices, else
     "plain". What knows the model's parts raises WorkbenchError where they cannot be told."""
 
     base: Any
