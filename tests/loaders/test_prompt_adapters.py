@@ -33,7 +33,7 @@ from tests import calls
 from tests.conftest import nudged, saved, tiny
 from tests.loaders.test_adapter_kinds import VIRTUAL, reconfigured
 from workbench.loaders import Checkpoint
-from workbench.models import Layout, Site, capture, edit
+from workbench.models import Layout, Site, capture, edit, nnsight, transformer_lens
 from workbench.models.edits import merged
 from workbench.tasks import Prompt, PromptSet
 from workbench.tasks.transforms import many_shot
@@ -371,6 +371,9 @@ def test_weights_places_and_bridges_are_refused_by_name(family: Family):
             pass
         with refused("(prompt|prefix) tuning"):
             sides.tuned(input_ids=IDS, output_hidden_states=True)
+        for hand_over in (transformer_lens.bridge, nnsight.wrap):
+            with refused("(prompt|prefix) tuning"):
+                hand_over(sides.tuned, family.words)
         assert Layout(sides.base).layers == 3
 
 

@@ -36,7 +36,7 @@ def bridge(model: nn.Module, tokenizer: Any, *, own: bool = False) -> Any:
     """
     from transformer_lens.model_bridge import TransformerBridge
 
-    plain(model)
+    plain(model)  # raises before a copy is made
     root: Any = _merged(model if own else copy.deepcopy(model))
     expected = tried(root, 1, 4)
     # The pattern's hook needs attention that forms it.
