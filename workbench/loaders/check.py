@@ -367,7 +367,7 @@ def _adapter(pair: CheckpointPair) -> Iterator[Line]:
     else:
         found = f"{len(set(pair.adapted))} adapted, {len(pair.replaced)} replaced"
         if isinstance(lora, SoftPrompt):
-            found = f"{lora.count} virtual tokens in front of a text"
+            found = lora.front
         yield "adapter keys", OK, found, ""
     fresh = _fresh_biases(pair)
     if fresh:

@@ -47,11 +47,16 @@ class SoftPrompt(Adapter):
         return self.weights.info[STORED].shape[1]
 
     @property
+    def front(self) -> str:
+        """What stands where, in words."""
+        return f"{self.count} virtual token{'s' if self.count > 1 else ''} in front of a text"
+
+    @property
     def told(self) -> str:
         """What it is, for a sentence."""
         return (
             f"{self.reference} is one of {self.kind.name}, which changes no weight and puts "
-            f"{self.count} virtual tokens in front of a text"
+            f"{self.front}"
         )
 
     def targets(self, config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Target]:
