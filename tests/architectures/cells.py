@@ -270,5 +270,7 @@ def measured(family: str, folder: Path, only: tuple[str, ...] = tuple(CELLS)) ->
             except WorkbenchError as refusal:
                 # Not where on this machine it lay.
                 found[name] = f"refused: {refusal}".replace(f"{folder}/", "")
+            except Exception as fault:  # told, so that the other cells are measured too
+                found[name] = f"fault: {type(fault).__name__}: {' '.join(str(fault).split())[:200]}"
     assert home(case.plain[0]).type == "cpu"
     return found
