@@ -48,6 +48,7 @@ class Case:
     @cached_property
     def folders(self) -> tuple[Path, Path]:
         base = zoo.small(self.family, vocab_size=WORDS, **self.more)
+        without_filling(base)
         found = self.folder / "base", self.folder / "tuned"
         for folder, model in zip(found, (base, moved(copy.deepcopy(base))), strict=True):
             model.save_pretrained(folder)
@@ -96,6 +97,15 @@ def moved(model: Any) -> Any:
         for name, buffer in stored(model).items():
             if name in dict(model.named_buffers()):
                 buffer.add_(0.02 * torch.randn(buffer.shape, generator=draw))
+    return without_filling(model)
+
+
+def without_filling(model: Any) -> Any:
+    """The row of the filling is zero: no training moves it, and some models set it so when they
+    are loaded."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            module.weight.data[module.padding_idx] = 0
     return model
 
 
