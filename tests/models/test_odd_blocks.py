@@ -17,7 +17,8 @@ from tests.patching.conftest import boxes, paired
 from workbench.errors import WorkbenchError
 from workbench.lab import shipped
 from workbench.models import KINDS, Layout, Site, capture, hooks, replace, site_verification
-from workbench.models.known_structures import make_of
+from workbench.models.known import make_of
+from workbench.models.parts import find
 from workbench.models.rerun import Rerun
 from workbench.patching import edges
 from workbench.tuco.contribution import decompose
@@ -118,6 +119,14 @@ def test_what_is_known_of_one_make_is_of_its_numbers():
     site_verification.refused(Layout(silent))
     told = site_verification.refused(Layout(zoo.small("bitnet")))
     assert set(told) == {"v", "z"}
+
+
+@pytest.mark.parametrize(
+    "family", ["llama", "gpt2", "gemma4_text", "nemotron_h", "olmo2", "qwen3_next", "deepseek_v3"]
+)
+def test_what_a_model_is_made_of_hangs_on_no_precision(family: str):
+    model = zoo.small(family)
+    assert find(model) == find(model.bfloat16())
 
 
 def test_unused_rows_of_an_embedding_hide_nothing():

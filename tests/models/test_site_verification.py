@@ -21,7 +21,7 @@ from workbench.models import (
     Site,
     capture,
     hooks,
-    known_structures,
+    known,
     nnsight,
     replace,
     site_verification,
@@ -147,12 +147,10 @@ def test_models_of_one_make_are_proved_once():
     site_verification.require(Layout(first), [Site("z", 0)])
     passes: list[int] = []
     second.model.register_forward_pre_hook(lambda *_: passes.append(1))
-    assert known_structures.make_of(second) == ""  # a hook may change what runs
+    assert known.make_of(second) == ""  # a hook may change what runs
     second.model._forward_pre_hooks.clear()
-    assert known_structures.make_of(second) == known_structures.make_of(first)
-    assert known_structures.make_of(decoder("qwen2", rope_theta=1.0)) != (
-        known_structures.make_of(first)
-    )
+    assert known.make_of(second) == known.make_of(first)
+    assert known.make_of(decoder("qwen2", rope_theta=1.0)) != (known.make_of(first))
     second.forward = counting(second.forward, passes)
     site_verification.require(Layout(second), [Site("z", 0)])
     assert len(passes) == 2  # somebody changed its forward: told and proved anew

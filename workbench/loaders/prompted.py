@@ -78,9 +78,8 @@ class Prompted(nn.Module):
         settings = kwargs.get("generation_config")
         more = kwargs.get("max_new_tokens") or getattr(settings, "max_new_tokens", None) or 0
         self._require_room(self.adapter.count, ids.shape[1] + more)
-        if (
-            self.adapter.kind.in_layers
-        ):  # in which peft puts a prompt as a cache, and by no other way
+        if self.adapter.kind.in_layers:
+            # Where peft puts a prompt as a cache, and by no other way.
             kwargs["use_cache"] = True
         with unsaid():
             return self.model.generate(ids, **kwargs)

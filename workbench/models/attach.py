@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 from workbench.models.layout import Layout
 from workbench.models.sites import Site, end
-from workbench.models.watching import SOFTMAXES, eager, first_tensor, routing
+from workbench.models.trial import eager
+from workbench.models.watching import SOFTMAXES, first_tensor, routing
 
 Change = Callable[[Tensor], Tensor]
 

@@ -49,7 +49,7 @@ class Layout:
     def __init__(self, model: nn.Module) -> None:
         self.root: Any = plain(model)
         # Where it waits for a call it does not travel to where a trace runs.
-        from workbench.models.known_structures import structure
+        from workbench.models.parts import structure
 
         self.structure = structure(self.root)
         self.layers = len(self.structure.blocks)

@@ -10,15 +10,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
 from workbench.loaders.devices import home
 from workbench.models import site_verification
 from workbench.models.hooks import capture
+from workbench.models.known import Known
 from workbench.models.layout import Layout
 from workbench.models.sites import KINDS, Site
 
@@ -32,7 +32,7 @@ class Savings(NamedTuple):
 
 TOKENS = 6
 NOTHING = Savings(tokens=False, blocks=False)
-_SAVED: WeakKeyDictionary[nn.Module, Savings] = WeakKeyDictionary()
+_SAVINGS: Known[Savings] = Known()
 
 
 def begun(kept: Sequence[tuple[Any, Any]], times: int, first: int) -> DynamicCache:
@@ -66,15 +66,16 @@ def skipped(layout: Layout, start: int, stream: Tensor) -> Iterator[None]:
 def savings(model: Any) -> Savings:
     """What a model can be spared, tried once: a run that enters in the middle, behind the first of
     a few tokens or with all of them, must give the plain run's logits."""
-    root = Layout(model).root
-    if root not in _SAVED:
-        tries = (Savings(tokens=True, blocks=True), Savings(tokens=False, blocks=True))
-        layers = Layout(model).layers
-        starts = sorted({min(1, layers - 1), layers // 2, layers - 1})
-        _SAVED[root] = next(
-            (own for own in tries if all(_holds(model, own, start) for start in starts)), NOTHING
-        )
-    return _SAVED[root]
+    layout = Layout(model)
+    starts = sorted({min(1, layout.layers - 1), layout.layers // 2, layout.layers - 1})
+
+    def found() -> tuple[Savings, bool]:
+        for own in (Savings(tokens=True, blocks=True), Savings(tokens=False, blocks=True)):
+            if all(_holds(model, own, start) for start in starts):
+                return own, True
+        return NOTHING, False  # for this model's numbers may be at fault
+
+    return _SAVINGS.of(layout.root, found)
 
 
 def _holds(model: Any, saved: Savings, start: int) -> bool:

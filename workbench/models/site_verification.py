@@ -17,24 +17,23 @@ alone, one head's pattern or v that head's z alone. Where an equation fails, the
 nothing else clears are refused by name, and the others go on. Router logits that a model puts out
 beside what it chooses by can be read and not written. A component that adds nothing whatever it is
 given (zero weights) cannot show an effect and is passed. The verdict holds for all models of one
-make (`known_structures.make_of`).
+make (`known.make_of`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from workbench.errors import WorkbenchError, reason
 from workbench.models.attach import attached
-from workbench.models.known_structures import make_of
+from workbench.models.known import Known
 from workbench.models.layout import Layout
 from workbench.models.sites import KINDS, Kind, Site
-from workbench.models.watching import tried
+from workbench.models.trial import tried
 
 TOKENS = 4
 STREAM: tuple[Kind, ...] = (
@@ -54,8 +53,7 @@ class Verdict(NamedTuple):
     read: Refused
 
 
-_KNOWN: WeakKeyDictionary[nn.Module, Verdict] = WeakKeyDictionary()
-_BY_MAKE: dict[str, Verdict] = {}
+_VERDICTS: Known[Verdict] = Known()
 
 
 def require(layout: Layout, sites: Iterable[Site], *, write: bool = False) -> None:
@@ -77,16 +75,12 @@ def require(layout: Layout, sites: Iterable[Site], *, write: bool = False) -> No
 
 def verdict(layout: Layout) -> Verdict:
     """What the probe of a model says; probed once, or once for all models of its make."""
-    if layout.root not in _KNOWN:
-        make = make_of(layout.root)
-        found = _BY_MAKE.get(make) if make else None
-        if found is None:
-            probe = _Probe(layout)
-            found = probe.verdict()
-            if make and probe.told and not probe.silent():
-                _BY_MAKE[make] = found
-        _KNOWN[layout.root] = found
-    return _KNOWN[layout.root]
+
+    def probed() -> tuple[Verdict, bool]:
+        probe = _Probe(layout)
+        return probe.verdict(), probe.told and not probe.silent()
+
+    return _VERDICTS.of(layout.root, probed)
 
 
 def refused(layout: Layout) -> Refused:

@@ -23,7 +23,7 @@ from workbench.models.hooks import Run, Value, Where, require_inputs, rewritten,
 from workbench.models.layout import Layout, plain
 from workbench.models.sides import WithoutAdapters, switches
 from workbench.models.sites import Site, pick
-from workbench.models.watching import tried
+from workbench.models.trial import tried
 
 
 def bridge(model: nn.Module, tokenizer: Any, *, own: bool = False) -> Any:

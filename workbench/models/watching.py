@@ -6,13 +6,9 @@ found to be equal is so by the model's code, whatever its weights and their prec
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -21,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from workbench.errors import WorkbenchError, reason
-from workbench.loaders.devices import home
+from workbench.models.trial import eager, scalars_moved, tried
 
 ROWS, TOKENS, SIZE = 2, 5, 1.5
 MATMULS = (torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__, Tensor.bmm)
@@ -43,94 +39,14 @@ class Call(NamedTuple):
 
 @dataclass
 class Softmax:
-    """One softmax over keys: within which module, when, and the products before and behind it."""
+    """One softmax over keys: within which module, when, and what stands before and
+    behind it."""
 
     path: str
     when: int
     shape: tuple[int, ...]
     asked: tuple[Tensor, Tensor] | None = None  # queries, keys: (batch, head, token, width)
     mixed: Tensor | None = None  # values, (batch, head, token, width)
-    gave: Tensor | None = None  # pattern @ values
-
-
-@contextlib.contextmanager
-def eager(root: Any) -> Iterator[None]:
-    """Attention that forms its pattern; fused kernels never do."""
-    kept = root.config._attn_implementation
-    if kept != "eager":
-        root.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        if kept != "eager":
-            root.set_attn_implementation(kept)
-
-
-def last_alone(root: Any) -> dict[str, Tensor]:
-    """What a model is called with so that only the last token's logits are made, if it can. A
-    tensor: told a number, Gemma 4 runs its last blocks on so many tokens alone."""
-    known = inspect.signature(root.forward).parameters
-    return {"logits_to_keep": torch.tensor([-1])} if "logits_to_keep" in known else {}
-
-
-GAIN = 1.25  # of the numbers that whole blocks are multiplied with; exact in any precision
-
-
-@contextlib.contextmanager
-def _scalars_moved(root: Any) -> Iterator[None]:
-    """Single numbers among the buffers are another than one, where they cannot be overlooked."""
-    scalars = [b for b in root.buffers() if b.numel() == 1 and b.is_floating_point()]
-    before = [scalar.clone() for scalar in scalars]
-    try:
-        for scalar in scalars:
-            scalar.fill_(GAIN)
-        yield
-    finally:
-        for scalar, was in zip(scalars, before, strict=True):
-            scalar.copy_(was)
-
-
-def tried(root: Any, rows: int, tokens: int) -> Tensor:
-    """Logits (rows, vocabulary) of the last of a few tokens, the same in every row; no dropout, no
-    gradient, and the model as it was afterwards."""
-    words = root.get_input_embeddings().weight
-    device = "cpu" if words.is_meta else home(root)
-    ids = torch.arange(3, 3 + tokens, device=device) % len(words)
-    given: dict[str, Any] = {"input_ids": ids.repeat(rows, 1), "use_cache": False}
-    given["attention_mask"] = torch.ones_like(given["input_ids"])
-    training = [module for module in root.modules() if module.training]
-    try:
-        root.eval()
-        with torch.no_grad():
-            made = root(**given, **last_alone(root))
-            return (made.logits if hasattr(made, "logits") else made[0])[:, -1]
-    finally:
-        for module in training:
-            module.training = True
-
-
-def runnable(root: Any) -> Any:
-    """The model, or for one without numbers (a server has them) another of its config whose modules
-    with weights give zeros: of these only shapes are looked at."""
-    words = root.get_input_embeddings()
-    if not words.weight.is_meta or hasattr(words, "_hf_hook"):
-        return root
-    from accelerate import init_empty_weights
-
-    with init_empty_weights(include_buffers=False):
-        twin = type(root)(copy.deepcopy(root.config))
-    for module in twin.modules():
-        if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
-            module.forward = partial(_zeros, type(module).forward, module)
-    return twin
-
-
-def _zeros(forward: Any, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Zeros of the shape that the module gives."""
-    given = (value.to("meta") if isinstance(value, Tensor) else value for value in args)
-    named = {n: v.to("meta") if isinstance(v, Tensor) else v for n, v in kwargs.items()}
-    made = forward(module, *given, **named)
-    return torch.zeros(made.shape, dtype=made.dtype) if isinstance(made, Tensor) else made
 
 
 class Watch(TorchFunctionMode):
@@ -153,7 +69,7 @@ class Watch(TorchFunctionMode):
         if func in SOFTMAXES and isinstance(made, Tensor) and self._is_pattern(made):
             self._softmax(made)
         elif func is nn.functional.scaled_dot_product_attention:
-            self._fused(args, kwargs or {}, made)
+            self._fused(args, kwargs or {})
         elif func in MATMULS and isinstance(made, Tensor) and len(args) == 2:
             self._product(args[0], args[1], made)
         elif func in (torch.baddbmm, Tensor.baddbmm) and len(args) >= 3:
@@ -167,7 +83,7 @@ class Watch(TorchFunctionMode):
             if path and (re.search(r"\.\d+(\.|$)", path) or known):
                 handles += self._watched(path, module)
         try:
-            with eager(root), _scalars_moved(root), self:
+            with eager(root), scalars_moved(root), self:
                 tried(root, ROWS, TOKENS)
         except Exception as error:  # whatever a model of unknown shape may raise
             raise WorkbenchError(
@@ -226,14 +142,14 @@ class Watch(TorchFunctionMode):
         self._products.clear()
         self.softmaxes.append(self._last)
 
-    def _fused(self, args: Sequence[Any], kwargs: Mapping[str, Any], made: Tensor) -> None:
+    def _fused(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Attention that forms no pattern, where a model has no other."""
         named = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs)
         q, k, v = (named[name].detach().clone() for name in ("query", "key", "value"))
         if self._open and q.ndim == 4 and q.shape[-2] == k.shape[-2] == TOKENS:
             self.clock += 1
             shape = (*q.shape[:3], TOKENS)
-            found = Softmax(self._open[-1][0], self.clock, shape, (q, k), v, made.detach().clone())
+            found = Softmax(self._open[-1][0], self.clock, shape, (q, k), v)
             self.softmaxes.append(found)
 
     def _product(self, one: Tensor, other: Tensor, made: Tensor) -> None:
@@ -241,7 +157,7 @@ class Watch(TorchFunctionMode):
             return
         last = self._last
         if last is not None and last.mixed is None and one.shape[-2:] == (TOKENS, TOKENS):
-            last.mixed, last.gave = _by_heads(other), _by_heads(made)
+            last.mixed = _by_heads(other)
             return
         if made.shape[-2:] == (TOKENS, TOKENS):
             self._products.append((one, other, made))

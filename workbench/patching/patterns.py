@@ -29,7 +29,7 @@ from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models import Layout, Site, capture
 from workbench.models.sides import Sides, named_dtype
-from workbench.models.watching import last_alone
+from workbench.models.trial import last_alone
 from workbench.patching.patches import default_positions
 from workbench.progress import progress
 from workbench.results.result import Result, describe
