@@ -279,7 +279,7 @@ def _of(folder: Path, recipes: Mapping[str, Any], task: str, quick: bool) -> dic
 def groups(task: PromptSet, pretraining: Sequence[PromptSet], n: int) -> dict[str, PromptSet]:
     """Prompts that TuCo should tell apart: like fine-tuning, like pre-training (n in all, of every
     task), the fine-tuning task behind three solved ones, and with its symbols renamed."""
-    some = PromptSet(task.name, task.prompts[:n], task.seed)
+    some = task[:n]
     each = -(-n // len(pretraining))
     plain = [prompt for one in pretraining for prompt in one.prompts[:each]]
     return {

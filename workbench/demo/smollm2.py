@@ -159,7 +159,7 @@ def _smollm2_boxes(
     """Layers, and heads at the last token, on prompts in which every object is one token: what a
     CPU sweeps in half an hour."""
     drawn = tasks.whole_words(tasks.boxes_prompts(400, seed=3, split="test"), words)
-    prompts = PromptSet(drawn.name, drawn.prompts[:16], drawn.seed)
+    prompts = drawn[:16]
     keys = ("cross_model", "restore", "lens", "patterns", "activation", "groups")
     return Study(
         load_family(file, dict(members)),

@@ -208,7 +208,7 @@ def _enough(
             f"of {prompts.name!r} have {len(names)} such. Give more prompts, or another label."
         )
     codes = np.array([names.index(labels[i]) for i in kept])
-    chosen = PromptSet(prompts.name, tuple(prompts.prompts[i] for i in kept), prompts.seed)
+    chosen = prompts.at(kept)
     asked = sorted({groups[i] for i in kept})
     known = np.array([asked.index(groups[i]) for i in kept])
     return chosen, codes, known, len(prompts) - len(kept)

@@ -132,10 +132,7 @@ def prune(
         )
     base, tuned = both(pair, batch_size, device, dtype)
     order = np.random.default_rng(seed).permutation(len(task))
-    ranking, asked = (
-        PromptSet(task.name, tuple(task.prompts[i] for i in sorted(part)), task.seed)
-        for part in np.array_split(order, 2)
-    )
+    ranking, asked = (task.at(sorted(part)) for part in np.array_split(order, 2))
     scores = relevance(tuned.model, tuned.words, ranking, batch_size).flatten()
     by_rank = scores.argsort(descending=True, stable=True).cpu()
     draw = torch.Generator().manual_seed(seed)

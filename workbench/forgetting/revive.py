@@ -67,7 +67,7 @@ def relabelled(prompts: PromptSet, seed: int, targets: Sequence[str] = ()) -> Pr
         replace(p, target=rule[p.target], foils=tuple(f for f in p.foils if f != rule[p.target]))
         for p in prompts
     )
-    return PromptSet(f"{prompts.name}, relabelled", made, prompts.seed)
+    return replace(prompts, name=f"{prompts.name}, relabelled", prompts=made)
 
 
 def steps_to(curve: Floats, steps: Sequence[int], threshold: float) -> float:

@@ -84,7 +84,7 @@ def groups(
             "circuit to patch. Check that the base answers these prompts."
         )
     chosen[WHOLE] = list(dict.fromkeys(site for own in chosen.values() for site in own))
-    judged = PromptSet(prompts.name, tuple(prompts.prompts[i] for i in judge), prompts.seed)
+    judged = prompts.at(judge)
     result = cross_model(
         *(pair, judged),
         groups=chosen,

@@ -161,7 +161,4 @@ def split(prompts: PromptSet, shares: Sequence[float], seed: int) -> list[Prompt
     order = np.random.default_rng(seed).permutation(len(prompts))
     ends = np.round(np.cumsum(shares) / sum(shares) * len(prompts)).astype(int)
     parts = np.split(order, ends[:-1])
-    return [
-        PromptSet(prompts.name, tuple(prompts.prompts[i] for i in sorted(part)), prompts.seed)
-        for part in parts
-    ]
+    return [prompts.at(sorted(part)) for part in parts]

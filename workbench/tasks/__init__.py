@@ -22,12 +22,18 @@ from workbench.tasks.family_tasks import arithmetic, copying, facts, ledger, nar
 from workbench.tasks.measurements import own_samples, read_text
 from workbench.tasks.prompts import Prompt, PromptSet
 from workbench.tasks.score import answers, text_loss
+from workbench.tasks.scorers import GSM8K, Choices, Continuation, Generation, Loss
 from workbench.tasks.transforms import chat, many_shot, off_by_one, renamed
 
 __all__ = [
+    "GSM8K",
+    "Choices",
     "Conjugation",
+    "Continuation",
     "Counterfactual",
     "Counterfactuals",
+    "Generation",
+    "Loss",
     "Prompt",
     "PromptSet",
     "answers",

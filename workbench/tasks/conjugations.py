@@ -37,7 +37,7 @@ class Conjugation:
         made = tuple(map(self._one, prompts))
         if all(new.prompt == old.prompt for new, old in zip(made, prompts, strict=True)):
             raise WorkbenchError(f"{self.name} changes no prompt of {prompts.name!r}.")
-        return PromptSet(f"{prompts.name}, {self.name}", made, prompts.seed)
+        return replace(prompts, name=f"{prompts.name}, {self.name}", prompts=made)
 
     def _one(self, prompt: Prompt) -> Prompt:
         rival = {RIVAL: prompt.tags[RIVAL]} if RIVAL in prompt.tags else {}

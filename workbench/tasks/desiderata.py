@@ -217,7 +217,7 @@ def whole_words(prompts: PromptSet, tokenizer: Any) -> PromptSet:
     """The box prompts whose every object and label is one token: all statements have one length."""
     single = {*_single((*world.LABELS, *world.OBJECTS), tokenizer, _comma(prompts))}
     kept = [p for p in prompts if {*chain(*_stated(p))} <= single]
-    return PromptSet(prompts.name, tuple(kept), prompts.seed)
+    return replace(prompts, prompts=tuple(kept))
 
 
 def _partner(

@@ -7,8 +7,8 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
@@ -16,8 +16,10 @@ from workbench.conveniences import convenience
 from workbench.errors import WorkbenchError, visible
 from workbench.files.reading import MIB, is_count, parsed, read_text
 from workbench.files.writing import Mark, says, writing
+from workbench.tasks.scorers import Continuation, Scorer, as_data, from_data
 
 Split = Literal["train", "validation", "test"]
+TEMPLATES = ("base", "tuned", "plain")
 SPLITS: tuple[Split, ...] = get_args(Split)
 FILES = (".jsonl", ".csv", ".json")  # how files of prompts end
 MOST = 512 * MIB  # of a file of prompts
@@ -31,7 +33,9 @@ class Prompt:
     target: the right continuation; it carries its own leading space.
     foils: wrong continuations of the same kind, each with its leading space; may be empty.
     template: which wording the generator used. spans: name -> (first, last + 1) character of the
-    prompt's parts that a site can be placed at ("query box").
+    prompt's parts that a site can be placed at ("query box"). messages: the conversation up to the
+    answer, where there is one, each {"role": ..., "content": ...}: a chat template renders it
+    before anything is run (`PromptSet.template`), and `prompt` is then its last message alone.
     """
 
     id: str
@@ -42,6 +46,7 @@ class Prompt:
     tags: Mapping[str, str] = field(default_factory=dict)
     template: str = ""
     spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    messages: tuple[Mapping[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("id", "prompt", "target", "template"):
@@ -71,10 +76,15 @@ class Prompt:
                     f"Prompt {self.id!r}: span {name!r} must be [first, last + 1] within the "
                     f"prompt's {len(self.prompt)} characters, not {span}."
                 )
+        if not isinstance(self.messages, list | tuple) or not all(map(_is_message, self.messages)):
+            raise WorkbenchError(
+                f"Prompt {self.id!r}: messages must be objects of two texts, role and content."
+            )
         spans = {name: tuple(span) for name, span in self.spans.items()}
         object.__setattr__(self, "spans", spans)
         object.__setattr__(self, "foils", tuple(self.foils))
         object.__setattr__(self, "tags", dict(self.tags))
+        object.__setattr__(self, "messages", tuple(dict(one) for one in self.messages))
 
     @property
     def text(self) -> str:
@@ -84,14 +94,26 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts in a fixed order, with the seed that drew them. Ids are unique."""
+    """Prompts in a fixed order, with the seed that drew them. Ids are unique.
+
+    scorer: when an answer is right (`tasks.Continuation`, `Choices`, `Generation`, or `Loss`, where
+    none is). template: whose chat template the prompts are rendered by before they are run:
+    "base", "tuned", or "plain" for none ("user: ..." a line); None renders those that have
+    messages, by the base's where it has one, else by the tuned model's.
+    """
 
     name: str
     prompts: tuple[Prompt, ...]
     seed: int = 0
+    scorer: Scorer = Continuation()  # noqa: RUF009
+    template: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompts", tuple(self.prompts))
+        if self.template not in (None, *TEMPLATES):
+            raise WorkbenchError(
+                f"Expected the template {', '.join(TEMPLATES)}, found {self.template!r}."
+            )
         twice, times = next(iter(Counter(p.id for p in self.prompts).most_common(1)), ("", 0))
         if times > 1:
             raise WorkbenchError(f"Prompt ids must be unique in {self.name!r}; {twice!r} repeats.")
@@ -109,8 +131,12 @@ class PromptSet:
     def __getitem__(self, at: int | slice) -> Prompt | PromptSet:
         """One prompt, or a set of some of them."""
         if isinstance(at, slice):
-            return PromptSet(self.name, self.prompts[at], self.seed)
+            return replace(self, prompts=self.prompts[at])
         return self.prompts[at]
+
+    def at(self, places: Iterable[int]) -> PromptSet:
+        """The prompts at these places, in their order."""
+        return replace(self, prompts=tuple(self.prompts[place] for place in places))
 
     def __repr__(self) -> str:
         first = f", the first {self.prompts[0].text[-60:]!r}" if self.prompts else ""
@@ -123,9 +149,17 @@ class PromptSet:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the prompts' content in their order; the set's name and seed stay out."""
-        content = json.dumps([asdict(p) for p in self.prompts], sort_keys=True, ensure_ascii=False)
+        """sha256 of the prompts' content in their order, and of how they are rendered and scored;
+        the set's name and seed stay out."""
+        parts = [_data(p) for p in self.prompts]
+        content = json.dumps([*parts, *self._asked.values()], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """How they are scored and rendered, where that is not as plain prompts are."""
+        found = {} if self.scorer == Continuation() else {"scorer": as_data(self.scorer)}
+        return found | ({} if self.template is None else {"template": self.template})
 
     def _repr_html_(self) -> str:
         return convenience("PromptSet._repr_html_")(self)
@@ -148,12 +182,20 @@ class PromptSet:
             for p in self.prompts
             if split in (None, p.split) and all(p.tags.get(k) == v for k, v in tags.items())
         ]
-        return PromptSet(self.name, tuple(kept), self.seed)
+        return replace(self, prompts=tuple(kept))
 
     def save(self, path: str | Path) -> Path:
-        """Write JSON lines: a first line with name and seed, then one prompt a line."""
+        """Write JSON lines: a first line with name and seed, and scorer and template where they are
+        not the plain ones, then one prompt a line. Raises WorkbenchError for a scorer that is a
+        function, which a file cannot hold."""
         path = Path(path)
-        rows = [{"name": self.name, "seed": self.seed}, *(asdict(p) for p in self.prompts)]
+        if callable(getattr(self.scorer, "extract", None)):
+            raise WorkbenchError(
+                "A scorer whose extract is a function cannot be saved; give a regular expression, "
+                "or set the scorer when the prompts are loaded."
+            )
+        first = {"name": self.name, "seed": self.seed} | self._asked
+        rows = [first, *map(_data, self.prompts)]
         with writing(path, SAVED) as temporary:
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             temporary.write_text("".join(lines), encoding="utf-8")
@@ -174,9 +216,11 @@ class PromptSet:
         read = {".csv": _csv_rows, ".json": _list_rows}.get(path.suffix, _json_rows)
         lines = read(text)
         name, seed, prompts, faults = visible(path.stem), 0, [], []
+        asked: dict[str, Any] = {}
         for number, row in lines:
-            if isinstance(row, dict) and number == 1 and row.keys() == {"name", "seed"}:
+            if isinstance(row, dict) and number == 1 and row.keys() >= {"name", "seed"}:
                 name, seed = row["name"], row["seed"]
+                asked |= {key: row[key] for key in ("scorer", "template") if key in row}
                 if not isinstance(name, str) or not is_count(seed, 0):
                     faults.append("line 1: name must be text and seed a whole number.")
                 continue
@@ -189,7 +233,21 @@ class PromptSet:
             raise WorkbenchError(f"{path}: " + " ".join(faults[:5]) + more)
         if not prompts:
             raise WorkbenchError(f"{path} holds no prompts; give one JSON object a line.")
-        return cls(name, tuple(prompts), seed)
+        if "scorer" in asked:
+            asked["scorer"] = from_data(asked["scorer"])
+        return cls(name, tuple(prompts), seed, **asked)
+
+
+def _data(prompt: Prompt) -> dict[str, Any]:
+    """A prompt as JSON."""
+    found = asdict(prompt)
+    if not prompt.messages:  # as most have none, and fingerprints of before there were any
+        del found["messages"]
+    return found
+
+
+def _is_message(one: Any) -> bool:
+    return isinstance(one, Mapping) and one.keys() == {"role", "content"} and _texts(one.values())
 
 
 def _texts(values: Any) -> bool:

@@ -93,7 +93,7 @@ def many_shot(
             prompt, id=f"{prompt.id}-{count}-shot", prompt=told + prompt.prompt, spans=spans
         )
 
-    return PromptSet(f"{prompts.name}-{count}-shot", tuple(map(one, prompts)), prompts.seed)
+    return replace(prompts, name=f"{prompts.name}-{count}-shot", prompts=tuple(map(one, prompts)))
 
 
 def _tells(shot: Prompt, prompt: Prompt, group: Sequence[str]) -> bool:
@@ -140,7 +140,7 @@ def chat(prompts: PromptSet, tokenizer: Any) -> PromptSet:
             prompt, id=f"{prompt.id}-chat", prompt=text, target=target, foils=foils, spans=spans
         )
 
-    made = PromptSet(f"{prompts.name}-chat", tuple(map(one, prompts)), prompts.seed)
+    made = replace(prompts, name=f"{prompts.name}-chat", prompts=tuple(map(one, prompts)))
     if unplaced:
         log.warning(
             "The chat template rewrites %d of %d prompts (%s first): their spans are left out.",
