@@ -28,25 +28,37 @@ class Interval(NamedTuple):
 
 
 def bootstrap(
-    values: ArrayLike, weights: ArrayLike | None = None, *, seed: int = 0, draws: int = 2000
+    values: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    clusters: ArrayLike | None = None,
+    seed: int = 0,
+    draws: int = 2000,
 ) -> Interval:
     """Mean of `values` over items, with a 95% percentile bootstrap over those items.
 
     values: (items,). weights: (items,), e.g. tokens per text; the statistic is then the ratio of
     sums, sum(values * weights) / sum(weights), resampled by item. For a paired comparison pass the
     differences. Items of weight 0 are left out, and out of n. A single item has no interval: low
-    and high are NaN. Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993),
-    chapter 13.
+    and high are NaN. clusters: (items,), what each item belongs to, where several ask about the
+    same passage or fact: whole clusters are resampled, and one alone has no interval; n stays that
+    of the items. Sources: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13;
+    for clusters Davison & Hinkley, Bootstrap Methods (1997), section 3.8.
     """
     values = np.asarray(values, dtype=float)
     weights = np.ones_like(values) if weights is None else np.asarray(weights, dtype=float)
-    values, weights = values[weights > 0], weights[weights > 0]
-    if values.size == 0:
+    counted = weights > 0
+    tops, bottoms = (values * weights)[counted], weights[counted]
+    n = tops.size
+    if not n:
         return Interval(float("nan"), float("nan"), float("nan"), 0)
-    picks = np.random.default_rng(seed).integers(0, values.size, size=(draws, values.size))
-    means = (values * weights)[picks].sum(1) / weights[picks].sum(1)
-    value = float((values * weights).sum() / weights.sum())
-    return Interval(value, *edges(means, values.size), int(values.size))
+    value = float(tops.sum() / bottoms.sum())
+    if clusters is not None:
+        _, of = np.unique(np.asarray(clusters)[counted], return_inverse=True)
+        tops, bottoms = np.bincount(of, tops), np.bincount(of, bottoms)
+    picks = np.random.default_rng(seed).integers(0, tops.size, size=(draws, tops.size))
+    means = tops[picks].sum(1) / bottoms[picks].sum(1)
+    return Interval(value, *edges(means, tops.size), int(n))
 
 
 def edges(drawn: NDArray[np.float64], n: int) -> tuple[float, float]:

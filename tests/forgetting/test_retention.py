@@ -5,10 +5,8 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, cast
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from peft import PeftModel
@@ -19,7 +17,8 @@ import workbench as wb
 from tests.conftest import tiny
 from workbench import figures, tasks
 from workbench.demo import FAMILY
-from workbench.forgetting.retention import _over_templates, spread
+from workbench.forgetting.paired import spread
+from workbench.forgetting.retention import _over_templates, _questions
 from workbench.forgetting.side_answers import Side
 from workbench.lab import shipped
 from workbench.loaders import Checkpoint, Delta
@@ -181,15 +180,6 @@ def test_divergence_is_nothing_for_one_model_and_the_sum_over_words_by_hand(spik
     assert far.metric("kl")["low"].item() > 0
 
 
-class Said(NamedTuple):
-    """A side whose answers are known."""
-
-    right: np.ndarray
-
-    def answers(self, prompts: PromptSet) -> pd.DataFrame:
-        return pd.DataFrame({"correct": self.right})
-
-
 def test_spread_over_templates_by_hand_and_its_chance():
     """Means .75 and .25 (tuned), .5 and .5 (base); the chance against permutations of our own."""
     template = np.array([0] * 8 + [1] * 8 + [2] * 3)  # a template of three prompts is left out
@@ -199,16 +189,19 @@ def test_spread_over_templates_by_hand_and_its_chance():
     prompts = PromptSet(
         "two", tuple(Prompt(f"{i}", "a", "b", template=f"{t}") for i, t in enumerate(template)), 0
     )
-    found, chance = _over_templates(prompts, cast(Side, Said(base)), cast(Side, Said(tuned)), 0)
-    assert found[:3] == ("two", "template_spread", pytest.approx(0.5))
-    assert found[5:] == (16, pytest.approx(0.0))  # of the base
+    items = replace(_questions(prompts), before=base.astype(float), after=tuned.astype(float))
+    found, chance = _over_templates(prompts, items, 0)
+    assert (found["metric"], found["value"]) == ("template_spread", pytest.approx(0.5))
+    assert (found["n"], found["groups"]) == (16, 2)
+    assert found["baseline"] == pytest.approx(0.0)  # of the base
     draw = np.random.default_rng(9)
     dealt = [
         abs(own[:8].mean() - own[8:].mean())
         for own in (draw.permutation(tuned[:16]) for _ in range(20_000))
     ]
-    assert chance[2] == pytest.approx(np.mean(dealt), abs=0.01)
-    assert chance[3:5] == pytest.approx(np.quantile(dealt, [0.025, 0.975]), abs=1e-9)
+    assert chance["value"] == pytest.approx(np.mean(dealt), abs=0.01)
+    edges = [chance["low"], chance["high"]]
+    assert edges == pytest.approx(list(np.quantile(dealt, [0.025, 0.975])), abs=1e-9)
     assert abs(np.mean(dealt) - 0.5) > 0.2  # negative control: it is not the spread itself
 
 

@@ -17,9 +17,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from workbench import tasks
 from workbench.errors import WorkbenchError
 from workbench.lab import shipped
-from workbench.tasks import score
+from workbench.tasks import forward
+from workbench.tasks.continuation import goes_on
 from workbench.tasks.prompts import Prompt
-from workbench.tasks.score import goes_on
 
 
 def llama(vocabulary: int) -> LlamaForCausalLM:
@@ -205,14 +205,14 @@ def test_the_mode_comes_back_and_no_gradient_is_left(model) -> None:
 def test_a_batch_that_does_not_fit_is_halved(model, monkeypatch, capsys) -> None:
     words, prompts = shipped.tokenizer(), tasks.boxes(9, seed=0)
     expected = tasks.answers(model, words, prompts)
-    real = score._forward
+    real = forward._forward
 
     def tight(model, encoded, device, fill, rows):
         if len(rows) > 2:
             raise torch.OutOfMemoryError("out of memory")
         return real(model, encoded, device, fill, rows)
 
-    monkeypatch.setattr(score, "_forward", tight)
+    monkeypatch.setattr(forward, "_forward", tight)
     table = tasks.answers(model, words, prompts, batch_size=8)
     assert table.log_probability.to_numpy() == pytest.approx(
         expected.log_probability.to_numpy(), abs=1e-4

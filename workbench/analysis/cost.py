@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from workbench.loaders import CheckpointPair
 from workbench.log import log
 from workbench.tasks.prompts import PromptSet
+from workbench.tasks.scorers import Generation
 
 TOKENS, CHARACTERS = 100, 4  # of a text that is sampled; of a token
 SAMPLES = 64  # texts drawn from the base where none are given
@@ -72,7 +73,11 @@ def minutes(passes: float, own: Size, tokens: float) -> float:
 
 def tokens_of(sets: Iterable[PromptSet], texts: Sequence[str] | None, sampled: bool) -> float:
     """About how many tokens they have; sampled: texts are drawn where none are given."""
-    read = sum(len(text) for one in sets for text in one.texts) / CHARACTERS
+    given = list(sets)
+    read = sum(len(text) for one in given for text in one.texts) / CHARACTERS
+    for one in given:
+        if isinstance(one.scorer, Generation):  # every token that is written is a step of its own
+            read += len(one) * one.scorer.samples * one.scorer.length
     if not sampled:
         return read
     return read + (sum(map(len, texts)) / CHARACTERS if texts else SAMPLES * TOKENS)

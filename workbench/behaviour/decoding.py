@@ -11,20 +11,11 @@ from torch import Tensor
 
 from workbench.loaders.devices import home
 from workbench.tasks.batching import in_batches
+from workbench.tasks.generation import drawn
 
 # log-probabilities of each model, (rows, vocabulary), and a number in [0, 1) for each row, None for
 # greedy -> the tokens, (rows,)
 Choose = Callable[[Sequence[Tensor], Tensor | None], Tensor]
-
-
-def drawn(scores: Tensor, chance: Tensor | None) -> Tensor:
-    """The tokens (rows,) at which the cumulative softmax of scores (rows, vocabulary) passes
-    `chance`; where that is None the largest score's."""
-    if chance is None:
-        return scores.argmax(-1)
-    mass = scores.double().softmax(-1).cumsum(-1)
-    at = chance.to(mass)[:, None] * mass[:, -1:]
-    return torch.searchsorted(mass, at, right=True)[:, 0].clamp(max=scores.shape[-1] - 1)
 
 
 def last(said: Sequence[Tensor], chance: Tensor | None) -> Tensor:

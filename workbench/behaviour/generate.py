@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from workbench.analysis.record import analysis
-from workbench.behaviour.decoding import Choose, drawn, written
+from workbench.behaviour.decoding import Choose, written
 from workbench.behaviour.novelty import fresh_bigrams, overused
 from workbench.errors import WorkbenchError
 from workbench.lab.data import Example, batches
@@ -39,6 +39,7 @@ from workbench.results.result import Result, describe
 from workbench.results.validity import finished
 from workbench.stats import ratios
 from workbench.tasks.batching import Encoded, rows
+from workbench.tasks.generation import drawn
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.score import side_by_side
 

@@ -6,13 +6,16 @@ sense of arXiv 2410.21228; it also rises for text the member merely finds unlike
 beside the scores of tasks. Text sampled from the base favours the base by construction, and
 KL(tuned || base) on such samples counts every change, harmless ones too.
 
+Which items were lost and won says more than the mean: see `forgetting.paired`, which counts both.
 A task that one wording solves and another does not is not kept: the spread of the score over a
 prompt set's templates stands beside the score, with the spread that equal templates would have.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,24 +23,22 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from workbench.analysis.record import analysis
+from workbench.forgetting import paired
+from workbench.forgetting.paired import Paired
 from workbench.forgetting.side_answers import Side, both, require_prompts
 from workbench.loaders import CheckpointPair
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
-from workbench.stats import bootstrap
+from workbench.stats import Interval, bootstrap
 from workbench.tasks.prompts import PromptSet
-from workbench.tasks.score import text_divergence
+from workbench.tasks.score import bytes_predicted, text_divergence
+from workbench.tasks.scorers import Loss
 
 PRETRAINING = "pretraining"
-LEAST = 8  # prompts of a template, to say anything of its score
-DRAWS = 1000
+SHOWN = 500  # characters of a question that are kept, its last
+# Of an item beside its score, where its scorer gives them; changes are tuned - base.
+FURTHER = ("acc", "acc_norm", "acc_mutual_info", "margin")
 Floats = NDArray[np.float64]
-
-
-def spread(right: Floats, template: NDArray[np.int64]) -> Floats:
-    """Largest minus smallest mean over templates. right: (..., items); template: (items,)."""
-    means = [right[..., template == t].mean(-1) for t in np.unique(template)]
-    return np.max(means, axis=0) - np.min(means, axis=0)
 
 
 @analysis(
@@ -55,6 +56,8 @@ def retention(
     *,
     texts: Sequence[str] | None = None,
     task: PromptSet | str | None = None,
+    by: str | None = None,
+    cluster: str | None = None,
     batch_size: int = 32,
     seed: int = 0,
     device: str = "cpu",
@@ -62,43 +65,58 @@ def retention(
 ) -> Result:
     """Scores on every prompt set and loss on pre-training-like text, tuned against base.
 
-    prompts: prompt sets, scored by greedy exact match. texts: held-out text like the base's
-    pre-training data; None takes 64 samples of the base itself. task: prompts of what was
-    fine-tuned, scored first, or the name of those among `prompts`; figures tell it. Runs the stored
+    prompts: prompt sets, each scored as its scorer says (`tasks.answers`), by greedy exact match
+    where it says nothing. texts: held-out text like the base's pre-training data; None takes 64
+    samples of the base itself. task: prompts of what was fine-tuned, scored first, or the name of
+    those among `prompts`; figures tell it. by: a tag of the prompts, "subject" for example, for
+    whose every value the scores are told apart. cluster: a tag that items share which are not
+    independent, "passage" for example; intervals then resample whole clusters. Runs the stored
     weights, adapters unmerged, in `dtype` ("float32" or "bfloat16").
 
-    Returns a Result with a row per (task, metric): score and loss (nats per token; task
-    "pretraining") with the base's value as baseline, and score_change and loss_change, tuned -
-    base, paired over items; kl, KL(tuned || base) in nats per token on 64 samples of the base (task
-    "pretraining"; on the texts where its tokenizer has no start token); each with a 95% bootstrap
-    interval and n. For a set of several templates with 8 prompts or more also template_spread, the
-    largest minus the smallest mean score of a template (baseline: the base's), and
-    template_spread_chance, its mean and 95% range where templates are dealt to the prompts at
-    random. Raises WorkbenchError for empty prompt sets or equal names.
+    Returns a Result with a row per (task, metric), each with a 95% bootstrap interval, paired over
+    items, and n: score with the base's value as baseline, score_change, tuned - base, lost and
+    gained, mcnemar, group rows and one row an item, see `forgetting.paired.rows`; answer_loss, of
+    the target in nats per token, and answer_loss_change; of choices acc, acc_norm, margin (each
+    with _change) and chance, the score of a guess; of several samples pass@k. Task "pretraining",
+    and sets of plain texts: loss (nats per token) and bits_per_byte, each with _change, the second
+    comparable across tokenizers; kl, KL(tuned || base) in nats per token on 64 samples of the base
+    (on the texts where its tokenizer has no start token). For a set of several templates with 8
+    prompts or more also template_spread, the largest minus the smallest mean score of a template
+    (baseline: the base's), and template_spread_chance, its mean and 95% range where templates are
+    dealt to the prompts at random. What a model has written is kept as it comes, so that the same
+    call goes on where one was cut off. Raises WorkbenchError for empty prompt sets, equal names, or
+    a tag that no prompt has.
     """
     if isinstance(task, PromptSet):
         prompts, task = [task, *prompts], task.name
     if prompts:
         require_prompts(*prompts)
+    scored = [one for one in prompts if not isinstance(one.scorer, Loss)]
+    asked = [_questions(one) for one in scored]
+    paired.require_tags(asked, by=by, cluster=cluster)
     base, tuned = both(pair, batch_size, device, dtype)
     # Without a start token there is nothing to sample from; given texts then serve for both.
     samples = list(texts) if texts and not _starts(base.words) else base.samples(seed=seed)
     texts = samples if texts is None else texts
-    rows = []
-    for name, metric, before, after, weights in _measured(base, tuned, prompts, texts):
-        baseline = bootstrap(before, weights, seed=seed).value
-        rows.append((name, metric, *bootstrap(after, weights, seed=seed), baseline))
-        change = bootstrap(after - before, weights, seed=seed)
-        rows.append((name, f"{metric}_change", *change, baseline))
+    rows: list[dict[str, Any]] = []
+    for one, questions in zip(scored, asked, strict=True):
+        before, after = (side.answers(one) for side in (base, tuned))
+        items = _answered(questions, before, after)
+        rows += paired.rows(items, by=by, cluster=cluster, seed=seed)
+        rows += _further(one, before, after, seed)
+        rows += _over_templates(one, items, seed)
+    plain = {one.name: one.texts for one in prompts if isinstance(one.scorer, Loss)}
+    for name, own in (plain | {PRETRAINING: list(texts)}).items():
+        rows += _losses(name, base, tuned, own, seed)
     apart = text_divergence(base.model, tuned.model, base.words, samples, batch_size=batch_size)
     kl = bootstrap(apart["kl"], apart["tokens"], seed=seed)
-    rows.append((PRETRAINING, "kl", *kl, 0.0))
-    for one in prompts:
-        rows += _over_templates(one, base, tuned, seed)
-    columns = ["task", "metric", "value", "low", "high", "n", "baseline"]
-    table = pd.DataFrame(rows, columns=pd.Index(columns))
+    rows.append({"task": PRETRAINING, "metric": "kl", **kl._asdict(), "baseline": 0.0})
+    table = pd.DataFrame(rows)
     table.insert(0, "member", pair.name)
-    parameters = {"prompts": describe(list(prompts)), "texts": describe(list(texts)), "task": task}
+    parameters = {
+        "prompts": describe(list(prompts)), "texts": describe(list(texts)), "task": task,
+        **({"by": by} if by else {}), **({"cluster": cluster} if cluster else {}),
+    }  # fmt: skip
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
     return finished("forgetting.retention", table, provenance)
 
@@ -107,36 +125,72 @@ def _starts(words: Any) -> bool:
     return words.bos_token_id is not None or words.eos_token_id is not None
 
 
-def _measured(
-    base: Side, tuned: Side, prompts: Sequence[PromptSet], texts: Sequence[str]
-) -> Iterator[tuple[str, str, Floats, Floats, Floats]]:
-    """(task, metric, base's items, tuned's, weights)."""
-    for one in prompts:
-        before, after = (side.answers(one)["correct"].to_numpy(float) for side in (base, tuned))
-        yield one.name, "score", before, after, np.ones_like(before)
-    before, after = (side.losses(texts) for side in (base, tuned))
-    yield PRETRAINING, "loss", before.values, after.values, before.weights
+def _questions(one: PromptSet) -> Paired:
+    """A set as items that nobody has answered yet."""
+    unknown, nothing = np.full(len(one), np.nan), ("",) * len(one)
+    return Paired(
+        one.name, tuple(p.id for p in one), unknown, unknown, unknown, tuple(p.tags for p in one),
+        tuple(p.prompt[-SHOWN:] for p in one), tuple(p.target for p in one), nothing, nothing,
+    )  # fmt: skip
 
 
-def _over_templates(one: PromptSet, base: Side, tuned: Side, seed: int) -> list[tuple[Any, ...]]:
-    """The spread over templates and its chance level; nothing where there is only one."""
-    named = pd.Series([p.template for p in one])
-    often = named.groupby(named).transform("size") >= LEAST
-    if named[often].nunique() < 2:
-        return []
-    template = pd.factorize(named[often])[0]
-    before, after = (
-        side.answers(one)["correct"].to_numpy(float)[often.to_numpy()] for side in (base, tuned)
+def _answered(questions: Paired, before: pd.DataFrame, after: pd.DataFrame) -> Paired:
+    chance = before.get("chance", np.nan)
+    return replace(
+        questions,
+        before=before["correct"].to_numpy(float),
+        after=after["correct"].to_numpy(float),
+        chance=np.broadcast_to(np.asarray(chance, dtype=float), len(before)),
+        base_said=tuple(before["answer"]),
+        said=tuple(after["answer"]),
     )
-    n, draw = len(template), np.random.default_rng(seed)
-    # Resampled within templates, so that none of them vanishes.
-    groups = [np.flatnonzero(template == t) for t in np.unique(template)]
-    picks = np.concatenate([draw.choice(own, (DRAWS, len(own))) for own in groups], axis=1)
-    drawn = spread(after[picks], template[np.concatenate(groups)])
-    dealt = spread(draw.permuted(np.tile(after, (DRAWS, 1)), axis=1), template)
-    edges, chance = (np.quantile(values, [0.025, 0.975]) for values in (drawn, dealt))
-    return [
-        (one.name, "template_spread", float(spread(after, template)), *edges, n,
-         float(spread(before, template))),
-        (one.name, "template_spread_chance", float(dealt.mean()), *chance, n, np.nan),
-    ]  # fmt: skip
+
+
+def _row(task: str, metric: str, found: Interval, baseline: float) -> dict[str, Any]:
+    return {"task": task, "metric": metric, **found._asdict(), "baseline": baseline}
+
+
+def _compared(
+    task: str, metric: str, before: Any, after: Any, weights: Any, seed: int
+) -> Iterator[dict[str, Any]]:
+    """A measurement of the tuned model, and its change."""
+    first, last = (np.asarray(part, dtype=float) for part in (before, after))
+    baseline = bootstrap(first, weights, seed=seed).value
+    yield _row(task, metric, bootstrap(last, weights, seed=seed), baseline)
+    yield _row(task, f"{metric}_change", bootstrap(last - first, weights, seed=seed), baseline)
+
+
+def _further(
+    one: PromptSet, before: pd.DataFrame, after: pd.DataFrame, seed: int
+) -> Iterator[dict[str, Any]]:
+    """What else the scorer tells of each item."""
+    passes = [name for name in before if str(name).startswith("pass@")]
+    for name in (*(name for name in FURTHER if name in before), *passes):
+        yield from _compared(one.name, str(name), before[name], after[name], None, seed)
+    if "chance" in before:
+        guess = bootstrap(before["chance"], seed=seed)
+        yield _row(one.name, "chance", guess, guess.value)
+    tokens = before["tokens"].to_numpy(float)
+    first, last = (-side["log_probability"].to_numpy(float) / tokens for side in (before, after))
+    yield from _compared(one.name, "answer_loss", first, last, tokens, seed)
+
+
+def _losses(
+    name: str, base: Side, tuned: Side, texts: Sequence[str], seed: int
+) -> Iterator[dict[str, Any]]:
+    """Loss on texts, by the token and by the byte."""
+    before, after = (side.losses(texts) for side in (base, tuned))
+    yield from _compared(name, "loss", before.values, after.values, before.weights, seed)
+    sizes = np.asarray(bytes_predicted(base.words, texts), dtype=float)
+    per_byte = before.weights / np.maximum(sizes, 1) / math.log(2)
+    first, last = (one.values * per_byte for one in (before, after))
+    yield from _compared(name, "bits_per_byte", first, last, sizes, seed)
+
+
+def _over_templates(one: PromptSet, items: Paired, seed: int) -> Iterator[dict[str, Any]]:
+    """The spread over templates and its chance level; nothing where there is only one."""
+    templates, _ = pd.factorize(pd.Series([p.template for p in one]))
+    metric = {"gap": "template_spread", "gap_chance": "template_spread_chance"}
+    for row in paired.gaps(items.before, items.after, templates, seed):
+        if row["metric"] in metric:
+            yield row | {"task": one.name, "metric": metric[row["metric"]]}

@@ -21,7 +21,9 @@ from workbench.loaders.devices import home
 from workbench.models import Layout, Site, capture
 from workbench.models.layout import plain
 from workbench.models.sides import named_dtype
+from workbench.results.result import versions
 from workbench.tasks.batching import batch, in_batches, pad_id, rows
+from workbench.tasks.kept import Kept
 from workbench.tasks.measurements import Items, losses, own_samples
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.score import answers
@@ -52,6 +54,7 @@ class Side:
                 *(self.model, self.words, prompts),
                 batch_size=self.batch_size,
                 temperature=temperature,
+                kept=self._kept,
             ),
         )
 
@@ -77,6 +80,14 @@ class Side:
         """A model to change as one likes, an adapter merged into it, in float32."""
         own: Any = copy.deepcopy(self.checkpoint.load(self.device, torch.float32)).float()
         return own.merge_and_unload() if hasattr(own, "peft_config") else own
+
+    @property
+    def _kept(self) -> Kept | None:
+        """Where what this side writes is kept; a model in memory can change under our eyes."""
+        if not isinstance(self.checkpoint.reference, str | Path):
+            return None
+        how = (self.spelling, str(self.device), self.dtype)
+        return Kept(self.checkpoint.identity, *how, sorted(versions().items()))
 
     @cached_property
     def spelling(self) -> str:
@@ -108,8 +119,8 @@ def both(pair: CheckpointPair, batch_size: int, device: str, dtype: str) -> tupl
 
 def lost_prompts(base: Side, tuned: Side, prompts: PromptSet) -> np.ndarray:
     """(prompts,) whether the base answers right and the tuned model wrong."""
-    first, last = (side.answers(prompts)["correct"].to_numpy(bool) for side in (base, tuned))
-    return first & ~last
+    first, last = (side.answers(prompts)["correct"].to_numpy(float) for side in (base, tuned))
+    return first > last
 
 
 def require_prompts(*sets: PromptSet) -> None:

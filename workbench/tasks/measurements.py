@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from workbench.errors import WorkbenchError
 from workbench.loaders.devices import home
+from workbench.tasks.generation import by
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.score import answers, text_loss
 
@@ -62,25 +62,11 @@ def own_samples(
         pad_token_id=tokenizer.pad_token_id,
     )
     ids = torch.full((n, 1), start, device=home(model))
-    with torch.random.fork_rng(), torch.inference_mode(), _by(settings, model):
+    with torch.random.fork_rng(), torch.inference_mode(), by(settings, model):
         torch.manual_seed(seed)
         drawn = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
     texts = tokenizer.batch_decode(drawn, skip_special_tokens=True)
     return [text for text in texts if text.strip()]
-
-
-@contextlib.contextmanager
-def _by(settings: Any, model: Any) -> Iterator[None]:
-    """`model` writes by these settings and by none that it has of its own."""
-    holders = [m for m in model.modules() if "generation_config" in vars(m)]
-    before = [m.generation_config for m in holders]
-    try:
-        for holder in holders:
-            holder.generation_config = settings
-        yield
-    finally:
-        for holder, own in zip(holders, before, strict=True):
-            holder.generation_config = own
 
 
 def read_text(path: str | Path, *, characters: int = 1000, most: int = 64) -> list[str]:

@@ -1,0 +1,197 @@
+"""The same items on both sides: how many were lost and won, of which kind, and which ones?
+
+Item by item a score falls as 1 -> 0 and rises as 0 -> 1, and the two may hide each other in the
+mean (Harmon et al. 2025, arXiv 2510.17776). Of items with k choices some change by guessing alone:
+who knows or else guesses, on each side anew, goes 1 -> 0 by luck 1 / (k - 1) times as often as both
+sides are wrong, and that is taken off each item's count. The paper estimates that share of items
+from the two accuracies as if they were independent; here it is counted. A side that guesses the
+same wrong answer each time is lucky less often, so that the adjusted numbers err to the low side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.errors import WorkbenchError
+from workbench.stats import Interval, bootstrap, proportion
+
+LEAST = 8  # items of a group, to say anything of its score
+DRAWS = 1000
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One task's items as both sides did them. before, after: (items,), the base's and the tuned
+    model's score, 1 right, 0 wrong, or a share of several samples. chance: (items,), the score of a
+    guess, NaN where there are no choices. tags: what is known of each item, by name. asked,
+    expected, base_said, said: texts, "" where they are not known."""
+
+    task: str
+    ids: tuple[str, ...]
+    before: Floats
+    after: Floats
+    chance: Floats
+    tags: tuple[Mapping[str, str], ...]
+    asked: tuple[str, ...]
+    expected: tuple[str, ...]
+    base_said: tuple[str, ...]
+    said: tuple[str, ...]
+
+    def tagged(self, name: str) -> NDArray[np.str_] | None:
+        """(items,) values of a tag; None where no item has it. Raises WorkbenchError where some
+        have it and others do not."""
+        have = [name in tags for tags in self.tags]
+        if not any(have):
+            return None
+        if not all(have):
+            raise WorkbenchError(
+                f"{sum(have)} of {len(have)} items of {self.task!r} have the tag {name!r}, and "
+                f"{self.ids[have.index(False)]!r} has not; give it to all, or leave it out."
+            )
+        return np.array([tags[name] for tags in self.tags])
+
+
+def rows(
+    one: Paired, *, by: str | None = None, cluster: str | None = None, seed: int = 0
+) -> Iterator[dict[str, Any]]:
+    """Rows of a Result's table; baseline is the base's value.
+
+    score and score_change (tuned - base); lost (1 -> 0) and gained (0 -> 1), shares of the items,
+    each with a 95% bootstrap interval over items, or clusters of them; lost_adjusted and
+    gained_adjusted, for choices, less what guessing gives; mcnemar, the two-sided exact p that as
+    many go either way (n: items that went), where items are right or wrong and stand alone. by: a
+    tag: for each of its values, column group, group_score, group_score_change, group_lost and
+    group_gained, and `gaps` between those with 8 items or more. item: one row each (prompt, asked,
+    expected, base_said, said; value: the tuned model's score).
+    """
+    of = _clusters(one, cluster)
+    yield from _means(one, slice(None), "", of, seed)
+    if cluster is None and _binary(one):
+        lost, gained = one.before > one.after, one.after > one.before
+        yield {
+            "task": one.task, "metric": "mcnemar", "value": mcnemar(lost.sum(), gained.sum()),
+            "n": int(lost.sum() + gained.sum()), "baseline": np.nan,
+        }  # fmt: skip
+    groups = one.tagged(by) if by else None
+    if groups is not None:
+        for group in dict.fromkeys(groups.tolist()):
+            here = np.flatnonzero(groups == group)
+            for row in _means(one, here, "group_", None if of is None else of[here], seed):
+                yield row | {"group": group}
+        for row in gaps(one.before, one.after, groups, seed):
+            yield row | {"task": one.task, "metric": f"group_{row['metric']}"}
+    for i, name in enumerate(one.ids):
+        yield {
+            "task": one.task, "metric": "item", "prompt": name, "value": one.after[i],
+            "baseline": one.before[i], "asked": one.asked[i], "expected": one.expected[i],
+            "base_said": one.base_said[i], "said": one.said[i],
+            **({} if groups is None else {"group": groups[i]}),
+        }  # fmt: skip
+
+
+def transitions(before: Floats, after: Floats, chance: Floats) -> dict[str, Floats]:
+    """Per item: lost and gained, and for items with choices the same less what guessing gives.
+
+    A share of several samples counts as that many items, drawn on each side by itself.
+    """
+    lost, gained, neither = before * (1 - after), (1 - before) * after, (1 - before) * (1 - after)
+    lucky = neither * chance / (1 - chance)  # k choices: 1 / (k - 1)
+    found = {"lost": lost, "gained": gained}
+    if np.isfinite(chance).all():
+        found |= {"lost_adjusted": lost - lucky, "gained_adjusted": gained - lucky}
+    return found
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """The two-sided exact p of McNemar's test; 1 where nothing changed. Source: McNemar (1947), the
+    binomial distribution of the items that changed."""
+    from scipy.stats import binomtest
+
+    changed = int(lost + gained)
+    return float(binomtest(int(lost), changed, 0.5).pvalue) if changed else 1.0
+
+
+def gaps(
+    before: Floats, after: Floats, labels: NDArray[Any], seed: int
+) -> Iterator[dict[str, Any]]:
+    """Largest minus smallest mean score of the groups of 8 items or more: gap (baseline: the
+    base's), gap_change, and gap_chance, the mean and 95% range of the gap where the tuned model's
+    scores are dealt to the groups at random; nothing of fewer than two groups. Intervals resample
+    within groups, so that none of them vanishes; column groups: how many are compared."""
+    _, place, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    kept = np.flatnonzero(sizes[place] >= LEAST)
+    here = place[kept]
+    if len(np.unique(here)) < 2:
+        return
+    own, other = after[kept], before[kept]
+    draw = np.random.default_rng(seed)
+    within = [np.flatnonzero(here == group) for group in np.unique(here)]
+    picks = np.concatenate([draw.choice(one, (DRAWS, len(one))) for one in within], axis=1)
+    order = here[np.concatenate(within)]
+    drawn, paired = spread(own[picks], order), spread(other[picks], order)
+    dealt = spread(draw.permuted(np.tile(own, (DRAWS, 1)), axis=1), here)
+    first, last = float(spread(own, here)), float(spread(other, here))
+    told = {"n": len(here), "groups": len(within)}
+    for metric, value, spreads, baseline in (
+        ("gap", first, drawn, last),
+        ("gap_change", first - last, drawn - paired, 0.0),
+        ("gap_chance", float(dealt.mean()), dealt, np.nan),
+    ):
+        low, high = (float(edge) for edge in np.quantile(spreads, [0.025, 0.975]))
+        about = {"metric": metric, "value": value, "low": low, "high": high}
+        yield about | told | {"baseline": baseline}
+
+
+def spread(right: Floats, group: NDArray[np.int64]) -> Floats:
+    """Largest minus smallest mean over groups. right: (..., items); group: (items,)."""
+    means = [right[..., group == one].mean(-1) for one in np.unique(group)]
+    return np.max(means, axis=0) - np.min(means, axis=0)
+
+
+def _means(one: Paired, here: Any, prefix: str, of: Any, seed: int) -> Iterator[dict[str, Any]]:
+    """Score, its change and the transitions of some of the items. of: their clusters."""
+    before, after = one.before[here], one.after[here]
+
+    def row(metric: str, values: Floats, baseline: float) -> dict[str, Any]:
+        found = bootstrap(values, clusters=of, seed=seed)
+        if metric in ("lost", "gained") and of is None:  # no item lost of ten is no certain nought
+            found = proportion(found)
+        return _row(one.task, prefix + metric, found, baseline)
+
+    known = np.isfinite(before) & np.isfinite(after)
+    if not known.all():
+        raise WorkbenchError(f"Expected a score of every item of {one.task!r}; some are NaN.")
+    base = float(before.mean())
+    yield row("score", after, base)
+    yield row("score_change", after - before, base)
+    for metric, values in transitions(before, after, one.chance[here]).items():
+        yield row(metric, values, 0.0)
+
+
+def _row(task: str, metric: str, found: Interval, baseline: float) -> dict[str, Any]:
+    return {"task": task, "metric": metric, **found._asdict(), "baseline": baseline}
+
+
+def _binary(one: Paired) -> bool:
+    return bool(np.isin(one.before, (0, 1)).all() and np.isin(one.after, (0, 1)).all())
+
+
+def _clusters(one: Paired, name: str | None) -> NDArray[np.str_] | None:
+    return None if name is None else one.tagged(name)
+
+
+def require_tags(sets: Sequence[Paired], **asked: str | None) -> None:
+    """Raises WorkbenchError where no task has a tag that is asked for. asked: argument=tag."""
+    for argument, name in asked.items():
+        if name is not None and all(one.tagged(name) is None for one in sets):
+            known = sorted({tag for one in sets for tags in one.tags for tag in tags})
+            raise WorkbenchError(
+                f"Expected {argument} to be a tag of the items, found {name!r}; they have "
+                f"{', '.join(known) or 'none'}."
+            )
