@@ -41,7 +41,8 @@ class Analysis:
     an attribute is None the study has no data for it, unless it can do without (`study.OPTIONAL`).
     settings: an attribute whose items are arguments by name. needs: further attributes without
     which it is not asked. along: it is also followed along a training run. texts: it only runs the
-    models on texts and answers, so that it is also asked of a member that changes no weight."""
+    models on texts and answers, so that it is also asked of a member that changes no weight. items:
+    its Result keeps which items were lost and won."""
 
     key: str
     question: str
@@ -58,6 +59,7 @@ class Analysis:
     needs: tuple[str, ...] = ()
     along: bool = False
     texts: bool = False
+    items: bool = False
 
     @property
     def runs(self) -> bool:

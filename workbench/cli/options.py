@@ -66,6 +66,7 @@ Device = Annotated[
     ),
 ]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16, for every run of a model.")]
+SEEN = 200  # characters of an item's text
 WIDEST = 10_000  # characters of a line that no terminal breaks
 WHERE = "Where: here, local:N, ray:auto, ray:HOST:PORT or ray://HOST:PORT."
 On = Annotated[str, typer.Option(help=WHERE)]
@@ -74,6 +75,7 @@ Batch = Annotated[int, typer.Option(help="Rows per forward pass; halved where th
 Large = Annotated[
     bool, typer.Option("--large", help="Run what is planned to take over an hour, or much memory.")
 ]
+SHOW = "show"  # of every verb whose Result keeps single items
 FULL = "full"  # of every verb whose own defaults are for larger machines
 
 
@@ -94,7 +96,10 @@ Text = Annotated[
 ]
 
 
-def finish(result: Any, out: Path | None, json: bool) -> None:
+Show = Annotated[int, typer.Option(help="Print so many lost and so many won items of a task.")]
+
+
+def finish(result: Any, out: Path | None, json: bool, show: int = 0) -> None:
     from workbench import figures
     from workbench.errors import visible
 
@@ -106,7 +111,26 @@ def finish(result: Any, out: Path | None, json: bool) -> None:
         print(visible(figures.headline(result)))
         for note in result.provenance.notes:
             print(visible(f"note: {note}"))
+        print_items(result, show)
         print(f"Saved: {out}" if out is not None else "(--out FOLDER keeps the table)")
+
+
+def print_items(result: Any, most: int) -> None:
+    """Lost and won items with both answers side by side."""
+    from workbench.errors import visible
+    from workbench.results.changed_items import changed_items
+
+    for one in changed_items(result) if most else ():
+        print(f"\n{visible(one.task)}: {len(one.table)} of {one.every} items {one.way}"
+              f"{f', the first {most}' if len(one.table) > most else ''}")  # fmt: skip
+        for row in one.table.head(most).itertuples(index=False):
+            for name, text in (
+                ("asked", str(row.asked)[-SEEN:]), ("expected", row.expected),
+                ("base", row.base_said), ("tuned", row.said),
+            ):  # fmt: skip
+                line = " ".join(str(text).split()).strip()
+                print(visible(f"  {name:9}{line[:SEEN]}"))
+            print()
 
 
 def run_study(

@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from workbench.cli.options import (
     FULL,
+    SHOW,
     Base,
     Batch,
     Device,
@@ -25,6 +26,7 @@ from workbench.cli.options import (
     Members,
     Save,
     Seed,
+    Show,
     Tuned,
     fewer,
     finish,
@@ -125,6 +127,7 @@ def command(signature: Signature) -> Callable[..., None]:
 
         function = getattr(getattr(wb, signature.family), signature.name)
         out, json, quick = given.pop("out"), given.pop("json"), not given.pop(FULL, False)
+        shown = given.pop(SHOW, 0)
         arguments = {}
         for parameter in signature.parameters:
             few = signature.record.get("few", {}) if quick else {}
@@ -135,7 +138,7 @@ def command(signature: Signature) -> Callable[..., None]:
                 arguments[parameter.name] = found
         with told():
             made = function(**arguments)
-        finish(made, out, json)
+        finish(made, out, json, shown)
 
     run.__signature__ = inspect.Signature(asked)  # type: ignore[attr-defined]
     run.__annotations__ = {one.name: one.annotation for one in asked}
@@ -171,6 +174,8 @@ def _asked(signature: Signature) -> Iterator[inspect.Parameter]:
             yield _by_form(parameter, found, typed, smaller.get(parameter.name))
     if more := _more(signature):
         yield _option(FULL, full(more), False)
+    if signature.record.get("items"):
+        yield _option(SHOW, Show, 0)
     yield _option("out", Save, None)
     yield _option("json", Json, False)
 

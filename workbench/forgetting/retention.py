@@ -49,6 +49,7 @@ Floats = NDArray[np.float64]
     takes={"prompts": "everything", "task": "task_name", "texts": "texts"},
     along=True,
     texts=True,
+    items=True,
 )
 def retention(
     pair: CheckpointPair,

@@ -20,6 +20,7 @@ from workbench.figures import style
 from workbench.figures.catalogue import HEADINGS
 from workbench.files.writing import Mark, says, writing
 from workbench.results import intruder_counts
+from workbench.results.changed_items import changed_items
 from workbench.results.result import Result, changed_rows, how_many_changed
 from workbench.results.run_folder import QUESTION
 
@@ -33,6 +34,10 @@ KEYS = (
 GRAFTED = (
     "score", "gain", "agreement", "ece", "accuracy", "brier", "free", "harmful", "overlap",
     "within", "places", "interference", "score_change", "log_probability_change",
+)  # fmt: skip
+SCORES = (
+    "score", "score_change", "lost", "gained", "lost_adjusted", "gained_adjusted", "mcnemar",
+    "chance",
 )  # fmt: skip
 PLACES = ("side", "direction", "component", "group", "layer", "head", "neuron", "position")
 STRONGEST = ("krs", "recovered:logit_difference", "recovered:log_probability")
@@ -263,6 +268,8 @@ def tables(result: Result) -> Iterator[Table]:
         yield from _patched(result)
     elif result.analysis.startswith("skills."):
         yield from _grafted(result)
+    elif result.has("item"):
+        yield from _kept(result)
     elif "group" in result.table:
         yield from _groups(result)
     elif {"low", "high"} <= set(result.table):
@@ -350,6 +357,25 @@ def _grafted(result: Result) -> Iterator[Table]:
     yield _means(replace(result, table=table[own]))
     if not own.all():
         yield _means(replace(result, table=table[~own]), "Other prompts")
+
+
+def _kept(result: Result) -> Iterator[Table]:
+    """Scores, losses and groups, then the items that were lost and won, as text."""
+    table = result.table[result.table["metric"] != "item"]
+    group = table["metric"].str.startswith("group_")
+    score = table["metric"].isin(SCORES)
+    for caption, rows in (
+        ("Scores", table[score]),
+        ("Losses and what else was measured", table[~score & ~group]),
+        ("By group", table[group]),
+    ):
+        if len(rows):
+            short = rows.assign(metric=rows["metric"].str.removeprefix("group_"))
+            yield _means(replace(result, table=short), caption)
+    for one in changed_items(result):
+        if len(one.table):
+            caption = f"{one.member}, {one.task}: {len(one.table)} of {one.every} items {one.way}"
+            yield _cells(caption, one.table)
 
 
 def _groups(result: Result) -> Iterator[Table]:

@@ -1,8 +1,9 @@
-"""What did the members forget, and does it grow with LoRA rank?"""
+"""What did the members forget, does it grow with LoRA rank, and which tasks pay for which?"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -11,13 +12,13 @@ from matplotlib.figure import Figure
 
 from workbench.figures import style
 from workbench.figures.drawing import Drawing, has
+from workbench.figures.forgetting.transitions import transfer, transitions
 from workbench.figures.task_and_loss import (
     LOSS,
     PRETRAINING,
     items,
     measured,
     point,
-    task_and_loss,
     task_of,
 )
 from workbench.figures.wording import Findings, change
@@ -102,19 +103,63 @@ DRAWINGS = (
         "forgets less. Intervals are over items of one training run, not over seeds.",
         applies=has("loss_change"),
     ),
+    Drawing(
+        KEY,
+        "transitions",
+        "Lost and won, item by item",
+        transitions,
+        "Of every task the share of items that the base answered and the member does not (left), "
+        "and the other way round (right), with 95% intervals over items. Hollow marks: less what "
+        "guessing among the choices gives.",
+        "A mean that stays the same can hide as many items lost as won. Two runs of one model that "
+        "differ in nothing but rounding already swap some items; a hollow mark at 0 is guessing.",
+        applies=has("lost"),
+    ),
+    Drawing(
+        KEY,
+        "transfer",
+        "Every member on every task",
+        transfer,
+        "Change of the score against the base, by member (down) and task (across), and below it "
+        "the shares of items lost and won. Framed: the 95% interval leaves out 0.",
+        "Tasks differ in how hard they are and how many items they have: a small change of a task "
+        "near its ceiling can be most of what there was to lose. Nothing is corrected for the "
+        "number of cells.",
+        applies=has("lost"),
+    ),
 )
 
 
 def sentence(result: Result) -> Findings:
-    (what, score), (loss_of, loss) = task_and_loss(result, result, "score")
+    loss = measured(result, PRETRAINING, "loss_change")
     parts = []
     for name in result.members:
         said = []
         if name in loss.index:
-            said.append(f"{loss_of} {change(loss.loc[name], '+.3f')} nats/token")
-        if name in score.index:
-            base = score.loc[name, "baseline"]
-            before = "" if pd.isna(base) else f"{base:.2f} to "
-            said.append(f"{what} {before}{change(score.loc[name], '.2f')}")
+            said.append(f"pre-training loss {change(loss.loc[name], '+.3f')} nats/token")
+        said += _tasks(result, name)
         parts.append(f"{name}: {', '.join(said) or 'not measured'}")
     return f"Against the base ({items(result)})", parts
+
+
+def _tasks(result: Result, member: str) -> Iterator[str]:
+    """The fine-tuned task first, then the others, each with what was lost and won."""
+    table = result.table[result.table["member"] == member]
+    first = task_of(result)
+    others = [task for task in table["task"].dropna().unique() if task not in (first, PRETRAINING)]
+    for task in [first, *others]:
+        own = table[table["task"] == task].drop_duplicates("metric").set_index("metric")
+        if "score" in own.index:
+            base = own.loc["score", "baseline"]
+            before = "" if pd.isna(base) else f"{base:.2f} to "
+            told = f"score on {task} {before}{change(own.loc['score'], '.2f')}"
+            if "lost" in own.index:
+                told += (
+                    f" (lost {own.loc['lost', 'value']:.1%}, won {own.loc['gained', 'value']:.1%}"
+                )
+                told += (
+                    f", p = {own.loc['mcnemar', 'value']:.2g})" if "mcnemar" in own.index else ")"
+                )
+            yield told
+        elif "loss_change" in own.index:
+            yield f"loss on {task} {change(own.loc['loss_change'], '+.3f')} nats/token"

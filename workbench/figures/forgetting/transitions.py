@@ -1,0 +1,107 @@
+"""Items lost and won: by member and task, and the matrix of every member on every task."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from workbench.figures import style
+from workbench.figures.task_and_loss import measured
+from workbench.results.result import Result
+
+MOST = 12  # tasks that fit a page
+
+
+@style.styled
+def transitions(result: Result, ax: Axes | None = None) -> Figure:
+    """Lost to the left, won to the right, a panel a task, members downwards."""
+    tasks = tasks_of(result)[:MOST]
+    looks = style.looks(result)
+    rows, columns = style.grid_shape(len(tasks), 3)
+    figure, axes = style.panels(
+        *(ax, rows, columns),
+        width=style.COLUMN if columns == 1 else style.WIDE,
+        height=rows * (0.28 * len(looks) + 0.55) + 0.6,
+        share=(True, True),
+    )
+    for here, task in zip(axes.flat, tasks, strict=False):
+        for metric, sign in (("lost", -1), ("gained", 1)):
+            plain, less = (measured(result, task, f"{metric}{end}") for end in ("", "_adjusted"))
+            for y, (name, look) in enumerate(looks.items()):
+                if name in plain.index:
+                    _mark(here, y, sign, plain.loc[name], look, filled=True)
+                if name in less.index:
+                    _mark(here, y + 0.28, sign, less.loc[name], look, filled=False)
+        here.axvline(0, color=style.GREY, lw=1, zorder=0)
+        here.set_yticks(range(len(looks)), [look.label for look in looks.values()])
+        here.set_title(style.text(task, 30), loc="left", fontsize=style.SMALL)
+    axes.flat[0].invert_yaxis()
+    axes.flat[0].xaxis.set_major_formatter(lambda value, _: f"{abs(value):.2g}")
+    for here in axes[-1]:
+        here.set_xlabel("lost (1 → 0)  |  won (0 → 1)\n(share of the items)")
+    style.blank(axes, len(tasks))
+    return figure
+
+
+def _mark(
+    here: Axes, y: float, sign: int, row: pd.Series, look: style.Look, *, filled: bool
+) -> None:
+    if pd.notna(row["low"]):
+        here.plot([sign * row["low"], sign * row["high"]], [y, y], color=look.colour, lw=1)
+    face = look.colour if filled else "white"
+    here.plot(sign * row["value"], y, look.marker, color=look.colour, mfc=face, ms=4)
+
+
+@style.styled
+def transfer(result: Result, ax: Axes | None = None) -> Figure:
+    """score_change of every member (down) on every task (across), with shares lost and won."""
+    tasks = tasks_of(result)[:MOST]
+    looks = style.looks(result)
+    changes = {task: measured(result, task, "score_change") for task in tasks}
+    grid = np.full((len(looks), len(tasks)), np.nan)
+    for column, rows in enumerate(changes.values()):
+        grid[:, column] = rows["value"].reindex(list(looks)).to_numpy(float)
+    figure, axes = style.panels(
+        *(ax, 1, 1),
+        width=style.COLUMN if len(tasks) <= 3 else style.WIDE,
+        height=0.42 * len(looks) + 1.2,
+    )
+    here = axes.flat[0]
+    most = float(np.nanmax(np.abs(grid))) if np.isfinite(grid).any() else 0.0
+    most = most or 1.0
+    image = here.imshow(
+        grid, style.DIVERGING.removesuffix("_r"), vmin=-most, vmax=most, aspect="auto"
+    )
+    for (row, column), value in np.ndenumerate(grid):
+        name, task = list(looks)[row], tasks[column]
+        if pd.isna(value):
+            continue
+        own = changes[task].loc[name]
+        lost, won = (
+            measured(result, task, metric).loc[name, "value"] for metric in ("lost", "gained")
+        )
+        dark = abs(value) > 0.6 * most
+        here.text(
+            *(column, row), f"{value:+.2f}\n−{lost:.2f} +{won:.2f}", ha="center", va="center",
+            fontsize=6, color="white" if dark else style.BLACK,
+        )  # fmt: skip
+        if own["low"] > 0 or own["high"] < 0:
+            box = Rectangle((column - 0.47, row - 0.44), 0.94, 0.88, fill=False)
+            box.set(edgecolor=style.BLACK, linewidth=1.2)
+            here.add_patch(box)
+    here.set_facecolor(style.PALE)
+    here.set_xticks(range(len(tasks)), [style.text(task, 16) for task in tasks], rotation=35,
+                    ha="right", rotation_mode="anchor")  # fmt: skip
+    here.set_yticks(range(len(looks)), [look.label for look in looks.values()])
+    here.spines[:].set_visible(False)
+    here.set_xlabel("task")
+    style.colour_bar(image, here, "change of the score\n(tuned − base)")
+    return figure
+
+
+def tasks_of(result: Result) -> list[str]:
+    """Tasks of which items were counted, in their order."""
+    return list(result.metric("lost")["task"].drop_duplicates())
