@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from workbench.forgetting import paired
+from workbench.forgetting.paired import Paired
 from workbench.results.result import Provenance, Result
 
 COMPONENTS = (
@@ -176,6 +178,24 @@ def retention(members: dict) -> Result:
                 {"member": member, "task": task, "metric": metric, "value": value}
                 | {"low": value - 0.03, "high": value + 0.03, "n": 200, "baseline": base}
             )
+    return result("forgetting.retention", rows, members, task=TASK)
+
+
+def kept_items(members: dict, n: int = 60) -> Result:
+    """Three tasks, one with four choices: the stronger a member is, the more items it loses."""
+    rows: list[dict] = []
+    for place, (member, about) in enumerate(members.items()):
+        draw = np.random.default_rng(place)
+        for task, chance in ((TASK, np.nan), ("choices", 0.25), ("facts", np.nan)):
+            before = (draw.random(n) < 0.6).astype(float)
+            lost, won = draw.random(n) < strength(about), draw.random(n) < 0.1
+            after = np.where(before == 1, 1.0 - lost, won)
+            names = tuple(f"{task} {i}" for i in range(n))
+            items = Paired(
+                task, names, before, after, np.full(n, chance), ({},) * n,
+                names, ("yes",) * n, ("no",) * n, ("<b>maybe</b>",) * n,
+            )  # fmt: skip
+            rows += ({"member": member} | row for row in paired.rows(items))
     return result("forgetting.retention", rows, members, task=TASK)
 
 

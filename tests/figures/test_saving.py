@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.figures.skilled import blocks
-from tests.figures.synthetic import family, intruders
+from tests.figures.synthetic import family, intruders, kept_items
 from workbench import figures
 from workbench.results.result import Result
 
@@ -53,7 +53,8 @@ def kept() -> dict[str, Result]:
                 found[method + steps] = Result.load(folder)
     for name in ("patching.activation.boxes", "patching.cross_model.heads"):
         found[name] = Result.load(ROOT / "figures" / "smollm2-patching" / "results" / name)
-    return found | {"skills.blocks": blocks(family(1))}
+    made = {"skills.blocks": blocks(family(1)), "forgetting.retention.items": kept_items(family(3))}
+    return found | made
 
 
 def test_the_same_results_give_the_same_bytes(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from safetensors.torch import load_file, save_file
 import workbench as wb
 from tests.patching.conftest import model
 from tests.skills.conftest import APPLE, BOOK, JOBS, PLACES, asked, member, no_gradients, paired  # noqa: F401
+from workbench import tasks
 from workbench.demo import FAMILY
-from workbench.forgetting.interpolate import _chosen, _read, barriers, chord
+from workbench.forgetting.interpolate import _chosen, _mixed, barriers, chord
 from workbench.lab import shipped
 from workbench.tasks import Prompt, PromptSet
 
@@ -85,7 +87,7 @@ def test_mixed_logits_are_plain_torchs():
         Prompt(str(i), *both) for i, both in enumerate(zip(begun, answers, strict=True))
     ))  # fmt: skip
     mixes = np.array([[1, 0], [0.7, 0.3], [0, 1]])
-    found = _read(ends, words, prompts, mixes, 4)
+    found = _mixed(ends, words, prompts, mixes, 4)
     for (ours, losses), mix in zip(found, mixes, strict=True):
         for i, prompt in enumerate(prompts):
             ids = torch.tensor(words(prompt.prompt + prompt.target)["input_ids"])
@@ -98,6 +100,41 @@ def test_mixed_logits_are_plain_torchs():
             assert losses[i] == pytest.approx(float(wanted), rel=1e-4)
             assert ours[i] == float((said.argmax(-1) == ids[start:]).all())
     assert found[0][0].sum() >= 2 > found[2][0].sum()
+
+
+@pytest.mark.parametrize("by", ["sum", "byte", "unconditional"])
+def test_choices_of_the_mixed_logits_are_at_the_ends_those_of_the_models(by: str):
+    with torch.no_grad():
+        ends = [model(tie_word_embeddings=False, seed=seed) for seed in (0, 1)]
+        for end in ends:
+            end.lm_head.weight.mul_(3)
+    words = shipped.tokenizer()
+    prompts = replace(
+        PromptSet("c", tuple(
+            Prompt(p.id, p.prompt, " apple", (" book coin", " coin"))
+            for p in asked(PLACES, "apple", 12)
+        )),
+        scorer=tasks.Choices(by),
+    )  # fmt: skip
+    first, middle, last = _mixed(ends, words, prompts, np.array([[1, 0], [0.5, 0.5], [0, 1]]), 4)
+    for (right, loss), end in ((first, ends[0]), (last, ends[1])):
+        found = tasks.answers(end, words, prompts)
+        assert right.tolist() == found["correct"].tolist()
+        assert loss == pytest.approx(-found["log_probability"].to_numpy(), rel=1e-4)
+    assert 0 < first[0].sum() < 12 or 0 < last[0].sum() < 12
+    assert not np.array_equal(middle[1], first[1])
+
+
+def test_a_generation_is_written_along_the_path_and_not_by_the_ensemble():
+    pair = wb.load_pair(FAMILY / "base", FAMILY / "lora-r4")
+    written = replace(tasks.facts(6, seed=3), scorer=tasks.Generation(length=3, stop=(" .",)))
+    found = wb.forgetting.interpolate(pair, written, alphas=(0.0, 0.5, 1.0)).table
+    own = found[found["metric"] == "score"].set_index(["arm", "x"])["value"]
+    assert own["ensemble"].isna().all()
+    for x, side in ((0.0, pair.base), (1.0, pair.tuned)):
+        model = side.load(dtype=torch.float32)
+        right = tasks.answers(model, pair.base.tokenizer(), written)["correct"].mean()
+        assert own["path", x] == pytest.approx(right)
 
 
 def test_the_best_alpha_is_chosen_on_one_half_and_reported_on_the_other():

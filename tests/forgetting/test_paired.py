@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.errors import WorkbenchError
-from workbench.forgetting.paired import Paired, gaps, mcnemar, require_tags, rows, transitions
-from workbench.stats import bootstrap
+from workbench.forgetting.paired import Paired, mcnemar, require_tags, rows, transitions
+from workbench.stats import bootstrap, gaps
 
 
 def items(before, after, chance=np.nan, tags=None) -> Paired:
@@ -41,7 +41,7 @@ def test_a_table_by_hand():
     assert value(found, "lost") == pytest.approx(0.3)
     assert value(found, "gained") == pytest.approx(0.1)
     assert value(found, "mcnemar") == pytest.approx(10 / 16)
-    assert found.loc[found["metric"] == "mcnemar", "n"].item() == 4
+    assert found.loc[found["metric"] == "mcnemar", "changed"].item() == 4
     assert "lost_adjusted" not in set(found["metric"])
     each = found[found["metric"] == "item"]
     assert each.loc[each["value"] < each["baseline"], "prompt"].tolist() == ["4", "5", "6"]

@@ -17,7 +17,6 @@ import workbench as wb
 from tests.conftest import tiny
 from workbench import figures, tasks
 from workbench.demo import FAMILY
-from workbench.forgetting.paired import spread
 from workbench.forgetting.retention import _over_templates, _questions
 from workbench.forgetting.side_answers import Side
 from workbench.lab import shipped
@@ -25,6 +24,7 @@ from workbench.loaders import Checkpoint, Delta
 from workbench.models import merged
 from workbench.models.edits import overlay
 from workbench.spectral.scale import Found, _notes, capped, direction, find
+from workbench.stats import spread
 from workbench.tasks import Prompt, PromptSet
 
 BASE = FAMILY / "base"

@@ -32,7 +32,7 @@ from workbench.models.sides import named_dtype
 from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
-from workbench.stats import Interval, ratios
+from workbench.stats import Interval, gaps, ratios
 from workbench.tasks.batching import Encoded, encode
 from workbench.tasks.prompts import Prompt, PromptSet
 from workbench.tasks.score import pieces, side_by_side
@@ -79,6 +79,7 @@ def tokens(
     low_probability: float = LOW_PROBABILITY,
     low_entropy: float = LOW_ENTROPY,
     show: int = 2,
+    by: str | None = None,
     batch_size: int = 32,
     seed: int = 0,
     device: str = "cpu",
@@ -89,7 +90,8 @@ def tokens(
     prompts: prompts, of which the answer's tokens are scored, or plain texts, of which every token
     but the first is. low_probability, low_entropy (nats): below both a token is a confident
     conflict. show: texts that are kept token by token, their first 60 tokens, for the coloured
-    text; of a prompt these hold the question too.
+    text; of a prompt these hold the question too. by: a tag of the prompts, for whose every value
+    the changes are told apart.
 
     Returns a Result with rows delta_log_p and kl (nats per token; baseline 0), log_p (arm "base",
     "tuned"), entropy (of the base), learnability (0: nothing learned, 1: no loss left),
@@ -98,11 +100,17 @@ def tokens(
     foils also chosen_change, rejected_change (the foils' whole probability) and margin_change, in
     nats per answer, and displaced, the share of prompts whose margin grew while the answer became
     less likely. 95% bootstrap intervals over texts, weighted by their tokens; n: texts (of
-    conflicts: those that have one). Rows token (prompt, position, token; value: delta log p;
+    conflicts: those that have one). With `by` also group_delta_log_p and group_kl of each of its
+    values (column group), and of the prompts' mean delta log p group_gap and group_gap_chance, see
+    `stats.gaps`. Rows token (prompt, position, token; value: delta log p;
     probability: the base's) of the shown texts. tensors: log_p, delta, entropy, kl and text of
     every scored token. Raises WorkbenchError for no texts, or texts of fewer than two tokens.
     """
-    given = list(prompts)
+    given, groups = list(prompts), None
+    if by is not None:
+        if not isinstance(prompts, PromptSet):
+            raise WorkbenchError(f"Texts have no tag {by!r}; give prompts that have it.")
+        groups = prompts.tag(by)
     if not given:
         raise WorkbenchError("Expected prompts or texts to read; there are none.")
     if len({isinstance(one, str) for one in given}) > 1:
@@ -115,12 +123,14 @@ def tokens(
         shown = _shown(models, words, given[:show], low_probability)
         pairs = _pairs(models, words, given, batch_size)
     rows = [*_means(read, low_probability, low_entropy, seed), *_displaced(pairs, seed), *shown]
+    if groups is not None:
+        rows += _grouped(read, groups, seed)
     table = pd.DataFrame(rows)
     table.insert(0, "member", pair.name)
     table.insert(1, "task", getattr(prompts, "name", "texts"))
     parameters = {
         "prompts": describe(prompts), "low_probability": low_probability,
-        "low_entropy": low_entropy, "show": show,
+        "low_entropy": low_entropy, "show": show, **({"by": by} if by else {}),
     }  # fmt: skip
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
     kept = {n: read[n].astype(np.float32) for n in ("log_p", "delta", "entropy", "kl")}
@@ -191,6 +201,24 @@ def _means(
         "conflict_delta_log_p", np.where(conflict, read["delta"], 0.0), conflict.astype(float),
         baseline=float(others.mean()) if others.size else np.nan,
     )  # fmt: skip
+
+
+def _grouped(
+    read: Mapping[str, Floats], groups: NDArray[np.str_], seed: int
+) -> Iterator[dict[str, Any]]:
+    """What changed by the values of a tag."""
+    texts, size = read["text"].astype(int), len(groups)
+    tokens = np.bincount(texts, minlength=size)
+    sums = {name: np.bincount(texts, read[name], size) for name in ("delta", "kl")}
+    for group in dict.fromkeys(groups.tolist()):
+        here = groups == group
+        for metric, name in (("delta_log_p", "delta"), ("kl", "kl")):
+            found = ratios(sums[name][here], tokens[here], seed=seed).first._asdict()
+            yield {"metric": f"group_{metric}", "group": group, "baseline": 0.0} | found
+    means = sums["delta"] / tokens
+    for row in gaps(np.zeros(size), means, groups, seed):
+        if row["metric"] != "gap_change":  # the base has no change, and so no gap of its own
+            yield row | {"metric": f"group_{row['metric']}"}
 
 
 def _pairs(

@@ -62,8 +62,7 @@ def items(result: Result) -> str:
     """How many items the intervals are over, e.g. "95% intervals over 200 prompts, 64 texts"."""
     task = task_of(result)
     said = []
-    # Of groups and of the items that changed there are fewer.
-    table = result.table[~result.table["metric"].str.startswith(("group_", "mcnemar"))]
+    table = result.table[~result.table["metric"].str.startswith("group_")]
     for of, what in ((task, "prompts"), (PRETRAINING, "texts")):
         counts = table.loc[table["task"] == of, "n"].dropna()
         if len(counts):

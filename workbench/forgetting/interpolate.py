@@ -31,9 +31,12 @@ from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
 from workbench.stats import Intervals, edges, ratios
-from workbench.tasks.batching import encode
-from workbench.tasks.prompts import PromptSet
-from workbench.tasks.score import side_by_side
+from workbench.tasks.batching import Encoded, encode
+from workbench.tasks.choices import judged, texts, unasked
+from workbench.tasks.continuation import goes_on
+from workbench.tasks.prompts import Prompt, PromptSet
+from workbench.tasks.score import answers, side_by_side
+from workbench.tasks.scorers import Choices, Continuation
 
 KEY = "forgetting.interpolate"
 ALPHAS = tuple(round(float(a), 3) for a in np.linspace(0, 1, 11))
@@ -91,8 +94,9 @@ def interpolate(
     The command line takes 32 prompts of a file and five alphas, with --full all prompts and eleven
     alphas.
 
-    Returns a Result with a row per (arm, task, x, metric), x = alpha: score (greedy exact match)
-    and loss (-log p of the answer, nats) of arm "path" and "ensemble" (the softmax of mixed logits)
+    Returns a Result with a row per (arm, task, x, metric), x = alpha: score (as the
+    prompts' scorer says) and loss (-log p of the answer, nats) of arm "path" and "ensemble" (the
+    softmax of mixed logits; it writes no text, so of generations it has no score)
     with 95% bootstrap intervals over prompts, baseline: the chord; own: whether the task is
     `prompts`. barrier per arm and task (baseline 0). Arm "best": score_change of each task on half
     of its prompts at the alpha with most right answers over all tasks' other halves, the tasks
@@ -136,18 +140,19 @@ def _along(
     held = pair.held(device)
     other = None if origin is None else origin.held(device)
     words = pair.base.tokenizer()
-    model = pair.base.load(device, named_dtype(dtype)).eval()
+    model: Any = pair.base.load(device, named_dtype(dtype)).eval()
     held.rest_on(model)
     made: dict[str, list[list[Items]]] = {PATH: [[] for _ in sets], ENSEMBLE: [[] for _ in sets]}
     for alpha in progress(alphas, desc=f"{pair.name}: path"):
         with _point(held, other, alpha).on(model):
             for place, one in enumerate(sets):
-                (items,) = _read([model], words, one, np.ones((1, 1)), batch_size)
-                made[PATH][place].append(items)
+                read = answers(model, words, one, batch_size=batch_size)
+                loss = -read["log_probability"].to_numpy(float)
+                made[PATH][place].append((read["correct"].to_numpy(float), loss))
     ends = [end.load(device, named_dtype(dtype)).eval() for end in _ends(pair, origin)]
     weights = np.stack([1 - alphas, alphas], 1)
     for place, one in enumerate(sets):
-        made[ENSEMBLE][place] = _read(ends, words, one, weights, batch_size)
+        made[ENSEMBLE][place] = _mixed(ends, words, one, weights, batch_size)
     return {
         arm: [tuple(np.stack(part) for part in zip(*items, strict=True)) for items in own]
         for arm, own in made.items()
@@ -165,23 +170,61 @@ def _point(pair: CheckpointPair, origin: CheckpointPair | None, alpha: float) ->
     return edit(origin) if alpha == 0 else edit(origin, 1 - alpha) + edit(pair, alpha)
 
 
-def _read(
+def _mixed(
     models: Sequence[Any], words: Any, prompts: PromptSet, weights: Floats, batch_size: int
 ) -> list[Items]:
-    """Right and loss of every prompt under each mix of the models' logits. weights: (mixes,
-    models)."""
-    encoded = [encode(words, prompt) for prompt in prompts]
-    right, loss = np.zeros((2, len(weights), len(encoded)))
-    for index, logs in side_by_side(models, words, encoded, batch_size):
-        targets = torch.tensor(encoded[index].ids[encoded[index].start :], device=logs[0].device)
-        for mix, own in enumerate(weights):
+    """Right and loss of every prompt under each mix of the models' logits; NaN for right where an
+    answer would have to be written. weights: (mixes, models)."""
+    scorer = prompts.scorer
+    several = isinstance(scorer, Choices)
+    coded = [
+        [encode(words, Prompt(prompt.id, prompt.prompt, text)) for text in texts(prompt)]
+        if several
+        else [encode(words, prompt)]
+        for prompt in prompts
+    ]
+    log_p, greedy = _choices(models, words, coded, weights, batch_size)
+    plain: list[list[Floats]] = []
+    if several and scorer.by == "unconditional":
+        alone = [[unasked(words, text) for text in texts(prompt)] for prompt in prompts]
+        plain, _ = _choices(models, words, alone, weights, batch_size)
+    found = []
+    for mix, every in enumerate(log_p):
+        loss = -np.array([own[0] for own in every])
+        if isinstance(scorer, Choices):
+            right = np.array([
+                judged(prompt, own, plain[mix][i] if plain else None, scorer.by)["correct"]
+                for i, (prompt, own) in enumerate(zip(prompts, every, strict=True))
+            ])  # fmt: skip
+        else:
+            right = greedy[mix] if isinstance(scorer, Continuation) else np.full_like(loss, np.nan)
+        found.append((right, loss))
+    return found
+
+
+def _choices(
+    models: Sequence[Any], words: Any, coded: Sequence[Sequence[Encoded]], weights: Floats,
+    batch_size: int,
+) -> tuple[list[list[Floats]], Floats]:  # fmt: skip
+    """(log-probability in nats of every choice by mix and prompt, whether greedy decoding gives the
+    first, (mixes, prompts))."""
+    log_p = [[np.zeros(len(own)) for own in coded] for _ in weights]
+    greedy = np.zeros((len(weights), len(coded)))
+    owners = [(i, j) for i, own in enumerate(coded) for j in range(len(own))]
+    flat = [one for own in coded for one in own]
+    for index, logs in side_by_side(models, words, flat, batch_size, behind=True):
+        own, (i, j) = flat[index].ids[flat[index].start :], owners[index]
+        targets = torch.tensor(own, device=logs[0].device)[:, None]
+        for mix, parts in enumerate(weights):
             # A weighted sum of log-probabilities differs from one of logits by a constant only.
-            total = sum(float(w) * one for w, one in zip(own, logs, strict=True))
+            total = sum(float(w) * one for w, one in zip(parts, logs, strict=True))
             assert isinstance(total, torch.Tensor)
             scores = total.log_softmax(-1)
-            right[mix, index] = float((scores.argmax(-1) == targets).all())
-            loss[mix, index] = -scores.gather(1, targets[:, None]).sum().item()
-    return list(zip(right, loss, strict=True))
+            log_p[mix][i][j] = scores[:-1].gather(1, targets).sum().item()
+            if j == 0:
+                *best, then = scores.argmax(-1).tolist()
+                greedy[mix, i] = best == own and not goes_on(words, own, then)
+    return log_p, greedy
 
 
 def _rows(arm: str, alphas: Floats, items: tuple[Floats, Floats], seed: int) -> Iterator[dict]:

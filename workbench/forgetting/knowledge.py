@@ -13,6 +13,7 @@ random: a transition matrix base -> tuned stands beside that of the base -> the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,9 @@ from workbench.loaders import CheckpointPair
 from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
-from workbench.stats import ratios, wilson
+from workbench.stats import gaps, ratios, wilson
 from workbench.tasks.prompts import PromptSet
+from workbench.tasks.scorers import Generation
 from workbench.tasks.transforms import many_shot
 
 KEY = "forgetting.knowledge"
@@ -70,6 +72,7 @@ def knowledge(
     temperature: float = 0.5,
     between: str = "\n",
     group: Sequence[str] = (),
+    by: str | None = None,
     batch_size: int = 32,
     seed: int = 0,
     device: str = "cpu",
@@ -80,7 +83,8 @@ def knowledge(
     prompts: questions with answers. examples: solved questions to show, `prompts` themselves where
     None; never one that tells the answer asked for. group: tags that name what is asked, see
     `tasks.many_shot`. sets, shots, samples, temperature: the paper's 10, 4, 16 and 0.5.
-    between: what ends a solved question (a line's end; " . " for the shipped family).
+    between: what ends a solved question (a line's end; " . " for the shipped family). by: a tag of
+    the prompts, for whose every value scores are told apart.
 
     The command line takes 32 prompts and 3 sets of examples; with --full all prompts and 10 sets.
 
@@ -89,7 +93,11 @@ def knowledge(
     transition (arm "tuned" or "again"; category of the base,
     to_category; of the questions of that category, whose number is n), and score (arm, category of
     the base: the mean of P0 over its questions); shares have 95% Wilson intervals, scores 95% ones
-    over questions. tensors: the category of each question by arm. Raises WorkbenchError for too few
+    over questions. With `by` also group_score and group_score_change of each of its values (column
+    group; the mean of P0 of the tuned model, and less that of "again", which is the baseline), and
+    group_gap, group_gap_change and group_gap_chance, see `stats.gaps`. Where the prompts' scorer
+    is a generation, `samples` texts are written at the temperature instead. tensors: the category
+    of each question by arm. Raises WorkbenchError for too few
     examples, sets, samples or a temperature that is not positive.
     """
     require_prompts(prompts)
@@ -110,13 +118,15 @@ def knowledge(
         }  # fmt: skip
     found = {arm: one for arm, (one, _) in known.items()}
     rows = [*_shares(found), *_transitions(found), *_scores(found["base"], known, seed)]
+    if by is not None:
+        rows += _groups(known["again"][1], known["tuned"][1], prompts.tag(by), seed)
     table = pd.DataFrame(rows)
     table.insert(0, "member", pair.name)
     table.insert(1, "task", prompts.name)
     parameters = {
         "prompts": describe(prompts), "examples": describe(examples), "sets": sets, "shots": shots,
         "samples": samples, "temperature": temperature, "between": between,
-        "group": list(group),
+        "group": list(group), **({"by": by} if by else {}),
     }  # fmt: skip
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
     tensors = {f"{pair.name}/{arm}": one for arm, one in found.items()}
@@ -135,14 +145,32 @@ def _known(
     side: Side, asked: Iterator[PromptSet], samples: int, temperature: float, seed: int, bar: Any
 ) -> tuple[Ints, Floats]:
     """(category, P0) of every question."""
-    greedy, chance = [], []
+    greedy, chance, written = [], [], []
     for one in asked:
         found = side.answers(one, temperature)
         greedy.append(found["correct"].to_numpy(float))
+        if isinstance(one.scorer, Generation):
+            how = replace(one.scorer, samples=samples, temperature=temperature)
+            written.append(side.answers(replace(one, scorer=how))["right"].to_numpy())
         chance.append(found["probability"].to_numpy(float))
         bar.update()
     right = np.stack(greedy)
-    return categories(right, drawn(np.stack(chance), samples, seed)), right.mean(0)
+    sampled = np.stack(written) if written else drawn(np.stack(chance), samples, seed)
+    return categories(right, sampled), right.mean(0)
+
+
+def _groups(
+    before: Floats, after: Floats, groups: NDArray[np.str_], seed: int
+) -> Iterator[dict[str, Any]]:
+    """Scores by the values of a tag."""
+    for name in dict.fromkeys(groups.tolist()):
+        here = groups == name
+        told = {"arm": "tuned", "group": name, "baseline": float(before[here].mean())}
+        for metric, values in (("score", after), ("score_change", after - before)):
+            found = ratios(values[here], seed=seed).first._asdict()
+            yield told | {"metric": f"group_{metric}"} | found
+    for row in gaps(before, after, groups, seed):
+        yield row | {"arm": "tuned", "metric": f"group_{row['metric']}"}
 
 
 def _shares(found: dict[str, Ints]) -> Iterator[dict[str, Any]]:

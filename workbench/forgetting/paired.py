@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import WorkbenchError
-from workbench.stats import Interval, bootstrap, proportion
+from workbench.stats import Interval, bootstrap, gaps, proportion
+from workbench.tasks.prompts import tagged
 
-LEAST = 8  # items of a group, to say anything of its score
-DRAWS = 1000
 Floats = NDArray[np.float64]
 
 
@@ -46,15 +45,7 @@ class Paired:
     def tagged(self, name: str) -> NDArray[np.str_] | None:
         """(items,) values of a tag; None where no item has it. Raises WorkbenchError where some
         have it and others do not."""
-        have = [name in tags for tags in self.tags]
-        if not any(have):
-            return None
-        if not all(have):
-            raise WorkbenchError(
-                f"{sum(have)} of {len(have)} items of {self.task!r} have the tag {name!r}, and "
-                f"{self.ids[have.index(False)]!r} has not; give it to all, or leave it out."
-            )
-        return np.array([tags[name] for tags in self.tags])
+        return tagged(self.task, self.ids, self.tags, name)
 
 
 def rows(
@@ -65,10 +56,10 @@ def rows(
     score and score_change (tuned - base); lost (1 -> 0) and gained (0 -> 1), shares of the items,
     each with a 95% bootstrap interval over items, or clusters of them; lost_adjusted and
     gained_adjusted, for choices, less what guessing gives; mcnemar, the two-sided exact p that as
-    many go either way (n: items that went), where items are right or wrong and stand alone. by: a
-    tag: for each of its values, column group, group_score, group_score_change, group_lost and
-    group_gained, and `gaps` between those with 8 items or more. item: one row each (prompt, asked,
-    expected, base_said, said; value: the tuned model's score).
+    many go either way (column changed: how many went), where items are right or wrong and stand
+    alone. by: a tag: for each of its values, column group, group_score, group_score_change,
+    group_lost and group_gained, and `stats.gaps` between those with 8 items or more. item: one row
+    each (prompt, asked, expected, base_said, said; value: the tuned model's score).
     """
     of = _clusters(one, cluster)
     yield from _means(one, slice(None), "", of, seed)
@@ -76,7 +67,7 @@ def rows(
         lost, gained = one.before > one.after, one.after > one.before
         yield {
             "task": one.task, "metric": "mcnemar", "value": mcnemar(lost.sum(), gained.sum()),
-            "n": int(lost.sum() + gained.sum()), "baseline": np.nan,
+            "n": len(one.ids), "changed": int(lost.sum() + gained.sum()), "baseline": np.nan,
         }  # fmt: skip
     groups = one.tagged(by) if by else None
     if groups is not None:
@@ -117,51 +108,14 @@ def mcnemar(lost: int, gained: int) -> float:
     return float(binomtest(int(lost), changed, 0.5).pvalue) if changed else 1.0
 
 
-def gaps(
-    before: Floats, after: Floats, labels: NDArray[Any], seed: int
-) -> Iterator[dict[str, Any]]:
-    """Largest minus smallest mean score of the groups of 8 items or more: gap (baseline: the
-    base's), gap_change, and gap_chance, the mean and 95% range of the gap where the tuned model's
-    scores are dealt to the groups at random; nothing of fewer than two groups. Intervals resample
-    within groups, so that none of them vanishes; column groups: how many are compared."""
-    _, place, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    kept = np.flatnonzero(sizes[place] >= LEAST)
-    here = place[kept]
-    if len(np.unique(here)) < 2:
-        return
-    own, other = after[kept], before[kept]
-    draw = np.random.default_rng(seed)
-    within = [np.flatnonzero(here == group) for group in np.unique(here)]
-    picks = np.concatenate([draw.choice(one, (DRAWS, len(one))) for one in within], axis=1)
-    order = here[np.concatenate(within)]
-    drawn, paired = spread(own[picks], order), spread(other[picks], order)
-    dealt = spread(draw.permuted(np.tile(own, (DRAWS, 1)), axis=1), here)
-    first, last = float(spread(own, here)), float(spread(other, here))
-    told = {"n": len(here), "groups": len(within)}
-    for metric, value, spreads, baseline in (
-        ("gap", first, drawn, last),
-        ("gap_change", first - last, drawn - paired, 0.0),
-        ("gap_chance", float(dealt.mean()), dealt, np.nan),
-    ):
-        low, high = (float(edge) for edge in np.quantile(spreads, [0.025, 0.975]))
-        about = {"metric": metric, "value": value, "low": low, "high": high}
-        yield about | told | {"baseline": baseline}
-
-
-def spread(right: Floats, group: NDArray[np.int64]) -> Floats:
-    """Largest minus smallest mean over groups. right: (..., items); group: (items,)."""
-    means = [right[..., group == one].mean(-1) for one in np.unique(group)]
-    return np.max(means, axis=0) - np.min(means, axis=0)
-
-
 def _means(one: Paired, here: Any, prefix: str, of: Any, seed: int) -> Iterator[dict[str, Any]]:
     """Score, its change and the transitions of some of the items. of: their clusters."""
     before, after = one.before[here], one.after[here]
 
     def row(metric: str, values: Floats, baseline: float) -> dict[str, Any]:
         found = bootstrap(values, clusters=of, seed=seed)
-        if metric in ("lost", "gained") and of is None:  # no item lost of ten is no certain nought
-            found = proportion(found)
+        if metric in ("lost", "gained") and of is None and found.n > 1:
+            found = proportion(found)  # none lost of ten is no certain nought
         return _row(one.task, prefix + metric, found, baseline)
 
     known = np.isfinite(before) & np.isfinite(after)

@@ -29,7 +29,7 @@ from workbench.forgetting.side_answers import Side, both, require_prompts
 from workbench.loaders import CheckpointPair
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
-from workbench.stats import Interval, bootstrap
+from workbench.stats import Interval, bootstrap, gaps
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.score import bytes_predicted, text_divergence
 from workbench.tasks.scorers import Loss
@@ -192,6 +192,6 @@ def _over_templates(one: PromptSet, items: Paired, seed: int) -> Iterator[dict[s
     """The spread over templates and its chance level; nothing where there is only one."""
     templates, _ = pd.factorize(pd.Series([p.template for p in one]))
     metric = {"gap": "template_spread", "gap_chance": "template_spread_chance"}
-    for row in paired.gaps(items.before, items.after, templates, seed):
+    for row in gaps(items.before, items.after, templates, seed):
         if row["metric"] in metric:
             yield row | {"task": one.name, "metric": metric[row["metric"]]}

@@ -48,12 +48,12 @@ def chosen(
     read, first = _read(model, tokenizer, coded, prompts, temperature, **run)
     plain: list[Floats | None] = [None] * len(read)
     if scorer.by == "unconditional":
-        apart = [[_unasked(tokenizer, text) for text in _texts(prompt)] for prompt in prompts]
+        apart = [[unasked(tokenizer, text) for text in texts(prompt)] for prompt in prompts]
         plain[:], _ = _read(model, tokenizer, apart, None, temperature, **run)
     rows = []
     for i, prompt in enumerate(prompts):
         told = judged(prompt, read[i], plain[i], scorer.by, temperature)
-        best = coded[i][_texts(prompt).index(told["answer"])]
+        best = coded[i][texts(prompt).index(told["answer"])]
         rows.append({"id": prompt.id, **first[i], **told, "said": best.ids[best.start]})
     return rows
 
@@ -72,7 +72,7 @@ def judged(
     return right | {
         "correct": right[ACC[by]],
         "first_correct": bool(right[ACC[by]]),
-        "answer": _texts(prompt)[best],
+        "answer": texts(prompt)[best],
         "margin": float(scores[0] - scores[1:].max()),
         "tied": bool(scores[0] == scores[1:].max()),
         "confidence": float(chances[best]),
@@ -81,19 +81,19 @@ def judged(
     }
 
 
-def _texts(prompt: Prompt) -> tuple[str, ...]:
+def texts(prompt: Prompt) -> tuple[str, ...]:
     """The choices, the target first."""
     return (prompt.target, *prompt.foils)
 
 
 def _each(prompt: Prompt) -> list[Prompt]:
-    return [Prompt(prompt.id, prompt.prompt, text) for text in _texts(prompt)]
+    return [Prompt(prompt.id, prompt.prompt, text) for text in texts(prompt)]
 
 
 def _scores(prompt: Prompt, log_p: Floats, plain: Floats | None, by: str) -> Floats:
     """(choices,): what is compared."""
     if by == "byte":
-        return log_p / np.array([max(1, len(t.lstrip().encode())) for t in _texts(prompt)])
+        return log_p / np.array([max(1, len(t.lstrip().encode())) for t in texts(prompt)])
     if by == "unconditional":
         assert plain is not None
         return log_p - plain
@@ -105,7 +105,7 @@ def _softmax(scores: Floats) -> Floats:
     return part / part.sum()
 
 
-def _unasked(tokenizer: Any, text: str) -> Encoded:
+def unasked(tokenizer: Any, text: str) -> Encoded:
     """A choice behind nothing but the start of a text."""
     known = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     start = next((token for token in known if token is not None), None)
@@ -132,11 +132,11 @@ def _read(
     for i, own in enumerate(coded):
         for j, one in enumerate(own):
             fed[tuple(one.ids[:-1]), one.start].append((i, j))
-    texts = [Encoded(list(ids), start) for ids, start in fed]
+    shared = [Encoded(list(ids), start) for ids, start in fed]
     owners = list(fed.values())
     found = [np.zeros(len(own)) for own in coded]
     first: list[Mapping[str, Any]] = [{} for _ in coded]
-    run = predicted(model, texts, batch_size, device, pad_id(tokenizer), behind=True)
+    run = predicted(model, shared, batch_size, device, pad_id(tokenizer), behind=True)
     for index, logits in run:
         scores = logits.float()
         log_p = scores.log_softmax(-1)

@@ -161,8 +161,7 @@ def _written(
     device: torch.device,
 ) -> list[str]:
     """One text behind each row, up to the first stop."""
-    from transformers import GenerationConfig, LogitsProcessorList
-    from transformers.generation.stopping_criteria import StopStringCriteria
+    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
     fill, longest = pad_id(tokenizer), max(map(len, ids))
     given = torch.full((len(ids), longest), fill)
@@ -178,7 +177,8 @@ def _written(
     )
     more: dict[str, Any] = {}
     if scorer.stop:
-        more["stopping_criteria"] = [StopStringCriteria(tokenizer, list(scorer.stop))]
+        stopped = _Stopped(tokenizer, scorer.stop, longest)
+        more["stopping_criteria"] = StoppingCriteriaList([stopped])  # pyright: ignore[reportArgumentType]
     if chances is not None:
         more["logits_processor"] = LogitsProcessorList([_Drawn(scorer, chances, longest)])
     with by(settings, model):
@@ -190,6 +190,22 @@ def _written(
         )
     rows = made[:, longest:].tolist()
     return [_ended(tokenizer.decode(_before(row, model, tokenizer)), scorer.stop) for row in rows]
+
+
+class _Stopped:
+    """Which rows hold a stop. transformers' own criterion needs a vocabulary of byte-level or
+    sentence pieces, whose words hang together without spaces."""
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str], start: int) -> None:
+        self.tokenizer, self.stop, self.start = tokenizer, stop, start
+        # A token of a text is a byte of it at least; some begin a character or stand for nothing.
+        self.tail = max(len(one.encode()) for one in stop) + 8
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        begin = max(self.start, input_ids.shape[1] - self.tail)
+        texts = self.tokenizer.batch_decode(input_ids[:, begin:])
+        found = [any(one in text for one in self.stop) for text in texts]
+        return torch.tensor(found, device=input_ids.device)
 
 
 class _Drawn:

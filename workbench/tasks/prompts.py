@@ -7,10 +7,13 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from workbench.conveniences import convenience
 from workbench.errors import WorkbenchError, visible
@@ -184,6 +187,18 @@ class PromptSet:
         ]
         return replace(self, prompts=tuple(kept))
 
+    def tag(self, name: str) -> NDArray[np.str_]:
+        """(prompts,) values of a tag. Raises WorkbenchError where a prompt has none of it."""
+        ids, tags = [p.id for p in self.prompts], [p.tags for p in self.prompts]
+        found = tagged(self.name, ids, tags, name)
+        if found is None:
+            known = sorted({one for own in tags for one in own})
+            raise WorkbenchError(
+                f"No prompt of {self.name!r} has the tag {name!r}; they have "
+                f"{', '.join(known) or 'none'}."
+            )
+        return found
+
     def save(self, path: str | Path) -> Path:
         """Write JSON lines: a first line with name and seed, and scorer and template where they are
         not the plain ones, then one prompt a line. Raises WorkbenchError for a scorer that is a
@@ -236,6 +251,22 @@ class PromptSet:
         if "scorer" in asked:
             asked["scorer"] = from_data(asked["scorer"])
         return cls(name, tuple(prompts), seed, **asked)
+
+
+def tagged(
+    of: str, ids: Sequence[str], tags: Sequence[Mapping[str, str]], name: str
+) -> NDArray[np.str_] | None:
+    """(items,) values of a tag; None where no item has it. Raises WorkbenchError where some have it
+    and others do not. of: what the items are of."""
+    have = [name in own for own in tags]
+    if not any(have):
+        return None
+    if not all(have):
+        raise WorkbenchError(
+            f"{sum(have)} of {len(have)} items of {of!r} have the tag {name!r}, and "
+            f"{ids[have.index(False)]!r} has not; give it to all, or leave it out."
+        )
+    return np.array([own[name] for own in tags])
 
 
 def _data(prompt: Prompt) -> dict[str, Any]:

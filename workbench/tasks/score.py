@@ -155,15 +155,18 @@ def side_by_side(
     tokenizer: PreTrainedTokenizerBase,
     encoded: Sequence[Encoded],
     batch_size: int = 32,
+    *,
+    behind: bool = False,
 ) -> Iterator[tuple[int, list[torch.Tensor]]]:
     """(index, log-probabilities of each model) for every text, float32 and each (scored tokens,
-    vocabulary); only one batch a model lives at a time. Where one side has more tokens (a padded or
+    vocabulary), with `behind` one row more, for what follows the text; only one batch a model lives
+    at a time. Where one side has more tokens (a padded or
     resized head), all are cut to those that every side has."""
     fill = pad_id(tokenizer)
     with contextlib.ExitStack() as stack:
         where = [stack.enter_context(ready(model, None)) for model in models]
         runs = [
-            predicted(model, encoded, batch_size, device, fill)
+            predicted(model, encoded, batch_size, device, fill, behind=behind)
             for model, device in zip(models, where, strict=True)
         ]
         # Both come shortest first whatever their batches, so that they stay in step.

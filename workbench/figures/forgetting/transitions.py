@@ -41,7 +41,8 @@ def transitions(result: Result, ax: Axes | None = None) -> Figure:
     axes.flat[0].invert_yaxis()
     axes.flat[0].xaxis.set_major_formatter(lambda value, _: f"{abs(value):.2g}")
     for here in axes[-1]:
-        here.set_xlabel("lost (1 → 0)  |  won (0 → 1)\n(share of the items)")
+        here.set_xlabel("lost (1 → 0)  |  won (0 → 1)\n(share of items, against the base)")
+    style.first_column(axes, "member")
     style.blank(axes, len(tasks))
     return figure
 
@@ -97,7 +98,7 @@ def transfer(result: Result, ax: Axes | None = None) -> Figure:
                     ha="right", rotation_mode="anchor")  # fmt: skip
     here.set_yticks(range(len(looks)), [look.label for look in looks.values()])
     here.spines[:].set_visible(False)
-    here.set_xlabel("task")
+    here.set(xlabel="task", ylabel="member")
     style.colour_bar(image, here, "change of the score\n(tuned − base)")
     return figure
 
