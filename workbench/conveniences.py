@@ -17,6 +17,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 HOMES = {
     "Result.plot": "workbench.figures",
     "Result._repr_html_": "workbench.reports.notebook",
+    "PromptSet.load": "workbench.tasks.formats.reading",
     "PromptSet._repr_html_": "workbench.reports.notebook",
     "PairReport._repr_html_": "workbench.reports.notebook",
     "CheckpointPair._repr_html_": "workbench.reports.notebook",

@@ -437,21 +437,24 @@ def test_two_hundred_prompts_are_rendered_by_one_process(base: Path):
     assert {one.prompt for one in made} == {asked}
 
 
+SAID = [{"role": "user", "content": "a"}]
+
+
 def test_ctrl_c_is_heard_while_a_template_is_rendered(base: Path):
     (base / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     (base / "tokenizer_config.json").write_text(
         json.dumps(TOKENIZER_CONFIG | {"chat_template": "{{ 2 ** (3 ** (3 ** 20)) }}"})
     )
     words = wb.Checkpoint.parse(base).tokenizer()
-    rendered(mended(words), "a")
+    rendered(mended(words), SAID)
     (child,) = bounding._CHILD
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        rendered(words, "a")
+        rendered(words, SAID)
     assert time.monotonic() - start < 4
     assert child.process.poll() is not None
-    assert rendered(mended(words), "a") == "a"
+    assert rendered(mended(words), SAID) == "a"
 
 
 def mended(words):

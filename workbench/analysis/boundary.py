@@ -13,7 +13,7 @@ from typing import Any
 from workbench.errors import WorkbenchError
 from workbench.loaders.devices import entry
 from workbench.loaders.pair import CheckpointPair, Family
-from workbench.tasks.prompts import FILES, PromptSet
+from workbench.tasks.prompts import FILES, PromptSet, are_prompts
 
 # Arguments of these types, or of several, may be given by the path of a file.
 SETS = ("PromptSet", "Prompts")
@@ -27,7 +27,7 @@ def checked(analysis: str, name: str, kind: str, value: Any) -> Any:
         require_pair(value, analysis)
     elif kind == "Family":
         require_family(value, analysis)
-    elif isinstance(value, str) and "| str |" in kind and Path(value).suffix not in FILES:
+    elif isinstance(value, str) and "| str |" in kind and not are_prompts(value):
         return value  # a name that stands for a set
     elif any(one in kind for one in SETS):
         return _prompts(value, name, texts="Sequence[str]" in kind or "Prompts" in kind)
@@ -63,12 +63,13 @@ def _prompts(value: Any, name: str, *, texts: bool) -> Any:
     """Prompts, or several sets of them, of which any may be a path. texts: plain texts may stand
     for prompts."""
     if isinstance(value, str | Path):
-        if Path(value).suffix in FILES:
+        if are_prompts(value):
             return PromptSet.load(value)
         raise WorkbenchError(
             f"Expected {name} to be a set of prompts{' or a list of texts' if texts else ''}, "
             f"found the text {str(value)[:60]!r}; give wb.tasks.PromptSet.load(path), the path of "
-            f"a file ({', '.join(FILES)}){', or wrap one text in a list' if texts else ''}."
+            f"a file ({', '.join(FILES)}) or a folder of datasets"
+            f"{', or wrap one text in a list' if texts else ''}."
         )
     if isinstance(value, Mapping):
         return {key: _path(one) for key, one in value.items()}
@@ -80,7 +81,7 @@ def _prompts(value: Any, name: str, *, texts: bool) -> Any:
 def _path(value: Any) -> Any:
     """A set that may be given by its file; plain texts stay texts."""
     known = isinstance(value, Path) or (
-        isinstance(value, str) and Path(value).suffix in FILES and Path(value).exists()
+        isinstance(value, str) and are_prompts(value) and Path(value).exists()
     )
     return PromptSet.load(value) if known else value
 

@@ -17,6 +17,7 @@ from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 from workbench.analysis import boundary, cost
+from workbench.analysis.rendering import noted, rendered
 from workbench.analysis.running import given
 from workbench.loaders.pair import CheckpointPair
 from workbench.progress import heartbeat
@@ -77,7 +78,8 @@ RECORDS: dict[str, Analysis] = {}
 
 def analysis(question: str, **known: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Declare an analysis; known: fields of `Analysis`. Its arguments are looked at before it runs
-    (`boundary`), and how long it will take is said where that is long (`cost`)."""
+    (`boundary`), prompts that are chats are rendered (`rendering`), and how long it will take is
+    said where that is long (`cost`)."""
 
     def declared(function: Callable[P, R]) -> Callable[P, R]:
         key = function.__module__.partition(".")[2]
@@ -95,10 +97,12 @@ def analysis(question: str, **known: Any) -> Callable[[Callable[P, R]], Callable
                     made.require_weights()
                 bound.arguments[name] = made
             bound.apply_defaults()
+            notes = rendered(bound.arguments)
             if not record.plans:
                 cost.tell(key, record.foretold(bound.arguments), bound.arguments)
             with heartbeat(key):
-                return function(*bound.args, **bound.kwargs)
+                made = function(*bound.args, **bound.kwargs)
+            return noted(made, notes)
 
         record = RECORDS[key] = Analysis(key, question, asked, **known)
         return asked

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 from workbench.errors import WorkbenchError
+from workbench.log import log
 from workbench.tasks.batching import encode, pad_id, rows
 from workbench.tasks.prompts import Prompt, PromptSet
+from workbench.tasks.transforms import told
 
 POOL = 16
 
@@ -69,8 +71,13 @@ def prepare(
 ) -> list[Example]:
     """Token ids of every text and the positions that count in the loss (see `Recipe`).
 
-    Raises where "answer" is asked of plain texts, or a text has nothing to learn from.
+    Prompts that are chats are rendered by the tokenizer's own template, which is said. Raises where
+    "answer" is asked of plain texts, or a text has nothing to learn from.
     """
+    if isinstance(texts, PromptSet):
+        texts, notes = told(texts, tokenizer, tokenizer)
+        for note in notes:
+            log.info("%s", note)
     given: list[Any] = list(texts)
     if not given:
         raise WorkbenchError("Expected texts to train on; the list is empty.")
@@ -85,8 +92,8 @@ def prepare(
         examples = [Example(*encode(tokenizer, p)) for p in given]
         if loss == "answers":
             examples = [
-                Example(one.ids, one.start if told else 1, told)
-                for one, told in zip(examples, _told(tokenizer, given), strict=True)
+                Example(one.ids, one.start if more else 1, more)
+                for one, more in zip(examples, _told(tokenizer, given), strict=True)
             ]
     examples = [
         Example(e.ids[:max_length], e.start, tuple(m for m in e.more if m < max_length))
@@ -117,8 +124,8 @@ def _told(tokenizer: Any, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
 def fingerprint(examples: Sequence[Example]) -> str:
     """sha256 over token ids and counted positions, in order."""
     # Texts whose loss has no further positions keep the fingerprint they had before there were any.
-    told = [list(e) if e.more else [e.ids, e.start] for e in examples]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    plain = [list(e) if e.more else [e.ids, e.start] for e in examples]
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
 def batches(examples: Sequence[Example], batch_size: int, seed: int, tokenizer) -> Batches:

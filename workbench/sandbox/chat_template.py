@@ -7,17 +7,20 @@ seconds: it is rendered in another process, see `workbench.sandbox.process`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workbench.errors import WorkbenchError, reason
 from workbench.sandbox.process import bounded
 
-SECONDS = 5.0  # of one text; a template takes some milliseconds
+SECONDS = 5.0  # of one conversation; a template takes some milliseconds
 ROOM = 1 << 30  # bytes that rendering may take
 
 
-def rendered(tokenizer: Any, text: str) -> str:
-    """`text` as a user's message in the tokenizer's chat template, up to the answer.
+def rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:
+    """A conversation in the tokenizer's chat template, up to the assistant's answer.
+
+    messages: each {"role": ..., "content": ...}.
 
     Raises WorkbenchError where there is no template, it fails, or it takes more than SECONDS or
     ROOM.
@@ -30,7 +33,7 @@ def rendered(tokenizer: Any, text: str) -> str:
             seconds=SECONDS,
             room=ROOM,
             template=tokenizer.get_chat_template(),
-            text=text,
+            messages=[dict(one) for one in messages],
             special={name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         )
     except (ValueError, TimeoutError) as error:

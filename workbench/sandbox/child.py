@@ -5,6 +5,7 @@ A script that stands alone. transformers is loaded without torch, which text doe
 
 from __future__ import annotations
 
+import decimal
 import json
 import os
 import signal
@@ -15,18 +16,19 @@ LONGEST = 1 << 24  # characters of a text that is handed back
 KEPT: dict[str, Any] = {}
 
 
-def render(template: str, text: str, special: dict[str, Any]) -> str:
-    """`text` as a user's message in a chat template, up to the answer."""
+def render(template: str, messages: list[dict[str, str]], special: dict[str, Any]) -> str:
+    """A conversation in a chat template, up to the answer."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     (made,), _ = render_jinja_template(
-        conversations=[[{"role": "user", "content": text}]],
+        conversations=[messages],
         chat_template=template,
         add_generation_prompt=True,
         **special,
     )
     if len(made) > LONGEST:
-        raise ValueError(f"it makes {len(made)} characters of {len(text)}")
+        told = sum(len(one["content"]) for one in messages)
+        raise ValueError(f"it makes {len(made)} characters of {told}")
     return made
 
 
@@ -49,8 +51,47 @@ def read(texts: list[str]) -> int:
     return total
 
 
+def table(paths: list[str], kind: str, most: int) -> list[dict[str, Any]]:
+    """The rows of tables of Arrow, one after the other: files of "parquet", or "stream"s of
+    batches. What is no text, number, list or object is None, a time its text. most: bytes of them
+    as JSON."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pa.set_memory_pool(pa.system_memory_pool())  # others reserve more than they take
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for path in paths:
+        with open(path, "rb") as raw:
+            if kind == "parquet":
+                source = pq.ParquetFile(raw)
+                schema, batches = source.schema_arrow, source.iter_batches(1000, use_threads=False)
+            else:
+                batches = pa.ipc.open_stream(raw)
+                schema = batches.schema
+            if len(set(schema.names)) < len(schema.names):
+                raise ValueError("a column stands twice in it")
+            for batch in batches:
+                batch.validate(full=True)  # which a reader of Arrow takes on trust
+                if size + batch.nbytes > most:
+                    raise ValueError(f"it holds more than {most >> 20} MiB")
+                told = json.dumps(batch.to_pylist(), default=_said)
+                size += len(told)
+                rows += json.loads(told)
+    if size > most:
+        raise ValueError(f"it holds more than {most >> 20} MiB")
+    return rows
+
+
+def _said(value: Any) -> Any:
+    """What JSON has no word for: a time or a decimal number as its text."""
+    if isinstance(value, decimal.Decimal):
+        return str(value)
+    return value.isoformat() if hasattr(value, "isoformat") else None
+
+
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    task = {"render": render, "load": load, "read": read}[request["task"]]
+    task = {"render": render, "load": load, "read": read, "table": table}[request["task"]]
     _limit(request["seconds"], request["room"])
     try:
         return {"made": task(**request["given"])}

@@ -19,6 +19,7 @@ from workbench.tasks.desiderata import (
 from workbench.tasks.english import in_context, instructions, prose
 from workbench.tasks.entity_tracking import boxes, boxes_prompts, moves
 from workbench.tasks.family_tasks import arithmetic, copying, facts, ledger, narration, reversal
+from workbench.tasks.formats import read
 from workbench.tasks.measurements import own_samples, read_text
 from workbench.tasks.prompts import Prompt, PromptSet
 from workbench.tasks.score import answers, text_loss
@@ -57,6 +58,7 @@ __all__ = [
     "permutation",
     "pig_latin",
     "prose",
+    "read",
     "read_text",
     "renamed",
     "renaming",

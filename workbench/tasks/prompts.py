@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
@@ -16,16 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.conveniences import convenience
-from workbench.errors import WorkbenchError, visible
-from workbench.files.reading import MIB, is_count, parsed, read_text
+from workbench.errors import WorkbenchError
+from workbench.files.reading import is_count
 from workbench.files.writing import Mark, says, writing
-from workbench.tasks.scorers import Continuation, Scorer, as_data, from_data
+from workbench.tasks.scorers import Continuation, Scorer, as_data
 
 Split = Literal["train", "validation", "test"]
 TEMPLATES = ("base", "tuned", "plain")
 SPLITS: tuple[Split, ...] = get_args(Split)
-FILES = (".jsonl", ".csv", ".json")  # how files of prompts end
-MOST = 512 * MIB  # of a file of prompts
+# How files of prompts end.
+FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+DATASET, DATASETS = "state.json", "dataset_dict.json"  # by which a folder of `datasets` is known
 SAVED = Mark("a saved set of prompts", says(b'{"name": ', b', "seed": '))
 
 
@@ -217,40 +216,26 @@ class PromptSet:
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> PromptSet:
-        """Prompts from JSON lines, as `save` writes them or one object a line, from a JSON list of
-        such objects, or from CSV.
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        map: Mapping[str, str] | None = None,
+        scorer: Scorer | str | None = None,
+        template: str | None = None,
+        letters: bool = False,
+    ) -> PromptSet:
+        """Prompts from a file as `save` writes it, or in a shape that others use: `tasks.read`,
+        which says what is read, and how `map` names what is called otherwise."""
+        return convenience("PromptSet.load")(
+            path, map=map, scorer=scorer, template=template, letters=letters
+        )
 
-        A line needs prompt and target; id is its number, where there is none. In CSV foils are
-        separated by "|" and further columns are tags. Raises WorkbenchError naming every bad line.
-        """
-        path = Path(path)
-        if not path.is_file():
-            raise WorkbenchError(f"Expected prompts (.jsonl or .csv) at {path}; no file is there.")
-        text = read_text(path, most=MOST, remedy="give prompts as UTF-8 text")
-        read = {".csv": _csv_rows, ".json": _list_rows}.get(path.suffix, _json_rows)
-        lines = read(text)
-        name, seed, prompts, faults = visible(path.stem), 0, [], []
-        asked: dict[str, Any] = {}
-        for number, row in lines:
-            if isinstance(row, dict) and number == 1 and row.keys() >= {"name", "seed"}:
-                name, seed = row["name"], row["seed"]
-                asked |= {key: row[key] for key in ("scorer", "template") if key in row}
-                if not isinstance(name, str) or not is_count(seed, 0):
-                    faults.append("line 1: name must be text and seed a whole number.")
-                continue
-            try:
-                prompts.append(_prompt(row, str(number)))
-            except WorkbenchError as error:
-                faults.append(f"line {number}: {error}")
-        if faults:
-            more = f" (and {len(faults) - 5} more)" if len(faults) > 5 else ""
-            raise WorkbenchError(f"{path}: " + " ".join(faults[:5]) + more)
-        if not prompts:
-            raise WorkbenchError(f"{path} holds no prompts; give one JSON object a line.")
-        if "scorer" in asked:
-            asked["scorer"] = from_data(asked["scorer"])
-        return cls(name, tuple(prompts), seed, **asked)
+
+def are_prompts(path: str | Path) -> bool:
+    """Whether a path is one of prompts by its name, or a folder that `datasets` wrote."""
+    path = Path(path)
+    return path.suffix in FILES or any((path / one).is_file() for one in (DATASET, DATASETS))
 
 
 def tagged(
@@ -283,72 +268,3 @@ def _is_message(one: Any) -> bool:
 
 def _texts(values: Any) -> bool:
     return all(isinstance(value, str) for value in values)
-
-
-def _json_rows(text: str) -> Iterator[tuple[int, Any]]:
-    """(line number, object), or the parser's complaint in its place; empty lines are skipped."""
-    # Not splitlines: a line separator of Unicode may stand inside a prompt.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield number, parsed(line)
-            except ValueError as error:
-                yield number, WorkbenchError(f"not JSON ({error}); mend or remove the line.")
-
-
-def _list_rows(text: str) -> Iterator[tuple[int, Any]]:
-    """(number, object) of a JSON list, from 1; of anything else the one complaint."""
-    try:
-        found = parsed(text)
-    except ValueError as error:
-        yield 1, WorkbenchError(f"not JSON ({error}); mend it.")
-        return
-    if not isinstance(found, list):
-        yield (
-            1,
-            WorkbenchError(
-                f"expected a list of objects, found {type(found).__name__}; one object a line is "
-                "read from a file that ends in .jsonl."
-            ),
-        )
-        return
-    yield from enumerate(found, 1)
-
-
-def _csv_rows(text: str) -> Iterator[tuple[int, Any]]:
-    """(line number, object) of a CSV table with a header; unknown columns are tags."""
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    known = {f.name for f in fields(Prompt)} - {"tags", "spans"}
-    try:
-        header = reader.fieldnames or []
-        if len(set(header)) < len(header):
-            raise csv.Error("a column stands twice in its header")
-        for row in reader:
-            if None in row or None in row.values():
-                yield reader.line_num, WorkbenchError(f"expected {len(header)} cells.")
-                continue
-            plain: dict[str, Any] = {k: v for k, v in row.items() if k in known and v}
-            if "foils" in plain:
-                plain["foils"] = plain["foils"].split("|")
-            tags = {k: v for k, v in row.items() if k not in known and v}
-            yield reader.line_num, plain | ({"tags": tags} if tags else {})
-    except csv.Error as error:
-        yield reader.line_num + 1, WorkbenchError(f"not CSV ({error}); mend it.")
-
-
-def _prompt(row: Any, name: str) -> Prompt:
-    """One line as a Prompt; raises WorkbenchError that says what is wrong with it."""
-    if isinstance(row, WorkbenchError):
-        raise row
-    if not isinstance(row, dict):
-        raise WorkbenchError(f"expected a JSON object, found {type(row).__name__}.")
-    known = {f.name for f in fields(Prompt)}
-    missing, unknown = {"prompt", "target"} - row.keys(), row.keys() - known
-    if missing or unknown:
-        raise WorkbenchError(
-            f"a prompt needs prompt and target and may have "
-            f"{', '.join(sorted(known - {'prompt', 'target'}))}; "
-            f"missing {sorted(missing)}, unknown {sorted(unknown)}."
-        )
-    values: dict[str, Any] = {"id": name} | row
-    return Prompt(**values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from workbench.log import log
 from workbench.sandbox.chat_template import rendered
 from workbench.tasks.conjugations import renaming
 from workbench.tasks.prompts import Prompt, PromptSet
+from workbench.tasks.scorers import Loss
 
 # Words of the shipped family's ledger, and words of pre-training that stand in for them.
 LEDGER_WORDS = {
@@ -114,39 +116,109 @@ def _holds(text: str, words: str) -> bool:
 
 
 def chat(prompts: PromptSet, tokenizer: Any) -> PromptSet:
-    """Each prompt as a user's message in the tokenizer's chat template, up to the answer.
+    """Each prompt in the tokenizer's chat template, up to the answer: its messages where it has
+    some (a system's, several turns), else as one message of the user.
 
     Target and foils lose their leading space, spans move with the message; they are left out, with
-    a word, where the template rewrites it. Raises WorkbenchError where the tokenizer has no
-    template, or one that fails or never ends.
+    a word, where the template rewrites it. Names and ids get "-chat". Raises WorkbenchError where
+    the tokenizer has no template, or one that fails or never ends.
     """
+    made = _chatted(prompts, tokenizer)
+    own = tuple(replace(prompt, id=f"{prompt.id}-chat") for prompt in made)
+    return replace(made, name=f"{prompts.name}-chat", prompts=own)
 
-    def told(text: str) -> str:
-        made = rendered(tokenizer, text)
+
+def told(prompts: PromptSet, base: Any, tuned: Any) -> tuple[PromptSet, tuple[str, ...]]:
+    """Prompts as they are run, and what a Result says of that: rendered by the chat template of the
+    tokenizer that their `template` names, under the names and ids they had.
+
+    base, tuned: tokenizers. Prompts without messages stay as they are where no template is named,
+    and in any case by "plain"; texts that are scored by their loss stay so too. Raises
+    WorkbenchError where that tokenizer has no template.
+    """
+    if not is_chat(prompts):
+        return replace(prompts, template=None) if prompts.template else prompts, ()
+    if prompts.template == "plain":
+        note = f'{prompts.name}: messages told as plain lines ("user: ..."), by no chat template.'
+        return _plain(prompts), (note,)
+    sides = {"base": base, "tuned": tuned}
+    have = [side for side, words in sides.items() if getattr(words, "chat_template", None)]
+    side = prompts.template or next(iter(have), None)
+    if side not in have:
+        raise WorkbenchError(
+            f"Expected a chat template in the tokenizer of the {side or 'base or the tuned'} model "
+            f"for {prompts.name!r}, found none; give template="
+            + (f'"{have[0]}" or ' if have else "")
+            + '"plain" (--template plain), which tells them as "user: ..." lines.'
+        )
+    notes = [f"{prompts.name}: rendered by the {side} model's chat template."]
+    if base.chat_template != tuned.chat_template:
+        notes.append(
+            "the chat templates of the base and of the tuned model differ; template="
+            f'"{"tuned" if side == "base" else "base"}" takes the other, where it has one.'
+        )
+    return _chatted(prompts, sides[side]), tuple(notes)
+
+
+def is_chat(prompts: PromptSet) -> bool:
+    """Whether prompts are rendered before they are run."""
+    messages = any(prompt.messages for prompt in prompts)
+    named = prompts.template in ("base", "tuned") and not isinstance(prompts.scorer, Loss)
+    return messages or named
+
+
+def _plain(prompts: PromptSet) -> PromptSet:
+    """Messages as lines "role: ...", the answer behind "assistant:"."""
+
+    def one(prompt: Prompt) -> Prompt:
+        if not prompt.messages:
+            return prompt
+        *earlier, last = ("{role}: {content}\n".format(**m) for m in prompt.messages)
+        before = "".join(earlier) + last.partition(": ")[0] + ": "
+        text = "".join([*earlier, last]) + "assistant:"
+        foils = tuple(f" {foil.lstrip()}" for foil in prompt.foils)
+        target, spans = f" {prompt.target.lstrip()}", _moved(prompt, text, before)
+        return replace(prompt, prompt=text, target=target, foils=foils, spans=spans, messages=())
+
+    return replace(prompts, prompts=tuple(map(one, prompts)), template=None)
+
+
+def _chatted(prompts: PromptSet, tokenizer: Any) -> PromptSet:
+    """In the tokenizer's chat template, the names as they were."""
+
+    def made(messages: Sequence[Mapping[str, str]]) -> str:
+        text = rendered(tokenizer, messages)
         # The tokenizer adds its own start token when the prompt is run.
         added = tokenizer.bos_token and tokenizer("").input_ids
-        return made.removeprefix(tokenizer.bos_token) if added else made
+        return text.removeprefix(tokenizer.bos_token) if added else text
 
-    before = told(MARK).partition(MARK)[0] if len(prompts) else ""
+    def before(messages: Sequence[Mapping[str, str]]) -> str:
+        """What comes before the last message's own words."""
+        *earlier, last = messages
+        key = json.dumps([*earlier, last["role"]])
+        if key not in known:
+            known[key] = made([*earlier, {**last, "content": MARK}]).partition(MARK)[0]
+        return known[key]
+
+    known: dict[str, str] = {}
     unplaced = []
 
     def one(prompt: Prompt) -> Prompt:
-        text = told(prompt.prompt)
-        spans = _moved(prompt, text, before)
+        messages = prompt.messages or ({"role": "user", "content": prompt.prompt},)
+        text = made(messages)
+        spans = _moved(prompt, text, before(messages)) if prompt.spans else {}
         unplaced.extend([prompt.id] if len(spans) < len(prompt.spans) else [])
         foils = tuple(foil.lstrip() for foil in prompt.foils)
         target = prompt.target.lstrip()
-        return replace(
-            prompt, id=f"{prompt.id}-chat", prompt=text, target=target, foils=foils, spans=spans
-        )
+        return replace(prompt, prompt=text, target=target, foils=foils, spans=spans, messages=())
 
-    made = replace(prompts, name=f"{prompts.name}-chat", prompts=tuple(map(one, prompts)))
+    found = replace(prompts, prompts=tuple(map(one, prompts)), template=None)
     if unplaced:
         log.warning(
             "The chat template rewrites %d of %d prompts (%s first): their spans are left out.",
             *(len(unplaced), len(prompts), unplaced[0]),
         )
-    return made
+    return found
 
 
 def _moved(prompt: Prompt, told: str, before: str) -> dict[str, tuple[int, int]]:
