@@ -17,6 +17,7 @@ from workbench import tasks
 from workbench.analysis.rendering import noted, rendered
 from workbench.lab.data import prepare
 from workbench.skills.compose import Skill
+from workbench.study.study import Study
 from workbench.tasks import Prompt, PromptSet
 
 OURS = "{% for m in messages %} {{ m.role }} : {{ m.content }}{% endfor %} it : "
@@ -131,3 +132,16 @@ def test_training_sees_what_the_template_makes(pair: wb.CheckpointPair):
         assert prepare(words, CHATS, loss, 64) == prepare(words, tasks.chat(CHATS, words), loss, 64)
     (one, *_) = prepare(words, CHATS, "answer", 64)
     assert one.ids[one.start :] == words("blue")["input_ids"][-1:]
+
+
+def test_a_study_tells_the_first_prompt_as_it_is_run(folders: Path, pair: wb.CheckpointPair):
+    other = shutil.copytree(folders / "tuned", folders / "other")
+    family = wb.load_family(folders / "base", {"one": folders / "tuned", "two": other})
+    (told,) = Study(family, task=CHATS).first_prompts()
+    assert told.replace("|", "").startswith("chats: ")
+    assert "it" in told
+    asked = PromptSet("chats", CHATS.prompts, template="tuned")
+    assert "so" in Study(family, task=asked).first_prompts()[0]
+    speaks(other, "{% for m in messages %} {{ m.content }}{% endfor %} it")
+    with pytest.raises(wb.WorkbenchError, match="found that those of one, two differ"):
+        Study(family, task=asked).first_prompts()

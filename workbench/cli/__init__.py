@@ -38,6 +38,8 @@ from workbench.cli.options import (
     show,
     texts,
 )
+from workbench.cli.reading import reads_prompts
+from workbench.cli.values import PROMPTS
 from workbench.cli.verbs import FAMILIES, group
 from workbench.version import __version__
 
@@ -220,14 +222,13 @@ def check(
 
 
 @app.command()
+@reads_prompts
 def compare(
     base: Base,
     member: Members = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(
-            "--prompts", "--task", help="Prompts with answers of the fine-tuned task, JSONL."
-        ),
+        typer.Option("--prompts", "--task", help=f"{PROMPTS}; of the fine-tuned task."),
     ] = None,
     text: Text = None,
     out: Out = Path("out/compare"),

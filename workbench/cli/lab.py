@@ -8,14 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli.options import Base, Device, Seed, asked, member_out
+from workbench.cli.reading import reads_prompts
+from workbench.cli.values import PROMPTS
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command()
+@reads_prompts
 def train(
     base: Base,
-    prompts: Annotated[Path, typer.Option(help="Training prompts with answers, JSONL.")],
+    prompts: Annotated[Path, typer.Option(help=f"{PROMPTS}, to train on.")],
     out: Annotated[Path, typer.Option(help="Folder for the member.", callback=member_out)],
     rank: Annotated[int, typer.Option(help="LoRA rank; 0 for full fine-tuning.")] = 16,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-4,

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from workbench.cli.reading import loaded
+
 Base = Annotated[str, typer.Argument(help="Folder, .gguf file, or hub id@revision.")]
 Tuned = Annotated[
     str,
@@ -197,9 +199,7 @@ def members_of(base: str, members: Mapping[str, str]) -> tuple[Any, dict[str, Ex
 def asked(path: Path, split: str = "test") -> Any:
     """The prompts of one split of a file, with a word where that leaves some out; all of a file
     that has none of it."""
-    import workbench as wb
-
-    whole = wb.tasks.PromptSet.load(path)
+    whole = loaded(path)
     own = [prompt for prompt in whole if prompt.split == split]
     if not own or len(own) == len(whole):
         return whole
@@ -230,9 +230,9 @@ def fewer(given: Any, most: int) -> Any:
 def group_of(path: Path) -> Any:
     """One group of prompts: a prompt set, or the lines of a text file."""
     import workbench as wb
-    from workbench.tasks.prompts import FILES
+    from workbench.tasks.prompts import are_prompts
 
-    if path.suffix in FILES:
+    if are_prompts(path) and path.suffix != ".txt":
         return asked(path)
     pieces = wb.tasks.read_text(path, characters=1, most=100_000)
     return [piece.strip() for piece in pieces if piece.strip()]

@@ -19,6 +19,7 @@ from workbench.cli.options import (
     finish,
     named,
 )
+from workbench.cli.reading import reads_prompts
 from workbench.cli.values import asked
 
 
@@ -43,6 +44,7 @@ def graft(
     print(f"{len(made):,} of {made.total:,} entries ({made.share:.3%}): {made.save(file)}")
 
 
+@reads_prompts
 def compose(
     base: Base,
     member: Members,

@@ -11,7 +11,7 @@ from typing import Any
 from workbench.cli.options import asked, group_of, named, numbers, words
 from workbench.cli.signatures import Parameter
 
-PROMPTS = "Prompts with answers, JSONL or CSV"
+PROMPTS = "Prompts with answers: JSONL, JSON, CSV, parquet, or a folder of datasets"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def groups_of_prompts(_: Parameter) -> Form:
             raise WorkbenchError("Two files of --prompts have the same name; rename one.")
         return {name: group_of(path) for name, path in found.items()}
 
-    return Form(list[Path], read, "A group: .jsonl, .csv, or a .txt of lines. May repeat.")
+    return Form(list[Path], read, "A group: a file of prompts, or a .txt of lines. May repeat.")
 
 
 def named_sites(_: Parameter) -> Form:

@@ -33,6 +33,7 @@ from workbench.cli.options import (
     full,
     named,
 )
+from workbench.cli.reading import reads_prompts
 from workbench.cli.signatures import Parameter, Signature, signatures
 from workbench.cli.values import Form, form
 
@@ -143,7 +144,8 @@ def command(signature: Signature) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(asked)  # type: ignore[attr-defined]
     run.__annotations__ = {one.name: one.annotation for one in asked}
     run.__doc__ = _help(signature)
-    return run
+    sets = any("PromptSet" in one.kind for one in signature.parameters)
+    return reads_prompts(run) if sets else run
 
 
 def _help(signature: Signature) -> str:

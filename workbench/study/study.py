@@ -6,13 +6,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from workbench.errors import WorkbenchError
+from workbench.analysis.rendering import rendered
+from workbench.errors import WorkbenchError, some
 from workbench.loaders import Family
 from workbench.study.catalogue import ANALYSES, Analysis
 from workbench.study.units import Unit
-from workbench.tasks import PromptSet
+from workbench.tasks import Prompt, PromptSet
 from workbench.tasks.batching import read_as
 from workbench.tasks.desiderata import Counterfactuals
+from workbench.tasks.transforms import is_chat
 
 STEPS = ".steps"  # how results along a training run are called
 # What an analysis can do without: sampled where not given, or nothing more to score.
@@ -137,12 +139,29 @@ class Study:
         return replace(self, family=Family(self.family.base, left), also=also, chains=chains)
 
     def first_prompts(self) -> list[str]:
-        """The first prompt of every set as the base's tokenizer cuts it."""
+        """The first prompt of every set as the base's tokenizer cuts it, in its chat template where
+        it is a chat. Raises WorkbenchError where members' own templates make different ones."""
         sets = [one for one in (self.task, *self.prompts) if one is not None and len(one)]
         if not sets:
             return []
         words = self.family.base.tokenizer()
-        return [f"{one.name}: {read_as(words, one[0])}" for one in sets]
+        return [f"{one.name}: {read_as(words, self._first(one))}" for one in sets]
+
+    def _first(self, prompts: PromptSet) -> Prompt:
+        if not is_chat(prompts):
+            return prompts[0]
+        made: dict[str, Prompt] = {}
+        for pair in self.family:
+            given: dict[str, Any] = {"pair": pair, "prompts": prompts[:1]}
+            rendered(given)
+            made[pair.name] = given["prompts"][0]
+        if len({one.text for one in made.values()}) > 1:
+            raise WorkbenchError(
+                f"Expected one chat template for {prompts.name!r} of all members, found that those "
+                f"of {some([*made])} differ, so that each would be asked another question; give "
+                'template="base" or "plain" (--template), or compare each member by itself.'
+            )
+        return next(iter(made.values()))
 
     def arguments(self, analysis: Analysis) -> dict[str, Any]:
         """What one analysis is called with."""

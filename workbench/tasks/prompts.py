@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -234,8 +235,9 @@ class PromptSet:
 
 def are_prompts(path: str | Path) -> bool:
     """Whether a path is one of prompts by its name, or a folder that `datasets` wrote."""
-    path = Path(path)
-    return path.suffix in FILES or any((path / one).is_file() for one in (DATASET, DATASETS))
+    # os.path's, unlike Path's, bears any text.
+    folder = any(os.path.isfile(os.path.join(path, one)) for one in (DATASET, DATASETS))
+    return folder or Path(path).suffix in FILES
 
 
 def tagged(
