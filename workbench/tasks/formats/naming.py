@@ -10,7 +10,7 @@ from typing import Any
 
 from workbench.errors import WorkbenchError, some
 from workbench.files.reading import is_number, parsed
-from workbench.tasks.formats.shapes import NAMES, SHAPES, Shape, text
+from workbench.tasks.formats.shapes import NAMES, SHAPES, Shape, shown, text
 
 NEAR = 0.82  # of difflib's ratio: "foil" is near "foils", "prompt_id" not near "prompt"
 _ANSWERS = (
@@ -46,10 +46,11 @@ def checked(given: Mapping[str, str] | None) -> dict[str, str]:
         field, dot, tag = name.partition(".")
         if name not in NAMES and not (field == "tags" and dot and tag):
             near = difflib.get_close_matches(name, NAMES, n=1)
-            hint = f"; did you mean {near[0]}" if near else ""
+            known = (
+                f"did you mean {near[0]}?" if near else f"there are {', '.join(NAMES)}, tags.NAME."
+            )
             raise WorkbenchError(
-                f"Expected map to name fields of a prompt ({', '.join(NAMES)}, tags.NAME), found "
-                f"{name!r}{hint}."
+                f"Expected map to name fields of a prompt, found {name!r}; {known}"
             )
     return found
 
@@ -88,22 +89,20 @@ def _at(row: Any, path: str, field: str) -> Any:
         elif isinstance(found, list) and step.isdecimal() and int(step) < len(found):
             found = found[int(step)]
         else:
+            ends = "" if found is row else f": before {step} stands {_kind(found)}"
             raise WorkbenchError(
-                f"there is no {path} for {field}; {_there(found, step, found is row)}."
+                f"there is no {path} for {field}{ends}; the keys of the row are {keys(row)}."
             )
         if not more:
             return found
         rest = more
 
 
-def _there(found: Any, step: str, outermost: bool) -> str:
-    """What can be taken from where a path ends."""
-    where = "the keys" if outermost else "there are the keys"
+def _kind(found: Any) -> str:
+    """What a path ends at, for a person."""
     if isinstance(found, Mapping):
-        return f"{where if outermost else 'before ' + step + ' ' + where} {keys(found)}"
-    if isinstance(found, list):
-        return f"before {step} is a list of {len(found)}"
-    return f"before {step} is {type(found).__name__}"
+        return f"an object of the keys {keys(found)}"
+    return f"a list of {len(found)}" if isinstance(found, list) else shown(found)
 
 
 def keys(row: Mapping[str, Any]) -> str:
@@ -124,19 +123,16 @@ def unknown(row: Mapping[str, Any], *, table: bool) -> WorkbenchError:
         if one is not None:
             found[name] = one
             taken.add(one)
-    title = shape.title if max(shares) >= 0.5 else "a prompt and its target, or of another shape"
-    said = f"missing {lacking} of {title}, found the keys {keys(row) or 'none'}"
+    wanted = " and ".join(lacking)
+    if max(shares) < 0.5:
+        wanted += " (or messages, question and answer, or text)"
+    said = f"missing {wanted}, found the keys {keys(row) or 'none'}"
     if table and not found and not taken:
         return WorkbenchError(f"{said}; the first line of a table must name its columns.")
     if len(found) < len(lacking):
-        return WorkbenchError(
-            f"{said}; name the keys that hold them: {proposal(found | _open(lacking, found))}."
-        )
-    return WorkbenchError(f"{said}; is it under another name? give {proposal(found)}.")
-
-
-def _open(lacking: list[str], found: Mapping[str, str]) -> dict[str, str]:
-    return {name: "KEY" for name in lacking if name not in found}
+        more = proposal(found | {name: "KEY" for name in lacking if name not in found})
+        return WorkbenchError(f"{said}; name the keys that hold them by {more}.")
+    return WorkbenchError(f"{said}; give {proposal(found)} where that is it.")
 
 
 def proposal(found: Mapping[str, str]) -> str:
