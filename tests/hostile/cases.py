@@ -16,6 +16,8 @@ from unittest import mock
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import yaml
 from hypothesis import strategies as st
@@ -307,10 +309,47 @@ def texts() -> list[Reader]:
 
     table = b"id,prompt,target,foils,split,kind\n1,Box,apple,book|pen,test,box\n"
     return [
-        Reader("jsonl", **damaged({"p.jsonl": row}, "p.jsonl", jsonl()), read=read, share=800),
-        Reader("csv", **damaged({"p.csv": table}, "p.csv", csv()), read=read, share=400),
-        Reader("text", **damaged({"t.txt": lines}, "t.txt", broken(lines)), read=pieces, share=200),
+        Reader("jsonl", **damaged({"p.jsonl": row}, "p.jsonl", jsonl()), read=read, share=500),
+        Reader("csv", **damaged({"p.csv": table}, "p.csv", csv()), read=read, share=300),
+        Reader("text", **damaged({"t.txt": lines}, "t.txt", broken(lines)), read=pieces, share=100),
+        *shaped(read),
     ]
+
+
+def shaped(read: Callable[[Path], None]) -> list[Reader]:
+    """Rows of every shape that is read, as lines and as tables of Arrow: each with one damaged."""
+    whole = json.dumps(ROWS[0]).encode()
+    row = st.sampled_from(ROWS).flatmap(lambda one: json_bytes(one, ("tags", "split", "id")))
+    state = json.dumps({"_data_files": [{"filename": "a.arrow"}]}).encode()
+    tables, streams = ([arrow(one, kind) for one in ROWS] for kind in ("parquet", "stream"))
+    stored = {"state.json": state, "a.arrow": streams[0], "b.arrow": streams[1]}
+    hurt = st.sampled_from(tables).flatmap(broken)
+    folders = st.one_of(
+        damaged(stored, "a.arrow", st.sampled_from(streams).flatmap(broken))["cases"],
+        damaged(stored, "state.json", json_bytes(json.loads(state), ("_indices_files",)))["cases"],
+    )
+
+    def folder(given: Path) -> None:
+        found = PromptSet.load(given)
+        assert PromptSet.load(found.save(given.parent / "again.jsonl")) == found
+
+    return [
+        Reader("shapes", **damaged({"p.jsonl": whole}, "p.jsonl", row), read=read, share=300),
+        Reader("parquet", **damaged({"p.parquet": tables[0]}, "p.parquet", hurt), read=read,
+               share=100),
+        Reader("datasets", stored, folders, folder, share=100),
+    ]  # fmt: skip
+
+
+def arrow(row: dict[str, Any], kind: str) -> bytes:
+    """A table of Arrow of one row, as parquet or as a stream of batches."""
+    table, buffer = pa.Table.from_pylist([row]), io.BytesIO()
+    if kind == "parquet":
+        pq.write_table(table, buffer)
+    else:
+        with pa.ipc.new_stream(buffer, table.schema) as writing:
+            writing.write_table(table)
+    return buffer.getvalue()
 
 
 def outcomes(seeds: Seeds) -> list[Reader]:
@@ -397,6 +436,19 @@ PROMPT = {
 }  # fmt: skip
 
 
+TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"},
+         {"role": "assistant", "content": "Yo"}]  # fmt: skip
+ROWS: list[dict[str, Any]] = [
+    {"question": "1 + 1?", "choices": ["one", "two"], "answer": 1, "subject": "sums"},
+    {"question": "1 + 1?", "choices": {"text": ["one", "two"], "label": ["A", "B"]},
+     "answerKey": "B"},
+    {"ctx": "She opens", "endings": ["it.", "a door."], "label": "1"},
+    {"question": "1 + 1?", "answer": "1 + 1 = 2\n#### 2"},
+    {"messages": TURNS}, {"prompt": TURNS[:2], "completion": TURNS[2:]},
+    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yo"}]},
+    {"prompt": "Hi", "chosen": "Yo", "rejected": "No"}, {"text": "Once upon a time."},
+    {"prompt": "Box", "target": " apple", "foils": [" book"], "kind": "box"},
+]  # fmt: skip
 SPEC = {
     "results": "results", "style": "paper", "size": [3, 2], "columns": 2,
     "panels": [{"analysis": "kept", "figure": "rank", "members": ["full"], "title": "a",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import copy
 import io
 import json
@@ -18,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -596,6 +599,72 @@ def test_prompt_lines(which: str, tmp_path: Path):
 def test_prompt_tables(content: bytes, says: str, tmp_path: Path):
     (tmp_path / "p.csv").write_bytes(content)
     refused(says, PromptSet.load, tmp_path / "p.csv")
+
+
+def repeated(folder: Path) -> None:
+    """700 bytes that say a hundred thousand times a text of a megabyte."""
+    places, words = pa.array([0] * 100_000, pa.int32()), pa.array(["x" * (1 << 20)])
+    table = pa.table({"text": pa.DictionaryArray.from_arrays(places, words)})
+    pq.write_table(table, folder / "p.parquet", compression="zstd")
+
+
+def nothing(folder: Path) -> None:
+    pq.write_table(pa.table({"text": pa.nulls(20_000_000)}), folder / "p.parquet")
+
+
+def column_twice(folder: Path) -> None:
+    table = pa.table([pa.array(["a"])] * 2, names=["text", "text"])
+    pq.write_table(table, folder / "p.parquet")
+
+
+def piped(folder: Path) -> None:
+    """Who opened it would wait for ever."""
+    os.mkfifo(folder / "p.parquet")
+
+
+TABLES = {
+    "a text of a megabyte, often": (repeated, "than 2 GiB"),
+    "millions of nothing": (nothing, "than 1000000 rows"),
+    "a column twice": (column_twice, "stands twice"),
+    "a pipe": (piped, "no file is there"),
+}
+
+
+@pytest.mark.parametrize("which", TABLES)
+def test_tables_that_would_fill_the_memory_or_never_end(which: str, tmp_path: Path):
+    make, says = TABLES[which]
+    make(tmp_path)
+    refused(says, PromptSet.load, tmp_path / "p.parquet")
+
+
+def streamed(folder: Path, schema: pa.Schema, value: object) -> None:
+    with pa.ipc.new_stream(folder / "a.arrow", schema) as writing:
+        writing.write_table(pa.table({"text": pa.array([value])}, schema=schema))
+
+
+@pytest.mark.parametrize(
+    "name", ["../other/a.arrow", "/etc/passwd", "", "..", "a\\b.arrow", "a.bin", 3, None]
+)
+def test_a_dataset_names_its_own_files_alone(name: object, tmp_path: Path):
+    for folder in ("mine", "other"):
+        (tmp_path / folder).mkdir()
+        streamed(tmp_path / folder, pa.schema([("text", pa.string())]), "a")
+    state = {"_data_files": [{"filename": name}]}
+    (tmp_path / "mine" / "state.json").write_text(json.dumps(state))
+    refused("names no files of the dataset", PromptSet.load, tmp_path / "mine")
+    (tmp_path / "dataset_dict.json").write_text(json.dumps({"splits": ["../mine"]}))
+    refused("does not name its splits", PromptSet.load, tmp_path)
+
+
+def test_a_type_of_arrow_that_is_a_pickle_runs_nothing(tmp_path: Path):
+    told = {b"ARROW:extension:name": b"arrow.py_extension_type",
+            b"ARROW:extension:metadata": pickle.dumps(Call())}  # fmt: skip
+    streamed(tmp_path, pa.schema([pa.field("text", pa.string(), metadata=told)]), "a")
+    state = {"_data_files": [{"filename": "a.arrow"}]}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    with contextlib.suppress(wb.WorkbenchError):
+        assert PromptSet.load(tmp_path)[0].target == "a"
+    assert not Path("MARKER").exists()
 
 
 def test_line_separators_inside_a_prompt_survive_saving(tmp_path: Path):

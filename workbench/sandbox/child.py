@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 LONGEST = 1 << 24  # characters of a text that is handed back
+MOST_ROWS = 1_000_000  # of a table
 KEPT: dict[str, Any] = {}
 
 
@@ -78,6 +79,8 @@ def table(paths: list[str], kind: str, most: int) -> list[dict[str, Any]]:
                 told = json.dumps(batch.to_pylist(), default=_said)
                 size += len(told)
                 rows += json.loads(told)
+                if len(rows) > MOST_ROWS:
+                    raise ValueError(f"it holds more than {MOST_ROWS} rows")
     if size > most:
         raise ValueError(f"it holds more than {most >> 20} MiB")
     return rows

@@ -23,7 +23,7 @@ from workbench.tasks.prompts import DATASET, DATASETS, FILES
 
 MOST = 512 * MIB  # of a file of prompts
 # Of a table of Arrow: its rows as JSON, the clock, and bytes of memory.
-MOST_ROWS, SECONDS, ROOM = 128 * MIB, 120.0, 4 << 30
+MOST_ROWS, SECONDS, ROOM = 128 * MIB, 120.0, 2 << 30
 Row = tuple[int, Any]
 # Columns whose cells hold several texts, JSON or separated by "|", or an object in JSON.
 LISTS = ("foils", "choices", "endings")
