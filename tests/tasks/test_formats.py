@@ -66,6 +66,10 @@ PLAIN: dict[str, tuple[dict[str, Any], str, str, tuple[str, ...], Any]] = {
         {"question": " 1 + 2? ", "choices": ["two", "three"], "answer": "three"}, SUM, " three",
         (" two",), Choices(),
     ),
+    "a prompt with choices": (
+        {"prompt": "1 + 2 =", "choices": ["two", "three"], "answer": 0}, "1 + 2 =", " two",
+        (" three",), Choices(),
+    ),
     "ARC": (
         {"question": "1 + 2?", "choices": LETTERED, "answerKey": "B"}, SUM, " 3", (" 2", " 4"),
         Choices(),

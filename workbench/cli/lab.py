@@ -64,3 +64,17 @@ def build(
     import workbench as wb
 
     print(f"Family: {wb.lab.build(out, members=member)}")
+
+
+@app.command()
+def sets(
+    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("out/sets"),
+) -> None:
+    """Draw two small sets of prompts to try with: questions with choices, and conversations.
+
+    Example: workbench lab sets --out out/sets
+    """
+    from workbench.lab.sets import write
+
+    for path in write(out):
+        print(path)

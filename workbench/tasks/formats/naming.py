@@ -163,7 +163,7 @@ def require_plain(row: Mapping[str, Any], shape: Shape) -> None:
         near = [low] if low in wanted else difflib.get_close_matches(low, wanted, 1, NEAR)
         near = [one for one in near if abs(len(one) - len(low)) <= 2]
         if not near and isinstance(row[key], list):
-            listed = "foils" if shape.own else "choices" if "question" in shape.needs else ""
+            listed = "foils" if shape.own else "choices" if "answer" in shape.known else ""
             near = [listed] if listed not in row and low in SYNONYMS.get(listed, ()) else []
         if near:
             raise WorkbenchError(

@@ -40,9 +40,10 @@ def read(
 
     Rows may be ours ({"prompt", "target"}, and what else a `Prompt` has; `PromptSet.save` writes
     them), TRL's prompt and completion, messages, or chosen and rejected, ShareGPT's conversations,
-    a question with choices and the answer's number, letter or text, HellaSwag's ctx, endings and
-    label, a question with its answer (worked, with "####", as GSM8K's), or texts. Of a DatasetDict
-    the split test is read, else validation; give FOLDER/train for another.
+    a question with choices and the answer's number (from 0), letter or text, a prompt with the same
+    that is taken as it is, HellaSwag's ctx, endings and label, a question with its answer (worked,
+    with "####", as GSM8K's), or texts. Of a DatasetDict the split test is read, else validation;
+    give FOLDER/train for another.
 
     map: field -> dotted path into a row, for other names: {"target": "answers.0", "tags.kind":
     "meta.kind"}. scorer: when an answer is right, or as `tasks.scorers.scorer` reads it; None takes

@@ -124,13 +124,21 @@ def _endings(row: Mapping[str, Any], asked: Asked) -> Fields:
 
 
 def _question(row: Mapping[str, Any], asked: Asked) -> Fields:
-    texts, labels = _choices(row["choices"], "choices")
-    name = "answer" if "answer" in row else "answerKey"
-    place = _place(row[name], texts, labels, name)
     question = text(row["question"], "question").strip()
     if asked.letters:
-        return _chosen(question, texts, place, asked, "Question: {}\n{}\nAnswer:")
-    return _chosen(f"Question: {question}\nAnswer:", texts, place, asked, "")
+        return _chosen(question, *_answer(row), asked, "Question: {}\n{}\nAnswer:")
+    return _chosen(f"Question: {question}\nAnswer:", *_answer(row), asked, "")
+
+
+def _worded(row: Mapping[str, Any], asked: Asked) -> Fields:
+    return _chosen(text(row["prompt"], "prompt"), *_answer(row), asked, "{}\n{}\nAnswer:")
+
+
+def _answer(row: Mapping[str, Any]) -> tuple[list[str], int]:
+    """The choices of a row, and which of them is right."""
+    texts, labels = _choices(row["choices"], "choices")
+    name = "answer" if "answer" in row else "answerKey"
+    return texts, _place(row[name], texts, labels, name)
 
 
 def _chosen(prompt: str, texts: list[str], place: int, asked: Asked, listed: str) -> Fields:
@@ -205,6 +213,9 @@ SHAPES: tuple[Shape, ...] = (
     Shape("prompt and completion", ("prompt", "completion"), _completion),
     Shape("messages", ("messages",), _messages, may=("tools", "prompt")),
     Shape("conversations", ("conversations",), _conversations, may=("tools", "system")),
+    Shape(
+        "prompt, choices and answer", ("prompt", "choices", "answer|answerKey"), _worded, Choices()
+    ),
     Shape("ctx, endings and label", ("ctx", "endings", "label"), _endings, Choices()),
     Shape(
         "question, choices and answer", ("question", "choices", "answer|answerKey"), _question,
