@@ -66,7 +66,7 @@ def test_check_prints_and_exits_by_what_it_found(base: Path, tuned: Path, tmp_pa
         (["demo", "--model", "other"], "family or smollm2"),
         (["report", "/nowhere"], "saved Result"),
         (["tuco", "BASE", "BASE", "--prompts", "a.txt", "--prompts", "b/a.txt"], "same name"),
-        (["tuco", "BASE", "BASE", "--prompts", "a.txt", "--alphas", "0,1"], ".jsonl or .csv"),
+        (["tuco", "BASE", "BASE", "--prompts", "a.txt", "--alphas", "0,1"], "no file is there"),
         (["compare", "BASE", "--member", "a=BASE", "--only", "tuco.scaling"], "(--prompts)"),
     ],
 )

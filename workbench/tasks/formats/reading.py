@@ -61,7 +61,7 @@ def read(
     scorer = scorers.scorer(scorer) if isinstance(scorer, str) else scorer
     given: dict[str, Any] = {"scorer": scorer, "template": template}
     chosen = {name: value for name, value in given.items() if value is not None}
-    if path.suffix == ".txt" and not path.is_dir():
+    if path.suffix == ".txt" and path.is_file():
         return _of_text(path, chosen)
     rows = rows_of(path)
     made = _Reading(path, paths, Asked(letters), rows.cells)
