@@ -112,6 +112,12 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
             "template_spread", "template_spread_chance",
         ),
     },
+    "forgetting.samples": {
+        "forgetting/test_samples.py::test_every_number_by_hand": (
+            "score", "score_change", "lost", "gained", "lost_adjusted", "gained_adjusted",
+            "mcnemar", "item", "group_*",
+        ),
+    },
     "forgetting.interpolate": {
         "forgetting/test_interpolate.py::test_mixed_logits_are_plain_torchs": ("loss",),
         "forgetting/test_interpolate.py::"

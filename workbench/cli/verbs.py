@@ -41,6 +41,7 @@ FAMILIES = {  # group of verbs -> family
     "spectral": "spectral", "tuco": "tuco", "patch": "patching", "skills": "skills",
     "forget": "forgetting", "behaviour": "behaviour",
 }  # fmt: skip
+PATH = "str | Path"  # an argument that is a file or a folder
 # What is called alike in every verb, whatever its docstring says.
 SHARED = {"batch_size": Batch, "seed": Seed, "device": Device, "dtype": Dtype, "large": Large}
 # Earlier names, which still work and which no help shows.
@@ -107,10 +108,29 @@ class TucoVerbs(Verbs):
         return super().parse_args(ctx, args)
 
 
+class ForgetVerbs(Verbs):
+    """`workbench forget retention --samples BASE TUNED` is that of samples."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words = [one.partition("=") for one in args]
+        if args[:1] == ["retention"] and any(name == "--samples" for name, *_ in words):
+            given = [[value] if equals else [] for name, equals, value in words
+                     if name == "--samples"]  # fmt: skip
+            there = [
+                one for one, (name, *_) in zip(args, words, strict=True) if name != "--samples"
+            ]
+            args = ["samples", *(value for one in given for value in one), *there[1:]]
+        return super().parse_args(ctx, args)
+
+
+OWN = {"tuco": TucoVerbs, "forget": ForgetVerbs}  # groups in which a verb hands over to another
+
+
 def group(name: str, by_hand: Mapping[str, Callable[..., None]] | None = None) -> typer.Typer:
     """The verbs of a family as a part of the command line."""
-    kind: type[Verbs] = TucoVerbs if name == "tuco" else Verbs
-    made: Any = type(name, (kind,), {"family": FAMILIES[name], "by_hand": by_hand or {}})
+    made: Any = type(
+        name, (OWN.get(name, Verbs),), {"family": FAMILIES[name], "by_hand": by_hand or {}}
+    )
     return typer.Typer(cls=made, no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -151,7 +171,8 @@ def command(signature: Signature) -> Callable[..., None]:
 def _help(signature: Signature) -> str:
     paper, example = (signature.record.get(name, "") for name in ("paper", "example"))
     group = next(name for name, family in FAMILIES.items() if family == signature.family)
-    subject = {"CheckpointPair": "BASE TUNED", "Family": "BASE"}.get(signature.parameters[0].kind)
+    subjects = {"CheckpointPair": "BASE TUNED", "Family": "BASE", PATH: "BASE TUNED"}
+    subject = subjects.get(signature.parameters[0].kind)
     words = ["workbench", group, verb_of(signature), subject, example]
     told = " ".join(word for word in words if word)
     return f"{signature.question}{paper and f' {paper}.'}\n\nExample: {told}"
@@ -222,7 +243,9 @@ def _by_form(parameter: Parameter, found: Form, typed: str, smaller: Any) -> ins
     """smaller: what the command line chooses in place of the default, None where it does not."""
     help = (found.help if _private(parameter.help) else parameter.help).replace("`", "")
     plain = found.type in (bool, int, float, str) and found.help == ""
-    if parameter.needed and (parameter.kind == "str" or parameter.kind.endswith("[Result]")):
+    if parameter.needed and (
+        parameter.kind in ("str", PATH) or parameter.kind.endswith("[Result]")
+    ):
         return _option(parameter.name, Annotated[found.type, typer.Argument(help=help)])
     flags = [f"{typed}/--no-{typed[2:]}"] if found.type is bool else [typed]
     metavar = "|".join(parameter.choices) if found.type is str and plain else None

@@ -8,12 +8,14 @@ from workbench.forgetting.probe import probe
 from workbench.forgetting.prune import prune
 from workbench.forgetting.retention import retention
 from workbench.forgetting.revive import revive
+from workbench.forgetting.samples import samples
 from workbench.forgetting.sequential import sequential
 from workbench.forgetting.verdict import verdict
 
 # In the order in which a report tells them.
 ANALYSES = (
     retention,
+    samples,
     interpolate,
     knowledge,
     conjugate,
@@ -27,7 +29,7 @@ ANALYSES = (
 
 __all__ = [
     "association", "conjugate", "interpolate", "knowledge", "probe", "prune", "retention", "revive",
-    "sequential", "verdict",
+    "samples", "sequential", "verdict",
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import torch
 
 import workbench as wb
 from tests.forgetting.conftest import erased, knower, nouns, wrapped
+from tests.forgetting.logged import choice_row, lines
 from tests.skills.conftest import write
 from workbench.results.result import Result
 from workbench.study import units
@@ -43,4 +44,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
     path: dict[str, Any] = {"prompts": OTHER, "others": others, "alphas": (0.0, 0.5, 1.0)}
     found.append(units.over(made, wb.forgetting.interpolate, **path))
     tasks = {"hidden": OTHER, "gone": PromptSet("late", nouns(60).prompts)}
-    return [*found, wb.forgetting.sequential(made, tasks, [PLAIN])]
+    found.append(wb.forgetting.sequential(made, tasks, [PLAIN]))
+    logs = [lines(folder / f"{side}.jsonl", [choice_row(i, i % 5 > wrong) for i in range(20)])
+            for side, wrong in (("base", 0), ("gone", 2))]  # fmt: skip
+    return [*found, wb.forgetting.samples(*logs, name="gone")]

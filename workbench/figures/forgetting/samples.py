@@ -1,0 +1,76 @@
+"""What was lost and won, by the logs of an evaluation?"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from workbench.figures.drawing import Drawing, has
+from workbench.figures.forgetting.transitions import transfer, transitions
+from workbench.figures.wording import Findings, change
+from workbench.results.changed_items import LOST, WON, changed_items
+from workbench.results.result import Result
+
+KEY = "forgetting.samples"
+HEADING = "What was lost and won, by logs"
+SAID = 3  # tasks of a sentence
+
+DRAWINGS = (
+    Drawing(
+        KEY,
+        "transitions",
+        "Lost and won, item by item",
+        transitions,
+        "Of every task the share of items that the base answered and the tuned model did not "
+        "(left), and the other way round (right), with 95% intervals over items, or over clusters "
+        "of them. Hollow marks: less what guessing among the choices gives.",
+        "The logs are of one run of each model: where answers were sampled, two runs of the same "
+        "model swap items too. What the two logs were measured with must be alike; what they say "
+        "of that is in the notes.",
+        applies=has("lost"),
+    ),
+    Drawing(
+        KEY,
+        "transfer",
+        "Every task",
+        transfer,
+        "Change of the score against the base by task, and below it the shares of items lost and "
+        "won. Framed: the 95% interval leaves out 0.",
+        "Nothing is corrected for the number of tasks, and small changes of small tasks are "
+        "chance.",
+        applies=has("lost"),
+    ),
+)
+
+
+def sentence(result: Result) -> Findings:
+    """The score, its change, and how many items went either way; of many tasks the three whose
+    score changed most."""
+    moved = {(one.member, one.task, one.way): (len(one.table), one.every)
+             for one in changed_items(result)}  # fmt: skip
+    parts = []
+    for member in result.members:
+        own = result.table[result.table["member"] == member]
+        changes = own[own["metric"] == "score_change"].set_index("task")["value"].abs()
+        said = set(changes.sort_values(ascending=False, kind="stable").index[:SAID])
+        told = []
+        for task in changes.index[[task in said for task in changes.index]]:
+            (lost, n), (won, _) = (moved[member, task, way] for way in (LOST, WON))
+            told.append(f"{_scores(own[own['task'] == task], task)}, lost {lost}, won {won} of {n}")
+            told[-1] += _p(own[own["task"] == task])
+        more = len(changes) - len(told)
+        rest = f" | and {more} more task{'s' if more > 1 else ''}" if more else ""
+        parts.append(f"{member}: {' | '.join(told)}{rest}")
+    return "Item by item against the base (95% intervals over items)", parts
+
+
+def _scores(rows: pd.DataFrame, task: str) -> str:
+    """ "gsm8k 0.41 to 0.38 (-0.03 [-0.08, +0.02])" """
+    by = rows.drop_duplicates("metric").set_index("metric")
+    score = by.loc["score"]
+    moved = change(by.loc["score_change"], "+.2f")
+    return f"{task} {score['baseline']:.2f} to {score['value']:.2f} ({moved})"
+
+
+def _p(rows: pd.DataFrame) -> str:
+    found = rows.loc[rows["metric"] == "mcnemar", "value"]
+    return f", McNemar p = {found.iloc[0]:.2g}" if len(found) else ""
