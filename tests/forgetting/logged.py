@@ -4,12 +4,15 @@ what is read and to what stands beside it."""
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 DATE = "2026-01-02T03-04-05.678901"
+ZSTANDARD = 93
 CHOICES = ("cat", "horse", "parrot", "dog")
 
 
@@ -137,6 +140,33 @@ def evaluation(samples: Sequence[Mapping[str, Any]], **more: Any) -> dict:
         "samples": list(samples),
         "reductions": [],
     }  # fmt: skip
+
+
+def archive(log: Mapping[str, Any], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """A .eval. method: 93 is zstandard, which zipfile cannot pack: it is packed here, stored, and
+    the stored file's method is written over."""
+    about = dict(log)
+    parts = {f"samples/{one['id']}_epoch_1.json": one for one in about.pop("samples")}
+    packed = {
+        name: json.dumps(one).encode() for name, one in {**parts, "header.json": about}.items()
+    }
+    if method == ZSTANDARD:
+        import zstandard
+
+        packed = {name: zstandard.compress(raw) for name, raw in packed.items()}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(
+        buffer, "w", zipfile.ZIP_STORED if method == ZSTANDARD else method
+    ) as made:
+        for name, raw in packed.items():
+            made.writestr(name, raw)
+    raw = bytearray(buffer.getvalue())
+    for mark, place in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)) if method == ZSTANDARD else ():
+        at = raw.find(mark)
+        while at >= 0:
+            raw[at + place] = ZSTANDARD
+            at = raw.find(mark, at + 4)
+    return bytes(raw)
 
 
 def written(path: Path, log: Mapping[str, Any]) -> Path:

@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 import workbench as wb
 from tests.forgetting.logged import (
     DATE,
+    ZSTANDARD,
+    archive,
     choice_row,
     evaluation,
     lines,
@@ -208,38 +210,17 @@ def test_epochs_of_a_sample_go_together(tmp_path: Path):
     assert list(found.metric("item")["prompt"])[:2] == ["q0, epoch 1", "q0, epoch 2"]
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, 93])
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, ZSTANDARD])
 def test_an_archive_says_what_its_json_says(method: int, tmp_path: Path):
     paths = []
     for name, letters in (("b", "CICI"), ("t", "CCII")):
         log = evaluation([sample(i, letter) for i, letter in enumerate(letters)])
         written(tmp_path / f"{name}.json", log)
-        paths.append(archived(tmp_path / f"{name}.eval", log, method))
+        paths.append(tmp_path / f"{name}.eval")
+        paths[-1].write_bytes(archive(log, method))
     found = wb.forgetting.samples(*paths)
     plain = wb.forgetting.samples(tmp_path / "b.json", tmp_path / "t.json")
     assert found.table.equals(plain.table)
-
-
-def archived(path: Path, log: dict, method: int) -> Path:
-    """A .eval; of zstandard, which zipfile does not pack, by replacing what is stored."""
-    log = dict(log)
-    parts = {f"samples/{one['id']}_epoch_1.json": one for one in log.pop("samples")}
-    parts = {name: json.dumps(one).encode() for name, one in {**parts, "header.json": log}.items()}
-    if method == 93:
-        zstandard = pytest.importorskip("zstandard")
-        parts = {name: zstandard.compress(raw) for name, raw in parts.items()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED if method == 93 else method) as archive:
-        for name, raw in parts.items():
-            archive.writestr(name, raw)
-    if method == 93:
-        raw = bytearray(path.read_bytes())
-        for mark, place in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
-            at = raw.find(mark)
-            while at >= 0:
-                raw[at + place] = 93
-                at = raw.find(mark, at + 4)
-        path.write_bytes(raw)
-    return path
 
 
 def test_items_of_one_side_and_items_without_a_score_are_left_out_and_told(tmp_path: Path):

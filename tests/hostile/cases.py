@@ -26,11 +26,12 @@ from safetensors.torch import save
 import workbench as wb
 from tests.conftest import adapter, nudged, saved, tiny
 from tests.figures.synthetic import family, intruders, retention
+from tests.forgetting import logged
 from tests.hostile import leads, neighbours, spoken
 from tests.hostile.mangled import TEXTS, broken, json_bytes
 from tests.hostile.page import require_escaped
 from tests.loaders.test_gguf import write as write_gguf
-from workbench.errors import unpanicked
+from workbench.errors import unpanicked, visible
 from workbench.figures import Spec
 from workbench.loaders import tokenizer_safety
 from workbench.results import cache, run_folder
@@ -82,6 +83,7 @@ class Seeds:
     """Whole files of every kind, made once under `root`."""
 
     def __init__(self, root: Path) -> None:
+        self.root = root
         self.base = saved(tiny("llama"), root / "base")
         (self.base / "tokenizer.json").write_text(json.dumps(TOKENIZER))
         (self.base / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG))
@@ -159,6 +161,7 @@ def damaged(files: Files, name: str, content: st.SearchStrategy[bytes]) -> dict[
 
 def readers(seeds: Seeds) -> list[Reader]:
     found = [*weights(seeds), *models(seeds), *leading(seeds), *texts(), *outcomes(seeds)]
+    found += logs(seeds)
     return [*found, *meanings(seeds), *neighbourhoods(seeds)]
 
 
@@ -350,6 +353,57 @@ def arrow(row: dict[str, Any], kind: str) -> bytes:
         with pa.ipc.new_stream(buffer, table.schema) as writing:
             writing.write_table(table)
     return buffer.getvalue()
+
+
+def logs(seeds: Seeds) -> list[Reader]:
+    """One side's log of an evaluation is damaged, the other's is whole."""
+    rows = [logged.choice_row(i, i > 2) for i in range(5)]
+    about, name = logged.results("zoo"), f"samples_zoo_{logged.DATE}.jsonl"
+    whole = {
+        name: "\n".join(map(json.dumps, rows)).encode(),
+        f"results_{logged.DATE}.json": json.dumps(about).encode(),
+    }
+    log = logged.evaluation([logged.sample(i, "CIC"[i]) for i in range(3)])
+    packed = logged.archive(log)
+    inspected = {"a.json": json.dumps(log).encode(), "a.eval": packed}
+    sides = {}
+    for side, files in (("harness", whole), ("inspected", {"a.json": inspected["a.json"]})):
+        for file, raw in files.items():
+            (seeds.root / side).mkdir(exist_ok=True)
+            (seeds.root / side / file).write_bytes(raw)
+        sides[side] = seeds.root / side
+
+    def read(folder: Path) -> None:
+        found = wb.forgetting.samples(sides["harness"], folder, by="subject")
+        require_plain(found)
+
+    def inspect(folder: Path) -> None:
+        for file in folder.iterdir():
+            require_plain(wb.forgetting.samples(sides["inspected"], file))
+
+    line = st.one_of(*(json_bytes(row, ("filter", "acc")) for row in rows[:2]))
+    lines = st.tuples(line, st.just(json.dumps(rows[4]).encode())).map(b"\n".join)
+    damage = st.one_of(
+        damaged(whole, name, st.one_of(lines, broken(whole[name])))["cases"],
+        damaged(whole, f"results_{logged.DATE}.json", json_bytes(about))["cases"],
+    )
+    # Each as a file of its own: that one of them is refused says nothing of the other.
+    inspections = st.one_of(
+        json_bytes(log).map(lambda raw: {"a.json": raw}),
+        broken(packed).map(lambda raw: {"a.eval": raw}),
+    )
+    return [
+        Reader("harness", whole, damage, read, 400),
+        Reader("inspected", inspected, inspections, inspect, 300),
+    ]
+
+
+def require_plain(found: wb.Result) -> None:
+    """Finite scores, and no text that a terminal or a page would obey."""
+    assert np.isfinite(found.metric("score")["value"]).all()
+    for column in ("prompt", "asked", "expected", "base_said", "said"):
+        for text in found.metric("item")[column]:
+            assert visible(text) == text
 
 
 def outcomes(seeds: Seeds) -> list[Reader]:

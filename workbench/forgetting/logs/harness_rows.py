@@ -19,6 +19,7 @@ from workbench.forgetting.logs.item import (
     beginning,
     digest,
     ending,
+    is_id,
     number_of,
     tags_of,
     told,
@@ -55,7 +56,7 @@ def tasks_of(rows: Iterator[tuple[str, Any]], name: str, results: Mapping[str, A
     WorkbenchError for a row that is no item, or one that stands twice."""
     by_filter: dict[str, dict[str, Item]] = {}
     for where, row in rows:
-        if not isinstance(row, Mapping) or not isinstance(row.get("doc_id"), int | str):
+        if not isinstance(row, Mapping) or not is_id(row.get("doc_id")):
             raise WorkbenchError(
                 f"{where} is no object with a doc_id, as each line is that lm-eval writes with "
                 "--log_samples"

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from workbench.errors import WorkbenchError
+from workbench.files.reading import is_count
 from workbench.forgetting.logs.item import (
     Item,
     Score,
@@ -17,6 +18,7 @@ from workbench.forgetting.logs.item import (
     beginning,
     digest,
     ending,
+    is_id,
     number_of,
     tags_of,
     told,
@@ -42,13 +44,14 @@ def task_of(about: Mapping[str, Any], samples: Sequence[Any]) -> Task:
         raise WorkbenchError("its eval names no task")
     if not samples:
         raise WorkbenchError("it holds no samples (--no-log-samples leaves them out)")
-    several = len({one.get("epoch") for one in samples if isinstance(one, Mapping)}) > 1
+    for number, sample in enumerate(samples, 1):
+        whole = isinstance(sample, Mapping) and is_count(sample.get("epoch", 1), 0)
+        if not whole or not is_id(sample.get("id")):
+            raise WorkbenchError(f"sample {number} is no object with an id and a number of epoch")
+    several = len({sample.get("epoch", 1) for sample in samples}) > 1
     items: dict[str, Item] = {}
     for number, sample in enumerate(samples, 1):
-        if not isinstance(sample, Mapping) or not isinstance(sample.get("id"), int | str):
-            raise WorkbenchError(f"sample {number} is no object with an id")
-        key = str(sample["id"])
-        epoch = str(sample.get("epoch", 1))
+        key, epoch = str(sample["id"]), sample.get("epoch", 1)
         made = _item(sample, {SAMPLE: key} if several else {})
         key = f"{key}, epoch {epoch}" if several else key
         if key in items:

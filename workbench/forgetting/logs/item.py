@@ -86,6 +86,11 @@ def number_of(value: Any) -> float | None:
     return float(value) if is_number(value) else None
 
 
+def is_id(value: Any) -> bool:
+    """Whether a value from JSON can tell an item from others: a whole number or a text."""
+    return isinstance(value, int | str) and not isinstance(value, bool)
+
+
 def tags_of(fields: Any) -> dict[str, str]:
     """The fields of an object that name a group: short texts, whole numbers, true and false."""
     found: dict[str, str] = {}
