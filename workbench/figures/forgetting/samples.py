@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from workbench.figures.drawing import Drawing, has
-from workbench.figures.forgetting.transitions import transfer, transitions
+from workbench.figures.forgetting.transitions import transitions
 from workbench.figures.wording import Findings, change
 from workbench.results.changed_items import LOST, WON, changed_items
 from workbench.results.result import Result
@@ -26,17 +26,6 @@ DRAWINGS = (
         "The logs are of one run of each model: where answers were sampled, two runs of the same "
         "model swap items too. What the two logs were measured with must be alike; what they say "
         "of that is in the notes.",
-        applies=has("lost"),
-    ),
-    Drawing(
-        KEY,
-        "transfer",
-        "Every task",
-        transfer,
-        "Change of the score against the base by task, and below it the shares of items lost and "
-        "won. Framed: the 95% interval leaves out 0.",
-        "Nothing is corrected for the number of tasks, and small changes of small tasks are "
-        "chance.",
         applies=has("lost"),
     ),
 )

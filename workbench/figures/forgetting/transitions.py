@@ -38,10 +38,10 @@ def transitions(result: Result, ax: Axes | None = None) -> Figure:
         here.axvline(0, color=style.GREY, lw=1, zorder=0)
         here.set_yticks(range(len(looks)), [look.label for look in looks.values()])
         here.set_title(style.text(task, 30), loc="left", fontsize=style.SMALL)
-    axes.flat[0].invert_yaxis()
+    axes.flat[0].set_ylim(len(looks) - 0.4, -0.5)
     axes.flat[0].xaxis.set_major_formatter(lambda value, _: f"{abs(value):.2g}")
     for here in axes[-1]:
-        here.set_xlabel("lost (1 → 0)  |  won (0 → 1)\n(share of items, against the base)")
+        here.set_xlabel("lost (1 → 0)  |  won (0 → 1)\n(share, against the base)")
     style.first_column(axes, "member")
     style.blank(axes, len(tasks))
     return figure
