@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from workbench.analysis.record import analysis
+from workbench.errors import WorkbenchError
 from workbench.forgetting import paired
+from workbench.forgetting.harness import measured
 from workbench.forgetting.paired import Paired
 from workbench.forgetting.side_answers import Side, both, require_prompts
 from workbench.loaders import CheckpointPair
@@ -44,7 +47,7 @@ Floats = NDArray[np.float64]
 @analysis(
     "What was learned, and what was lost?",
     paper="paired evaluation",
-    example="--prompts facts.jsonl --texts wiki.txt",
+    example="--prompts facts.jsonl --texts wiki.txt --show 5",
     passes=2,
     takes={"prompts": "everything", "task": "task_name", "texts": "texts"},
     along=True,
@@ -59,6 +62,9 @@ def retention(
     task: PromptSet | str | None = None,
     by: str | None = None,
     cluster: str | None = None,
+    lm_eval: Sequence[str] = (),
+    limit: int | None = None,
+    include: str | Path | None = None,
     batch_size: int = 32,
     seed: int = 0,
     device: str = "cpu",
@@ -71,8 +77,10 @@ def retention(
     samples of the base itself. task: prompts of what was fine-tuned, scored first, or the name of
     those among `prompts`; figures tell it. by: a tag of the prompts, "subject" for example, for
     whose every value the scores are told apart. cluster: a tag that items share which are not
-    independent, "passage" for example; intervals then resample whole clusters. Runs the stored
-    weights, adapters unmerged, in `dtype` ("float32" or "bfloat16").
+    independent, "passage" for example; intervals then resample whole clusters. lm_eval: tasks of
+    lm-evaluation-harness to run as well, where that is installed, scored by its own first metric;
+    limit: the first so many items of each; include: a folder of tasks of one's own (YAML). Runs the
+    stored weights, adapters unmerged, in `dtype` ("float32" or "bfloat16").
 
     Returns a Result with a row per (task, metric), each with a 95% bootstrap interval, paired over
     items, and n: score with the base's value as baseline, score_change, tuned - base, lost and
@@ -94,7 +102,13 @@ def retention(
         require_prompts(*prompts)
     scored = [one for one in prompts if not isinstance(one.scorer, Loss)]
     asked = [_questions(one) for one in scored]
-    paired.require_tags(asked, by=by, cluster=cluster)
+    run: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype}
+    theirs, notes = (), ()
+    if lm_eval:
+        found = measured(pair, lm_eval, limit=limit, include=include, **run)
+        theirs, notes = found.paired, found.notes
+        _require_new(theirs, prompts)
+    paired.require_tags([*asked, *theirs], by=by, cluster=cluster)
     base, tuned = both(pair, batch_size, device, dtype)
     # Without a start token there is nothing to sample from; given texts then serve for both.
     samples = list(texts) if texts and not _starts(base.words) else base.samples(seed=seed)
@@ -106,6 +120,8 @@ def retention(
         rows += paired.rows(items, by=by, cluster=cluster, seed=seed)
         rows += _further(one, before, after, seed)
         rows += _over_templates(one, items, seed)
+    for items in theirs:
+        rows += paired.rows(items, by=by, cluster=cluster, seed=seed)
     plain = {one.name: one.texts for one in prompts if isinstance(one.scorer, Loss)}
     for name, own in (plain | {PRETRAINING: list(texts)}).items():
         rows += _losses(name, base, tuned, own, seed)
@@ -117,9 +133,21 @@ def retention(
     parameters = {
         "prompts": describe(list(prompts)), "texts": describe(list(texts)), "task": task,
         **({"by": by} if by else {}), **({"cluster": cluster} if cluster else {}),
+        **({"lm_eval": list(lm_eval), "limit": limit} if lm_eval else {}),
     }  # fmt: skip
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
+    provenance = provenance.with_notes((*notes, *provenance.notes))
     return finished("forgetting.retention", table, provenance)
+
+
+def _require_new(theirs: Sequence[Paired], prompts: Sequence[PromptSet]) -> None:
+    """Raises WorkbenchError where a task of lm-eval is called like a set of prompts."""
+    twice = {one.task for one in theirs} & {PRETRAINING, *(one.name for one in prompts)}
+    if twice:
+        raise WorkbenchError(
+            f"Expected tasks of different names, found {sorted(twice)[0]!r} among the prompts and "
+            "in lm-eval; rename the prompts."
+        )
 
 
 def _starts(words: Any) -> bool:

@@ -26,13 +26,14 @@ from workbench.models import Layout
 from workbench.models.sides import named_dtype
 from workbench.patching import patches as places
 from workbench.patching import sweep as shared
+from workbench.patching.answered import answered
 from workbench.patching.patches import Patch, Position, Where
 from workbench.patching.strongest import controlled
 from workbench.patching.sweep import Side
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
 from workbench.tasks import Prompt, PromptSet, corrupt
-from workbench.tasks.batching import Row, rows
+from workbench.tasks.batching import Row
 
 Direction = Literal["denoising", "noising"]
 SIDES = ("base", "tuned")
@@ -186,7 +187,7 @@ def partners(
             f"Expected a corrupt partner for each of {len(prompts)} prompts, found "
             f"{len(corrupted)}; give one for each, in their order."
         )
-    clean, dirty = (rows(words, one, answers=True) for one in (prompts, corrupted))
+    clean, dirty = (answered(words, one) for one in (prompts, corrupted))
     for one, other, prompt in zip(clean, dirty, prompts, strict=True):
         if one.answer != other.answer:
             raise WorkbenchError(

@@ -43,6 +43,7 @@ from workbench.patching import edges as graph
 from workbench.patching import patches as places
 from workbench.patching import sweep as shared
 from workbench.patching.activation import SIDES, asked, partners, tokens_of
+from workbench.patching.answered import answered
 from workbench.patching.cross_model import with_answers
 from workbench.patching.edges import EMBEDDING
 from workbench.patching.patches import COLUMNS, Patch, Position, Where
@@ -53,7 +54,7 @@ from workbench.results.result import Result, describe
 from workbench.results.validity import finished
 from workbench.stats import ratios, spearman
 from workbench.tasks import PromptSet
-from workbench.tasks.batching import Batch, Row, batch, in_batches, pad_id, rows
+from workbench.tasks.batching import Batch, Row, batch, in_batches, pad_id
 
 KEY = "patching.attribution"
 ACROSS = "tuned->base"
@@ -208,7 +209,7 @@ def attribution(
         prompts = asked(prompts)
         clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
     else:
-        clean = dirty = rows(words, prompts, answers=True)
+        clean = dirty = answered(words, prompts)
     measure = "logit_difference" if any(row.foils for row in dirty) else "log_probability"
     tables, notes = [], []
     with pair.models(device, named_dtype(dtype)) as run:

@@ -32,13 +32,14 @@ from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
 from workbench.patching import patches as places
 from workbench.patching import sweep as shared
+from workbench.patching.answered import answered
 from workbench.patching.patches import Patch, Position, Where
 from workbench.patching.strongest import controlled
 from workbench.patching.sweep import Side
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
 from workbench.tasks import Prompt, PromptSet
-from workbench.tasks.batching import Row, batch, in_batches, pad_id, rows
+from workbench.tasks.batching import Row, batch, in_batches, pad_id
 
 Direction = Literal["tuned->base", "base->tuned"]
 DIRECTIONS = ("tuned->base", "base->tuned")
@@ -103,7 +104,7 @@ def cross_model(
     words = pair.base.tokenizer()
     tables, notes = [], []
     with pair.models(device, named_dtype(dtype)) as run:
-        given = rows(words, prompts, answers=True)
+        given = answered(words, prompts)
         layout = Layout(run.tuned)
         where = places.default_positions(given) if positions == "named" else positions
         at = places.resolved(given, where)

@@ -30,6 +30,7 @@ from workbench.loaders import CheckpointPair
 from workbench.models import Layout, Site
 from workbench.models.rerun import Rerun
 from workbench.models.sides import Sides, named_dtype
+from workbench.patching.answered import answered
 from workbench.patching.cross_model import with_answers
 from workbench.patching.sweep import measured
 from workbench.progress import progress
@@ -37,7 +38,7 @@ from workbench.results.result import Result, describe
 from workbench.results.validity import finished
 from workbench.stats import ratios
 from workbench.tasks import Prompt, PromptSet
-from workbench.tasks.batching import Row, batch, in_batches, pad_id, rows
+from workbench.tasks.batching import Row, batch, in_batches, pad_id
 
 KEY = "patching.lens"
 METRICS = ("log_probability", "logit_difference", "rank", "score")
@@ -98,7 +99,7 @@ def lens(
     if top < 0:
         raise WorkbenchError(f"Expected top to be 0 or more tokens, found {top}.")
     words = pair.base.tokenizer()
-    given = [replace(row, answer=row.answer[:1]) for row in rows(words, prompts, answers=True)]
+    given = [replace(row, answer=row.answer[:1]) for row in answered(words, prompts)]
     with pair.models(device, named_dtype(dtype)) as run:
         given, said = with_answers(run.tuned, "tuned", given, words, batch_size, device)
         job = _Lens(run, given, words, _heads_differ(run), top, device)

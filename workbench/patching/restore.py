@@ -27,6 +27,7 @@ from workbench.models.edits import Mask, only, overlay
 from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
 from workbench.patching import sweep as shared
+from workbench.patching.answered import answered
 from workbench.patching.cross_model import (
     DIRECTIONS,
     Direction,
@@ -40,7 +41,7 @@ from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
 from workbench.tasks import Prompt, PromptSet
-from workbench.tasks.batching import batch, in_batches, pad_id, rows
+from workbench.tasks.batching import batch, in_batches, pad_id
 
 KEY = "patching.restore"
 OUTSIDE = "outside the blocks"
@@ -94,7 +95,7 @@ def restore(
     base: Any = pair.base.load(device, kind)
     tuned: Any = merged(pair, device, kind or base.dtype).eval()
     destination, source = (base, tuned) if direction == "tuned->base" else (tuned, base)
-    given = rows(words, prompts, answers=True)
+    given = answered(words, prompts)
     if answer == "base":
         given = continued(base, given, answer_tokens, words, batch_size, device)
     side = direction.partition("->")[0]

@@ -64,7 +64,8 @@ def measured(logits: Tensor, inputs: Batch, reference: Tensor | None = None) -> 
     """Measures of every patch and prompt, each (patches, batch), from logits (patches, batch,
     answer, vocabulary) at the answer's predictors.
 
-    score: whether greedy decoding gives the whole answer. logit_difference: the answer's first
+    score: whether greedy decoding gives the whole answer, of choices whether it is likelier than
+    every foil. logit_difference: the answer's first
     token less the best foil (NaN without foils). log_probability: nats, of the whole answer. With a
     reference, logits (batch, answer, vocabulary) of another run: squared_error, summed over answer
     tokens and vocabulary; kl, KL(reference || run) in nats, the mean over answer tokens; agreement,
@@ -80,8 +81,10 @@ def measured(logits: Tensor, inputs: Batch, reference: Tensor | None = None) -> 
     right = first.gather(-1, answer[:, :1].expand(len(first), -1, 1))[..., 0]
     wrong = first.gather(-1, foils.clamp(min=0).expand(len(first), -1, -1))
     wrong = wrong.masked_fill(foils < 0, -torch.inf).amax(-1)
+    greedy = ((best == answer) | ~counted).all(-1)
+    chooses = torch.tensor([row.choice for row in inputs.rows], device=greedy.device)
     found = {
-        "score": ((best == answer) | ~counted).all(-1).float(),
+        "score": torch.where(chooses, right > wrong, greedy).float(),
         "logit_difference": torch.where(wrong.isfinite(), right - wrong, torch.nan),
         "log_probability": (own * counted).sum(-1),
     }

@@ -7,7 +7,7 @@ filling, and positions need no correction.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache as once
 from typing import Any, NamedTuple, TypeVar
 
@@ -40,13 +40,15 @@ class Encoded(NamedTuple):
 class Row:
     """One prompt to run. spans: name -> (first, last + 1) token numbers. answer: the target's
     tokens, which are fed behind the prompt up to the last (none for a plain text). foils: the first
-    token of each foil that differs from the answer's."""
+    token of each foil that differs from the answer's. choice: the answer is right where it is
+    likelier than every foil, and need not be the likeliest token of all."""
 
     name: str
     ids: list[int]
     spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     answer: tuple[int, ...] = ()
     foils: tuple[int, ...] = ()
+    choice: bool = False
 
     @property
     def fed(self) -> list[int]:
@@ -122,8 +124,11 @@ def rows(
         ids = encode(tokenizer, prompt)
         offsets = tokenizer(prompt.text, return_offsets_mapping=True)["offset_mapping"]
         spans = {name: _tokens(offsets, *span) for name, span in prompt.spans.items()}
-        scored = (tuple(ids.ids[ids.start :]), foil_tokens(tokenizer, prompt, ids))
-        made.append(Row(prompt.id, ids.ids[: ids.start], spans, *(scored if answers else ())))
+        row = Row(prompt.id, ids.ids[: ids.start], spans)
+        if answers:
+            own, foils = tuple(ids.ids[ids.start :]), foil_tokens(tokenizer, prompt, ids)
+            row = replace(row, answer=own, foils=foils)
+        made.append(row)
     texts = {row.name: [*row.ids, *row.answer] for row in made}
     look_at(tokenizer, texts, [one for one in prompts if not isinstance(one, str)])
     if not made or not all(row.ids for row in made):

@@ -210,7 +210,7 @@ def corrupt(prompts: PromptSet, seed: int = 0, *, tokenizer: Any = None) -> Prom
     comma = _comma(prompts)
     pools = _single(world.LABELS, tokenizer, comma), _single(world.OBJECTS, tokenizer, comma)
     made = [_partner(random.Random(f"corrupt {seed} {p.id}"), p, *pools) for p in prompts]
-    return PromptSet(f"{prompts.name}-corrupt", tuple(made), seed)
+    return replace(prompts, name=f"{prompts.name}-corrupt", prompts=tuple(made), seed=seed)
 
 
 def whole_words(prompts: PromptSet, tokenizer: Any) -> PromptSet:
