@@ -252,6 +252,8 @@ def test_a_map_names_what_is_called_otherwise(tmp_path: Path):
              "tags.dot": "meta.a.b", "id": "meta.a.b"}  # fmt: skip
     (one,) = tasks.read(lines(tmp_path / "q.jsonl", deep), map=paths)
     assert one == Prompt("x", "Where?", " here", (" there",), tags={"n": "3", "dot": "x"})
+    half = lines(tmp_path / "h.jsonl", {"said": "Where?", "target": "here"})
+    assert tasks.read(half, map={"prompt": "said"})[0].text == "Where? here"
     other = {"question": "1 + 2?", "options": ["3", "4"], "correct": "A"}
     (one,) = tasks.read(
         lines(tmp_path / "r.jsonl", other), map={"choices": "options", "answer": "correct"}

@@ -97,6 +97,10 @@ MISTAKES: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
         "p.jsonl", json.dumps([GOOD, GOOD], indent=1).encode(), {},
         "p.jsonl: line 1: expected one object a line, found a JSON list; name the file .json.",
     ),
+    "JSON in one line": (
+        "p.jsonl", json.dumps([GOOD, GOOD]).encode(), {},
+        "p.jsonl: line 1: expected one object a line, found a JSON list; name the file .json.",
+    ),
     "lines for JSON": (
         "p.json", lines(GOOD, GOOD), {},
         "p.json: line 1: not JSON (Extra data: line 2 column 1 (char 32)); mend it; one object a "

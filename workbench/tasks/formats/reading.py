@@ -52,10 +52,10 @@ def read(
     instead of their texts.
 
     Further keys with texts or numbers are tags. id is the row's, where all have one of their own,
-    else its line. A target that is not of our shape, or was mapped, gets a leading space where the
-    prompt ends without white space and it begins without; so do foils. Of messages the
-    assistant's last is the target, without the white space before it. Raises WorkbenchError that
-    names the lines that cannot be read, five at most.
+    else its line. A target that is not of our shape, or where it or the prompt was mapped, gets a
+    leading space where the prompt ends without white space and it begins without; so do foils. Of
+    messages the assistant's last is the target, without the white space before it. Raises
+    WorkbenchError that names the lines that cannot be read, five at most.
     """
     path, paths = Path(path), checked(map)
     scorer = scorers.scorer(scorer) if isinstance(scorer, str) else scorer
@@ -116,7 +116,7 @@ class _Reading:
             )
         require_plain(row, shape)
         before = len(self.asked.left_out)
-        spaced = not shape.own or bool(self.paths.keys() & {"target", "foils"})
+        spaced = not shape.own or bool(self.paths.keys() & {"prompt", "target", "foils"})
         made = fields_of(shape, row, self.asked, spaced=spaced)
         self.tools += len(self.asked.left_out) > before or bool(row.get("tools"))
         name = row.get("id", number)
