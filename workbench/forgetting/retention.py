@@ -72,8 +72,8 @@ def retention(
 ) -> Result:
     """Scores on every prompt set and loss on pre-training-like text, tuned against base.
 
-    prompts: prompt sets, each scored as its scorer says (`tasks.answers`), by greedy exact match
-    where it says nothing. texts: held-out text like the base's pre-training data; None takes 64
+    prompts: prompt sets, each scored as its scorer says, by greedy exact match where it has none
+    (see `tasks.answers`). texts: held-out text like the base's pre-training data; None takes 64
     samples of the base itself. task: prompts of what was fine-tuned, scored first, or the name of
     those among `prompts`; figures tell it. by: a tag of the prompts, "subject" for example, for
     whose every value the scores are told apart. cluster: a tag that items share which are not
