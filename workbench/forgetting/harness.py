@@ -130,13 +130,9 @@ def _alone() -> Iterator[None]:
 
 def _loaded(names: Sequence[str], include: str | Path | None) -> tuple[Any, str]:
     """lm-eval's own list of tasks, and a digest of what the tasks that are asked for ask."""
-    from lm_eval.tasks import TaskManager, get_task_dict
+    from lm_eval.tasks import get_task_dict
 
-    if include is not None and not Path(include).is_dir():
-        raise WorkbenchError(
-            f"Expected a folder of YAML tasks at {include}, found none; give include=FOLDER."
-        )
-    manager = TaskManager(include_path=None if include is None else str(include))
+    manager = _manager(names, include)
     for name in names:
         if name not in manager.all_tasks:
             close = difflib.get_close_matches(name, manager.all_tasks, 3)
@@ -162,6 +158,23 @@ def _loaded(names: Sequence[str], include: str | Path | None) -> tuple[Any, str]
         )
     told = [[name, _content(task)] for name, task in found]
     return manager, hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()
+
+
+def _manager(names: Sequence[str], include: str | Path | None) -> Any:
+    """What finds tasks by name; lm-eval's own, whose listing takes seconds, where one is asked
+    for."""
+    from lm_eval.tasks import TaskManager
+
+    if include is None:
+        return TaskManager()
+    if not Path(include).is_dir():
+        raise WorkbenchError(
+            f"Expected a folder of YAML tasks at {include}, found none; give include=FOLDER."
+        )
+    own = TaskManager(include_path=str(include), include_defaults=False)
+    # A group of one's own may hold tasks of lm-eval.
+    alone = set(names) <= set(own.all_tasks) - set(own.all_groups)
+    return own if alone else TaskManager(include_path=str(include))
 
 
 def _leaves(found: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
