@@ -259,6 +259,15 @@ def test_what_differs_between_the_logs_is_told(tmp_path: Path):
     assert note == "both logs name the same model, org/base."
 
 
+def test_a_filter_of_one_log_alone_is_left_out_and_told(tmp_path: Path):
+    strict, loose = ([written_row(i, True, name, "7") for i in range(4)] for name in ("s", "l"))
+    base = output(tmp_path / "base", {"sums": [*strict, *loose], "zoo": choices(BEFORE)})
+    tuned = output(tmp_path / "tuned", {"sums": strict})
+    found = wb.forgetting.samples(base, tuned)
+    assert list(dict.fromkeys(found.table["task"])) == ["sums, s"]
+    assert 'in the base log alone, and left out: "sums, l", zoo.' in found.provenance.notes
+
+
 def test_of_two_runs_in_a_folder_the_newest_counts(tmp_path: Path):
     base = output(tmp_path / "base", {"zoo": choices([])})
     newer = f"samples_zoo_{DATE.replace('2026', '2027')}.jsonl"
@@ -282,6 +291,7 @@ def test_an_older_log_without_hashes_and_metrics_is_read(tmp_path: Path):
     base, tuned = pair(tmp_path, choices(BEFORE), choices(AFTER))
     wanted = wb.forgetting.samples(base, tuned)
     (tmp_path / "base.jsonl").write_text(json.dumps(old(choices(BEFORE)), indent=2))
+    assert wb.forgetting.samples(base, tuned).table.equals(wanted.table)
     lines(tmp_path / "tuned.jsonl", old(choices(AFTER)))
     assert wb.forgetting.samples(base, tuned).table.equals(wanted.table)
 
@@ -334,7 +344,7 @@ FAULTS: dict[str, tuple[Write, str]] = {
     ),
     "other tasks": (
         lambda t: (output(t / "x", {"a": GOOD, "b": GOOD}), output(t / "y", {"c": GOOD})),
-        "Expected a task that both logs have, found a, none, b, none in",
+        "Expected a task that both logs have, found a, b in",
     ),
     "two harnesses": (
         lambda t: (pair(t, GOOD, [])[0], written(t / "t.json", evaluation([sample(1, "C")]))),

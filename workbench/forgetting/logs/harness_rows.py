@@ -61,7 +61,7 @@ def tasks_of(rows: Iterator[tuple[str, Any]], name: str, results: Mapping[str, A
                 f"{where} is no object with a doc_id, as each line is that lm-eval writes with "
                 "--log_samples"
             )
-        key, chosen = str(row["doc_id"]), str(row.get("filter", ""))
+        key, chosen = str(row["doc_id"]), str(row.get("filter", "none"))
         items = by_filter.setdefault(chosen, {})
         if key in items:
             raise WorkbenchError(f"{where} tells the item {key} of the filter {chosen!r} again")

@@ -18,6 +18,7 @@ METRICS = (
     "mc1", "f1",
 )  # fmt: skip
 UNNAMED = "items"  # a task that neither log names
+PLAIN = ("", "none")  # the filters of a task that has one
 Key = tuple[str, str]
 
 
@@ -112,8 +113,10 @@ def _named(log: Log) -> dict[Key, Task]:
 
 
 def _list(keys: Mapping[Key, object]) -> str:
-    return some([visible(f"{name or UNNAMED}, {chosen}" if chosen else name or UNNAMED)
-                 for name, chosen in keys])  # fmt: skip
+    names = (
+        f"{name or UNNAMED}, {of}" if of not in PLAIN else name or UNNAMED for name, of in keys
+    )
+    return _told([visible(name) for name in names])
 
 
 def _metric(first: Task, last: Task, asked: str | None) -> str | None:
@@ -154,7 +157,7 @@ def _passed_over(
             shown = some(list(map(visible, others)), 8)
             text = f"the score is {visible(chosen)}; there is also {shown} (metric=)"
             told.setdefault(text, []).append(name)
-    return [f"{some(names, 3)}: {text}." for text, names in told.items()]
+    return [f"{_told(names)}: {text}." for text, names in told.items()]
 
 
 def _paired(name: str, first: Task, last: Task, metric: str) -> tuple[Paired | None, Iterator[str]]:
@@ -232,4 +235,9 @@ def _settings(both: Mapping[str, tuple[Task, Task]]) -> Iterator[str]:
                 text = f"{key}: {one or 'none'} of the base, {other or 'none'} of the tuned model"
                 told.setdefault(text, []).append(name)
     for text, names in sorted(told.items()):
-        yield f"measured in two ways ({some(names, 3)}): {text}."
+        yield f"measured in two ways ({_told(names)}): {text}."
+
+
+def _told(names: list[str]) -> str:
+    """Some names of tasks, of which one with a filter holds a comma."""
+    return some([f'"{name}"' if ", " in name else name for name in names], 3)
