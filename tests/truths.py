@@ -105,6 +105,10 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "forgetting.retention": {
         GREEDY: ("score", "score_change"),
+        "forgetting/test_paired.py::test_a_table_by_hand": ("lost", "gained", "mcnemar", "item"),
+        "forgetting/test_retention.py::test_losses_of_answers_and_bits_by_hand": (
+            "answer_loss", "answer_loss_change", "bits_per_byte", "bits_per_byte_change",
+        ),
         "forgetting/test_retention.py::test_the_table_is_the_models_own": ("loss", "loss_change"),
         "forgetting/test_retention.py::"
         "test_divergence_is_nothing_for_one_model_and_the_sum_over_words_by_hand": ("kl",),

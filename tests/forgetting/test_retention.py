@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import workbench as wb
 from tests.conftest import tiny
 from workbench import figures, tasks
 from workbench.demo import FAMILY
+from workbench.forgetting import side_answers
 from workbench.forgetting.retention import _over_templates, _questions
 from workbench.forgetting.side_answers import Side
 from workbench.lab import shipped
@@ -300,3 +303,63 @@ def test_texts_alone_are_said_and_drawn():
     found = wb.forgetting.retention(pair, texts=TEXTS[:6])
     assert "pre-training loss +" in figures.headline(found)
     assert len(found.plot().axes) == 1
+
+
+def test_losses_of_answers_and_bits_by_hand():
+    """Nats a token of the answers alone, bits a byte of whole texts, of transformers' logits."""
+    pair = wb.load_pair(BASE, FAMILY / "lora-r1")
+    prompts, words = tasks.facts(8, seed=3), pair.base.tokenizer()
+    texts = replace(prompts, name="texts", scorer=tasks.Loss())
+    found = wb.forgetting.retention(pair, [prompts, texts], texts=TEXTS[:3]).table
+    told = found.set_index(["task", "metric"])["value"]
+    sides = {}
+    for side in ("base", "tuned"):
+        model = getattr(pair, side).load(dtype=torch.float32)
+        answers, bits = [0.0, 0], [0.0, 0]
+        for p in prompts:
+            ids = torch.tensor(words(p.text)["input_ids"])
+            with torch.no_grad():
+                logs = model(ids[None]).logits[0].double().log_softmax(-1)
+            each = logs[:-1].gather(1, ids[1:, None])[:, 0]
+            answer = len(words(p.prompt)["input_ids"]) - 1
+            answers[0] -= float(each[answer:].sum())
+            answers[1] += len(ids) - 1 - answer
+            first = words.decode(ids[:1], skip_special_tokens=True)
+            bits[0] -= float(each.sum()) / np.log(2)
+            bits[1] += len(p.text.removeprefix(first).encode())
+        sides[side] = answers[0] / answers[1], bits[0] / bits[1]
+    for place, (task, metric) in enumerate(
+        ((prompts.name, "answer_loss"), ("texts", "bits_per_byte"))
+    ):
+        assert told[task, metric] == pytest.approx(sides["tuned"][place], rel=1e-4)
+        change = sides["tuned"][place] - sides["base"][place]
+        assert told[task, f"{metric}_change"] == pytest.approx(change, rel=1e-3)
+    assert ("texts", "score") not in told.index
+
+
+def test_an_interrupted_call_goes_on_where_it_was(monkeypatch):
+    """What was written before a batch failed is not written again."""
+    pair = wb.load_pair(BASE, FAMILY / "lora-r16")
+    prompts = replace(tasks.facts(6, seed=8), scorer=tasks.Generation(length=2))
+    rows: list[int] = []
+    real = LlamaForCausalLM.generate
+
+    def counted(self, input_ids, most: int = 10**6, **more):
+        if len(input_ids) <= 2:  # the base's own samples are 64 at once
+            if len(rows) == most:
+                raise KeyboardInterrupt
+            rows.append(len(input_ids))
+        return real(self, input_ids, **more)
+
+    asked = {"prompts": [prompts], "texts": TEXTS[:2], "batch_size": 2}
+    monkeypatch.setattr(LlamaForCausalLM, "generate", partialmethod(counted, most=2))
+    with pytest.raises(KeyboardInterrupt):
+        wb.forgetting.retention(pair, **asked)
+    assert rows == [2, 2]
+    monkeypatch.setattr(LlamaForCausalLM, "generate", counted)
+    whole = wb.forgetting.retention(pair, **asked)
+    assert rows == [2] * 6  # three batches a side, each once
+    side_answers._KEPT.clear()  # as in a new process
+    again = wb.forgetting.retention(pair, **asked)
+    assert rows == [2] * 6
+    pd.testing.assert_frame_equal(again.table, whole.table)

@@ -1,6 +1,6 @@
 """lm-evaluation-harness: the lines of `--log_samples`, of which each is one item under one filter.
 
-Versions 0.4.0 to 0.4.13 were looked at; older lines lack `metrics`, `filter` and the hashes, and
+Version 0.4.13 was run and looked at; older lines lack `metrics`, `filter` and the hashes, and
 the oldest files are one JSON list.
 """
 
