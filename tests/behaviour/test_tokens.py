@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +216,25 @@ def test_what_cannot_be_read_is_said(tmp_path: Path, given: list[str], what: str
 
 
 __all__ = ["no_gradients"]
+
+
+def test_groups_are_what_each_would_show_alone(tmp_path: Path):
+    """By a tag: delta log p and KL of every value are those of a call on its prompts alone."""
+    pair = paired(model(), nudged(model()), tmp_path)
+    prompts = asked(PLACES, "apple", 20)
+    tagged = PromptSet("s", tuple(
+        replace(p, tags={"kind": "even" if i % 2 else "odd"}) for i, p in enumerate(prompts)
+    ))  # fmt: skip
+    found = wb.behaviour.tokens(pair, tagged, by="kind").table
+    own = found[found["group"].notna()].set_index(["metric", "group"])["value"]
+    for kind in ("even", "odd"):
+        alone = wb.behaviour.tokens(pair, tagged.select(kind=kind))
+        assert own["group_delta_log_p", kind] == pytest.approx(table_value(alone, "delta_log_p"))
+        assert own["group_kl", kind] == pytest.approx(table_value(alone, "kl"))
+    gap = found.set_index("metric")["value"]["group_gap"]
+    even, odd = (own["group_delta_log_p", kind] for kind in ("even", "odd"))
+    assert gap == pytest.approx(abs(even - odd))  # answers of one token each
+    with pytest.raises(WorkbenchError, match="No prompt of 's' has the tag 'subject'"):
+        wb.behaviour.tokens(pair, tagged, by="subject")
+    with pytest.raises(WorkbenchError, match="Texts have no tag"):
+        wb.behaviour.tokens(pair, TEXTS, by="kind")

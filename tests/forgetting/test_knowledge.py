@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from tests.skills.conftest import APPLE, JOBS, PLACES, asked, member, no_gradients, paired  # noqa: F401
+from workbench import tasks
+from workbench.demo import FAMILY
 from workbench.forgetting.knowledge import (
     CATEGORIES,
+    _groups,
     _scores,
     _shares,
     _transitions,
@@ -142,3 +146,35 @@ def test_the_tuned_side_sees_the_examples_of_again_and_not_the_bases(tmp_path: P
     given, run = paired(member({}), member({}), tmp_path), {"sets": 2, "shots": 1, "samples": 2}
     wb.forgetting.knowledge(given, asked(PLACES, "apple"), between=" . ", seed=3, **run)
     assert seeds == [3000, 3001, 3500, 3501, 3500, 3501]
+
+
+def test_groups_by_hand():
+    before = np.array([1.0] * 8 + [0.5] * 8)
+    after = np.array([0.5] * 8 + [0.5] * 8)
+    labels = np.array(["city"] * 8 + ["pet"] * 8)
+    found = {(row["metric"], row.get("group")): row for row in _groups(before, after, labels, 0)}
+    assert found["group_score", "city"]["value"] == 0.5
+    assert found["group_score", "city"]["baseline"] == 1.0
+    assert found["group_score_change", "city"]["value"] == -0.5
+    assert found["group_score_change", "pet"]["value"] == 0
+    assert found["group_gap", None]["value"] == 0
+    assert found["group_gap_change", None]["value"] == -0.5
+
+
+def test_written_answers_are_known_as_the_same_answers_teacher_forced():
+    """Greedily both ways say the same; drawn, what is sure is right each time."""
+    pair = wb.load_pair(FAMILY / "base", FAMILY / "lora-r1")
+    plain = tasks.facts(24, seed=3)
+    written = replace(plain, scorer=tasks.Generation(length=1, extract=r"\S+"))
+    asked: dict[str, Any] = {"sets": 2, "shots": 1, "between": " . ", "samples": 4}
+    forced, drawn_ = (
+        wb.forgetting.knowledge(pair, one, by="attribute", **asked) for one in (plain, written)
+    )
+    for arm in ("base", "tuned"):
+        ours, theirs = (one.tensors[f"{pair.name}/{arm}"] for one in (forced, drawn_))
+        # Highly and maybe known, by greedy answers, and the rest.
+        assert np.minimum(ours, 2).tolist() == np.minimum(theirs, 2).tolist()
+        assert len(set(np.minimum(ours, 2))) > (arm == "tuned")
+    groups = forced.metric("group_score")
+    assert set(groups["group"]) == {p.tags["attribute"] for p in plain}
+    assert groups["n"].sum() == len(plain)
