@@ -16,6 +16,7 @@ from workbench.figures.forgetting.prune import prune_scores
 from workbench.figures.forgetting.retention import forgetting_by_rank
 from workbench.figures.forgetting.revive import revival_curves
 from workbench.figures.forgetting.sequential import chain_matrix
+from workbench.figures.forgetting.transitions import item_transitions, transfer_matrix
 from workbench.figures.forgetting.verdict import verdict_grid
 from workbench.figures.patching.activation import layer_position
 from workbench.figures.patching.attribution import attribution_against_exact, attribution_by_head
@@ -93,6 +94,7 @@ __all__ = [
     "intruder_counts",
     "intruders_by_eps",
     "intruders_by_place",
+    "item_transitions",
     "knowledge_transitions",
     "layer_head",
     "layer_position",
@@ -122,6 +124,7 @@ __all__ = [
     "strongest",
     "token_landscape",
     "training_steps",
+    "transfer_matrix",
     "tuco_against_output",
     "tuco_by_group",
     "tuco_by_layer",

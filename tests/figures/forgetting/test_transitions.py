@@ -8,14 +8,14 @@ from matplotlib.patches import Rectangle
 import workbench as wb
 from tests.figures.looking import check, inside, panels, words
 from tests.figures.synthetic import family, kept_items
-from workbench.figures.forgetting.transitions import tasks_of, transfer, transitions
+from workbench.figures.forgetting.transitions import item_transitions, tasks_of, transfer_matrix
 from workbench.reports.page import tables
 from workbench.results.changed_items import changed_items
 
 
 def test_the_matrix_of_members_and_tasks_is_the_change_of_the_score():
     result = kept_items(family(3))
-    figure = transfer(result)
+    figure = transfer_matrix(result)
     figure.draw_without_rendering()
     check("transfer", figure)
     inside("transfer", figure)
@@ -31,7 +31,7 @@ def test_the_matrix_of_members_and_tasks_is_the_change_of_the_score():
 
 def test_lost_stands_left_and_won_right_and_guesses_hollow():
     result = kept_items(family(3))
-    figure = transitions(result)
+    figure = item_transitions(result)
     figure.draw_without_rendering()
     check("transitions", figure)
     inside("transitions", figure)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from workbench.figures import style
 from workbench.figures.drawing import Drawing, has
-from workbench.figures.forgetting.transitions import transfer, transitions
+from workbench.figures.forgetting.transitions import item_transitions, transfer_matrix
 from workbench.figures.task_and_loss import (
     LOSS,
     PRETRAINING,
@@ -107,7 +107,7 @@ DRAWINGS = (
         KEY,
         "transitions",
         "Lost and won, item by item",
-        transitions,
+        item_transitions,
         "Of every task the share of items that the base answered and the member does not (left), "
         "and the other way round (right), with 95% intervals over items. Hollow marks: less what "
         "guessing among the choices gives.",
@@ -119,7 +119,7 @@ DRAWINGS = (
         KEY,
         "transfer",
         "Every member on every task",
-        transfer,
+        transfer_matrix,
         "Change of the score against the base, by member (down) and task (across), and below it "
         "the shares of items lost and won. Framed: the 95% interval leaves out 0.",
         "Tasks differ in how hard they are and how many items they have: a small change of a task "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from workbench.figures.drawing import Drawing, has
-from workbench.figures.forgetting.transitions import transitions
+from workbench.figures.forgetting.transitions import item_transitions
 from workbench.figures.wording import Findings, change
 from workbench.results.changed_items import LOST, WON, changed_items
 from workbench.results.result import Result
@@ -19,7 +19,7 @@ DRAWINGS = (
         KEY,
         "transitions",
         "Lost and won, item by item",
-        transitions,
+        item_transitions,
         "Of every task the share of items that the base answered and the tuned model did not "
         "(left), and the other way round (right), with 95% intervals over items, or over clusters "
         "of them. Hollow marks: less what guessing among the choices gives.",

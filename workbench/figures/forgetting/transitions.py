@@ -16,7 +16,7 @@ MOST = 12  # tasks that fit a page
 
 
 @style.styled
-def transitions(result: Result, ax: Axes | None = None) -> Figure:
+def item_transitions(result: Result, ax: Axes | None = None) -> Figure:
     """Lost to the left, won to the right, a panel a task, members downwards."""
     tasks = tasks_of(result)[:MOST]
     looks = style.looks(result)
@@ -57,7 +57,7 @@ def _mark(
 
 
 @style.styled
-def transfer(result: Result, ax: Axes | None = None) -> Figure:
+def transfer_matrix(result: Result, ax: Axes | None = None) -> Figure:
     """score_change of every member (down) on every task (across), with shares lost and won."""
     tasks = tasks_of(result)[:MOST]
     looks = style.looks(result)
