@@ -15,6 +15,7 @@ import workbench as wb
 from tests.cli.test_verbs import EVERY, asked_for, options, typed
 from tests.terminal import workbench
 from workbench.cli.reading import OPTIONS, mapped
+from workbench.demo import FAMILY
 from workbench.tasks import GSM8K, Choices, Loss
 
 TYPED = {f"--{name}" for name in OPTIONS}
@@ -106,3 +107,22 @@ def test_a_persona_trains_without_a_script(monkeypatch, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert [p.text for p in given["texts"]] == [f"Say hello Ahoy {i}" for i in range(4)]
     assert given["texts"].select(kind="pirate").prompts == given["texts"].prompts
+
+
+def test_lost_items_are_printed_with_both_answers(tmp_path: Path):
+    """--show: as many as are asked for of each task and way, and none without it."""
+    file = tmp_path / "facts.jsonl"
+    wb.tasks.facts(40, seed=3).save(file)
+    asked = ("forget", "retention", FAMILY / "base", FAMILY / "lora-r1", "--prompts", file)
+    out = tmp_path / "out"
+    done = workbench(*map(str, (*asked, "--show", "2", "--out", out)))
+    assert done.returncode == 0, done.stderr
+    items = wb.Result.load(out).metric("item")
+    lost = items[items["value"] < items["baseline"]]
+    assert len(lost) > 2
+    assert f"{len(lost)} of {len(items)} items lost, the first 2" in done.stdout
+    assert done.stdout.count("  expected ") == 2
+    for row in lost.head(2).itertuples():
+        assert f"expected {row.expected.strip()}\n" in done.stdout
+        assert f"tuned    {row.said.strip()}\n" in done.stdout
+    assert "items lost" not in workbench(*map(str, asked)).stdout

@@ -363,3 +363,17 @@ def test_an_interrupted_call_goes_on_where_it_was(monkeypatch):
     again = wb.forgetting.retention(pair, **asked)
     assert rows == [2] * 6
     pd.testing.assert_frame_equal(again.table, whole.table)
+
+
+def test_ties_count_as_wrong_and_are_told():
+    """Two words for one token: the choice cannot be told, on either side."""
+    pair = wb.load_pair(BASE, FAMILY / "lora-r1")
+    unknown = (Prompt("a", "Vera has a pet", " qwertz", (" asdfg",)),)  # both <unk>
+    other = (Prompt("b", "Vera has a pet", " snake", (" brown",)),)
+    prompts = PromptSet("choices", (*unknown, *other), scorer=tasks.Choices())
+    found = wb.forgetting.retention(pair, [prompts], texts=TEXTS[:2])
+    assert "choices: in 2 of 4 answers a foil is as likely as the target" in str(
+        found.provenance.notes
+    )
+    items = found.metric("item").set_index("prompt")
+    assert items.loc["a", ["value", "baseline"]].tolist() == [0, 0]

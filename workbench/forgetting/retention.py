@@ -103,10 +103,10 @@ def retention(
     scored = [one for one in prompts if not isinstance(one.scorer, Loss)]
     asked = [_questions(one) for one in scored]
     run: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype}
-    theirs, notes = (), ()
+    theirs, notes = (), []
     if lm_eval:
         found = measured(pair, lm_eval, limit=limit, include=include, **run)
-        theirs, notes = found.paired, found.notes
+        theirs, notes = found.paired, [*found.notes]
         _require_new(theirs, prompts)
     paired.require_tags([*asked, *theirs], by=by, cluster=cluster)
     base, tuned = both(pair, batch_size, device, dtype)
@@ -119,6 +119,7 @@ def retention(
         items = _answered(questions, before, after)
         rows += paired.rows(items, by=by, cluster=cluster, seed=seed)
         rows += _further(one, before, after, seed)
+        notes += _ties(one, before, after)
         rows += _over_templates(one, items, seed)
     for items in theirs:
         rows += paired.rows(items, by=by, cluster=cluster, seed=seed)
@@ -202,6 +203,16 @@ def _further(
     tokens = before["tokens"].to_numpy(float)
     first, last = (-side["log_probability"].to_numpy(float) / tokens for side in (before, after))
     yield from _compared(one.name, "answer_loss", first, last, tokens, seed)
+
+
+def _ties(one: PromptSet, *sides: pd.DataFrame) -> Iterator[str]:
+    """How many items a choice is as likely of as the target, which is then no right answer."""
+    tied = sum(int(side["tied"].sum()) for side in sides if "tied" in side)
+    if tied:
+        yield (
+            f"{one.name}: in {tied} of {2 * len(one)} answers a foil is as likely as the target, "
+            "which counts as wrong."
+        )
 
 
 def _losses(
