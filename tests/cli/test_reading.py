@@ -125,4 +125,15 @@ def test_lost_items_are_printed_with_both_answers(tmp_path: Path):
     for row in lost.head(2).itertuples():
         assert f"expected {row.expected.strip()}\n" in done.stdout
         assert f"tuned    {row.said.strip()}\n" in done.stdout
-    assert "items lost" not in workbench(*map(str, asked)).stdout
+    assert "items lost" not in workbench(*map(str, (*asked, "--show", "0"))).stdout
+
+
+def test_texts_that_were_written_are_printed():
+    pair = (FAMILY / "base", FAMILY / "lora-r1")
+    asked = ("behaviour", "generate", *pair, "--n", "2", "--length", "4", "--show", "1",
+             "--arms", "base,tuned")  # fmt: skip
+    found = workbench(*map(str, asked)).stdout
+    blocks = dict(part.split(":\n", 1) for part in found.split("\n\n")[1:] if ":\n" in part)
+    truth = wb.behaviour.generate(wb.load_pair(*pair), arms=("base", "tuned"), n=2, length=4)
+    for arm, own in truth.metric("text").groupby("arm"):
+        assert blocks[str(arm)].splitlines()[0].split() == own["text"].iloc[0].split()

@@ -72,6 +72,7 @@ def contrasted(alpha: float) -> Choose:
     few={"prompts": 24},
     quick_passes=6,
     texts=True,
+    items=True,
 )
 def generate(
     pair: CheckpointPair,

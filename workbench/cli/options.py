@@ -98,7 +98,8 @@ Text = Annotated[
 ]
 
 
-Show = Annotated[int, typer.Option(help="Print so many lost and so many won items of a task.")]
+Show = Annotated[int, typer.Option(help="Print so many items, or texts, of each kind; 0 for none.")]
+SHOWN = 3
 
 
 def finish(result: Any, out: Path | None, json: bool, show: int = 0) -> None:
@@ -114,6 +115,7 @@ def finish(result: Any, out: Path | None, json: bool, show: int = 0) -> None:
         for note in result.provenance.notes:
             print(visible(f"note: {note}"))
         print_items(result, show)
+        print_texts(result, show)
         print(f"Saved: {out}" if out is not None else "(--out FOLDER keeps the table)")
 
 
@@ -133,6 +135,19 @@ def print_items(result: Any, most: int) -> None:
                 line = " ".join(str(text).split()).strip()
                 print(visible(f"  {name:9}{line[:SEEN]}"))
             print()
+
+
+def print_texts(result: Any, most: int) -> None:
+    """What was written, the first texts of each arm."""
+    from workbench.errors import visible
+
+    if not most or not result.has("text"):
+        return
+    for arm, own in result.metric("text").groupby("arm", sort=False):
+        print(f"\n{arm}:")
+        for row in own.head(most).itertuples(index=False):
+            line = " ".join(f"{row.prompt or ''} {row.text}".split())
+            print(visible(f"  {line[:SEEN]}"))
 
 
 def run_study(

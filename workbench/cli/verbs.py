@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from workbench.cli.options import (
     FULL,
     SHOW,
+    SHOWN,
     Base,
     Batch,
     Device,
@@ -198,7 +199,7 @@ def _asked(signature: Signature) -> Iterator[inspect.Parameter]:
     if more := _more(signature):
         yield _option(FULL, full(more), False)
     if signature.record.get("items"):
-        yield _option(SHOW, Show, 0)
+        yield _option(SHOW, Show, SHOWN)
     yield _option("out", Save, None)
     yield _option("json", Json, False)
 

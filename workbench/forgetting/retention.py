@@ -47,7 +47,7 @@ Floats = NDArray[np.float64]
 @analysis(
     "What was learned, and what was lost?",
     paper="paired evaluation",
-    example="--prompts facts.jsonl --texts wiki.txt --show 5",
+    example="--prompts facts.jsonl --texts wiki.txt",
     passes=2,
     takes={"prompts": "everything", "task": "task_name", "texts": "texts"},
     along=True,
