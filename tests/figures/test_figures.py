@@ -44,6 +44,7 @@ def test_one_and_eight_members(results, laid_out):
 def test_over_steps(over_steps):
     found = dict(drawn(over_steps))
     check("training", found["training"])
+    assert "rank" not in found  # one run has one rank, and no axis of ranks
     alone = dict(drawn(over_steps[:1]))
     assert len(alone["training"].axes) == 2
     assert len(found["training"].axes) == 3

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,9 @@ def kept() -> dict[str, Result]:
                 found[method + steps] = Result.load(folder)
     for name in ("patching.activation.boxes", "patching.cross_model.heads"):
         found[name] = Result.load(ROOT / "figures" / "smollm2-patching" / "results" / name)
-    made = {"skills.blocks": blocks(family(1)), "forgetting.retention.items": kept_items(family(3))}
+    items = kept_items(family(3))
+    made = {"skills.blocks": blocks(family(1)), "forgetting.retention.items": items}
+    made["forgetting.samples"] = replace(items, analysis="forgetting.samples")
     return found | made
 
 

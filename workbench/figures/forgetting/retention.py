@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from workbench.figures import style
 from workbench.figures.drawing import Drawing, has
 from workbench.figures.forgetting.transitions import item_transitions, transfer_matrix
+from workbench.figures.spectral.checkpoints import runs
 from workbench.figures.task_and_loss import (
     LOSS,
     PRETRAINING,
@@ -63,6 +64,13 @@ def forgetting_by_rank(result: Result, ax: Axes | None = None) -> Figure:
     return figure
 
 
+def _of_one_run(result: Result) -> bool:
+    """Whether every member is a checkpoint of the same training run."""
+    return len(result.members) > 1 and [len(one) for one in runs(result).values()] == [
+        len(result.members)
+    ]
+
+
 def _rank_places(result: Result) -> tuple[dict[str, float], dict[str, float]]:
     """x of every member (log2 of its rank; full and "?" beyond), and of the tick labels."""
     ranks = {
@@ -101,7 +109,8 @@ DRAWINGS = (
         "over texts and prompts, the dashed line is the base.",
         "Members are comparable only where the task score beside is: a rank that learned less "
         "forgets less. Intervals are over items of one training run, not over seeds.",
-        applies=has("loss_change"),
+        # Steps of one run have one rank: the training figure of the intruders shows them.
+        applies=lambda result, *_: result.has("loss_change") and not _of_one_run(result),
     ),
     Drawing(
         KEY,
