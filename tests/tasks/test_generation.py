@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -276,3 +278,59 @@ def test_sampling_probabilities_of_a_tiny_vocabulary():
                                device=CPU)  # fmt: skip
     share = [texts.count(str(token)) / 3000 for token in (3, 4, 5)]
     assert share == pytest.approx([0.5, 0.3, 0.2], abs=4 * math.sqrt(0.25 / 3000))
+
+
+def first(count: int, text: str) -> str:
+    return text[:count]
+
+
+class First:
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __call__(self, text: str) -> str:
+        return text[: self.count]
+
+    def method(self, text: str) -> str:
+        return self(text)
+
+
+def typed(count: int):
+    """A function without a source, as one that was typed at a prompt."""
+    made: dict = {}
+    exec(f"def found(text): return text[:{count}]", made)
+    return made["found"]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda count: lambda text: text[:count],
+        lambda count: lambda text, most=count: text[:most],
+        lambda count: partial(first, count),
+        First,
+        lambda count: First(count).method,
+        typed,
+    ],
+    ids=["closure", "default", "partial", "object", "method", "typed"],
+)
+def test_functions_that_find_other_things_are_other_scorers(made):
+    """What a side answered is kept by the scorer, so that one must not stand for another."""
+    one, again, other = (as_data(Generation(extract=made(count))) for count in (1, 1, 2))
+    assert one == again != other
+
+
+def test_a_function_of_python_itself_finds_an_answer():
+    prompts = PromptSet("p", (Prompt("1", "a", "b"),), scorer=Generation(extract=str.strip))
+    other = replace(prompts, scorer=Generation(extract=str.lower))
+    assert prompts.fingerprint != other.fingerprint
+
+
+def test_a_function_that_calls_itself_is_named():
+    def made():
+        def found(text: str) -> str:
+            return text if len(text) < 2 else found(text[1:])
+
+        return found
+
+    assert as_data(Generation(extract=made())) == as_data(Generation(extract=made()))

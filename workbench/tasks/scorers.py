@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import marshal
 import math
 import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any, ClassVar, get_args
 
 from workbench.errors import WorkbenchError
@@ -162,7 +165,8 @@ GSM8K = Generation(stop=("Question:",), extract=NUMBER, alike=("number",))
 
 
 def as_data(scorer: Scorer) -> dict[str, Any]:
-    """A scorer as JSON; a function by its name and a digest of what it is written like."""
+    """A scorer as JSON; a function by its name and a digest of what it is written like and holds,
+    but not of what its module holds."""
     made: dict[str, Any] = {"name": scorer.name}
     for one in fields(scorer):
         value = getattr(scorer, one.name)
@@ -229,13 +233,41 @@ def _made(kind: Any, given: Mapping[str, Any]) -> Any:
 
 
 def _named(function: Callable[..., Any]) -> str:
+    kind = function if hasattr(function, "__qualname__") else type(function)
+    digest = hashlib.sha256(_content(function).encode()).hexdigest()[:12]
+    return f"{getattr(kind, '__module__', 'builtins')}.{kind.__qualname__} {digest}"
+
+
+def _content(one: Any, around: tuple[int, ...] = ()) -> str:
+    """What tells a function from others: its source, or its code where there is none, and the
+    values that it holds, as a closure, a default, a partial or an object that is called. around:
+    what it stands in, which it may name again."""
+    if id(one) in around:
+        return "itself"
+    if isinstance(one, partial):
+        held: list[Any] = [one.func, *one.args, *sorted(one.keywords.items())]
+    elif isinstance(one, MethodType):
+        held = [one.__func__, one.__self__]
+    elif isinstance(one, FunctionType):
+        cells = inspect.getclosurevars(one).nonlocals
+        held = [*(one.__defaults__ or ()), *(one.__kwdefaults__ or {}).items(), *cells.items()]
+    elif callable(one) and not isinstance(one, type) and hasattr(one, "__dict__"):
+        held = [type(one).__call__, *vars(one).items()]
+    elif isinstance(one, tuple):
+        held = [*one]
+    else:
+        return repr(one)
+    return repr([_source(one), *(_content(part, (*around, id(one))) for part in held)])
+
+
+def _source(one: Any) -> str:
+    """ "" of what is no function."""
+    if not isinstance(one, FunctionType):
+        return ""
     try:
-        source = inspect.getsource(function)
-    except (OSError, TypeError):
-        source = ""
-    digest = hashlib.sha256(source.encode()).hexdigest()[:12]
-    name = getattr(function, "__qualname__", type(function).__name__)
-    return f"{function.__module__}.{name} {digest}"
+        return inspect.getsource(one)
+    except (OSError, TypeError):  # typed at a prompt, or made of a text
+        return marshal.dumps(one.__code__).hex()
 
 
 def _number(text: str) -> float | None:
