@@ -229,6 +229,37 @@ def test_a_table_separates_texts_by_bars_and_numbers_answers(tmp_path: Path):
     assert (one.target, one.foils, two.target) == (" 3", (" 2",), " you")
 
 
+@pytest.mark.parametrize("answer", ["C", "2", "Paris"])
+def test_choices_may_stand_under_letters(answer: str, tmp_path: Path):
+    """MMLU's tables; an empty cell at the end is no choice."""
+    place = tmp_path / "p.csv"
+    place.write_text(
+        f"question,A,B,C,D,answer,subject\nCapital?,Rome,Oslo,Paris,,{answer},places\n"
+    )
+    made = PromptSet.load(place)
+    assert made.scorer == Choices()
+    assert (made[0].target, made[0].foils) == (" Paris", (" Rome", " Oslo"))
+    assert made[0].tags == {"subject": "places"}
+    listed = PromptSet.load(place, letters=True)[0]
+    assert (listed.target, listed.foils) == (" C", (" A", " B"))
+
+
+def test_letters_are_keys_of_ones_own_beside_a_target(tmp_path: Path):
+    place = tmp_path / "p.jsonl"
+    row = {"prompt": "a", "target": " b", "answer": "c", "A": "d", "B": "e"}
+    place.write_text(json.dumps(row))
+    assert PromptSet.load(place)[0].tags == {"answer": "c", "A": "d", "B": "e"}
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+@pytest.mark.parametrize("ending", [".csv", ".tsv"])
+def test_a_table_is_parted_by_the_mark_of_its_header(mark: str, ending: str, tmp_path: Path):
+    place = tmp_path / f"p{ending}"
+    rows = [["prompt", "target"], ["1,5 + 1 =", " 2,5"]]
+    place.write_text("".join(mark.join(row) + "\r\n" for row in rows), encoding="utf-8-sig")
+    assert [(one.prompt, one.target) for one in PromptSet.load(place)] == [("1,5 + 1 =", " 2,5")]
+
+
 def test_plain_text_is_a_piece_an_item(tmp_path: Path):
     (tmp_path / "book.txt").write_text("".join(f"line {i} " + "x" * 90 + "\n" for i in range(40)))
     made = tasks.read(tmp_path / "book.txt")

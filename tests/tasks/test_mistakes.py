@@ -70,6 +70,10 @@ MISTAKES: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
         "p.jsonl: line 1: answer is the text '1'; the 2 choices are numbered 0 to 1, given as a "
         "number: 1.",
     ),
+    "a letter without a choice": (
+        "p.csv", b"question,A,B,C,answer\n1 + 1?,one,,two,C\n", {},
+        "p.csv: line 2: choices stand under A, C, and none under B; give one to each letter.",
+    ),
     "an answer that is no choice": (
         "p.jsonl", lines(SUM | {"answer": "three"}), {},
         "p.jsonl: line 1: answer 'three' is none of the choices one, two.",
@@ -115,11 +119,6 @@ MISTAKES: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
         "p.csv", b"What is it?,four\nWho?,me\n", {},
         "p.csv: line 2: missing prompt and target (or messages, question and answer, or text), "
         "found the keys What is it?, four; the first line of a table must name its columns.",
-    ),
-    "another delimiter": (
-        "p.csv", b"prompt;target\na;b\n", {},
-        "p.csv: line 1: its one column is called 'prompt;target'; separate the cells by commas, "
-        "or name the file .tsv where they are not.",
     ),
     "a comma in a cell": (
         "p.csv", b"prompt,target\nTwo, three,four\n", {}, "p.csv: line 2: expected 2 cells.",

@@ -104,20 +104,21 @@ def _tabbed(text: str) -> Iterator[Row]:
 
 def _table(text: str, delimiter: str = ",") -> Iterator[Row]:
     """(line number, column -> cell) of a table with a header; empty cells are left out, and columns
-    without a name, as an index has."""
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+    without a name, as an index has. A header that is one cell is parted by the mark in it, as
+    spreadsheets write ";" where numbers have a decimal comma."""
+
+    def parted(by: str) -> csv.DictReader[str]:
+        return csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=by)
+
+    reader = parted(delimiter)
     try:
         header = reader.fieldnames or []
+        other = next((one for one in ";\t|," if one in header[0]), "") if len(header) == 1 else ""
+        if other:
+            reader = parted(other)
+            header = reader.fieldnames or []
         if len(set(header)) < len(header):
             raise csv.Error("a column stands twice in its header")
-        if len(header) == 1 and any(other in header[0] for other in ";\t|,"):
-            other, parted = (".csv", "tabs") if delimiter == "\t" else (".tsv", "commas")
-            told = (
-                f"its one column is called {header[0][:60]!r}; separate the cells by {parted}, or "
-                f"name the file {other} where they are not."
-            )
-            yield 1, WorkbenchError(told)
-            return
         for row in reader:
             if None in row or None in row.values():
                 yield reader.line_num, WorkbenchError(f"expected {len(header)} cells.")
@@ -141,6 +142,7 @@ def of_cells(row: dict[str, Any]) -> dict[str, Any]:
             )
     for name in ("answer", "answerKey", "label"):
         cell, choices = made.get(name), made.get("choices", made.get("endings"))
+        choices = choices["text"] if isinstance(choices, dict) and "text" in choices else choices
         if isinstance(cell, str) and isinstance(choices, list) and cell.isdecimal():
             if cell in choices and choices.index(cell) != int(cell):
                 raise WorkbenchError(

@@ -18,7 +18,7 @@ from workbench.log import log
 from workbench.tasks import scorers
 from workbench.tasks.formats.containers import of_cells, rows_of
 from workbench.tasks.formats.naming import checked, renamed, require_plain, unknown
-from workbench.tasks.formats.shapes import Asked, Shape, fields_of, shape_of
+from workbench.tasks.formats.shapes import Asked, Shape, fields_of, lettered, shape_of
 from workbench.tasks.measurements import read_text
 from workbench.tasks.prompts import Prompt, PromptSet
 from workbench.tasks.scorers import Loss, Scorer
@@ -40,9 +40,10 @@ def read(
 
     Rows may be ours ({"prompt", "target"}, and what else a `Prompt` has; `PromptSet.save` writes
     them), TRL's prompt and completion, messages, or chosen and rejected, ShareGPT's conversations,
-    a question with choices and the answer's number (from 0), letter or text, a prompt with the same
-    that is taken as it is, HellaSwag's ctx, endings and label, a question with its answer (worked,
-    with "####", as GSM8K's), or texts. Of a DatasetDict the split test is read, else validation;
+    a question with choices (a list, or under A, B, C ...) and the answer's number (from 0), letter
+    or text, a prompt with the same that is taken as it is, HellaSwag's ctx, endings and label (of
+    the ctx alone, which lm-eval puts the activity before), a question with its answer (worked, with
+    "####", as GSM8K's), or texts. Of a DatasetDict the split test is read, else validation;
     give FOLDER/train for another.
 
     map: field -> dotted path into a row, for other names: {"target": "answers.0", "tags.kind":
@@ -103,7 +104,7 @@ class _Reading:
             raise row
         if not isinstance(row, dict):
             raise WorkbenchError(f"expected a JSON object, found {type(row).__name__}.")
-        row = renamed({k: v for k, v in row.items() if v is not None}, self.paths)
+        row = lettered(renamed({k: v for k, v in row.items() if v is not None}, self.paths))
         row = of_cells(row) if self.cells else row
         shape = shape_of(row)
         if shape is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from string import ascii_uppercase
 from typing import Any
 
 from workbench.errors import WorkbenchError, some
@@ -150,6 +151,22 @@ def _chosen(prompt: str, texts: list[str], place: int, asked: Asked, listed: str
         prompt, texts = listed.format(prompt, lines), letters
     foils = [one for i, one in enumerate(texts) if i != place]
     return {"prompt": prompt, "target": texts[place], "foils": foils}
+
+
+def lettered(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose choices stand under the keys A, B, C ..., as in MMLU's tables, with them as one
+    list; any other as it is. Raises WorkbenchError where one between two of them is not there."""
+    found = [key for key in ascii_uppercase if key in row]
+    asked = {"question", "prompt"} & row.keys() and {"answer", "answerKey"} & row.keys()
+    if len(found) < 2 or not asked or {"choices", "target"} & row.keys():
+        return dict(row)
+    gone = [key for key in ascii_uppercase[: len(found)] if key not in found]
+    if gone:
+        raise WorkbenchError(
+            f"choices stand under {some(found)}, and none under {gone[0]}; give one to each letter."
+        )
+    made = {key: value for key, value in row.items() if key not in found}
+    return made | {"choices": {"text": [row[key] for key in found], "label": found}}
 
 
 def _choices(given: Any, name: str) -> tuple[list[str], list[str]]:
