@@ -106,6 +106,7 @@ def test_a_tie_is_no_right_answer_and_is_told():
     assert found["tied"]
     assert found["correct"] == 0.0
     assert found["margin"] == 0.0
+    assert found["answer"] == " b"  # a wrong answer beside the one expected
 
 
 @given(

@@ -68,7 +68,8 @@ def judged(
     right = {ACC[one]: float(own[0] > own[1:].max()) for one, own in every.items()}
     scores = every[by]
     chances, sampled = (_softmax(part) for part in (scores, scores / temperature))
-    best = int(scores.argmax())
+    # Of a tie with the target, which is not right, the foil is what is said.
+    best = 0 if scores[0] > scores[1:].max() else 1 + int(scores[1:].argmax())
     return right | {
         "correct": right[ACC[by]],
         "first_correct": bool(right[ACC[by]]),
