@@ -26,7 +26,7 @@ from workbench.forgetting.knowledge import (
     drawn,
 )
 from workbench.stats import wilson
-from workbench.tasks import PromptSet
+from workbench.tasks import Generation, PromptSet
 from workbench.tasks.transforms import many_shot
 
 
@@ -178,3 +178,18 @@ def test_written_answers_are_known_as_the_same_answers_teacher_forced():
     groups = forced.metric("group_score")
     assert set(groups["group"]) == {p.tags["attribute"] for p in plain}
     assert groups["n"].sum() == len(plain)
+
+
+def test_one_text_is_greedy_and_the_rest_are_drawn_whatever_the_scorer_says(tmp_path: Path):
+    """A scorer that draws hot, with a pass@k of more samples than are asked for here."""
+    given = paired(member({}), member({}), tmp_path)
+    plain = Generation(length=1)
+    hot = replace(plain, samples=8, temperature=50.0, passes=(8,))
+    one, other = (
+        wb.forgetting.knowledge(
+            *(given, replace(asked(PLACES, "apple"), scorer=scorer)),
+            sets=2, shots=1, samples=2, between=" . ",
+        )
+        for scorer in (plain, hot)
+    )  # fmt: skip
+    assert one.table.drop(columns="member").equals(other.table.drop(columns="member"))

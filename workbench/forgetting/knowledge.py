@@ -96,7 +96,8 @@ def knowledge(
     over questions. With `by` also group_score and group_score_change of each of its values (column
     group; the mean of P0 of the tuned model, and less that of "again", which is the baseline), and
     group_gap, group_gap_change and group_gap_chance, see `stats.gaps`. Where the prompts' scorer
-    is a generation, `samples` texts are written at the temperature instead. tensors: the category
+    is a generation, one text is written greedily and `samples` at the temperature, whatever it
+    says of these. tensors: the category
     of each question by arm. Raises WorkbenchError for too few
     examples, sets, samples or a temperature that is not positive.
     """
@@ -147,11 +148,13 @@ def _known(
     """(category, P0) of every question."""
     greedy, chance, written = [], [], []
     for one in asked:
+        scorer = one.scorer
+        if isinstance(scorer, Generation):
+            how = replace(scorer, samples=samples, temperature=temperature, passes=())
+            written.append(side.answers(replace(one, scorer=how))["right"].to_numpy())
+            one = replace(one, scorer=replace(how, samples=1, temperature=0.0))
         found = side.answers(one, temperature)
         greedy.append(found["correct"].to_numpy(float))
-        if isinstance(one.scorer, Generation):
-            how = replace(one.scorer, samples=samples, temperature=temperature)
-            written.append(side.answers(replace(one, scorer=how))["right"].to_numpy())
         chance.append(found["probability"].to_numpy(float))
         bar.update()
     right = np.stack(greedy)
