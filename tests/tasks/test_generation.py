@@ -174,6 +174,10 @@ def test_the_last_number_counts(text: str, target: str, right: bool):
         (Generation(extract=r"<a>(.*?)</a>"), "no tag", "no tag", False),
         (Generation(extract=lambda text: text[:1]), "yes", "yonder", True),
         (Generation(extract=r"(\d+)|([a-z]+)", pick=0), "7 b", "7", True),
+        (Generation(extract=r"answer is (\w+)"), "So the answer is Paris.", " paris", True),
+        (Generation(extract=r"answer is (\w+)"), "So the answer is Rome.", " Paris", False),
+        (Generation(extract=r"answer is (\w+)"), "Paris", " Paris", False),
+        (Generation(extract=r"\w+", pick=1, alike=()), "is 18", " 18", True),
     ],
 )  # fmt: skip
 def test_what_counts_of_a_text(asks: Generation, text: str, target: str, right: bool):
@@ -209,6 +213,11 @@ def test_what_was_written_is_found_again(model, subwords, monkeypatch):
 def test_a_prompt_without_room_is_refused_by_name(model, subwords):
     with pytest.raises(WorkbenchError, match="places for 128; shorten it"):
         generations(model, subwords, asked(1), Generation(length=127), batch_size=1, device=CPU)
+
+
+def test_a_model_without_places_has_room(model, subwords, monkeypatch):
+    monkeypatch.setattr(model.config, "max_position_embeddings", 0)
+    generations(model, subwords, asked(1), Generation(length=2), batch_size=1, device=CPU)
 
 
 def test_the_model_keeps_its_own_settings(model, subwords):

@@ -129,7 +129,8 @@ def _require_room(
     model: Any, tokenizer: Any, prompts: Sequence[Prompt], coded: Sequence[list[int]], length: int
 ) -> None:
     config = model.config.get_text_config()
-    most = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 10**9) or 1)
+    places = getattr(config, "max_position_embeddings", None)  # none of a model that needs none
+    most = min(tokenizer.model_max_length, places or tokenizer.model_max_length)
     for prompt, ids in zip(prompts, coded, strict=True):
         if len(ids) + length > most:
             raise WorkbenchError(

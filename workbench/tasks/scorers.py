@@ -55,7 +55,8 @@ class Choices:
 
 @dataclass(frozen=True)
 class Generation:
-    """Right where what is found in the written text is what is found in the target.
+    """Right where what is found in the written text is what is found in the target, or the target
+    itself, where nothing is found in it (a bare "18" beside "The answer is (.*)").
 
     length: tokens at most. stop: the text ends before the first of these. extract: a regular
     expression, whose first group that matched counts, else all of it; "" takes the whole text; or a
@@ -132,8 +133,10 @@ class Generation:
     def right(self, text: str, target: str) -> bool:
         """Whether a written text gives the target's answer."""
         said, wanted = self.found(text), self.found(target)
-        if said is None or wanted is None:
+        if said is None:
             return False
+        if wanted is None:
+            wanted = self._plain(target.strip())
         if "number" in self.alike and (a := _number(said)) is not None:
             b = _number(wanted)
             return b is not None and math.isclose(a, b, rel_tol=1e-9)
