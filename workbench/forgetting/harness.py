@@ -112,6 +112,9 @@ def _alone() -> Iterator[None]:
                 if hasattr(config, name):  # read from the environment once, at their import
                     stack.callback(setattr, config, name, getattr(config, name))
                     setattr(config, name, True)
+        evaluator: Any = import_module("lm_eval.evaluator")  # which asks git where we are
+        stack.callback(setattr, evaluator, "get_git_commit_hash", evaluator.get_git_commit_hash)
+        evaluator.get_git_commit_hash = lambda: None
         for name in BARRED:
             module = import_module(name)
             if hasattr(module, "tqdm"):
