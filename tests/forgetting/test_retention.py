@@ -337,6 +337,32 @@ def test_losses_of_answers_and_bits_by_hand():
     assert ("texts", "score") not in told.index
 
 
+def test_what_else_is_measured_is_resampled_by_the_same_clusters():
+    """By the sum acc is the score, so that its intervals are too; a set without the tag has none
+    of its own and is told as one of single items."""
+    pair = wb.load_pair(BASE, FAMILY / "lora-r1")
+    whole = tasks.facts(24, seed=4)
+    given = tuple(
+        replace(p, foils=p.foils[:3], tags={"passage": str(i // 6)}) for i, p in enumerate(whole)
+    )
+    first = replace(whole, name="first", prompts=given, scorer=tasks.Choices())
+    other = replace(whole, name="other")
+    found = wb.forgetting.retention(pair, [first, other], texts=TEXTS[:2], cluster="passage").table
+    told = found[found["metric"] != "item"].set_index(["task", "metric"])
+    edges = ["value", "low", "high"]
+    for one, same in (("score", "acc"), ("score_change", "acc_change")):
+        assert list(told.loc[("first", one), edges]) == list(told.loc[("first", same), edges])
+    assert ("first", "mcnemar") not in told.index
+    assert ("other", "mcnemar") in told.index
+
+
+@pytest.mark.parametrize("name", ["metric", "limit", "include"])
+def test_what_is_of_lm_evals_tasks_alone_is_refused_without_them(name: str):
+    pair = wb.load_pair(BASE, FAMILY / "lora-r1")
+    with pytest.raises(wb.WorkbenchError, match=f"Expected lm_eval beside {name}"):
+        wb.forgetting.retention(pair, [tasks.facts(4, seed=1)], **{name: 3})
+
+
 def test_an_interrupted_call_goes_on_where_it_was(monkeypatch):
     """What was written before a batch failed is not written again."""
     pair = wb.load_pair(BASE, FAMILY / "lora-r16")

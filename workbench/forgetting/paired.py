@@ -47,6 +47,10 @@ class Paired:
         have it and others do not."""
         return tagged(self.task, self.ids, self.tags, name)
 
+    def clusters(self, name: str | None) -> NDArray[np.str_] | None:
+        """(items,) what each is resampled with; None where they stand alone."""
+        return None if name is None else self.tagged(name)
+
 
 def rows(
     one: Paired, *, by: str | None = None, cluster: str | None = None, seed: int = 0
@@ -58,12 +62,13 @@ def rows(
     gained_adjusted, for choices, less what guessing gives; mcnemar, the two-sided exact p that as
     many go either way (column changed: how many went), where items are right or wrong and stand
     alone. by: a tag: for each of its values, column group, group_score, group_score_change,
-    group_lost and group_gained, and `stats.gaps` between those with 8 items or more. item: one row
-    each (prompt, asked, expected, base_said, said; value: the tuned model's score).
+    group_lost and group_gained, and `stats.gaps` between those with 8 items or more, which
+    resamples items whatever their clusters. item: one row each (prompt, asked, expected, base_said,
+    said; value: the tuned model's score). Items without the tag `cluster` stand alone.
     """
-    of = _clusters(one, cluster)
+    of = one.clusters(cluster)
     yield from _means(one, slice(None), "", of, seed)
-    if cluster is None and _binary(one):
+    if of is None and _binary(one):
         lost, gained = one.before > one.after, one.after > one.before
         yield {
             "task": one.task, "metric": "mcnemar", "value": mcnemar(lost.sum(), gained.sum()),
@@ -134,10 +139,6 @@ def _row(task: str, metric: str, found: Interval, baseline: float) -> dict[str, 
 
 def _binary(one: Paired) -> bool:
     return bool(np.isin(one.before, (0, 1)).all() and np.isin(one.after, (0, 1)).all())
-
-
-def _clusters(one: Paired, name: str | None) -> NDArray[np.str_] | None:
-    return None if name is None else one.tagged(name)
 
 
 def require_tags(sets: Sequence[Paired], **asked: str | None) -> None:

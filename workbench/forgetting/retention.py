@@ -63,6 +63,7 @@ def retention(
     by: str | None = None,
     cluster: str | None = None,
     lm_eval: Sequence[str] = (),
+    metric: str | None = None,
     limit: int | None = None,
     include: str | Path | None = None,
     batch_size: int = 32,
@@ -78,9 +79,11 @@ def retention(
     those among `prompts`; figures tell it. by: a tag of the prompts, "subject" for example, for
     whose every value the scores are told apart. cluster: a tag that items share which are not
     independent, "passage" for example; intervals then resample whole clusters. lm_eval: tasks of
-    lm-evaluation-harness to run as well, where that is installed, scored by its own first metric;
-    limit: the first so many items of each; include: a folder of tasks of one's own (YAML). Runs the
-    stored weights, adapters unmerged, in `dtype` ("float32" or "bfloat16").
+    lm-evaluation-harness to run as well, where that is installed. metric: by which of its metrics
+    these are scored, acc_norm for example; by default acc, exact_match or the first there is.
+    limit: the first so many items of each task of lm-eval. include: a folder of tasks of one's own
+    for lm-eval (YAML). Runs the stored weights, adapters unmerged, in `dtype` ("float32" or
+    "bfloat16").
 
     Returns a Result with a row per (task, metric), each with a 95% bootstrap interval, paired over
     items, and n: score with the base's value as baseline, score_change, tuned - base, lost and
@@ -100,12 +103,19 @@ def retention(
         prompts, task = [task, *prompts], task.name
     if prompts:
         require_prompts(*prompts)
+    further = {"metric": metric, "limit": limit, "include": include}
+    alone = [name for name, value in further.items() if value is not None and not lm_eval]
+    if alone:
+        raise WorkbenchError(
+            f"Expected lm_eval beside {', '.join(alone)}, which is of lm-eval's tasks alone; name "
+            "its tasks (--lm-eval), or leave it out."
+        )
     scored = [one for one in prompts if not isinstance(one.scorer, Loss)]
     asked = [_questions(one) for one in scored]
     run: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype}
     theirs, notes = (), []
     if lm_eval:
-        found = measured(pair, lm_eval, limit=limit, include=include, **run)
+        found = measured(pair, lm_eval, **further, **run)
         theirs, notes = found.paired, [*found.notes]
         _require_new(theirs, prompts)
     paired.require_tags([*asked, *theirs], by=by, cluster=cluster)
@@ -118,7 +128,7 @@ def retention(
         before, after = (side.answers(one) for side in (base, tuned))
         items = _answered(questions, before, after)
         rows += paired.rows(items, by=by, cluster=cluster, seed=seed)
-        rows += _further(one, before, after, seed)
+        rows += _further(one.name, before, after, items.clusters(cluster), seed)
         notes += _ties(one, before, after)
         rows += _over_templates(one, items, seed)
     for items in theirs:
@@ -134,7 +144,7 @@ def retention(
     parameters = {
         "prompts": describe(list(prompts)), "texts": describe(list(texts)), "task": task,
         **({"by": by} if by else {}), **({"cluster": cluster} if cluster else {}),
-        **({"lm_eval": list(lm_eval), "limit": limit} if lm_eval else {}),
+        **({"lm_eval": list(lm_eval), "metric": metric, "limit": limit} if lm_eval else {}),
     }  # fmt: skip
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
     provenance = provenance.with_notes((*notes, *provenance.notes))
@@ -181,28 +191,28 @@ def _row(task: str, metric: str, found: Interval, baseline: float) -> dict[str, 
 
 
 def _compared(
-    task: str, metric: str, before: Any, after: Any, weights: Any, seed: int
+    task: str, metric: str, before: Any, after: Any, weights: Any, seed: int, of: Any = None
 ) -> Iterator[dict[str, Any]]:
-    """A measurement of the tuned model, and its change."""
+    """A measurement of the tuned model, and its change. of: (items,), their clusters."""
     first, last = (np.asarray(part, dtype=float) for part in (before, after))
     baseline = bootstrap(first, weights, seed=seed).value
-    yield _row(task, metric, bootstrap(last, weights, seed=seed), baseline)
-    yield _row(task, f"{metric}_change", bootstrap(last - first, weights, seed=seed), baseline)
+    for name, values in ((metric, last), (f"{metric}_change", last - first)):
+        yield _row(task, name, bootstrap(values, weights, clusters=of, seed=seed), baseline)
 
 
 def _further(
-    one: PromptSet, before: pd.DataFrame, after: pd.DataFrame, seed: int
+    task: str, before: pd.DataFrame, after: pd.DataFrame, of: Any, seed: int
 ) -> Iterator[dict[str, Any]]:
-    """What else the scorer tells of each item."""
+    """What else the scorer tells of each item. of: their clusters."""
     passes = [name for name in before if str(name).startswith("pass@")]
     for name in (*(name for name in FURTHER if name in before), *passes):
-        yield from _compared(one.name, str(name), before[name], after[name], None, seed)
+        yield from _compared(task, str(name), before[name], after[name], None, seed, of)
     if "chance" in before:
-        guess = bootstrap(before["chance"], seed=seed)
-        yield _row(one.name, "chance", guess, guess.value)
+        guess = bootstrap(before["chance"], clusters=of, seed=seed)
+        yield _row(task, "chance", guess, guess.value)
     tokens = before["tokens"].to_numpy(float)
     first, last = (-side["log_probability"].to_numpy(float) / tokens for side in (before, after))
-    yield from _compared(one.name, "answer_loss", first, last, tokens, seed)
+    yield from _compared(task, "answer_loss", first, last, tokens, seed, of)
 
 
 def _ties(one: PromptSet, *sides: pd.DataFrame) -> Iterator[str]:
