@@ -99,3 +99,10 @@ def test_spans_survive_a_file_and_must_lie_in_the_prompt(tmp_path) -> None:
     assert back.prompts[0] == one
     with pytest.raises(WorkbenchError, match="11 characters"):
         Prompt("a", "Box F holds", " it", spans={"label": (4, 50)})
+
+
+@pytest.mark.parametrize("scorer", ["choices", tasks.Choices, None])
+def test_what_is_no_scorer_is_refused(scorer) -> None:
+    """It would be ignored, and the prompts scored as continuations."""
+    with pytest.raises(WorkbenchError, match=r"Expected a scorer for 'p', .*tasks.Choices\(\)"):
+        PromptSet("p", (Prompt("1", "a", " b", (" c",)),), scorer=scorer)

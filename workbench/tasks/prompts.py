@@ -113,6 +113,11 @@ class PromptSet:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompts", tuple(self.prompts))
+        if not isinstance(self.scorer, Scorer):
+            kinds = ", ".join(f"tasks.{kind.__name__}()" for kind in get_args(Scorer))
+            raise WorkbenchError(
+                f"Expected a scorer for {self.name!r}, found {self.scorer!r}; give one of {kinds}."
+            )
         if self.template not in (None, *TEMPLATES):
             raise WorkbenchError(
                 f"Expected the template {', '.join(TEMPLATES)}, found {self.template!r}."
