@@ -56,6 +56,16 @@ def test_prompts_may_be_given_by_their_file(pair, tmp_path: Path):
     assert ours.fingerprint == theirs.fingerprint
 
 
+def test_one_set_stands_where_several_may(pair, tmp_path: Path):
+    file = OWN.prompts.save(tmp_path / "boxes.jsonl")
+    asked = {"texts": ["one text", "another"]}
+    several, one, path = (
+        wb.forgetting.retention(pair, given, **asked)
+        for given in ([OWN.prompts], OWN.prompts, str(file))
+    )
+    assert several.fingerprint == one.fingerprint == path.fingerprint
+
+
 def test_a_key_of_the_catalogue_is_its_function(family):
     ours = wb.over(family, "spectral.delta_spectrum")
     assert ours.fingerprint == wb.over(family, wb.spectral.delta_spectrum).fingerprint

@@ -17,6 +17,7 @@ from workbench.tasks.prompts import FILES, PromptSet, are_prompts
 
 # Arguments of these types, or of several, may be given by the path of a file.
 SETS = ("PromptSet", "Prompts")
+SEVERAL = "Sequence[PromptSet]"  # of which one alone may be given as it is
 
 
 def checked(analysis: str, name: str, kind: str, value: Any) -> Any:
@@ -30,7 +31,8 @@ def checked(analysis: str, name: str, kind: str, value: Any) -> Any:
     elif isinstance(value, str) and "| str |" in kind and not are_prompts(value):
         return value  # a name that stands for a set
     elif any(one in kind for one in SETS):
-        return _prompts(value, name, texts="Sequence[str]" in kind or "Prompts" in kind)
+        found = _prompts(value, name, texts="Sequence[str]" in kind or "Prompts" in kind)
+        return [found] if kind == SEVERAL and isinstance(found, PromptSet) else found
     return value
 
 
