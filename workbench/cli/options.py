@@ -129,12 +129,16 @@ def print_items(result: Any, most: int) -> None:
               f"{f', the first {most}' if len(one.table) > most else ''}")  # fmt: skip
         for row in one.table.head(most).itertuples(index=False):
             for name, text in (
-                ("asked", str(row.asked)[-SEEN:]), ("expected", row.expected),
+                ("asked", _tail(row.asked)), ("expected", row.expected),
                 ("base", row.base_said), ("tuned", row.said),
             ):  # fmt: skip
                 line = " ".join(str(text).split()).strip()
                 print(visible(f"  {name:9}{line[:SEEN]}"))
             print()
+
+
+def _tail(text: str) -> str:
+    return text if len(text) <= SEEN else f"... {text[4 - SEEN :]}"
 
 
 def print_texts(result: Any, most: int) -> None:

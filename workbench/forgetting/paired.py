@@ -4,8 +4,9 @@ Item by item a score falls as 1 -> 0 and rises as 0 -> 1, and the two may hide e
 mean (Harmon et al. 2025, arXiv 2510.17776). Of items with k choices some change by guessing alone:
 who knows or else guesses, on each side anew, goes 1 -> 0 by luck 1 / (k - 1) times as often as both
 sides are wrong, and that is taken off each item's count. The paper estimates that share of items
-from the two accuracies as if they were independent; here it is counted. A side that guesses the
-same wrong answer each time is lucky less often, so that the adjusted numbers err to the low side.
+from the two accuracies as if they were independent; here it is counted. Two sides that are much
+alike guess alike and are lucky less often: then too much is taken off, down to less than nothing.
+What was lost lies between the adjusted count, of guesses made anew, and the plain one, of none.
 """
 
 from __future__ import annotations

@@ -119,9 +119,10 @@ DRAWINGS = (
         item_transitions,
         "Of every task the share of items that the base answered and the member does not (left), "
         "and the other way round (right), with 95% intervals over items. Hollow marks: less what "
-        "guessing among the choices gives.",
+        "guessing among the choices anew on each side would give, at least 0.",
         "A mean that stays the same can hide as many items lost as won. Two runs of one model that "
-        "differ in nothing but rounding already swap some items; a hollow mark at 0 is guessing.",
+        "differ in nothing but rounding already swap some items. Much of a loss whose hollow mark "
+        "lies near 0 may be guessing: the truth is between the two marks.",
         applies=has("lost"),
     ),
     Drawing(

@@ -33,8 +33,9 @@ def item_transitions(result: Result, ax: Axes | None = None) -> Figure:
             for y, (name, look) in enumerate(looks.items()):
                 if name in plain.index:
                     _mark(here, y, sign, plain.loc[name], look, filled=True)
-                if name in less.index:
-                    _mark(here, y + 0.28, sign, less.loc[name], look, filled=False)
+                if name in less.index:  # nothing lost is the least there can be
+                    few = less.loc[name, ["value", "low", "high"]].clip(lower=0)
+                    _mark(here, y + 0.28, sign, few, look, filled=False)
         here.axvline(0, color=style.GREY, lw=1, zorder=0)
         here.set_yticks(range(len(looks)), [look.label for look in looks.values()])
         here.set_title(style.text(task, 30), loc="left", fontsize=style.SMALL)
