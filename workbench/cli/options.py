@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from workbench.cli.printing import print_groups, print_items, print_texts
 from workbench.cli.reading import loaded
 
 Base = Annotated[str, typer.Argument(help="Folder, .gguf file, or hub id@revision.")]
@@ -68,7 +69,6 @@ Device = Annotated[
     ),
 ]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16, for every run of a model.")]
-SEEN = 200  # characters of an item's text
 WIDEST = 10_000  # characters of a line that no terminal breaks
 WHERE = "Where: here, local:N, ray:auto, ray:HOST:PORT or ray://HOST:PORT."
 On = Annotated[str, typer.Option(help=WHERE)]
@@ -114,44 +114,10 @@ def finish(result: Any, out: Path | None, json: bool, show: int = 0) -> None:
         print(visible(figures.headline(result)))
         for note in result.provenance.notes:
             print(visible(f"note: {note}"))
+        print_groups(result)
         print_items(result, show)
         print_texts(result, show)
         print(f"Saved: {out}" if out is not None else "(--out FOLDER keeps the table)")
-
-
-def print_items(result: Any, most: int) -> None:
-    """Lost and won items with both answers side by side."""
-    from workbench.errors import visible
-    from workbench.results.changed_items import changed_items
-
-    for one in changed_items(result) if most else ():
-        print(f"\n{visible(one.task)}: {len(one.table)} of {one.every} items {one.way}"
-              f"{f', the first {most}' if len(one.table) > most else ''}")  # fmt: skip
-        for row in one.table.head(most).itertuples(index=False):
-            for name, text in (
-                ("asked", _tail(row.asked)), ("expected", row.expected),
-                ("base", row.base_said), ("tuned", row.said),
-            ):  # fmt: skip
-                line = " ".join(str(text).split()).strip()
-                print(visible(f"  {name:9}{line[:SEEN]}"))
-            print()
-
-
-def _tail(text: str) -> str:
-    return text if len(text) <= SEEN else f"... {text[4 - SEEN :]}"
-
-
-def print_texts(result: Any, most: int) -> None:
-    """What was written, the first texts of each arm."""
-    from workbench.errors import visible
-
-    if not most or not result.has("text"):
-        return
-    for arm, own in result.metric("text").groupby("arm", sort=False):
-        print(f"\n{arm}:")
-        for row in own.head(most).itertuples(index=False):
-            line = " ".join(f"{row.prompt or ''} {row.text}".split())
-            print(visible(f"  {line[:SEEN]}"))
 
 
 def run_study(
