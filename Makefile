@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo demo-smollm2 test dist notebooks cluster-test fuzz crash-test mutants lint bench gpu gpu-reference
 .PHONY: architectures
-.PHONY: figures family-figures clean
+.PHONY: figures family-figures docs clean
 
 # constraints.txt pins what is tested. The last lines keep the install from running again.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -101,5 +101,11 @@ family-figures: $(VENV)/installed
 	$(RUN)/workbench demo --out out/family
 	$(RUN)/python -m benchmarks.figures keep out/family family
 
+# The documentation under site/, from docs/, the docstrings and the results kept under figures/; about
+# a minute. A warning, such as a link that leads nowhere, is an error. `python -m http.server -d site`
+# serves it, which its search needs; everything else works from site/index.html.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(RUN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) out dist
+	rm -rf $(VENV) out dist site

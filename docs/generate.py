@@ -1,0 +1,199 @@
+"""The pages of the site that are made and not written; mkdocs runs this as a hook.
+
+A page for each method from its record, its docstrings, its figures' captions and its verb, with the
+figures drawn from the results that are kept under figures/; the tables of papers and of findings;
+the public names by folder; the notebooks and the benchmarks as Markdown. Nothing of it is stored.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import nbformat
+from docstrings import ARXIV, linked, readable
+from method_pages import (
+    GROUP,
+    PACKAGE,
+    ROOT,
+    RUNS,
+    Pages,
+    call,
+    documentation,
+    home,
+    methods,
+    parsed,
+)
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from nbconvert import MarkdownExporter
+
+from workbench.cli.signatures import signatures
+from workbench.findings import by_base, page, summary
+from workbench.study.catalogue import METHODS
+
+FOLDERS = ("tasks", "models", "lab", "results")  # public besides wb itself and the methods
+COPIED = {"members.png": "figures/members.png", "panels.png": "figures/panels.png"}
+HOW_TO = (
+    "own-model", "own-prompts", "figure-for-a-paper", "cluster", "add-a-method",
+    "add-an-architecture",
+)  # fmt: skip
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add what is made to what is written, and say how all of it is found."""
+    made = methods() | papers() | findings() | reference() | notebooks() | benchmarks()
+    for path, content in made.items():
+        files.append(File.generated(config, path, content=content))
+    for name, path in COPIED.items():
+        files.append(File.generated(config, f"assets/{name}", abs_src_path=str(ROOT / path)))
+    config.nav = navigation(made)
+    return files
+
+
+def navigation(made: Pages) -> list[Any]:
+    """The table of contents: what is written in its order, then what is made, by folders."""
+
+    def inside(folder: str) -> list[str]:
+        return [path for path in made if path.startswith(f"{folder}/") and path.endswith(".md")]
+
+    families = [
+        {GROUP[family]: inside(f"methods/{family}")}
+        for family in dict.fromkeys(one.key.partition(".")[0] for one in METHODS)
+    ]
+    return [
+        {"Home": "index.md"},
+        {"Quickstart": "quickstart.md"},
+        {"Glossary": "glossary.md"},
+        {"How to": [f"how-to/{name}.md" for name in HOW_TO]},
+        {"Methods": ["methods/index.md", *families]},
+        {"Tables": [*inside("tables"), "architectures.md", "adapters.md"]},
+        {"API reference": inside("reference")},
+        {"Notebooks": inside("notebooks")},
+        {"Benchmarks": inside("benchmarks")},
+    ]
+
+
+def papers() -> Pages:
+    """Which call is from which paper: by the records, and by what the docstrings cite."""
+    calls: dict[str, list[str]] = defaultdict(list)
+    for family in GROUP:
+        for sign in signatures(family):
+            link = f"[`{call(sign)}`](../{home(sign)})"
+            doc = documentation(sign)
+            for number in dict.fromkeys(ARXIV.findall(f"{sign.record.get('paper', '')} {doc}")):
+                calls[number].append(link)
+    names = _cited()
+    rows = [
+        f"| {linked(f'arXiv {number}')} | {names.get(number, '')} | {', '.join(calls[number])} |"
+        for number in sorted(calls)
+    ]
+    about = (
+        "# Papers and the calls that follow them\n\nEvery paper that a method names as its source, "
+        "or takes a definition, a control or a caution from. Please cite the paper of each method "
+        "you use.\n\n| paper | authors | calls |\n|---|---|---|\n"
+    )
+    return {"tables/papers.md": about + "\n".join(rows) + "\n"}
+
+
+def _cited() -> dict[str, str]:
+    """Number of arXiv -> "Hong et al. 2024", as some docstring has it."""
+    name = r"[A-Z][\w'-]+"
+    authors = rf"({name}(?:(?:, | & ){name})*(?: et al\.)?)"
+    found: dict[str, str] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        text = " ".join(path.read_text(encoding="utf-8").split())
+        for one in re.finditer(rf'{authors},? (?:\((\d{{4}}),|(\d{{4}})(?:,? "[^"]*")?,?) \(?arXiv '
+                               rf'({ARXIV.pattern})', text):  # fmt: skip
+            found.setdefault(one[4], f"{one[1]} {one[2] or one[3]}")
+        for one in re.finditer(rf'{authors}, "[^"]*", arXiv ({ARXIV.pattern})', text):
+            found.setdefault(one[2], one[1])
+    return found
+
+
+def findings() -> Pages:
+    """The verdicts on published claims, by `workbench.findings`, and how a person reads them."""
+    tables = by_base(RUNS)
+    measured, _, criteria = page(tables).partition("\n\n")
+    reading = (ROOT / "figures" / "README.md").read_text(encoding="utf-8")
+    return {
+        "tables/findings.md": "# Which published findings show\n\n"
+        "A verdict for each claim, by a rule, from the results that come with the project: "
+        "*reproduced* where most readings hold, each by its whole 95% interval, and none "
+        "contradicts. The models are small and most recipes have one training seed, so a verdict "
+        "is about these models. `workbench findings RUN...` makes this table of your own runs.\n\n"
+        "[How a person reads them](reading.md) is on a page of its own.\n\n"
+        f"{linked(summary(tables))}\n\n## What was measured\n\n{linked(measured)}\n\n"
+        f"## What is read, and what it takes to hold\n\n{linked(criteria)}\n",
+        "tables/reading.md": reading,
+    }
+
+
+def reference() -> Pages:
+    """The public names of each folder; the functions of the methods have pages of their own."""
+    made: Pages = {}
+    init = parsed(PACKAGE / "__init__.py")
+    about = "What `import workbench as wb` gives, but for [the methods](../methods/index.md)."
+    made["reference/wb.md"] = _names("wb", about, _literal(init, "_HOME"))
+    for folder in FOLDERS:
+        tree = parsed(PACKAGE / folder / "__init__.py")
+        homes = {
+            alias.name: str(node.module)
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
+        public = {name: homes[name] for name in _literal(tree, "__all__")}
+        title = folder if folder == "results" else f"wb.{folder}"
+        about = readable((ast.get_docstring(tree) or "").replace("\n", " "))
+        made[f"reference/{folder}.md"] = _names(title, about, public)
+    return made
+
+
+def _names(title: str, about: str, homes: Mapping[str, str]) -> str:
+    parts = [f"# {title}", about]
+    for name, module in homes.items():
+        module_itself = (ROOT / module.replace(".", "/") / f"{name}.py").is_file()
+        shown = f"{title}.{name}" if title.startswith("wb") else name
+        parts.append(
+            f"::: {module}.{name}\n    options:\n      heading: {shown}\n      toc_label: {name}\n"
+            f"      heading_level: 2\n      show_submodules: {str(module_itself).lower()}\n"
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def notebooks() -> Pages:
+    """As Markdown, and not run: they are stored without outputs, and all of them together would
+    take longer than the rest of the site."""
+    made: Pages = {}
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        text, _ = MarkdownExporter().from_notebook_node(nbformat.read(path, as_version=4))
+        title, _, rest = text.strip().partition("\n")
+        note = (
+            f"\n\n!!! note\n    This is `notebooks/{path.name}`, shown without its outputs. It "
+            "runs as it is on the shipped family, in about a minute: `make notebooks` opens it in "
+            "JupyterLab.\n"
+        )
+        made[f"notebooks/{path.stem}.md"] = title + note + rest + "\n"
+    return made
+
+
+def benchmarks() -> Pages:
+    """As `make bench` and others wrote them."""
+    made: Pages = {}
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.md")):
+        made[f"benchmarks/{path.name}"] = path.read_text(encoding="utf-8")
+    return made
+
+
+def _literal(tree: ast.Module, name: str) -> Any:
+    (value,) = (
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and any(isinstance(one, ast.Name) and one.id == name for one in node.targets)
+    )
+    return ast.literal_eval(value)
