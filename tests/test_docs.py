@@ -36,11 +36,8 @@ LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video
          "audio": "src", "embed": "src", "object": "data", "use": "href"}  # fmt: skip
 LOADED_LINKS = {"stylesheet", "icon", "preload", "prefetch", "modulepreload", "preconnect",
                 "dns-prefetch", "manifest", "shortcut icon"}  # fmt: skip
-# Of the workplace that a page was written in: no reader has it.
-PRIVATE = re.compile(
-    r"/work/|/tmp/|/root/|\bworktree\b|\bcherry-pick|\b(claude|anthropic|copilot|chatgpt)\b",
-    re.IGNORECASE,
-)
+# A path of the machine that a page was written on: no reader has it.
+PRIVATE = re.compile(r"(^|\s)/(tmp|root|home)/")
 
 
 class Page(HTMLParser):
