@@ -14,8 +14,10 @@ import pytest
 import workbench as wb
 from tests.cli.test_verbs import EVERY, asked_for, options, typed
 from tests.terminal import workbench
+from workbench.cli.options import texts
 from workbench.cli.reading import OPTIONS, mapped
 from workbench.demo import FAMILY
+from workbench.errors import WorkbenchError
 from workbench.tasks import GSM8K, Choices, Loss
 
 TYPED = {f"--{name}" for name in OPTIONS}
@@ -137,3 +139,17 @@ def test_texts_that_were_written_are_printed():
     truth = wb.behaviour.generate(wb.load_pair(*pair), arms=("base", "tuned"), n=2, length=4)
     for arm, own in truth.metric("text").groupby("arm"):
         assert blocks[str(arm)].splitlines()[0].split() == own["text"].iloc[0].split()
+
+
+def test_texts_may_stand_in_a_file_of_rows(tmp_path: Path):
+    """As they are, without the marks of JSON around them, which no model should be scored on."""
+    place = tmp_path / "texts.jsonl"
+    place.write_text("".join(json.dumps({"text": f"one {i}"}) + "\n" for i in range(70)))
+    assert texts(place) == [f"one {i}" for i in range(64)]
+    plain = tmp_path / "texts.txt"
+    plain.write_text("one\n")
+    assert texts(plain) == ["one\n"]
+    assert texts(None) is None
+    place.write_text(json.dumps({"prompt": "a", "target": " b"}))
+    with pytest.raises(WorkbenchError, match=r"Expected plain texts in .*, found prompts"):
+        texts(place)

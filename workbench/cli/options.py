@@ -282,6 +282,19 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def texts(path: Path | None) -> list[str] | None:
-    from workbench.tasks.measurements import read_text
+    """A text file in pieces, or the first texts of a file of them, a row each."""
+    from workbench.errors import WorkbenchError
+    from workbench.tasks.formats import read
+    from workbench.tasks.measurements import PIECES, read_text
+    from workbench.tasks.prompts import are_prompts
+    from workbench.tasks.scorers import Loss
 
-    return None if path is None else read_text(path)
+    if path is None or not are_prompts(path) or path.suffix == ".txt":
+        return None if path is None else read_text(path)
+    found = read(path)
+    if not isinstance(found.scorer, Loss):
+        raise WorkbenchError(
+            f'Expected plain texts in {path}, found prompts with answers; give rows of {{"text": '
+            "...}, a .txt file, or these as prompts."
+        )
+    return found.texts[:PIECES]

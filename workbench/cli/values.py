@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.cli.options import asked, group_of, named, numbers, words
+from workbench.cli.options import texts as texts_of
 from workbench.cli.signatures import Parameter
 
 PROMPTS = "Prompts with answers: JSONL, JSON, CSV, parquet, or a folder of datasets"
@@ -42,12 +43,7 @@ def texts_or_prompts(_: Parameter) -> Form:
 
 
 def texts(_: Parameter) -> Form:
-    def read(path: Path) -> Any:
-        from workbench.tasks.measurements import read_text
-
-        return read_text(path)
-
-    return Form(Path, read, "Pre-training-like text file; default: samples of the base.")
+    return Form(Path, texts_of, "Pre-training-like text file; default: samples of the base.")
 
 
 def several_prompts(_: Parameter) -> Form:

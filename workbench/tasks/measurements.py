@@ -16,6 +16,7 @@ from workbench.tasks.generation import by
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.score import answers, text_loss
 
+PIECES = 64  # of a text file, at most
 LONGEST = 1 << 20  # characters of a line that are read at once
 
 
@@ -69,7 +70,7 @@ def own_samples(
     return [text for text in texts if text.strip()]
 
 
-def read_text(path: str | Path, *, characters: int = 1000, most: int = 64) -> list[str]:
+def read_text(path: str | Path, *, characters: int = 1000, most: int = PIECES) -> list[str]:
     """A text file in pieces that end at a line's end, at most `most` of about `characters`."""
     path = Path(path)
     if not path.is_file():
