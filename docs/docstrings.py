@@ -45,7 +45,7 @@ def _listed(text: str, names: Set[str]) -> str:
     """A paragraph, with an item for every "name: words" or "name, other: words" in it."""
     marks = [
         mark
-        for mark in re.finditer(r"(?:^|(?<=[.;)]\s))(\w+(?:, \w+)*): ", text)
+        for mark in re.finditer(r"(?:^|(?<=[.;)]\s))(\w+(?:, \w+)*):\s", text)
         if set(mark[1].split(", ")) <= names
     ]
     if not marks:

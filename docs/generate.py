@@ -33,7 +33,6 @@ from nbconvert import MarkdownExporter
 
 from workbench.cli.signatures import signatures
 from workbench.findings import by_base, page, summary
-from workbench.study.catalogue import METHODS
 
 FOLDERS = ("tasks", "models", "lab", "results")  # public besides wb itself and the methods
 COPIED = {"members.png": "figures/members.png", "panels.png": "figures/panels.png"}
@@ -60,10 +59,7 @@ def navigation(made: Pages) -> list[Any]:
     def inside(folder: str) -> list[str]:
         return [path for path in made if path.startswith(f"{folder}/") and path.endswith(".md")]
 
-    families = [
-        {GROUP[family]: inside(f"methods/{family}")}
-        for family in dict.fromkeys(one.key.partition(".")[0] for one in METHODS)
-    ]
+    families = [{group: inside(f"methods/{family}")} for family, group in GROUP.items()]
     return [
         {"Home": "index.md"},
         {"Quickstart": "quickstart.md"},
@@ -118,7 +114,7 @@ def findings() -> Pages:
     """The verdicts on published claims, by `workbench.findings`, and how a person reads them."""
     tables = by_base(RUNS)
     measured, _, criteria = page(tables).partition("\n\n")
-    reading = (ROOT / "figures" / "README.md").read_text(encoding="utf-8")
+    reading = (ROOT / "figures" / "README.md").read_text(encoding="utf-8").partition("\n")[2]
     return {
         "tables/findings.md": "# Which published findings show\n\n"
         "A verdict for each claim, by a rule, from the results that come with the project: "
@@ -128,7 +124,8 @@ def findings() -> Pages:
         "[How a person reads them](reading.md) is on a page of its own.\n\n"
         f"{linked(summary(tables))}\n\n## What was measured\n\n{linked(measured)}\n\n"
         f"## What is read, and what it takes to hold\n\n{linked(criteria)}\n",
-        "tables/reading.md": reading,
+        "tables/reading.md": "# How a person reads the findings\n\n!!! note\n    This is "
+        f"`figures/README.md`, which lies beside the results it is about.\n{reading}",
     }
 
 
@@ -171,6 +168,9 @@ def notebooks() -> Pages:
     made: Pages = {}
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         text, _ = MarkdownExporter().from_notebook_node(nbformat.read(path, as_version=4))
+        # Formulas stay as LaTeX: what sets them would be a script of a megabyte.
+        text = re.sub(r"\$\$(.+?)\$\$", r"```latex\n\1\n```", text, flags=re.S)
+        text = re.sub(r"\$([^$\n]+)\$", r"`\1`", text)
         title, _, rest = text.strip().partition("\n")
         note = (
             f"\n\n!!! note\n    This is `notebooks/{path.name}`, shown without its outputs. It "
@@ -185,7 +185,10 @@ def benchmarks() -> Pages:
     """As `make bench` and others wrote them."""
     made: Pages = {}
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.md")):
-        made[f"benchmarks/{path.name}"] = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
+        if not text.startswith("# "):
+            text = f"# {text.partition(':')[0]} ({path.stem})\n\n{text}"
+        made[f"benchmarks/{path.name}"] = text
     return made
 
 

@@ -15,7 +15,7 @@ from docstrings import linked, readable
 from typer.testing import CliRunner
 
 from workbench.analysis.record import Analysis
-from workbench.cli import app
+from workbench.cli import GROUPS, app
 from workbench.cli.signatures import Signature, signatures
 from workbench.cli.verbs import FAMILIES, verb_of
 from workbench.figures import style
@@ -86,7 +86,9 @@ def methods() -> Pages:
               for other, all in shown.items() for each in all
               if each.drawing.companion == key and not figures),
         ]  # fmt: skip
-        made[home(known[key])] = method(one, known[key], text, examples.get(key))
+        made[home(known[key])] = method(
+            one, known[key], text, [each.drawing for each in figures], examples.get(key)
+        )
         made |= {figure.asset: figure.image for figure in figures}
     return made
 
@@ -105,36 +107,34 @@ def overview(known: Mapping[str, Signature]) -> str:
     parts = [
         "# Methods",
         "Each method takes a pair of checkpoints, a base and one of its fine-tuned members, and "
-        "returns a `Result`: one tidy table with its provenance. From Python it is a function, on "
-        "the command line a verb with the same arguments.",
+        "returns a `Result`: one tidy table that knows what it was made from. From Python it is a "
+        "function, on the command line a verb with the same arguments.",
     ]
-    family = ""
-    for sign in known.values():
-        if sign.family != family:
-            family = sign.family
-            parts.append(f"## {GROUP[family]}\n\n{_about(family)}\n")
-            rows = ["| question | Python | command line |", "|---|---|---|"]
-            rows += [
-                f"| [{one.question}]({home(one).removeprefix('methods/')}) | `{call(one)}` "
-                f"| `workbench {GROUP[family]} {verb_of(one)}` |"
-                for one in known.values()
-                if one.family == family
-            ]
-            parts.append("\n".join(rows))
+    for family, group in GROUP.items():
+        rows = [
+            f"| [{one.question}](../{home(one)}) | `{call(one)}` "
+            f"| `workbench {group} {verb_of(one)}` |"
+            for one in known.values()
+            if one.family == family
+        ]
+        head = "| question | Python | command line |\n|---|---|---|"
+        parts.append("\n".join([f"## {group}\n\n{GROUPS[group]}\n", head, *rows]))
     return "\n\n".join(parts) + "\n"
 
 
-def _about(family: str) -> str:
-    doc = ast.get_docstring(parsed(PACKAGE / family / "__init__.py")) or ""
-    return readable(doc.split("\n\n")[0])
-
-
-def method(one: Analysis, sign: Signature, figures: list[str], example: Result | None) -> str:
-    """The page of one method."""
+def method(
+    one: Analysis,
+    sign: Signature,
+    figures: Sequence[str],
+    shown: Sequence[Drawing],
+    example: Result | None,
+) -> str:
+    """The page of one method, which is called as in a report or as its first figure is."""
     doc = documentation(sign)
     title, _, rest = doc.partition("\n\n")
+    heading = HEADINGS.get(one.key) or next(d.title for d in shown)
     parts = [
-        f"# {HEADINGS.get(one.key, title.partition(':')[0].rstrip('.'))}",
+        f"# {heading}",
         f"**{one.question}**",
         _facts(one, sign),
         f"## What it computes, and when it misleads\n\n{readable(rest or title)}",
@@ -153,11 +153,12 @@ def _facts(one: Analysis, sign: Signature) -> str:
     elif one.passes is None:
         cost = "the models; how long depends on what is asked"
     else:
-        cost = f"the models; about {one.passes:g} forward passes over its prompts and texts"
+        times = f"{one.passes:g} forward pass{'es' if one.passes != 1 else ''}"
+        cost = f"the models; about {times} over its prompts and texts"
     facts = {
         "From Python": f"`{call(sign)}`",
         "On the command line": f"`workbench {GROUP[sign.family]} {verb_of(sign)}`",
-        "Source": linked(one.paper) or "this project",
+        "Based on": linked(one.paper),
         "What runs": cost,
         "Part of `workbench compare`": "yes" if one.takes is not None else "no",
     }

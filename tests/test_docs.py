@@ -11,9 +11,12 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from html import unescape
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -188,14 +191,44 @@ def of_methods(site: Path) -> None:
 
 
 def in_a_browser(site: Path, profile: Path) -> None:
-    """Nothing else is asked for when a page is really opened, where there is a browser."""
-    with contextlib.suppress(pytest.skip.Exception), browser.tab(profile) as opened:
-        for name in ("index.html", "methods/spectral/intruders.html", "reference/wb.html"):
-            opened.open((site / name).as_uri(), width=390)
-        asked = [one for one in opened.requests if not one.startswith(("file://", "data:"))]
-        assert asked == []
-        wide = opened.ask("document.documentElement.scrollWidth - window.innerWidth")
-        assert wide <= 0
+    """Opened as `python -m http.server` serves it, a page asks no other machine for anything, fits
+    a phone, and its search finds; where there is a browser."""
+    serve = partial(Silent, directory=str(site))
+    with (
+        contextlib.suppress(pytest.skip.Exception),
+        browser.tab(profile) as opened,
+        ThreadingHTTPServer(("127.0.0.1", 0), serve) as server,
+    ):
+        Thread(target=server.serve_forever, daemon=True).start()
+        here = f"http://127.0.0.1:{server.server_port}"
+        for name in ("methods/spectral/intruders.html", "reference/wb.html", "index.html"):
+            opened.open(f"{here}/{name}", width=390)
+            assert opened.ask("document.documentElement.scrollWidth - window.innerWidth") <= 0
+        found = opened.ask(SEARCH)
+        server.shutdown()
+        assert "methods/tuco/contribution.html" in found
+        assert [url for url in opened.requests if not url.startswith((here, "data:"))] == []
+        assert opened.told == []
+
+
+class Silent(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+# Type a word, wait for what is found, give its addresses.
+SEARCH = """new Promise((done) => {
+  const box = document.querySelector("input.md-search__input");
+  const ask = () => {
+    box.focus();
+    box.value = "tuco";
+    box.dispatchEvent(new Event("keyup", {bubbles: true}));
+    const found = [...document.querySelectorAll("a.md-search-result__link")];
+    if (found.length) done(found.map((one) => one.href).join(" "));
+    else setTimeout(ask, 200);
+  };
+  ask();
+})"""
 
 
 # ---- What people are told to type
