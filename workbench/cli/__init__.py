@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from workbench.cli import config as run_config
 from workbench.cli import lab, skills
 from workbench.cli.options import (
     WHERE,
@@ -224,7 +225,16 @@ def check(
 @app.command()
 @reads_prompts
 def compare(
+    ctx: typer.Context,
     base: Base,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="A .yaml file that says these options; what is typed wins.",
+            callback=run_config.chosen,
+            is_eager=True,
+        ),
+    ] = None,
     member: Members = None,
     prompts: Annotated[
         Path | None,
@@ -243,9 +253,22 @@ def compare(
     """Run every analysis over a family and write one report.
 
     Example: workbench compare BASE --member full=FOLDER --member lora-r8=ADAPTER --prompts t.jsonl
+
+    Or with --config run.yaml, whose paths are taken from where the file lies; OUT keeps what was
+    run as config.yaml:
+
+    \b
+      base: ../models/base              # or a hub id; every option by its name
+      member: {full: ../models/full, lora-r8: ../adapters/r8}
+      prompts: task.jsonl
+      out: ../out/mine
+      only: [spectral.intruders, forgetting.retention]   # default: everything
+      options:                          # arguments of analyses, as Python takes them
+        spectral.intruders: {k: 5, eps: 0.4}
     """
     from workbench.study.study import Study
 
+    options = run_config.read(config)["options"] if config else {}
     family, left_out = members_of(base, named(member))
     study = Study(
         family,
@@ -254,8 +277,11 @@ def compare(
         device=device,
         dtype=dtype,
         seed=seed,
+        options=options,
     )
-    run_study(study.narrowed(only or ()), out, dry_run, json, on=on, left_out=left_out)
+    asked_for = run_config.resolved(ctx.params, options, out)
+    study = study.narrowed(only or ())
+    run_study(study, out, dry_run, json, on=on, left_out=left_out, options=asked_for)
 
 
 @app.command()

@@ -129,6 +129,7 @@ def run_study(
     on: str = "here",
     formats: Sequence[str] = ("png", "pdf"),
     left_out: Mapping[str, Exception] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> None:
     from workbench.errors import visible
     from workbench.results.run_folder import failures
@@ -149,7 +150,9 @@ def run_study(
         file=sys.stderr,
     )
     begun = time.monotonic()
-    made = compare(study, out, title=title, on=on, formats=formats, left_out=left_out)
+    made = compare(
+        study, out, title=title, on=on, formats=formats, left_out=left_out, options=options
+    )
     if json:
         import pandas as pd
 

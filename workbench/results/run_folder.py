@@ -5,25 +5,28 @@ run.json        the report's title, the names of its chapters in order, what fai
                 and the command
 figures/        NAME.FIGURE.png and .pdf
 report.html
+config.yaml     what it was asked, as `workbench compare --config` reads it
 failed/         a traceback for each analysis that failed
 units/          the units of work that the Results were joined from
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.files.reading import read_json
+from workbench.files.reading import MIB, read_json, read_text
 from workbench.files.writing import OWN, Mark, holds, recover, require_free, writing
 from workbench.results.result import Result
 
 QUESTION = "What did fine-tuning do to this model?"  # the title, where none is given
-ABOUT, FAILED = "run.json", "failed"
+ABOUT, FAILED, ASKED = "run.json", "failed", "config.yaml"
 WRITTEN = ("results", "figures", FAILED, "units")
 EMPTY: dict[str, Any] = {
     "results": [], "failures": [], "preflight": [], "command": "", "asked": [],
@@ -31,13 +34,43 @@ EMPTY: dict[str, Any] = {
 PREFLIGHT = {"item", "status", "found", "remedy"}
 
 
-def begin(out: Path) -> None:
-    """Make `out` the folder of a run, before its first result. Raises WorkbenchError where it holds
-    anything that no run wrote."""
+def begin(out: Path, options: Mapping[str, Any] | None = None) -> None:
+    """Make `out` the folder of a run, before its first result.
+
+    options: what config.yaml is to say; None takes away that of an earlier run. Raises
+    WorkbenchError where `out` holds anything that no run wrote, or a config.yaml that was edited.
+    """
     require_free(out, RUN)
     require_own(out, WRITTEN)
+    require_free(out / ASKED, OPTIONS)
     if not (out / ABOUT).exists():
         write_about(out, EMPTY | {"title": QUESTION})
+    if options is not None:
+        with writing(out / ASKED, OPTIONS) as fresh:
+            fresh.write_text(_signed(options), encoding="utf-8")
+    elif (out / ASKED).exists():
+        (out / ASKED).unlink()
+
+
+SIGNED = "# As workbench compare was asked; --config reads it. sha256 of the lines below: "
+
+
+def _signed(options: Mapping[str, Any]) -> str:
+    """YAML behind the digest of its text, by which an edited copy is told from what was written."""
+    import yaml
+
+    text = yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True)
+    return f"{SIGNED}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+
+
+def _is_signed(file: Path) -> bool:
+    with contextlib.suppress(WorkbenchError):
+        head, _, text = read_text(file, most=MIB).partition("\n")
+        return head == SIGNED + hashlib.sha256(text.encode()).hexdigest()
+    return False
+
+
+OPTIONS = Mark("the options of a run", _is_signed)
 
 
 def require_own(out: Path, names: Sequence[str]) -> None:
@@ -113,5 +146,5 @@ def _marked(folder: Path) -> bool:
 
 RUN = Mark(
     "the results of a run",
-    holds("results", ABOUT, "figures", "report.html", FAILED, "units", marked=_marked),
+    holds("results", ABOUT, "figures", "report.html", ASKED, FAILED, "units", marked=_marked),
 )

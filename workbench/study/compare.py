@@ -37,6 +37,7 @@ def compare(
     on: str = HERE,
     formats: Sequence[str] = ("png", "pdf"),
     left_out: Mapping[str, Exception] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Path:
     """Run the catalogue on a family; write results/, figures/ and report.html under `out`.
 
@@ -45,7 +46,8 @@ def compare(
     others go on. on: where they are run, see `workbench.study.cluster`; with worker processes a
     script must call this under `if __name__ == "__main__":`. formats: of figures, PNG among them.
     left_out: members that are not in the family, and why, for the report; those that their
-    preflight stops are left out here. Returns the report's path; what lies beside it, see
+    preflight stops are left out here. options: kept as config.yaml, see
+    `workbench.cli.config`. Returns the report's path; what lies beside it, see
     `workbench.results.run_folder`. Raises WorkbenchError where that stops all members, and what the
     first analysis raised where all of them failed.
     """
@@ -53,7 +55,7 @@ def compare(
     place(on)
     families = (study.family, *(other.family for other in study.also.values()))
     pairs = {(p.name, p.tuned): p for family in families for p in family}
-    preflight, run = _run(study, out, on, pairs.values())
+    preflight, run = _run(study, out, on, pairs.values(), options)
     if not run.made:
         raise next(iter(run.failed.values()), WorkbenchError("There is no analysis to run."))
     absent = {f"member {name}": error for name, error in (left_out or {}).items()}
@@ -136,10 +138,14 @@ def _lacking(made: Result, lost: Iterable[Unit]) -> Result:
 
 
 def _run(
-    study: Study, out: Path, on: str, pairs: Iterable[CheckpointPair] = ()
+    study: Study,
+    out: Path,
+    on: str,
+    pairs: Iterable[CheckpointPair] = (),
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[pd.DataFrame | None, Run]:
     """What came of a study, behind the preflight of these pairs."""
-    run_folder.begin(out)
+    run_folder.begin(out, options)
     with quiet(), workers(on, device=study.device, peak=_peak(study, on)) as crew:
         if pairs and not (out / "units").exists():
             crew.prepare()  # workers start while this process reads
