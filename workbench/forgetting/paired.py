@@ -6,7 +6,8 @@ who knows or else guesses, on each side anew, goes 1 -> 0 by luck 1 / (k - 1) ti
 sides are wrong, and that is taken off each item's count. The paper estimates that share of items
 from the two accuracies as if they were independent; here it is counted. Two sides that are much
 alike guess alike and are lucky less often: then too much is taken off, down to less than nothing.
-What was lost lies between the adjusted count, of guesses made anew, and the plain one, of none.
+What was lost and shows lies between the adjusted count, of guesses made anew, and the plain one, of
+none; one in k of the lost items is guessed right after all, and shows in neither.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ Floats = NDArray[np.float64]
     "What was learned, and what was lost?",
     paper="paired evaluation",
     example="--prompts facts.jsonl --texts wiki.txt",
-    passes=2,
+    passes=3,
     takes={"prompts": "everything", "task": "task_name", "texts": "texts"},
     along=True,
     texts=True,
@@ -145,6 +145,7 @@ def retention(
         "prompts": describe(list(prompts)), "texts": describe(list(texts)), "task": task,
         **({"by": by} if by else {}), **({"cluster": cluster} if cluster else {}),
         **({"lm_eval": list(lm_eval), "metric": metric, "limit": limit} if lm_eval else {}),
+        **({"include": str(include)} if include else {}),
     }  # fmt: skip
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
     provenance = provenance.with_notes((*notes, *provenance.notes))
