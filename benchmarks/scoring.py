@@ -3,9 +3,11 @@ seconds, and whether the answers are the same.
 
 What the plain loops do is what one writes in a script: prompts in the order they come, batches of
 one size, filled on the right for choices (every choice a row of its own) and on the left for
-`generate`. Each round times both, one after the other in one process, and the ratio is the median
+`generate`. Of generations the workbench also reads the target, for its loss, which the loops do
+not; beside short answers that shows. Each round times both, one after the other in one process, and the ratio is the median
 over rounds. Prompts: chats of data/sets with letters to choose from, and its questions for choices;
-what is written is 128 tokens behind each of the chats.
+what is written is at most 128 tokens behind each of the chats, and behind
+instructions.
 
     python -m benchmarks.scoring --out benchmarks/results [--prompts 32] [--batch-size 16]
 """
@@ -85,12 +87,14 @@ def measured(prompts: int, batch_size: int, rounds: int) -> list[dict[str, Any]]
         PromptSet.load(SETS / "facts-choices.jsonl", letters=one)[:prompts] for one in (False, True)
     )
     chats = tasks.chat(PromptSet.load(SETS / "chat.jsonl")[:prompts], words)
-    written = replace(chats, scorer=tasks.Generation(length=LENGTH))
+    long = tasks.chat(tasks.instructions(prompts, seed=0), words)
+    short, written = (replace(one, scorer=tasks.Generation(length=LENGTH)) for one in (chats, long))
     rows = []
     for name, one, plain in (
         ("choices, texts of several tokens", texts, plain_choices),
         ("choices, letters", letters, plain_choices),
-        (f"generation, {LENGTH} tokens", written, plain_texts),
+        ("generation, answers of a word or a sentence", short, plain_texts),
+        (f"generation, instructions, up to {LENGTH} tokens", written, plain_texts),
     ):
         rows.append({"what": name} | _raced(model, words, one, plain, batch_size, rounds))
     return rows
