@@ -4,9 +4,9 @@ seconds, and whether the answers are the same.
 What the plain loops do is what one writes in a script: prompts in the order they come, batches of
 one size, filled on the right for choices (every choice a row of its own) and on the left for
 `generate`. Of generations the workbench also reads the target, for its loss, which the loops do
-not; beside short answers that shows. Each round times both, one after the other in one process, and the ratio is the median
-over rounds. Prompts: chats of data/sets with letters to choose from, and its questions for choices;
-what is written is at most 128 tokens behind each of the chats, and behind
+not; beside short answers that shows. Each round times both, one after the other in one process, and
+the ratio is the median over rounds. Prompts: questions of data/sets, with texts and with letters to
+choose from; what is written is at most 128 tokens behind chats of data/sets, and behind
 instructions.
 
     python -m benchmarks.scoring --out benchmarks/results [--prompts 32] [--batch-size 16]

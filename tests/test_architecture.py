@@ -30,6 +30,7 @@ FLOORS = (
     ANALYSES,
     ("figures",),
     ("reports", "findings"),
+    ("export",),
     ("study",),
     ("demo",),
     ("__init__",),
@@ -37,7 +38,7 @@ FLOORS = (
 )
 FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
 # Drawn, written and read is what was kept: nothing from here on up to the studies sees a model.
-OF_RESULTS = ("figures", "reports", "findings")
+OF_RESULTS = ("figures", "reports", "findings", "export")
 OF_MODELS = ("loaders", "tasks", "models", "lab", "analysis", *ANALYSES)
 
 

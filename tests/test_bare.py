@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MISSING = (
     "transformer_lens", "nnsight", "jupyterlab", "IPython", "beartype", "ray", "accelerate",
-    "gguf", "sklearn", "lm_eval",
+    "gguf", "sklearn", "lm_eval", "wandb", "mlflow", "tensorboard", "xarray",
 )  # fmt: skip
 
 WITHOUT = """

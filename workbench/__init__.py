@@ -18,6 +18,7 @@ from workbench.version import __version__
 if TYPE_CHECKING:
     from workbench import (
         behaviour,
+        export,
         figures,
         forgetting,
         lab,
@@ -58,8 +59,8 @@ _HOME = {
     "running": "workbench.analysis.running",
 }
 _PARTS = (
-    "behaviour", "figures", "forgetting", "lab", "models", "patching", "skills", "spectral",
-    "tasks", "tuco",
+    "behaviour", "export", "figures", "forgetting", "lab", "models", "patching", "skills",
+    "spectral", "tasks", "tuco",
 )  # fmt: skip
 
 __all__ = [
@@ -71,6 +72,7 @@ __all__ = [
     "WorkbenchError",
     "__version__",
     "behaviour",
+    "export",
     "figures",
     "forgetting",
     "lab",

@@ -16,6 +16,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 # Where each is provided: imported when it is first asked for.
 HOMES = {
     "Result.plot": "workbench.figures",
+    "Result.to_csv": "workbench.export.tables",
+    "Result.to_latex": "workbench.export.tables",
+    "Result.to_xarray": "workbench.export.arrays",
     "Result._repr_html_": "workbench.reports.notebook",
     "PromptSet.load": "workbench.tasks.formats.reading",
     "PromptSet._repr_html_": "workbench.reports.notebook",

@@ -27,6 +27,7 @@ from workbench.version import __version__
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from xarray import Dataset
 
 FORMAT = 1
 VERSIONED = ("torch", "transformers", "peft", "numpy", "scipy")
@@ -208,6 +209,21 @@ class Result:
         """The first figure of this analysis; `workbench.figures` holds the others. options: of the
         figure, and figsize=(inches, inches) and title=."""
         return convenience("Result.plot")(self, ax=ax, **options)
+
+    def to_csv(self, path: str | Path) -> Path:
+        """Every row of the table as CSV, see `workbench.export.to_csv`; the file's path."""
+        return convenience("Result.to_csv")(self, path)
+
+    def to_latex(
+        self, path: str | Path | None = None, *, metrics: Sequence[str] | None = None
+    ) -> str:
+        """A table for a paper, written to `path` too where one is given: a row a member and task, a
+        column a metric with its interval, see `workbench.export.to_latex`."""
+        return convenience("Result.to_latex")(self, path, metrics=metrics)
+
+    def to_xarray(self) -> Dataset:
+        """Table and tensors as an xarray Dataset, see `workbench.export.to_xarray`."""
+        return convenience("Result.to_xarray")(self)
 
     def _repr_html_(self) -> str:
         return convenience("Result._repr_html_")(self)

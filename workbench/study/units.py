@@ -29,7 +29,7 @@ from workbench.results.result import Result, concatenate, describe, versions
 
 # What draws, prints or hands out a number cannot change it.
 PRESENTATION = (
-    "figures/", "cli/", "reports/", "findings/", "demo/", "progress.py", "log.py",
+    "figures/", "cli/", "reports/", "findings/", "export/", "demo/", "progress.py", "log.py",
     "analysis/cost.py", "files/writing.py", "study/catalogue.py", "study/cluster/",
     "study/compare.py", "study/plan.py", "study/runs.py", "study/study.py",
 )  # fmt: skip
