@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from workbench.cli import config as run_config
-from workbench.cli import lab, skills
+from workbench.cli import exporting, lab, skills
 from workbench.cli.options import (
     WHERE,
     Base,
@@ -380,3 +380,7 @@ def figures(
         raise WorkbenchError(f"Expected a .yaml file or the folder of a run, found {source}.")
     for path in Spec.load(source).save(out or source.with_suffix("")):
         print(path)
+
+
+app.command()(exporting.card)
+app.command()(exporting.export)

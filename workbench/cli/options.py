@@ -43,6 +43,7 @@ result_out = _free("workbench.results.result", "SAVED")
 member_out = _free("workbench.lab.train", "MEMBER")
 report_out = _free("workbench.reports.page", "PAGE")
 page_out = _free("workbench.findings", "PAGE")
+card_out = _free("workbench.export.card", "CARD")
 Out = Annotated[
     Path, typer.Option(help="Folder for results, figures and the report.", callback=run_out)
 ]

@@ -3,12 +3,18 @@ not asked for, and what only one of these needs is imported when it is called.
 """
 
 from workbench.export.arrays import to_xarray
+from workbench.export.card import card
 from workbench.export.tables import summary, to_csv, to_latex
+from workbench.export.trackers import to_mlflow, to_tensorboard, to_wandb
 
 __all__ = [
+    "card",
     "summary",
     "to_csv",
     "to_latex",
+    "to_mlflow",
+    "to_tensorboard",
+    "to_wandb",
     "to_xarray",
 ]
 
