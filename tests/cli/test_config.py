@@ -3,11 +3,14 @@ there; whatever else a file says ends in one sentence before any work."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 import workbench as wb
 from tests.conftest import contents
@@ -192,3 +195,27 @@ def test_without_a_base_there_is_nothing_to_compare(tmp_path: Path):
     done = workbench("compare", "--config", tmp_path / "run.yaml")
     assert done.returncode == 2
     assert "base" in done.stderr.lower()
+
+
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    | st.sampled_from(["spectral.intruders", "tuco.scaling", "k", "alphas", "a+b", "~", "\0"])
+)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS, lambda one: st.lists(one, max_size=3) | st.dictionaries(SCALARS, one, max_size=3)
+)
+FILES = st.dictionaries(st.sampled_from([*config.KEYS, "options", True, 3]), VALUES, max_size=4)
+
+
+@settings(max_examples=150)
+@example(found={"base": "x" * 5000, "member": {"a": "x" * 300 + "+\0"}})
+@given(found=FILES | VALUES)
+def test_any_file_is_read_or_refused_in_one_sentence(found):
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "run.yaml"
+        file.write_text(yaml.safe_dump(found), encoding="utf-8")
+        try:
+            read = config.read(file)
+        except wb.WorkbenchError:
+            return
+        assert read.keys() <= {*config.KEYS, "options"}

@@ -99,7 +99,7 @@ def _beside(reference: str, folder: Path) -> str:
 
     def placed(part: str) -> str:
         own = folder / os.path.expanduser(part)
-        if own.exists() or part.startswith((".", "/", "~")) or part.count("/") > 1:
+        if os.path.exists(own) or part.startswith((".", "/", "~")) or part.count("/") > 1:
             return _seen(own)
         if os.path.exists(part):
             raise WorkbenchError(
@@ -113,7 +113,7 @@ def _beside(reference: str, folder: Path) -> str:
 
 def _parts(reference: str, change: Callable[[str], str], folder: Path) -> str:
     """BASE+ADAPTER part by part; a path that holds a + as one."""
-    if (folder / os.path.expanduser(reference)).exists():
+    if os.path.exists(folder / os.path.expanduser(reference)):
         return change(reference)
     return "+".join(map(change, reference.split("+")))
 
