@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -25,6 +26,18 @@ def test_short_work_says_nothing(capsys):
     with progress(total=3, desc="short") as bar:
         bar.update(3)
     assert capsys.readouterr().err == ""
+
+
+def test_a_bar_is_drawn_where_a_kernel_runs_and_not_where_a_library_imports_one(monkeypatch):
+    import IPython
+    import ipykernel  # noqa: F401 - as lm-eval's and other libraries do
+
+    assert not module._interactive()
+    kernel = SimpleNamespace(config={"IPKernelApp": {"connection_file": "kernel.json"}})
+    monkeypatch.setattr(IPython, "get_ipython", lambda: kernel)
+    assert module._interactive()
+    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(config={}))
+    assert not module._interactive()  # a shell in a terminal that is none here
 
 
 def test_long_work_says_a_line_each_time(capsys, monkeypatch):

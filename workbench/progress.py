@@ -110,4 +110,6 @@ def _beat(name: str, over: threading.Event) -> None:
 
 
 def _interactive() -> bool:
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    """In a terminal, or in a notebook: where a kernel runs, not where some library imports one."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return sys.stderr.isatty() or "IPKernelApp" in getattr(shell, "config", ())
