@@ -29,8 +29,8 @@ def test_short_work_says_nothing(capsys):
 
 
 def test_a_bar_is_drawn_where_a_kernel_runs_and_not_where_a_library_imports_one(monkeypatch):
-    import IPython
     import ipykernel  # noqa: F401 - as lm-eval's and other libraries do
+    import IPython
 
     assert not module._interactive()
     kernel = SimpleNamespace(config={"IPKernelApp": {"connection_file": "kernel.json"}})
