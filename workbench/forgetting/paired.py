@@ -123,7 +123,7 @@ def _means(one: Paired, here: Any, prefix: str, of: Any, seed: int) -> Iterator[
         found = bootstrap(values, clusters=of, seed=seed)
         if metric in ("lost", "gained") and of is None and found.n > 1:
             found = proportion(found)  # none lost of ten is no certain nought
-        return _row(one.task, prefix + metric, found, baseline)
+        return row_of(one.task, prefix + metric, found, baseline)
 
     known = np.isfinite(before) & np.isfinite(after)
     if not known.all():
@@ -135,7 +135,8 @@ def _means(one: Paired, here: Any, prefix: str, of: Any, seed: int) -> Iterator[
         yield row(metric, values, 0.0)
 
 
-def _row(task: str, metric: str, found: Interval, baseline: float) -> dict[str, Any]:
+def row_of(task: str, metric: str, found: Interval, baseline: float) -> dict[str, Any]:
+    """A row of a Result's table: a mean with its interval."""
     return {"task": task, "metric": metric, **found._asdict(), "baseline": baseline}
 
 

@@ -32,7 +32,7 @@ from workbench.forgetting.side_answers import Side, both, require_prompts
 from workbench.loaders import CheckpointPair
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
-from workbench.stats import Interval, bootstrap, gaps
+from workbench.stats import bootstrap, gaps
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.score import bytes_predicted, text_divergence
 from workbench.tasks.scorers import Loss
@@ -187,10 +187,6 @@ def _answered(questions: Paired, before: pd.DataFrame, after: pd.DataFrame) -> P
     )
 
 
-def _row(task: str, metric: str, found: Interval, baseline: float) -> dict[str, Any]:
-    return {"task": task, "metric": metric, **found._asdict(), "baseline": baseline}
-
-
 def _compared(
     task: str, metric: str, before: Any, after: Any, weights: Any, seed: int, of: Any = None
 ) -> Iterator[dict[str, Any]]:
@@ -198,7 +194,9 @@ def _compared(
     first, last = (np.asarray(part, dtype=float) for part in (before, after))
     baseline = bootstrap(first, weights, seed=seed).value
     for name, values in ((metric, last), (f"{metric}_change", last - first)):
-        yield _row(task, name, bootstrap(values, weights, clusters=of, seed=seed), baseline)
+        yield paired.row_of(
+            task, name, bootstrap(values, weights, clusters=of, seed=seed), baseline
+        )
 
 
 def _further(
@@ -210,7 +208,7 @@ def _further(
         yield from _compared(task, str(name), before[name], after[name], None, seed, of)
     if "chance" in before:
         guess = bootstrap(before["chance"], clusters=of, seed=seed)
-        yield _row(task, "chance", guess, guess.value)
+        yield paired.row_of(task, "chance", guess, guess.value)
     tokens = before["tokens"].to_numpy(float)
     first, last = (-side["log_probability"].to_numpy(float) / tokens for side in (before, after))
     yield from _compared(task, "answer_loss", first, last, tokens, seed, of)

@@ -71,7 +71,6 @@ REASONS = {
     "participation_ratio": "the vector lies outside the base's span",
     "overlap": "the second graft is empty",
     "within": "the second graft is empty",
-    "score": "an ensemble of models writes no text",
     "score_change": "the value at scale 1 is zero, and the change is a percentage of it",
     "loss_change": "the value at scale 1 is zero, and the change is a percentage of it",
     "learnability": "the base's loss is zero",

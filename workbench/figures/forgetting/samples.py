@@ -22,7 +22,8 @@ DRAWINGS = (
         item_transitions,
         "Of every task the share of items that the base answered and the tuned model did not "
         "(left), and the other way round (right), with 95% intervals over items, or over clusters "
-        "of them. Hollow marks: less what guessing among the choices gives.",
+        "of them. Hollow marks: less what guessing among the choices anew on each side would give, "
+        "at least 0.",
         "The logs are of one run of each model: where answers were sampled, two runs of the same "
         "model swap items too. What the two logs were measured with must be alike; what they say "
         "of that is in the notes.",
