@@ -16,6 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 # Where each is provided: imported when it is first asked for.
 HOMES = {
     "Result.plot": "workbench.figures",
+    "Result.explore": "workbench.reports.explore",
     "Result.to_csv": "workbench.export.tables",
     "Result.to_latex": "workbench.export.tables",
     "Result.to_xarray": "workbench.export.arrays",

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 import workbench as wb
 from tests.conftest import adapter, nudged, saved, tiny
-from workbench.loaders import Delta
+from workbench.loaders import Checkpoint, Delta
 from workbench.loaders.adapters import Factors
 from workbench.loaders.names import ParameterSite
 from workbench.loaders.weights import from_files
@@ -275,3 +276,11 @@ def test_a_member_is_named_by_the_last_part_of_its_path(base: Path, tuned: Path,
     assert wb.load_pair(base, nudged(tiny("llama"))).name == "tuned"  # has no path
     for reference in (tuned, lora):
         assert wb.load_pair(base, reference, name="mine").name == "mine"
+
+
+def test_a_checkpoint_knows_its_architecture_and_its_size(base, lora):
+    """By transformers' own count; an adapter is known by its rank instead."""
+    counted = transformers.AutoModelForCausalLM.from_pretrained(base).num_parameters()
+    about = Checkpoint.parse(base).about
+    assert (about["model"], about["parameters"]) == ("llama", counted)
+    assert "parameters" not in Checkpoint.parse(f"{base}+{lora}").about

@@ -301,6 +301,28 @@ def report(
 
 
 @app.command()
+def view(
+    run: Annotated[Path, typer.Argument(help="The --out folder of a run, or a report's file.")],
+) -> None:
+    """Open a run's report in the browser. It opens the file: nothing is served or loaded.
+
+    Example: workbench view out/demo
+    """
+    import webbrowser
+
+    from workbench.errors import WorkbenchError
+
+    page = run / "report.html" if run.is_dir() else run
+    if page.suffix != ".html" or not page.is_file():
+        raise WorkbenchError(
+            f"Expected a run's folder with report.html in it, or an .html file, found {run}; "
+            "`workbench report` writes one from saved results."
+        )
+    opened = webbrowser.open(page.resolve().as_uri())
+    print(f"Report: {page}" + ("" if opened else " (no browser could be started; open this file)"))
+
+
+@app.command()
 def findings(
     runs: Annotated[list[Path], typer.Argument(help="--out folders of runs, of any bases.")],
     out: Annotated[

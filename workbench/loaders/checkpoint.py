@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -267,10 +269,11 @@ class Checkpoint:
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """reference, fingerprint, kind, and where known rank, alpha, step and seed."""
+        """reference, fingerprint, kind ("full" or the adapter's), where known rank, alpha, step and
+        seed; of a whole model also its architecture (model) and number of parameters."""
         found: dict[str, Any] = {"reference": self.name, "fingerprint": self.fingerprint}
         if self.lora is None:
-            found["kind"] = "full"
+            found |= {"kind": "full"} | self._size
         else:
             config, kind = self.lora.config, self.lora.type
             found["kind"] = kind.lower()
@@ -281,6 +284,17 @@ class Checkpoint:
             known = {key: training[key] for key in ("step", "seed") if key in training}
             found |= {key: value for key, value in known.items() if is_count(value, 0)}
         return found
+
+    @property
+    def _size(self) -> dict[str, Any]:
+        """The architecture that config.json names, and how many parameters the files hold."""
+        kind = self.config.get("model_type")
+        named = {"model": kind} if isinstance(kind, str) else {}
+        # A quantised model in memory tells no shapes; what needs them says so.
+        with contextlib.suppress(WorkbenchError):
+            shapes = [info.shape for info in self.weights().info.values()]
+            return named | {"parameters": sum(math.prod(shape) for shape in shapes)}
+        return named
 
     @cached_property
     def training(self) -> dict[str, Any] | None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from xarray import Dataset
 
+    from workbench.reports.explore import Explorer
+
 FORMAT = 1
 VERSIONED = ("torch", "transformers", "peft", "numpy", "scipy")
 
@@ -209,6 +211,11 @@ class Result:
         """The first figure of this analysis; `workbench.figures` holds the others. options: of the
         figure, and figsize=(inches, inches) and title=."""
         return convenience("Result.plot")(self, ax=ax, **options)
+
+    def explore(self) -> Explorer:
+        """Interactive views of the table, offline, in a notebook or as a file, see
+        `workbench.reports.explore`."""
+        return convenience("Result.explore")(self)
 
     def to_csv(self, path: str | Path) -> Path:
         """Every row of the table as CSV, see `workbench.export.to_csv`; the file's path."""

@@ -14,7 +14,7 @@ from workbench.findings.equivalence import ARMS, equivalence
 from workbench.forgetting import association, sequential
 from workbench.loaders import CheckpointPair, Family
 from workbench.log import quiet
-from workbench.reports.page import FIRST
+from workbench.reports.tables import FIRST
 from workbench.results import run_folder
 from workbench.results.result import Result
 from workbench.skills import alike, compose, localize, overlap, reported

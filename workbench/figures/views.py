@@ -1,0 +1,245 @@
+"""Which interactive views does a tidy table give? One for every shape of its rows, of a few kinds.
+
+No method names its views. Rows that fill the same columns are one view, and the columns decide its
+kind: over layers and places a heat map, over numbers a line, over prompts points, over the tokens
+of a text that text in colours, between two named things a matrix, and whatever is left a point with
+its interval. The page draws them (`reports/assets/views.js`); what is not an axis gets a picker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+
+from workbench.results.result import Result
+
+VALUES = ("member", "metric", "value", "low", "high", "n", "baseline")
+# What is a place within a model, a text or a run: rows with and without one are not of one view.
+PLACES = (
+    "x", "layer", "component", "expert", "head", "neuron", "position", "prompt", "rank", "bin",
+)  # fmt: skip
+# What names a row, in the order in which a reader would ask for it. A column that tells no two rows
+# apart that those before it do not is shown on hovering alone.
+NAMES = (
+    "task", "measure", "outcome", "side", "direction", "arm", "circuit", "group", "first", "second",
+    "skills", "category", "to_category", "control", "stratum", *PLACES, "run", "sparsity",
+    "binning",
+)  # fmt: skip
+TEXTS = ("text", "asked", "expected", "base_said", "said", "word")
+PAIRED = (("first", "second"), ("category", "to_category"))
+ACROSS = ("head", "component", "position", "neuron", "expert")  # beside the layer
+STYLED = ("arm", "side", "group", "direction", "circuit", "task")  # told apart by dash or shape
+# What `x` counts, by analysis; elsewhere the axis is called x.
+X = {
+    "spectral.scale": "scale λ of the direction",
+    "tuco.scaling": "scale α of the fine-tuning contribution",
+    "forgetting.interpolate": "α from base (0) to fine-tuned model (1)",
+    "forgetting.revive": "training steps",
+    "forgetting.sequential": "stage of the chain",
+    "forgetting.prune": "neurons pruned (share)",
+    "behaviour.faithfulness": "steps left in (share)",
+    "skills.localize": "share of the parameters",
+    "skills.restore": "share of the parameters set back",
+    "skills.compression": "size (share)",
+    "skills.calibration": "confidence",
+    "patching.lens": "place among the likeliest tokens",
+}
+# Metrics in words with their units, where the name alone does not say them.
+LABELS = {
+    "score": "score (share right)",
+    "score_change": "change of the score",
+    "lost": "share of items lost",
+    "gained": "share of items gained",
+    "mcnemar": "McNemar's p",
+    "loss": "loss (nats/token)",
+    "loss_change": "change of the loss (nats/token)",
+    "answer_loss": "loss of the answer (nats/token)",
+    "item": "items: prompts and answers",
+    "bits_per_byte": "bits per byte",
+    "kl": "KL divergence from the base (nats)",
+    "log_p": "log p (nats/token)",
+    "delta_log_p": "change of log p (nats/token)",
+    "token": "change of log p (nats), tuned - base",
+    "entropy": "entropy (nats)",
+    "text": "generated texts",
+    "word": "words that became more frequent",
+    "logit_difference": "logit difference (nats)",
+    "log_probability": "log-probability (nats)",
+    "recovered:logit_difference": "share of the logit difference recovered",
+    "recovered:log_probability": "share of the log-probability recovered",
+    "krs": "KRS (knowledge recovery score)",
+    "tvd": "total variation of attention (0 to 1)",
+    "intruder": "intruder dimensions (1 or 0 each)",
+    "intruder_energy": "energy in intruders (share)",
+    "max_cosine": "largest cosine with a base vector",
+    "sigma": "singular value",
+    "effective_rank": "effective rank (dimensions)",
+    "stable_rank": "stable rank",
+    "norm": "Frobenius norm of the change",
+    "relative_norm": "norm of the change / norm of the base",
+    "tuco": "TuCo (0 to 1)",
+    "token_tuco": "TuCo of each token",
+    "layer_tuco": "TuCo of each layer",
+    "output_co": "OutputCo (0 to 1)",
+    "ece": "expected calibration error",
+    "brier": "Brier score",
+    "accuracy": "accuracy of the probe",
+    "gain": "share of the gain kept by the graft",
+    "measure": "value of the measure",
+    "difference": "difference from the full fine-tune",
+    "top_token": "most likely token",
+    "entries": "entries chosen (share)",
+    "jaccard": "Jaccard index",
+}
+# What a reader looks for first, as (metric, kind of view); elsewhere the first of several numbers.
+BEGINS = {
+    "compare.equivalence": ("measure", "dots"),
+    "forgetting.retention": ("score", "dots"),
+    "forgetting.samples": ("score", "dots"),
+    "behaviour.tokens": ("token", "tokens"),
+    "spectral.intruders": ("intruder", "heat"),
+    "spectral.delta_spectrum": ("effective_rank", "heat"),
+    "patching.circuit": ("effect", "heat"),
+    "tuco.contribution": ("tuco", "points"),
+}
+RECOVERED = ("krs", "recovered:logit_difference", "recovered:log_probability")
+MANY = 24  # values from which a picker also offers their mean, and begins with it
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of a Result's table.
+
+    kind: dots, lines, heat, points, tokens, matrix or texts. metrics: those that can be picked.
+    filled, empty: columns that a row of it fills, and does not. x, y: the columns along the axes
+    (y of dots, points and lines is the value itself). style: the column told apart by dash or
+    shape. pick: columns with a picker; mean: those whose picker begins with the mean of all.
+    """
+
+    kind: str
+    metrics: tuple[str, ...]
+    filled: tuple[str, ...]
+    empty: tuple[str, ...]
+    x: str = ""
+    y: str = ""
+    x_title: str = ""
+    style: str = ""
+    pick: tuple[str, ...] = ()
+    mean: tuple[str, ...] = ()
+
+
+def views(result: Result) -> list[View]:
+    """The views of `result`'s table, in the order of its metrics."""
+    table = result.table
+    if "member" not in table:
+        table = table.assign(member=" + ".join(result.members))
+    places = [name for name in PLACES if name in table]
+    texts = [name for name in TEXTS if name in table]
+    shapes: dict[tuple[object, ...], list[str]] = {}
+    for metric, rows in table.groupby("metric", sort=False):
+        written = rows[texts].notna().any(axis=None) if texts else False
+        filled = rows[places].notna()
+        for pattern, own in rows.groupby([filled[name] for name in places] or [lambda _: True]):
+            flags = pattern if isinstance(pattern, tuple) else (pattern,)
+            at = tuple(n for n, there in zip(places, flags, strict=False) if places and there)
+            names = tuple(_names(own, at))
+            shapes.setdefault((at, names, bool(written)), []).append(str(metric))
+    made = []
+    for (at, names, written), metrics in shapes.items():
+        assert isinstance(at, tuple)
+        assert isinstance(names, tuple)
+        rows = table[table["metric"].isin(metrics) & _patterned(table, places, at)]
+        made.append(_view(result.analysis, rows, tuple(metrics), (at, names), places, written))
+    return [one for one in made if one is not None]
+
+
+def begins(result: Result) -> dict[str, str]:
+    """The metric and the kind of view that an explorer of `result` begins with."""
+    made = views(result)
+    choices = [(metric, one.kind) for one in made for metric in one.metrics]
+    wanted = BEGINS.get(result.analysis)
+    strongest = [c for name in RECOVERED for c in choices if c[0] == name and c[1] != "dots"]
+    plain = [c for c in choices if c[1] not in ("dots", "texts")]
+    found = next(iter([c for c in choices if c == wanted] + strongest + plain + choices), None)
+    return {} if found is None else {"metric": found[0], "kind": found[1]}
+
+
+def _patterned(table: pd.DataFrame, places: list[str], at: tuple[str, ...]) -> pd.Series:
+    wanted = pd.Series(True, index=table.index)
+    for name in places:
+        wanted &= table[name].notna() == (name in at)
+    return wanted
+
+
+def _names(rows: pd.DataFrame, at: tuple[str, ...]) -> Iterator[str]:
+    """The columns that it takes, beside the member, to tell the rows of one metric apart."""
+    order = [name for name in NAMES if name in rows and (name not in PLACES or name in at)]
+    order += [name for name in rows if name not in (*NAMES, *VALUES, *TEXTS)]
+    keys = ["member"]
+    groups = rows.groupby(keys, dropna=False).ngroups
+    for name in order:
+        if groups == len(rows):
+            return
+        more = rows.groupby([*keys, name], dropna=False).ngroups
+        if more > groups:
+            keys, groups = [*keys, name], more
+            yield name
+
+
+def _view(
+    analysis: str,
+    rows: pd.DataFrame,
+    metrics: tuple[str, ...],
+    columns: tuple[tuple[str, ...], tuple[str, ...]],
+    places: list[str],
+    written: object,
+) -> View | None:
+    """The view of rows that fill the places `at` and that `names` tell apart."""
+    at, names = columns
+    empty = tuple(name for name in places if name not in at)
+    distinct = {name: rows[name].nunique() for name in rows if rows[name].notna().any()}
+    pair = next((two for two in PAIRED if all(distinct.get(n, 0) > 1 for n in two)), None)
+    over = [name for name in ACROSS if name in at and distinct.get(name, 0) > 1]
+    if "token" in distinct and distinct.get("x", 0) > 1:  # cells of a map that are tokens
+        over.append("x")
+    runs = [n for n in ("x", "rank") if n in at and distinct.get(n, 0) > 1 and _numeric(rows[n])]
+    if written:
+        kind, axes = "texts", ("", "")
+    elif {"prompt", "position"} <= {*at} and rows.get("token", pd.Series()).notna().any():
+        kind, axes = "tokens", ("position", "")
+    elif not rows["value"].notna().any():
+        return None
+    elif pair is not None:
+        kind, axes = "matrix", (pair[1], pair[0])
+    elif "layer" in at and over:
+        kind, axes = "heat", (over[0], "layer")
+    elif "layer" in at and distinct["layer"] > 1:
+        kind, axes = "lines", ("layer", "")
+    elif runs:
+        kind, axes = "lines", (runs[0], "")
+    elif "prompt" in at and distinct["prompt"] > 1:
+        kind, axes = "points", ("baseline" if "baseline" in distinct else "", "")
+    else:
+        kind, axes = "dots", ("", "")
+    left = [n for n in names if n not in axes and rows[n].nunique(dropna=False) > 1]
+    if kind == "points":
+        left.remove("prompt") if "prompt" in left else None
+    style = ""
+    if kind in ("lines", "dots", "points"):
+        style = next((name for name in STYLED if name in left), "")
+    if kind in ("dots", "points") and not style:
+        style = left[0] if left else ""
+    pick = tuple(name for name in left if name != style)
+    if kind == "texts":
+        pick = tuple(name for name in left if name in (*STYLED, "task"))
+    mean = tuple(n for n in pick if kind in ("heat", "lines") and distinct[n] >= MANY)
+    if kind == "heat" and "rank" in pick:
+        mean = tuple({*mean, "rank"})
+    title = X.get(analysis, "x") if axes[0] == "x" else axes[0].replace("_", " ")
+    return View(kind, metrics, at, empty, *axes, title, style, pick, mean)
+
+
+def _numeric(column: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(column)

@@ -1,0 +1,206 @@
+"""The first screen: which models were compared on what, and one sentence for each of them.
+
+It is for somebody who decides which of the models to use. It says what `findings.equivalence`
+measured, in words, and nothing else: learned as well, more or less than the full fine-tune, or
+undecided; forgot more or less; and whether intruder dimensions are more than chance gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from workbench import figures
+from workbench.figures.compare.equivalence import KEY, SIZE, UNITS
+from workbench.figures.wording import change
+from workbench.results.result import Result
+
+SAYS = {"alike": "=", "different": "≠", "undecided": "?"}
+
+BILLION, MILLION = 10**9, 10**6
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measure of one model: its value with the interval, what it is held against, and what its
+    difference from the full fine-tune is."""
+
+    value: str
+    null: str = ""
+    says: str = ""
+    chance: bool = False  # no more than its null: shown in grey
+
+    @property
+    def mark(self) -> str:
+        return SAYS.get(self.says, "")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The models of one task. sentences: (member, words); measures: (name, its unit and n), a
+    column each; rows: (member, cells)."""
+
+    task: str
+    sentences: list[tuple[str, str]]
+    measures: list[tuple[str, str]]
+    rows: list[tuple[str, list[Cell]]]
+
+    @property
+    def answered(self) -> bool:
+        """Whether score or forgetting was measured: the others are of use to few readers."""
+        return any(name in ("score", "forgetting") for name, _ in self.measures)
+
+
+def groups(results: Sequence[Result]) -> list[Group]:
+    """The models by the task that they were fine-tuned on, largest group first."""
+    first = next((one for one in results if one.analysis == KEY), None)
+    if first is None:
+        return []
+    tasks = _tasks(results)
+    members = list(dict.fromkeys(first.metric("measure")["member"]))
+    by: dict[str, list[str]] = {}
+    for name in members:
+        by.setdefault(tasks.get(name, ""), []).append(name)
+    return [_group(task, own, first) for task, own in by.items()]
+
+
+def base_line(base: Mapping[str, Any]) -> str:
+    """The base's architecture and size, as far as they are known."""
+    count = base.get("parameters")
+    size = f"{_size(int(count))} parameters" if isinstance(count, int | float) and count else ""
+    return ", ".join(filter(None, [str(base.get("model") or ""), size]))
+
+
+def _size(count: int) -> str:
+    for unit, name in ((BILLION, "billion"), (MILLION, "million")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count:,}"
+
+
+def asked(results: Sequence[Result]) -> list[str]:
+    """The prompt sets that were asked, each with the most items of any analysis."""
+    found: dict[str, int] = {}
+    for result in results:
+        given = result.provenance.parameters.get("prompts")
+        sets = list(given.values()) if isinstance(given, Mapping) and "name" not in given else given
+        for one in sets if isinstance(sets, list) else [sets]:
+            if isinstance(one, Mapping) and "name" in one:
+                found[one["name"]] = max(found.get(one["name"], 0), int(one.get("n") or 0))
+    return [f"{name} (n = {count})" for name, count in found.items()]
+
+
+def _tasks(results: Sequence[Result]) -> dict[str, str]:
+    """Member -> the task it was fine-tuned on, by the first analysis that names one."""
+    found: dict[str, str] = {}
+    for result in results:
+        given = result.provenance.parameters
+        task = given.get("task")
+        prompts = given.get("prompts")
+        if not isinstance(task, str) and isinstance(prompts, Mapping):
+            task = prompts.get("name")
+        if isinstance(task, str):
+            for name in result.members:
+                found.setdefault(name, task)
+    return found
+
+
+def _group(task: str, members: list[str], first: Result) -> Group:
+    table = first.table[first.table["member"].isin(members)]
+    measured = table[table["metric"] == "measure"]
+    differs = table[table["metric"] == "difference"]
+    rows = {(r["member"], r["measure"]): r for _, r in measured.iterrows()}
+    apart = {(r["member"], r["measure"]): r for _, r in differs.iterrows()}
+    names = list(dict.fromkeys(measured["measure"]))
+    about = first.provenance.members
+    sentences = [
+        (name, _sentence(name, about.get(name, {}), task, rows, apart)) for name in members
+    ]
+    lines = [
+        (name, [_cell(rows.get((name, m)), apart.get((name, m))) for m in names])
+        for name in members
+    ]
+    return Group(task, sentences, [(m, _unit(m, measured)) for m in names], lines)
+
+
+def _unit(measure: str, measured: pd.DataFrame) -> str:
+    """What a measure counts, and over how many items."""
+    counts = measured.loc[measured["measure"] == measure, "n"].dropna().astype(int)
+    if counts.empty:
+        return UNITS.get(measure, measure)
+    ends = sorted({counts.min(), counts.max()})
+    return f"{UNITS.get(measure, measure)}, n = {' to '.join(map(str, ends))}"
+
+
+def _cell(row: pd.Series | None, apart: pd.Series | None) -> Cell:
+    if row is None:
+        return Cell("–")
+    if pd.isna(row["value"]):
+        return Cell("none tried suffices" if row["measure"] == SIZE else "undefined")
+    null = "" if pd.isna(row["baseline"]) else f"{row['baseline']:.3g}"
+    says = "" if apart is None else str(apart["says"])
+    shown = figures.interval(row["value"], row["low"], row["high"])
+    return Cell(shown, null, says, row["measure"] == "intruders" and _by_chance(row))
+
+
+def _by_chance(row: pd.Series) -> bool:
+    """Whether the interval reaches the null, or stays below it."""
+    return bool(pd.notna(row["baseline"]) and row["low"] <= row["baseline"])
+
+
+Rows = Mapping[tuple[str, str], pd.Series]
+
+
+def _sentence(name: str, about: Mapping[str, Any], task: str, rows: Rows, apart: Rows) -> str:
+    kind = {"full": "full fine-tune", "lora": "LoRA"}.get(str(about.get("kind")), "")
+    if about.get("kind") == "lora" and about.get("rank"):
+        kind += f", r = {about['rank']}"
+    said = [
+        _learned(rows.get((name, "score")), apart.get((name, "score")), task or "its task"),
+        _forgot(rows.get((name, "forgetting")), apart.get((name, "forgetting"))),
+        _intruders(rows.get((name, "intruders"))),
+    ]
+    words = "; ".join(filter(None, said)) or "task score and forgetting were not measured"
+    return f"{f'({kind})' if kind else ''}: {words}."
+
+
+def _learned(row: pd.Series | None, apart: pd.Series | None, task: str) -> str:
+    if row is None or pd.isna(row["value"]):
+        return ""
+    if apart is None:
+        return f"answers a share of {change(row, '.2f')} of {task} correctly"
+    full, by = apart["versus"], f"(score {change(apart, '+.2f')})"
+    if apart["says"] == "alike":
+        return f"learns {task} as well as {full} {by}"
+    if apart["says"] == "different":
+        return f"learns {task} {'better' if apart['value'] > 0 else 'less well'} than {full} {by}"
+    return f"undecided whether it learns {task} as well as {full} {by}"
+
+
+def _forgot(row: pd.Series | None, apart: pd.Series | None) -> str:
+    if row is None or pd.isna(row["value"]):
+        return ""
+    unit = "nats/token of pre-training text"
+    if apart is None:
+        by = f"({change(row, '+.2f')} {unit})"
+        if row["low"] > 0:
+            return f"forgets {by}"
+        return f"{'does not forget' if row['high'] < 0 else 'undecided whether it forgets'} {by}"
+    full, by = apart["versus"], f"({change(apart, '+.2f')} {unit})"
+    if apart["says"] == "alike":
+        return f"forgets as much as {full} {by}"
+    if apart["says"] == "different":
+        return f"forgets {'more' if apart['value'] > 0 else 'less'} than {full} {by}"
+    return f"undecided whether it forgets more or less than {full} {by}"
+
+
+def _intruders(row: pd.Series | None) -> str:
+    if row is None or pd.isna(row["value"]) or pd.isna(row["baseline"]):
+        return ""
+    than = "no more than chance" if _by_chance(row) else "more than chance"
+    return (
+        f"has {100 * row['value']:.1f}% intruder dimensions, {than} ({100 * row['baseline']:.1f}%)"
+    )
