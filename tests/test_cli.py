@@ -103,8 +103,8 @@ def test_a_split_is_taken_where_a_file_has_several(tmp_path: Path, capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["compare", "BASE"], "the same command goes on from here"),
-        (["--quiet", "lab", "train", "BASE"], "the same command goes on from here"),
+        (["compare", "BASE"], "the same command resumes from here"),
+        (["--quiet", "lab", "train", "BASE"], "the same command resumes from here"),
         (["forget", "retention", "BASE", "TUNED"], "the same command begins it again"),
     ],
 )

@@ -145,7 +145,7 @@ def test_of_a_long_file_evenly_spaced_prompts_are_taken(monkeypatch, tmp_path: P
     assert [p.id for p in few["prompts"]] == [whole[int(2.5 * i)] for i in range(32)]
     assert [len(one) for one in few["others"]] == [32, 32]
     assert few["alphas"] == (0.0, 0.3, 0.5, 0.7, 1.0)
-    assert few["said"].count("32 of 80 prompts, evenly spaced; --full takes all.") == 2
+    assert few["said"].count("32 of 80 prompts, evenly spaced; --full uses all.") == 2
     full = ask("--prompts", str(long), "--others", str(short), "--full")
     assert [p.id for p in full["prompts"]] == whole
     assert "alphas" not in full

@@ -172,7 +172,7 @@ def test_the_first_prompt_is_shown_by_tokens_before_and_after(tmp_path):
     command += ["--only", "tuco.scaling", "--out", str(tmp_path / "out")]
     shown = read_as(pair.base.tokenizer(), task[0])
     dry = CliRunner().invoke(app, [*command, "--dry-run"])
-    assert f"First prompt, by tokens: boxes: {shown}" in dry.output
+    assert f"First prompt, token by token: boxes: {shown}" in dry.output
     assert not (tmp_path / "out").exists()
     assert CliRunner().invoke(app, command).exit_code == 0
     assert shown in html.unescape((tmp_path / "out" / "report.html").read_text())

@@ -46,12 +46,12 @@ from workbench.version import __version__
 
 # What each group of verbs is about; its verbs are the public functions of a family.
 GROUPS = {
-    "spectral": "What did fine-tuning do to the weights? Intruders, spectrum, scale.",
-    "tuco": "How much of each answer did fine-tuning contribute, and what if more?",
-    "patch": "Where does the behaviour live? Activations, parameters of one run put into another.",
-    "skills": "How few parameters carry the skill? Grafts, restoration, composition, compression.",
-    "forget": "What was lost, what is only hidden? Retention, probes, revival, paths, verdicts.",
-    "behaviour": "What does it say now? Tokens, written texts, emulated fine-tuning, worked steps.",
+    "spectral": "What did fine-tuning do to the weights?",
+    "tuco": "How much did fine-tuning contribute to an answer (tuned contribution)?",
+    "patch": "Where in the network is the behaviour? Patch activations or parameters.",
+    "skills": "How few of the changed parameters carry the new skill?",
+    "forget": "What did fine-tuning make the model forget, and what is only hidden?",
+    "behaviour": "How did the texts that the model writes change?",
 }
 BY_HAND = {"skills": {"graft": skills.graft, "compose": skills.compose}}
 
@@ -66,7 +66,8 @@ class Workbench(TyperGroup):
 
 app = typer.Typer(
     cls=Workbench,
-    help="What did fine-tuning do to this model? A base and its fine-tuned checkpoints compared.",
+    help="What did fine-tuning do to this model? Compare a base model with its fine-tuned "
+    "checkpoints.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -86,11 +87,17 @@ def _version(asked: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which it is.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Only results and warnings.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print only results and warnings.")
+    ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="Also what the libraries say of a loading.")
+        bool,
+        typer.Option("--verbose", help="Also print what the libraries report while they load."),
     ] = False,
 ) -> None:
     import logging
@@ -101,10 +108,10 @@ def options(
 
 
 KEPT = {"demo", "compare", "lab"}  # commands that keep what they have done
-GOES_ON = "the same command goes on from here."
+GOES_ON = "the same command resumes from here."
 STARTS_AGAIN = (
-    "of one analysis nothing is kept, and the same command begins it again; workbench compare "
-    "keeps every analysis that is done."
+    "nothing of a single analysis is saved, so the same command starts it again; workbench compare "
+    "saves every analysis that has finished."
 )
 
 
@@ -136,18 +143,26 @@ def main() -> None:
 def demo(
     out: Out = Path("out/demo"),
     model: Annotated[
-        str, typer.Option(help="family (shipped, minutes) or smollm2 (trains 3 members).")
+        str,
+        typer.Option(
+            help="family: the shipped family, takes minutes; smollm2: first trains 3 models."
+        ),
     ] = "family",
     text: Text = None,
-    full: Annotated[bool, typer.Option(help="All prompts and lambdas of the family.")] = False,
-    steps: Annotated[int, typer.Option(help="Training steps of each SmolLM2 member.")] = 300,
-    member: Annotated[list[str] | None, typer.Option(help="Only these SmolLM2 members.")] = None,
+    full: Annotated[bool, typer.Option(help="Use all prompts and grids of the family.")] = False,
+    steps: Annotated[int, typer.Option(help="Training steps of each SmolLM2 model.")] = 300,
+    member: Annotated[
+        list[str] | None,
+        typer.Option(help="Train and compare only these SmolLM2 models; may repeat."),
+    ] = None,
     only: Only = None,
     dry_run: DryRun = False,
     json: Json = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",
-    on: Annotated[str, typer.Option(help=f"{WHERE} By default the cores share it.")] = "",
+    on: Annotated[
+        str, typer.Option(help=f"{WHERE} Default: up to 4 processes for the family on CPUs.")
+    ] = "",
 ) -> None:
     """Compare LoRA with full fine-tuning on the shipped family, or on SmolLM2-135M.
 
@@ -166,13 +181,14 @@ def demo(
     shared: dict[str, Any] = {"device": device, "dtype": dtype}
     if model == "family":
         study, title = shipped_study(quick=not full, **shared), "The shipped family"
-        title += "" if full else " (demo: few prompts and sites, wide intervals)"
+        title += "" if full else " (demo: few prompts and sites, so the intervals are wide)"
     elif model == "smollm2":
         slow = device == "cpu" and not fast_bfloat16()
         low, high = (round(m * steps / 300 * (6 if slow else 1)) for m in (5, 15))
         print(
-            f"SmolLM2-135M: its members are trained for {steps} steps each on first use, about "
-            f"{low} to {high} minutes each on 2 cores of this kind; a run that is cut off goes on.",
+            f"SmolLM2-135M: on first use each fine-tuned model is trained for {steps} steps, which "
+            f"takes about {low} to {high} minutes on 2 cores of this kind; an interrupted run "
+            "resumes.",
             file=sys.stderr,
         )
         if dry_run:
@@ -190,11 +206,12 @@ def check(
     base: Base,
     tuned: Tuned,
     run: Annotated[
-        bool, typer.Option("--run", help="Hold logits against a plain transformers and peft, too.")
+        bool,
+        typer.Option("--run", help="Also compare the logits with those of transformers and peft."),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Preflight: do these two checkpoints belong together?
+    """Check whether two checkpoints can be compared, before any analysis runs.
 
     Example: workbench check BASE TUNED
     """
@@ -212,9 +229,9 @@ def check(
         load_pair(base, tuned)
         if not json:
             warned = report.table.loc[report.table["status"] == "warn", "item"]
-            said = "These checkpoints are comparable"
+            said = "These checkpoints can be compared"
             print(
-                f"{said}, but read the warnings: {', '.join(warned)}."
+                f"{said}, but read the warnings on: {', '.join(warned)}."
                 if len(warned)
                 else f"{said}."
             )
@@ -230,7 +247,7 @@ def compare(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="A .yaml file that says these options; what is typed wins.",
+            help="A .yaml file with these options; options on the command line take precedence.",
             callback=run_config.chosen,
             is_eager=True,
         ),
@@ -238,7 +255,7 @@ def compare(
     member: Members = None,
     prompts: Annotated[
         Path | None,
-        typer.Option("--prompts", "--task", help=f"{PROMPTS}; of the fine-tuned task."),
+        typer.Option("--prompts", "--task", help=f"{PROMPTS}. They test the fine-tuned task."),
     ] = None,
     text: Text = None,
     out: Out = Path("out/compare"),
@@ -250,20 +267,20 @@ def compare(
     seed: Seed = 0,
     on: On = "here",
 ) -> None:
-    """Run every analysis over a family and write one report.
+    """Run every analysis on a base and its fine-tuned models, and write one report.
 
     Example: workbench compare BASE --member full=FOLDER --member lora-r8=ADAPTER --prompts t.jsonl
 
-    Or with --config run.yaml, whose paths are taken from where the file lies; OUT keeps what was
-    run as config.yaml:
+    The options can also be given in a file, --config run.yaml, in which paths are relative to the
+    file's own folder. The options of a run are saved as config.yaml in the --out folder.
 
     \b
-      base: ../models/base              # or a hub id; every option by its name
+      base: ../models/base              # or a hub id; every option has its own name
       member: {full: ../models/full, lora-r8: ../adapters/r8}
       prompts: task.jsonl
       out: ../out/mine
       only: [spectral.intruders, forgetting.retention]   # default: everything
-      options:                          # arguments of analyses, as Python takes them
+      options:                          # arguments of the analyses, as in Python
         spectral.intruders: {k: 5, eps: 0.4}
     """
     from workbench.study.study import Study
@@ -286,12 +303,12 @@ def compare(
 
 @app.command()
 def report(
-    results: Annotated[list[Path], typer.Argument(help="Folders of saved Results.")],
+    results: Annotated[list[Path], typer.Argument(help="Folders of saved results.")],
     out: Annotated[Path, typer.Option(help="The HTML file to write.", callback=report_out)] = Path(
         "report.html"
     ),
 ) -> None:
-    """One self-contained HTML page from saved Results.
+    """Write one self-contained HTML page from saved results.
 
     Example: workbench report out/demo/results/* --out report.html
     """
@@ -324,13 +341,15 @@ def view(
 
 @app.command()
 def findings(
-    runs: Annotated[list[Path], typer.Argument(help="--out folders of runs, of any bases.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="The --out folders of runs; their base models may differ.")
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="A Markdown file for the table.", callback=page_out)
+        Path | None, typer.Option(help="Write the table to this Markdown file.", callback=page_out)
     ] = None,
     json: Json = False,
 ) -> None:
-    """Which published findings do these results show? A verdict a claim, by rule.
+    """Which published findings do these results show? Each claim gets a verdict by a fixed rule.
 
     Example: workbench findings out/demo --out findings.md
     """
@@ -356,24 +375,28 @@ def findings(
 @app.command()
 def figures(
     source: Annotated[
-        Path, typer.Argument(help="A .yaml file of panels, or the --out folder of a run.")
+        Path, typer.Argument(help="A .yaml file that lists panels, or the --out folder of a run.")
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="For a file: the name without .png; for a run: the figures' folder."),
+        typer.Option(
+            help="For a .yaml file: the picture's path without .png; for a run: the folder "
+            "of figures."
+        ),
     ] = None,
     format: Annotated[
-        list[str] | None, typer.Option(help="png, pdf, or both; png only beside a report.")
+        list[str] | None, typer.Option(help="png, or both png and pdf; may repeat. Default: both.")
     ] = None,
 ) -> None:
-    """Draw from stored results, without a model: a paper's panels, or a run's figures and report.
+    """Draw figures from saved results, without a model: a paper's panels, or a run's report again.
 
     Example: workbench figures panels.yaml --out out/panels
 
-    The file of panels, which are lettered, fill rows from the left and show members alike:
+    The .yaml file lists the panels. They get letters, fill the rows from the left, and show each
+    model in the same colour:
 
     \b
-      results: out/mine/results         # folder of saved results, from where this file lies
+      results: out/mine/results         # folder of saved results, relative to this file
       style: paper                      # PNG at 300 dpi and PDF; notebook: PNG for a screen
       size: wide                        # column (3.4 in), wide (7 in), or [width, height]
       columns: 2
@@ -382,11 +405,11 @@ def figures(
           figure: count                 # one of its figures; default: the first
           members: [full, lora-r4]      # default: all
           title: Low ranks have intruders
-          options: {k: 5}               # of the figure's function
-          span: 1                       # columns it takes; two panels in one figure want two
-          legend: false                 # where another panel tells the members apart
+          options: {k: 5}               # arguments of the figure's function
+          span: 1                       # columns; a figure that has two panels needs 2
+          legend: false                 # if another panel already has the legend
         - analysis: forgetting.retention
-          results: ../other/results     # where it lies elsewhere
+          results: ../other/results     # if these results are in another folder
     """
     from workbench.errors import WorkbenchError
     from workbench.figures import Spec
@@ -399,7 +422,7 @@ def figures(
         print(f"Report: {redraw(source, pictures=out, formats=formats)}")
         return
     if source.suffix not in (".yaml", ".yml"):
-        raise WorkbenchError(f"Expected a .yaml file or the folder of a run, found {source}.")
+        raise WorkbenchError(f"Expected a .yaml file or the --out folder of a run, found {source}.")
     for path in Spec.load(source).save(out or source.with_suffix("")):
         print(path)
 

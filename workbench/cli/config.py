@@ -82,7 +82,7 @@ def _require_known(
 
     if name not in known:
         near = difflib.get_close_matches(name, [*known, *more], n=1)
-        told = f"did you mean {near[0]}?" if near else f"there are {', '.join([*known, *more])}."
+        told = f"did you mean {near[0]}?" if near else f"known are {', '.join([*known, *more])}."
         raise WorkbenchError(f"Unknown {name!r} among the {what}; {told}")
 
 
@@ -103,7 +103,7 @@ def _beside(reference: str, folder: Path) -> str:
             return _seen(own)
         if os.path.exists(part):
             raise WorkbenchError(
-                f"{own} is not there, and paths are taken from the file's folder; write "
+                f"{own} does not exist, and paths are relative to the file's folder; write "
                 f"{os.path.relpath(part, folder)} for {_seen(Path(part))}."
             )
         return part

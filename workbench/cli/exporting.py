@@ -9,16 +9,16 @@ import typer
 
 from workbench.cli.options import card_out
 
-Run = Annotated[Path, typer.Argument(help="--out folder of a run.")]
+Run = Annotated[Path, typer.Argument(help="The --out folder of a run.")]
 
 
 def card(
     run: Run,
     out: Annotated[
-        Path | None, typer.Option(help="A Markdown file for it.", callback=card_out)
+        Path | None, typer.Option(help="Write it to this Markdown file.", callback=card_out)
     ] = None,
 ) -> None:
-    """A section for a model card on the Hugging Face Hub: what was compared, and what was found.
+    """Print a model card section for the Hugging Face Hub: what was compared and found.
 
     Example: workbench card out/demo --out card.md
     """
@@ -38,17 +38,18 @@ def card(
 
 def export(
     run: Run,
-    to: Annotated[str, typer.Option(metavar="wandb|mlflow|tensorboard", help="The tool.")],
+    to: Annotated[str, typer.Option(metavar="wandb|mlflow|tensorboard", help="The tracker.")],
     out: Annotated[
-        Path, typer.Option(help="Folder it is written to; of wandb and MLflow a run is added.")
+        Path, typer.Option(help="Folder to write to; for wandb and MLflow a run is added to it.")
     ],
     project: Annotated[
-        str, typer.Option(help="wandb's project, or MLflow's experiment.")
+        str, typer.Option(help="The wandb project or MLflow experiment.")
     ] = "workbench",
 ) -> None:
-    """Means, tables, figures and provenance for Weights & Biases, MLflow or TensorBoard.
+    """Write a run as files of Weights & Biases, MLflow or TensorBoard: means, tables, figures.
 
-    Nothing is sent: files are written, as these tools write them themselves.
+    The provenance is written too. Nothing is sent: these are files as the tools write them
+    themselves.
 
     Example: workbench export out/demo --to tensorboard --out out/tensorboard
     """

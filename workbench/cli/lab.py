@@ -1,4 +1,4 @@
-"""Train members to study, or build the shipped family."""
+"""Train models to study, or build the shipped family again."""
 
 from __future__ import annotations
 
@@ -18,20 +18,27 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 @reads_prompts
 def train(
     base: Base,
-    prompts: Annotated[Path, typer.Option(help=f"{PROMPTS}, to train on.")],
-    out: Annotated[Path, typer.Option(help="Folder for the member.", callback=member_out)],
-    rank: Annotated[int, typer.Option(help="LoRA rank; 0 for full fine-tuning.")] = 16,
+    prompts: Annotated[Path, typer.Option(help=f"{PROMPTS}. The model is trained on them.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder to write the fine-tuned model to.", callback=member_out)
+    ],
+    rank: Annotated[
+        int, typer.Option(help="LoRA rank; 0 trains all weights (full fine-tuning).")
+    ] = 16,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-4,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Prompts per step.")] = 16,
     save_every: Annotated[
-        int, typer.Option(help="Steps between saved states; one a minute is saved anyway.")
+        int,
+        typer.Option(help="Steps between saved training states; one is saved every minute anyway."),
     ] = 200,
-    loss: Annotated[str, typer.Option(help="sequence (whole text) or answer.")] = "sequence",
+    loss: Annotated[
+        str, typer.Option(help="Tokens that are trained: sequence (the whole text) or answer.")
+    ] = "sequence",
     device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
-    """Train one member by the paper's protocol (alpha = 2 rank, linear schedule, 6% warm-up).
+    """Fine-tune one model by the protocol of arXiv 2410.21228 (alpha = 2 rank, 6% warm-up).
 
     Example: workbench lab train BASE --prompts task.jsonl --out members/lora-r8 --rank 8
     """
@@ -49,15 +56,17 @@ def train(
     made = wb.lab.train(
         base, recipe, asked(prompts, "train"), out, device=device, save_every=save_every
     )
-    print(f"Member: {made}")
+    print(f"Fine-tuned model: {made}")
 
 
 @app.command()
 def build(
-    out: Annotated[Path, typer.Option(help="Folder for the family.")] = Path("out/family"),
-    member: Annotated[list[str] | None, typer.Option(help="Only these members.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write the family to.")] = Path("out/family"),
+    member: Annotated[
+        list[str] | None, typer.Option(help="Train only these models; may repeat.")
+    ] = None,
 ) -> None:
-    """Make the shipped family again: pre-train the base, train every member. Some hours.
+    """Build the shipped family again: pre-train the base and train every model, in some hours.
 
     Example: workbench lab build --out out/family
     """
@@ -68,9 +77,9 @@ def build(
 
 @app.command()
 def sets(
-    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("out/sets"),
+    out: Annotated[Path, typer.Option(help="Folder to write the files to.")] = Path("out/sets"),
 ) -> None:
-    """Draw two small sets of prompts to try with: questions with choices, and conversations.
+    """Write two small sets of prompts to try with: questions with choices, and conversations.
 
     Example: workbench lab sets --out out/sets
     """

@@ -15,11 +15,14 @@ import typer
 from workbench.cli.printing import print_groups, print_items, print_texts
 from workbench.cli.reading import loaded
 
-Base = Annotated[str, typer.Argument(help="Folder, .gguf file, or hub id@revision.")]
+Base = Annotated[
+    str, typer.Argument(help="The base model: a folder, a .gguf file, or hub id@revision.")
+]
 Tuned = Annotated[
     str,
     typer.Argument(
-        help="As BASE, an adapter folder (of peft, mlx-lm or torchtune), or BASE+ADAPTER."
+        help="The fine-tuned model: as BASE, or an adapter folder (of peft, mlx-lm or torchtune), "
+        "or BASE+ADAPTER."
     ),
 ]
 
@@ -45,11 +48,11 @@ report_out = _free("workbench.reports.page", "PAGE")
 page_out = _free("workbench.findings", "PAGE")
 card_out = _free("workbench.export.card", "CARD")
 Out = Annotated[
-    Path, typer.Option(help="Folder for results, figures and the report.", callback=run_out)
+    Path, typer.Option(help="Folder to write results, figures and the report to.", callback=run_out)
 ]
 Save = Annotated[
     Path | None,
-    typer.Option("--out", help="Folder to save the Result in.", callback=result_out),
+    typer.Option("--out", help="Folder to save the result in.", callback=result_out),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the table as JSON lines.")]
 
@@ -66,17 +69,18 @@ def device_there(name: str) -> str:
 Device = Annotated[
     str,
     typer.Option(
-        help="cpu, cuda, cuda:1, mps, or auto: all GPUs, memory, disk.", callback=device_there
+        help="cpu, cuda, cuda:1, mps, or auto (all GPUs, then memory, then disk).",
+        callback=device_there,
     ),
 ]
-Dtype = Annotated[str, typer.Option(help="float32 or bfloat16, for every run of a model.")]
+Dtype = Annotated[str, typer.Option(help="float32 or bfloat16: the precision in which models run.")]
 WIDEST = 10_000  # characters of a line that no terminal breaks
-WHERE = "Where: here, local:N, ray:auto, ray:HOST:PORT or ray://HOST:PORT."
+WHERE = "Where to run: here, local:N, ray:auto, ray:HOST:PORT or ray://HOST:PORT."
 On = Annotated[str, typer.Option(help=WHERE)]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
-Batch = Annotated[int, typer.Option(help="Rows per forward pass; halved where they do not fit.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, then stop.")]
+Batch = Annotated[int, typer.Option(help="Rows per forward pass; halved if they do not fit.")]
 Large = Annotated[
-    bool, typer.Option("--large", help="Run what is planned to take over an hour, or much memory.")
+    bool, typer.Option("--large", help="Run even if the plan takes over an hour or much memory.")
 ]
 SHOW = "show"  # of every verb whose Result keeps single items
 FULL = "full"  # of every verb whose own defaults are for larger machines
@@ -84,22 +88,31 @@ FULL = "full"  # of every verb whose own defaults are for larger machines
 
 def full(more: str) -> Any:
     """The option --full; more: what it brings back."""
-    return Annotated[bool, typer.Option("--full", help=f"The whole size: {more}.")]
+    return Annotated[bool, typer.Option("--full", help=f"Run at full size: {more}.")]
 
 
-Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.")]
+Seed = Annotated[int, typer.Option(help="Seed for everything that is drawn at random.")]
 Only = Annotated[
-    list[str] | None, typer.Option(help="Only this analysis, e.g. tuco.contribution; may repeat.")
+    list[str] | None,
+    typer.Option(help="Run only this analysis, for example tuco.contribution; may repeat."),
 ]
 Members = Annotated[
-    list[str] | None, typer.Option("--member", help="NAME=REFERENCE; once per member.")
+    list[str] | None,
+    typer.Option(
+        "--member", help="A fine-tuned model as NAME=REFERENCE; repeat it for every model."
+    ),
 ]
 Text = Annotated[
-    Path | None, typer.Option(help="Pre-training-like text file; default: samples of the base.")
+    Path | None,
+    typer.Option(
+        help="A file of text like the pre-training data; default: texts sampled from the base."
+    ),
 ]
 
 
-Show = Annotated[int, typer.Option(help="Print so many items, or texts, of each kind; 0 for none.")]
+Show = Annotated[
+    int, typer.Option(help="How many items, or texts, of each kind are printed; 0 for none.")
+]
 SHOWN = 3
 
 
@@ -118,7 +131,7 @@ def finish(result: Any, out: Path | None, json: bool, show: int = 0) -> None:
         print_groups(result)
         print_items(result, show)
         print_texts(result, show)
-        print(f"Saved: {out}" if out is not None else "(--out FOLDER keeps the table)")
+        print(f"Saved: {out}" if out is not None else "(--out FOLDER saves the table)")
 
 
 def run_study(
@@ -140,14 +153,14 @@ def run_study(
 
     cluster.place(on)
     for one in study.first_prompts():
-        print(f"First prompt, by tokens: {visible(one)}", file=sys.stderr)
+        print(f"First prompt, token by token: {visible(one)}", file=sys.stderr)
     if dry_run:
         show(plan(study), json)
         return
     planned = plan(study)
     print(
-        f"Plan: {len(planned)} analyses of members, about {planned['minutes'].sum():.0f} minutes, "
-        f"{planned['peak_MiB'].max():,} MiB at most; --dry-run lists them.",
+        f"Plan: {len(planned)} analyses, about {planned['minutes'].sum():.0f} minutes and at most "
+        f"{planned['peak_MiB'].max():,} MiB of memory; --dry-run lists them.",
         file=sys.stderr,
     )
     begun = time.monotonic()
@@ -192,7 +205,7 @@ def asked(path: Path, split: str = "test") -> Any:
     own = [prompt for prompt in whole if prompt.split == split]
     if not own or len(own) == len(whole):
         return whole
-    print(f"{path}: {len(own)} of {len(whole)} prompts, those of the split {split}.",
+    print(f"{path}: uses {len(own)} of {len(whole)} prompts, those of the split {split}.",
           file=sys.stderr)  # fmt: skip
     return replace(whole, prompts=tuple(own))
 
@@ -211,7 +224,7 @@ def fewer(given: Any, most: int) -> Any:
     chosen = [i * len(given) // most for i in range(most)]
     if not isinstance(given, PromptSet):
         return [given[i] for i in chosen]
-    print(f"{given.name}: {most} of {len(given)} prompts, evenly spaced; --full takes all.",
+    print(f"{given.name}: uses {most} of {len(given)} prompts, evenly spaced; --full uses all.",
           file=sys.stderr)  # fmt: skip
     return replace(given, prompts=tuple(given.prompts[i] for i in chosen))
 
@@ -299,6 +312,6 @@ def texts(path: Path | None) -> list[str] | None:
     if not isinstance(found.scorer, Loss):
         raise WorkbenchError(
             f'Expected plain texts in {path}, found prompts with answers; give rows of {{"text": '
-            "...}, a .txt file, or these as prompts."
+            "...}, give a .txt file, or pass this file as --prompts."
         )
     return found.texts[:PIECES]

@@ -21,8 +21,8 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
             typer.Option(
                 "--map",
                 metavar="FIELD=KEY,...",
-                help="Other names of fields in the files of prompts: target=response, "
-                "target=answers.0, tags.kind=meta.kind; may repeat.",
+                help="How the files of prompts name a field: target=response, target=answers.0, "
+                "tags.kind=meta.kind; may repeat.",
             ),
         ],
         None,
@@ -32,8 +32,10 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
             str | None,
             typer.Option(
                 "--scorer",
-                help="When an answer is right: continuation, choices, generation, loss or gsm8k, "
-                'with settings as "choices by=byte"; default: by what the file holds.',
+                help="The rule by which an answer is correct: continuation, choices, "
+                "generation, loss "
+                'or gsm8k, with settings as in "choices by=byte"; default: chosen by '
+                "what the file holds.",
             ),
         ],
         None,
@@ -44,8 +46,9 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
             typer.Option(
                 "--template",
                 metavar="base|tuned|plain",
-                help="Whose chat template renders the prompts; plain for lines of user and "
-                "assistant. Default: messages by the base's, or the member's where it has none.",
+                help="Whose chat template renders the prompts; plain: lines of user and assistant. "
+                "Default for messages: that of the base, or of the fine-tuned model if the base "
+                "has none.",
             ),
         ],
         None,
@@ -54,7 +57,8 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
         Annotated[
             bool,
             typer.Option(
-                "--letters", help="List choices in the prompt and score their letters, not texts."
+                "--letters",
+                help="List the choices in the prompt and score their letters, not their texts.",
             ),
         ],
         False,
@@ -106,7 +110,7 @@ def mapped(typed: list[str] | None) -> dict[str, str] | None:
         field, equals, key = one.strip().partition("=")
         if not (field and equals and key) or field in found:
             raise WorkbenchError(
-                f"Expected --map FIELD=KEY,... with each field once, found {one!r}; as in "
+                f"Expected --map FIELD=KEY,... with each field once, found {one!r}; an example is "
                 "--map prompt=question,target=answers.0."
             )
         found[field] = key

@@ -24,15 +24,18 @@ from workbench.cli.values import asked
 
 
 def graft(
-    result: Annotated[Path, typer.Argument(help="A Result of `skills localize`.")],
-    file: Annotated[Path, typer.Argument(help="Safetensors file to write the graft to.")],
-    member: Annotated[str, typer.Option(help="Default: the first.")] = "",
-    arm: Annotated[str, typer.Option(help="learned or movement.")] = "learned",
+    result: Annotated[Path, typer.Argument(help="The folder of a result of `skills localize`.")],
+    file: Annotated[Path, typer.Argument(help="The safetensors file to write the graft to.")],
+    member: Annotated[str, typer.Option(help="The model of the result. Default: the first.")] = "",
+    arm: Annotated[str, typer.Option(help="Which mask: learned or movement.")] = "learned",
     sparsity: Annotated[
-        float | None, typer.Option(help="As asked; default: the smallest with 95% of the gain.")
+        float | None,
+        typer.Option(
+            help="One of the sparsities that were run; default: the smallest with 95% of the gain."
+        ),
     ] = None,
 ) -> None:
-    """Take one graft out of a Result, as a file of positions.
+    """Write one graft of a result to a file of positions.
 
     Example: workbench skills graft out/localize ledger.safetensors --sparsity 0.01
     """
@@ -49,12 +52,17 @@ def compose(
     base: Base,
     member: Members,
     prompts: Annotated[
-        list[str], typer.Option(help="MEMBER=FILE, prompts of what each member learned.")
+        list[str],
+        typer.Option(
+            help="MEMBER=FILE: prompts of what that model learned; repeat it for every model."
+        ),
     ],
-    graft: Annotated[list[str], typer.Option(help="MEMBER=FILE, as `skills graft` writes it.")],
+    graft: Annotated[
+        list[str], typer.Option(help="MEMBER=FILE: a graft that `skills graft` wrote.")
+    ],
     others: Annotated[
         list[Path] | None,
-        typer.Option("--others", "--other", help="Further prompts to score; may repeat."),
+        typer.Option("--others", "--other", help="Further prompts that are scored; may repeat."),
     ] = None,
     batch_size: Batch = 32,
     out: Save = None,
@@ -63,7 +71,7 @@ def compose(
     dtype: Dtype = "float32",
     seed: Seed = 0,
 ) -> None:
-    """Do the skills of several members add up when their grafts are put together?
+    """Do the skills of several fine-tuned models add up when their grafts are combined?
 
     Example: workbench skills compose BASE --member a=A --member b=B --prompts a=a.jsonl
     --graft a=a.safetensors ...
@@ -78,7 +86,7 @@ def compose(
     missing = set(members) - (set(tasks) & set(grafts))
     if missing:
         raise wb.WorkbenchError(
-            f"Expected --prompts and --graft for every member; {sorted(missing)[0]} lacks one."
+            f"Expected --prompts and --graft for every --member; {sorted(missing)[0]} lacks one."
         )
     skills = [Skill(name, asked(Path(tasks[name])), Graft.load(grafts[name])) for name in members]
     result = wb.skills.compose(

@@ -39,11 +39,15 @@ def prompts_of(parameter: Parameter) -> Form:
 
 
 def texts_or_prompts(_: Parameter) -> Form:
-    return Form(Path, group_of, f"{PROMPTS}, or a .txt whose lines count.")
+    return Form(Path, group_of, f"{PROMPTS}, or a .txt file with one text a line.")
 
 
 def texts(_: Parameter) -> Form:
-    return Form(Path, texts_of, "Pre-training-like text file; default: samples of the base.")
+    return Form(
+        Path,
+        texts_of,
+        "A file of text like the pre-training data; default: texts sampled from the base.",
+    )
 
 
 def several_prompts(_: Parameter) -> Form:
@@ -67,17 +71,29 @@ def groups_of_prompts(_: Parameter) -> Form:
 
         found = {path.stem: path for path in paths}
         if len(found) < len(paths):
-            raise WorkbenchError("Two files of --prompts have the same name; rename one.")
+            raise WorkbenchError(
+                "Expected files of different names for --prompts, since the name is the group's; "
+                "rename one of them."
+            )
         return {name: group_of(path) for name, path in found.items()}
 
-    return Form(list[Path], read, "A group: a file of prompts, or a .txt of lines. May repeat.")
+    return Form(
+        list[Path],
+        read,
+        "One group of prompts: a file of prompts, or a .txt file with one text a "
+        "line; repeat for more groups.",
+    )
 
 
 def named_sites(_: Parameter) -> Form:
     def read(given: list[str]) -> dict[str, list[str]]:
         return {name: words(sites) for name, sites in named(given, "groups").items()}
 
-    return Form(list[str], read, "NAME=SITES, replaced together instead of --sites; may repeat.")
+    return Form(
+        list[str],
+        read,
+        "NAME=SITES: sites that are replaced together, in place of --sites; may repeat.",
+    )
 
 
 def grafts(_: Parameter) -> Form:
@@ -86,7 +102,7 @@ def grafts(_: Parameter) -> Form:
 
         return {path.stem: Graft.load(path) for path in paths}
 
-    return Form(list[Path], read, "A graft file to read beside; may repeat.")
+    return Form(list[Path], read, "A graft file that is evaluated as well; may repeat.")
 
 
 def circuits(_: Parameter) -> Form:
@@ -96,7 +112,7 @@ def circuits(_: Parameter) -> Form:
 
         return {f"theirs: {name}": own for name, own in circuits_of(Result.load(path)).items()}
 
-    return Form(Path, read, "Saved circuit Result whose circuits are judged here too.")
+    return Form(Path, read, "A saved result of `patch circuit` whose circuits are judged as well.")
 
 
 def results(_: Parameter) -> Form:
@@ -105,7 +121,7 @@ def results(_: Parameter) -> Form:
 
         return [Result.load(path) for path in paths]
 
-    return Form(list[Path], read, "Folders of saved Results.")
+    return Form(list[Path], read, "Folders of saved results.")
 
 
 def reworded(_: Parameter) -> Form:
@@ -119,7 +135,7 @@ def reworded(_: Parameter) -> Form:
             raise WorkbenchError(f"Expected a function of workbench.tasks, found {name!r}.")
         return getattr(tasks, name)
 
-    return Form(str, read, "A function of workbench.tasks, e.g. off_by_one.")
+    return Form(str, read, "The name of a function of workbench.tasks, for example off_by_one.")
 
 
 def heads(parameter: Parameter) -> Form:
@@ -142,7 +158,7 @@ def heads(parameter: Parameter) -> Form:
 
 def positions(_: Parameter) -> Form:
     """ "named" as it is; else a list of names and of counts from the prompt's ends."""
-    told = "Comma-separated: named, all, each, -1, or a span's name."
+    told = "Comma-separated: named, all, each, -1, or the name of a span."
     return Form(str, lambda text: text if text == "named" else _places(text), told)
 
 
@@ -157,7 +173,7 @@ def position(_: Parameter) -> Form:
             )
         return None if found[0] == "all" else found[0]
 
-    return Form(str, read, "all, -1, or a span's name.")
+    return Form(str, read, "all, -1, or the name of a span.")
 
 
 def _places(text: str) -> list[int | str]:

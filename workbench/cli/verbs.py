@@ -175,8 +175,9 @@ def _help(signature: Signature) -> str:
     subjects = {"CheckpointPair": "BASE TUNED", "Family": "BASE", PATH: "BASE TUNED"}
     subject = subjects.get(signature.parameters[0].kind)
     words = ["workbench", group, verb_of(signature), subject, example]
-    told = " ".join(word for word in words if word)
-    return f"{signature.question}{paper and f' {paper}.'}\n\nExample: {told}"
+    typed = " ".join(word for word in words if word)
+    source = paper and f"Source: {paper}.\n\n"
+    return f"{signature.question}\n\n{source}Example: {typed}"
 
 
 def _asked(signature: Signature) -> Iterator[inspect.Parameter]:
@@ -205,14 +206,20 @@ def _asked(signature: Signature) -> Iterator[inspect.Parameter]:
 
 
 def _more(signature: Signature) -> str:
-    """What --full brings back, as it would be typed; nothing where that is what is there anyway."""
+    """What --full brings back, as it would be typed; nothing if that is the default anyway."""
     few, quick = (signature.record.get(name, {}) for name in ("few", "quick"))
     parts = ["all prompts"] if few else []
     for parameter in signature.parameters:
         if parameter.name in quick:
             shown = _shown(parameter.default)
             typed = f"--{parameter.name.replace('_', '-')}"
-            parts.append(f"{typed} {shown}" if shown else f"all {parameter.name}")
+            default, every = _literal(parameter.default), f"all {parameter.name}"
+            if isinstance(default, bool):
+                parts.append(typed if default else typed.replace("--", "--no-"))
+            elif parameter.default == "None":
+                parts.append(f"no limit by {typed}")
+            else:
+                parts.append(f"{typed} {shown}" if shown else every)
     return ", ".join(parts)
 
 
@@ -314,11 +321,12 @@ def _read(parameter: Parameter, given: Mapping[str, Any], most: int | None) -> A
 
 WHOLE = 200  # pairs of prompts that are drawn for a mask with --full
 DESIDERATA = (
-    _option("kind", Annotated[str, typer.Option(help="object value, box label or positional.")],
+    _option("kind", Annotated[str, typer.Option(
+        help="What the pairs vary: object value, box label or positional.")],
             "object value"),
     _option("n", Annotated[int | None, typer.Option(
-        help="Pairs of prompts, half of them to learn from.", show_default="24")], None),
-    _option("count", Annotated[int, typer.Option(help="Boxes a prompt.")], 7),
+        help="Number of pairs of prompts; half of them train the mask.", show_default="24")], None),
+    _option("count", Annotated[int, typer.Option(help="Number of boxes in a prompt.")], 7),
     _option("natural", Annotated[bool, typer.Option(
-        help="Ordinary English spacing, for a subword tokenizer.")], False),
+        help="Use ordinary English spacing, for a subword tokenizer.")], False),
 )  # fmt: skip
