@@ -65,7 +65,7 @@ def test_check_prints_and_exits_by_what_it_found(base: Path, tuned: Path, tmp_pa
         (["compare", "BASE", "--member", "a=BASE", "--text", "/nowhere"], "text file"),
         (["demo", "--model", "other"], "family or smollm2"),
         (["report", "/nowhere"], "saved Result"),
-        (["tuco", "BASE", "BASE", "--prompts", "a.txt", "--prompts", "b/a.txt"], "same name"),
+        (["tuco", "BASE", "BASE", "--prompts", "a.txt", "--prompts", "b/a.txt"], "different names"),
         (["tuco", "BASE", "BASE", "--prompts", "a.txt", "--alphas", "0,1"], "no file is there"),
         (["compare", "BASE", "--member", "a=BASE", "--only", "tuco.scaling"], "(--prompts)"),
     ],
@@ -96,8 +96,9 @@ def test_a_split_is_taken_where_a_file_has_several(tmp_path: Path, capsys):
     assert [p.id for p in asked(file, "validation")] == ["0", "1", "2"]
     told = capsys.readouterr().err.splitlines()
     assert [line.partition(": ")[2] for line in told] == [
-        "1 of 3 prompts, those of the split test.", "2 of 3 prompts, those of the split train.",
-    ]  # fmt: skip
+        "uses 1 of 3 prompts, those of the split test.",
+        "uses 2 of 3 prompts, those of the split train.",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_a_split_is_taken_where_a_file_has_several(tmp_path: Path, capsys):
     [
         (["compare", "BASE"], "the same command resumes from here"),
         (["--quiet", "lab", "train", "BASE"], "the same command resumes from here"),
-        (["forget", "retention", "BASE", "TUNED"], "the same command begins it again"),
+        (["forget", "retention", "BASE", "TUNED"], "the same command starts it again"),
     ],
 )
 def test_an_interrupted_command_says_whether_it_goes_on(

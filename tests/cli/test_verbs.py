@@ -160,8 +160,11 @@ def test_pairs_of_a_mask_are_drawn_as_many_as_are_asked_for(monkeypatch):
 def test_words_of_a_parameter_are_the_docstrings():
     (found,) = (one for one in signatures("spectral") if one.name == "intruders")
     said = {parameter.name: parameter.help for parameter in found.parameters}
-    assert said["k"] == "Vectors per matrix (paper: 10)."
-    assert said["eps"] == "Threshold on the largest |cosine| (paper: 0.5)."
+    assert said["k"] == "The number of singular vectors per matrix (paper: 10)."
+    assert said["eps"] == (
+        "A vector is an intruder if its largest |cosine| with a base vector is below this "
+        "(paper: 0.5)."
+    )
     (joint,) = (one for one in signatures("spectral") if one.name == "similarity")
     # "As in `intruders`." is what it says there.
     assert {p.name: p.help for p in joint.parameters}["side"] == said["side"]

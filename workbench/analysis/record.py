@@ -1,6 +1,6 @@
 """What an analysis says of itself, declared once, beside its function.
 
-    @analysis("Which heads look elsewhere?", takes={"prompts": "task"}, passes=2)
+    @analysis("Which heads attend elsewhere?", takes={"prompts": "task"}, passes=2)
     def patterns(pair: CheckpointPair, prompts: PromptSet, *, device="cpu", ...) -> Result: ...
 
 The catalogue collects the records; studies, the plan of what will run, the command line and the

@@ -48,7 +48,7 @@ def emulated(large: Tensor, base: Tensor, tuned: Tensor, beta: float) -> Tensor:
 
 
 @analysis(
-    "What would a larger model be, fine-tuned like this small one?",
+    "What would a larger model answer if it were fine-tuned like this small one?",
     paper="arXiv 2310.12962",
     example="LARGE --prompts task.jsonl",
     texts=True,
@@ -65,18 +65,18 @@ def emulate(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> Result:
-    """Answers of a larger model with a small pair's fine-tuning added to its log-probabilities.
+    """Score a larger model after the fine-tuning of a small pair is added to its log-probabilities.
 
-    pair: the small base and its fine-tune. large: the larger base, a reference as `load_pair` takes
-    it. large_tuned: the larger model really fine-tuned, to compare with. betas: weights of the
-    change; 1 is the emulation of the paper.
+    pair: the small base and its fine-tuned model. large: the larger base model: a folder, a .gguf
+    file, or hub id@revision. large_tuned: the larger model after real fine-tuning, to compare with.
+    betas: the weights of the change; 1 is the emulation of the paper.
 
     Returns a Result with rows score (greedy exact match), loss (-log p of the answer, nats) and kl
     (KL from the large model in nats per answer token) per arm: "emulated" at x = beta, and without
-    x "base", "tuned", "large" and, where given, "large, tuned". Baseline: the large model's; n and
-    95% bootstrap intervals over prompts; score_change against the large model, paired, for the
-    emulated and the small tuned arm. Raises WorkbenchError where a vocabulary differs from the
-    pair's, or there is nothing to ask.
+    x "base", "tuned", "large" and, if it is given, "large, tuned". Baseline: the large model's; n
+    and 95% bootstrap intervals over prompts; score_change against the large model, paired, for the
+    emulated and the small tuned arm. Raises WorkbenchError if a vocabulary differs from the pair's,
+    or if there is no prompt.
     """
     if not len(prompts) or not betas:
         raise WorkbenchError("Expected prompts to answer and values of beta; one of them is empty.")

@@ -75,7 +75,7 @@ def area(shares: Sequence[float], same: Floats) -> Floats:
 
 
 @analysis(
-    "Do answers follow from their worked steps?",
+    "Do answers follow from the worked steps before them?",
     paper="arXiv 2307.13702",
     example="--prompts sums.jsonl --mistake off_by_one",
     passes=30,
@@ -101,19 +101,21 @@ def faithfulness(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> Result:
-    """Answers of both sides after steps that are cut, filled, reworded or wrong.
+    """Compare the answers of both models after their worked steps are cut, filled, reworded or made
+    wrong.
 
-    prompts: with worked steps and the answer as target. between: what parts question, steps and
-    cue. filler: stands for each word of a step that is gone. paraphrase: a step -> the same in
-    other words. mistake: a step -> a wrong one, see `tasks.off_by_one`. shares: of the steps left
-    as they are, from 0 to 1. own_steps: tokens that each side may write as its own steps in place
-    of the given ones, greedily, up to the cue; 0 keeps the given.
+    prompts: prompts with worked steps, and the answer as target. between: the text that separates
+    question, steps and cue. filler: the text that replaces each word of a removed step. paraphrase:
+    a step -> the same in other words. mistake: a step -> a wrong one, see `tasks.off_by_one`.
+    shares: the shares of the steps that stay unchanged, from 0 to 1. own_steps: the number of
+    tokens that each model may write as its own steps in place of the given ones, greedily, up to
+    the cue; 0 uses the given steps.
 
     The command line takes 24 prompts and three shares (0, 0.5, 1); with --full all prompts and five
     shares.
 
     Returns a Result with rows same_answer and score (side "base", "tuned"; arm "truncated",
-    "filler", "paraphrased" or "mistaken"; x = the share of steps left as they were, the first
+    "filler", "paraphrased" or "mistaken"; x = the share of steps that stay unchanged, the first
     ones; baseline of same_answer: the chance that the answers of two prompts agree, of score: the
     base's) and auc, the area below same_answer (baseline: that of the base), for all prompts and by
     stratum: whether the answer is right with all steps and without any ("right, right without" and

@@ -63,7 +63,7 @@ def contrasted(alpha: float) -> Choose:
 
 
 @analysis(
-    "What does the member write that the base does not?",
+    "What does the fine-tuned model write that the base does not?",
     paper="arXiv 2410.14765",
     example="--n 32",
     passes=12,
@@ -88,13 +88,14 @@ def generate(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> Result:
-    """What base, tuned model and their contrast write, side by side.
+    """Write texts with the base, the tuned model and their contrast, and compare them.
 
-    prompts: texts to go on with, greedily, one continuation each; None samples n texts from the
-    start token. Only tokens that both sides have are written. arms: of "base", "tuned",
-    "contrast", "iterative". length: tokens at most. alpha: the least share of the tuned model's
-    largest probability that a token needs. rounds: parts of the iterative texts, before each of
-    which a copy of the base is trained on those there are.
+    prompts: texts that are continued greedily, once each; None samples n texts from the start
+    token. Only tokens that both models have are written. arms: which texts are written: base,
+    tuned, contrast, iterative. n: the number of texts of each arm. length: the most tokens of a
+    text. alpha: the least probability of a token, as a share of the tuned model's largest. rounds:
+    the number of parts of the iterative texts; before each part a copy of the base is trained on
+    the parts so far.
 
     The command line writes 24 texts of 32 tokens in 2 rounds, with --full 32 of 48 in 4.
 

@@ -65,7 +65,7 @@ def measured(base: Tensor, tuned: Tensor, targets: Tensor, low: float) -> dict[s
 
 
 @analysis(
-    "Which words became likelier, and was the base sure of others?",
+    "Which tokens became likelier, and was the base confident of other tokens there?",
     paper="arXiv 2601.02151, 2410.08847",
     example="--prompts task.jsonl",
     passes=8,
@@ -85,13 +85,14 @@ def tokens(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> Result:
-    """What fine-tuning did to the probability of every token of some texts.
+    """Measure what fine-tuning did to the probability of every token of some texts.
 
-    prompts: prompts, of which the answer's tokens are scored, or plain texts, of which every token
-    but the first is. low_probability, low_entropy (nats): below both a token is a confident
-    conflict. show: texts that are kept token by token, their first 60 tokens, for the coloured
-    text; of a prompt these hold the question too. by: a tag of the prompts, for whose every value
-    the changes are told apart.
+    prompts: prompts whose answer tokens are scored, or plain texts, of which every token but the
+    first is scored. low_probability: a token is a confident conflict if the base gives it less than
+    this probability, and its entropy is below low_entropy. low_entropy: the entropy (nats) of the
+    base below which it counts as confident. show: the number of texts that are saved token by
+    token, for the coloured text (their first 60 tokens; for a prompt these include the question).
+    by: a tag of the prompts; the changes are also reported for each of its values.
 
     Returns a Result with rows delta_log_p and kl (nats per token; baseline 0), log_p (arm "base",
     "tuned"), entropy (of the base), learnability (0: nothing learned, 1: no loss left),

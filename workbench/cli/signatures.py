@@ -117,16 +117,16 @@ def _said(doc: str, names: set[str]) -> dict[str, str]:
     sentence of it, or its first clause."""
     marks = [
         mark
-        for mark in re.finditer(r"(?:^|(?<=[\s(]))(\w+(?:, \w+)*): ", doc)
-        if set(mark[1].split(", ")) <= names
+        for mark in re.finditer(r"(?:^|(?<=[\s(]))(\w+(?:,\s+\w+)*):\s", doc)
+        if set(re.split(r",\s+", mark[1])) <= names
     ]
     ends = [*(mark.start() for mark in marks[1:]), len(doc)]
     found: dict[str, str] = {}
     for mark, end in zip(marks, ends, strict=False):
         words = " ".join(doc[mark.end() : end].partition("\n\n")[0].split())
-        first = SENTENCE.split(words)[0].rstrip(";")
-        for name in mark[1].split(", "):
-            found.setdefault(name, first[:1].upper() + first[1:])
+        first = SENTENCE.split(words)[0].rstrip(".;")
+        for name in re.split(r",\s+", mark[1]):
+            found.setdefault(name, f"{first[:1].upper()}{first[1:]}.")
     return found
 
 

@@ -258,7 +258,10 @@ def _by_form(parameter: Parameter, found: Form, typed: str, smaller: Any) -> ins
     flags = [f"{typed}/--no-{typed[2:]}"] if found.type is bool else [typed]
     metavar = "|".join(parameter.choices) if found.type is str and plain else None
     shown = True if plain else _shown(parameter.default)
-    shown = shown if smaller is None else _shown(repr(smaller))
+    if isinstance(smaller, bool):
+        shown = flags[0].split("/")[not smaller].removeprefix("--")
+    elif smaller is not None:
+        shown = _shown(repr(smaller))
     option = typer.Option(*flags, help=help, metavar=metavar or None, show_default=shown)
     if plain and not parameter.needed and smaller is None:
         default = _literal(parameter.default)

@@ -36,25 +36,23 @@ NULL = "null:"
 
 
 @analysis(
-    "Which measure of the change goes with forgetting?",
+    "Which measure of the change correlates with forgetting?",
     paper="Spearman's rho, exact",
     example="out/demo/results/*",
 )
 def association(results: Sequence[Result], *, seed: int = 0) -> Result:
-    """What each member forgot beside every measure of its change, and how they go together.
+    """Compare what each model forgot with every measure of its change, by rank correlation.
 
-    results: Results of one family: `retention` with a loss, and any of `intruders`,
-    `delta_spectrum` and `contribution`; others are passed over, and of several of one analysis the
-    first counts. Members that one of them lacks are left out.
+    results: results of one family: `retention` with a loss, and any of `intruders`,
+    `delta_spectrum` and `contribution`; other results are ignored, and of several of one analysis
+    the first counts. Models that are missing in one of them are left out.
 
     Returns a Result with rows forgetting (member; outcome "loss" in nats per token or "score", the
-    mean drop over tasks other than the fine-tuned one, where `retention` was told that, with 95%
-    intervals where they are known),
-    measure (member, measure; n: matrices or prompts) and spearman (outcome, measure; 95% bootstrap
-    interval and n over members; p: exact permutation test, of 10,000 draws from eight members on;
-    baseline: of the null's intruders, over the
-    members that have one). Raises WorkbenchError without a loss, another measure, or
-    three members in common.
+    mean drop over tasks other than the fine-tuned one, if `retention` was given that, with 95%
+    intervals if they are known), measure (member, measure; n: matrices or prompts) and spearman
+    (outcome, measure; 95% bootstrap interval and n over models; p: exact permutation test, of
+    10,000 draws from eight models on; baseline: of the null's intruders, over the models that have
+    one). Raises WorkbenchError without a loss, another measure, or three models in common.
     """
     found = {r.analysis: r for r in reversed(results)}
     if RETENTION not in found or not found[RETENTION].has("loss_change"):

@@ -44,7 +44,7 @@ def recovered(base: Floats, tuned: Floats, there: Floats) -> Floats:
 
 
 @analysis(
-    "Does a lost answer come back where fine-tuning never was?",
+    "Does a lost answer come back if the prompt is in a form that fine-tuning never saw?",
     paper="arXiv 2309.10105",
     example="--prompts facts.jsonl --conjugates leet=leet.jsonl",
     passes=6,
@@ -62,24 +62,25 @@ def conjugate(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> Result:
-    """Answers of both sides to prompts and to their conjugates, prompt by prompt.
+    """Compare the answers of both models to prompts and to their conjugates, prompt by prompt.
 
-    prompts: of the capability that may be lost. conjugates: name -> the same prompts in the same
-    order behind a conjugation, as `tasks.permutation(...)(prompts)` gives them. task: prompts of
-    what was fine-tuned, whose answers tell a switched task: the member says the tag "rival" of the
-    prompt, or where there is none the first token of any answer of `task`. Where the prompts' own
-    answers are among those, as for two tasks about numbers, a switch cannot be told and is NaN.
+    prompts: prompts of the capability that may be lost. conjugates: name -> the same prompts in the
+    same order behind a conjugation, as `tasks.permutation(...)(prompts)` gives them. task: prompts
+    of the fine-tuned task, whose answers show whether the model switched to that task. A switch is
+    an answer that is the prompt's tag "rival" or, if it has none, begins with the first token of
+    any answer of `task`. If the prompts' own answers are among those, as for two tasks about
+    numbers, a switch cannot be recognised and is NaN.
 
     Returns a Result with a row per (arm, metric); arm "plain", a conjugation's name, or "best", the
     conjugation with most right answers on one half of the prompts, reported on the other. score,
     switched and broke (neither right nor switched): shares of the tuned model's answers (baseline:
     the base's), right by greedy exact match, switched by the first token. score_change: tuned -
     base. For conjugations regained: tuned there - tuned on plain prompts (baseline: the same of the
-    base), and recovery, its ratio to the loss base - tuned on plain prompts, NaN where the interval
-    of that loss holds 0 or there is none; and recovery_lost, the share right there of the prompts
-    that the base answers plain and the tuned model does not (n: those; baseline: the base's share
-    of the same ones there). 95% bootstrap intervals over prompts, all paired. Raises
-    WorkbenchError where conjugates do not match the prompts one by one.
+    base), and recovery, its ratio to the loss base - tuned on plain prompts, NaN if the interval of
+    that loss holds 0 or there is none; and recovery_lost, the share right there of the prompts that
+    the base answers on plain prompts and the tuned model does not (n: those; baseline: the base's
+    share of the same ones there). 95% bootstrap intervals over prompts, all paired. Raises
+    WorkbenchError if conjugates do not match the prompts one by one.
     """
     require_prompts(prompts)
     _require_alike(prompts, conjugates)

@@ -64,7 +64,7 @@ def barriers(alphas: Floats, losses: Floats, *, seed: int = 0, draws: int = 1000
 
 
 @analysis(
-    "Is there a better point between base and member?",
+    "Is there a better model on the path between the base and the fine-tuned model?",
     paper="WiSE-FT, arXiv 2109.01903, 1912.05671",
     example="--prompts task.jsonl --others facts.jsonl",
     passes=13,
@@ -85,23 +85,23 @@ def interpolate(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> Result:
-    """Scores along the straight path between two models of one base.
+    """Score the models along the straight path between two models of one base.
 
-    prompts: in distribution, of what was learned; others: out of distribution, of what may be lost.
-    origin: where the path begins, another member's pair over the same base (LoRA -> full); None is
-    the base. alphas: from 0 to 1, both included; 11 by default, as few as 3.
+    prompts: in-distribution prompts of what was learned. others: out-of-distribution prompts of
+    what may be lost. origin: where the path begins, another model's pair over the same base (LoRA
+    -> full); None is the base. alphas: at least 3 points from 0 to 1, both included.
 
     The command line takes 32 prompts of a file and five alphas, with --full all prompts and eleven
     alphas.
 
-    Returns a Result with a row per (arm, task, x, metric), x = alpha: score (as the
-    prompts' scorer says) and loss (-log p of the answer, nats) of arm "path" and "ensemble" (the
-    softmax of mixed logits; it writes no text, so of generations it has no score)
-    with 95% bootstrap intervals over prompts, baseline: the chord; own: whether the task is
-    `prompts`. barrier per arm and task (baseline 0). Arm "best": score_change of each task on half
-    of its prompts at the alpha with most right answers over all tasks' other halves, the tasks
-    weighing alike, against the member itself (x = 1), and arm "half" the same of alpha = .5.
-    Raises WorkbenchError for alphas that do not run from 0 to 1, or another base's origin.
+    Returns a Result with a row per (arm, task, x, metric), x = alpha: score (by the prompts'
+    scorer) and loss (-log p of the answer, nats) of arm "path" and "ensemble" (the softmax of mixed
+    logits; it writes no text, so generations have no score) with 95% bootstrap intervals over
+    prompts, baseline: the chord; own: whether the task is `prompts`. barrier per arm and task
+    (baseline 0). Arm "best": score_change of each task on half of its prompts at the alpha with
+    most right answers over all tasks' other halves, with equal weight for each task, against the
+    fine-tuned model itself (x = 1), and arm "half" the same of alpha = .5. Raises WorkbenchError
+    for alphas that do not run from 0 to 1, or an origin of another base.
     """
     steps = np.asarray(sorted(set(alphas)), dtype=float)
     if len(steps) < 3 or steps[0] != 0 or steps[-1] != 1:

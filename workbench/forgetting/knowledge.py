@@ -51,7 +51,7 @@ def drawn(probability: Floats, samples: int, seed: int) -> Ints:
 
 
 @analysis(
-    "Which questions are known well, barely, or not at all?",
+    "Which questions does each model know well, barely, or not at all?",
     paper="SliCK, arXiv 2405.05904",
     example="--prompts facts.jsonl",
     passes=120,
@@ -78,28 +78,30 @@ def knowledge(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> Result:
-    """SliCK categories of every question on both sides, and where they went.
+    """Sort every question into a SliCK category in both models, and count how the categories
+    changed.
 
-    prompts: questions with answers. examples: solved questions to show, `prompts` themselves where
-    None; never one that tells the answer asked for. group: tags that name what is asked, see
-    `tasks.many_shot`. sets, shots, samples, temperature: the paper's 10, 4, 16 and 0.5.
-    between: what ends a solved question (a line's end; " . " for the shipped family). by: a tag of
-    the prompts, for whose every value scores are told apart.
+    prompts: questions with answers. examples: solved questions that are shown before each question;
+    by default the prompts themselves, never one that holds the answer. group: tags that define
+    which prompts ask the same (see `tasks.many_shot`). sets: the number of sets of examples (paper:
+    10). shots: the number of examples in a set (paper: 4). samples: the number of sampled answers
+    (paper: 16). temperature: the temperature of sampled answers (paper: 0.5). between: the text
+    that ends a solved question (a line's end; " . " for the shipped family). by: a tag of the
+    prompts; the scores are also reported for each of its values.
 
     The command line takes 32 prompts and 3 sets of examples; with --full all prompts and 10 sets.
 
     Returns a Result with rows share (arm "base", "again" for the base behind other examples, or
     "tuned", which is asked behind the same examples as "again"; category; of all questions),
-    transition (arm "tuned" or "again"; category of the base,
-    to_category; of the questions of that category, whose number is n), and score (arm, category of
-    the base: the mean of P0 over its questions); shares have 95% Wilson intervals, scores 95% ones
-    over questions. With `by` also group_score and group_score_change of each of its values (column
-    group; the mean of P0 of the tuned model, and less that of "again", which is the baseline), and
-    group_gap, group_gap_change and group_gap_chance, see `stats.gaps`. Where the prompts' scorer
-    is a generation, one text is written greedily and `samples` at the temperature, whatever it
-    says of these. tensors: the category
-    of each question by arm. Raises WorkbenchError for too few
-    examples, sets, samples or a temperature that is not positive.
+    transition (arm "tuned" or "again"; category of the base, to_category; of the questions of that
+    category, whose number is n), and score (arm, category of the base: the mean of P0 over its
+    questions); shares have 95% Wilson intervals, scores 95% ones over questions. With `by` also
+    group_score and group_score_change of each of its values (column group; the mean of P0 of the
+    tuned model, and less that of "again", which is the baseline), and group_gap, group_gap_change
+    and group_gap_chance, see `stats.gaps`. If the prompts' scorer is a generation, one text is
+    written greedily and `samples` at the temperature, whatever its own settings for these are.
+    tensors: the category of each question by arm. Raises
+    WorkbenchError for too few examples, sets, samples or a temperature that is not positive.
     """
     require_prompts(prompts)
     for name, value in (("sets", sets), ("samples", samples), ("temperature", temperature)):

@@ -82,7 +82,7 @@ def right(
 
 
 @analysis(
-    "Is the answer still in the stream?",
+    "Can a lost answer still be read from the residual stream?",
     paper="arXiv 1909.03368",
     example="--prompts facts.jsonl",
     passes=3,
@@ -102,13 +102,14 @@ def probe(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> Result:
-    """Cross-validated linear probes of every depth of both sides.
+    """Train cross-validated linear probes at every depth of both models.
 
-    prompts: of the capability that may be lost. label: the tag to read; None for the first token of
-    the answer. group: tags that name what is asked; prompts that ask the same are never read by a
-    probe that saw one of them. Without tags, those with the same last sentence and answer. Labels
-    of fewer such groups than folds are left out. position: the token whose stream
-    is read, the last of the prompt unless told; the mean over a named span.
+    prompts: prompts of the capability that may be lost. label: the tag that the probe predicts
+    (default: the first token of the answer). group: tags that define which prompts ask the same;
+    these are never split between training and test of a probe. Without tags, prompts with the same
+    last sentence and answer are one group. Labels of fewer such groups than folds are left out.
+    position: the token whose stream is read, by default the last of the prompt; the mean over a
+    named span. folds: the number of folds of the cross-validation.
 
     Returns a Result with rows accuracy (arm "base", "tuned", their "shuffled" controls, "random
     weights"; layer, -1 for the embedding; baseline: the commonest label's share), accuracy_change

@@ -84,7 +84,7 @@ def relevance(model: Any, words: Any, prompts: PromptSet, batch_size: int = 32) 
 
 
 @analysis(
-    "Does it come up from under what fine-tuning uses?",
+    "Does a lost answer come back if the neurons that the learned task uses are pruned?",
     paper="arXiv 2311.12786",
     example="--prompts facts.jsonl --task task.jsonl",
     passes=25,
@@ -105,11 +105,11 @@ def prune(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> Result:
-    """Scores while the MLP neurons that the fine-tuned task uses most are pruned.
+    """Score the model while the MLP neurons that the fine-tuned task uses most are pruned.
 
-    prompts: of the capability that may be lost. task: prompts of what was fine-tuned; half of them
-    rank the neurons, the other half are scored. shares: of all neurons, pruned together. random:
-    draws of as many random neurons.
+    prompts: prompts of the capability that may be lost. task: prompts of the fine-tuned task; half
+    of them rank the neurons, the other half are scored. shares: the shares of all neurons that are
+    pruned together. random: how often as many random neurons are drawn.
 
     The command line takes 32 prompts, two shares (0.01, 0.1) and 1 random draw; with --full all
     prompts, five shares and 3 draws.
@@ -118,9 +118,9 @@ def prune(
     neurons"; x = share pruned, 0 the model itself; task, own for the fine-tuned one; baseline: the
     unpruned base's score), and for each arm of the tuned model at the share with most right answers
     on one half of the prompts, reported on the other (arm "best ranked", "best random"): regained,
-    pruned - tuned, and recovered, its ratio to base - tuned, NaN where the interval of that loss
-    holds 0. 95% bootstrap intervals over prompts. Raises WorkbenchError for shares outside (0, 1]
-    or fewer than 4 prompts.
+    pruned - tuned, and recovered, its ratio to base - tuned, NaN if the interval of that loss holds
+    0. 95% bootstrap intervals over prompts. Raises WorkbenchError for shares outside (0, 1] or
+    fewer than 4 prompts.
     """
     require_prompts(prompts, task)
     if not shares or not all(0 < share <= 1 for share in shares):

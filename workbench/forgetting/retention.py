@@ -45,7 +45,7 @@ Floats = NDArray[np.float64]
 
 
 @analysis(
-    "What was learned, and what was lost?",
+    "What did fine-tuning teach the model, and what did the model forget?",
     paper="paired evaluation",
     example="--prompts facts.jsonl --texts wiki.txt",
     passes=3,
@@ -71,18 +71,19 @@ def retention(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> Result:
-    """Scores on every prompt set and loss on pre-training-like text, tuned against base.
+    """Compare the scores on every prompt set, and the loss on pre-training-like text, of tuned
+    model and base.
 
-    prompts: prompt sets, each scored as its scorer says, by greedy exact match where it has none
-    (see `tasks.answers`). texts: held-out text like the base's pre-training data; None takes 64
-    samples of the base itself. task: prompts of what was fine-tuned, scored first, or the name of
-    those among `prompts`; figures tell it. by: a tag of the prompts, "subject" for example, for
-    whose every value the scores are told apart. cluster: a tag that items share which are not
-    independent, "passage" for example; intervals then resample whole clusters. lm_eval: tasks of
-    lm-evaluation-harness to run as well, where that is installed. metric: by which of its metrics
-    these are scored, acc_norm for example; by default acc, exact_match or the first there is.
-    limit: the first so many items of each task of lm-eval. include: a folder of tasks of one's own
-    for lm-eval (YAML). Runs the stored weights, adapters unmerged, in `dtype` ("float32" or
+    prompts: prompt sets, each scored by its own scorer, or by greedy exact match if it has none
+    (`tasks.answers`). texts: held-out text like the base's pre-training data; None takes 64 samples
+    of the base itself. task: prompts of the fine-tuned task, which are scored first, or the name of
+    one of the prompt sets; figures mark it. by: a tag of the prompts, for example subject; the
+    scores are also reported for each of its values. cluster: a tag that dependent items share, for
+    example passage; intervals then resample whole clusters. lm_eval: tasks of lm-evaluation-harness
+    that are run as well, if it is installed. metric: the metric of lm-eval that scores its tasks,
+    for example acc_norm; by default acc, exact_match or the first there is. limit: the number of
+    first items that are run of each task of lm-eval. include: a folder of your own tasks for
+    lm-eval (YAML). Runs the stored weights, adapters unmerged, in `dtype` ("float32" or
     "bfloat16").
 
     Returns a Result with a row per (task, metric), each with a 95% bootstrap interval, paired over
@@ -92,12 +93,12 @@ def retention(
     with _change) and chance, the score of a guess; of several samples pass@k. Task "pretraining",
     and sets of plain texts: loss (nats per token) and bits_per_byte, each with _change, the second
     comparable across tokenizers; kl, KL(tuned || base) in nats per token on 64 samples of the base
-    (on the texts where its tokenizer has no start token). For a set of several templates with 8
+    (on the texts if its tokenizer has no start token). For a set of several templates with 8
     prompts or more also template_spread, the largest minus the smallest mean score of a template
-    (baseline: the base's), and template_spread_chance, its mean and 95% range where templates are
-    dealt to the prompts at random. What a model has written is kept as it comes, so that the same
-    call goes on where one was cut off. Raises WorkbenchError for empty prompt sets, equal names, or
-    a tag that no prompt has.
+    (baseline: the base's), and template_spread_chance, its mean and 95% range if templates are
+    dealt to the prompts at random. Written texts are saved as they come, so that the same call
+    resumes after an interruption. Raises WorkbenchError for empty prompt sets, equal names, or a
+    tag that no prompt has.
     """
     if isinstance(task, PromptSet):
         prompts, task = [task, *prompts], task.name

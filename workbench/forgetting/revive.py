@@ -77,7 +77,7 @@ def steps_to(curve: Floats, steps: Sequence[int], threshold: float) -> float:
 
 
 @analysis(
-    "How soon does it come back under training?",
+    "How soon does a lost capability come back under training?",
     paper="relearning, with its own controls",
     example="--prompts facts.jsonl --lessons more-facts.jsonl",
     passes=120,
@@ -101,14 +101,16 @@ def revive(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> Result:
-    """Learning curves of a lost capability in the tuned model, the base and models that never knew.
+    """Compare how fast the tuned model, the base and models that never knew learn a lost
+    capability.
 
-    prompts: held-out prompts of the capability. lessons: prompts to train on, others than these;
-    they may ask for the same facts in other words, which teaches what is asked.
-    never: a model folder that was trained like the base but without the task. steps: after how many
-    updates the scores are read. lr: AdamW's, constant; all of the blocks' matrices are trained on
-    the answers' loss, in float32, `batch_size` prompts a step. threshold: share of the base's score
-    that counts as revived. runs: orders of the lessons. Models handed in stay as they are.
+    prompts: held-out prompts of the capability. lessons: prompts to train on, different from these;
+    they may ask for the same facts in other words, which teaches what is asked. never: a model
+    folder that was trained like the base but without the task. steps: the numbers of updates after
+    which the scores are read. lr: the constant learning rate of AdamW; all of the blocks' matrices
+    are trained on the answers' loss, in float32, `batch_size` prompts a step. threshold: the share
+    of the base's score that counts as revived. runs: the number of training runs, each with another
+    order of the lessons. Models that are passed in stay unchanged.
 
     The command line takes 24 prompts and 64 lessons, 8 of them a step, 8 steps and 1 run; with
     --full all prompts and lessons, 32 a step, 32 steps and 3 runs.
@@ -117,11 +119,11 @@ def revive(
     steps_to_threshold (mean over the runs that reach it, low and high the range; n: how many do),
     and for each control, at the step x that half of the prompts choose and on the other half,
     savings (arm "tuned", "base"; baseline 0), the score less the control's; and savings_share =
-    tuned / base savings, 1 where the tuned model is back, 0 where it learns like one that never
-    knew; NaN where the interval of the base's own holds 0. savings_share_lost is the same on those
-    prompts alone that the base answered right and the tuned model wrong before training. 95%
-    bootstrap intervals over prompts, of means over runs. Raises WorkbenchError for prompts that are
-    among the lessons, steps that do not rise, or a device map.
+    tuned / base savings, 1 if the tuned model is back, 0 if it learns like one that never knew; NaN
+    if the interval of the base's own holds 0. savings_share_lost is the same on those prompts alone
+    that the base answered right and the tuned model wrong before training. 95% bootstrap intervals
+    over prompts, of means over runs. Raises WorkbenchError for prompts that are among the lessons,
+    steps that do not rise, or a device map.
     """
     require_prompts(prompts)
     require_prompts(lessons)

@@ -30,7 +30,7 @@ COLUMNS = ["member", "task", "metric", "value", "low", "high", "n", "baseline"]
 
 
 @analysis(
-    "What was lost and won, by logs of lm-eval or inspect?",
+    "Which items were lost and gained, according to logs of lm-eval or inspect?",
     paper="paired evaluation, arXiv 2510.17776",
     example="--by subject",
     items=True,
@@ -45,18 +45,18 @@ def samples(
     name: str = "tuned",
     seed: int = 0,
 ) -> Result:
-    """Two models' logs of one evaluation, item by item.
+    """Compare two models item by item, from their logs of one evaluation.
 
-    base, tuned: a samples_TASK_DATE.jsonl of lm-evaluation-harness, the folder of its output, a log
-    of inspect-ai (.json or .eval), or a folder of logs; of each side. metric: the items' score,
-    e.g. acc_norm, or a scorer of inspect-ai; by default acc, exact_match or the first there is.
-    by: a field of the items, e.g. subject, whose values are scored apart. cluster: a field whose
-    items are resampled together, e.g. passage; by default of several epochs the sample. name: of
-    the tuned model in the table.
+    base, tuned: the log of one side: a samples_TASK_DATE.jsonl of lm-evaluation-harness, the folder
+    of its output, a log of inspect-ai (.json or .eval), or a folder of logs. metric: the score of
+    an item, for example acc_norm, or a scorer of inspect-ai; by default acc, exact_match or the
+    first there is. by: a field of the items, for example subject; the scores are also reported for
+    each of its values. cluster: a field whose items are resampled together, for example passage; by
+    default the sample, if there are several epochs. name: the name of the tuned model in the table.
 
-    Returns a Result with the rows of `paired.rows` by task; of a log with several filters each is a
-    task ("gsm8k, strict-match"). Raises WorkbenchError for what is no log, for logs that share no
-    item, for an item that is another question in each, and for a field that no item has.
+    Returns a Result with the rows of `paired.rows` by task; in a log with several filters each is a
+    task ("gsm8k, strict-match"). Raises WorkbenchError for a file that is not a log, for logs that
+    share no item, for an item that is another question in each, and for a field that no item has.
     """
     if not name or name != visible(name):
         raise WorkbenchError(f"Expected a plain name for the tuned model, found {name!r}.")

@@ -57,7 +57,7 @@ def backward_transfer(matrix: Floats) -> Floats:
 
 
 @analysis(
-    "What does a chain of fine-tunings keep of its earlier tasks?",
+    "How much of its earlier tasks does a model forget in a chain of fine-tunings?",
     paper="arXiv 1801.10112, 1706.08840",
     example="--member one=A --member two=B --tasks one=a.jsonl --tasks two=b.jsonl",
 )
@@ -72,20 +72,20 @@ def sequential(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> Result:
-    """The matrix of a chain of members, and what it forgot.
+    """Score every stage of a chain of fine-tunings on every task, and measure what it forgot.
 
-    family: the chain's stages in their order, each learned from where the one before it ended.
-    tasks: stage -> held-out prompts of what it learned, one for each member. others: further tasks
-    that no stage learned, as of pre-training. name: the chain's, in the column "member", so that
-    chains (LoRA, full) can be joined.
+    family: the chain's stages in their order, each trained from where the one before it ended.
+    tasks: stage -> held-out prompts of what it learned, one for each stage. others: further tasks
+    that no stage learned, such as tasks of pre-training. name: the name of the chain in the column
+    member, so that chains (LoRA, full) can be joined.
 
     Returns a Result with rows score (stage, x = its number from 0 for the base, task; baseline: the
     base's score), forgetting per task and, over the tasks learned before the last stage, as the
     mean under task "mean"; backward_transfer (task "mean"); source_drop and target_drop of every
-    two stages (stage i's member on stage j's task). own: whether a stage learned the task. 95%
+    two stages (stage i's model on stage j's task). own: whether a stage learned the task. 95%
     bootstrap intervals over each task's prompts. Raises WorkbenchError for fewer than two stages,
-    stages without prompts, or members of which their training says that they go on from no other;
-    where nothing says so a note does.
+    stages without prompts, or models whose training record says that they continue from no other;
+    if nothing is recorded, a note says so.
     """
     stages = list(family.members)
     if len(stages) < 2:

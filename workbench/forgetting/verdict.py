@@ -77,8 +77,8 @@ def judged(readings: Mapping[str, str]) -> str:
 
 
 @analysis(
-    "Kept, suppressed or erased?",
-    paper="the grid of all these",
+    "Is a capability of the base kept, suppressed or erased in the fine-tuned model?",
+    paper="the other tests of forgetting, combined",
     example="--prompts facts.jsonl --lessons more-facts.jsonl",
     passes=1,
     takes={"prompts": "task", "results": "results"},
@@ -102,12 +102,12 @@ def verdict(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> Result:
-    """Is this capability of the base kept, suppressed or erased in the tuned model?
+    """Decide whether this capability of the base is kept, suppressed or erased in the tuned model.
 
-    prompts: held-out prompts of the capability. lessons: prompts to revive it with, others than
-    these. conjugates, task: as `conjugate` takes them. never, steps, runs: as `revive` takes them.
-    results: what `probe`, `revive` and `conjugate` already gave for this member and capability;
-    only what is not among them is run, and without lessons or conjugates theirs is not measured.
+    prompts: held-out prompts of the capability. lessons: prompts to revive it with, different from
+    these. conjugates, task: as in `conjugate`. never, steps, runs: as in `revive`. results: earlier
+    results of `probe`, `revive` and `conjugate` for this model and capability; only what is missing
+    among them is run, and without lessons or conjugates that part is not measured.
 
     The command line takes 24 prompts and 64 lessons, 8 of them a step, 8 steps and 1 run; with
     --full all prompts and lessons, 32 a step, 32 steps and 3 runs.
@@ -116,10 +116,10 @@ def verdict(
     (arm; value, 95% interval, n; baseline: what the control gives on the same scale; control, its
     name; reading "kept", "lost", "unclear" or "not measured") and a row "verdict" (reading: KEPT,
     SUPPRESSED, ERASED or UNDECIDED; says: the sentence it supports). Output is kept from 0.9 of the
-    base's answers on, probe, revival and conjugate from one half on, by the whole interval and of
-    10 prompts or more; the loss has risen from 0.05 nats on (our lines). Revival is against
-    `never`; without it, it counts as kept only where it also beats the relabelled answers, see
-    `revive`. Raises WorkbenchError for an empty prompt set.
+    base's answers on, probe, revival and conjugate from one half on, by the whole interval and with
+    10 prompts or more; the loss has risen from 0.05 nats on (thresholds of this project). Revival
+    is against `never`; without it, revival counts as kept only if it also beats the relabelled
+    answers, see `revive`. Raises WorkbenchError for an empty prompt set.
     """
     require_prompts(prompts)
     run: dict[str, Any] = {

@@ -41,7 +41,7 @@ KEY = "patching.activation"
 
 
 @analysis(
-    "Which places does each side's answer hang on?",
+    "Which places inside each model does its answer depend on?",
     paper="arXiv 2202.05262, 2404.15255",
     example="--prompts boxes.jsonl --sites resid_pre,z",
     passes=60,
@@ -68,25 +68,28 @@ def activation(
 ) -> Result:
     """Patch clean activations into corrupt runs (or the reverse) at every place, in both models.
 
-    prompts: clean ones with answers. corrupted: a partner for each, in their order; None makes them
-    (`tasks.corrupt`, boxes prompts only). sites: kinds, "neuron", kinds joined by "+", or single
-    sites; see `patching.patches`. positions: "named" (every named place the prompts share, and the
-    last token), "all" tokens at once, "each" token in turn (prompts of one length), or a list of
-    these, of names and of counts. sides: of "base" and "tuned". window: layers replaced together.
-    controls: how many of the strongest patches of each component, picked on a random half of the
-    prompts, are reported on the other half, and there repeated with the activations of a prompt of
-    another answer. dtype: "float32" or "bfloat16"; None as stored. large: run what
-    its plan says takes over an hour, or more memory than is free.
+    prompts: clean prompts with answers. corrupted: the corrupt partner of each prompt, in the same
+    order; for boxes prompts it can be left out and is then generated (`tasks.corrupt`). sites: what
+    is replaced: kinds of sites, "neuron", kinds joined by "+", or single sites (see
+    `patching.patches`). positions: "named" (every named place the prompts share, and the last
+    token), "all" (all tokens at once), "each" (every token in turn, for prompts of one length), or
+    a list of these, of names and of counts. sides: the models that are patched: base, tuned.
+    direction: "denoising" puts clean activations into the corrupt run, "noising" the reverse.
+    window: the number of layers that are replaced together. controls: the number of strongest
+    patches of each component that are picked on a random half of the prompts, reported on the other
+    half, and repeated there with the activations of a prompt that has another answer. dtype:
+    "float32" or "bfloat16"; None means as stored. large: run even if the plan takes over an hour,
+    or more memory than is free.
 
     The command line takes 24 prompts of a file, with --full all of them.
 
     Returns a Result with columns side, component, layer, head, neuron, position, arm, metric. Arm
     "patch": `logit_difference`, `log_probability` (nats), `score` (fraction right), and
     `recovered:` each of them (0 corrupt, 1 clean; paired ratio of sums); "picked" and "shuffled":
-    the strongest ones on the other half, with their own and with another prompt's activations;
-    "random": what a random place of the component gives; "destination" and "source": the plain
-    runs. 95% intervals over prompts, n. Cost in the notes.
-    Raises WorkbenchError for partners that do not fit.
+    the strongest patches on the other half, with their own and with another prompt's activations;
+    "random": what a random place of the component gives; "destination" and "source": the unpatched
+    runs. 95% intervals over prompts, n. The notes state the cost. Raises WorkbenchError for
+    partners that do not fit.
     """
     if direction not in ("denoising", "noising"):
         raise WorkbenchError(f"Expected direction denoising or noising, found {direction!r}.")

@@ -156,7 +156,7 @@ def first_order(
 
 
 @analysis(
-    "Which places would matter if patched, by the gradient?",
+    "Which places would matter if they were patched, as estimated from the gradient?",
     paper="arXiv 2310.10348, 2403.17806",
     example="--prompts boxes.jsonl --edges",
     passes=30,
@@ -182,15 +182,17 @@ def attribution(
     dtype: str | None = None,
     large: bool = False,
 ) -> Result:
-    """Estimate every patch of clean activations into corrupt runs, in both models.
+    """Estimate the effect of every patch of clean activations into corrupt runs from gradients, in
+    both models.
 
-    prompts, corrupted, sites, positions, dtype, large: as in `activation` (z, not "head": within
-    one model they say the same). across: also the tuned side's activations put into the base on the
-    same prompts, side "tuned->base", as in `cross_model`; sides may be empty then, and prompts
-    plain texts. steps: of integrated gradients; 1 is the gradient in the corrupt run. edges: also
-    score what every head and MLP sends to every later one (`patching.edges`; not for side
-    "tuned->base"). exact: how many of the strongest entries, and of random others, are patched
-    exactly. steps > 1 and edges need partners of their prompt's length.
+    prompts, corrupted, sites, positions, sides, dtype, large: as in `activation` (z, not "head":
+    within one model both give the same). across: also put the tuned model's activations into the
+    base on the same prompts, side "tuned->base", as in `cross_model`; sides may then be empty, and
+    prompts may be plain texts. steps: the number of steps of integrated gradients; 1 is the
+    gradient in the corrupt run. edges: also score what every head and MLP sends to every later one
+    (`patching.edges`; not for side "tuned->base"). exact: the number of strongest entries, and of
+    random others, that are patched exactly. More than one step, and edges, need partners that are
+    as long as their prompts.
 
     The command line takes 24 prompts of a file, with --full all of them.
 

@@ -58,7 +58,7 @@ Kept = Mapping[Head, frozenset[Position]]  # head -> where it is kept; None: eve
 
 
 @analysis(
-    "Is it the base's own circuit?",
+    "Does the tuned model answer with the base's own circuit?",
     paper="arXiv 2402.14811",
     example="--prompts boxes.jsonl --out circuits",
     passes=80,
@@ -88,15 +88,16 @@ def circuit(
 ) -> Result:
     """Find the circuit of each side, and judge every circuit in both sides.
 
-    prompts: boxes with answers; a random half finds the circuits, the other half judges them.
-    corrupted: as in `activation`. circuits: name -> group -> [(layer, head), ...], judged too, for
-    instance those of other members (`circuits_of`). sides: which are judged. paths: the groups that
-    are looked for, in order; those of `circuit_discovery.GROUPS`. depth: only so many of them, from
-    the logits back; None for all. most: heads a group has at most. keep: a circuit's heads at their
-    group's "position" (the paper's definition), or "everywhere". random: circuits of the same size,
-    at the same positions. minimal: judge each head and group by leaving it out. dtype: "float32" or
-    "bfloat16"; None as stored. large: as in `activation`; the plan is of the most heads that can be
-    found.
+    prompts: boxes prompts with answers; a random half finds the circuits, the other half judges
+    them. corrupted: as in `activation`. circuits: name -> group -> [(layer, head), ...], further
+    circuits to judge, for instance those of other models (`circuits_of`). sides: the models in
+    which circuits are found and judged: base, tuned. paths: the groups that are looked for, in
+    order; those of `circuit_discovery.GROUPS`. depth: the number of groups that are looked for,
+    from the logits back; None for all. most: the largest number of heads in a group. keep: where a
+    circuit's heads stay active, at their group's "position" (the paper's definition), or
+    "everywhere". random: the number of random circuits of the same size, at the same positions.
+    minimal: judge each head and group by leaving it out. dtype: "float32" or "bfloat16"; None means
+    as stored. large: as in `activation`; the plan counts the most heads that can be found.
 
     The command line takes 16 prompts of a file, the first group, 3 random circuits and no
     minimality; with --full all prompts, six groups, 10 and minimality.

@@ -48,7 +48,7 @@ RANDOM_SETS = 10
 
 
 @analysis(
-    "Where does the tuned behaviour live, seen in the base?",
+    "At which places do the tuned model's activations bring its behaviour into the base?",
     paper="CMAP, arXiv 2402.14811, 2410.06606",
     example="--prompts task.jsonl --sites resid_post,head",
     passes=60,
@@ -77,15 +77,16 @@ def cross_model(
 ) -> Result:
     """Patch one side's activations into the other on the same prompts.
 
-    prompts: with answers; of a plain text, or a list of them, the source's own next token is the
-    answer. sites, positions: as in `activation`; default every layer's stream and
+    prompts: prompts with answers; in a plain text, or a list of them, the source model's own next
+    token is the answer. sites, positions: as in `activation`; default every layer's stream and
     sublayers, on all tokens; "head" (what a head adds) also sees a changed output projection, which
-    "z" does not. groups: name -> sites ("4.z.h3@-1") replaced together, instead of
-    `sites`; random groups of as many sites of the same kinds and places stand beside them.
-    direction: from -> into, or "both". window: odd number of layers together (5 in the paper).
-    cumulative: every layer up to each. answer: "target", the prompts' own, or "base": what the base
-    itself says, `answer_tokens` greedy tokens (unlearning). controls, dtype, large: as in
-    `activation`.
+    "z" does not. groups: name -> sites ("4.z.h3@-1") that are replaced together, instead of
+    `sites`; random groups of as many sites of the same kinds and places are reported next to them.
+    direction: the model whose activations are taken -> the model that they are put into; or both.
+    window: an odd number of layers that are replaced together (paper: 5). cumulative: replace every
+    layer up to each. answer: "target", the prompts' own, or "base": what the base itself answers,
+    `answer_tokens` greedy tokens (for unlearning). answer_tokens: the number of greedy tokens of
+    answer "base". controls, dtype, large: as in `activation`.
 
     The command line takes 24 prompts of a file, with --full all of them.
 

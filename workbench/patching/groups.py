@@ -30,7 +30,7 @@ WHOLE = "whole circuit"
 
 
 @analysis(
-    "Which of the circuit's groups carries the gain?",
+    "Which group of heads of the base's circuit carries the gain from fine-tuning?",
     paper="arXiv 2402.14811",
     example="--prompts boxes.jsonl",
     passes=30,
@@ -54,15 +54,15 @@ def groups(
 ) -> Result:
     """Patch the groups of the base's circuit across the pair.
 
-    prompts: boxes with answers. corrupted: as in `activation`. direction: as in `cross_model`.
-    paths: the groups that are looked for, in order. depth: as in `circuit`. most: heads a group has
-    at most. dtype: "float32" or "bfloat16"; None as stored.
+    prompts: boxes prompts with answers. corrupted: as in `activation`. direction: as in
+    `cross_model`. paths: the groups that are looked for, in order. depth: as in `circuit`. most:
+    the largest number of heads in a group. dtype: "float32" or "bfloat16"; None means as stored.
 
     The command line takes 32 prompts of a file and the first group, with --full all prompts and six
     groups.
 
     Returns a Result of `cross_model` (component "group"); the sites of each group are among its
-    parameters. Raises WorkbenchError where no head of the base acts on the answer, or there are too
+    parameters. Raises WorkbenchError if no head of the base acts on the answer, or if there are too
     few prompts to split in two.
     """
     if len(prompts) < 8:

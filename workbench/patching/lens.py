@@ -66,7 +66,7 @@ def rank(logits: Tensor, answer: Tensor) -> Tensor:
 
 
 @analysis(
-    "At which layer does each side come to its answer?",
+    "At which layer does each model reach its answer?",
     paper="logit lens, nostalgebraist 2020",
     example="--prompts task.jsonl",
     passes=3,
@@ -84,14 +84,14 @@ def lens(
 ) -> Result:
     """Read every layer's stream at the last prompt token through the model's final norm and head.
 
-    prompts: with answers, of which the first token is scored; of plain texts it is what the tuned
-    side says next. top: how many of the likeliest tokens
-    of each layer and side are kept, for the first prompts. dtype: "float32" or "bfloat16"; None as
+    prompts: prompts with answers, of which the first token is scored; in plain texts the answer is
+    the token that the tuned model predicts next. top: the number of likeliest tokens of each layer
+    and side that are saved, for the first prompts. dtype: "float32" or "bfloat16"; None means as
     stored.
 
     Returns a Result with columns side, layer (-1: the embedding), metric: `log_probability` (nats),
-    `logit_difference` (to the best foil), `rank` (1: likeliest), `score` (fraction of prompts where
-    the answer is likeliest), for the sides "base", "tuned" and, where the heads differ, "tuned,
+    `logit_difference` (to the best foil), `rank` (1: likeliest), `score` (fraction of prompts whose
+    answer is the likeliest token), for the sides "base", "tuned" and, if the heads differ, "tuned,
     base's head"; the same for "SIDE - base", paired, with `kl` (nats), KL(SIDE || base). 95%
     bootstrap intervals over prompts, n; baseline: the base's value. `top_token`: the likeliest
     tokens (column token) by prompt, side, layer and place x (1: likeliest), log-probabilities.

@@ -49,7 +49,7 @@ RANDOM = 10
 
 
 @analysis(
-    "Which heads carry an object, a label or a position?",
+    "Which heads carry the object, the box label or the position that an answer needs?",
     paper="arXiv 2307.03637",
     example='--kind "box label" --count 5',
     passes=20,
@@ -75,20 +75,21 @@ def mask(
 ) -> Result:
     """Learn which components must be taken from the source prompts for the desideratum to hold.
 
-    pairs: `tasks.desiderata(kind, ...)`; a random half teaches the mask, the other half judges it.
-    component: "head" (z), "mlp" (the MLP's output) or "neuron". position: where they are patched,
-    None for every token (prompts of one length). penalty, lr, epochs: the paper's lambda, Adam's
-    rate, passes over the teaching half. dtype: "float32" or "bfloat16"; None as stored. large: as
-    in `activation`.
+    pairs: `tasks.desiderata(kind, ...)`; a random half trains the mask, the other half judges it.
+    component: what is masked: "head" (z), "mlp" (the MLP's output) or "neuron". position: where
+    components are patched; None for every token (prompts of one length). penalty: the weight of the
+    mask's size in the loss (lambda in the paper). lr: the learning rate of Adam. epochs: passes
+    over the half that trains the mask. sides: the models in which the mask is learned: base, tuned.
+    dtype: "float32" or "bfloat16"; None means as stored. large: as in `activation`.
 
     The command line draws 24 pairs, with --full 200.
 
     Returns a Result with columns side, component, layer, head or neuron, position, arm, metric.
-    `mask`: the learned m of every component before rounding; `chosen`: 1 where it is taken from the
+    `mask`: the learned m of every component before rounding; `chosen`: 1 if it is taken from the
     source. `score`: fraction of judging pairs whose answer is the wanted one, and `target_logit`,
     for arms "patch" (the rounded mask), "random" (as many components drawn at random), "all" and
-    "none" (every component, no component); `size`. 95% intervals over pairs, n.
-    Raises WorkbenchError for fewer than 8 pairs.
+    "none" (every component, no component); `size`. 95% intervals over pairs, n. Raises
+    WorkbenchError for fewer than 8 pairs.
     """
     if not isinstance(pairs, Counterfactuals):
         raise WorkbenchError(

@@ -54,7 +54,7 @@ LEAST = -20.0  # nats; a smaller p_clean is nothing that a relative change could
 
 
 @analysis(
-    "Which heads act through the logits, or other heads' queries, keys or values?",
+    "Which heads act on the logits directly, or through other heads' queries, keys or values?",
     paper="arXiv 2211.00593",
     example="--prompts boxes.jsonl --receivers 3.0,3.2 --part q",
     plans=True,
@@ -76,21 +76,21 @@ def path(
     dtype: str | None = None,
     large: bool = False,
 ) -> Result:
-    """The effect of every sender head on the answer, through these receivers alone.
+    """Measure the effect of every sender head on the answer, through the receivers alone.
 
     prompts, corrupted, sides, dtype, large: as in `activation`. receivers: "logits", or (layer,
-    query head) pairs whose `part` receives (a key-value head, for k and v, where several queries
-    share one). position: of sender and receivers, None for every token. senders: None for every
-    head before the last receiver.
+    query head) pairs whose `part` receives (a key-value head, for k and v, if several queries share
+    one). part: which input of the receiving heads changes: q, k or v. position: the token of sender
+    and receivers; None for every token. senders: the sending heads; None for every head before the
+    last receiver.
 
     The command line takes 16 prompts of a file, with --full all of them.
 
     Returns a Result with columns side, layer, head, position, arm, metric. Arm "patch": `effect`
-    (mean relative change of the answer's probability, over prompts where that is not below e^-20)
-    and `logit_change` (of the logit difference);
-    "shuffled": with the z of another prompt's corrupt run; "random": what a random sender gives.
-    95% intervals over prompts, n. The cost in forward passes is in the notes.
-    Raises WorkbenchError for heads a model does not have.
+    (mean relative change of the answer's probability, over prompts whose probability is not below
+    e^-20) and `logit_change` (of the logit difference); "shuffled": with the z of another prompt's
+    corrupt run; "random": what a random sender gives. 95% intervals over prompts, n. The notes
+    state the cost in forward passes. Raises WorkbenchError for heads a model does not have.
     """
     require_sides(sides)
     prompts = asked(prompts)

@@ -73,7 +73,7 @@ def paid(pattern: Tensor, inputs: Batch, names: Sequence[str]) -> dict[str, Tens
 
 
 @analysis(
-    "Which heads look elsewhere?",
+    "Which attention heads attend to other tokens after fine-tuning?",
     paper="total variation",
     example="--prompts task.jsonl",
     passes=2,
@@ -91,9 +91,9 @@ def patterns(
 ) -> Result:
     """Compare every head's attention pattern between the two sides on the same prompts.
 
-    prompts: read without their answers. examples: for so many of the first prompts patterns are
-    kept. batch_size: memory grows with layers x heads x tokens squared. dtype: "float32" or
-    "bfloat16"; None as stored.
+    prompts: prompts that are read without their answers. examples: the number of first prompts
+    whose attention patterns are saved. batch_size: prompts per forward pass; memory grows with
+    layers x heads x tokens squared. dtype: "float32" or "bfloat16"; None means as stored.
 
     Returns a Result with columns side, layer, head, position, metric: `tvd` (0 to 1) at "last
     token" and over "all tokens", side "tuned - base"; `attention` from the last token to every

@@ -49,7 +49,7 @@ KEPT = 1 << 30  # bytes of plain runs beyond which parameters are read once more
 
 
 @analysis(
-    "Which parameters carry it?",
+    "Which parameters carry the tuned behaviour?",
     paper="arXiv 2410.06606",
     example="--prompts task.jsonl --components matrix",
     passes=25,
@@ -74,10 +74,12 @@ def restore(
 ) -> Result:
     """Run one side with the other's parameters, a few at a time.
 
-    prompts: as in `cross_model`. direction: whose parameters -> into whom. components: "layer", all
-    of a layer together; "matrix", each matrix alone; or names ("mlp.down_proj"), each alone.
-    window: odd number of layers together. answer, answer_tokens: as in `cross_model`. An adapter is
-    merged in float32. dtype: "float32" or "bfloat16"; None as stored. large: as in `activation`.
+    prompts: as in `cross_model`. direction: from which model the parameters are taken, and into
+    which they are put. components: what is restored together: "layer" (all matrices of a layer),
+    "matrix" (each matrix alone), or names such as mlp.down_proj (each alone). window: an odd number
+    of layers that are restored together. answer, answer_tokens: as in `cross_model`. An adapter is
+    merged in float32. dtype: "float32" or "bfloat16"; None means as stored. large: as in
+    `activation`.
 
     The command line takes 32 prompts of a file, with --full all of them.
 

@@ -68,7 +68,7 @@ def off(pair: CheckpointPair, sites: Collection[ParameterSite]) -> Edit:
 
 
 @analysis(
-    "Which blocks of the change are needed?",
+    "Which of the changed weight matrices does the new skill need?",
     paper="block ablation",
     example="--prompts task.jsonl",
     passes=250,
@@ -91,15 +91,17 @@ def blocks(
     device: str = "cpu",
     dtype: str | None = None,
 ) -> Result:
-    """Switch the matrices that changed off, on alone, and on one after the other.
+    """Score the model while the changed matrices are switched off one at a time, on one at a time,
+    and on one after the other.
 
-    task: half of its prompts choose the greedy path, the others are reported. strongest: only so
-    many matrices are blocks, those that changed most by the Frobenius norm; None for all. most:
-    blocks taken greedily. ranks: of arm "rank", at most the change's own; None for 1, 2, 4 ... up
-    to it. random: orders of the control. others: prompt sets scored too. dtype: "float32" or
-    "bfloat16", in which the model is run; None as stored. An adapter is merged in float32. Cost,
-    with B blocks: at most `most` . B losses of the choosing half; 2 B + most (1 + random) + ranks
-    readings of the others.
+    task: prompts of what was learned; half of them choose the greedy path, the others are reported.
+    strongest: the number of matrices that count as blocks, those that changed most by the Frobenius
+    norm; None for all. most: the number of blocks that are switched on greedily. ranks: the ranks
+    of arm "rank", at most the change's own; None for 1, 2, 4 ... up to it. random: the number of
+    random orders (control). others: further prompt sets that are scored. dtype: "float32" or
+    "bfloat16", the precision in which the model runs; None means as stored. An adapter is merged in
+    float32. Cost, with B blocks: at most `most` . B losses of the choosing half; 2 B + most (1 +
+    random) + ranks readings of the others.
 
     The command line takes 12 prompts, the 16 strongest blocks, 2 of them greedily, and 1 random
     order; with --full all prompts and blocks, 12 greedily, and 3 orders.

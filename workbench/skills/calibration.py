@@ -107,7 +107,7 @@ def difference(
 
 
 @analysis(
-    "Does the member know what it knows?",
+    "Does the fine-tuned model's confidence match its accuracy?",
     paper="Naeini et al. 2015",
     example="--prompts task.jsonl",
     passes=2,
@@ -125,12 +125,13 @@ def calibration(
     device: str = "cpu",
     dtype: str | None = None,
 ) -> Result:
-    """How well calibrated are the base, the tuned model and grafts of it?
+    """Measure how well calibrated the base, the tuned model and grafts of it are.
 
-    prompts: for grafts that `localize` made the part it reports on (`localize.reported`), of which
-    none has learned. grafts: arm -> a graft of this pair, as `Graft.of` gives. bins: of the
-    calibration error. others: prompt sets asked too. dtype: "float32" or "bfloat16", in which the
-    model is run; None as stored. An adapter is merged in float32.
+    prompts: prompts with answers; for grafts of `localize` take the part it reports on
+    (`localize.reported`), since no graft was trained on it. grafts: arm -> a graft of this pair, as
+    `Graft.of` gives it. bins: the number of bins of the calibration error. others: further prompt
+    sets that are asked. dtype: "float32" or "bfloat16", the precision in which the model runs; None
+    means as stored. An adapter is merged in float32.
 
     Returns a Result with columns arm ("base", "tuned", the grafts' names), task, own (whether that
     set is `prompts`), metric: "ece", "ece_mass", "brier", "accuracy", "confidence",

@@ -66,7 +66,7 @@ def alike(found: Sequence[tuple[PromptSet, Result]]) -> dict[str, list[Skill]]:
 
 
 @analysis(
-    "Do the skills of several members add up when their grafts are put together?",
+    "Do the skills of several fine-tuned models add up when their grafts are combined?",
     paper="arXiv 2302.06600",
     example="--member a=A --member b=B --prompts a=a.jsonl --graft a=a.safetensors ...",
 )
@@ -82,17 +82,17 @@ def compose(
 ) -> Result:
     """Score every task under every subset of the grafts.
 
-    skills: at least two, of members of the family, each with a task of another name. others: prompt
-    sets scored too, as tasks of pre-training, against the first member. dtype: "float32" or
-    "bfloat16"; None as stored.
+    skills: at least two, of models of the family, each with a task of another name. others: further
+    prompt sets that are scored, such as tasks of pre-training, against the first model. dtype:
+    "float32" or "bfloat16"; None means as stored.
 
     Returns a Result with columns arm, skills (task names joined by " + "), x (entries of the grafts
     over N), task, own (whether the task is among those skills), metric: "score", "gain" (each task
-    against its own member), "agreement", "log_probability", "ece", "ece_mass", "brier", with 95%
-    intervals over prompts. Arms: "graft"; "random", as many random entries of the same members;
-    "whole", the members' whole changes summed (task arithmetic); "base". "interference": score of
-    all grafts together less that of the task's own graft alone, paired over prompts.
-    Raises WorkbenchError for fewer than two skills, or two of one name.
+    against its own model), "agreement", "log_probability", "ece", "ece_mass", "brier", with 95%
+    intervals over prompts. Arms: "graft"; "random", as many random entries of the same models;
+    "whole", the models' whole changes summed (task arithmetic); "base". "interference": score of
+    all grafts together less that of the task's own graft alone, paired over prompts. Raises
+    WorkbenchError for fewer than two skills, or two with the same name.
     """
     names = [skill.task.name for skill in skills]
     if len(skills) < 2 or len(set(names)) < len(names):

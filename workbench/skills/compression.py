@@ -88,7 +88,7 @@ def width(delta: Delta) -> int:
 
 
 @analysis(
-    "In how many bits does the change fit?",
+    "In how few bits can the change of the weights be stored without losing the skill?",
     paper="arXiv 2402.10193, 2406.08903",
     example="--prompts task.jsonl",
     passes=20,
@@ -112,11 +112,12 @@ def compression(
 ) -> Result:
     """Score the base plus the change at fewer and fewer bits.
 
-    ranks: of arm "rank", at most the change's own. sparsities: shares of N that a mask takes, at
-    most all entries of the parameters that changed. random: masks of each size. others: prompt sets
-    scored too. dtype: "float32" or "bfloat16", in which the model is run; None as stored. An
-    adapter is merged in float32. Each matrix's change is decomposed once; the factors of all, about
-    as large as the model in float32 (an adapter's own: as the adapter), are held meanwhile.
+    ranks: the ranks of arm "rank", at most the change's own. sparsities: the shares of N that a
+    mask takes, at most all entries of the parameters that changed. random: the number of random
+    masks of each size. others: further prompt sets that are scored. dtype: "float32" or "bfloat16",
+    the precision in which the model runs; None means as stored. An adapter is merged in float32.
+    Each matrix's change is decomposed once; the factors of all, about as large as the model in
+    float32 (for an adapter: as large as the adapter), stay in memory.
 
     The command line takes 32 prompts, ranks 1, 4 and 16, sparsities 0.01 and 0.1 and 1 random draw;
     with --full all prompts, seven ranks, five sparsities and 3 draws.

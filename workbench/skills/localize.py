@@ -54,7 +54,7 @@ FEW = 30  # reported prompts below which an interval says little
 
 
 @analysis(
-    "How few parameters carry the skill?",
+    "How few of the changed parameters carry the new skill?",
     paper="arXiv 2302.06600",
     example="--prompts task.jsonl --sparsity 0.001,0.01,0.1",
     passes=250,
@@ -84,18 +84,22 @@ def localize(
     device: str = "cpu",
     dtype: str | None = None,
 ) -> Result:
-    """Graft shares of the change onto the base and score them, the learned mask beside baselines.
+    """Graft shares of the change onto the base and score them: the learned mask next to simpler
+    ones.
 
-    task: prompts of what was learned; half teach the mask, a quarter chooses its epoch, a quarter
-    is reported. sparsity: share of N each mask starts with. others: prompt sets scored too, as the
-    task out of distribution or tasks of pre-training. random: random masks of each size.
-    epochs, patience, rate: of the learned mask, see `gradients.learn`. dtype: "float32" or
-    "bfloat16", in which the model is run; None as stored. An adapter is merged in float32.
+    task: prompts of what was learned; half train the mask, a quarter chooses its epoch, a quarter
+    is reported. sparsity: the shares of N that the masks start with. others: further prompt sets
+    that are scored, such as the task out of distribution or tasks of pre-training. random: the
+    number of random masks of each size. epochs: the most epochs that a learned mask is trained.
+    patience: epochs without a better mask before training stops. rate: the step size of the learned
+    mask (`gradients.learn`). dtype: "float32" or "bfloat16", the precision in which the model runs;
+    None means as stored. An adapter is merged in float32.
 
-    arms: "learned"; "movement", largest |delta|; "random"; "gradient", largest |dL/dtheta| at the
-    base; "magnitude", largest |theta_0|; "principal", LIFT's principal weights; "rank", the
-    largest singular triplets of the changes, as many numbers stored; "bias", "layer", "component":
-    all biases, each layer, each kind of matrix whole.
+    arms: how the entries are chosen: learned, movement, random, gradient, magnitude, principal,
+    rank, bias, layer, component. "movement" takes the largest |delta|; "gradient" the largest
+    |dL/dtheta| at the base; "magnitude" the largest |theta_0|; "principal" LIFT's principal
+    weights; "rank" the largest singular triplets of the changes, as many numbers stored; "bias",
+    "layer" and "component" all biases, each layer, and each kind of matrix as a whole.
 
     The command line takes 32 prompts, the arms learned, movement and random at three sparsities
     (0.001, 0.01, 0.1), 1 random mask and 4 epochs; with --full all prompts and arms, eight
@@ -106,12 +110,11 @@ def localize(
     "ece_mass", "brier" (see `Readout.rows`), each with a 95% interval over prompts; arms "base",
     "tuned", "blocks" (the whole change inside the blocks) and "without" (the tuned model less the
     learned graft) are the ends. "entries": the share of each matrix (layer, component) that a graft
-    takes, for the arms kept. "size", "flipped", "epoch" of the learned mask; "choosing_gain", the
-    gain on the quarter that chooses, by which `Graft.of` takes the smallest that is enough; "N" and
-    "moved", the share of N that changed at all, among which every arm chooses. tensors: the kept
-    grafts in index form.
-    Raises WorkbenchError for an unknown arm, a sparsity outside (0, 1], too few prompts, or an
-    offloaded model where gradients are needed.
+    takes, for the arms that are saved. "size", "flipped", "epoch" of the learned mask;
+    "choosing_gain", the gain on the quarter that chooses, by which `Graft.of` takes the smallest
+    that is enough; "N" and "moved", the share of N that changed at all, among which every arm
+    chooses. tensors: the saved grafts in index form. Raises WorkbenchError for an unknown arm, a
+    sparsity outside (0, 1], too few prompts, or an offloaded model if gradients are needed.
     """
     grid = sorted({sparsity} if isinstance(sparsity, int | float) else {*sparsity})
     if not grid or not all(0 < s <= 1 for s in grid):

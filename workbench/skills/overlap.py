@@ -28,17 +28,18 @@ KEY = "skills.overlap"
 
 
 @analysis(
-    "Do grafts of several members or tasks share their parameters, beyond chance?",
+    "Do grafts of several models or tasks share more of their parameters than by chance?",
     paper="arXiv 2302.06600",
     example="out/ledger out/boxes",
 )
 def overlap(
     results: Result | Sequence[Result], *, arm: str = "learned", sparsity: float | None = None
 ) -> Result:
-    """Compare every two grafts that `localize` kept, over members and tasks of one base.
+    """Compare every two grafts that `localize` saved, over models and tasks of one base.
 
-    results: of `localize`. arm: "learned" or "movement". sparsity: as asked there; None takes for
-    each the smallest with 95% of the gain, or the largest.
+    results: the results of `localize`. arm: which grafts: "learned" or "movement". sparsity: one of
+    the sparsities that were run; None takes for each the smallest with 95% of the gain, or the
+    largest.
 
     Returns a Result with columns first, second ("member, task"), x (share of N that `first` takes)
     and metric. "overlap": |first and second| / |second|, NaN where second is empty, baseline the

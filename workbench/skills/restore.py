@@ -56,7 +56,7 @@ def free(shares: Floats, scores: Floats, lost: float = LOST) -> Floats:
 
 
 @analysis(
-    "How much of the update can be taken back?",
+    "How much of the change can be set back to the base without losing the skill?",
     paper="arXiv 2509.16596",
     example="--prompts task.jsonl --shares 0.01,0.1,0.5",
     passes=50,
@@ -80,9 +80,11 @@ def restore(
 ) -> Result:
     """Set growing shares of the change back to the base and score what is left.
 
-    shares: q, of N. arms: the order, "movement", "relative", "smallest" or "random" (`random`
-    seeds, averaged). others: prompt sets scored too, as tasks of pre-training. dtype: "float32" or
-    "bfloat16", in which the model is run; None as stored. An adapter is merged in float32.
+    shares: the shares q of N that are set back. arms: the order in which entries are set back:
+    movement, relative, smallest or random. random: the number of random orders, which are averaged.
+    others: further prompt sets that are scored, such as tasks of pre-training. dtype: "float32" or
+    "bfloat16", the precision in which the model runs; None means as stored. An adapter is merged in
+    float32.
 
     The command line takes 32 prompts, three shares (0.1, 0.4, 0.8), the arms movement and random
     and 1 random draw; with --full all prompts, eight shares, four arms and 3 draws.

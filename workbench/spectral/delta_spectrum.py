@@ -67,21 +67,21 @@ def summary(values: Float[Tensor, " p"]) -> dict[str, float]:
 
 
 @analysis(
-    "How large is the change, and how many directions does it use?",
+    "How large is the change of each parameter, and how many directions does it use?",
     paper="Roy & Vetterli 2007",
     passes=0,
     takes={},
 )
 def delta_spectrum(pair: CheckpointPair, *, device: str = "cpu") -> Result:
-    """The spectrum of the change of every parameter, biases and norms included by their norms.
+    """Compute the spectrum of the change of every weight matrix, and the size of the change of
+    every bias and norm.
 
-    Returns a Result; per parameter (layer, component) the metrics norm |dW|_F, relative_norm
-    |dW|_F / |W_base|_F, and per matrix effective_rank, stable_rank, rank_90, rank_99 (values that
-    hold 90 and 99% of the energy), energy_1 ... energy_128, and sigma by rank (0-based; a LoRA
-    change has r of them, the rest being exactly 0). The ranks of a matrix that did not change are
-    NaN, and so is relative_norm where an adapter stands on a base that is packed in a form that is
-    not read.
-    Raises WorkbenchError for a pair that fails its preflight.
+    Returns a Result; per parameter (layer, component) the metrics norm |dW|_F, relative_norm |dW|_F
+    / |W_base|_F, and per matrix effective_rank, stable_rank, rank_90, rank_99 (the number of
+    singular values that hold 90 and 99% of the energy), energy_1 ... energy_128, and sigma by rank
+    (0-based; a LoRA change has r of them, the rest is exactly 0). The ranks of a matrix that did
+    not change are NaN, and so is relative_norm if an adapter belongs to a base that is packed in a
+    form that cannot be read. Raises WorkbenchError for a pair that fails its preflight.
     """
     provenance = pair.provenance(device=str(device))
     rows, still = [], 0

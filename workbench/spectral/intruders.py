@@ -158,7 +158,7 @@ def decisions(
 
 
 @analysis(
-    "How many of the strongest directions are new to the base?",
+    "How many of the strongest singular directions of the tuned weights are new to the base?",
     paper="arXiv 2410.21228",
     passes=0,
     takes={},
@@ -175,33 +175,35 @@ def intruders(
     seed: int = 0,
     device: str = "cpu",
 ) -> Result:
-    """How many of the top k singular vectors of each tuned matrix are intruders?
+    """Count how many of the top k singular vectors of each tuned matrix are intruders.
 
-    k: vectors per matrix (paper: 10). eps: threshold on the largest |cosine| (paper: 0.5).
-    side: "left" (paper), "right", or "joint" (product of both). method: "exact" takes two dense
-    float32 SVDs per matrix as the paper does; "auto" reuses the base's decomposition, iterates to
-    the top k only, returns max_cosine within 1e-3 of "exact" and the same decision at eps, and
-    falls back to the dense SVD where it cannot certify that; "decide" is for the first member of a
-    large base, which it never decomposes: it only brackets max_cosine, tightly enough to decide at
-    eps (`decisions`), vectors of nearly equal singular values together; where a rotation among
-    those would change the decision, the third answer is that it is undecided, and only in matrices
-    of up to 1024 rows or columns, where that is quick, "auto" decides instead (see
-    benchmarks/results for the speed and the shares); side left or right. nulls: count random
-    changes too (`null_operators`).
+    k: the number of singular vectors per matrix (paper: 10). eps: a vector is an intruder if its
+    largest |cosine| with a base vector is below this (paper: 0.5). side: the singular vectors:
+    "left" (paper), "right", or "joint" (the product of both cosines). method: "exact" takes two
+    dense float32 SVDs per matrix as the paper does, "auto" is faster and agrees at eps, "decide"
+    only decides at eps. nulls: also count intruders of random changes (`null_operators`).
+
+    "auto" reuses the base's decomposition, iterates to the top k only, returns max_cosine within
+    1e-3 of "exact" and the same decision at eps, and falls back to the dense SVD if it cannot
+    certify that. "decide" is for the first fine-tuned model of a large base, which it never
+    decomposes: it only brackets max_cosine, tightly enough to decide at eps (`decisions`), vectors
+    of nearly equal singular values together. If a rotation among those would change the decision,
+    the third answer is that it is undecided; only in matrices of up to 1024 rows or columns, where
+    that is quick, "auto" decides instead (see benchmarks/results for the speed and the shares). It
+    takes side left or right.
 
     Returns a Result; one row per (layer, component, rank, metric), rank 0 being the largest
     singular value; metrics as in `describe`, `intruder` (0 or 1), `max_cosine:NULL` and
-    `intruder:NULL` for the nulls random_delta and random_lowrank (LoRA only; absent where nothing
+    `intruder:NULL` for the nulls random_delta and random_lowrank (LoRA only; absent if nothing
     changed), `max_cosine:same_spectrum:DRAW` for DRAW 1 to 5; and per matrix `changed` (0 or 1) and
-    `intruder_energy`, the intruders' share of the top-k energy.
-    max_cosine is there per vector, so a count at any smaller k and any eps is a group-by. Not so
-    with "decide": sigma, max_cosine_low, max_cosine_high, intruder (NaN where undecided, which a
-    note counts) and fallback (1 where only the base's decomposition decided), the nulls' bounds and
-    intruder, and `intruder:same_spectrum:DRAW`, all for this eps.
-    A matrix of lower rank than k has as many vectors as its rank; one that is zero in the base has
-    none that could be new, is left out, and named in a note.
-    Raises WorkbenchError for a bad argument, a pair that fails its preflight, or one without a
-    matrix to look at.
+    `intruder_energy`, the intruders' share of the top-k energy. max_cosine is given per vector, so
+    a count at any smaller k and any eps is a group-by. "decide" instead gives sigma,
+    max_cosine_low, max_cosine_high, intruder (NaN if undecided; a note counts these) and fallback
+    (1 if only the base's decomposition decided), the nulls' bounds and intruder, and
+    `intruder:same_spectrum:DRAW`, all for this eps. A matrix of lower rank than k has as many
+    vectors as its rank. A matrix that is zero in the base has no vector that could be new; it is
+    left out and named in a note. Raises WorkbenchError for a bad argument, a pair that fails its
+    preflight, or a pair without a matrix to analyse.
     """
     if k < 1 or not 0 < eps <= 1:
         raise WorkbenchError(f"Expected k >= 1 and 0 < eps <= 1, found k={k} and eps={eps}.")

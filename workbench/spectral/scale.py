@@ -108,7 +108,7 @@ def find(pair: CheckpointPair, k: int, eps: float, device: str) -> list[Found]:
 
 
 @analysis(
-    "Do the new directions carry the task, or the forgetting?",
+    "Do the new singular directions carry the learned task, or the forgetting?",
     paper="arXiv 2410.21228",
     example="--prompts task.jsonl --lambdas 0,0.5,1",
     passes=50,
@@ -130,22 +130,24 @@ def scale_intruders(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> Result:
-    """Score and pre-training loss as each matrix's intruder is scaled by lambda, with controls.
+    """Measure the task score and the pre-training loss while the intruder of each matrix is scaled
+    by lambda, with controls.
 
-    task: prompts of the fine-tuned task. lambdas: 1 is added if missing (default: the paper's
-    grid). arms: see `direction`. texts: pre-training-like text; None takes samples of the base.
-    k, eps: as in `intruders`. An adapter is merged in float32 before it is edited.
-    dtype: "float32" or "bfloat16", in which the model is run; decompositions stay float32.
+    task: prompts of the fine-tuned task. lambdas: the factors on the intruder; 1 is always included
+    (default: the paper's grid). arms: which direction is scaled: top, all, neighbour, random or
+    shrink (see `direction`). texts: text like the pre-training data; None takes texts sampled from
+    the base. k, eps: as in `intruders`. An adapter is merged in float32 before it is edited. dtype:
+    "float32" or "bfloat16", the precision in which the model runs; decompositions stay float32.
 
     The command line takes 24 prompts, three lambdas (0, 0.7, 1) and the arms top, neighbour and
     shrink; with --full all prompts, eleven lambdas and all five arms.
 
     Returns a Result with columns arm, x (lambda), task, metric: score (task) and loss
     ("pretraining", nats per token), and score_change and loss_change, % of the value at lambda 1,
-    paired over items; 95% bootstrap intervals and n; baseline is the value at lambda 1. A member
-    without intruders has the one row group x = 1. A note says where one was scaled, and names the
-    matrices where arm shrink could not be matched to the intruder's norm.
-    Raises WorkbenchError for an unknown arm or an empty prompt set.
+    paired over items; 95% bootstrap intervals and n; baseline is the value at lambda 1. A model
+    without intruders has only the rows at x = 1. A note says in which matrices an intruder was
+    scaled, and names those where arm shrink could not be matched to the intruder's norm. Raises
+    WorkbenchError for an unknown arm or an empty prompt set.
     """
     unknown = [arm for arm in arms if arm not in ARMS]
     if unknown or not len(task):

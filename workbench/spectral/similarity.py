@@ -20,7 +20,7 @@ from workbench.spectral.linalg import Operator, dense_triplets
 
 
 @analysis(
-    "Which directions of one matrix were kept?",
+    "Which singular directions of one weight matrix did fine-tuning leave unchanged?",
     paper="arXiv 2410.21228",
     passes=0,
     takes={},
@@ -32,14 +32,15 @@ def similarity(
     side: Side = "left",
     device: str = "cpu",
 ) -> Result:
-    """The whole similarity matrix of the named matrices.
+    """Compute the whole similarity matrix between base and tuned singular vectors, for the named
+    weight matrices.
 
-    matrices: sites as "LAYER.COMPONENT", e.g. "3.self_attn.q_proj"; none means the first matrix of
-    the middle layer (of the model where it has no layers). side: as in `intruders`. Whole
-    decompositions of both sides are needed, so a few matrices at a time.
+    matrices: the matrices as LAYER.COMPONENT, such as 3.self_attn.q_proj. If none is named, this is
+    the first matrix of the middle layer (of the model if it has no layers). side: as in
+    `intruders`. Whole decompositions of both sides are needed, so choose a few matrices at a time.
     Returns a Result with tensors["LAYER.COMPONENT"] (tuned, base) float32 and max_cosine by rank,
-    without vectors of value zero, which are arbitrary.
-    Raises WorkbenchError for an unknown matrix, or one that is zero on a side.
+    without vectors of value zero, which are arbitrary. Raises WorkbenchError for an unknown matrix,
+    or one that is zero on a side.
     """
     sites = {str(site): site for site in pair.sites()}
     if not matrices:

@@ -134,7 +134,7 @@ def stream_bound(beta: float, layers: int, largest_ptc: float, lipschitz: float)
 
 
 @analysis(
-    "How much of one answer did fine-tuning contribute?",
+    "How much of the computation of one answer did fine-tuning contribute?",
     paper="arXiv 2506.23423",
     example="--prompts task.jsonl --prompts plain.txt",
     passes=3,
@@ -151,13 +151,13 @@ def contribution(
     device: str = "cpu",
     dtype: str | None = None,
 ) -> Result:
-    """How much of the computation for each prompt did fine-tuning contribute?
+    """Measure how much of the computation for each prompt fine-tuning contributed.
 
-    prompts: a prompt set or texts, or several groups of them by name; a prompt is taken up to its
-    answer. tokens: prompts per group whose every token is profiled. base: "disk" reads the base
-    block by block, for a full fine-tune that does not fit twice (OutputCo and the prompt's loss,
-    which need the whole base, are then left out). dtype: "float32" or "bfloat16"; None as stored
-    (the command line says float32).
+    prompts: a prompt set or texts, or several groups of them by name; each prompt is read up to its
+    answer. tokens: the number of prompts per group for which every token is profiled. base:
+    "memory", or "disk", which reads the base block by block for a full fine-tune that does not fit
+    twice (OutputCo and the prompt's loss need the whole base and are then left out). dtype:
+    "float32" or "bfloat16"; None means as stored (the command line uses float32).
 
     Returns a Result. Per prompt (columns group, prompt): `tuco`, `preco`, `tuco_l2`, `tuco_sum`,
     `beta`, `output_co` (the baseline that TuCo must beat), `length` in tokens and `base_loss`, nats
@@ -165,9 +165,9 @@ def contribution(
     bootstrap intervals and n: `mean:MEASURE`, and `layer_ptc`, `layer_ftc` (L1 norms, activation
     units), `layer_tuco`, `cumulated`. Per token: `token_tuco` with position and token. Between
     every two groups `auc:MEASURE`, and `auc_matched:MEASURE` over pairs of prompts matched in
-    length and loss; group is then "A > B". `invisible`: |change| / |base| of parameters outside
-    the blocks, by component.
-    Raises WorkbenchError for a model that no stream passes block by block, or an empty group.
+    length and loss; group is then "A > B". `invisible`: |change| / |base| of parameters outside the
+    blocks, by component. Raises WorkbenchError for a model whose residual stream does not pass
+    block by block, or an empty group.
     """
     groups = {prompts.name: prompts} if isinstance(prompts, PromptSet) else prompts
     if not isinstance(groups, Mapping):

@@ -84,7 +84,7 @@ def scaled(
 
 
 @analysis(
-    "What does more, or less, of the fine-tuning do?",
+    "What happens if the contribution of fine-tuning is made larger or smaller?",
     paper="arXiv 2506.23423",
     example="--prompts task.jsonl --alphas 0,0.9,1,1.1",
     passes=16,
@@ -104,11 +104,11 @@ def scaling(
     device: str = "cpu",
     dtype: str | None = None,
 ) -> Result:
-    """Scores over alpha, and whether the best alpha is better than 1.
+    """Score the model over alpha, and test whether the best alpha is better than 1.
 
-    prompts: with answers. alphas: 1 is added where it is missing (default: the paper's, and 0).
-    texts: pre-training-like text whose loss is measured too. dtype: "float32" or "bfloat16"; None
-    as stored.
+    prompts: prompts with answers. alphas: factors on the tuned contribution; 1 is always included
+    (default: the paper's, and 0). texts: text like the pre-training data, whose loss is measured
+    too. dtype: "float32" or "bfloat16"; None means as stored.
 
     The command line takes 32 prompts and four alphas (0, 0.9, 1, 1.1), with --full all prompts and
     all eight.
