@@ -38,7 +38,7 @@ def test_a_family_is_no_pair_and_a_gpu_needs_one(one, family, pair):
     }
     with pytest.raises(wb.WorkbenchError, match=r"found a family of 2; give family\['one'\]"):
         one.function(family, **others)
-    with pytest.raises(wb.WorkbenchError, match="Expected a base with one member for"):
+    with pytest.raises(wb.WorkbenchError, match="Expected a base with one fine-tuned model for"):
         one.function("a folder", **others)
     if "device" in inspect.signature(one.function).parameters:
         with pytest.raises(wb.WorkbenchError, match="Expected a device such as"):
@@ -71,7 +71,7 @@ def test_a_key_of_the_catalogue_is_its_function(family):
     assert ours.fingerprint == wb.over(family, wb.spectral.delta_spectrum).fingerprint
     with pytest.raises(wb.WorkbenchError, match=r"did you mean spectral\.intruders\?"):
         wb.over(family, "spectral.intruder")
-    with pytest.raises(wb.WorkbenchError, match="Expected a family of members"):
+    with pytest.raises(wb.WorkbenchError, match="Expected a family of fine-tuned models"):
         wb.over(family["one"], "spectral.intruders")  # pyright: ignore[reportArgumentType]
 
 

@@ -62,7 +62,9 @@ def test_a_short_one_says_what_it_will_run_where_that_is_asked_for(base, tuned, 
     assert first.startswith(
         "forgetting.some of tuned: 5 prompts and 2 texts about 2 times, less than half a minute"
     )
-    assert second.startswith("behaviour.some of tuned: 5 prompts, for how long is not foretold;")
+    assert second.startswith(
+        "behaviour.some of tuned: 5 prompts, and the time cannot be estimated;"
+    )
 
 
 def test_what_is_foretold_is_of_what_will_run():

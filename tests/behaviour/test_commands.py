@@ -58,7 +58,7 @@ def test_prompts_without_steps_end_in_one_sentence(files):
     run = ["behaviour", "faithfulness", files["base"], files["tuned"], "--prompts", files["task"]]
     done = CliRunner().invoke(app, run)
     assert isinstance(done.exception, WorkbenchError)
-    assert "Tell what stands between steps" in str(done.exception)
+    assert "give the text between steps" in str(done.exception)
 
 
 __all__ = ["no_gradients"]

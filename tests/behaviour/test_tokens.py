@@ -236,5 +236,5 @@ def test_groups_are_what_each_would_show_alone(tmp_path: Path):
     assert gap == pytest.approx(abs(even - odd))  # answers of one token each
     with pytest.raises(WorkbenchError, match="No prompt of 's' has the tag 'subject'"):
         wb.behaviour.tokens(pair, tagged, by="subject")
-    with pytest.raises(WorkbenchError, match="Texts have no tag"):
+    with pytest.raises(WorkbenchError, match="Plain texts have no tag"):
         wb.behaviour.tokens(pair, TEXTS, by="kind")

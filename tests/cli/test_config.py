@@ -102,7 +102,7 @@ def test_a_file_that_a_person_changed_is_kept(base: Path, tuned: Path, tmp_path:
     before = contents(out)
     done = workbench("compare", "--config", file)
     assert done.returncode == 2
-    assert "config.yaml holds something else than the options of a run" in done.stderr
+    assert "config.yaml does not hold the options of a run" in done.stderr
     assert contents(out) == before
     assert workbench("compare", "--config", file, "--out", tmp_path / "other").returncode == 0
 

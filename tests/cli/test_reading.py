@@ -81,10 +81,10 @@ def test_a_map_is_typed_with_commas_or_repeated():
         (["--map", "response"], "Expected --map FIELD=KEY,... with each field once, found 're"),
         (["--map", "target=a,target=b"], "with each field once, found 'target=b'"),
         (["--map", "answr=response"], "found 'answr'; did you mean answer?"),
-        (["--scorer", "generation extract=("], "extract '(' is no regular expression"),
+        (["--scorer", "generation extract=("], "extract '(' is not a regular expression"),
         (["--scorer", "best"], "Expected a scorer of continuation, choices"),
         (["--template", "mine", "--map", "target=response"], "Expected the template base, tuned"),
-        ([], "give map={'target': 'response'} (--map target=response) where that is it."),
+        ([], "give map={'target': 'response'} (--map target=response) if that is the right one."),
     ],
 )
 def test_what_cannot_be_said_ends_in_a_sentence(more: list[str], said: str, tmp_path: Path):

@@ -127,5 +127,5 @@ def test_many_notes_are_counted():
 
 
 def test_nothing_to_tell_of_is_one_sentence():
-    with pytest.raises(wb.WorkbenchError, match="at least one Result"):
+    with pytest.raises(wb.WorkbenchError, match="at least one result"):
         card([])

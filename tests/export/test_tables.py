@@ -64,7 +64,7 @@ def test_a_table_of_ours_is_replaced_and_nothing_else(tmp_path: Path):
     require_read_back(made.of(NAMES[0]).table, file)
     for content in ("member,metric,value\na,b,1\n", "mine", '"a","b"\n', ""):
         file.write_text(content)
-        with pytest.raises(wb.WorkbenchError, match="holds something else than a table"):
+        with pytest.raises(wb.WorkbenchError, match="does not hold a table"):
             made.to_csv(file)
         assert file.read_text() == content
 
@@ -192,6 +192,6 @@ def test_a_paper_that_a_table_was_put_into_is_kept(tmp_path: Path):
     assert file.read_text() == made.of(NAMES[1]).to_latex()
     for paper in (f"\\section{{Mine}}\n{text}", f"{text}And so on.\n", f"{text}{text}"):
         file.write_text(paper)
-        with pytest.raises(wb.WorkbenchError, match="holds something else than a table"):
+        with pytest.raises(wb.WorkbenchError, match="does not hold a table"):
             made.to_latex(file)
         assert file.read_text() == paper

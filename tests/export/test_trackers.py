@@ -276,5 +276,5 @@ def test_bad_input_is_one_sentence(tmp_path: Path):
             ask()
     for ask in (lambda: to_wandb([], dir=tmp_path), lambda: to_mlflow({}, tmp_path),
                 lambda: to_tensorboard([], tmp_path / "new")):  # fmt: skip
-        with pytest.raises(wb.WorkbenchError, match="at least one Result"):
+        with pytest.raises(wb.WorkbenchError, match="at least one result"):
             ask()

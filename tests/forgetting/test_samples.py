@@ -227,7 +227,8 @@ def test_items_of_one_side_and_items_without_a_score_are_left_out_and_told(tmp_p
     base, tuned = pair(tmp_path, choices(BEFORE)[:20], choices(AFTER)[4:])
     found = wb.forgetting.samples(base, tuned)
     assert found.metric("score")["n"].item() == 16
-    assert ("items: 4 items of the base log alone and 4 of the tuned one are left out; 16 are in "
+    assert ("items: 4 items that only the base log has and 4 that only the tuned one has are "
+            "left out; 16 are in "
             "both.") in found.provenance.notes  # fmt: skip
     rows = choices(AFTER)
     for row in rows[:3]:
@@ -247,10 +248,11 @@ def test_what_differs_between_the_logs_is_told(tmp_path: Path):
     found = wb.forgetting.samples(base, tuned)
     notes = " ".join(found.provenance.notes)
     for said in (
-        "measured in two ways (zoo): few-shot examples: 0 of the base, 5 of the tuned model.",
+        "the two models were measured differently (zoo): few-shot examples: 0 of the "
+        "base, 5 of the tuned model.",
         "lm-eval: 0.4.13 of the base, 0.4.9 of the tuned model.",
         "limit: none of the base, 24 of the tuned model.",
-        "zoo: 24 of 24 items were put in other words to each model",
+        "zoo: 24 of 24 items were worded differently for each model",
     ):
         assert said in notes
     assert found.provenance.members["tuned"]["reference"] == "org/base+org/lora"
@@ -265,7 +267,9 @@ def test_a_filter_of_one_log_alone_is_left_out_and_told(tmp_path: Path):
     tuned = output(tmp_path / "tuned", {"sums": strict})
     found = wb.forgetting.samples(base, tuned)
     assert list(dict.fromkeys(found.table["task"])) == ["sums, s"]
-    assert 'in the base log alone, and left out: "sums, l", zoo.' in found.provenance.notes
+    assert (
+        'these are only in the base log and are left out: "sums, l", zoo.' in found.provenance.notes
+    )
 
 
 def test_of_two_runs_in_a_folder_the_newest_counts(tmp_path: Path):
@@ -274,7 +278,7 @@ def test_of_two_runs_in_a_folder_the_newest_counts(tmp_path: Path):
     lines(base / "org__base" / newer, choices(BEFORE))
     found = wb.forgetting.samples(base, base)
     assert values(found)["score"] == pytest.approx(16 / 24)
-    assert "base: of several logs of zoo the newest is read." in found.provenance.notes
+    assert "base: there are several logs of zoo, and the newest is read." in found.provenance.notes
 
 
 def test_an_older_log_without_hashes_and_metrics_is_read(tmp_path: Path):
@@ -320,10 +324,11 @@ FAULTS: dict[str, tuple[Write, str]] = {
     "another answer": (
         lambda t: pair(t, GOOD, changed(GOOD, 3, target="1")), "has another right answer",
     ),
-    "twice": (lambda t: pair(t, GOOD, [*GOOD, GOOD[2]]), "line 25 tells the item 2 of the filter"),
+    "twice": (lambda t: pair(t, GOOD, [*GOOD, GOOD[2]]), "line 25 repeats the item 2 "
+                                                         "of the filter"),
     "prompts": (
         lambda t: pair(t, GOOD, [{"prompt": "a", "target": " b"}]),
-        "line 1 is no object with a doc_id, as each line is that lm-eval writes",
+        "line 1 is not an object with a doc_id, unlike the lines that lm-eval writes",
     ),
     "cut off": (
         lambda t: (pair(t, GOOD, [])[0], written_text(t / "c.jsonl", json.dumps(GOOD[0])[:-9])),
@@ -332,7 +337,7 @@ FAULTS: dict[str, tuple[Write, str]] = {
     "empty": (lambda t: pair(t, GOOD, []), "it holds no item"),
     "no score": (
         lambda t: pair(t, GOOD, [row | {"metrics": ["bypass"], "bypass": 999} for row in GOOD]),
-        "Expected a metric between 0 and 1 that both logs have of a task, found acc, acc_norm",
+        "Expected a metric between 0 and 1 that both logs have for a task, found acc, acc_norm",
     ),
     "nothing in common": (
         lambda t: pair(t, GOOD[:4], GOOD[4:]), "Expected an item that both logs scored, found none",
@@ -357,7 +362,7 @@ FAULTS: dict[str, tuple[Write, str]] = {
     ),
     "no log": (
         lambda t: (written(t / "r.json", results("zoo")), written(t / "s.json", results("zoo"))),
-        "is no log of inspect-ai, which has an eval; give a samples_TASK_DATE.jsonl",
+        "is not a log of inspect-ai, which would have an eval; give a samples_TASK_DATE.jsonl",
     ),
     "nothing there": (lambda t: (t / "no", t / "no"), "Expected a log of an evaluation at"),
     "empty folder": (lambda t: (t, t), "holds no log of an evaluation"),
@@ -373,7 +378,7 @@ FAULTS: dict[str, tuple[Write, str]] = {
         "cannot be read .*inspect log convert --to json",
     ),
     "cut archive": (
-        lambda t: (bare(t / "b.eval"), t / "b.eval"), "has no header.json, as one of a run that",
+        lambda t: (bare(t / "b.eval"), t / "b.eval"), "has no header.json, so its run was",
     ),
 }  # fmt: skip
 

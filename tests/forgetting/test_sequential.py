@@ -97,7 +97,10 @@ def test_a_planted_chain(chain):
 def test_members_that_were_trained_apart_are_no_chain(chain):
     tasks = {"one": asked(PLACES, "apple", name="in"), "two": asked(JOBS, "book", name="a")}
     found = wb.forgetting.sequential(chain, tasks)
-    assert any("says that it went on from one" in note for note in found.provenance.notes)
+    assert any(
+        "do not record that its training continued from one" in note
+        for note in found.provenance.notes
+    )
     folder = Path(str(chain.members["two"].reference))
     for told, right in (({"recipe": {"start": "one"}}, True), ({"start": "abc"}, True),
                         ({"recipe": {"start": None}}, False), ({"recipe": 3}, False)):  # fmt: skip

@@ -353,7 +353,7 @@ def patched_gguf(path: Path, key: str, value: int) -> Path:
                                  "attention.head_count", "vocab_size"])  # fmt: skip
 def test_a_gguf_of_larger_matrices_than_it_holds(key: str, tmp_path: Path):
     path = patched_gguf(tmp_path / "m.gguf", f"llama.{key}", 1 << 30)
-    refused("do not bear out", lambda: wb.Checkpoint.parse(path).folder)
+    refused("does not agree with its", lambda: wb.Checkpoint.parse(path).folder)
 
 
 @pytest.mark.parametrize("key", ["block_count", "embedding_length"])
@@ -504,13 +504,13 @@ BOMBS = {
             "type": "TemplateProcessing", "pair": [],
             "single": [*[{"SpecialToken": START}] * 1000, {"Sequence": {"id": "A", "type_id": 0}}],
             "special_tokens": {"<s>": {"id": "<s>", "ids": [1] * 9000, "tokens": ["<s>"] * 9000}},
-        }}, "tokens around a text",
+        }}, "tokens to a text",
     ),
     "the text again and again": (
         {"post_processor": {
             "type": "TemplateProcessing", "pair": [], "special_tokens": {},
             "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 1000,
-        }}, "tokens around a text",
+        }}, "tokens to a text",
     ),
     "filled up": (
         {"padding": {"strategy": {"Fixed": 2_000_000_000}, "direction": "Right", "pad_id": 0,

@@ -127,7 +127,7 @@ def test_a_hundred_thousand_members_are_refused(where: str, tmp_path: Path):
     folder = wb.Result(made.analysis, table, replace(made.provenance, members=members)).save(
         tmp_path / "r"
     )
-    refused("100000 members, and no more than", wb.report, [folder], tmp_path / "page.html")
+    refused("100000 models, and no more than", wb.report, [folder], tmp_path / "page.html")
 
 
 def test_a_figure_has_no_thousands_of_columns(run: Path):

@@ -104,7 +104,7 @@ def test_ctrl_c_saves_where_it_is_and_the_same_call_goes_on_from_there(
     assert signal.getsignal(signal.SIGINT) is before
     assert "cut stopped at step 2 of 6" in capsys.readouterr().err
     cut = train(base_folder, FULL, texts, tmp_path / "cut", evaluate=lambda *_: {"task": 0.5})
-    assert "cut goes on from step 2 of 6" in capsys.readouterr().err
+    assert "cut resumes from step 2 of 6" in capsys.readouterr().err
     whole = train(base_folder, FULL, texts, tmp_path / "whole", evaluate=lambda *_: {"task": 0.5})
     a, b = load_file(whole / "model.safetensors"), load_file(cut / "model.safetensors")
     assert all(torch.equal(a[name], b[name]) for name in a)

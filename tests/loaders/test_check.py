@@ -282,7 +282,7 @@ def test_a_result_of_one_model_twice_says_that_it_shows_nothing(base: Path, tune
 
 def test_a_base_with_an_adapter_is_refused(base: Path, tuned: Path, lora: Path):
     """Its adapter would be seen by some analyses and not by others."""
-    with pytest.raises(wb.WorkbenchError, match="is a base with an adapter"):
+    with pytest.raises(wb.WorkbenchError, match="the base is a model with an adapter"):
         wb.load_pair(f"{base}+{lora}", tuned)
 
 
@@ -364,7 +364,7 @@ FOREIGN = {
     "adapter_0.pt": r"torchtune without its adapter_config\.json",
     "pytorch_lora_weights.safetensors": "diffusers",
     "adapter_model.safetensors": r"without its adapter_config\.json",
-    "checkpoint-500/model.safetensors": "name one of them, e.g. checkpoint-500",
+    "checkpoint-500/model.safetensors": "give one of them, for example checkpoint-500",
 }
 
 

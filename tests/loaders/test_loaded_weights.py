@@ -290,13 +290,13 @@ def test_the_preflight_says_whether_both_sides_run(originals, tmp_path):
     for options in ({}, {"run": True}):
         status, found = runs(good, **options)
         assert status == "ok"
-        assert "their logits are those of a plain loading" in found
+        assert "their logits agree with those of transformers and peft" in found
     assert "runs" not in set(good.check(run=False).table["item"])
     assert "runs" not in set(good.check(read=False).table["item"])
     broken = changed(originals / "full", tmp_path / "broken", lambda s: without(LAST, s))
     status, found = runs(wb.load_pair(originals / "base", broken))
     assert status == "warn"
-    assert "the tuned side does not" in found
+    assert "the tuned model cannot be run" in found
     assert LAST.removesuffix(".weight") in found
 
 
@@ -400,7 +400,7 @@ def test_factors_of_another_tool_are_told(originals, tmp_path):
          f"{own}.alpha": torch.ones(())},
         tmp_path / "kohya" / "some.safetensors",
     )  # fmt: skip
-    with pytest.raises(wb.WorkbenchError, match="nothing but factors of LoRA"):
+    with pytest.raises(wb.WorkbenchError, match="holds only LoRA factors"):
         wb.load_pair(originals / "base", tmp_path / "kohya")
 
 

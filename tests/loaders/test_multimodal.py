@@ -110,5 +110,5 @@ def test_an_adapter_of_the_whole_is_no_adapter_of_the_language_model_alone(gemma
         torch.testing.assert_close(logits(running), logits(made.eval()), atol=1e-5, rtol=0)
     alone = wb.load_pair(gemma / "text", tmp_path / "lora")
     assert sum(delta.changed for delta in alone.deltas()) == 2
-    with pytest.raises(wb.WorkbenchError, match="No model can be made"):
+    with pytest.raises(wb.WorkbenchError, match="No model can be loaded"):
         alone.tuned.load()

@@ -328,7 +328,7 @@ RUNS = (
 
 
 def refused(kind: str, count: int = COUNT) -> Any:
-    told = rf"one of {kind}, which changes no weight and puts {count} virtual tokens in front of"
+    told = rf"an adapter of {kind}, which changes no weight and puts {count} virtual tokens in front of"
     return pytest.raises(wb.WorkbenchError, match=rf"{told}.*behaviour\.tokens")
 
 
@@ -389,7 +389,7 @@ def test_the_preflight_tells_what_it_is(kind: str, folders: dict[str, Path], tmp
     assert table.loc["adapter keys", "found"] == f"{COUNT} virtual tokens in front of a text"
     said = " ".join(pair.limits().notes)
     assert "changes no weight" in said
-    assert "No analysis of weights or of places" in said
+    assert "Analyses of weights or of places" in said
     assert pair.tuned.about["kind"] == kind.partition(" ")[0].lower()
     assert pair.tuned.fingerprint != pair.base.fingerprint
 
@@ -447,10 +447,10 @@ def test_other_tensors_files_and_bases_end_in_a_sentence(folders: dict[str, Path
     state = load_file(file)
     save_file({"prompt_embeddings": torch.zeros(COUNT, 16)}, file)
     narrow = reconfigured(adapter, token_dim=16)
-    with pytest.raises(wb.WorkbenchError, match="of width 16, where the base has 32"):
+    with pytest.raises(wb.WorkbenchError, match="of width 16, but the base has 32"):
         wb.load_pair(folders["llama"], narrow).tuned.load()
     save_file(state | {"base_model.model.lm_head.weight": torch.zeros(50, 32)}, file)
-    with pytest.raises(wb.WorkbenchError, match=r"no other, has base_model\.model\.lm_head"):
+    with pytest.raises(wb.WorkbenchError, match=r"no other, but has base_model\.model\.lm_head"):
         wb.load_pair(folders["llama"], reconfigured(adapter, token_dim=32))
     pytest.importorskip("accelerate")
     with pytest.raises(wb.WorkbenchError, match="give one device"):
@@ -459,11 +459,11 @@ def test_other_tensors_files_and_bases_end_in_a_sentence(folders: dict[str, Path
     stored = load_file(prefix / "adapter_model.safetensors")["prompt_embeddings"]
     save_file({"prompt_embeddings": torch.cat([stored, stored], 1)}, prefix / file.name)
     deeper = wb.load_pair(folders["llama"], reconfigured(prefix, num_layers=4))
-    with pytest.raises(wb.WorkbenchError, match="of layers 4, where the base has 2"):
+    with pytest.raises(wb.WorkbenchError, match="of layers 4, but the base has 2"):
         deeper.tuned.load()
     file.unlink()
     torch.save(state, adapter / "adapter_model.bin")
-    with pytest.raises(wb.WorkbenchError, match="prompts are read from safetensors"):
+    with pytest.raises(wb.WorkbenchError, match="prompts are only read from safetensors"):
         wb.load_pair(folders["llama"], adapter)
 
 

@@ -226,7 +226,7 @@ def test_lora_on_a_base_of_4_bits(base: Path, tmp_path: Path):
     ratio = float(delta.change.norm() / read(folder).norm())
     assert relative[1, "mlp.down_proj"] == pytest.approx(ratio, rel=1e-5)
     assert len(wb.spectral.intruders(pair, k=4, nulls=False).table)
-    with pytest.raises(wb.WorkbenchError, match=r"quantised \(bitsandbytes\), which is not run"):
+    with pytest.raises(wb.WorkbenchError, match=r"quantised \(bitsandbytes\), which cannot be run"):
         pair.tuned.load()
 
 
@@ -260,7 +260,7 @@ def test_lora_on_a_base_that_is_not_unpacked(method: str, base: Path, tmp_path: 
     pair, whole = wb.load_pair(folder, lora), wb.load_pair(base, lora)
     report, other = pair.check(), whole.check(run=False)
     assert report.ok
-    assert any("in a form that is not read" in note for note in report.notes)
+    assert any("in a form that cannot be read" in note for note in report.notes)
     assert report.changes is not None
     assert other.changes is not None
     own, theirs = (r.set_index("name")["norm"] for r in (report.changes, other.changes))
@@ -275,7 +275,7 @@ def test_lora_on_a_base_that_is_not_unpacked(method: str, base: Path, tmp_path: 
     assert relative[relative["component"].str.contains("_proj")]["value"].isna().all()
     with pytest.raises(wb.WorkbenchError, match=rf"quantised \({method}\)"):
         wb.spectral.intruders(pair, k=4, nulls=False)
-    with pytest.raises(wb.WorkbenchError, match=r"which is not run here"):
+    with pytest.raises(wb.WorkbenchError, match=r"which cannot be run here"):
         pair.tuned.load()
     with pytest.raises(wb.WorkbenchError, match=rf"quantised \({method}\).*dequantize\(\)"):
         wb.load_pair(base, folder)

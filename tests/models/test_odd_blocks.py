@@ -104,7 +104,7 @@ def test_what_can_only_be_read_is_not_written():
     site = Site("router_logits", 1)
     with capture(model, [site]):
         model(**batch())
-    with pytest.raises(WorkbenchError, match="router_logits is not to be had"):
+    with pytest.raises(WorkbenchError, match="router_logits is not available"):
         hooks.run(model, batch(), write={site: torch.zeros(1)})
 
 

@@ -59,9 +59,9 @@ def test_what_does_not_hold_is_refused_kind_by_kind(family: str, dtype: torch.dt
     assert {kind for kind in KINDS if not layout.where(kind)} - SPECIAL == absent
     for one in set(KINDS) - SPECIAL:
         if one in refused | absent:
-            with pytest.raises(WorkbenchError, match=rf"1\.{one}(:| is not to be had)"):
+            with pytest.raises(WorkbenchError, match=rf"1\.{one}(:| is not available)"):
                 hooks.run(model, batch(), read=[Site(one, 1)])
-            with pytest.raises(WorkbenchError, match=rf"1\.{one}(:| is not to be had)"):
+            with pytest.raises(WorkbenchError, match=rf"1\.{one}(:| is not available)"):
                 hooks.run(model, batch(), write={Site(one, 1): torch.zeros(1)})
         else:
             hooks.run(model, batch(), read=[Site(one, 1)])
@@ -199,7 +199,7 @@ def test_patching_goes_on_with_the_other_kinds(tmp_path):
     krs = found.metric("krs")
     krs = krs[(krs["arm"] == "patch") & (krs["component"] == "resid_post")]["value"].tolist()
     assert krs == pytest.approx([0, 1, 1], abs=1e-5)
-    with pytest.raises(WorkbenchError, match=r"0\.v is not to be had in BitNet"):
+    with pytest.raises(WorkbenchError, match=r"0\.v is not available in BitNet"):
         wb.patching.cross_model(pair, boxes(4), sites=["v"])
 
 

@@ -152,7 +152,7 @@ def test_the_strongest_are_picked_on_one_half_and_reported_on_the_other(pair):
             return call(pair, own, controls=controls, **within, **options)
 
         whole = on(list(range(9)), 2)
-        assert any("picked on 4 prompts; their rows are of the other 5" in note
+        assert any("picked on 4 prompts; their rows report the other 5" in note
                    for note in whole.provenance.notes)  # fmt: skip
         by = ["component", "layer", "head"]
         metric = "recovered:logit_difference"

@@ -330,7 +330,7 @@ def test_the_exact_ones_are_chosen_on_one_half_and_ranked_on_the_other(tmp_path)
     options: dict[str, Any] = {"sites": "z", "sides": ["tuned"]}
     result = attribution(pair, prompts, corrupted=dirty, exact=5, **options)
     found = result.table
-    assert any("were picked on 4 prompts; their rows are of the other 4" in note
+    assert any("were picked on 4 prompts; their rows report the other 4" in note
                for note in result.provenance.notes)  # fmt: skip
     exact = found[found["metric"] == "exact"]
     assert exact.groupby("group").size().to_dict() == {"random": 5, "top": 5}

@@ -526,13 +526,13 @@ def test_bad_input_is_one_sentence(pair):
         wb.patching.path(pair, prompts, corrupted=other, receivers=[MOVER], part="z")  # pyright: ignore
     with pytest.raises(WorkbenchError, match="layers 0 to 2"):
         wb.patching.path(pair, prompts, corrupted=other, receivers=[(7, 0)])
-    with pytest.raises(WorkbenchError, match="No head lies before"):
+    with pytest.raises(WorkbenchError, match="No head is before"):
         wb.patching.path(pair, prompts, corrupted=other, receivers=[(0, 0)])
     with pytest.raises(WorkbenchError, match="at least 8"):
         wb.patching.circuit(pair, boxes(4))
     with pytest.raises(WorkbenchError, match="at least 8"):
         wb.patching.mask(pair, wb.tasks.desiderata("positional", 4, seed=0, count=4))
-    with pytest.raises(WorkbenchError, match=r"Head \(2, 1\) does not lie before"):
+    with pytest.raises(WorkbenchError, match=r"Head \(2, 1\) is not before"):
         wb.patching.path(
             pair, prompts, corrupted=other, receivers=[(1, 0)], senders=[(0, 1), (2, 1)]
         )

@@ -15,7 +15,7 @@ from workbench.models import nnsight, transformer_lens
 from workbench.tasks import Prompt, PromptSet
 
 TEXTS = ["the apple ball . the", "the card dice", "the cup hat . the box", "Box K contains the"]
-NOTE = "4 of 4 prompts give no answer: the {} side's own most likely next token"
+NOTE = "4 of 4 prompts give no answer: the {} model's own most likely next token"
 
 
 @pytest.fixture

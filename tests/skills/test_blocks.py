@@ -164,7 +164,7 @@ def test_only_the_strongest_are_blocks(tmp_path: Path):
     }  # fmt: skip
     assert "loss" not in set(found.table["metric"])
     assert value(found, "score", arm="all") == value(found, "score", arm="base") == 0
-    assert any("1 parameters changed that are no block" in n for n in found.provenance.notes)
+    assert any("1 parameters that are not blocks changed too" in n for n in found.provenance.notes)
     three = blocks(pair, PROMPTS, strongest=3, random=1)
     assert_frame_equal(three.table, blocks(pair, PROMPTS, random=1).table)
 
@@ -173,7 +173,7 @@ def test_what_is_no_block_is_noted(tmp_path: Path):
     tuned = changed({(APPLE, PLACES): 3.0, (BOOK, PLACES): 1.0})
     tuned.model.layers[0].input_layernorm.weight.mul_(2)
     found = blocks(paired(mute(), tuned, tmp_path), PROMPTS, ranks=[1, 2])
-    assert any("1 parameters changed that are no block" in n for n in found.provenance.notes)
+    assert any("1 parameters that are not blocks changed too" in n for n in found.provenance.notes)
 
 
 def test_the_teachers_loss_is_the_mean_answer_loss(tmp_path: Path):

@@ -76,7 +76,7 @@ def test_grafts_are_sets(tmp_path: Path):
     with pytest.raises(wb.WorkbenchError, match="saved graft"):
         Graft.load(tmp_path / "nothing")
     for wrong in ([0, 0, 1], [1, 0], [-1, 2], [0, 6]):
-        with pytest.raises(wb.WorkbenchError, match="do not rise within its 6"):
+        with pytest.raises(wb.WorkbenchError, match="do not increase within its 6"):
             Graft.load(graft("bad", wrong, []).save(tmp_path / "bad.safetensors"))
 
 

@@ -198,7 +198,7 @@ def test_a_unit_that_kills_every_worker_is_one_sentence(
     where: str, folder, calls, tmp_path, request
 ):
     family = wb.load_family(folder / "base", {"lora": folder / "lora"})
-    says = "3 workers were lost at always_killed of lora"
+    says = "3 workers ended unexpectedly at always_killed of lora"
     with pytest.raises(wb.WorkbenchError, match=says):
         filled(on(where, request), tmp_path / "store", family, clustered.always_killed, calls=calls)
     assert calls_of(calls) == {"lora": pool.TRIES}
@@ -270,7 +270,9 @@ def test_a_worker_that_would_compute_something_else_is_refused(family, tmp_path,
         monkeypatch.setitem(vars(family.base), "identity", "0" * 64)
         reasons = hired.fill(tmp_path, made)
         assert reasons.keys() == {unit.key for unit in made}
-        assert all("must see the same checkpoints" in str(one) for one in reasons.values())
+        assert all(
+            "give every machine the same checkpoints" in str(one) for one in reasons.values()
+        )
     monkeypatch.undo()
     tokenizer = Path(family.base.reference) / "tokenizer.json"
     whole = tokenizer.read_bytes()
@@ -280,7 +282,9 @@ def test_a_worker_that_would_compute_something_else_is_refused(family, tmp_path,
         tokenizer.write_bytes(whole + b" ")
         reasons = hired.fill(tmp_path, made)
         tokenizer.write_bytes(whole)
-        assert all("must see the same checkpoints" in str(one) for one in reasons.values())
+        assert all(
+            "give every machine the same checkpoints" in str(one) for one in reasons.values()
+        )
         assert reasons.keys() == {unit.key for unit in made}
     monkeypatch.setattr(worker, "code_fingerprint", lambda: "0" * 64)
     with pytest.raises(wb.WorkbenchError, match=f"Expected code {'0' * 16} on every machine"):
@@ -302,7 +306,7 @@ def test_another_place_is_one_sentence(place: str):
 def test_places_that_are_not_there_are_one_sentence():
     for place, device, says in (
         ("ray:127.0.0.1:9", "cpu", "No Ray cluster answers at 127.0.0.1:9 "),
-        ("local:2", "cuda:1", "Expected --device cuda, of which each worker"),
+        ("local:2", "cuda:1", "Expected --device cuda, so that each worker"),
     ):
         with pytest.raises(wb.WorkbenchError, match=says), cluster.workers(place, device=device):
             pass

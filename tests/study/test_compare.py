@@ -84,7 +84,7 @@ def test_a_failed_member_is_named_and_the_rest_is_there(family, tmp_path, monkey
     assert "Traceback" in next((tmp_path / "failed").glob("*.txt")).read_text()
     kept = wb.Result.load(tmp_path / "results" / "spectral.delta_spectrum")
     assert kept.members == ["lora"]
-    assert "It failed for full, who are not in it." in kept.provenance.notes
+    assert "It failed for full, so these are missing here." in kept.provenance.notes
     whole = wb.Result.load(tmp_path / "results" / "spectral.intruders")
     assert whole.members == ["full", "lora"]
     monkeypatch.undo()
@@ -252,10 +252,10 @@ def test_what_earlier_runs_left_stays_out_and_what_is_lost_is_told(family, run):
     ("about", "says"),
     [
         ({"results": ["../../results/spectral.intruders"]}, "which is not in"),
-        ({"results": [3]}, "not what a comparison writes"),
-        ({"title": None}, "not what a comparison writes"),
-        ({"preflight": [{"item": "a"}]}, "not what a comparison writes"),
-        ({"preflight": "all", "failures": 3}, "not what a comparison writes"),
+        ({"results": [3]}, "was not written by a comparison"),
+        ({"title": None}, "was not written by a comparison"),
+        ({"preflight": [{"item": "a"}]}, "was not written by a comparison"),
+        ({"preflight": "all", "failures": 3}, "was not written by a comparison"),
     ],
 )
 def test_a_damaged_list_is_one_sentence(run, about, says: str):

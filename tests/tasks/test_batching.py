@@ -72,7 +72,7 @@ def test_unknown_words_are_told_once(capsys):
     rows(words, plain)
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1
-    assert "3 of 4 prompts hold words that the tokenizer does not know" in told[0]
+    assert "3 of 4 prompts contain words that the tokenizer does not know" in told[0]
 
 
 def told(words, prompts: list[Prompt], capsys) -> str:

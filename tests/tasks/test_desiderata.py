@@ -249,7 +249,9 @@ def test_bad_requests_are_said() -> None:
         with pytest.raises(WorkbenchError, match=f"4 to 26 boxes .* count = {count}"):
             tasks.desiderata("positional", 3, count=count)
     # In English spacing the family's tokenizer joins a word and its comma.
-    with pytest.raises(WorkbenchError, match="found 0 and 0; for the shipped family's give None"):
+    with pytest.raises(
+        WorkbenchError, match="found 0 and 0; give None for the shipped family's tokenizer"
+    ):
         tasks.desiderata("positional", 3, tokenizer=shipped.tokenizer())
     with pytest.raises(WorkbenchError, match="split 'dev'"):
         tasks.desiderata("positional", 3).select(split="dev")  # pyright: ignore

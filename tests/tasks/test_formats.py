@@ -141,7 +141,9 @@ def test_the_assistants_last_message_is_the_target(name: str, tmp_path: Path, ca
     assert one.messages == tuple(TURNS[:4])
     assert one.prompt == "Capital of Peru?"
     assert made.scorer == Continuation()
-    assert ("tools and their calls are left out of 1 rows" in caplog.text) == (name == "with tools")
+    assert ("tools and their calls are left out, in 1 rows" in caplog.text) == (
+        name == "with tools"
+    )
 
 
 @pytest.mark.parametrize(

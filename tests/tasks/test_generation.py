@@ -246,7 +246,7 @@ def test_scorers_as_data_and_as_typed():
         ("generation length=many", "Expected a number for length, found 'many'"),
         ("generation size=3", "The scorer generation has no setting 'size'"),
         ("generation samples=5", "5 samples at temperature 0 are all alike"),
-        ('generation extract="("', "is no regular expression"),
+        ('generation extract="("', "is not a regular expression"),
         ("generation passes=3", "Expected passes of 1 to 1"),
         ("generation length", "Expected NAME=VALUE"),
         ('generation stop="a', "cannot be read"),

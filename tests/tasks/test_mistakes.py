@@ -29,21 +29,21 @@ MISTAKES: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
     "a key by another name": (
         "p.jsonl", lines(*[{"prompt": "a", "response": "b", "kind": "x"}] * 3), {},
         "p.jsonl: line 1 and 2 more: missing target, found the keys prompt, response, kind; give "
-        "map={'target': 'response'} (--map target=response) where that is it.",
+        "map={'target': 'response'} (--map target=response) if that is the right one.",
     ),
     "a key misspelled": (
         "p.jsonl", lines({"prompt": "a", "targets": " b"}), {},
         "p.jsonl: line 1: missing target, found the keys prompt, targets; give "
-        "map={'target': 'targets'} (--map target=targets) where that is it.",
+        "map={'target': 'targets'} (--map target=targets) if that is the right one.",
     ),
     "a further key misspelled": (
         "p.jsonl", lines(GOOD | {"foil": " c"}), {},
-        "p.jsonl: line 1: foil is no key that is known, but nearly foils; rename it, or give "
+        "p.jsonl: line 1: foil is not a known key, but close to foils; rename it, or give "
         "map={'foils': 'foil'} (--map foils=foil).",
     ),
     "choices by another name": (
         "p.jsonl", lines({"question": "1 + 1?", "options": ["one", "two"], "answer": 1}), {},
-        "p.jsonl: line 1: options is no key that is known, but nearly choices; rename it, or give "
+        "p.jsonl: line 1: options is not a known key, but close to choices; rename it, or give "
         "map={'choices': 'options'} (--map choices=options).",
     ),
     "no target": (
@@ -72,7 +72,7 @@ MISTAKES: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
     ),
     "a letter without a choice": (
         "p.csv", b"question,A,B,C,answer\n1 + 1?,one,,two,C\n", {},
-        "p.csv: line 2: choices stand under A, C, and none under B; give one to each letter.",
+        "p.csv: line 2: there are choices under A, C, but none under B; give one to each letter.",
     ),
     "an answer that is no choice": (
         "p.jsonl", lines(SUM | {"answer": "three"}), {},
@@ -140,7 +140,7 @@ MISTAKES: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
     ),
     "an id twice": (
         "p.jsonl", lines(*[GOOD | {"id": name} for name in "xyx"]), {},
-        "p.jsonl: lines 1 and 3: the id 'x' stands in both; ids must be unique.",
+        "p.jsonl: lines 1 and 3: the id 'x' occurs in both; ids must be unique.",
     ),
     "an empty target": (
         "p.jsonl", lines(GOOD | {"target": ""}), {},
@@ -149,11 +149,11 @@ MISTAKES: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
     "rows of two kinds": (
         "p.jsonl", lines(GOOD, GOOD, SUM), {},
         "p.jsonl: line 3: this row is of question, choices and answer and line 1 of prompt and "
-        "target; keep each kind in a file of its own.",
+        "target; put each kind into a separate file.",
     ),
     "a conversation without an answer": (
         "p.jsonl", lines({"messages": [ASKED]}), {},
-        "p.jsonl: line 1: the messages hold none of the assistant's, which is the answer.",
+        "p.jsonl: line 1: there is no message of the assistant, which would be the answer.",
     ),
     "a conversation that ends with the user": (
         "p.jsonl", lines({"messages": [ASKED, SAID, ASKED]}), {},
@@ -162,7 +162,7 @@ MISTAKES: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
     ),
     "an answer to nothing": (
         "p.jsonl", lines({"messages": [SAID]}), {},
-        "p.jsonl: line 1: nothing was said before the assistant's answer.",
+        "p.jsonl: line 1: there is no message before the assistant's answer.",
     ),
     "a role that nobody has": (
         "p.jsonl", lines({"messages": [ASKED | {"role": "narrator"}, SAID]}), {},
@@ -197,7 +197,8 @@ MISTAKES: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
     ),
     "a pattern that is none": (
         "p.jsonl", lines(SUM), {"scorer": "generation extract=("},
-        "extract '(' is no regular expression (missing ), unterminated subpattern at position 0).",
+        "extract '(' is not a regular expression (missing ), unterminated subpattern "
+        "at position 0).",
     ),
     "a scorer that is none": (
         "p.jsonl", lines(SUM), {"scorer": "accuracy"},

@@ -40,8 +40,8 @@ def require_family(value: Any, analysis: str) -> None:
     """Raise WorkbenchError for what is no base with named members."""
     if not isinstance(value, Family):
         raise WorkbenchError(
-            f"Expected a family of members for {analysis}, found {_told(value)}; load one with "
-            "wb.load_family(base, {'name': reference})."
+            f"Expected a family of fine-tuned models for {analysis}, found "
+            f"{_told(value)}; load one with wb.load_family(base, {{'name': reference}})."
         )
 
 
@@ -52,12 +52,12 @@ def require_pair(value: Any, analysis: str) -> None:
     if isinstance(value, Family):
         name = next(iter(value.members), "name")
         raise WorkbenchError(
-            f"Expected a base with one member for {analysis}, found a family of {len(value)}; give "
-            f"family[{name!r}], or wb.over(family, ...) for every member."
+            f"Expected a base with one fine-tuned model for {analysis}, found a family "
+            f"of {len(value)}; give family[{name!r}], or wb.over(family, ...) for every model."
         )
     raise WorkbenchError(
-        f"Expected a base with one member for {analysis}, found {_told(value)}; load one with "
-        "wb.load_pair(base, tuned)."
+        f"Expected a base with one fine-tuned model for {analysis}, found "
+        f"{_told(value)}; load one with wb.load_pair(base, tuned)."
     )
 
 

@@ -96,7 +96,7 @@ def tell(key: str, passes: float | None, arguments: Mapping[str, Any]) -> None:
         return
     counted = f"{own.matrices} matrices" if passes == 0 else _counted(passes, sets, texts, drawn)
     log.info(
-        "%s of %s: %s, %s; a bar, or a line every half minute, says how far it is.",
+        "%s of %s: %s, %s; a bar, or a line every half minute, shows the progress.",
         key, pair.name, counted, _about(long),
     )  # fmt: skip
 
@@ -124,11 +124,11 @@ def _counted(
 def _about(long: float | None) -> str:
     """Minutes, None where they are not known, in words."""
     if long is None:
-        return "for how long is not foretold"
+        return "and the time cannot be estimated"
     if long < SHORT:
-        return "less than half a minute on this machine as it is now"
+        return "takes less than half a minute on this machine as it is now"
     rounded = "a minute" if long < 1.5 else f"{long:.0f} minutes"
-    return f"about {rounded} on this machine as it is now, give or take a factor of three"
+    return f"takes about {rounded} on this machine as it is now, within a factor of three"
 
 
 def _sets(values: Iterable[Any]) -> Iterable[PromptSet]:

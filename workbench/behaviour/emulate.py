@@ -107,8 +107,9 @@ def _one_vocabulary(words: Any, given: Mapping[str, Checkpoint]) -> None:
         if theirs != ours:
             shared = sum(theirs.get(word) == token for word, token in ours.items())
             raise WorkbenchError(
-                f"Expected the {arm} model {one.name} to have the pair's vocabulary of {len(ours)} "
-                f"tokens; {shared} of its {len(theirs)} agree. Use models of one family."
+                f"Expected the {arm} model {one.name} to have the pair's vocabulary of "
+                f"{len(ours)} tokens, but only {shared} of its {len(theirs)} agree; "
+                "use models of one family."
             )
 
 

@@ -62,8 +62,9 @@ def worked(prompt: Prompt, between: str) -> Worked:
     parts = prompt.prompt.split(between)
     if len(parts) < 3:
         raise WorkbenchError(
-            f"Expected a question, steps and a cue parted by {between!r}; prompt {prompt.id!r} has "
-            f"{len(parts)} such parts. Tell what stands between steps."
+            f"Expected a question, steps and a cue separated by {between!r}, but "
+            f"prompt {prompt.id!r} has {len(parts)} such parts; give the text between "
+            "steps (--between)."
         )
     return Worked(parts[0], tuple(parts[1:-1]), parts[-1])
 

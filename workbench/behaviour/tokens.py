@@ -110,10 +110,12 @@ def tokens(
     given, groups = list(prompts), None
     if by is not None:
         if not isinstance(prompts, PromptSet):
-            raise WorkbenchError(f"Texts have no tag {by!r}; give prompts that have it.")
+            raise WorkbenchError(f"Plain texts have no tag {by!r}; give prompts that have it.")
         groups = prompts.tag(by)
     if not given:
-        raise WorkbenchError("Expected prompts or texts to read; there are none.")
+        raise WorkbenchError(
+            "Expected prompts or texts to read, but there are none; give at least one."
+        )
     if len({isinstance(one, str) for one in given}) > 1:
         raise WorkbenchError("Expected prompts or texts to read, found both; give one kind.")
     words = pair.base.tokenizer()

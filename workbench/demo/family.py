@@ -66,8 +66,8 @@ def shipped_study(
     """
     if not (folder / "manifest.json").exists():
         raise WorkbenchError(
-            f"There is no shipped family in {folder}: it is a package of its own, pip install "
-            f"{PACKAGE.replace('_', '-')}."
+            f"There is no shipped family in {folder}; it is a separate package: pip "
+            f"install {PACKAGE.replace('_', '-')}."
         )
     recipes = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["members"]
     members = _of(folder, recipes, shipped.TASK, quick)

@@ -64,7 +64,7 @@ def smollm2_study(
     members: dict[str, Reference] = {}
     unknown = set(only_members) - set(SMOLLM2_MEMBERS)
     if unknown:
-        raise WorkbenchError(f"Unknown members {sorted(unknown)}; use {list(SMOLLM2_MEMBERS)}.")
+        raise WorkbenchError(f"Unknown models {sorted(unknown)}; use {list(SMOLLM2_MEMBERS)}.")
     for name, recipe in SMOLLM2_MEMBERS.items():
         if only_members and name not in only_members:
             continue

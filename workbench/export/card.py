@@ -21,8 +21,8 @@ from workbench.results.run_folder import EMPTY, QUESTION
 BEGINS, ENDS = "<!-- workbench card -->\n", "<!-- end of workbench card -->\n"
 SHOWN = 20  # sentences of what limits the reading; the report has the others
 CAUTION = (
-    "Intervals are over prompts, texts or matrices of one training run each, not over seeds; of "
-    "twenty comparisons of equals about one comes out different."
+    "Intervals are over prompts, texts or matrices of one training run each, not over "
+    "seeds; of twenty comparisons of equal models about one is called different by chance."
 )
 Row = Sequence[str]
 
@@ -49,7 +49,10 @@ def card(
     """
     read = list(results.values()) if isinstance(results, Mapping) else list(results)
     if not read:
-        raise WorkbenchError("Expected at least one Result for a model card, found none.")
+        raise WorkbenchError(
+            "Expected at least one result for a model card, found none; give the "
+            "--out folder of a run."
+        )
     about = {**EMPTY, "title": QUESTION} | dict(about or {})
     first = next((one for one in read if one.analysis == KEY), None) or equivalence(read)
     provenance = (first or read[0]).provenance
@@ -60,10 +63,10 @@ def card(
     versions = ", ".join(f"{name} {version}" for name, version in provenance.versions.items())
     parts = [
         BEGINS.strip(), f"## {plain(about['title'])}",
-        f"The base {base} beside its fine-tuned members, compared by workbench:",
+        f"The base {base} and its fine-tuned models were compared by workbench:",
         table(*_members(members)),
         *(_measures(first) if first is not None else ()),
-        "### What limits the reading", listed(_limits(read, about)),
+        "### Limits of these results", listed(_limits(read, about)),
         "### How to run it again", block(list(dict.fromkeys(commands))),
         f"Versions: {plain(versions)}.",
         ENDS.strip(),
@@ -105,13 +108,22 @@ def _measures(first: Result) -> Iterator[str]:
         rows.append([*map(plain, own), value, null, count, told])
     yield "### What was measured"
     yield table(
-        ["measure", "member", "value, 95% interval", "null", "n", "beside the full fine-tune"], rows
+        [
+            "measure",
+            "member",
+            "value, 95% interval",
+            "null",
+            "n",
+            "compared with the full fine-tune",
+        ],
+        rows,
     )
     if len(differs):
         told = margins(differs.reset_index())
         yield plain(
-            "A member is alike where the whole interval of its difference lies within a margin "
-            f"({told}), different where it leaves out no difference, else undecided."
+            "A model is called alike if the whole interval of its difference is "
+            f"within a margin ({told}), different if the interval excludes zero, and "
+            "undecided otherwise."
         )
 
 

@@ -136,15 +136,17 @@ def to_latex(
         told = "no means of whole runs" if rows.empty else "several values of one name"
         known = ", ".join(dict.fromkeys(result.table["metric"]))
         raise WorkbenchError(
-            f"Expected one value a member and task, found {told} in {result.analysis}; name others "
-            f"of its metrics ({known}), or write all rows with to_csv."
+            f"Expected one value for each model and task, found {told} in "
+            f"{result.analysis}; name others of its metrics ({known}), or write all "
+            "rows with to_csv."
         )
     rows[keys] = rows[keys].astype(object).where(rows[keys].notna(), "")
     order = rows[keys].drop_duplicates()
     if len(order) > MOST:
         raise WorkbenchError(
-            f"Expected a table of at most {MOST} rows, found {len(order)} in {result.analysis}; "
-            "take `result.of` some members, name fewer metrics, or write all with to_csv."
+            f"Expected a table of at most {MOST} rows, found {len(order)} in "
+            f"{result.analysis}; take `result.of` some models, name fewer metrics, or "
+            "write all with to_csv."
         )
     counts = rows.groupby(keys, sort=False)["n"].agg(["nunique", "max"]).reset_index()
     alike = (counts["nunique"] < 2).all()

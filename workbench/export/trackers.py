@@ -223,7 +223,9 @@ def _named(results: Results) -> dict[str, Result]:
     """Results by a name each, which is a part of names."""
     found = figures.named(results)
     if not found:
-        raise WorkbenchError("Expected at least one Result to export, found none.")
+        raise WorkbenchError(
+            "Expected at least one result to export, found none; give the --out folder of a run."
+        )
     return {own: found[name] for name, own in distinct([*found]).items()}
 
 

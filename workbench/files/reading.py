@@ -26,8 +26,8 @@ def read_text(path: Path, *, most: int = 16 * MIB, remedy: str = AGAIN) -> str:
             content = file.read(most + 1)
         if len(content) > most:
             raise WorkbenchError(
-                f"{path} is larger than the {most / MIB:g} MiB that are read of such a file; "
-                f"{remedy}."
+                f"{path} is larger than the {most / MIB:g} MiB that may be read of "
+                f"such a file; {remedy}."
             )
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -72,7 +72,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise ValueError(f"the key {twice!r} stands twice in one object")
+        raise ValueError(f"the key {twice!r} occurs twice in one object")
     return found
 
 
@@ -133,7 +133,7 @@ def _require_unique(node: Any) -> None:
     pairs = [pair for pair in parts if isinstance(pair, tuple)]
     names = [name.value for name, _ in pairs if isinstance(name.value, str)]
     if len(set(names)) < len(names):
-        raise ValueError(f"a key stands twice in one mapping{node.start_mark}")
+        raise ValueError(f"a key occurs twice in one mapping{node.start_mark}")
     for part in parts:
         for inner in part if isinstance(part, tuple) else (part,):
             _require_unique(inner)

@@ -32,7 +32,7 @@ class Mark(NamedTuple):
 
     what: str
     known: Known
-    elsewhere: str = "give another place (--out)"
+    elsewhere: str = "give another path (--out)"
 
 
 # For places that are nobody else's: a cache, a file within a folder that is ours.
@@ -78,16 +78,16 @@ def require_free(target: str | Path, mark: Mark) -> None:
     target = Path(target)
     if target.is_symlink():
         raise WorkbenchError(
-            f"{target} is a link, behind which {mark.what} could replace anything; "
-            f"{mark.elsewhere}."
+            f"{target} is a link, and {mark.what} could overwrite whatever it points "
+            f"to; {mark.elsewhere}."
         )
     if not os.path.lexists(target):
         _require_folder_above(target, mark)
         return
     if _here(target):
         raise WorkbenchError(
-            f"{target} is the folder this runs in, or one above it, and no place for {mark.what}; "
-            f"{mark.elsewhere}."
+            f"{target} is the folder this runs in, or one above it, where {mark.what} "
+            f"must not be written; {mark.elsewhere}."
         )
     try:
         if (target.is_dir() and not finished(target)) or mark.known(target):
@@ -95,8 +95,8 @@ def require_free(target: str | Path, mark: Mark) -> None:
     except FileNotFoundError:  # another writer of the same just put it aside
         return
     raise WorkbenchError(
-        f"{target} holds something else than {mark.what} that the workbench wrote; nothing of it "
-        f"was touched: {mark.elsewhere}, or move it away."
+        f"{target} does not hold {mark.what} that the workbench wrote, so nothing was "
+        f"changed; {mark.elsewhere}, or move it away."
     )
 
 
@@ -104,7 +104,7 @@ def _require_folder_above(target: Path, mark: Mark) -> None:
     above = next((p for p in target.parents if os.path.lexists(p)), None)
     if above is not None and not above.is_dir():
         raise WorkbenchError(
-            f"{target} cannot be written, since {above} is no folder; {mark.elsewhere}."
+            f"{target} cannot be written, since {above} is not a folder; {mark.elsewhere}."
         )
 
 
@@ -181,7 +181,7 @@ def writing(target: Path, mark: Mark) -> Iterator[Path]:
     """
     require_free(target, mark)
     if target.is_dir():
-        raise WorkbenchError(f"{target} is a folder; give a file's name for {mark.what}.")
+        raise WorkbenchError(f"{target} is a folder; give the path of a file for {mark.what}.")
     with _told(target, mark):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
@@ -231,8 +231,8 @@ def _told(target: Path, mark: Mark) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise WorkbenchError(
-            f"{target} cannot be written ({error}); what was there is untouched: make room, or "
-            f"{mark.elsewhere}."
+            f"{target} cannot be written ({error}); what was there is unchanged: free "
+            f"some disk space, or {mark.elsewhere}."
         ) from error
 
 

@@ -56,22 +56,28 @@ def association(results: Sequence[Result], *, seed: int = 0) -> Result:
     """
     found = {r.analysis: r for r in reversed(results)}
     if RETENTION not in found or not found[RETENTION].has("loss_change"):
-        raise WorkbenchError(f"Expected a Result of {RETENTION} with a loss among {list(found)}.")
+        raise WorkbenchError(
+            f"Expected a result of {RETENTION} with a loss, found results of "
+            f"{list(found)}; run it with texts."
+        )
     kept = found[RETENTION]
     outcomes = pd.DataFrame(list(_outcomes(kept)))
     beside = [found[key] for key in (INTRUDERS, SPECTRUM, TUCO) if key in found]
     columns = [table for result in beside for table in _measures(result, kept)]
     if not columns:
         raise WorkbenchError(
-            f"Expected one of {INTRUDERS}, {SPECTRUM} and {TUCO} beside {RETENTION}, found "
-            f"{list(found)}."
+            f"Expected results of {INTRUDERS}, {SPECTRUM} or {TUCO} in addition to "
+            f"{RETENTION}, found {list(found)}; run one of them."
         )
     measures = pd.concat(columns, ignore_index=True)
     real = measures[~measures["measure"].str.startswith(NULL)]
     shared = set.intersection(*(set(own["member"]) for _, own in real.groupby("measure")))
     members = [name for name in kept.members if name in shared]
     if len(members) < 3:
-        raise WorkbenchError(f"Expected three members that all Results have, found {members}.")
+        raise WorkbenchError(
+            "Expected at least three fine-tuned models that occur in all results, "
+            f"found {members}; run the analyses on more."
+        )
     named = outcomes["member"].isin(members), measures["member"].isin(members)
     joined = pd.concat([outcomes[named[0]], measures[named[1]]], ignore_index=True)
     table = pd.concat([joined, pd.DataFrame(_correlations(joined, members, seed))])

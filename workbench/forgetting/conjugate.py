@@ -107,7 +107,9 @@ def conjugate(
 
 def _require_alike(prompts: PromptSet, conjugates: Mapping[str, PromptSet]) -> None:
     if not conjugates:
-        raise WorkbenchError("Expected conjugate prompts by name; found none.")
+        raise WorkbenchError(
+            "Expected conjugate prompts by name, found none; give --conjugates NAME=FILE."
+        )
     for name, one in conjugates.items():
         if name in (PLAIN, BEST):
             raise WorkbenchError(f"A conjugation cannot be called {name!r}; use another name.")

@@ -148,9 +148,10 @@ def _loaded(names: Sequence[str], include: str | Path | None) -> tuple[Any, str]
         found = list(_leaves(get_task_dict(list(names), manager)))
     except Exception as error:  # of datasets, of the hub, of a YAML and of the code that it names
         raise WorkbenchError(
-            f"The tasks {some(list(names))} of lm-eval cannot be loaded without the network "
-            f"({reason(error)}); run them once with lm_eval where there is one, which keeps their "
-            "data in the cache of datasets, or give tasks on local files by include=FOLDER."
+            f"The tasks {some(list(names))} of lm-eval cannot be loaded without the "
+            f"network ({reason(error)}); run them once with lm_eval while there is a "
+            "network, which stores their data in the cache of datasets, or give tasks "
+            "on local files by include=FOLDER."
         ) from error
     unsafe = [name for name, task in found if getattr(task, "UNSAFE_CODE", False)]
     if unsafe:
@@ -224,8 +225,8 @@ def _run(
         ) from error
     except Exception as error:  # of jinja, of a metric, of the code that a task names
         raise WorkbenchError(
-            f"lm-eval cannot run {some(list(names))} ({reason(error)}); see whether it can by "
-            "itself, with --log_samples."
+            f"lm-eval cannot run {some(list(names))} ({reason(error)}); check whether "
+            "lm_eval itself can run them, with --log_samples."
         ) from error
     told = {key: found.get(key) for key in ("versions", "n-shot", "config", "lm_eval_version")}
     results = parsed(json.dumps(told, default=handle_non_serializable))

@@ -107,7 +107,10 @@ def interpolate(
     if len(steps) < 3 or steps[0] != 0 or steps[-1] != 1:
         raise WorkbenchError(f"Expected three alphas or more from 0 to 1, found {tuple(alphas)}.")
     if origin is not None and origin.base.fingerprint != pair.base.fingerprint:
-        raise WorkbenchError("The path's two ends need one base; these pairs have different ones.")
+        raise WorkbenchError(
+            "The two ends of the path must have the same base, but these pairs have "
+            "different ones; give an origin of this base."
+        )
     sets = (prompts, *others)
     require_prompts(*sets)
     found = _along(pair, origin, sets, steps, batch_size, device, dtype)

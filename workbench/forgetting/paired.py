@@ -127,7 +127,9 @@ def _means(one: Paired, here: Any, prefix: str, of: Any, seed: int) -> Iterator[
 
     known = np.isfinite(before) & np.isfinite(after)
     if not known.all():
-        raise WorkbenchError(f"Expected a score of every item of {one.task!r}; some are NaN.")
+        raise WorkbenchError(
+            f"Expected a score of every item of {one.task!r}, but some are NaN; check the scorer."
+        )
     base = float(before.mean())
     yield row("score", after, base)
     yield row("score_change", after - before, base)

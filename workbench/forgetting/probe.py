@@ -205,8 +205,9 @@ def _enough(
     names = sorted({labels[i] for i in kept})
     if len(names) < 2:
         raise TooFew(
-            f"A probe needs two labels with {folds} different questions each; the {len(prompts)} "
-            f"of {prompts.name!r} have {len(names)} such. Give more prompts, or another label."
+            f"A probe needs two labels with {folds} different questions each, but the "
+            f"{len(prompts)} prompts of {prompts.name!r} have {len(names)} such "
+            "labels; give more prompts, or another label."
         )
     codes = np.array([names.index(labels[i]) for i in kept])
     chosen = prompts.at(kept)

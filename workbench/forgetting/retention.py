@@ -108,8 +108,8 @@ def retention(
     alone = [name for name, value in further.items() if value is not None and not lm_eval]
     if alone:
         raise WorkbenchError(
-            f"Expected lm_eval beside {', '.join(alone)}, which is of lm-eval's tasks alone; name "
-            "its tasks (--lm-eval), or leave it out."
+            f"Expected lm_eval together with {', '.join(alone)}, which only apply to "
+            "lm-eval's tasks; name its tasks (--lm-eval), or leave it out."
         )
     scored = [one for one in prompts if not isinstance(one.scorer, Loss)]
     asked = [_questions(one) for one in scored]

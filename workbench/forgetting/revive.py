@@ -58,8 +58,8 @@ def relabelled(prompts: PromptSet, seed: int, targets: Sequence[str] = ()) -> Pr
     names = sorted({*targets, *(p.target for p in prompts)})
     if len(names) < 2:
         raise WorkbenchError(
-            f"All prompts of {prompts.name!r} have the answer {names[0]!r}; there is nothing to "
-            "exchange it for."
+            f"All prompts of {prompts.name!r} have the answer {names[0]!r}; there is "
+            "no other answer to exchange it for; give prompts with several answers."
         )
     order = np.random.default_rng(seed).permutation(len(names))
     rule = {names[a]: names[b] for a, b in zip(order, np.roll(order, 1), strict=True)}

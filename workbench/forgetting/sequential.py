@@ -89,7 +89,10 @@ def sequential(
     """
     stages = list(family.members)
     if len(stages) < 2:
-        raise WorkbenchError(f"A chain has two stages or more; this family has {len(stages)}.")
+        raise WorkbenchError(
+            f"A chain needs at least two stages, but this family has {len(stages)}; "
+            "give --member for each stage."
+        )
     missing = [stage for stage in stages if stage not in tasks]
     if missing or len(tasks) != len(stages):
         raise WorkbenchError(
@@ -124,16 +127,17 @@ def _unconfirmed(family: Family) -> tuple[str, ...]:
         training = family.members[after].training
         if training is None:
             return (
-                f"Nothing in the files of {after} says that it went on from {before}; of members "
-                "that were trained apart from the base these are no numbers of a chain.",
+                f"The files of {after} do not record that its training continued from "
+                f"{before}; if the models were each trained from the base, these "
+                "numbers do not describe a chain.",
             )
         recipe = training.get("recipe")
         start = recipe.get("start") if isinstance(recipe, Mapping) else None
         if not (start or training.get("start")):
             raise WorkbenchError(
-                f"{after} was trained from the base and not from {before}, as its training.json "
-                "says; give the stages of one chain, or compare such members by "
-                "forgetting.retention."
+                f"{after} was trained from the base and not from {before}, as its "
+                "training.json states; give the stages of one chain, or compare such "
+                "models with forgetting.retention."
             )
     return ()
 

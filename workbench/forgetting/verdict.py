@@ -211,7 +211,11 @@ def _output(base: Any, tuned: Any, prompts: PromptSet, seed: int) -> Row:
     first, last = (side.answers(prompts)["correct"].to_numpy(float) for side in (base, tuned))
     if not ratios(first, seed=seed).low[0] > LEAST:
         nothing = {"value": np.nan, "low": np.nan, "high": np.nan, "n": len(first)}
-        few = "the base itself does not have it" if len(first) > 1 else "one prompt tells nothing"
+        few = (
+            "the base itself does not have the capability"
+            if len(first) > 1
+            else "one prompt is not enough"
+        )
         return _row("output", nothing, UNCLEAR, few, 1.0)
     found = ratios(last, first, seed=seed).first
     return _row("output", found._asdict(), reading(found._asdict(), WHOLE), "base", 1.0)

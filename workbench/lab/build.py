@@ -57,7 +57,7 @@ def build(
     recipes = dict(shipped.MEMBERS if recipes is None else recipes)
     unknown = set(members or ()) - set(recipes)
     if unknown:
-        raise WorkbenchError(f"Unknown members {sorted(unknown)}; known are {sorted(recipes)}.")
+        raise WorkbenchError(f"Unknown models {sorted(unknown)}; known are {sorted(recipes)}.")
     base(out, steps)
     lesson = cache(shipped.lesson)
     for name, recipe in recipes.items():

@@ -80,7 +80,9 @@ def prepare(
             log.info("%s", note)
     given: list[Any] = list(texts)
     if not given:
-        raise WorkbenchError("Expected texts to train on; the list is empty.")
+        raise WorkbenchError(
+            "Expected texts to train on, but the list is empty; give at least one."
+        )
     if loss == "sequence":
         plain = [t if isinstance(t, str) else t.text for t in given]
         examples = [Example(ids, 1) for ids in tokenizer(plain)["input_ids"]]

@@ -91,7 +91,9 @@ def spike(
     weight = _matrix(state, matrix)
     u, s, vt = svd(weight.double())
     if not 1 <= q <= len(s):
-        raise WorkbenchError(f"{matrix} has {len(s)} directions; q = {q} must lie in 1 to that.")
+        raise WorkbenchError(
+            f"{matrix} has {len(s)} directions; q = {q} must be from 1 to that number."
+        )
     draw = torch.Generator().manual_seed(seed)
     picks = torch.randperm(len(s), generator=draw)[:q]
     signs = torch.randint(0, 2, (2, q), generator=draw, dtype=torch.float64) * 2 - 1
@@ -148,7 +150,7 @@ def low_rank(
         weight = state[name].double()
         if not 1 <= k <= min(weight.shape):
             raise WorkbenchError(
-                f"{name} has shape {tuple(weight.shape)}; rank k = {k} is not in it."
+                f"{name} has shape {tuple(weight.shape)}; rank k = {k} is not possible for it."
             )
         left, right = (
             torch.linalg.qr(torch.randn(side, k, generator=draw, dtype=torch.float64))[0]

@@ -29,9 +29,10 @@ from workbench.progress import progress
 from workbench.tasks.prompts import Prompt, PromptSet
 
 # A member is never trained over: it is kept, where it is of the same recipe.
-MEMBER = Mark("a trained member", lambda folder: (folder / "training.json").is_file())
+MEMBER = Mark("a trained model", lambda folder: (folder / "training.json").is_file())
 STATE = Mark(
-    "the state of a training", holds("state.pt", "log.jsonl", "steps", marked=lambda _: True)
+    "the saved state of a training run",
+    holds("state.pt", "log.jsonl", "steps", marked=lambda _: True),
 )
 SAVE_EVERY, SECONDS = 200, 60.0  # steps and time between saved states
 Evaluate = Callable[[Any, Any], dict[str, float]]
@@ -196,7 +197,7 @@ def _loop(
     if start == 0:
         member.log(0, None, evaluate)
     else:
-        log.info("%s goes on from step %d of %d.", member.out, start, recipe.steps)
+        log.info("%s resumes from step %d of %d.", member.out, start, recipe.steps)
     bar = progress(
         range(start, recipe.steps),
         initial=start,
@@ -296,7 +297,9 @@ class _Member:
         try:
             state = torch.load(path, weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
-            log.warning("%s cannot be read (%s); the training begins anew.", path, reason(error))
+            log.warning(
+                "%s cannot be read (%s), so the training starts again.", path, reason(error)
+            )
             return None
         return state
 
@@ -374,7 +377,7 @@ def _load(base: str | Path | Any, tokenizer: Any) -> tuple[Any, Any, str]:
         model.set_attn_implementation("eager")
         return model, tokenizer or own.tokenizer(), str(base)
     if tokenizer is None:
-        raise WorkbenchError("A loaded model needs its tokenizer too; pass tokenizer=.")
+        raise WorkbenchError("A model in memory needs its tokenizer too; pass tokenizer=.")
     return copy.deepcopy(base), tokenizer, str(base.config._name_or_path or "base")
 
 
@@ -384,5 +387,6 @@ def _same_run(ours: dict[str, Any], theirs: dict[str, Any], place: Path) -> None
     for what in ("recipe", "texts", "forget"):
         if ours.get(what) != theirs.get(what):
             raise WorkbenchError(
-                f"{place} holds a run with another {what}; remove the folder or choose another one."
+                f"{place} holds a training run with another {what}; remove the folder "
+                "or choose another one."
             )

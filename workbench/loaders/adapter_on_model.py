@@ -27,8 +27,8 @@ def attached(model: Any, lora: Adapter, name: str) -> nn.Module:
     factors = {} if placed is None else dict(lora.weights)
     if placed is not None and isinstance(lora, SoftPrompt):
         raise WorkbenchError(
-            f"Adapter {lora.told}, which is not run on a model that is spread over devices; give "
-            "one device."
+            f"Adapter {lora.told}, which cannot run on a model that is spread over "
+            "devices; give one device."
         )
     other = [part for part in factors if not part.endswith(("lora_A.weight", "lora_B.weight"))]
     if placed is not None and (other or lora.translated or lora.config.get("use_dora")):
@@ -61,8 +61,8 @@ def _require_fit(model: Any, lora: SoftPrompt) -> None:
         what, theirs, ours = "layers", lora.config.get("num_layers") or layers, layers
     if theirs != ours:
         raise WorkbenchError(
-            f"Adapter {lora.told}, of {what} {theirs}, where the base has {ours}; give the base it "
-            "was trained on."
+            f"Adapter {lora.told}, of {what} {theirs}, but the base has {ours}; give "
+            "the base it was trained on."
         )
 
 

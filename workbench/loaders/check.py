@@ -108,11 +108,11 @@ def _runs(pair: CheckpointPair, *, anew: bool) -> Iterator[Line]:
         try:
             require_runs(one, anew=anew)
         except WorkbenchError as error:
-            remedy = "Analyses of the weights apply; whatever runs the model is refused."
-            yield "runs", WARN, f"the {side} side does not: {str(error).rstrip('.')}", remedy
+            remedy = "Analyses of the weights can run; analyses that run the model are refused."
+            yield "runs", WARN, f"the {side} model cannot be run: {str(error).rstrip('.')}", remedy
             return
-    found = "both sides load whole, every parameter as it was read"
-    yield "runs", OK, f"{found}; their logits are those of a plain loading", ""
+    found = "both models load completely, and every parameter is as it was read"
+    yield "runs", OK, f"{found}; their logits agree with those of transformers and peft", ""
 
 
 @provides("CheckpointPair.limits")
@@ -139,17 +139,23 @@ def _report(lines: list[Line], changes: pd.DataFrame | None) -> PairReport:
 def _base(pair: CheckpointPair) -> Iterator[Line]:
     if pair.base.adapter is not None:
         remedy = (
-            "Merge it into whole weights first (peft's merge_and_unload), or give its own base."
+            "Merge the adapter into whole weights first (peft's merge_and_unload), or "
+            "give its own base."
         )
-        yield "base", STOP, f"is a base with an adapter, {pair.base.name}", remedy
+        yield "base", STOP, f"the base is a model with an adapter, {pair.base.name}", remedy
 
 
 def _order(pair: CheckpointPair) -> Iterator[Line]:
     """Which side was trained from which, where lab.train left word of it."""
     ours, theirs = pair.base.training, pair.tuned.training
     if ours is not None and theirs is None and pair.base.adapter is None:
-        found = f"{pair.base.name} says that it was trained, and {pair.tuned.name} does not"
-        yield "order", WARN, found, "Are the two sides swapped? The base comes first."
+        found = f"{pair.base.name} records a training run, and {pair.tuned.name} does not"
+        yield (
+            "order",
+            WARN,
+            found,
+            "Check whether the two models are swapped; the base comes first.",
+        )
 
 
 def _architecture(pair: CheckpointPair) -> Iterator[Line]:
@@ -176,12 +182,15 @@ def _config(pair: CheckpointPair) -> Iterator[Line]:
         return
     differ = computing(ours, theirs, (pair.base.folder, pair.tuned.folder))
     if differ:
-        remedy = "The same weights compute something else there; a run shows that difference, too."
+        remedy = (
+            "With this, the same weights compute something else, so a run also shows that "
+            "difference."
+        )
         yield "config", WARN, some(differ), remedy
     else:
         yield "config", OK, "both compute the same function of their weights", ""
     if written := writing(ours, theirs):
-        yield "generation", NOTE, some(written), "Texts begin or end otherwise."
+        yield "generation", NOTE, some(written), "Texts begin or end differently."
 
 
 def _settings(pair: CheckpointPair) -> Iterator[Line]:
@@ -189,15 +198,21 @@ def _settings(pair: CheckpointPair) -> Iterator[Line]:
         asked = unheeded(one.folder) if one.folder is not None else []
         if asked and (side == "base" or one.folder != pair.base.folder):
             found = f"generation_config.json of {side} asks for {some(asked)}"
-            remedy = "It is left out: texts are written by the settings that an analysis states."
+            remedy = "It is ignored: texts are written with the settings that an analysis states."
             yield "generation", NOTE, found, remedy
 
 
 def _names(pair: CheckpointPair) -> Iterator[Line]:
     base, tuned = pair.base.weights(), pair.tuned.weights()
     if not pair.matched:
-        found = f"none of {len(base)} base names is among {len(tuned)} tuned names"
-        remedy = f"Base has e.g. {next(iter(base))}, tuned {next(iter(tuned))}; check both."
+        found = (
+            f"none of the {len(base)} parameter names of the base is among the "
+            f"{len(tuned)} of the tuned model"
+        )
+        remedy = (
+            f"The base has for example {next(iter(base))}, the tuned model "
+            f"{next(iter(tuned))}; check both."
+        )
         yield "names", STOP, found, remedy
         return
     share = _matched_share(pair)
@@ -207,7 +222,7 @@ def _names(pair: CheckpointPair) -> Iterator[Line]:
         yield "names", STOP, found, remedy
     elif share < MOST:
         found = f"{len(pair.matched)} parameters matched, {share:.0%} of the base's weights"
-        yield "names", WARN, found, "The rest is left out; no null is claimed of the whole."
+        yield "names", WARN, found, "The rest is left out, so no result holds for the whole model."
     else:
         yield "names", OK, f"{len(pair.matched)} parameters matched", ""
     for side, missing in (
@@ -262,7 +277,7 @@ def _tied(pair: CheckpointPair) -> Iterator[Line]:
             "tied weights",
             NOTE,
             found,
-            "The head of the side that ties it is its embedding, and is compared as that.",
+            "In the model with tied embeddings the head is the embedding, and is compared as that.",
         )
     else:
         yield "tied weights", OK, "tied, counted once" if ties[0] else "not tied", ""
@@ -273,15 +288,18 @@ def _quantised(pair: CheckpointPair) -> Iterator[Line]:
         how = quantisation(one.config)
         if how and (side == "base" or not pair.shared_base):
             found = f"{side} is quantised ({how})"
-            remedy = "Its matrices are unpacked; against whole ones rounding is part of a change."
+            remedy = (
+                "Its matrices are unpacked; compared with unquantised ones, rounding is "
+                "part of every change."
+            )
             yield "quantised", NOTE, found, remedy
     sealed = {n: known.sealed for n, known in pair.base.weights().info.items() if known.sealed}
     sealed |= {n: known.sealed for n, known in pair.tuned.weights().info.items() if known.sealed}
     if not sealed:
         return
     if pair.shared_base:
-        found = f"{len(sealed)} matrices of the base are packed in a form that is not read"
-        remedy = "What the adapter adds is told; what needs the base ends in a sentence."
+        found = f"{len(sealed)} matrices of the base are packed in a form that cannot be read"
+        remedy = "Analyses of what the adapter adds can run; those that need the base are refused."
         yield "packed matrices", NOTE, found, remedy
     else:
         found, _, remedy = next(iter(sealed.values())).partition("; ")
@@ -295,11 +313,14 @@ def _dtype(pair: CheckpointPair) -> Iterator[Line]:
         kinds.append("+".join(sorted(found)))
     if kinds[0] != kinds[1]:
         found = f"base is stored as {kinds[0]}, tuned as {kinds[1]}"
-        remedy = "Rounding is part of every difference and fills its spectrum; use equal precision."
+        remedy = (
+            "Rounding is part of every difference and fills its spectrum; use the same "
+            "precision for both."
+        )
         yield "dtype", WARN, found, remedy
     elif "16" in kinds[0] and not pair.shared_base:
         found = f"both stored as {kinds[0]}"
-        yield "dtype", NOTE, found, "Changes below half a unit in the last place are not visible."
+        yield "dtype", NOTE, found, "Changes below half a unit in the last place cannot be seen."
     else:
         yield "dtype", OK, kinds[0], ""
 
@@ -307,7 +328,7 @@ def _dtype(pair: CheckpointPair) -> Iterator[Line]:
 def _declared(pair: CheckpointPair, named: str) -> tuple[str, str, str]:
     """Whether the base that an adapter declares is the one it is given."""
     if not named:
-        return NOTE, "declares no base", ""
+        return NOTE, "it declares no base", ""
     given, adapter = pair.base.reference, pair.tuned.adapter
     if not isinstance(given, str | Path):
         return OK, f"declares {named}", ""
@@ -316,10 +337,14 @@ def _declared(pair: CheckpointPair, named: str) -> tuple[str, str, str]:
     if Path(given).resolve() in there:
         return OK, f"declares {named}", ""
     if there:
-        return WARN, f"declares {named}, another folder than the base", "Give its own base."
+        return (
+            WARN,
+            f"it declares {named}, which is another folder than the base",
+            "Give its own base.",
+        )
     if _bare_name(named) == _bare_name(given):
         return OK, f"declares {named}", ""
-    return WARN, f"declares {named}, another name than the base's", "Give its own base."
+    return WARN, f"it declares {named}, which is another name than the base's", "Give its own base."
 
 
 def _bare_name(reference: str | Path) -> str:
@@ -341,7 +366,7 @@ def _which(pair: CheckpointPair) -> Iterator[Line]:
             yield "adapter", WARN, found, remedy
         elif has_weights(folder):
             found = f"{side.adapter} holds an adapter and whole weights"
-            remedy = "The adapter is used; keep the two in folders of their own."
+            remedy = "The adapter is used; keep the two in separate folders."
             yield "adapter", WARN, found, remedy
 
 
@@ -360,7 +385,8 @@ def _adapter(pair: CheckpointPair) -> Iterator[Line]:
         remedy = "Give the base it was trained on."
         if not all_lost:
             remedy = (
-                "Analyses of the weights do not see them, a run of the model may; check the base."
+                "Analyses of the weights do not see them, but a run of the model may; "
+                "check the base."
             )
         found = f"{len(lost)} adapter keys match nothing in the base: {some(lost)}"
         yield "adapter keys", STOP if all_lost else WARN, found, remedy
@@ -371,12 +397,14 @@ def _adapter(pair: CheckpointPair) -> Iterator[Line]:
         yield "adapter keys", OK, found, ""
     fresh = _fresh_biases(pair)
     if fresh:
-        found = f"the adapter gives {len(fresh)} modules a bias that the base has not, {fresh[0]}"
+        found = (
+            f"the adapter gives {len(fresh)} modules a bias that the base does not have, {fresh[0]}"
+        )
         yield (
             "adapter's biases",
             NOTE,
             found,
-            "Analyses of the weights do not see them, a run does.",
+            "Analyses of the weights do not see them, but a run does.",
         )
 
 
@@ -409,7 +437,7 @@ def _adapter_start(pair: CheckpointPair) -> Iterator[Line]:
     if lora is None:
         return
     if lora.rewrites:
-        found = f"initialised by {lora.rewrites}, which rewrites the base before training"
+        found = f"it is initialised by {lora.rewrites}, which rewrites the base before training"
         yield "adapter's start", STOP, found, f"{CONVERT[0].upper()}{CONVERT[1:]}."
 
 
@@ -417,7 +445,7 @@ def _adapter_shapes(pair: CheckpointPair) -> Iterator[Line]:
     for parameter, module in pair.adapted.items():
         ours, theirs = pair.tuned.weights().info[parameter].shape, pair.tuning.shape(parameter)
         if theirs is not None and theirs not in (ours, ours[::-1]):
-            found = f"adapter changes {module} by {theirs}, base has {ours}"
+            found = f"the adapter changes {module} by {theirs}, but the base has {ours}"
             yield "adapter shapes", STOP, found, "Give the base this adapter was trained on."
             return
 
@@ -427,10 +455,10 @@ def _adapter_effect(pair: CheckpointPair) -> Iterator[Line]:
     if lora is None or any(_adapter_shapes(pair)):
         return
     if _unformed(pair):
-        found = f"an adapter of {lora.kind.name}: {lora.kind.unformed}"
-        remedy = "No analysis of the weights applies; whatever runs the model does."
+        found = f"it is an adapter of {lora.kind.name}: {lora.kind.unformed}"
+        remedy = "Analyses of the weights cannot run; analyses that run the model can."
         if isinstance(lora, SoftPrompt):
-            remedy = f"No analysis of weights or of places in the model applies; {APPLY}."
+            remedy = f"Analyses of weights or of places in the model cannot run; {APPLY}."
         yield "adapter's change", NOTE, found, remedy
         return
     factored = [name for name in pair.targets if pair.tuning.is_factored(name)]
@@ -442,7 +470,12 @@ def _adapter_effect(pair: CheckpointPair) -> Iterator[Line]:
         empty += not (factors.up.any() and factors.down.any())
     if empty:
         found = f"BA = 0 in {empty} of {len(factored)} adapted modules"
-        yield "adapter effect", WARN, found, "Untrained modules equal the base exactly."
+        yield (
+            "adapter effect",
+            WARN,
+            found,
+            "These modules are untrained and equal the base exactly.",
+        )
 
 
 def _words_folder(side: Checkpoint) -> Path | None:
@@ -459,18 +492,23 @@ def _vocabulary(pair: CheckpointPair) -> Iterator[Line]:
     ours, theirs = token_ids(before), token_ids(after)
     if ours is None or theirs is None:
         sides = [side for side, ids in (("base", ours), ("tuned", theirs)) if ids is None]
-        found = f"no tokenizer.json in {' and '.join(sides)}"
-        yield "tokenizer", NOTE, found, "Token ids are taken to mean the same on both sides."
+        found = f"there is no tokenizer.json in {' and '.join(sides)}"
+        yield "tokenizer", NOTE, found, "It is assumed that token ids mean the same in both models."
     elif moved := [t for t, i in ours.items() if theirs.get(t, i) != i]:
-        found = f"{len(moved)} tokens have another id in tuned: {some(moved)}"
-        yield "tokenizer", WARN, found, "Prompts are read differently; embeddings are permuted."
+        found = f"{len(moved)} tokens have another id in the tuned model: {some(moved)}"
+        yield (
+            "tokenizer",
+            WARN,
+            found,
+            "The two models read prompts differently; the embeddings are permuted.",
+        )
     elif ours.keys() != theirs.keys():
         found = f"vocabulary of {len(ours)} against {len(theirs)} tokens"
         yield "tokenizer", NOTE, found, "Shared tokens keep their ids."
     else:
         yield "tokenizer", OK, f"{len(ours)} tokens, same ids", ""
     if chat_template(before) != chat_template(after):
-        yield "chat template", NOTE, "differs", "Say which one you format prompts with."
+        yield "chat template", NOTE, "differs", "State which one formats your prompts."
 
 
 def _changes(pair: CheckpointPair, fingerprints: bool) -> tuple[pd.DataFrame, list[Line]]:
@@ -500,9 +538,9 @@ def _changes(pair: CheckpointPair, fingerprints: bool) -> tuple[pd.DataFrame, li
         said += f", {most['name']} most (norm {most['norm']:.3g}, where the base has zeros)"
     remedy = ""
     if not len(moved) and _equal(pair):
-        remedy = "Tuned equals base: every analysis will give its exact null."
+        remedy = "The tuned model equals the base, so every analysis gives its exact null."
     elif not len(moved):
-        remedy = "The weights compared are equal, what else is told above is not."
+        remedy = "The compared weights are equal, but the differences reported above remain."
     info = pair.base.weights().info
     matrices = [
         (one.norm, one.base) for one in found
@@ -513,7 +551,8 @@ def _changes(pair: CheckpointPair, fingerprints: bool) -> tuple[pd.DataFrame, li
     if change > size > 0:
         lines.append(
             ("size", WARN, f"the change is {change / size:.2g} times as large as the base",
-             "Fine-tuning does not go so far; give the base this checkpoint was fine-tuned from.")
+             "Fine-tuning does not change a model so much; give the base this "
+             "checkpoint was fine-tuned from.")
         )  # fmt: skip
     lines.append(("changes", OK if len(moved) else WARN, said, remedy))
     return table, lines

@@ -116,8 +116,8 @@ class Checkpoint:
             downloaded(str(own.reference), own.revision, local=True)
         except WorkbenchError as error:
             raise WorkbenchError(
-                f"Adapter {folder} stands on {base!r}, which is not on this machine; write the "
-                f"reference as {base}+{folder} to have it fetched."
+                f"Adapter {folder} belongs to the base {base!r}, which is not on this "
+                f"machine; write the reference as {base}+{folder} to download it."
             ) from error
         return cls(own.reference, folder, own.revision)
 
@@ -147,7 +147,10 @@ class Checkpoint:
             require_files(path)
             return path
         if os.path.exists(path):
-            raise WorkbenchError(f"Expected a checkpoint folder or .gguf file, found file {path}.")
+            raise WorkbenchError(
+                f"Expected a checkpoint folder or a .gguf file, found the file {path}; "
+                "give its folder."
+            )
         return downloaded(self.reference, self.revision)
 
     @cached_property
@@ -180,11 +183,14 @@ class Checkpoint:
             if any(name != own for name, own in plain.items()) or len(plain) < len(found):
                 found = found.placed({own: name for name, own in plain.items()})
         if not found:
-            raise WorkbenchError(f"{self.name} holds no floating-point tensors.")
+            raise WorkbenchError(
+                f"{self.name} holds no floating-point tensors; give a checkpoint of a model."
+            )
         if all(FACTOR.search(name) for name in found):
             raise WorkbenchError(
-                f"{self.name} holds nothing but factors of LoRA ({next(iter(found))}), and not "
-                "what they change and how strongly; save the adapter with peft's save_pretrained."
+                f"{self.name} holds only LoRA factors ({next(iter(found))}), without "
+                "the config that states their modules and scale; save the adapter "
+                "with peft's save_pretrained."
             )
         _require_filled(found, self.name)
         if self.folder is not None:
@@ -226,7 +232,10 @@ class Checkpoint:
         if not os.path.exists(path):
             path = downloaded(self.adapter, None)
         if not is_adapter(path):
-            raise WorkbenchError(f"Expected an adapter (adapter_config.json) in {path}.")
+            raise WorkbenchError(
+                f"Expected an adapter (adapter_config.json) in {path}, found none; "
+                "give the folder of an adapter."
+            )
         return read_adapter(path, self.config)
 
     @cached_property
@@ -327,15 +336,15 @@ class Checkpoint:
         require_decoder(self.config, self.name)
         if quantised := quantisation(self.config):
             raise WorkbenchError(
-                f"{self.name} is quantised ({quantised}), which is not run here; analyses of the "
-                "weights apply, for others give the checkpoint it was made from, or dequantize() "
-                "it with transformers and save it in bfloat16."
+                f"{self.name} is quantised ({quantised}), which cannot be run here; "
+                "only analyses of the weights can run. For others give the checkpoint "
+                "it was made from, or dequantize() it with transformers and save it in bfloat16."
             )
         if (self.folder / "adapter_config.json").exists():
             raise WorkbenchError(
-                f"{self.folder} holds an adapter_config.json beside whole weights, for which "
-                "transformers would run the adapter's base; move the adapter's files to a folder "
-                "of their own."
+                f"{self.folder} holds an adapter_config.json next to whole weights, "
+                "for which transformers would run the adapter's base; move the "
+                "adapter's files to a separate folder."
             )
         require_loadable(self.folder, self.config, self.weights().info)
         entry(device)
@@ -353,8 +362,8 @@ class Checkpoint:
             raise
         except Exception as error:  # transformers and peft raise many kinds for a wrong config
             raise WorkbenchError(
-                f"No model can be made of {self.name} ({reason(error)}); check its config.json "
-                "and weights, or give a checkpoint that transformers loads."
+                f"No model can be loaded from {self.name} ({reason(error)}); check its "
+                "config.json and weights, or give a checkpoint that transformers loads."
             ) from error
         if spread(device):
             return model.eval()
@@ -424,8 +433,8 @@ class Checkpoint:
             raise
         except Exception as error:  # a damaged tokenizer fails in many ways inside its reader
             raise WorkbenchError(
-                f"No tokenizer can be loaded from {self.name} ({reason(error)}); put its files "
-                "beside the weights."
+                f"No tokenizer can be loaded from {self.name} ({reason(error)}); put "
+                "its files next to the weights."
             ) from error
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -442,8 +451,8 @@ def _require_filled(weights: Weights, name: str) -> None:
     empty = [own for own, known in weights.info.items() if 0 in known.shape]
     if empty:
         raise WorkbenchError(
-            f"{len(empty)} tensors of {name} are empty, {empty[0]} the first: it was saved under "
-            "DeepSpeed ZeRO-3 without gathering; save it with "
+            f"{len(empty)} tensors of {name} are empty, the first is {empty[0]}: it "
+            "was saved under DeepSpeed ZeRO-3 without gathering; save it with "
             "stage3_gather_16bit_weights_on_model_save, or gather the run with zero_to_fp32.py."
         )
 

@@ -53,7 +53,7 @@ def require_loadable(
         raise
     except Exception as error:  # transformers raises many kinds for a wrong config
         raise WorkbenchError(
-            f"config.json in {folder} describes no model that transformers makes "
+            f"config.json in {folder} describes no model that transformers can build "
             f"({reason(error)}); give a checkpoint that it loads."
         ) from error
     for shapes, room in zip(wanted, (PARAMETERS, BUFFERS), strict=True):
@@ -111,7 +111,7 @@ def _require_sizes(folder: Path, shapes: Shapes, info: Mapping[str, TensorInfo],
     if wanted > 2 * stored + room:
         name = max(shapes, key=lambda one: shapes[one].numel())
         raise WorkbenchError(
-            f"config.json in {folder} describes a model of {wanted} entries, {name} of "
-            f"{tuple(shapes[name])} the largest, but {stored} are stored; give the config of these "
-            "weights."
+            f"config.json in {folder} describes a model of {wanted} entries (the "
+            f"largest is {name} of shape {tuple(shapes[name])}), but {stored} are "
+            "stored; give the config of these weights."
         )

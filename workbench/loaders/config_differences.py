@@ -33,8 +33,8 @@ UNSPOKEN = re.compile(r"^(_.*|transformers_version|use_cache|output_.*|return_.*
 # What makes a library read other files than those that are compared.
 OTHER_FILES = {
     "transformers_weights": "takes its weights from another file than those that are compared",
-    "configuration_files": "has another config stand in its place",
-    "fusion_config": "has transformers rewrite its modules",
+    "configuration_files": "replaces it by another config",
+    "fusion_config": "makes transformers rewrite its modules",
 }
 
 

@@ -88,7 +88,7 @@ def load_spread(load: Callable[..., nn.Module], device: Device, offload: Path) -
         import accelerate  # noqa: F401
     except ImportError as error:
         raise WorkbenchError(
-            "Spreading a model over devices needs accelerate: pip install accelerate."
+            "To spread a model over devices, accelerate is needed: pip install accelerate."
         ) from error
     offload.mkdir(parents=True, exist_ok=True)
     own = tempfile.mkdtemp(dir=offload)

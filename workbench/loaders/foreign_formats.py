@@ -37,7 +37,7 @@ KINDS = (
     ),
     Kind(
         re.compile(r"^consolidated(\.\d+)?\.(pth|safetensors)$"),
-        "a checkpoint in its maker's own format (consolidated)",
+        "a checkpoint in its publisher's own format (consolidated)",
         "convert it with the script that transformers has for its architecture",
     ),
     Kind(
@@ -48,13 +48,13 @@ KINDS = (
     Kind(
         re.compile(r"^adapters\.(safetensors|npz)$"),
         "an adapter of MLX without its adapter_config.json",
-        "put the config beside it that mlx-lm wrote with it, or fuse it with `mlx_lm.fuse "
+        "put the config that mlx-lm wrote next to it, or fuse it with `mlx_lm.fuse "
         "--dequantize` and give the fused folder",
     ),
     Kind(
         re.compile(r"^adapter_(\d+|model)\.pt$"),
         "an adapter of torchtune without its adapter_config.json",
-        "put the config beside it that torchtune wrote with it",
+        "put the config that torchtune wrote next to it",
     ),
     Kind(
         re.compile(r"^pytorch_lora_weights\.(safetensors|bin)$"),
@@ -64,7 +64,7 @@ KINDS = (
     Kind(
         re.compile(r"^adapter_model\.(safetensors|bin)$"),
         "an adapter without its adapter_config.json",
-        "put the config that peft wrote with it beside it",
+        "put the config that peft wrote next to it",
     ),
 )
 
@@ -78,7 +78,10 @@ def foreign(folder: Path) -> tuple[str, str] | None:
             return kind.what, kind.remedy
     within = [step for step in steps if (folder / step).is_dir()]
     if within:
-        return f"a folder of {len(within)} checkpoints", f"name one of them, e.g. {within[-1]}"
+        return (
+            f"a folder of {len(within)} checkpoints",
+            f"give one of them, for example {within[-1]}",
+        )
     return None
 
 

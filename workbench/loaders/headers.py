@@ -66,7 +66,7 @@ def safetensors_header(file: Path) -> dict[str, Stored]:
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             if size < 8 or length > min(size - 8, MOST_HEADER):
-                raise ValueError(f"{size} bytes, of which the header claims {length}")
+                raise ValueError(f"{size} bytes, but the header claims {length}")
             content = parsed(opened.read(length).decode())
         return _tensors(content, size, 8 + length)
     except OSError as error:
@@ -83,7 +83,7 @@ def _tensors(content: Any, size: int, start: int) -> dict[str, Stored]:
     """The header's object checked against a file of `size` bytes whose data begin at `start`;
     raises ValueError."""
     if not isinstance(content, dict):
-        raise ValueError("its header is no JSON object")
+        raise ValueError("its header is not a JSON object")
     content.pop("__metadata__", None)
     found, ranges = {}, []
     for name, about in content.items():
@@ -142,7 +142,7 @@ class _Gguf:
 
     def check(self) -> None:
         if self.opened.read(4) != b"GGUF" or self.number("I") not in (2, 3):
-            raise ValueError("it does not begin as GGUF of version 2 or 3")
+            raise ValueError("it does not begin like GGUF of version 2 or 3")
         tensors, pairs = self.number("Q"), self.number("Q")
         # A tensor takes 24 bytes or more of the header, a pair 13.
         if 24 * tensors + 13 * pairs > self.size:
@@ -151,7 +151,7 @@ class _Gguf:
         for _ in range(pairs):
             name = self.text()
             if name in about:
-                raise ValueError(f"the entry {name!r} stands twice")
+                raise ValueError(f"the entry {name!r} occurs twice")
             about[name] = self.value(self.number("I"))
         alignment = about.get("general.alignment", 32)
         if not is_count(alignment) or alignment > 1 << 16:
@@ -166,7 +166,7 @@ class _Gguf:
     def bounded(self, count: int, each: int = 1) -> int:
         """`count`, if so many items of `each` bytes are left."""
         if count * each > self.size - self.opened.tell():
-            raise ValueError(f"{count} items are claimed where {self.size} bytes end")
+            raise ValueError(f"{count} items are claimed, but the file ends at {self.size} bytes")
         return count
 
     def text(self) -> str:
@@ -220,12 +220,12 @@ class _Gguf:
         kind = kind.decode(errors="replace") if isinstance(kind, bytes) else kind
         missing = [f"{kind}.{part}" for part in SAID if not is_count(about.get(f"{kind}.{part}"))]
         if missing:
-            raise ValueError(f"it does not say {missing[0]}")
+            raise ValueError(f"the entry {missing[0]} is missing")
         largest = max((size for shape in shapes for size in shape), default=0)
         for name, value in about.items():
             part = name.rpartition(".")[2]
             most = len(shapes) if part == "block_count" else largest if part in SIZES else None
             if most is not None and is_count(value, 0) and value > most:
                 raise ValueError(
-                    f"{name} is {value}, which its {len(shapes)} tensors do not bear out"
+                    f"{name} is {value}, which does not agree with its {len(shapes)} tensors"
                 )

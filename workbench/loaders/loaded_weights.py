@@ -36,8 +36,8 @@ def require_decoder(config: Mapping[str, Any], name: str) -> None:
     kind = config.get("model_type")
     if isinstance(kind, str) and kind in ENCODERS and not config.get("is_decoder"):
         raise WorkbenchError(
-            f"{name} is an encoder ({kind}), which gives no next token; only analyses of the "
-            "weights apply."
+            f"{name} is an encoder ({kind}), which predicts no next token; only "
+            "analyses of the weights can run."
         )
 
 
@@ -48,7 +48,7 @@ def require_whole(name: str, told: Mapping[str, Any]) -> None:
     """
     for key, stored, wanted in told.get("mismatched_keys") or ():
         raise WorkbenchError(
-            f"{name} stores {key} as {tuple(stored)}, where its config.json describes "
+            f"{name} stores {key} as {tuple(stored)}, but its config.json describes "
             f"{tuple(wanted)}; give the config these weights were saved with."
         )
     missing, unused = (
@@ -56,14 +56,14 @@ def require_whole(name: str, told: Mapping[str, Any]) -> None:
     )
     if missing and all(HEAD.search(one) for one in missing):
         raise WorkbenchError(
-            f"{name} has no output head ({missing[0]}), so that it says nothing of the next token; "
-            "analyses of the weights apply, for others give a checkpoint of the causal language "
-            "model."
+            f"{name} has no output head ({missing[0]}), so it cannot predict the next "
+            "token; only analyses of the weights can run, for others give a "
+            "checkpoint of the causal language model."
         )
     if missing:
         raise WorkbenchError(
-            f"{name} lacks {some(missing)} of the model that its config.json describes, where "
-            "random numbers would run; give the whole checkpoint."
+            f"{name} lacks {some(missing)} of the model that its config.json "
+            "describes, so random numbers would take their place; give the whole checkpoint."
         )
     extra = [one for one in unused if not BESIDE.search(one)]
     if extra:
@@ -72,7 +72,7 @@ def require_whole(name: str, told: Mapping[str, Any]) -> None:
             "place for; give the config these weights were saved with."
         )
     if unused:
-        log.warning("%s: %s beside the language model, left out.", name, some(unused))
+        log.warning("%s: %s is not part of the language model and is left out.", name, some(unused))
 
 
 def require_read(model: nn.Module, weights: Weights, config: Mapping[str, Any], name: str) -> None:
@@ -87,16 +87,17 @@ def require_read(model: nn.Module, weights: Weights, config: Mapping[str, Any], 
         stored = next((name for name in names if name is not None), None)
         if stored is None:
             raise WorkbenchError(
-                f"{own} of the model that {name} makes is in none of its files; give the whole "
-                "checkpoint."
+                f"{own} of the model that {name} loads as is in none of its files; "
+                "give the whole checkpoint."
             )
         if tensor.is_meta:
             continue
         same = math.prod(weights.info[stored].shape) == tensor.numel()
         if not same or not _agree(tensor, entries_of(weights, stored, files)):
             raise WorkbenchError(
-                f"{own} of the model that {name} makes is not {stored} of its files: what would "
-                "run is not what is compared. Save the checkpoint again with save_pretrained."
+                f"{own} of the loaded model of {name} is not {stored} of its files, so "
+                "the model that runs would not be the one that is compared; save the "
+                "checkpoint again with save_pretrained."
             )
 
 
@@ -109,8 +110,8 @@ def require_running(model: Any, name: str) -> None:
             model(input_ids=ids, use_cache=True)
     except Exception as error:  # whatever the model's own code raises
         raise WorkbenchError(
-            f"{name} can be made but does not run ({reason(error)}); give the config these weights "
-            "were saved with."
+            f"{name} can be loaded but does not run ({reason(error)}); give the config "
+            "these weights were saved with."
         ) from error
 
 

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 Reference = str | Path | nn.Module | Checkpoint
 Select = Literal["matrices", "all"]
-SAME = "base and tuned model are the same; every number here is the exact null, and says nothing."
+SAME = (
+    "base and tuned model are the same, so every number here is the exact null and "
+    "carries no information."
+)
 
 
 @dataclass(frozen=True)
@@ -407,7 +410,9 @@ class Family:
 
     def __getitem__(self, name: str) -> CheckpointPair:
         if name not in self.members:
-            raise WorkbenchError(f"No member {name!r}; this family has {list(self.members)}.")
+            raise WorkbenchError(
+                f"There is no model {name!r}; this family has {list(self.members)}."
+            )
         return CheckpointPair(self.base, self.members[name], name)
 
     def _repr_html_(self) -> str:
@@ -440,7 +445,9 @@ def load_pair(base: Reference, tuned: Reference, name: str | None = None) -> Che
 def load_family(base: Reference, members: Mapping[str, Reference]) -> Family:
     """One base and named members, each as in `load_pair`."""
     if not members:
-        raise WorkbenchError("A family needs at least one member: {'name': reference}.")
+        raise WorkbenchError(
+            f"A family needs at least one fine-tuned model (--member): {'name': reference}."
+        )
     ours = Checkpoint.parse(base)
     return Family(ours, {name: load_pair(ours, ref, name).tuned for name, ref in members.items()})
 

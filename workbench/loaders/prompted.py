@@ -88,9 +88,9 @@ class Prompted(nn.Module):
         most = getattr(self.bare.config, "max_position_embeddings", None)
         if most is not None and before + tokens > most:
             raise WorkbenchError(
-                f"{tokens} tokens behind {before}, of which {self.adapter.count} are the virtual "
-                f"ones of {self.adapter.reference}, are more than the {most} positions of the "
-                "model; give shorter texts."
+                f"{tokens} tokens after {before}, of which {self.adapter.count} are "
+                f"the virtual tokens of {self.adapter.reference}, are more than the "
+                f"{most} positions of the model; give shorter texts."
             )
 
     def __getattr__(self, name: str) -> Any:

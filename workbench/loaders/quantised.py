@@ -111,9 +111,9 @@ def unread(name: str, method: str, matrix: str = "") -> WorkbenchError:
     """What is said of packed matrices that nothing here unpacks."""
     named = f" ({matrix})" if matrix else ""
     return WorkbenchError(
-        f"{name} is quantised ({method}): its matrices are packed{named} in a form that is "
-        "not read here; give the checkpoint it was made from, or load it with "
-        "transformers, dequantize() it and save it in bfloat16."
+        f"{name} is quantised ({method}): its matrices are packed{named} in a form "
+        "that cannot be read here; give the checkpoint it was made from, or load it "
+        "with transformers, dequantize() it and save it in bfloat16."
     )
 
 
@@ -261,8 +261,8 @@ def _state(stored: Weights, name: str) -> Mapping[str, Any]:
 
 def _damaged(matrix: str) -> WorkbenchError:
     return WorkbenchError(
-        f"{matrix} is packed in 4 bits, and what is told of its scales is not of what is stored; "
-        "download the checkpoint again."
+        f"{matrix} is packed in 4 bits, and the description of its scales does not fit "
+        "the stored data; download the checkpoint again."
     )
 
 

@@ -53,9 +53,9 @@ def require_runs(checkpoint: Checkpoint, *, anew: bool) -> None:
     apart, size = float((ours - theirs).abs().max()), float(theirs.abs().max())
     if not apart <= NEAR * max(size, 1.0):
         raise WorkbenchError(
-            f"The logits of {checkpoint.name} are {apart:.2g} from those of a plain loading by "
-            "transformers and peft, so that one of the two is another model; save it again with "
-            "save_pretrained."
+            f"The logits of {checkpoint.name} differ by {apart:.2g} from those of a "
+            "plain loading by transformers and peft, so one of the two is another "
+            "model; save it again with save_pretrained."
         )
     # A cache that cannot be written costs the next one who asks the same again, no more.
     with contextlib.suppress(OSError, WorkbenchError):

@@ -32,8 +32,9 @@ def downloaded(name: str, revision: str | None, *, local: bool = False) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         at = f" at revision {revision}" if revision else ""
         raise WorkbenchError(
-            f"{name!r}{at} is neither a local folder nor a model that the hub or its local cache "
-            f"gave ({type(error).__name__}); check the path, the name or the network."
+            f"{name!r}{at} is neither a local folder nor a model that could be loaded "
+            f"from the hub or its local cache ({type(error).__name__}); check the "
+            "path, the name or the network."
         ) from error
 
 
@@ -48,7 +49,9 @@ def dequantised(path: Path) -> Path:
     try:
         import gguf  # noqa: F401
     except ImportError as error:
-        raise WorkbenchError("Reading GGUF needs the package gguf: pip install gguf.") from error
+        raise WorkbenchError(
+            "To read GGUF, the package gguf is needed: pip install gguf."
+        ) from error
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     require_gguf(path)

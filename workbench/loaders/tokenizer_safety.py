@@ -62,8 +62,8 @@ def require_bounded(folder: Path, config: Mapping[str, Any], name: str) -> None:
         if isinstance(error, WorkbenchError):
             raise
         raise WorkbenchError(
-            f"No tokenizer can be loaded from {name} and read with within bounds "
-            f"({reason(error)}); put its own files beside the weights."
+            f"No tokenizer can be loaded from {name} and used within safe limits "
+            f"({reason(error)}); put its own files next to the weights."
         ) from error
     _BOUNDED.add(known)
     # A cache that cannot be written costs the next process the same again, no more.
@@ -79,19 +79,19 @@ def _require_modest(steps: dict[str, Any]) -> None:
         for step in _steps(steps.get(part)):
             growth *= _growth(step)
             if growth > GROWTH:
-                raise ValueError(f"its {part} makes more than {GROWTH} characters of one")
+                raise ValueError(f"its {part} turns one character into more than {GROWTH}")
     copies, added = 1, 0
     for step in _steps(steps.get("post_processor")):
         more, again = _around(step)
         copies, added = copies * max(1, again), (added + more) * max(1, again)
         if copies > 2 or added > ADDED:
-            raise ValueError(f"its post_processor puts more than {ADDED} tokens around a text")
+            raise ValueError(f"its post_processor adds more than {ADDED} tokens to a text")
     padding = steps.get("padding")
     if isinstance(padding, dict) and any(
         isinstance(one, int) and one > MIB
         for one in (padding.get("pad_to_multiple_of"), *_values(padding.get("strategy")))
     ):
-        raise ValueError("it fills texts up to more than a million tokens")
+        raise ValueError("it pads texts to more than a million tokens")
     model = steps.get("model")
     words = model.get("vocab") if isinstance(model, dict) else None
     if any(isinstance(word, str) and len(word) > LONGEST for word in words or ()):

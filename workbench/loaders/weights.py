@@ -146,8 +146,8 @@ def from_files(files: list[Path], *, whole: bool = False, packed: bool = False) 
         for name, known in _info(file, whole=whole, packed=packed).items():
             if name in home:
                 raise WorkbenchError(
-                    f"{name} lies in {home[name]} and in {file.name}, so that either could be "
-                    "meant; download the checkpoint again."
+                    f"{name} is stored in both {home[name]} and {file.name}, so it is "
+                    "unclear which one counts; download the checkpoint again."
                 )
             info[name], home[name] = known, file
 
@@ -170,8 +170,8 @@ def _require_floats(info: Mapping[str, TensorInfo], where: str) -> None:
     if 2 * sum(sizes[name] for name in whole) > sum(sizes.values()):
         largest = max(whole, key=sizes.__getitem__)
         raise WorkbenchError(
-            f"{largest} of {where} is stored as whole numbers, as quantised weights are; give the "
-            "checkpoint it was made from, or dequantise it and save it in bfloat16."
+            f"{largest} of {where} is stored as whole numbers, like quantised weights; "
+            "give the checkpoint it was made from, or dequantise it and save it in bfloat16."
         )
 
 
@@ -215,14 +215,14 @@ def shard_files(folder: Path) -> list[Path]:
             return _indexed(index, suffix)
     told = foreign(folder)
     if told:
-        raise WorkbenchError(f"{folder} holds {told[0]}, no checkpoint; {told[1]}.")
+        raise WorkbenchError(f"{folder} holds {told[0]}, not a checkpoint; {told[1]}.")
     loose = sorted(folder.glob("*.safetensors"))
     if len(loose) == 1:
         return [inside(loose[0])]
     found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
     raise WorkbenchError(
-        f"Expected weights (model.safetensors, its shards with an index, or "
-        f"pytorch_model.bin) in {folder}, found {found}; name a checkpoint folder."
+        "Expected weights (model.safetensors, its shards with an index, or "
+        f"pytorch_model.bin) in {folder}, found {found}; give a checkpoint folder."
     )
 
 
@@ -290,8 +290,8 @@ def _at(tensor: Tensor, at: int | None) -> Tensor:
 
 def _scaled(name: str, file: Path, kind: str) -> WorkbenchError:
     return WorkbenchError(
-        f"{name} in {file} is stored as {kind}, whose scale lies elsewhere; convert the checkpoint "
-        "to bfloat16."
+        f"{name} in {file} is stored as {kind}, whose scale is stored elsewhere; "
+        "convert the checkpoint to bfloat16."
     )
 
 

@@ -93,7 +93,8 @@ class Edit:
         bases = {part.pair.base.fingerprint for part in (*self.parts, *other.parts)}
         if len(bases) > 1:
             raise WorkbenchError(
-                "Edits add up over one base only; these pairs have different ones."
+                "Edits can only be added over one base, but these pairs have "
+                "different ones; give pairs of one base."
             )
         return Edit(self.parts + other.parts)
 
@@ -268,15 +269,16 @@ def merged(
     _require_tied(pair)
     if pair.resized and pair.tuned.lora is not None:
         raise WorkbenchError(
-            f"{pair.name} brings embeddings of tokens that its base has not, which no edit of the "
-            "base can show; run it unmerged (pair.models()), or merge it with peft."
+            f"{pair.name} adds embeddings of tokens that its base does not have, which "
+            "no edit of the base can represent; run it unmerged (pair.models()), or "
+            "merge it with peft."
         )
     if not isinstance(device, str | torch.device) or spread(device):
         if pair.tuned.lora is None:
             return pair.tuned.load(device, dtype)
         raise WorkbenchError(
-            f"{pair.name} is an adapter, which is merged on one device; merge it first, or give "
-            "one device."
+            f"{pair.name} is an adapter, which can only be merged on one device; merge "
+            "it first, or give one device."
         )
     model = pair.tuned.bare.load("cpu", torch.float32)
     if pair.tuned.lora is not None:
@@ -319,8 +321,8 @@ def _swap(
     missing = [name for name in tensors if name not in found]
     if missing:
         raise WorkbenchError(
-            f"{type(model).__name__} has no parameter {missing[0]} by itself, so that it cannot be "
-            "edited there; run the pair as it is (pair.models())."
+            f"{type(model).__name__} has no separate parameter {missing[0]}, so it "
+            "cannot be edited there; run the pair as it is (pair.models())."
         )
     config = pair.tuned.config
     fresh: dict[str, Any] = {}
@@ -341,8 +343,8 @@ def _swap(
         if part.shape != old.shape:
             if old.is_meta:
                 raise WorkbenchError(
-                    f"{name} is a part of {stored_name(place)}, which is offloaded and can be "
-                    "edited only as a whole; keep it on a device."
+                    f"{name} is a part of {stored_name(place)}, which is offloaded and "
+                    "can only be edited as a whole; put it on a device."
                 )
             # The other experts, or tokens, of the tensor stay as they are.
             target = stored_name(place)
@@ -374,8 +376,8 @@ def _require_apart(model: Any, module: nn.Module) -> None:
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     if model.config.tie_word_embeddings and module in ends:
         raise WorkbenchError(
-            "An embedding that is tied to the head cannot be edited where it is offloaded; keep "
-            "both on a device."
+            "An embedding that is tied to the head cannot be edited while it is "
+            "offloaded; put both on a device."
         )
 
 
@@ -388,8 +390,9 @@ def _require_tied(pair: CheckpointPair) -> None:
     apart = [n for n in lora.replaced if "embed" in n or "lm_head" in n or n.endswith("wte.weight")]
     if apart:
         raise WorkbenchError(
-            f"{pair.name} saves its own {apart[0]} over embeddings that its base ties to the head; "
-            "run it unmerged (pair.models()), it cannot be written as an edit of the base."
+            f"{pair.name} saves its own {apart[0]} over embeddings that its base ties "
+            "to the head, so it cannot be written as an edit of the base; run it "
+            "unmerged (pair.models())."
         )
 
 

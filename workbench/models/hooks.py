@@ -153,5 +153,6 @@ def _all_reached(wanted: Iterable[Site], reached: set[Site], what: str) -> None:
     missed = [str(site) for site in wanted if site not in reached]
     if missed:
         raise WorkbenchError(
-            f"{', '.join(missed)} was never {what}: the model did not run, or not through there."
+            f"{', '.join(missed)} was never {what}: the model did not run, or not "
+            "through that place."
         )

@@ -142,8 +142,9 @@ class Layout:
         projection = self._projection(site)
         if projection is not None and (projection.order == "first" or is_norm(self.module(site))):
             raise WorkbenchError(
-                f"In this model TransformerLens' {LENS[site.kind]} is another place than {site}, "
-                "before a norm over all heads or with a gate in it; use wb.models.capture."
+                f"In this model TransformerLens' {LENS[site.kind]} is a different "
+                f"place from {site}, before a norm over all heads or with a gate in "
+                "it; use wb.models.capture."
             )
         return f"blocks.{self.check(site).layer}.{LENS[site.kind]}"
 
@@ -200,7 +201,7 @@ class Layout:
         for number, part in enumerate(self.structure.blocks):
             if part.attn is not None and part.attn.path != part.attn.within:
                 raise WorkbenchError(
-                    "In this model a norm stands behind attention, so that no head adds to the "
+                    "In this model a norm follows attention, so no head adds to the "
                     f"stream by itself; {instead}."
                 )
             if part.attn is None or not part.o or part.gain:
@@ -257,7 +258,7 @@ class Layout:
         if site.kind == "mlp_hidden" and part.mlp is not None:
             return (
                 f"what the MLP of block {site.layer} ({own}) adds is not the output of one "
-                "projection (a mixture of experts is none); use mlp_out."
+                "projection (for example in a mixture of experts); use mlp_out."
             )
         other = INSTEAD.get(site.kind, "resid_post")
-        return f"no module of block {site.layer} ({own}) was found to be there; use {other}."
+        return f"no module of block {site.layer} ({own}) was found for this site; use {other}."

@@ -132,8 +132,8 @@ def run(
     routed = [site for site in (*changes, *wanted) if end(site) == "routing"]
     if routed:
         raise WorkbenchError(
-            f"{routed[0]} is what experts are called with, which no trace of nnsight's shows; use "
-            "wb.models.capture."
+            f"{routed[0]} is the input of experts, which a trace of nnsight cannot "
+            "show; use wb.models.capture."
         )
     if not remote:
         site_verification.require(layout, wanted)
@@ -141,8 +141,9 @@ def run(
     eager = layout.root.config._attn_implementation == "eager"
     if not eager and any(site.kind == "pattern" for site in (*changes, *wanted)):
         raise WorkbenchError(
-            "Patterns need attention that forms them: load the model with "
-            'attn_implementation="eager", or call set_attn_implementation("eager") on it.'
+            "Patterns need an attention implementation that computes them: load the "
+            'model with attn_implementation="eager", or call '
+            'set_attn_implementation("eager") on it.'
         )
     places = sorted({site.order for site in (*changes, *wanted)})
     for layer, kind in places:
@@ -168,8 +169,8 @@ def _sent(model: Any, remote: bool | str) -> Iterator[dict[str, Any]]:
 
     if remote != "local" and getattr(model, "dispatched", True):
         raise WorkbenchError(
-            "This model is in memory, which a remote server cannot hold; make it by `hosted` from "
-            "a public hub id, or run it here with remote=False."
+            "This model is in memory, which a remote server cannot hold; create it "
+            "with `hosted` from a public hub id, or run it here with remote=False."
         )
     # The server has no workbench: what runs there travels as source.
     nnsight.register("workbench")

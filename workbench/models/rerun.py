@@ -286,7 +286,7 @@ def predictors(inputs: Batch) -> Tensor:
     answers are shorter; the prompt's last token where there is no answer."""
     most = max(1, *(len(row.answer) for row in inputs.rows)) if inputs.rows else 0
     if not most:
-        raise WorkbenchError("Expected prompts to run; found none.")
+        raise WorkbenchError("Expected prompts to run, found none; give at least one.")
     steps = torch.arange(most, device=inputs.ids.device)
     spare = torch.tensor([max(len(row.answer), 1) - 1 for row in inputs.rows]).to(steps.device)
     return inputs.last[:, None] + torch.minimum(steps, spare[:, None])

@@ -75,8 +75,8 @@ class Sides:
     def described(self) -> str:
         """Which weights are run, for the report."""
         if self.weights == "unmerged":
-            return "run with its adapters unmerged, beside the base's matrices."
-        return "run with its weights as they are stored."
+            return "runs with its adapters unmerged, next to the base's matrices."
+        return "runs with its weights as they are stored."
 
     def base_block(self, layer: int) -> Block:
         """The base's block: (args, kwargs) of a call of the tuned block -> the base's output."""
@@ -192,7 +192,9 @@ def _common_dtype(pair: CheckpointPair) -> torch.dtype | None:
     # float16 and bfloat16 hold each other's numbers only together.
     wider = max(kinds, key=lambda d: d.itemsize)
     dtype = torch.float32 if wider.itemsize == 2 else wider
-    log.info("%s: the two sides are stored in two precisions; both run in %s.", pair.name, dtype)
+    log.info(
+        "%s: base and tuned model are stored in two precisions; both run in %s.", pair.name, dtype
+    )
     return dtype
 
 
@@ -208,8 +210,8 @@ def _adapter_sides(pair: CheckpointPair, device: Device, dtype: torch.dtype | No
     if not one_copy(pair):
         if isinstance(pair.tuned.lora, SoftPrompt):
             raise WorkbenchError(
-                f"Adapter {pair.tuned.lora.told}, of another model than the base here; give the "
-                "base it was trained on."
+                f"Adapter {pair.tuned.lora.told}, of another model than this base; "
+                "give the base it was trained on."
             )
         return None
     tuned: Any = pair.tuned.load(device, dtype)
@@ -256,13 +258,13 @@ def _spread_sides(
     """Two models that accelerate placed; what changed is read from the files."""
     if isinstance(pair.base.reference, nn.Module) or pair.tuned.lora is not None:
         raise WorkbenchError(
-            "Expected a full fine-tune, or an adapter on this very base, to spread over devices; "
-            "merge the adapter, or save the model and give its folder."
+            "Expected a full fine-tune, or an adapter on exactly this base, to spread "
+            "over devices, found another; merge the adapter, or save the model and give its folder."
         )
     if base == "disk":
         raise WorkbenchError(
-            'base="disk" reads the base beside a model on one device; give that, or a device map '
-            "alone."
+            'base="disk" needs the tuned model on one device; give one device, or a '
+            'device map without base="disk".'
         )
     ours: Any = pair.base.load(device, dtype)
     theirs: Any = pair.tuned.load(device, dtype)
@@ -276,8 +278,8 @@ def _streamed_sides(pair: CheckpointPair, device: Device, dtype: torch.dtype | N
     """The base's changed blocks run inside the tuned modules, on parameters read from disk."""
     if isinstance(pair.base.reference, nn.Module) or pair.tuned.lora is not None:
         raise WorkbenchError(
-            'base="disk" reads a full fine-tune\'s base from its files; give a base on disk and a '
-            "member without an adapter (merge it first)."
+            'base="disk" reads a full fine-tune\'s base from its files; give a base '
+            "on disk and a fine-tuned model without an adapter (merge it first)."
         )
     tuned: Any = pair.tuned.load(device, dtype)
     layout, stored = Layout(tuned), pair.base.weights()
@@ -305,8 +307,8 @@ def _require_as_stored(pair: CheckpointPair, own: Sequence[str], named: Mapping[
     made = [name for name in own if name not in named]
     if made:
         raise WorkbenchError(
-            f'base="disk" reads parameters of {pair.name} as they are stored, and {made[0]} is '
-            'put together from several; use base="memory".'
+            f'base="disk" reads parameters of {pair.name} as they are stored, and '
+            f'{made[0]} is combined from several; use base="memory".'
         )
 
 
@@ -349,9 +351,9 @@ def plan(
     factors = pair.tuned.lora.weights.info.values() if pair.tuned.lora else ()
     adapter = sum(4 * math.prod(info.shape) for info in factors)
     if one_copy(pair):
-        return ours + adapter, "one copy of the weights, adapters switched off for the base"
+        return ours + adapter, "one copy of the weights, with adapters switched off for the base"
     if base == "disk":
-        return theirs + adapter, "the tuned model, the base read from disk block by block"
+        return theirs + adapter, "the tuned model, with the base read from disk block by block"
     return ours + theirs + adapter, "two models, less every parameter that did not change"
 
 

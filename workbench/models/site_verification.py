@@ -68,8 +68,12 @@ def require(layout: Layout, sites: Iterable[Site], *, write: bool = False) -> No
         if site.kind in faults:
             good = [kind for kind in _kinds(layout) if kind not in faults]
             raise WorkbenchError(
-                f"{site} is not to be had in {type(layout.root).__name__}: {faults[site.kind]}; "
-                + (f"use {', '.join(good)}." if good else "no site of this model is known.")
+                f"{site} is not available in {type(layout.root).__name__}: {faults[site.kind]}; "
+                + (
+                    f"use {', '.join(good)}."
+                    if good
+                    else "no site of this model can be used, only analyses of weights or texts."
+                )
             )
 
 
@@ -166,15 +170,18 @@ class _Probe:
                 logits = tried(root, len(ROWS), TOKENS)
         except Exception as error:  # whatever a model of unknown shape may raise
             raise WorkbenchError(
-                f"The sites of {type(root).__name__} cannot be proved: {TOKENS} tokens do not run "
-                f"in it with other values there ({reason(error)}); use an analysis of weights or "
-                "texts."
+                f"The sites of {type(root).__name__} cannot be verified: {TOKENS} "
+                "tokens do not run in it with other values at the sites "
+                f"({reason(error)}); use an analysis of weights or texts."
             ) from error
         for site in changes:
             if site not in self.seen and site.kind not in self.bad:
-                why = f"block {site.layer} never runs the module it lies at"
+                why = f"block {site.layer} never runs the module of this site"
                 if site.kind == "pattern":
-                    why = 'its attention forms none; load it with attn_implementation="eager"'
+                    why = (
+                        "its attention implementation computes none; load it with "
+                        'attn_implementation="eager"'
+                    )
                 self._refuse([site.kind], why)
         if logits.dtype != torch.float32:
             self.close = 0.02
@@ -265,7 +272,7 @@ class _Probe:
             if self._good("resid_pre", "resid_post") and not self._same(
                 self._at("resid_post", layer, rows), self._at("resid_pre", layer + 1, rows)
             ):
-                why = f"what leaves block {layer} is not what enters the next"
+                why = f"the output of block {layer} is not the input of the next"
                 self._refuse(["resid_pre", "resid_post"], why)
         if self._good("resid_post") and self._same(
             logits[ROWS["other resid_post"]], logits[ROWS["plain"]]
@@ -317,7 +324,7 @@ class _Probe:
         if self._good("pattern", "v", "z") and not all(map(self._mixed, self._blocks("v", "z"))):
             self._refuse(["v", "z"], "pattern @ v is not z")
         if not self._good("z"):
-            self._refuse(["v"], "pattern @ v cannot be held against z")
+            self._refuse(["v"], "pattern @ v cannot be compared with z")
 
     def _decides(self, kind: Kind, made: Kind) -> bool:
         """Whether the last head of `kind` changes its own heads of `made` and no other; `kind` is

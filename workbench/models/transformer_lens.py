@@ -63,8 +63,8 @@ def bridge(model: nn.Module, tokenizer: Any, *, own: bool = False) -> Any:
     close = 1e-3 if expected.dtype == torch.float32 else 0.1
     if not torch.allclose(found[:, -1], expected, atol=5 * close, rtol=close):
         raise WorkbenchError(
-            f"TransformerLens runs {type(root).__name__} to other logits than transformers does; "
-            "use wb.models.capture or pair.to_nnsight(), which run it as it is."
+            f"TransformerLens gives other logits for {type(root).__name__} than "
+            "transformers does; use wb.models.capture or pair.to_nnsight(), which run it as it is."
         )
     return made
 

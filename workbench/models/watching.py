@@ -87,8 +87,9 @@ class Watch(TorchFunctionMode):
                 tried(root, ROWS, TOKENS)
         except Exception as error:  # whatever a model of unknown shape may raise
             raise WorkbenchError(
-                f"The parts of {type(root).__name__} cannot be told: {TOKENS} tokens do not run "
-                f"in it ({reason(error)}); mend the model, or use an analysis of weights or texts."
+                f"The parts of {type(root).__name__} cannot be found: {TOKENS} tokens "
+                f"do not run in it ({reason(error)}); fix the model, or use an "
+                "analysis of weights or texts."
             ) from error
         finally:
             for handle in handles:
@@ -182,8 +183,9 @@ class Watch(TorchFunctionMode):
             numbers = [int(call.path.rpartition(".")[2]) for call in steps]
             if len(set(numbers)) < len(numbers):
                 raise WorkbenchError(
-                    f"{type(self.root).__name__} runs some of its blocks several times, so that a "
-                    "block is no one place in it; use an analysis of weights or texts."
+                    f"{type(self.root).__name__} runs some of its blocks several "
+                    "times, so a block is not a single place in it; use an analysis "
+                    "of weights or texts."
                 )
             # The outer of two lists comes first.
             inner = best[0] and path.startswith(best[0] + ".")
@@ -191,8 +193,8 @@ class Watch(TorchFunctionMode):
                 best = (path, len(numbers))
         if not best[1]:
             raise WorkbenchError(
-                f"{type(self.root).__name__} runs through no list of blocks that a residual stream "
-                "passes; use an analysis of weights or texts."
+                f"{type(self.root).__name__} has no list of blocks that a residual "
+                "stream passes through; use an analysis of weights or texts."
             )
         return best
 

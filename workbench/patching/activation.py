@@ -171,8 +171,8 @@ def asked(prompts: PromptSet | Sequence[Prompt]) -> PromptSet:
     bare = [prompt for prompt in prompts if not isinstance(prompt, Prompt)]
     if bare:
         raise WorkbenchError(
-            f"Expected prompts with answers (tasks.Prompt), found {str(bare[0])[:40]!r}; give each "
-            "text its target: a patched run is scored on it."
+            "Expected prompts with answers (tasks.Prompt), found "
+            f"{str(bare[0])[:40]!r}; give each text its target, on which a patched run is scored."
         )
     return prompts if isinstance(prompts, PromptSet) else PromptSet("prompts", tuple(prompts))
 
@@ -194,8 +194,9 @@ def partners(
     for one, other, prompt in zip(clean, dirty, prompts, strict=True):
         if one.answer != other.answer:
             raise WorkbenchError(
-                f"Prompt {prompt.id!r} and its corrupt partner have different targets; a patched "
-                "run is scored on the clean prompt's answer, so give the partner that one."
+                f"Prompt {prompt.id!r} and its corrupt partner have different targets; "
+                "a patched run is scored on the clean prompt's answer, so give the "
+                "partner the same target."
             )
     # Both runs are scored against one set of foils.
     dirty = [replace(b, foils=a.foils) for a, b in zip(clean, dirty, strict=True)]

@@ -43,7 +43,11 @@ def _require_tokens(tokenizer: Any, prompt: Any, row: Row) -> None:
         other = encode(tokenizer, Prompt(prompt.id, prompt.prompt, foil))
         longest += [foil] if len(other.ids) - other.start > 1 else []
     if longest or len(row.foils) < len(prompt.foils) or not prompt.foils:
-        what = f"{longest[0]!r} has several" if longest else "two are the same, or there is one"
+        what = (
+            f"{longest[0]!r} has several"
+            if longest
+            else "two answers are the same, or there is only one"
+        )
         raise WorkbenchError(
             f"Patches choose among answers of one token each, and of prompt {prompt.id!r} {what}; "
             "read the file with letters=True (--letters), or score it as a continuation."

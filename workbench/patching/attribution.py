@@ -250,13 +250,13 @@ def _require(sides: Sequence[str], across: bool, steps: int, sites: Any) -> None
         raise WorkbenchError(f"Expected at least one step, found {steps}.")
     if across and steps > 1:
         raise WorkbenchError(
-            "across compares two models on one prompt, whose input embeddings leave nothing to "
-            "interpolate; use steps=1."
+            "across compares two models on one prompt, whose input embeddings are "
+            "equal, so there is nothing to interpolate; use steps=1."
         )
     if places.HEAD in ([sites] if isinstance(sites, str) else sites):
         raise WorkbenchError(
-            'Attribution takes z, not "head": the output projection is linear, so that within one '
-            "model both have the same effect."
+            'Attribution takes z, not "head": the output projection is linear, so '
+            "within one model both have the same effect; use z."
         )
 
 
@@ -455,7 +455,7 @@ class Job(NamedTuple):
             also = table.iloc[[i for i in own if i not in kept]]
             parts += [part.assign(group=group) for part in (rows, agreed, also)]
         table = pd.concat(parts, ignore_index=True).assign(component="edge", arm="patch")
-        return table, f"{len(kept)} strongest of {len(links)} edges are in the table."
+        return table, f"the table has the {len(kept)} strongest of {len(links)} edges."
 
     def _exact_edges(self, chosen: Sequence[graph.Link], report: Sequence[int]) -> np.ndarray:
         """What each edge made in earnest changes the metric by, (edges, reporting prompts)."""

@@ -251,8 +251,8 @@ def with_answers(
     said = continued(model, [given[i] for i in bare], 1, words, batch_size, device)
     made = dict(zip(bare, said, strict=True))
     note = (
-        f"{len(bare)} of {len(given)} prompts give no answer: the {side} side's own most likely "
-        "next token stands for it, without foils."
+        f"{len(bare)} of {len(given)} prompts give no answer: the {side} model's own most "
+        "likely next token is used, without foils."
     )
     return [made.get(i, row) for i, row in enumerate(given)], [note]
 

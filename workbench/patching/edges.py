@@ -91,8 +91,8 @@ def links(layout: Layout) -> list[Link]:
         plain = part.whole and part.mixer is None and part.other is None
         if not read or not plain or not all((part.q, part.k, part.v)):
             raise WorkbenchError(
-                f"What block {number} of this model reads is not the stream behind a norm alone; "
-                "leave edges out."
+                f"The input of block {number} of this model is not just the stream "
+                "after a norm; leave edges out."
             )
     return [
         Link(sender, receiver)

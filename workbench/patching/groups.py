@@ -80,8 +80,8 @@ def groups(
     chosen: dict[str, Sequence[Any]] = dict(sites(found, paths))
     if not chosen:
         raise WorkbenchError(
-            f"No head of {pair.base.name} acts on the answer to {prompts.name}: there is no "
-            "circuit to patch. Check that the base answers these prompts."
+            f"No head of {pair.base.name} acts on the answer to {prompts.name}: there "
+            "is no circuit to patch; check that the base answers these prompts."
         )
     chosen[WHOLE] = list(dict.fromkeys(site for own in chosen.values() for site in own))
     judged = prompts.at(judge)

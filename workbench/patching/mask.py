@@ -93,8 +93,9 @@ def mask(
     """
     if not isinstance(pairs, Counterfactuals):
         raise WorkbenchError(
-            f"Expected pairs of prompts as tasks.desiderata draws them, found "
-            f"{type(pairs).__name__}; a mask needs the answer that the source's information gives."
+            "Expected pairs of prompts from tasks.desiderata, found "
+            f"{type(pairs).__name__}; a mask needs the answer that follows from the "
+            "source's information."
         )
     if len(pairs) < 8:
         raise WorkbenchError(f"Expected at least 8 pairs, to split in two; found {len(pairs)}.")
@@ -107,8 +108,9 @@ def mask(
     long = [row.name for row in ours if len(row.answer) > 1]
     if long:
         raise WorkbenchError(
-            f"The answer of pair {long[0]!r} has several tokens; a mask is learned and judged on "
-            "one. Draw the pairs with tokenizer=, which keeps to words of one token."
+            f"The answer of pair {long[0]!r} has several tokens; a mask is learned and "
+            "judged on one token; draw the pairs with tokenizer=, which uses only "
+            "words of one token."
         )
     if position is None:
         require_equal([*ours, *theirs], "A mask over every token")

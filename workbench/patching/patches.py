@@ -30,7 +30,9 @@ class Patch:
 
     def __post_init__(self) -> None:
         if self.added and any(s.kind != "z" or s.head is None for s in self.sites):
-            raise WorkbenchError("What heads add is patched for single heads (z sites) alone.")
+            raise WorkbenchError(
+                "What heads add can only be patched for single heads; give z sites."
+            )
 
 
 def patches(
@@ -125,9 +127,9 @@ def require_one_width(rows: Sequence[Row], name: str) -> None:
     if len(sizes) > 1:
         (few, one), *_, (many, other) = sorted(sizes.items())
         raise WorkbenchError(
-            f"Span {name!r} has {few} tokens in prompt {one!r} and {many} in {other!r}; a patch "
-            "needs one number in all prompts and their partners: choose words of as many tokens, "
-            "or another place (-1)."
+            f"Span {name!r} has {few} tokens in prompt {one!r} and {many} in "
+            f"{other!r}; a patch needs the same number in all prompts and their "
+            "partners: choose words of as many tokens, or another place (-1)."
         )
 
 

@@ -149,9 +149,10 @@ def effects(
     if not senders or not set(senders) <= set(reachable):
         beyond = sorted(set(senders) - set(reachable))
         raise WorkbenchError(
-            f"Head {beyond[0]} does not lie before these receivers, or is none of the model's."
+            f"Head {beyond[0]} is not before these receivers, or not in the model; "
+            "give other senders."
             if beyond
-            else "No head lies before these receivers; choose receivers further up."
+            else "No head is before these receivers; choose receivers in a later layer."
         )
     shared.require_aligned(clean.rows, dirty.rows, [Patch((Site("z", 0, position=position),))])
     size, fill = len(clean.rows), pad_id(words)

@@ -190,7 +190,7 @@ def _places(
         unknown = [name for name in names if name not in known]
         if unknown:
             raise WorkbenchError(
-                f"No layer has a component {unknown[0]!r}; there are {', '.join(sorted(known))}."
+                f"No layer has a component {unknown[0]!r}; known are {', '.join(sorted(known))}."
             )
     made = []
     for name in names:

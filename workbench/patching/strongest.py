@@ -24,7 +24,7 @@ def said_of_halves(pick: Sequence[int], report: Sequence[int], what: str) -> str
     """The note on them."""
     if list(pick) == list(report):
         return f"{what} were picked on the one prompt that reports them."
-    return f"{what} were picked on {len(pick)} prompts; their rows are of the other {len(report)}."
+    return f"{what} were picked on {len(pick)} prompts; their rows report the other {len(report)}."
 
 
 def headline_metric(table: pd.DataFrame) -> str:

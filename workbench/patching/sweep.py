@@ -420,8 +420,9 @@ def require_aligned(ours: Sequence[Row], theirs: Sequence[Row], patches: Sequenc
     unequal = [a for a, b in zip(ours, theirs, strict=True) if len(a.fed) != len(b.fed)]
     if whole and unequal:
         raise WorkbenchError(
-            f"Prompt {unequal[0].name!r} and its partner have different lengths, so that not all "
-            "tokens can be patched; give places (-1, or a named one), or partners of one length."
+            f"Prompt {unequal[0].name!r} and its partner have different lengths, so "
+            "not all tokens can be patched; give places (-1, or a named one), or "
+            "partners of one length."
         )
     for position in dict.fromkeys(site.position for patch in patches for site in patch.sites):
         if isinstance(position, int):
@@ -438,9 +439,9 @@ def _require_counted(ours: Sequence[Row], theirs: Sequence[Row], position: int) 
         few, many = sorted((len(one.ids), len(other.ids)))
         if few < many:
             raise WorkbenchError(
-                f"Prompt {one.name!r} and its partner have {few} and {many} tokens, so that token "
-                f"{position} is not the same place in both; give named places, counts from the end "
-                "(-1), or partners of one length."
+                f"Prompt {one.name!r} and its partner have {few} and {many} tokens, so "
+                f"token {position} is not the same place in both; give named places, "
+                "counts from the end (-1), or partners of one length."
             )
 
 

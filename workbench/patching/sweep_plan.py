@@ -33,9 +33,9 @@ class Plan(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.patches:,} patches of {self.prompts:,} prompts: {self.forwards:,.0f} plain "
-            f"forward passes over them, up to {self.minutes:,.1f} minutes and about "
-            f"{self.bytes / GIBI:,.2f} GiB beside the weights"
+            f"{self.patches:,} patches of {self.prompts:,} prompts: {self.forwards:,.0f} "
+            f"plain forward passes over them, up to {self.minutes:,.1f} minutes and "
+            f"about {self.bytes / GIBI:,.2f} GiB in addition to the weights"
         )
 
     def require(self, label: str, device: Any, large: bool) -> None:

@@ -159,7 +159,8 @@ class Result:
         missing = {"metric", "value"} - set(self.table.columns)
         if missing:
             raise WorkbenchError(
-                f"A Result's table needs the columns metric and value; {sorted(missing)} missing."
+                "A Result's table needs the columns metric and value; "
+                f"{sorted(missing)} is missing."
             )
 
     @cached_property
@@ -179,11 +180,12 @@ class Result:
         unknown = [name for name in members if name not in about]
         if unknown:
             raise WorkbenchError(
-                f"{self.analysis} has no member {unknown[0]!r}; it has {', '.join(about)}."
+                f"{self.analysis} has no model {unknown[0]!r}; it has {', '.join(about)}."
             )
         if "member" not in self.table:
             raise WorkbenchError(
-                f"{self.analysis} compares its members; it cannot show some alone."
+                f"{self.analysis} compares its models with each other, so it cannot "
+                "show only some of them."
             )
         rows = [self.table[self.table["member"] == name] for name in members]
         left = {f"{name}/" for name in about if name not in members}
@@ -263,7 +265,7 @@ class Result:
             )
         if read_json(folder / "result.json").get("format") != FORMAT:
             raise WorkbenchError(
-                f"{folder} holds a Result of another format; run its analysis anew."
+                f"{folder} holds a Result of another format; run its analysis again."
             )
         about, analysis = storage.provenance(folder)
         arrays = storage.tensors(folder / "tensors.safetensors")

@@ -79,8 +79,8 @@ def require_own(out: Path, names: Sequence[str]) -> None:
     for path in (out / name for name in names):
         if path.is_symlink():
             raise WorkbenchError(
-                f"{path} is a link to {os.readlink(path)}, out of the run; put the folder itself "
-                "there, or remove it."
+                f"{path} is a link to {os.readlink(path)}, outside the run; put the "
+                "folder itself there, or remove the link."
             )
 
 
@@ -132,7 +132,7 @@ def about_run(folder: Path) -> dict[str, Any]:
         fit = fit and all(isinstance(row, dict) and set(row) >= PREFLIGHT for row in rows)
     if not fit:
         raise WorkbenchError(
-            f"{folder / ABOUT} is not what a comparison writes; run the comparison again."
+            f"{folder / ABOUT} was not written by a comparison; run the comparison again."
         )
     return found
 

@@ -33,8 +33,9 @@ def provenance(folder: Path) -> tuple[dict[str, Any], str]:
         bad = ["members"]
     if not bad and len(about["members"]) > MOST_MEMBERS:
         raise WorkbenchError(
-            f"{folder / 'result.json'} names {len(about['members'])} members, and no more than "
-            f"{MOST_MEMBERS} can be shown; take `result.of` some of them before it is saved."
+            f"{folder / 'result.json'} names {len(about['members'])} models, and no "
+            f"more than {MOST_MEMBERS} can be shown; take `result.of` some of them "
+            "before it is saved."
         )
     numbers = ("rank", "alpha", "step")
     if not bad and not all(
@@ -72,8 +73,8 @@ def table(file: Path) -> pd.DataFrame:
             found = pd.read_parquet(opened)
     except Exception as error:  # pyarrow and pandas raise many kinds for a damaged file
         raise WorkbenchError(
-            f"Expected a saved Result, but {file} cannot be read ({reason(error)}); run "
-            "its analysis anew."
+            f"Expected a saved Result, but {file} cannot be read ({reason(error)}); "
+            "run its analysis again."
         ) from error
     if "member" in found and found["member"].nunique() > MOST_MEMBERS:
         raise WorkbenchError(
@@ -84,8 +85,8 @@ def table(file: Path) -> pd.DataFrame:
     named = "metric" in found and found["metric"].map(lambda name: isinstance(name, str)).all()
     if not (numeric and named and isinstance(found.index, pd.RangeIndex)):
         raise WorkbenchError(
-            f"Expected text in the column metric and numbers in value of {file}; run its analysis "
-            "anew."
+            f"Expected text in the column metric and numbers in value of {file}; run "
+            "its analysis again."
         )
     return found
 
@@ -95,7 +96,7 @@ def _require_file(file: Path) -> None:
     would read whatever is in it."""
     if not file.is_file():
         raise WorkbenchError(
-            f"Expected a saved Result, but {file} is no file; run its analysis anew."
+            f"Expected a saved Result, but {file} is not a file; run its analysis again."
         )
 
 
@@ -153,5 +154,5 @@ def tensors(file: Path) -> Mapping[str, np.ndarray]:
         return load_file(file)
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise WorkbenchError(
-            f"Expected a saved Result, but {file} cannot be read ({error}); run its analysis anew."
+            f"Expected a saved Result, but {file} cannot be read ({error}); run its analysis again."
         ) from error

@@ -16,14 +16,14 @@ from workbench.results.result import Provenance, Result
 
 # Rows whose value is no measured number, or whose reading says itself that there is none.
 SPOKEN = ("verdict", "evidence", "text")
-GAP = "the two plain runs hardly differ there, so that there is nothing to have a share of"
-CONSTANT = "fewer than three values stand on each side, or one side is constant"
+GAP = "the two unpatched runs hardly differ there, so no share can be computed"
+CONSTANT = "there are fewer than three values on each side, or one side is constant"
 ADDED = "no block adds anything to the stream there"
 ZERO = "the base's own parameter is zero"
-STILL = "the matrix did not change, and no change has no rank"
-NOTHING = "there is no item that it is defined on"
-SINGLE = "one item cannot show that what it is divided by is more than nothing"
-OTHERWISE = "what it is divided by is zero, or cannot be told from zero"
+STILL = "the matrix did not change, and a change of zero has no rank"
+NOTHING = "there is no item for which it is defined"
+SINGLE = "one item cannot show that the denominator is above zero"
+OTHERWISE = "the denominator is zero, or cannot be distinguished from zero"
 # Metrics, or how their names begin where they end with a colon -> why they are NaN.
 REASONS = {
     "recovered:": GAP,
@@ -37,9 +37,9 @@ REASONS = {
     "edge_rank_correlation": CONSTANT,
     "spearman": CONSTANT,
     "places": CONSTANT,
-    "effect": "the answer's probability is nothing but rounding in the clean run",
+    "effect": "the answer's probability in the clean run is as small as rounding",
     "faithfulness:": "the whole model does no better there than with every head ablated",
-    "gain": "the tuned model's own gain cannot be told from none",
+    "gain": "the tuned model's own gain cannot be distinguished from zero",
     "choosing_gain": "the tuned model gains nothing on the prompts that choose",
     "recovery": "no loss that can be told from none is there to recover from",
     "recovered": "no loss that can be told from none is there to recover from",
@@ -47,7 +47,7 @@ REASONS = {
     "retention_lost": "the base's own gain over random weights cannot be told from none",
     "savings_share": "the base's own savings cannot be told from none",
     "savings_share_lost": "the base's own savings cannot be told from none on these prompts",
-    "steps_to_threshold": "no run reaches the threshold",
+    "steps_to_threshold": "no training run reaches the threshold",
     "tuco": ADDED,
     "preco": ADDED,
     "tuco_l2": ADDED,
@@ -58,7 +58,7 @@ REASONS = {
     "cumulated": ADDED,
     "mean:": ADDED,
     "output_co": "the base's stream and its change are zero",
-    "base_loss": "the prompt has one token, so that nothing is predicted",
+    "base_loss": "the prompt has one token, so nothing is predicted",
     "auc:": "a group has no prompt with a value",
     "auc_matched:": "no two prompts of the two groups match",
     "relative_norm": ZERO,
@@ -116,8 +116,8 @@ def notes(member: str, table: pd.DataFrame, told: Sequence[str] = ()) -> Iterato
         single = table[n.eq(1) & table["value"].notna() & table["low"].isna()]
         if len(single):
             yield (
-                f"{member}: {_listed(single)}: of one item (one prompt, text or run) each, from "
-                "which no interval can be given."
+                f"{member}: {_listed(single)}: there is only one item (one prompt, "
+                "text or run) each, so no interval can be given."
             )
 
 

@@ -38,6 +38,6 @@ def rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:
         )
     except (ValueError, TimeoutError) as error:
         raise WorkbenchError(
-            f"This tokenizer's chat template cannot be rendered ({reason(error)}); mend it or give "
-            "plain prompts."
+            f"This tokenizer's chat template cannot be rendered ({reason(error)}); fix "
+            "it or give plain prompts."
         ) from error

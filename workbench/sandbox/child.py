@@ -71,7 +71,7 @@ def table(paths: list[str], kind: str, most: int) -> list[dict[str, Any]]:
                 batches = pa.ipc.open_stream(raw)
                 schema = batches.schema
             if len(set(schema.names)) < len(schema.names):
-                raise ValueError("a column stands twice in it")
+                raise ValueError("a column occurs twice in it")
             for batch in batches:
                 batch.validate(full=True)  # which a reader of Arrow takes on trust
                 if size + batch.nbytes > most:

@@ -42,8 +42,8 @@ class Child:
             self.answered(START)
         except (EOFError, TimeoutError) as error:
             raise WorkbenchError(
-                f"Expected to start a second process ({' '.join(COMMAND)}), in which files that "
-                "were passed on are tried; it ended at once: see whether that command runs."
+                f"Expected to start a second process ({' '.join(COMMAND)}), in which "
+                "untrusted files are tried, but it ended at once; check whether that command runs."
             ) from error
 
     @property
@@ -96,7 +96,9 @@ def bounded(task: str, *, seconds: float, room: int, **given: Any) -> Any:
         try:
             made = _CHILD[0].answered(seconds, task=task, room=room, given=given)
         except EOFError:
-            raise ValueError(f"it ends its process, as more than {room >> 30} GiB would") from None
+            raise ValueError(
+                f"it ended its process, as if it needed more than {room >> 30} GiB"
+            ) from None
     if "error" in made:
         raise ValueError(made["error"])
     return made["made"]

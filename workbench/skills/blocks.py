@@ -126,7 +126,10 @@ def blocks(
     held = pair.held(device)
     sites = _strongest(held, [s for s in held.sites() if held.delta(s).changed], strongest)
     if not sites:
-        raise WorkbenchError(f"{pair.name} has no changed matrix in its layers to switch off.")
+        raise WorkbenchError(
+            f"{pair.name} has no changed matrix in its layers, so there is nothing to "
+            "switch off; give another fine-tuned model."
+        )
     known = {"batch_size": batch_size, "seed": seed, "device": device, "dtype": dtype}
     readout = Readout.of(held, (report, *others), **known)
     ablation = _Ablation(held, readout, sites)
@@ -257,13 +260,14 @@ def _notes(
     more = [s for s in pair.sites("all") if s.name not in names and pair.delta(s).changed]
     if more:
         yield (
-            f"{pair.name}: {len(more)} parameters changed that are no block ({more[0].name}, ...); "
-            'they stay tuned in arm "off" and the base\'s in all others.'
+            f"{pair.name}: {len(more)} parameters that are not blocks changed too "
+            f"({more[0].name}, ...); "
+            'they keep the tuned values in arm "off" and the base\'s in all others.'
         )
     if len(path) < min(most, len(sites)):
         yield (
-            f"{pair.name}: the greedy path ends after {len(path)} blocks, since no further one "
-            "raises the log probability of the choosing prompts."
+            f"{pair.name}: the greedy path ends after {len(path)} blocks, since no "
+            "further block raises the log probability of the choosing prompts."
         )
 
 

@@ -187,7 +187,10 @@ def _answered(frame: pd.DataFrame) -> tuple[Floats, Floats]:
 def _require_own(pair: CheckpointPair, grafts: Mapping[str, Graft]) -> None:
     for name, graft in grafts.items():
         if name in ("base", "tuned"):
-            raise WorkbenchError(f"A graft cannot be called {name!r}, which is an end; rename it.")
+            raise WorkbenchError(
+                f"A graft cannot be called {name!r}, since an arm of the result has "
+                "this name; rename it."
+            )
         require_own(pair, graft)
 
 
@@ -195,9 +198,9 @@ def _notes(pair: CheckpointPair, table: pd.DataFrame) -> Iterator[str]:
     small = table[table["metric"].eq("ece") & (table["value"] <= table["null_high"])]
     for task, rows in small.groupby("task", sort=False):
         yield (
-            f"{pair.name}: with {int(rows['n'].iloc[0])} prompts of {task} a perfectly calibrated "
-            f"model shows an ECE as large as that of {', '.join(rows['arm'])}; more prompts would "
-            "be needed to tell them apart."
+            f"{pair.name}: with {int(rows['n'].iloc[0])} prompts of {task} a perfectly "
+            "calibrated model shows an ECE as large as that of "
+            f"{', '.join(rows['arm'])}; more prompts would be needed to distinguish them."
         )
 
 

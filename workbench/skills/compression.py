@@ -138,7 +138,10 @@ def compression(
     held, sets = pair.held(device), (prompts, *others)
     changed = [s for s in held.sites("all") if held.delta(s).changed]
     if not changed:
-        raise WorkbenchError(f"{pair.name} is its base: there is no change to compress.")
+        raise WorkbenchError(
+            f"{pair.name} equals its base, so there is no change to compress; give "
+            "another fine-tuned model."
+        )
     readout = Readout.of(held, sets, batch_size=batch_size, seed=seed, device=device, dtype=dtype)
     total = sum(held.delta(s).base.numel() for s in held.sites("all"))
     dense = NUMBER * sum(held.delta(s).base.numel() for s in changed)

@@ -58,7 +58,7 @@ class Teacher:
         """Raises WorkbenchError where parts of the model lie nowhere between their runs."""
         if any(map(offloaded, self.model.modules())):
             raise WorkbenchError(
-                "A mask is learned, and entries are ranked, by gradients of all parameters, and "
+                "Masks are learned and entries ranked by gradients of all parameters, but "
                 'some of this model\'s are offloaded; give one device, such as "cuda:0", or leave '
                 'out the arms "learned" and "gradient".'
             )

@@ -132,7 +132,10 @@ class Graft:
         such graft.
         """
         if result.analysis != KEY:
-            raise WorkbenchError(f"Grafts are kept in Results of {KEY}, not of {result.analysis}.")
+            raise WorkbenchError(
+                f"Grafts are saved in results of {KEY}, found a result of "
+                f"{result.analysis}; give one of {KEY}."
+            )
         rows = result.table[(result.table["member"] == member) & (result.table["arm"] == arm)]
         kept = sorted(rows.loc[rows["metric"] == "size", "sparsity"]) if arm in KEPT else []
         if sparsity is None and kept:
@@ -140,8 +143,8 @@ class Graft:
             sparsity = next((s for s in kept if gains.get(s, 0.0) >= ENOUGH), kept[-1])
         if member not in result.members or sparsity is None or sparsity not in kept:
             raise WorkbenchError(
-                f"No graft of {member}, {arm}, sparsity {sparsity} in this Result; its members are "
-                f"{result.members}, the sparsities kept of that arm {kept}."
+                f"No graft of {member}, {arm}, sparsity {sparsity} in this result; its "
+                f"models are {result.members}, the saved sparsities of that arm are {kept}."
             )
         own = f"{member}/" if len(result.members) > 1 else ""
 
@@ -201,12 +204,14 @@ def require_own(pair: CheckpointPair, graft: Graft) -> None:
 def _require_places(places: Mapping[str, np.ndarray], sizes: object) -> None:
     """Raise ValueError unless every position is within the size its parameter is said to have."""
     if not isinstance(sizes, dict) or not all(is_count(size, 0) for size in sizes.values()):
-        raise ValueError("it does not say how many entries its parameters have")
+        raise ValueError("the number of entries of its parameters is missing")
     for name, own in places.items():
         if own.dtype != np.int64 or own.ndim != 1 or name not in sizes:
             raise ValueError(f"{name!r} does not hold positions in a parameter")
         if len(own) and not (own[0] >= 0 and own[-1] < sizes[name] and (np.diff(own) > 0).all()):
-            raise ValueError(f"the positions of {name!r} do not rise within its {sizes[name]}")
+            raise ValueError(
+                f"the positions of {name!r} do not increase within its {sizes[name]} entries"
+            )
 
 
 def top(scores: Callable[[ParameterSite], Tensor], sites: list[ParameterSite], k: int) -> Masks:

@@ -341,16 +341,18 @@ def _notes(
     if gains["value"].isna().all():
         notes.append(
             f"{pair.name}: base and tuned score {before:.2f} and {after:.2f} on the "
-            f"{len(readout.sets[0])} reported prompts, which may be no gain at all; no share of it "
-            "is given."
+            f"{len(readout.sets[0])} reported prompts, so there may be no gain at all, "
+            "and no share of it is given."
         )
     n, moved = len(readout.sets[0]), table.loc[table["metric"] == "moved", "value"].iloc[0]
     if n < FEW:
-        notes.append(f"{pair.name}: only {n} prompts are reported; intervals are rough.")
+        notes.append(f"{pair.name}: only {n} prompts are reported, so the intervals are rough.")
     if moved < 1:
         notes.append(f"{pair.name}: fine-tuning changed {moved:.2%} of the parameters in blocks.")
     if "learned" in arms and (table.loc[table["metric"] == "epoch", "value"] == 0).any():
-        notes.append(f"{pair.name}: where the best epoch is 0, the learned mask is movement's.")
+        notes.append(
+            f"{pair.name}: if the best epoch is 0, the learned mask equals that of movement."
+        )
     if "bias" in arms and not (table["arm"] == "bias").any():
         notes.append(f"{pair.name}: no bias changed, so there is no graft of the biases.")
     return notes

@@ -55,13 +55,18 @@ def overlap(
         raise WorkbenchError(f"Expected Results of {LOCALIZED}, found one of {wrong[0]}.")
     bases = {one.provenance.base["fingerprint"]: one.provenance.base for one in given}
     if len(bases) > 1:
-        raise WorkbenchError("Grafts are compared over one base only; these Results have several.")
+        raise WorkbenchError(
+            "Grafts can only be compared over one base, but these results have "
+            "several; give results of one base."
+        )
     grafts: dict[str, Graft] = {}
     for one in given:
         for member in one.members:
             name = f"{member}, {task_of(one)}"
             if name in grafts:
-                raise WorkbenchError(f"Two of these Results hold a graft of {name}; give one.")
+                raise WorkbenchError(
+                    f"Two of these results hold a graft of {name}; give only one of them."
+                )
             grafts[name] = Graft.of(one, member, arm=arm, sparsity=sparsity)
     if len(grafts) < 2:
         raise WorkbenchError(f"Expected at least two grafts to compare, found {len(grafts)}.")

@@ -189,8 +189,8 @@ def _notes(pair: CheckpointPair, table: pd.DataFrame) -> Iterator[str]:
     moved = table.loc[table["metric"] == "moved", "value"].iloc[0]
     if moved < 0.99:
         yield (
-            f"{pair.name}: fine-tuning changed {moved:.1%} of N; a share restored smallest first, "
-            "or at random, counts the others too."
+            f"{pair.name}: fine-tuning changed {moved:.1%} of N; shares that are "
+            "restored smallest first, or at random, also count unchanged entries."
         )
 
 

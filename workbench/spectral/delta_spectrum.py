@@ -98,6 +98,6 @@ def delta_spectrum(pair: CheckpointPair, *, device: str = "cpu") -> Result:
         at = (pair.name, *site.at)
         rows += [(*at, None, metric, value) for metric, value in found.items()]
         rows += [(*at, rank, "sigma", value) for rank, value in enumerate(values.tolist())]
-    note = f"{pair.name}: {still} of {len(matrices)} matrices did not change and have no rank."
+    note = f"{pair.name}: {still} of {len(matrices)} matrices did not change, so they have no rank."
     provenance = provenance.with_notes((*provenance.notes, *([note] if still else [])))
     return finished("spectral.delta_spectrum", by_matrix(rows), provenance)

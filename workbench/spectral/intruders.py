@@ -254,10 +254,10 @@ def _notes(
     """What has no vectors to compare, and how many vectors of how many matrices have no answer."""
     if sum(undecided):
         yield (
-            f"{member}: {sum(undecided)} vectors of {sum(map(bool, undecided))} matrices are "
-            f"undecided and not counted: their singular values lie so close to others, or their "
-            f"cosines so close to eps, that bounds do not tell; method auto decides them by a "
-            "decomposition of the base."
+            f"{member}: {sum(undecided)} vectors of {sum(map(bool, undecided))} "
+            "matrices are undecided and not counted: their singular values lie so "
+            "close to others, or their cosines so close to eps, that the bounds "
+            "cannot decide; method auto decides them by a decomposition of the base."
         )
     if zero:
         yield (

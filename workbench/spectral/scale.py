@@ -192,9 +192,9 @@ def _notes(pair: CheckpointPair, found: Sequence[Found], arms: Sequence[str]) ->
     short = capped(found) if "shrink" in arms else []
     if short:
         yield (
-            f"{pair.name}: in {len(short)} of these {len(found)} matrices ({some(short)}) the "
-            "whole change is smaller than the intruder, so that arm shrink scales all of it there "
-            "and moves the weights less than the other arms do."
+            f"{pair.name}: in {len(short)} of these {len(found)} matrices "
+            f"({some(short)}) the whole change is smaller than the intruder, so arm "
+            "shrink scales all of it there and moves the weights less than the other arms do."
         )
 
 

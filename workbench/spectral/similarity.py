@@ -50,7 +50,9 @@ def similarity(
     for name in matrices:
         if name not in sites:
             known = ", ".join(list(sites)[:8])
-            raise WorkbenchError(f"No matrix {name!r} in this pair; it has e.g. {known}.")
+            raise WorkbenchError(
+                f"There is no matrix {name!r} in this pair; it has for example {known}."
+            )
     provenance = pair.provenance(parameters={"matrices": list(matrices), "side": side})
     tensors, rows = {}, []
     for name in matrices:

@@ -57,7 +57,13 @@ def compare(
     pairs = {(p.name, p.tuned): p for family in families for p in family}
     preflight, run = _run(study, out, on, pairs.values(), options)
     if not run.made:
-        raise next(iter(run.failed.values()), WorkbenchError("There is no analysis to run."))
+        raise next(
+            iter(run.failed.values()),
+            WorkbenchError(
+                "There is no analysis to run; give data that analyses need "
+                "(--prompts), or other --only."
+            ),
+        )
     absent = {f"member {name}": error for name, error in (left_out or {}).items()}
     failed = absent | run.failed
     about: dict[str, Any] = {"title": title, "preflight": preflight, "failed": failed}
@@ -132,7 +138,9 @@ class Run:
 
 
 def _lacking(made: Result, lost: Iterable[Unit]) -> Result:
-    missing = [f"It failed for {', '.join(unit.members)}, who are not in it." for unit in lost]
+    missing = [
+        f"It failed for {', '.join(unit.members)}, so these are missing here." for unit in lost
+    ]
     about = made.provenance
     return replace(made, provenance=about.with_notes((*about.notes, *missing))) if missing else made
 

@@ -127,7 +127,9 @@ class Study:
             return self
         left = {n: m for n, m in self.family.members.items() if n not in names}
         if not left:
-            raise WorkbenchError(f"No member is left without {', '.join(names)}.")
+            raise WorkbenchError(
+                f"No fine-tuned model is left without {', '.join(names)}; give another --member."
+            )
         also = {
             name: study.without(names) for name, study in self.also.items()
             if not set(study.family.members) <= {*names}
@@ -157,9 +159,10 @@ class Study:
             made[pair.name] = given["prompts"][0]
         if len({one.text for one in made.values()}) > 1:
             raise WorkbenchError(
-                f"Expected one chat template for {prompts.name!r} of all members, found that those "
-                f"of {some([*made])} differ, so that each would be asked another question; give "
-                'template="base" or "plain" (--template), or compare each member by itself.'
+                f"Expected one chat template for {prompts.name!r} of all fine-tuned "
+                f"models, found that those of {some([*made])} differ, so each would be "
+                'asked a different question; give template="base" or "plain" '
+                "(--template), or compare each model by itself."
             )
         return next(iter(made.values()))
 

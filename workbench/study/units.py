@@ -148,7 +148,7 @@ def over(
     """
     if isinstance(analysis, str):
         analysis = named(analysis)
-    require_family(family, f"{analysis.__name__} of every member")
+    require_family(family, f"{analysis.__name__} of every model")
     whole = given(inspect.signature(analysis).parameters) | parameters
     made = [Unit(pair, analysis, whole) for pair in family]
     if store is None:

@@ -101,7 +101,8 @@ class Batch:
         sizes = sorted({end - start for start, end in spans})
         if len(sizes) > 1:
             raise WorkbenchError(
-                f"Span {position!r} has {sizes[0]} to {sizes[-1]} tokens; a site needs one number."
+                f"Span {position!r} has {sizes[0]} to {sizes[-1]} tokens; a site needs "
+                "the same number in every prompt, so give another position."
             )
         starts = torch.tensor([start for start, _ in spans], device=self.ids.device)
         return starts[:, None] + torch.arange(sizes[0], device=self.ids.device)
@@ -132,7 +133,10 @@ def rows(
     texts = {row.name: [*row.ids, *row.answer] for row in made}
     look_at(tokenizer, texts, [one for one in prompts if not isinstance(one, str)])
     if not made or not all(row.ids for row in made):
-        raise WorkbenchError("Expected prompts of at least one token each; found none or an empty.")
+        raise WorkbenchError(
+            "Expected prompts of at least one token each, found no prompt or an empty "
+            "one; give prompts with text."
+        )
     return made
 
 
@@ -174,7 +178,7 @@ def in_batches(
             if not memory or len(chosen) == 1:
                 raise
             batch_size = len(chosen) // 2
-            log.warning("halved: %d texts a batch", batch_size)
+            log.warning("the batch did not fit and was halved to %d texts", batch_size)
             continue
         yield chosen, made
         begin += len(chosen)
@@ -189,22 +193,22 @@ def look_at(tokenizer: Any, texts: Mapping[str, Sequence[int]], prompts: Sequenc
     for name, ids in texts.items():
         if len(ids) > most:
             raise WorkbenchError(
-                f"Prompt {name!r} has {len(ids)} tokens, and the model places for {most}; shorten "
-                "it, or leave it out."
+                f"Prompt {name!r} has {len(ids)} tokens, but the model has {most} "
+                "positions; shorten it, or leave it out."
             )
     unknown, start = tokenizer.unk_token_id, tokenizer.bos_token_id
     strange = [name for name, ids in texts.items() if unknown is not None and unknown in ids]
     twice = [n for n, ids in texts.items() if start is not None and [*ids[:2]] == [start, start]]
     glued = [one.id for one in prompts if goes_on_with(one.prompt, one.target)]
     for found, what in (
-        (strange, f"hold words that the tokenizer does not know: both models read "
+        (strange, "contain words that the tokenizer does not know: both models read "
                   f"{tokenizer.unk_token} in their place"),
-        (twice, f"begin with two {tokenizer.bos_token}, of which the tokenizer adds one: leave it "
-                "out of the text"),
-        (glued, "have an answer that goes on with the question's last word: begin it with a space"),
+        (twice, f"begin with two {tokenizer.bos_token}, and the tokenizer adds one of them: leave "
+                "it out of the text"),
+        (glued, "have an answer that continues the question's last word: begin it with a space"),
     ):  # fmt: skip
         if found:
-            _say(f"{len(found)} of {len(texts)} prompts {what} ({found[0]!r} is the first).")
+            _say(f"{len(found)} of {len(texts)} prompts {what} (the first is {found[0]!r}).")
 
 
 def goes_on_with(before: str, after: str) -> bool:
@@ -240,8 +244,8 @@ def encode(tokenizer: Any, prompt: Prompt) -> Encoded:
     """
     if not tokenizer.is_fast:
         raise WorkbenchError(
-            f"Expected a fast tokenizer, which tells each token's place in the text; "
-            f"{type(tokenizer).__name__} does not. Load it with AutoTokenizer."
+            "Expected a fast tokenizer, which reports each token's place in the text, "
+            f"found {type(tokenizer).__name__}, which does not; load it with AutoTokenizer."
         )
     coded = tokenizer(prompt.text, return_offsets_mapping=True)
     ids, offsets = coded["input_ids"], coded["offset_mapping"]
@@ -274,5 +278,8 @@ def _tokens(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[i
     """The tokens that touch the characters start to end."""
     own = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
     if not own:
-        raise WorkbenchError(f"The span of characters {start} to {end} holds no token of a prompt.")
+        raise WorkbenchError(
+            f"The span of characters {start} to {end} holds no token of a prompt; give "
+            "another span."
+        )
     return own[0], own[-1] + 1

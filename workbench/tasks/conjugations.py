@@ -36,7 +36,9 @@ class Conjugation:
     def __call__(self, prompts: PromptSet) -> PromptSet:
         made = tuple(map(self._one, prompts))
         if all(new.prompt == old.prompt for new, old in zip(made, prompts, strict=True)):
-            raise WorkbenchError(f"{self.name} changes no prompt of {prompts.name!r}.")
+            raise WorkbenchError(
+                f"{self.name} changes no prompt of {prompts.name!r}; use another conjugation."
+            )
         return replace(prompts, name=f"{prompts.name}, {self.name}", prompts=made)
 
     def _one(self, prompt: Prompt) -> Prompt:
@@ -44,8 +46,8 @@ class Conjugation:
         for answer in (prompt.target, *prompt.foils, *rival.values()):
             if self.back(self.there(answer)) != answer:
                 raise WorkbenchError(
-                    f"{self.name} cannot bring {answer!r} of prompt {prompt.id!r} back; use "
-                    "another conjugation for these answers."
+                    f"{self.name} cannot turn {answer!r} of prompt {prompt.id!r} back; "
+                    "use another conjugation for these answers."
                 )
         return replace(
             prompt,
@@ -62,9 +64,12 @@ def renaming(words: Mapping[str, str], name: str = "renamed") -> Conjugation:
     """Every word of `words` replaced by its partner, all at once. Raises WorkbenchError where two
     words would become one."""
     if len(set(words.values())) < len(words):
-        raise WorkbenchError("A renaming must turn back; two words have the same new name.")
+        raise WorkbenchError(
+            "A renaming must be reversible, but two words have the same new name; "
+            "give each its own."
+        )
     if not words:
-        raise WorkbenchError("Expected words to rename, found none.")
+        raise WorkbenchError("Expected words to rename, found none; name at least one.")
     there, back = dict(words), {new: old for old, new in words.items()}
     return Conjugation(name, lambda t: _swapped(t, there), lambda t: _swapped(t, back))
 
@@ -114,7 +119,7 @@ def rescaling(factor: float, pattern: str = r"-?\d+(?:\.\d+)?") -> Conjugation:
     result is whole. For tasks whose answer scales with what is asked (sums, labels of a linear
     regression). Raises WorkbenchError for a factor of 0."""
     if not factor:
-        raise WorkbenchError("A rescaling by 0 does not turn back; use another factor.")
+        raise WorkbenchError("A rescaling by 0 is not reversible; use another factor.")
 
     def times(by: float) -> Callable[[str], str]:
         return lambda text: re.sub(pattern, lambda found: _number(float(found[0]) * by), text)
@@ -131,7 +136,7 @@ def rewording(wordings: Mapping[str, str], name: str = "reworded") -> Conjugatio
     the same {fields}, each a single word: "{name} lives in" -> "The home of {name} is in"."""
     rules = [(_reader(old), _writer(new)) for old, new in wordings.items() if old != new]
     if not rules:
-        raise WorkbenchError("Expected wordings to say otherwise, found none.")
+        raise WorkbenchError("Expected wordings to replace, found none; give at least one.")
 
     def there(text: str) -> str:
         for reader, writer in rules:

@@ -126,8 +126,9 @@ def desiderata(
     most = min(len(objects) // 2, len(labels))
     if most < 4:
         raise WorkbenchError(
-            f"Expected a tokenizer with at least 8 objects and 4 labels of one token each, found "
-            f"{len(objects)} and {len(labels)}; for the shipped family's give None."
+            "Expected a tokenizer with at least 8 objects and 4 labels of one token "
+            f"each, found {len(objects)} and {len(labels)}; give None for the shipped "
+            "family's tokenizer."
         )
     if not 4 <= count <= most:
         raise WorkbenchError(f"Expected 4 to {most} boxes a prompt, found count = {count}.")
@@ -235,8 +236,8 @@ def _partner(
     object_pool = [o for o in object_pool if o not in objects]
     if len(label_pool) <= len(labels) or len(object_pool) < len(objects):
         raise WorkbenchError(
-            f"Prompt {prompt.id!r} has {len(labels)} boxes, for which too few other labels and "
-            "objects are left; use fewer boxes."
+            f"Prompt {prompt.id!r} has {len(labels)} boxes, so too few other labels "
+            "and objects are left; use fewer boxes."
         )
     query, *others = stream.sample(label_pool, len(labels) + 1)
     things = stream.sample(object_pool, len(objects))

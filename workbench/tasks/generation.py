@@ -120,7 +120,7 @@ def _coded(tokenizer: Any, prompt: Prompt) -> list[int]:
         ids = ids[:-1]
     if not ids:
         raise WorkbenchError(
-            f"Prompt {prompt.id!r} has no token for a text to begin behind; give it words."
+            f"Prompt {prompt.id!r} has no token after which a text could begin; give it words."
         )
     return ids
 

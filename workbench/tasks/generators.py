@@ -49,7 +49,7 @@ def asked_for(n: int, split: Split | None) -> None:
     if split is not None and split not in SPLITS:
         raise WorkbenchError(f"Unknown split {split!r}; use one of {', '.join(SPLITS)}.")
     if n < 1:
-        raise WorkbenchError(f"Expected at least one prompt, asked for n = {n}.")
+        raise WorkbenchError(f"Expected a number of prompts of at least 1, found n = {n}.")
 
 
 def collect(

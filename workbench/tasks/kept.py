@@ -38,7 +38,9 @@ class Kept:
             with self.place.open("a", encoding="ascii") as file:
                 file.write("".join(lines))
         except OSError as error:
-            log.warning("What was written is not kept (%s): a second run begins anew.", error)
+            log.warning(
+                "The written texts are not saved (%s), so a second run starts again.", error
+            )
 
 
 def _lines(place: Path) -> list[str]:

@@ -88,5 +88,5 @@ def read_text(path: str | Path, *, characters: int = 1000, most: int = PIECES) -
         return pieces
     pieces += [piece] if piece.strip() else []
     if not pieces:
-        raise WorkbenchError(f"{path} holds no text.")
+        raise WorkbenchError(f"{path} holds no text; give a file with text.")
     return pieces

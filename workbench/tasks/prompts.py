@@ -256,7 +256,7 @@ def tagged(
     if not all(have):
         raise WorkbenchError(
             f"{sum(have)} of {len(have)} items of {of!r} have the tag {name!r}, and "
-            f"{ids[have.index(False)]!r} has not; give it to all, or leave it out."
+            f"{ids[have.index(False)]!r} does not; give it to all, or leave it out."
         )
     return np.array([own[name] for own in tags])
 

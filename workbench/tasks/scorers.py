@@ -101,8 +101,8 @@ class Generation:
             raise WorkbenchError(f"Expected top_p in (0, 1], found {self.top_p}.")
         if self.samples > 1 and not self.temperature:
             raise WorkbenchError(
-                f"{self.samples} samples at temperature 0 are all alike; give temperature=0.8, or "
-                "one sample."
+                f"{self.samples} samples at temperature 0 are all the same; give "
+                "temperature=0.8, or one sample."
             )
         if not all(is_count(k) and k <= self.samples for k in self.passes):
             raise WorkbenchError(
@@ -114,7 +114,7 @@ class Generation:
                 re.compile(self.extract)
             except re.error as error:
                 raise WorkbenchError(
-                    f"extract {self.extract!r} is no regular expression ({error})."
+                    f"extract {self.extract!r} is not a regular expression ({error})."
                 ) from error
 
     def found(self, text: str) -> str | None:

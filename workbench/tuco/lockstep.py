@@ -161,8 +161,8 @@ class _Walk:
         if value not in self.twins:
             if value.get_seq_length(layer) > seen:
                 raise WorkbenchError(
-                    "This key-value cache was filled by another model; the base's blocks know "
-                    "nothing of it. Start from the whole text."
+                    "This key-value cache was filled by another model; the base's "
+                    "blocks cannot use it; start from the whole text."
                 )
             self.twins[value] = DynamicCache(config=self.sides.layout.root.config)
         return self.twins[value]

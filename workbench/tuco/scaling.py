@@ -51,7 +51,10 @@ class Scaled(nn.Module):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         asked = kwargs.get("generation_config") or self.tuned.generation_config
         if (kwargs.get("num_beams") or getattr(asked, "num_beams", None) or 1) > 1:
-            raise WorkbenchError("A scaled model generates greedily or by sampling, not by beams.")
+            raise WorkbenchError(
+                "A scaled model generates greedily or by sampling, not with beams; "
+                "leave num_beams out."
+            )
         with lockstep(self._sides, self._mixed, self._twins):
             return self.tuned.generate(*args, **kwargs)
 

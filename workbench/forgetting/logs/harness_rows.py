@@ -58,13 +58,13 @@ def tasks_of(rows: Iterator[tuple[str, Any]], name: str, results: Mapping[str, A
     for where, row in rows:
         if not isinstance(row, Mapping) or not is_id(row.get("doc_id")):
             raise WorkbenchError(
-                f"{where} is no object with a doc_id, as each line is that lm-eval writes with "
-                "--log_samples"
+                f"{where} is not an object with a doc_id, unlike the lines that "
+                "lm-eval writes with --log_samples"
             )
         key, chosen = str(row["doc_id"]), str(row.get("filter", "none"))
         items = by_filter.setdefault(chosen, {})
         if key in items:
-            raise WorkbenchError(f"{where} tells the item {key} of the filter {chosen!r} again")
+            raise WorkbenchError(f"{where} repeats the item {key} of the filter {chosen!r}")
         items[key] = _item(row)
     if not by_filter:
         raise WorkbenchError("it holds no item")

@@ -47,7 +47,7 @@ def task_of(about: Mapping[str, Any], samples: Sequence[Any]) -> Task:
     for number, sample in enumerate(samples, 1):
         whole = isinstance(sample, Mapping) and is_count(sample.get("epoch", 1), 0)
         if not whole or not is_id(sample.get("id")):
-            raise WorkbenchError(f"sample {number} is no object with an id and a number of epoch")
+            raise WorkbenchError(f"sample {number} is not an object with an id and an epoch number")
     several = len({sample.get("epoch", 1) for sample in samples}) > 1
     items: dict[str, Item] = {}
     for number, sample in enumerate(samples, 1):
@@ -55,7 +55,7 @@ def task_of(about: Mapping[str, Any], samples: Sequence[Any]) -> Task:
         made = _item(sample, {SAMPLE: key} if several else {})
         key = f"{key}, epoch {epoch}" if several else key
         if key in items:
-            raise WorkbenchError(f"sample {number} tells {key} again")
+            raise WorkbenchError(f"sample {number} repeats {key}")
         items[key] = made
     return Task(name, items, "", _settings(own))
 

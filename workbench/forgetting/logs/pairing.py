@@ -39,8 +39,9 @@ def joined(base: Log, tuned: Log, *, metric: str | None = None) -> Joined:
     """
     if base.harness != tuned.harness:
         raise WorkbenchError(
-            f"Expected two logs of one harness, found {base.harness}'s in {base.path} and "
-            f"{tuned.harness}'s in {tuned.path}; their items cannot be paired."
+            f"Expected two logs of one harness, found {base.harness}'s in {base.path} "
+            f"and {tuned.harness}'s in {tuned.path}; their items cannot be paired; "
+            "give logs of the same harness."
         )
     both, notes = _tasks(base, tuned)
     made: list[Paired] = []
@@ -48,7 +49,7 @@ def joined(base: Log, tuned: Log, *, metric: str | None = None) -> Joined:
     if not any(metrics.values()):
         known = dict.fromkeys(one for first, _ in both.values() for one in _common(first.items))
         raise WorkbenchError(
-            f"Expected a metric between 0 and 1 that both logs have of a task, found "
+            "Expected a metric between 0 and 1 that both logs have for a task, found "
             f"{some(list(map(visible, known)), 12) or 'none'}"
             f"{'' if metric is None else f', not {metric}'}; give metric=NAME of these."
         )
@@ -94,7 +95,7 @@ def _tasks(base: Log, tuned: Log) -> tuple[dict[str, tuple[Task, Task]], list[st
     left = {name: [key for key in own if key not in other]
             for name, own, other in (("base", first, last), ("tuned", last, first))}  # fmt: skip
     notes = [
-        f"in the {side} log alone, and left out: {_list(dict.fromkeys(keys))}."
+        f"these are only in the {side} log and are left out: {_list(dict.fromkeys(keys))}."
         for side, keys in left.items() if keys
     ]  # fmt: skip
     filters: dict[str, set[str]] = {}
@@ -167,9 +168,9 @@ def _paired(name: str, first: Task, last: Task, metric: str) -> tuple[Paired | N
     other = [key for key, (a, b) in pairs.items() if not a.content & b.content]
     if other:
         raise WorkbenchError(
-            f"{name}: item {visible(other[0])} is another question, or has another right answer, "
-            f"in each log ({len(other)} of {len(pairs)} items): two versions of the task, or of "
-            "its data; measure both models with the same one."
+            f"{name}: item {visible(other[0])} is another question, or has another "
+            f"right answer, in each log ({len(other)} of {len(pairs)} items): these "
+            "are two versions of the task, or of its data; measure both models with the same one."
         )
     nothing = Score(float("nan"))
     scores = {key: (a.scores.get(metric, nothing), b.scores.get(metric, nothing))
@@ -205,22 +206,22 @@ def _left(
     alone = [len(task.items) - len(pairs) for task in (first, last)]
     if any(alone):
         yield (
-            f"{name}: {alone[0]} items of the base log alone and {alone[1]} of the tuned one are "
-            f"left out; {len(pairs)} are in both."
+            f"{name}: {alone[0]} items that only the base log has and {alone[1]} that "
+            f"only the tuned one has are left out; {len(pairs)} are in both."
         )
     if len(kept) < len(pairs):
         yield f"{name}: {len(pairs) - len(kept)} of {len(pairs)} items lack a score in one log."
     put = sum(a.prompt != b.prompt for a, b in pairs.values() if a.prompt and b.prompt)
     if put:
         yield (
-            f"{name}: {put} of {len(pairs)} items were put in other words to each model (few-shot "
-            "examples, a chat template), so that not the models alone differ."
+            f"{name}: {put} of {len(pairs)} items were worded differently for each "
+            "model (few-shot examples, a chat template), so more than the models differs."
         )
 
 
 def _alike(base: Log, tuned: Log) -> Iterator[str]:
     if base.fingerprint == tuned.fingerprint:
-        yield "both logs are the same file, so that nothing can have changed."
+        yield "both logs are the same file, so nothing can have changed."
     elif base.model and base.model == tuned.model:
         yield f"both logs name the same model, {base.model}."
 
@@ -235,7 +236,7 @@ def _settings(both: Mapping[str, tuple[Task, Task]]) -> Iterator[str]:
                 text = f"{key}: {one or 'none'} of the base, {other or 'none'} of the tuned model"
                 told.setdefault(text, []).append(name)
     for text, names in sorted(told.items()):
-        yield f"measured in two ways ({_told(names)}): {text}."
+        yield f"the two models were measured differently ({_told(names)}): {text}."
 
 
 def _told(names: list[str]) -> str:

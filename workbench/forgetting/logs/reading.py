@@ -76,7 +76,7 @@ def _newest(files: Mapping[Path, str]) -> tuple[list[Path], list[str]]:
         last[files[file]] = file
     kept = [file for file in sorted(files) if last[files[file]] == file]
     names = some(list(dict.fromkeys(older)))
-    return kept, [f"of several logs of {names} the newest is read"] if older else []
+    return kept, [f"there are several logs of {names}, and the newest is read"] if older else []
 
 
 def _harness(path: Path, files: list[Path]) -> Log:
@@ -112,7 +112,9 @@ def _inspect(path: Path, files: list[Path]) -> Log:
         if not inspect_samples.is_log(found):
             if len(files) > 1:  # what else lies in a folder, such as a listing of it
                 continue
-            raise WorkbenchError(f"{file} is no log of inspect-ai, which has an eval; {WANTED}.")
+            raise WorkbenchError(
+                f"{file} is not a log of inspect-ai, which would have an eval; {WANTED}."
+            )
         about[file] = found
         try:
             tasks[file] = inspect_samples.task_of(found, samples)
@@ -154,8 +156,8 @@ def _archive(file: Path) -> tuple[Mapping[str, Any], list[Any]]:
             left = MOST
             if "header.json" not in archive.namelist():
                 raise WorkbenchError(
-                    f"{file} has no header.json, as one of a run that was cut off has not; finish "
-                    "it with `inspect eval-retry`."
+                    f"{file} has no header.json, so its run was interrupted; finish it "
+                    "with `inspect eval-retry`."
                 )
             found = []
             for info in [archive.getinfo("header.json"), *names]:
@@ -179,7 +181,7 @@ def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> byt
         with archive.open(info) as packed:
             raw = packed.read(most + 1)
     if len(raw) > most:
-        raise ValueError(f"unpacked it is larger than {MOST // MIB} MiB")
+        raise ValueError(f"it is larger than {MOST // MIB} MiB when unpacked")
     return raw
 
 
@@ -193,7 +195,7 @@ def _zstandard(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> by
     file.seek(info.header_offset)
     head = file.read(30)  # of which the last four bytes are the lengths of what follows
     if len(head) < 30:
-        raise EOFError("a file of it is cut off")
+        raise EOFError("a file in it is cut off")
     file.seek(int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little"), 1)
     packed = file.read(min(info.compress_size, most))
     try:

@@ -228,8 +228,8 @@ class Adapter:
             return made(**kept, **self._targeted(tied), inference_mode=True)
         except (TypeError, ValueError, AttributeError) as error:  # what peft asks of its values
             raise WorkbenchError(
-                f"The config of adapter {self.reference} is none of {self.kind.name} "
-                f"({reason(error)}); save it again with save_pretrained."
+                f"The config of adapter {self.reference} does not describe "
+                f"{self.kind.name} ({reason(error)}); save it again with save_pretrained."
             ) from error
 
     def _targeted(self, tied: bool) -> dict[str, Any]:
@@ -265,8 +265,8 @@ class Adapter:
         for key, value in kept.items():
             if isinstance(value, Mapping) != key.endswith("_pattern"):
                 raise WorkbenchError(
-                    f"Adapter {self.reference} has {key} = {str(value)[:60]}, which is no plain "
-                    "value, or no pattern where one stands; save it again with save_pretrained."
+                    f"Adapter {self.reference} has {key} = {str(value)[:60]}, which is "
+                    "not a plain value, or not a valid pattern; save it again with save_pretrained."
                 )
             ones = value.values() if isinstance(value, Mapping) else [value]
             for one in ones:
@@ -278,8 +278,8 @@ class Adapter:
                 plain = one if isinstance(one, list) else [one]
                 if not all(isinstance(x, bool | str) or is_number(x) for x in plain):
                     raise WorkbenchError(
-                        f"Adapter {self.reference} has {key} = {str(one)[:60]}, which is no plain "
-                        "value; save it again with save_pretrained."
+                        f"Adapter {self.reference} has {key} = {str(one)[:60]}, which "
+                        "is not a plain value; save it again with save_pretrained."
                     )
 
 
@@ -296,7 +296,7 @@ def patterned(pattern: Mapping[str, Any] | None, modules: list[str], default: An
                     break
             except (regex.error, TimeoutError) as error:
                 raise WorkbenchError(
-                    f"The adapter's pattern {key!r} cannot be matched with {module} ({error}); "
-                    "name the modules plainly."
+                    f"The adapter's pattern {key!r} cannot be matched with {module} "
+                    f"({error}); list the modules by plain names."
                 ) from error
     return found

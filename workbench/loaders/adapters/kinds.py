@@ -105,7 +105,7 @@ KINDS: Mapping[str, Kind] = {
     "HRA": Kind("HRA", "hra_"),  # arXiv 2405.17484
     "IA3": Kind("IA3", "ia3_", leaves=("weight", "bias")),  # arXiv 2205.05638
     "LILY": Kind(
-        "Lily", "lily_", unformed="its change depends on what a layer is given"
+        "Lily", "lily_", unformed="its change depends on the input of a layer"
     ),  # arXiv 2407.09946
     "LN_TUNING": Kind("LN tuning", "ln_tuning_"),  # arXiv 2312.11420
     "LOHA": Kind("LoHa", "hada_"),  # arXiv 2108.06098
@@ -140,9 +140,13 @@ REFUSED: Mapping[str, tuple[str, str, str]] = {
         "",
     ),
     "ADAPTION_PROMPT": ("LLaMA-Adapter", "it adds attention to trained vectors", ""),
-    "XLORA": ("X-LoRA", "it mixes adapters anew for every token", "Give one of them."),
+    "XLORA": (
+        "X-LoRA",
+        "it mixes adapters differently for every token",
+        "Give one of them instead.",
+    ),
     "POLY": ("Polytropon", "it mixes adapters by task", "Train a LoRA."),
-    "SHADOW": ("ShadowPEFT", "it runs a second model beside the first", ""),
+    "SHADOW": ("ShadowPEFT", "it runs a second model next to the first", ""),
 }
 
 

@@ -42,9 +42,9 @@ UNSUPPORTED = {
 # These initialisations change the base weights before training, so that base + BA is not the model.
 REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 CONVERT = (
-    "save it again beside its initialisation with save_pretrained(..., "
-    "path_initial_model_for_weight_conversion=...), or merge it (merge_and_unload) and give the "
-    "whole weights"
+    "save it again together with its initialisation, with save_pretrained(..., "
+    "path_initial_model_for_weight_conversion=...), or merge it (merge_and_unload) "
+    "and give the whole weights"
 )
 # All that decides what a trained adapter computes. Nothing else of its config reaches peft: there
 # are modules to import and patterns to search with among the rest.
@@ -119,8 +119,9 @@ class Lora(Adapter):
             for name, where in apart({parameter: shape}, config).items():
                 if not isinstance(where, Cut):
                     raise WorkbenchError(
-                        f"Adapter {self.reference} changes {parameter}, which is no stack of "
-                        "experts; train it with target_modules, or merge it and give the folder."
+                        f"Adapter {self.reference} changes {parameter}, which is not a "
+                        "stack of experts; train it with target_modules, or merge it "
+                        "and give the folder."
                     )
                 found[name] = Target(module, cut=where, across=silent)
         return found | {f"{module}.bias": Target(module, "bias") for module in self.own_biases}
@@ -299,9 +300,9 @@ def _require_numbers(config: Mapping[str, Any], where: str) -> None:
         is_number(alpha) and alpha > 0 for alpha in alphas
     ):
         raise WorkbenchError(
-            f"Adapter {where} needs whole numbers r >= 1 and finite lora_alpha > 0, has r "
-            f"{ranks} and lora_alpha {alphas}; for less than nothing of a change use an edit with "
-            "alpha < 0."
+            f"Adapter {where} needs whole numbers r >= 1 and finite lora_alpha > 0, "
+            f"has r {ranks} and lora_alpha {alphas}; to subtract a change use an edit "
+            "with alpha < 0."
         )
 
 

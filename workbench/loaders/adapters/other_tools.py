@@ -78,8 +78,8 @@ def in_peft_form(
         found = TUNE_PART.match(name)
         if found is None:
             raise WorkbenchError(
-                f"{file} holds {name}, which is no name of an adapter of torchtune; give the "
-                "adapter_model.safetensors that it writes for peft."
+                f"{file} holds {name}, which is not a name that torchtune gives in an "
+                "adapter; give the adapter_model.safetensors that it writes for peft."
             )
         part = found["part"]
         order = _order(found["module"], base, file) if part == "lora_b.weight" else None
@@ -100,35 +100,37 @@ def _of_mlx(
         if found is None or len(weights.info[name].shape) > 2:
             what = "a parameter saved whole" if found is None else "a factor of many experts"
             raise WorkbenchError(
-                f"{name} of {file} is {what}, which is not read from there; fuse it with "
-                "`mlx_lm.fuse --dequantize`, and give the fused folder."
+                f"{name} of {file} is {what}, which cannot be read from this file; "
+                "fuse it with `mlx_lm.fuse --dequantize`, and give the fused folder."
             )
         module, part = found["module"], PARTS[found["part"]]
         if TOKENS.search(f"{module}.weight"):
             part = part.removesuffix(".weight").replace("lora_", "lora_embedding_")
         if part == "lora_embedding_magnitude_vector":
             raise WorkbenchError(
-                f"{name} of {file} is of DoRA on an embedding, which mlx-lm and peft compute "
-                "differently; fuse it with `mlx_lm.fuse --dequantize`, and give the fused folder."
+                f"{name} of {file} belongs to DoRA on an embedding, which mlx-lm and "
+                "peft compute differently; fuse it with `mlx_lm.fuse --dequantize`, "
+                "and give the fused folder."
             )
         places[f"{PREFIX}{module}.{part}"] = Source(name, turned=found["part"] != "m")
     if kind not in ("lora", "dora") or not isinstance(told, Mapping):
         raise WorkbenchError(
-            f"Expected the adapter_config.json beside {file} to have fine_tune_type lora or dora, "
-            f"and lora_parameters with rank and scale, found {kind!r} and {str(told)[:60]}; put "
-            "the config beside it that mlx-lm wrote."
+            f"Expected the adapter_config.json next to {file} to have fine_tune_type "
+            f"lora or dora, and lora_parameters with rank and scale, found {kind!r} "
+            f"and {str(told)[:60]}; put the config that mlx-lm wrote next to it."
         )
     rank, scale, alpha = (told.get(key) for key in ("rank", "scale", "alpha"))
     if not is_count(rank) or not is_number(scale) or rank is None or scale is None:
         raise WorkbenchError(
-            f"Adapter {file} needs lora_parameters with a whole rank >= 1 and a finite scale, has "
-            f"{rank!r} and {scale!r}; put the config beside it that mlx-lm wrote."
+            f"Adapter {file} needs lora_parameters with a whole rank >= 1 and a finite "
+            f"scale, but has {rank!r} and {scale!r}; put the config that mlx-lm wrote next to it."
         )
     if alpha is not None and alpha != rank:
         raise WorkbenchError(
-            f"Adapter {file} names alpha = {alpha!r} beside its scale, which older versions of "
-            "mlx-lm multiply it by, over rank, and newer ones leave alone; take alpha out of "
-            "lora_parameters, after multiplying scale where an older one trained it."
+            f"Adapter {file} has alpha = {alpha!r} in addition to scale; older "
+            "versions of mlx-lm multiply scale by alpha / rank, and newer ones ignore "
+            "alpha; remove alpha from lora_parameters, and if an older version "
+            "trained the adapter, multiply scale by alpha / rank first."
         )
     made = {"base_model_name_or_path": config.get("model"), "peft_type": "LORA", "r": rank}
     made |= {"lora_alpha": scale * rank, "use_dora": kind == "dora"}
@@ -159,8 +161,8 @@ def _order(module: str, base: Mapping[str, Any], file: Path) -> Callable[[Tensor
         heads = base.get("num_key_value_heads") or heads
     if kind not in PAIRS or not is_count(heads):
         raise WorkbenchError(
-            f"{file} changes {module}, whose rows torchtune keeps in an order of its own, and of "
-            f"which order a base of type {kind!r} is, is not known; give the "
+            f"{file} changes {module}, whose rows torchtune stores in its own order, "
+            f"and the order of a base of type {kind!r} is not known; give the "
             "adapter_model.safetensors that torchtune writes for peft."
         )
     count = heads
@@ -169,8 +171,8 @@ def _order(module: str, base: Mapping[str, Any], file: Path) -> Callable[[Tensor
     def halves(rows: Tensor) -> Tensor:
         if rows.ndim != 2 or len(rows) % (2 * count):
             raise WorkbenchError(
-                f"{file} changes {module} by {len(rows)} rows, which are no {count} heads; give "
-                "the base it was trained on."
+                f"{file} changes {module} by {len(rows)} rows, which cannot be split "
+                f"into {count} heads; give the base it was trained on."
             )
         split = rows.reshape(count, len(rows) // count // 2, 2, -1)
         return split.transpose(1, 2).reshape(rows.shape)

@@ -41,7 +41,10 @@ def read_adapter(folder: Path, base: Mapping[str, Any] | None = None) -> Adapter
     config = read_json(folder / "adapter_config.json", remedy="save the adapter again")
     files = adapter_files(folder)
     if not files:
-        raise WorkbenchError(f"Expected {' or '.join(FILES)} in {folder}, found neither.")
+        raise WorkbenchError(
+            f"Expected {' or '.join(FILES)} in {folder}, found neither; give the "
+            "folder that the training tool wrote."
+        )
     if files[0].name not in FILES:
         config, weights = in_peft_form(files[0], config, base or {})
         return _checked(str(folder), config, weights, translated=True)
@@ -64,8 +67,9 @@ def adapter_in(model: nn.Module) -> Adapter | None:
         own = KINDS[kind_of({"peft_type": getattr(only.peft_type, "value", only.peft_type)}, where)]
         if own.virtual:
             raise WorkbenchError(
-                f"{where} is in memory with an adapter of {own.name}, which changes no weight and "
-                "is read from its folder; save it with save_pretrained and give that."
+                f"{where} is in memory with an adapter of {own.name}, which changes no "
+                "weight and can only be read from a folder; save it with "
+                "save_pretrained and give that folder."
             )
     name = _running(model)
     config = {k: getattr(v, "value", v) for k, v in vars(configs[name]).items()}
@@ -98,13 +102,13 @@ def _running(model: Any) -> str:
     ]
     if any(layer.merged for layer in layers):
         raise WorkbenchError(
-            "An adapter of this model is merged into its weights, so that the base is gone from "
-            "memory; call unmerge_adapter(), or give base and merged weights as folders."
+            "An adapter of this model is merged into its weights, so the base is no "
+            "longer in memory; call unmerge_adapter(), or give base and merged weights as folders."
         )
     if any(layer.disable_adapters for layer in layers):
         raise WorkbenchError(
-            "The adapters of this model are switched off, so that it runs as its base; call "
-            "enable_adapter_layers() or set_adapter(...)."
+            "The adapters of this model are switched off, so it runs as its base; "
+            "call enable_adapter_layers() or set_adapter(...)."
         )
     active = {name for layer in layers for name in layer.active_adapters}
     alike = all(set(layer.active_adapters) == active for layer in layers)
@@ -125,8 +129,9 @@ def _require_strength(model: nn.Module, adapter: Lora, name: str) -> None:
             continue
         if not math.isclose(scaling[name], adapter.scale(module), rel_tol=1e-6):
             raise WorkbenchError(
-                f"{module} runs with its adapter scaled by {scaling[name]:g}, where its config "
-                f"says {adapter.scale(module):g}; set the scale back, or save it as it runs."
+                f"{module} runs with its adapter scaled by {scaling[name]:g}, but its "
+                f"config states {adapter.scale(module):g}; set the scale back, or save "
+                "the adapter as it runs."
             )
 
 
@@ -162,8 +167,9 @@ def _checked(
     empty = [name for name, known in weights.info.items() if 0 in known.shape]
     if empty:
         raise WorkbenchError(
-            f"{len(empty)} tensors of adapter {where} are empty, {empty[0]} the first: it was "
-            "saved under DeepSpeed ZeRO-3 without gathering; save it from the gathered model."
+            f"{len(empty)} tensors of adapter {where} are empty, the first is "
+            f"{empty[0]}: the adapter was saved under DeepSpeed ZeRO-3 without "
+            "gathering; save it from the gathered model."
         )
     if not weights:
         raise WorkbenchError(f"Adapter {where} holds no tensors; save it again.")
@@ -174,8 +180,8 @@ def _checked(
         )
     if config.get("sample_at_inference"):
         raise WorkbenchError(
-            f"Adapter {where} draws its change anew each time it runs (sample_at_inference); set "
-            "that to false to compare its mean."
+            f"Adapter {where} draws a new random change each time it runs "
+            "(sample_at_inference); set that to false to compare its mean."
         )
     if isinstance(adapter, Lora):
         require_lora(adapter)
@@ -184,7 +190,7 @@ def _checked(
     elif not any(f".{adapter.kind.prefix}" in name for name in weights):
         raise WorkbenchError(
             f"Adapter {where} of type {adapter.type} holds none of its tensors "
-            f"({adapter.kind.prefix}...), {next(iter(weights))} the first; its config belongs to "
-            "other weights."
+            f"({adapter.kind.prefix}...), the first tensor is {next(iter(weights))}; "
+            "its config belongs to other weights."
         )
     return adapter

@@ -90,7 +90,7 @@ class Shell:
     def _in(self, made: Any, module: str) -> Any:
         layer = made.get_submodule(PREFIX + module)
         if not hasattr(layer, "merge"):
-            raise self._unfit(module, "peft puts nothing on it")
+            raise self._unfit(module, "peft does not adapt it")
         return layer
 
     def _put_on(self, modules: Mapping[str, nn.Module], *, whole: bool) -> Any:
@@ -144,8 +144,8 @@ class Shell:
             module, _, part = plain.rpartition(f".{self.adapter.kind.prefix}")
             if module and self.adapter.kind.prefix + part in stored:
                 raise WorkbenchError(
-                    f"Adapter {self.adapter.reference} has no {plain}, which it has of other "
-                    "modules; save it again."
+                    f"Adapter {self.adapter.reference} has no {plain}, although other "
+                    "modules have it; save it again."
                 )
 
     def _unfit(self, module: str, error: Exception | str) -> WorkbenchError:
@@ -166,8 +166,9 @@ def _hollow(place: Place) -> Any:
 
     if len(place.shape) != 2:
         raise WorkbenchError(
-            f"Expected an adapter of linear layers and embeddings, found one of {place.shape}; "
-            "merge it into its base with peft and give the merged folder."
+            "Expected an adapter of linear layers and embeddings, found one of a "
+            f"parameter of shape {place.shape}; merge it into its base with peft and "
+            "give the merged folder."
         )
     rows, columns = place.shape
     made: Any

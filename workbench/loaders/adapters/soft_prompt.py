@@ -22,9 +22,9 @@ STORED = "prompt_embeddings"
 # What a config says of the sizes; all else in it is of training.
 SIZES = ("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads")
 APPLY = (
-    "what only runs the model on texts and answers applies, such as behaviour.tokens, "
-    "behaviour.generate, behaviour.faithfulness, forgetting.retention, forgetting.knowledge and "
-    "forgetting.conjugate"
+    "only analyses that run the model on texts and answers apply, such as "
+    "behaviour.tokens, behaviour.generate, behaviour.faithfulness, "
+    "forgetting.retention, forgetting.knowledge and forgetting.conjugate"
 )
 
 
@@ -55,8 +55,8 @@ class SoftPrompt(Adapter):
     def told(self) -> str:
         """What it is, for a sentence."""
         return (
-            f"{self.reference} is one of {self.kind.name}, which changes no weight and puts "
-            f"{self.front}"
+            f"{self.reference} is an adapter of {self.kind.name}, which changes no weight "
+            f"and puts {self.front}"
         )
 
     def targets(self, config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Target]:
@@ -65,8 +65,8 @@ class SoftPrompt(Adapter):
     def refusal(self) -> WorkbenchError:
         """What is said where the change of a weight, or a place in the model, is asked for."""
         return WorkbenchError(
-            f"Adapter {self.told}, so that there is no change of weights to analyse, and no token "
-            f"lies at the same place on both sides; {APPLY}."
+            f"Adapter {self.told}, so there is no change of weights to analyse, and no "
+            f"token is at the same position in both models; {APPLY}."
         )
 
     def peft_config(self, *, tied: bool = False) -> Any:
@@ -90,14 +90,14 @@ def require_soft_prompt(adapter: SoftPrompt) -> None:
     if set(adapter.weights) != {STORED}:
         other = next((name for name in adapter.weights if name != STORED), "nothing")
         raise WorkbenchError(
-            f"{where} needs the tensor {STORED} and no other, has {other}; save it with peft's "
-            "save_pretrained."
+            f"{where} needs the tensor {STORED} and no other, but has {other}; save it "
+            "with peft's save_pretrained."
         )
     files = [file for file in adapter.weights.home.values() if file.suffix != ".safetensors"]
     if files:
         raise WorkbenchError(
-            f"{where} is stored in {files[0].name}, and prompts are read from safetensors; save it "
-            "again with save_pretrained(..., safe_serialization=True)."
+            f"{where} is stored in {files[0].name}, but prompts are only read from "
+            "safetensors; save it again with save_pretrained(..., safe_serialization=True)."
         )
     task = config.get("task_type")
     if config.get("num_transformer_submodules") not in (None, 1):
@@ -108,8 +108,8 @@ def require_soft_prompt(adapter: SoftPrompt) -> None:
         )
     if wrong := [key for key in SIZES if not is_count(config.get(key) or 1)]:
         raise WorkbenchError(
-            f"{where} needs whole numbers >= 1 for sizes, has {wrong[0]} = {config[wrong[0]]!r}; "
-            "save it again with save_pretrained."
+            f"{where} needs whole numbers >= 1 for sizes, but has {wrong[0]} = "
+            f"{config[wrong[0]]!r}; save it again with save_pretrained."
         )
     shape = adapter.weights.info[STORED].shape
     claimed = [config.get("num_virtual_tokens"), config.get("token_dim")]
@@ -117,6 +117,6 @@ def require_soft_prompt(adapter: SoftPrompt) -> None:
         claimed[1] *= 2 * config["num_layers"]
     if len(shape) != 2 or any(c not in (None, s) for c, s in zip(claimed, shape, strict=True)):
         raise WorkbenchError(
-            f"{where} stores {STORED} of shape {shape}, where its config describes "
+            f"{where} stores {STORED} of shape {shape}, but its config describes "
             f"{tuple(claimed)}; its config belongs to other weights."
         )

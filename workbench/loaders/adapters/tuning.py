@@ -109,9 +109,9 @@ class Tuning:
         """By peft's own layer, given the base's other parameter of the module beside this one."""
         if self.adapter.kind.unformed:
             raise WorkbenchError(
-                f"The weights of {self.adapter.reference} cannot be formed: an adapter of "
-                f"{self.adapter.kind.name} changes no matrix by itself, since "
-                f"{self.adapter.kind.unformed}; whatever runs the model applies."
+                f"The weights of {self.adapter.reference} cannot be computed: an "
+                f"adapter of {self.adapter.kind.name} changes no matrix by itself, "
+                f"since {self.adapter.kind.unformed}; use analyses that run the model."
             )
         stem = parameter.rpartition(".")[0]
         if target.leaf == "weight":
@@ -127,9 +127,9 @@ class Tuning:
         ids, rows = self.adapter.token_rows(module)
         if max(ids, default=0) >= len(own) or rows.shape[1] != own.shape[1]:
             raise WorkbenchError(
-                f"Adapter {self.adapter.reference} changes {tuple(rows.shape)} rows of {module}, "
-                f"token {max(ids)} the last, but the base has {tuple(own.shape)} there; it was "
-                "trained on another base."
+                f"Adapter {self.adapter.reference} changes {tuple(rows.shape)} rows of "
+                f"{module}, up to token {max(ids)}, but the base has "
+                f"{tuple(own.shape)} there; it was trained on another base."
             )
         return own.float().index_copy(0, torch.tensor(ids, dtype=torch.long), rows)
 

@@ -45,7 +45,7 @@ def workers(on: str = HERE, *, device: str = "cpu", peak: float = 0) -> Iterator
     kind, where = place(on)
     if kind != HERE and device.startswith("cuda:"):
         raise WorkbenchError(
-            f"Expected --device cuda, of which each worker is given its own, found {device}."
+            f"Expected --device cuda, so that each worker gets its own GPU, found {device}."
         )
     with ray.connected(where) if kind == "ray" else contextlib.nullcontext():
         if kind == HERE:

@@ -71,7 +71,7 @@ class Crew:
                 self.running[lane.submit(unit)] = lane, unit
             done = wait(self.running, timeout=SILENCE, return_when=FIRST_COMPLETED).done
             if not done and not any(unit for _, unit in self.running.values()):
-                self.bar.write("units: no worker has begun yet; still waiting.", file=sys.stderr)
+                self.bar.write("units: no worker has started yet; still waiting.", file=sys.stderr)
             for future in done:
                 try:
                     self._take(future, store, missing, failed)
@@ -159,7 +159,7 @@ class Crew:
         likely = "a unit may need more memory than there is; use fewer workers"
         if unit is None:
             likely = 'a script that starts workers needs `if __name__ == "__main__":`'
-        return WorkbenchError(f"{TRIES} workers were lost at {name} ({told}); {likely}.")
+        return WorkbenchError(f"{TRIES} workers ended unexpectedly at {name} ({told}); {likely}.")
 
 
 def _members(unit: Unit) -> str:

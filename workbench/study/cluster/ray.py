@@ -30,7 +30,7 @@ def connected(address: str) -> Iterator[None]:
         import ray
     except ImportError as error:
         raise WorkbenchError(
-            "Running on Ray needs it: pip install 'finetune-workbench[ray]'."
+            "To run on Ray, its package is needed: pip install 'finetune-workbench[ray]'."
         ) from error
     if ray.is_initialized():
         yield
@@ -133,7 +133,9 @@ def room(nodes: Sequence[Mapping[str, float]], share: float) -> tuple[int, int]:
     able = [node for node in nodes if node.get("GPU" if share else "CPU", 0) >= max(1, share)]
     if not able:
         what = f"{max(1, math.ceil(share))} {'GPU' if share else 'processor'}"
-        raise WorkbenchError(f"The Ray cluster has no node with {what} for a worker.")
+        raise WorkbenchError(
+            f"The Ray cluster has no node with {what} for a worker; ask for less, or add a node."
+        )
     gpus = [math.floor(node.get("GPU", 0) / share) if share else 1 for node in able]
     cpus = [int(node.get("CPU", 0)) for node in able]
     fair = min(max(1, cpu // gpu) for cpu, gpu in zip(cpus, gpus, strict=True))

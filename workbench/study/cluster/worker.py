@@ -37,8 +37,8 @@ def begin(folder: str, command: list[str], like: Mapping[str, str]) -> None:
         os.chdir(folder)
     except OSError as error:
         raise WorkbenchError(
-            f"{machine} does not see {folder} ({error.strerror}); start the run in a folder that "
-            "every machine sees."
+            f"{machine} does not see {folder} ({error.strerror}); start the run in a "
+            "folder that every machine can read."
         ) from error
     sys.argv = command
     log.setLevel(logging.WARNING)  # the process that was started says what runs
@@ -49,7 +49,7 @@ def work(unit: Unit) -> Result:
     for one in (unit.subject.base, *unit.members.values()):
         if not one.as_sent:
             raise WorkbenchError(
-                f"{platform.node()} finds other content at {one.name} than the machine where the "
-                "run was started; every machine must see the same checkpoints."
+                f"{platform.node()} finds other content at {one.name} than the machine "
+                "where the run was started; give every machine the same checkpoints."
             )
     return unit.run()

@@ -118,7 +118,7 @@ def _table(text: str, delimiter: str = ",") -> Iterator[Row]:
             reader = parted(other)
             header = reader.fieldnames or []
         if len(set(header)) < len(header):
-            raise csv.Error("a column stands twice in its header")
+            raise csv.Error("a column occurs twice in its header")
         for row in reader:
             if None in row or None in row.values():
                 yield reader.line_num, WorkbenchError(f"expected {len(header)} cells.")
@@ -187,7 +187,8 @@ def _of_dataset(folder: Path) -> Iterator[Row]:
         raise WorkbenchError(f"{folder / DATASET} names no files of the dataset; save it again.")
     if state.get("_indices_data_files") or state.get("_indices_files"):
         raise WorkbenchError(
-            f"{folder} keeps a selection of its rows apart; save it again after flatten_indices()."
+            f"{folder} stores a selection of its rows in a separate file; save it "
+            "again after flatten_indices()."
         )
     yield from _of_arrow(folder, [folder / name for name in names], "stream")
 
@@ -205,13 +206,14 @@ def _split(folder: Path) -> str:
     for name in ("test", "validation"):
         if name in names:
             if len(names) > 1:
-                log.info("%s: the split %s is read, of %s.", folder, name, some(names))
+                log.info("%s: reads the split %s; the splits are %s.", folder, name, some(names))
             return name
     if len(names) == 1:
         return names[0]
     raise WorkbenchError(
-        f"Expected the split test or validation in {folder}, found {some(names) or 'none'}; give "
-        f"the folder of one, as {folder / (names or ['train'])[0]}."
+        f"Expected the split test or validation in {folder}, found "
+        f"{some(names) or 'none'}; give the folder of one, for example "
+        f"{folder / (names or ['train'])[0]}."
     )
 
 

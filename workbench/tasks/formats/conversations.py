@@ -61,7 +61,7 @@ def before_answer(told: list[dict[str, str]]) -> dict[str, Any]:
     """The fields of a Prompt: the answer without the white space before it, the messages that lead
     to it, and the last of them as the prompt."""
     if not any(one["role"] == "assistant" for one in told):
-        raise WorkbenchError("the messages hold none of the assistant's, which is the answer.")
+        raise WorkbenchError("there is no message of the assistant, which would be the answer.")
     if told[-1]["role"] != "assistant":
         raise WorkbenchError(
             f"the last message is the {told[-1]['role']}'s; the answer, the assistant's, must be "
@@ -69,7 +69,7 @@ def before_answer(told: list[dict[str, str]]) -> dict[str, Any]:
         )
     *before, answer = told
     if not before:
-        raise WorkbenchError("nothing was said before the assistant's answer.")
+        raise WorkbenchError("there is no message before the assistant's answer.")
     return {
         "prompt": before[-1]["content"],
         "target": answer["content"].lstrip(),

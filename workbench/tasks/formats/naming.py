@@ -89,7 +89,7 @@ def _at(row: Any, path: str, field: str) -> Any:
         elif isinstance(found, list) and step.isdecimal() and int(step) < len(found):
             found = found[int(step)]
         else:
-            ends = "" if found is row else f": before {step} stands {_kind(found)}"
+            ends = "" if found is row else f": before {step} there is {_kind(found)}"
             raise WorkbenchError(
                 f"there is no {path} for {field}{ends}; the keys of the row are {keys(row)}."
             )
@@ -132,7 +132,7 @@ def unknown(row: Mapping[str, Any], *, table: bool) -> WorkbenchError:
     if len(found) < len(lacking):
         more = proposal(found | {name: "KEY" for name in lacking if name not in found})
         return WorkbenchError(f"{said}; name the keys that hold them by {more}.")
-    return WorkbenchError(f"{said}; give {proposal(found)} where that is it.")
+    return WorkbenchError(f"{said}; give {proposal(found)} if that is the right one.")
 
 
 def proposal(found: Mapping[str, str]) -> str:
@@ -167,6 +167,6 @@ def require_plain(row: Mapping[str, Any], shape: Shape) -> None:
             near = [listed] if listed not in row and low in SYNONYMS.get(listed, ()) else []
         if near:
             raise WorkbenchError(
-                f"{key} is no key that is known, but nearly {near[0]}; rename it, or give "
+                f"{key} is not a known key, but close to {near[0]}; rename it, or give "
                 f"{proposal({near[0]: str(key)})}."
             )

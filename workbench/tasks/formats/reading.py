@@ -112,8 +112,8 @@ class _Reading:
         self.first = self.first or (number, shape)
         if shape is not self.first[1]:
             raise WorkbenchError(
-                f"this row is of {shape.title} and line {self.first[0]} of {self.first[1].title}; "
-                "keep each kind in a file of its own."
+                f"this row is of {shape.title} and line {self.first[0]} of "
+                f"{self.first[1].title}; put each kind into a separate file."
             )
         require_plain(row, shape)
         before = len(self.asked.left_out)
@@ -141,7 +141,9 @@ class _Reading:
         if self.first is None:
             raise WorkbenchError(f"{self.path} holds no prompts; give one JSON object a line.")
         if self.tools:
-            log.warning("%s: tools and their calls are left out of %d rows.", self.path, self.tools)
+            log.warning(
+                "%s: tools and their calls are left out, in %d rows.", self.path, self.tools
+            )
         name = self.about.pop("name", visible(self.path.stem))
         asked: dict[str, Any] = {"scorer": self.first[1].scorer} | self.about | dict(chosen)
         return PromptSet(name, tuple(prompt for _, prompt in self.made), **asked)
@@ -155,7 +157,7 @@ class _Reading:
         twice = {name: own for name, own in lines.items() if len(own) > 1}
         if twice and self.first and self.first[1].own:
             name, own = next(iter(twice.items()))
-            self.faults[f"the id {name!r} stands in both; ids must be unique."] = own[:2]
+            self.faults[f"the id {name!r} occurs in both; ids must be unique."] = own[:2]
         elif twice:
             self.made = [(n, replace(prompt, id=str(n))) for n, prompt in self.made]
 

@@ -163,7 +163,8 @@ def lettered(row: Mapping[str, Any]) -> dict[str, Any]:
     gone = [key for key in ascii_uppercase[: len(found)] if key not in found]
     if gone:
         raise WorkbenchError(
-            f"choices stand under {some(found)}, and none under {gone[0]}; give one to each letter."
+            f"there are choices under {some(found)}, but none under {gone[0]}; give "
+            "one to each letter."
         )
     made = {key: value for key, value in row.items() if key not in found}
     return made | {"choices": {"text": [row[key] for key in found], "label": found}}
