@@ -99,7 +99,7 @@ def test_what_was_written_here_is_written_anew(models: Path, tmp_path: Path):
     result.save(tmp_path / "empty")
     assert wb.Result.load(tmp_path / "empty").fingerprint == result.fingerprint
     (tmp_path / "r" / "notes.md").write_text("mine")
-    with pytest.raises(wb.WorkbenchError, match="something else than a saved Result"):
+    with pytest.raises(wb.WorkbenchError, match="does not hold a saved Result"):
         result.save(tmp_path / "r")
     assert (tmp_path / "r" / "notes.md").read_text() == "mine"
 
@@ -192,13 +192,13 @@ def test_what_a_killed_process_left_is_nobodys(tmp_path: Path):
     assert [path.name for path in finished(run)] == ["run.json"]
     begin(run)
     (run / ".notes.md").write_text("mine")
-    with pytest.raises(wb.WorkbenchError, match="something else than"):
+    with pytest.raises(wb.WorkbenchError, match="does not hold"):
         begin(run)
 
 
 def test_a_file_is_no_folder_and_a_folder_no_file(tmp_path: Path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(wb.WorkbenchError, match=r"cannot be written, since .*file is no folder"):
+    with pytest.raises(wb.WorkbenchError, match=r"cannot be written, since .*file is not a folder"):
         require_free(tmp_path / "file" / "r", SAVED)
     (tmp_path / "folder").mkdir()
     with (

@@ -87,10 +87,10 @@ SAFETENSORS = {
     "more keys": (one(more=1), "is not described by"),
     "a name twice": (
         headed(json.dumps(HEADER).replace("1.self_attn.k", "0.self_attn.q").encode(), DATA),
-        "stands twice",
+        "occurs twice",
     ),
     "no UTF-8": (headed(b'{"\xff": 1}', DATA), "utf-8"),
-    "no object": (headed(b"[1]", DATA), "no JSON object"),
+    "no object": (headed(b"[1]", DATA), "not a JSON object"),
     "deep nesting": (headed(b'{"a": ' + DEEP.encode(), DATA), "nested deeper"),
     "NaN": (headed(HEADER, np.full(2080, np.nan, np.float32).tobytes()), "NaN or inf"),
     "infinity": (headed(HEADER, np.full(2080, -np.inf, np.float32).tobytes()), "NaN or inf"),
@@ -145,7 +145,7 @@ def test_an_index_and_its_shards_agree(base: Path, shards: Path, tmp_path: Path)
     own = next(name for name, file in places.items() if file == first.name)
     more = next(name for name, file in places.items() if file == first.name and name != own)
     reindexed(copied, lambda places: places.update({more: "twice.safetensors"}))
-    refused("either could be meant", wb.load_pair, base, copied)
+    refused("it is unclear which one counts", wb.load_pair, base, copied)
 
 
 def test_links_lead_nowhere_but_into_the_hubs_cache(base: Path, tuned: Path, tmp_path: Path):
@@ -360,7 +360,7 @@ def test_a_gguf_of_larger_matrices_than_it_holds(key: str, tmp_path: Path):
 def test_a_gguf_that_leaves_its_sizes_to_the_default_model(key: str, tmp_path: Path):
     path = write_gguf(tiny("llama", seed=5), tmp_path / "m.gguf")
     path.write_bytes(path.read_bytes().replace(key.encode(), key[:-1].encode() + b"x"))
-    refused(f"does not say llama.{key}", lambda: wb.Checkpoint.parse(path).folder)
+    refused(f"the entry llama.{key} is missing", lambda: wb.Checkpoint.parse(path).folder)
 
 
 @pytest.mark.parametrize(("at", "count"), [(8, 1 << 60), (16, 1 << 60), (4, 7)])
@@ -497,7 +497,7 @@ BOMBS = {
         {"normalizer": {"type": "Precompiled", "precompiled_charsmap": CHARSMAP}}, "of one"
     ),
     "read back as gigabytes": (
-        {"decoder": {"type": "Sequence", "decoders": [THOUSAND] * 4}}, "decoder makes"
+        {"decoder": {"type": "Sequence", "decoders": [THOUSAND] * 4}}, "decoder turns"
     ),
     "milliards of tokens around a text": (
         {"post_processor": {
@@ -521,12 +521,12 @@ BOMBS = {
         {"model": TOKENIZER["model"] | {"vocab": TOKENIZER["model"]["vocab"] | {"a" * 10**6: 40}}},
         "a token of more than",
     ),
-    "a pattern for an hour": (split_at("(a|aa)+[xy]"), "within bounds"),
-    "a pattern of words": (split_at(r"(\w+\s?)+:"), "within bounds"),
-    "a pattern of one word": (split_at("(?:abc|abcabc)+;"), "within bounds"),
+    "a pattern for an hour": (split_at("(a|aa)+[xy]"), "within safe limits"),
+    "a pattern of words": (split_at(r"(\w+\s?)+:"), "within safe limits"),
+    "a pattern of one word": (split_at("(?:abc|abcabc)+;"), "within safe limits"),
     "a pattern that is none": (split_at("("), "No tokenizer can be loaded"),
     "a normalizer that is searched for": (
-        {"normalizer": replacing_step({"Regex": "(.*)*$x"}, "b")}, "within bounds"
+        {"normalizer": replacing_step({"Regex": "(.*)*$x"}, "b")}, "within safe limits"
     ),
 }  # fmt: skip
 
@@ -568,7 +568,7 @@ PROMPTS = {
     "half a surrogate": (rb'{"prompt": "\ud800", "target": "b"}', "surrogates"),
     "deep": (DEEP.encode(), "nested deeper"),
     "a number of a megabyte": (b"1" * (1 << 20), "not JSON"),
-    "a key twice": (b'{"prompt": "a", "prompt": "c", "target": "b"}', "stands twice"),
+    "a key twice": (b'{"prompt": "a", "prompt": "c", "target": "b"}', "occurs twice"),
     "numbers as foils": (json.dumps(LINE | {"foils": [1]}).encode(), "list of texts"),
     "numbers as tags": (json.dumps(LINE | {"tags": {"a": 1}}).encode(), "names to texts"),
     "a list of spans": (json.dumps(LINE | {"spans": [[0, 1]]}).encode(), "spans must map"),
@@ -590,7 +590,7 @@ def test_prompt_lines(which: str, tmp_path: Path):
 @pytest.mark.parametrize(("content", "says"), [
     (b"prompt,target\na,b,c\n", "expected 2 cells"),
     (b"prompt,target\na\n", "expected 2 cells"),
-    (b"prompt,prompt\na,b\n", "stands twice"),
+    (b"prompt,prompt\na,b\n", "occurs twice"),
     (b'prompt,target\n"a,b\n', "not CSV"),
     (b"prompt,target\n" + b"a" * 200_000 + b",b\n", "not CSV"),
     (b"prompt,target\n\xff,b\n", "not UTF-8"),
@@ -625,7 +625,7 @@ def piped(folder: Path) -> None:
 TABLES = {
     "a text of a megabyte, often": (repeated, "than 2 GiB"),
     "millions of nothing": (nothing, "than 1000000 rows"),
-    "a column twice": (column_twice, "stands twice"),
+    "a column twice": (column_twice, "occurs twice"),
     "a pipe": (piped, "no file is there"),
 }
 

@@ -436,7 +436,7 @@ def test_other_tensors_files_and_bases_end_in_a_sentence(folders: dict[str, Path
     other = saved(nudged(base_model("llama")), tmp_path / "other")
     reference = Checkpoint.parse(f"{other}+{adapter}")
     with (
-        pytest.raises(wb.WorkbenchError, match="of another model than the base"),
+        pytest.raises(wb.WorkbenchError, match="of another model than this base"),
         wb.load_pair(folders["llama"], reference).models(),
     ):
         pass

@@ -67,7 +67,7 @@ def test_every_analysis_is_called():
 def test_a_model_against_itself_is_said_to_show_nothing(key: str, folder: Path):
     pair = wb.load_pair(folder / "base", folder / "base", "itself")
     if key in NEEDS_A_CHANGE:
-        with pytest.raises(wb.WorkbenchError, match=r"itself (is its base|has no changed)"):
+        with pytest.raises(wb.WorkbenchError, match=r"itself (equals its base|has no changed)"):
             CALLS[key](pair, Asked(12), batch_size=4)
         return
     made = CALLS[key](pair, Asked(12), batch_size=4)
@@ -82,7 +82,7 @@ def test_a_model_against_itself_is_said_to_show_nothing(key: str, folder: Path):
 def test_one_prompt_has_no_interval(key: str, folder: Path):
     pair = wb.load_pair(folder / "base", folder / "tuned")
     if key in NEEDS_MORE:
-        with pytest.raises(wb.WorkbenchError, match=r"at least|or more|Give more"):
+        with pytest.raises(wb.WorkbenchError, match=r"at least|or more|give more"):
             CALLS[key](pair, Asked(1), batch_size=4)
         return
     made = CALLS[key](pair, Asked(1), batch_size=4)

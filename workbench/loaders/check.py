@@ -198,7 +198,7 @@ def _settings(pair: CheckpointPair) -> Iterator[Line]:
         asked = unheeded(one.folder) if one.folder is not None else []
         if asked and (side == "base" or one.folder != pair.base.folder):
             found = f"generation_config.json of {side} asks for {some(asked)}"
-            remedy = "It is ignored: texts are written with the settings that an analysis states."
+            remedy = "It is left out: texts are written with the settings that an analysis states."
             yield "generation", NOTE, found, remedy
 
 

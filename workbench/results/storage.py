@@ -78,7 +78,7 @@ def table(file: Path) -> pd.DataFrame:
         ) from error
     if "member" in found and found["member"].nunique() > MOST_MEMBERS:
         raise WorkbenchError(
-            f"{file} has rows of {found['member'].nunique()} members, and no more than "
+            f"{file} has rows of {found['member'].nunique()} models, and no more than "
             f"{MOST_MEMBERS} can be shown; run its analysis on fewer."
         )
     numeric = "value" in found and pd.api.types.is_numeric_dtype(found["value"])
