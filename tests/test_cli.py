@@ -61,7 +61,7 @@ def test_check_prints_and_exits_by_what_it_found(base: Path, tuned: Path, tmp_pa
         (["spectral", "intruders", "BASE", "BASE", "--side", "both"], "side left, right or joint"),
         (["spectral", "intruders", "BASE", "BASE", "--k", "0"], "k >= 1"),
         (["compare", "BASE", "--member", "nameless"], "NAME=REFERENCE"),
-        (["compare", "BASE"], "at least one member"),
+        (["compare", "BASE"], "at least one fine-tuned model"),
         (["compare", "BASE", "--member", "a=BASE", "--text", "/nowhere"], "text file"),
         (["demo", "--model", "other"], "family or smollm2"),
         (["report", "/nowhere"], "saved Result"),
@@ -195,14 +195,14 @@ def test_a_table_is_no_wider_than_the_terminal(width: int):
     """And loses no word of it."""
     from rich.console import Console
 
-    from workbench.cli.options import table_of
+    from workbench.cli.printing import table_of
 
     told = pd.DataFrame(
         {"item": ["runs", "names"], "found": ["both sides load whole, as they were read"] * 2,
          "remedy": ["", "Give the base this checkpoint was fine-tuned from."]}
     )  # fmt: skip
     out = io.StringIO()
-    Console(file=out, width=width).print(table_of(told))
+    Console(file=out, width=width).print(table_of(told, width))
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     words = " ".join([*told.to_numpy().ravel(), *told.columns])

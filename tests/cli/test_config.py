@@ -151,7 +151,7 @@ def test_every_option_is_said(tmp_path: Path, monkeypatch):
         ("member: {1: a}", "a number or yes and no in quotes"),
         ("member: {a=b: c}", "to be texts by name"),
         ("out: ''", "to be a text"),
-        ("seed: 1\nseed: 2", "stands twice"),
+        ("seed: 1\nseed: 2", "occurs twice"),
         ("base: &a x\ntext: *a", "not plain YAML"),
         ("options: {spectral.intruder: {k: 5}}", "did you mean spectral.intruders?"),
         ("options: {spectral.intruders: 5}", "arguments of spectral.intruders by name"),

@@ -37,7 +37,7 @@ def test_a_card_is_printed_or_written(run: Path, tmp_path: Path):
     file.write_text(mine)
     done = workbench("card", run, "--out", file)
     assert done.returncode == 2
-    assert "something else than a model card's section" in done.stderr
+    assert "does not hold a model card's section" in done.stderr
     assert file.read_text() == mine
 
 

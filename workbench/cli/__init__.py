@@ -36,9 +36,9 @@ from workbench.cli.options import (
     page_out,
     report_out,
     run_study,
-    show,
     texts,
 )
+from workbench.cli.printing import say, show
 from workbench.cli.reading import reads_prompts
 from workbench.cli.values import PROMPTS
 from workbench.cli.verbs import FAMILIES, group
@@ -102,9 +102,9 @@ def options(
 ) -> None:
     import logging
 
-    from workbench.log import say
+    from workbench.log import say as heard
 
-    say(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    heard(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
 
 
 KEPT = {"demo", "compare", "lab"}  # commands that keep what they have done
@@ -185,11 +185,11 @@ def demo(
     elif model == "smollm2":
         slow = device == "cpu" and not fast_bfloat16()
         low, high = (round(m * steps / 300 * (6 if slow else 1)) for m in (5, 15))
-        print(
+        say(
             f"SmolLM2-135M: on first use each fine-tuned model is trained for {steps} steps, which "
             f"takes about {low} to {high} minutes on 2 cores of this kind; an interrupted run "
             "resumes.",
-            file=sys.stderr,
+            error=True,
         )
         if dry_run:
             return
@@ -230,7 +230,7 @@ def check(
         if not json:
             warned = report.table.loc[report.table["status"] == "warn", "item"]
             said = "These checkpoints can be compared"
-            print(
+            say(
                 f"{said}, but read the warnings on: {', '.join(warned)}."
                 if len(warned)
                 else f"{said}."

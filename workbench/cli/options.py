@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.cli.printing import print_groups, print_items, print_texts
+from workbench.cli.printing import print_groups, print_items, print_texts, say, show
 from workbench.cli.reading import loaded
 
 Base = Annotated[
@@ -74,7 +74,6 @@ Device = Annotated[
     ),
 ]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16: the precision in which models run.")]
-WIDEST = 10_000  # characters of a line that no terminal breaks
 WHERE = "Where to run: here, local:N, ray:auto, ray:HOST:PORT or ray://HOST:PORT."
 On = Annotated[str, typer.Option(help=WHERE)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, then stop.")]
@@ -125,9 +124,9 @@ def finish(result: Any, out: Path | None, json: bool, show: int = 0) -> None:
     if json:
         print(result.table.to_json(orient="records", lines=True), end="")
     else:
-        print(visible(figures.headline(result)))
+        say(visible(figures.headline(result)))
         for note in result.provenance.notes:
-            print(visible(f"note: {note}"))
+            say(visible(f"note: {note}"), "  ")
         print_groups(result)
         print_items(result, show)
         print_texts(result, show)
@@ -158,10 +157,10 @@ def run_study(
         show(plan(study), json)
         return
     planned = plan(study)
-    print(
+    say(
         f"Plan: {len(planned)} analyses, about {planned['minutes'].sum():.0f} minutes and at most "
         f"{planned['peak_MiB'].max():,} MiB of memory; --dry-run lists them.",
-        file=sys.stderr,
+        error=True,
     )
     begun = time.monotonic()
     made = compare(
@@ -238,35 +237,6 @@ def group_of(path: Path) -> Any:
         return asked(path)
     pieces = wb.tasks.read_text(path, characters=1, most=100_000)
     return [piece.strip() for piece in pieces if piece.strip()]
-
-
-def show(table: Any, json: bool) -> None:
-    if json:
-        print(table.to_json(orient="records", lines=True), end="")
-    else:
-        _console().print(table_of(table))
-
-
-def _console() -> Any:
-    """The terminal, or whatever output is written to, where lines are as long as they get."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else WIDEST, highlight=False, soft_wrap=False)
-
-
-def table_of(table: Any) -> Any:
-    """A data frame whose cells break between words where the terminal is narrower."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from workbench.errors import visible
-
-    made = Table(box=None, pad_edge=False, header_style="")
-    for name in table:
-        made.add_column(Text(str(name)), overflow="fold")
-    for row in table.itertuples(index=False):
-        made.add_row(*(Text(visible(str(cell))) for cell in row))
-    return made
 
 
 def named(members: list[str] | None, option: str = "member") -> dict[str, str]:

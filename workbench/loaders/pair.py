@@ -446,7 +446,7 @@ def load_family(base: Reference, members: Mapping[str, Reference]) -> Family:
     """One base and named members, each as in `load_pair`."""
     if not members:
         raise WorkbenchError(
-            f"A family needs at least one fine-tuned model (--member): {'name': reference}."
+            "A family needs at least one fine-tuned model (--member): {'name': reference}."
         )
     ours = Checkpoint.parse(base)
     return Family(ours, {name: load_pair(ours, ref, name).tuned for name, ref in members.items()})

@@ -9,7 +9,7 @@ import pandas as pd
 
 from workbench.results.result import Result
 
-LOST, WON = "lost", "won"
+LOST, WON = "lost", "gained"
 
 
 class Changed(NamedTuple):
@@ -24,7 +24,7 @@ class Changed(NamedTuple):
 
 
 def changed_items(result: Result) -> Iterator[Changed]:
-    """Lost, then won items of every member and task; nothing of a Result that keeps none."""
+    """Lost, then gained items of every member and task; nothing of a Result that keeps none."""
     if not result.has("item"):
         return
     shown = ["prompt", "asked", "expected", "base_said", "said"]
