@@ -117,7 +117,7 @@ def scaling(*rows: list[dict]) -> Any:
 
 @pytest.mark.parametrize(("by", "said"), [(BELOW, True), (ON, None), (ABOVE, False)])
 def test_scaling_takes_forgetting_back_below_zero_and_the_control(by: float, said: bool | None):
-    part = "takes forgetting back"
+    part = "reduces forgetting"
     (found,) = read(part, scaling(scaled(by, 1.0)))
     assert (found.value, found.control, found.holds) == (by, 1.0, said)
     assert holds(part, scaling(scaled(-3 + by, -3.0))) is said
@@ -125,17 +125,17 @@ def test_scaling_takes_forgetting_back_below_zero_and_the_control(by: float, sai
 
 @pytest.mark.parametrize(("by", "said"), SIDES)
 def test_scaling_costs_up_to_five_in_a_hundred(by: float, said: bool | None):
-    (found,) = read("hardly any cost", scaling(scaled(-3.0, -1.0, -5 + by)))
+    (found,) = read("hardly lowers", scaling(scaled(-3.0, -1.0, -5 + by)))
     assert (found.value, found.control, found.holds) == (-5 + by, 7.0, said)
     # Nothing is asked of what took no forgetting back.
-    assert not read("hardly any cost", scaling(scaled(ON, 1.0, -5 + by)))
+    assert not read("hardly lowers", scaling(scaled(ON, 1.0, -5 + by)))
 
 
 def test_the_scale_is_the_nearest_to_the_papers():
     rows = [scaled(float(-i), 1.0, x=x) for i, x in enumerate((0.5, 0.6, 0.75, 0.9), start=1)]
-    (found,) = read("takes forgetting back", scaling(*rows))
+    (found,) = read("reduces forgetting", scaling(*rows))
     assert (found.value, found.at) == (-3.0, "scale 0.75")
-    assert not read("takes forgetting back", scaling(scaled(-1.0, 1.0, x=0.45)))
+    assert not read("reduces forgetting", scaling(scaled(-1.0, 1.0, x=0.45)))
 
 
 def aucs(ours: float, outputs: float, groups: tuple[str, ...] = ("boxes", "plain", "facts")) -> Any:
@@ -152,10 +152,10 @@ def test_tuco_tells_prompts_apart(by: float, said: bool | None):
     (found,) = read("like the fine-tuning data", aucs(0.5 + by, 0.1))
     assert (found.value, found.control, found.holds) == (0.5 + by, 0.1, said)
     assert found.at == "over plain"
-    (found,) = read("than the outputs do", aucs(0.8 + 2 * by, 0.8))
+    (found,) = read("than the models' outputs do", aucs(0.8 + 2 * by, 0.8))
     assert (found.value, found.control, found.holds) == (0.8 + 2 * by, 0.8, said)
     # Without texts like pre-training the second group stands for them.
-    (found,) = read("than the outputs do", aucs(0.9, 0.1, ("boxes", "facts", "jobs")))
+    (found,) = read("than the models' outputs do", aucs(0.9, 0.1, ("boxes", "facts", "jobs")))
     assert found.at == "over facts"
 
 
@@ -257,9 +257,9 @@ def test_circuits_carry_the_gain(by: float, said: bool | None):
 
     others = {"group": "value fetcher"}, {"direction": "base->tuned"}, {"metric": "score"}
     made = crossed(*(one(0.99) | other for other in others), one(0.5 + by), one(0.5, "random", 0.0))
-    (found,) = read("That circuit carries", made)
+    (found,) = read("circuit carries the gain into", made)
     assert (found.value, found.control, found.holds) == (0.5 + by, 0.5, said)
-    assert holds("... all of it", crossed(one(0.9 + by), one(0.5, "random", 0.0))) is said
+    assert holds("all of the gain", crossed(one(0.9 + by), one(0.5, "random", 0.0))) is said
 
 
 @pytest.mark.parametrize(("by", "said"), SIDES)
@@ -299,7 +299,7 @@ def test_what_was_unlearned_comes_back(by: float, said: bool | None):
     (found,) = read("MLP activations", unlearned(0.7 + by, 0.1))
     assert (found.value, found.control, found.holds) == (0.7 + by, 0.1, said)
     assert found.at == "layer 1 of 2"
-    (found,) = read("this knowledge", unlearned(0.8 + by, 0.7))
+    (found,) = read("specific to the unlearned", unlearned(0.8 + by, 0.7))
     assert (found.value, found.holds) == (pytest.approx(0.1 + by), said)
     assert not read("MLP activations", unlearned(0.9, 0.1, destination=0.5))
 

@@ -48,17 +48,17 @@ CLAIMS = (
         spectral.by_rank,
     ),
     Claim(
-        "Scaling the top intruders down takes forgetting back",
+        "Scaling the top intruders down reduces forgetting",
         INTRUDERS,
-        "change of the pre-training loss in %, top intruder scaled to 0.7 or the scale nearest to "
-        "it (control: the pre-trained vector beside it)",
+        "change of the pre-training loss in %, top intruder scaled to 0.7 or the "
+        "scale nearest to it (control: the pre-trained vector next to it)",
         "below 0 and below the control; above either contradicts",
         spectral.scaling_loss,
     ),
     Claim(
-        "... at hardly any cost to the task",
+        "Scaling the top intruders down hardly lowers the task's score",
         INTRUDERS,
-        "change of the task's score in %, of the members whose forgetting was so taken back",
+        "change of the task's score in %, of the models whose forgetting this reduced",
         "above -5",
         spectral.scaling_score,
     ),
@@ -71,17 +71,17 @@ CLAIMS = (
         tuco.tuco_groups,
     ),
     Claim(
-        "TuCo tells them apart better than the outputs do",
+        "TuCo distinguishes these prompts better than the models' outputs do",
         TUCO,
         "the same AUC",
         "above the control",
         tuco.tuco_separates,
     ),
     Claim(
-        "Some other scale of the contribution is better than 1",
+        "Some other scale of the tuned contribution is better than 1",
         TUCO,
-        "gain of score on the half of the prompts that did not choose alpha, of members that do "
-        "not answer everything as tuned",
+        "gain of score on the half of the prompts that did not choose alpha, of "
+        "models that do not already answer everything at alpha = 1",
         "above 0; alpha = 1 contradicts",
         tuco.alpha,
     ),
@@ -102,36 +102,43 @@ CLAIMS = (
     Claim(
         "Grafts are better calibrated than the model they are from",
         GRAFTS,
-        "expected calibration error of the largest learned graft less the member's, each beyond "
-        "that of perfect calibration on as many prompts",
+        "expected calibration error of the largest learned graft less the fine-tuned "
+        "model's, each beyond that of perfect calibration on as many prompts",
         "below 0",
         skills.calibration,
     ),
     Claim(
         "Fine-tuning uses the base's own circuit",
         CIRCUITS,
-        "faithfulness of the circuit found in the base, in the member, by score, each head kept at "
-        "its group's position (control: random heads)",
+        "faithfulness of the circuit found in the base, in the fine-tuned model, by "
+        "score, each head active at its group's position (control: random heads)",
         "above the control",
         patching.circuit,
     ),
     Claim(
         "Some layer's attention carries the gain into the base (CMAP)",
         CIRCUITS,
-        "largest share of the gain in logit difference by the member's attention output of one "
-        "layer in the base, the layer chosen on the same prompts (control: a random layer's)",
+        "largest share of the gain in logit difference by the fine-tuned model's "
+        "attention output of one layer in the base, the layer chosen on the same "
+        "prompts (control: a random layer's)",
         "above the control",
         patching.crossed,
     ),
     Claim(
-        "That circuit carries the gain",
+        "The fine-tuned model's circuit carries the gain into the base",
         CIRCUITS,
-        "share of the gain in logit difference by patching the member's circuit into the base "
-        "(control: random heads)",
+        "share of the gain in logit difference by patching the fine-tuned model's "
+        "circuit into the base (control: random heads)",
         "above the control",
         patching.carries,
     ),
-    Claim("... all of it", CIRCUITS, "the same share", "above 0.9", patching.carries_all),
+    Claim(
+        "The fine-tuned model's circuit carries all of the gain",
+        CIRCUITS,
+        "the same share",
+        "above 0.9",
+        patching.carries_all,
+    ),
     Claim(
         "What was unlearned comes back with the base's MLP activations",
         "arXiv 2410.06606",
@@ -140,16 +147,16 @@ CLAIMS = (
         patching.restored,
     ),
     Claim(
-        "... and it is this knowledge that comes back",
+        "What comes back is specific to the unlearned knowledge",
         "arXiv 2410.06606",
         "KRS less that with another prompt's activations",
         "above 0.1",
         patching.restored_knowledge,
     ),
     Claim(
-        "What looks lost is hidden, not erased",
+        "Capabilities that look lost are hidden, not erased",
         MECHANISMS,
-        "score as a share of the base's, of tasks that are not kept",
+        "score as a share of the base's, of tasks whose output is lost",
         "the verdict is suppressed; erased contradicts",
         forgetting.hidden,
     ),
@@ -161,7 +168,7 @@ CLAIMS = (
         forgetting.revived,
     ),
     Claim(
-        "Pruning what the new task uses lets the old one rise",
+        "Pruning the neurons that the new task uses raises the old task's score",
         MECHANISMS,
         "change of the old task's score, of tasks that were lost in part (control: random neurons)",
         "above 0 and above the control; below either contradicts",
@@ -175,7 +182,7 @@ CLAIMS = (
         forgetting.conjugate,
     ),
     Claim(
-        "A point between base and member keeps both (WiSE-FT)",
+        "A point between base and fine-tuned model keeps both tasks (WiSE-FT)",
         "arXiv 2109.01903",
         "rise of another task's score, the largest of all, at the point chosen on other prompts "
         "(control: the fine-tuned task's change)",

@@ -39,15 +39,18 @@ from workbench.results.run_folder import load
 REPRODUCED, PARTLY, NOT, UNDECIDED = "reproduced", "partly", "not reproduced", "undecided"
 SHOWN = 3  # readings in one cell
 BEFORE = (
-    "In brackets 95% intervals over n items; a number after a name is another checkpoint of that "
-    "name. What is read, and what it takes:"
+    "Brackets hold 95% intervals over n items; a number after a name marks another "
+    "checkpoint of that name. This is what is measured for each claim, and when the claim holds:"
 )
+
+EARLIER = "In brackets 95% intervals over n items; "  # how that sentence began before
 
 
 # A file of `page`, by the sentence below its table.
 PAGE = Mark(
     "the table of findings",
-    lambda path: path.is_file() and BEFORE.encode() in path.read_bytes(),
+    lambda path: path.is_file()
+    and any(one.encode() in path.read_bytes() for one in (BEFORE, EARLIER)),
 )
 
 
@@ -111,7 +114,7 @@ def page(tables: Mapping[str, pd.DataFrame]) -> str:
     """Markdown of `findings` of several bases, a column each, by the base's name."""
     known = _known(tables)
     lines = _lines(tables, ["claim", "source"], _cell)
-    notes = [f"- {claim.name}: {claim.reading}; holds where {claim.holds}." for claim in known]
+    notes = [f"- {claim.name}: {claim.reading}; holds if {claim.holds}." for claim in known]
     return "\n".join([*lines, "", BEFORE, "", *notes, ""])
 
 
