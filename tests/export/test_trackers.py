@@ -107,7 +107,7 @@ def test_a_folder_for_tensorboard_is_replaced_and_no_other(tmp_path: Path):
     assert [path.name for path in (out / "members").iterdir()] == ["b"]
     (out / "members" / "notes.txt").write_text("mine")
     before = contents(tmp_path)
-    with pytest.raises(wb.WorkbenchError, match="something else than a folder for TensorBoard"):
+    with pytest.raises(wb.WorkbenchError, match="does not hold a folder for TensorBoard"):
         to_tensorboard([one], out)
     assert contents(tmp_path) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["board"]

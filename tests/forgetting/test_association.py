@@ -92,7 +92,7 @@ def test_what_cannot_be_joined_is_refused():
     with pytest.raises(WorkbenchError, match="found"):
         wb.forgetting.association([retention(), elsewhere])
     few = Result(other.analysis, other.table[other.table["member"] < "c"], other.provenance)
-    with pytest.raises(WorkbenchError, match="three members"):
+    with pytest.raises(WorkbenchError, match="three fine-tuned models"):
         wb.forgetting.association([retention(), few])
 
 

@@ -216,5 +216,5 @@ def test_bad_paths_are_refused(tmp_path: Path):
     for alphas in ((0.0, 1.0), (0.1, 0.5, 1.0), (0.0, 0.5, 2.0)):
         with pytest.raises(wb.WorkbenchError, match="from 0 to 1"):
             wb.forgetting.interpolate(pair, prompts, alphas=alphas)
-    with pytest.raises(wb.WorkbenchError, match="one base"):
+    with pytest.raises(wb.WorkbenchError, match="the same base"):
         wb.forgetting.interpolate(pair, prompts, origin=wb.load_pair(BASE, FAMILY / "full"))

@@ -160,7 +160,7 @@ def test_an_overlay_leaves_the_model_bit_for_bit(spiked: Path):
         raise KeyError
     assert all(torch.equal(p, kept[n]) for n, p in model.named_parameters())
     with (
-        pytest.raises(wb.WorkbenchError, match="no parameter"),
+        pytest.raises(wb.WorkbenchError, match="no separate parameter"),
         overlay(model, {"nothing": torch.zeros(1)}, pair),
     ):
         pass
@@ -359,7 +359,7 @@ def test_what_else_is_measured_is_resampled_by_the_same_clusters():
 @pytest.mark.parametrize("name", ["metric", "limit", "include"])
 def test_what_is_of_lm_evals_tasks_alone_is_refused_without_them(name: str):
     pair = wb.load_pair(BASE, FAMILY / "lora-r1")
-    with pytest.raises(wb.WorkbenchError, match=f"Expected lm_eval beside {name}"):
+    with pytest.raises(wb.WorkbenchError, match=f"Expected lm_eval together with {name}"):
         wb.forgetting.retention(pair, [tasks.facts(4, seed=1)], **{name: 3})
 
 

@@ -72,7 +72,7 @@ def test_every_answer_is_exchanged_by_one_rule():
         assert (q.prompt, q.target) == (p.prompt, rule[p.target])
         assert q.target not in q.foils
     one = wb.tasks.PromptSet("s", facts.prompts[:1])
-    with pytest.raises(wb.WorkbenchError, match="nothing to exchange"):
+    with pytest.raises(wb.WorkbenchError, match="no other answer to exchange"):
         relabelled(one, 0)
 
 

@@ -371,7 +371,7 @@ FAULTS: dict[str, tuple[Write, str]] = {
     ),
     "an epoch twice": (
         lambda t: (written(t / "b.json", evaluation([sample(1, "C")] * 2)), t / "b.json"),
-        "sample 2 tells q1 again",
+        "sample 2 repeats q1",
     ),
     "no archive": (
         lambda t: (written_text(t / "b.eval", "x" * 400), t / "b.eval"),

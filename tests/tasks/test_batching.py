@@ -40,7 +40,7 @@ def test_places_that_are_not_there():
 def test_plain_texts_are_run_whole():
     (row,) = rows(shipped.tokenizer(), ["the apple"])
     assert len(row.ids) == 3
-    with pytest.raises(WorkbenchError, match="none"):
+    with pytest.raises(WorkbenchError, match="found no prompt"):
         rows(shipped.tokenizer(), [])
 
 
@@ -86,9 +86,9 @@ def test_what_is_odd_about_prompts_is_said_before_any_run(capsys):
     plain = [Prompt("a", "Box F contains the", " apple"), Prompt("b", "In Box G is the", " book")]
     assert told(words, plain, capsys) == ""
     glued = [plain[0], Prompt("c", "Box F contains the", "apple")]
-    assert "1 of 2 prompts have an answer that goes on with" in told(words, glued, capsys)
+    assert "1 of 2 prompts have an answer that continues" in told(words, glued, capsys)
     strange = [Prompt("d", "Box F contains zzz the", " apple"), plain[1]]
-    assert "('d' is the first)" in told(words, strange, capsys)
+    assert "(the first is 'd')" in told(words, strange, capsys)
     twice = [Prompt("e", f"{words.bos_token}Box F contains the", " apple")]
     if words("x").input_ids[0] == words.bos_token_id:
         assert "begin with two" in told(words, twice, capsys)
@@ -100,7 +100,7 @@ def test_a_text_that_is_too_long_for_the_model_is_refused_by_name(tmp_path):
     words = pair.base.tokenizer()
     assert words.model_max_length == 128
     long = Prompt("wordy", "apple " * 200 + "the", " apple")
-    with pytest.raises(WorkbenchError, match=r"'wordy' has 202 tokens, and the .* 128"):
+    with pytest.raises(WorkbenchError, match=r"'wordy' has 202 tokens, but the .* 128"):
         rows(words, [long])
     with pytest.raises(WorkbenchError, match="'wordy' has 203 tokens"):
         tasks.answers(pair.base.load(), words, [long])

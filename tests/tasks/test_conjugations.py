@@ -58,7 +58,7 @@ def test_a_conjugate_prompt_is_asked_and_answered_there():
 
 def test_what_does_not_come_back_or_changes_nothing_is_refused():
     digits = PromptSet("s", (Prompt("a", "4 and", " 3"),))
-    with pytest.raises(WorkbenchError, match="cannot bring ' 3'"):
+    with pytest.raises(WorkbenchError, match="cannot turn ' 3'"):
         tasks.leetspeak()(digits)
     with pytest.raises(WorkbenchError, match="changes no prompt"):
         tasks.renaming({"cup": "hat"})(digits)

@@ -243,7 +243,7 @@ def test_bad_requests_are_said() -> None:
         tasks.desiderata("positional", 3, order="any")
     with pytest.raises(WorkbenchError, match="split 'dev'"):
         tasks.desiderata("positional", 3, split="dev")  # pyright: ignore
-    with pytest.raises(WorkbenchError, match="at least one"):
+    with pytest.raises(WorkbenchError, match="at least 1"):
         tasks.desiderata("positional", 0)
     for count in (3, 27):
         with pytest.raises(WorkbenchError, match=f"4 to 26 boxes .* count = {count}"):

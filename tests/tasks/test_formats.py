@@ -168,7 +168,7 @@ def test_calls_of_tools_are_left_out(tmp_path: Path, caplog):
     told = [TURNS[3], call, {"role": "tool", "content": "Lima"}, TURNS[4]]
     (one, _) = tasks.read(lines(tmp_path / "p.jsonl", {"messages": told}, {"messages": TURNS}))
     assert one.messages == (TURNS[3],)
-    assert caplog.text.count("left out of 1 rows") == 1
+    assert caplog.text.count("left out, in 1 rows") == 1
 
 
 ROWS = [

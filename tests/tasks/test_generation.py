@@ -245,7 +245,7 @@ def test_scorers_as_data_and_as_typed():
         ("choices by=token", "Expected choices by sum, byte, unconditional, found 'token'"),
         ("generation length=many", "Expected a number for length, found 'many'"),
         ("generation size=3", "The scorer generation has no setting 'size'"),
-        ("generation samples=5", "5 samples at temperature 0 are all alike"),
+        ("generation samples=5", "5 samples at temperature 0 are all the same"),
         ('generation extract="("', "is not a regular expression"),
         ("generation passes=3", "Expected passes of 1 to 1"),
         ("generation length", "Expected NAME=VALUE"),

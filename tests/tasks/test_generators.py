@@ -229,7 +229,7 @@ def test_narration_ends_on_the_carried_object() -> None:
 
 
 def test_more_than_there_is_is_refused() -> None:
-    with pytest.raises(WorkbenchError, match="at least one"):
+    with pytest.raises(WorkbenchError, match="at least 1"):
         tasks.boxes(0)
     with pytest.raises(WorkbenchError, match="split 'dev'"):
         tasks.boxes(3, split="dev")  # pyright: ignore

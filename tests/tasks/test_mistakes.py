@@ -174,8 +174,8 @@ MISTAKES: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
     ),
     "a path that is not there": (
         "p.jsonl", lines({"prompt": "a", "answers": ["x"]}), {"map": {"target": "answers.1"}},
-        "p.jsonl: line 1: there is no answers.1 for target: before 1 stands a list of 1; the keys "
-        "of the row are prompt, answers.",
+        "p.jsonl: line 1: there is no answers.1 for target: before 1 there is a list of 1; the "
+        "keys of the row are prompt, answers.",
     ),
     "a key that is not there": (
         "p.jsonl", lines({"prompt": "a", "said": "x"}), {"map": {"target": "answer"}},
@@ -236,7 +236,7 @@ def test_folders_that_are_no_dataset(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     for name, sentence in {
         "two": "Expected the split test or validation in two, found train, extra; give the folder "
-        "of one, as two/train.",
+        "of one, for example two/train.",
         "empty": "Expected a folder that `datasets` wrote with save_to_disk (state.json or "
         "dataset_dict.json) at empty, found neither; give a file (.jsonl, .json, .csv, .tsv, "
         ".parquet, .txt) or such a folder.",

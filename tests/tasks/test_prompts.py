@@ -43,7 +43,7 @@ def test_select_keeps_the_order_and_refuses_unknown_names() -> None:
         ("{", "not JSON"),
         ("[1]", "found list"),
         (json.dumps({"id": "a", "prompt": "x"}), "missing target, found"),
-        (json.dumps({"id": "a", "prompt": "x", "target": "y", "foil": 1}), "nearly foils"),
+        (json.dumps({"id": "a", "prompt": "x", "target": "y", "foil": 1}), "close to foils"),
         (json.dumps({"id": "a", "prompt": "x", "target": "y", "split": "dev"}), "split 'dev'"),
         (json.dumps({"id": "a", "prompt": 3, "target": "y"}), "prompt must be text"),
         (json.dumps({"id": "a", "prompt": "x", "target": ""}), "empty target"),
