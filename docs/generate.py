@@ -121,11 +121,11 @@ def findings() -> Pages:
         "*reproduced* where most readings hold, each by its whole 95% interval, and none "
         "contradicts. The models are small and most recipes have one training seed, so a verdict "
         "is about these models. `workbench findings RUN...` makes this table of your own runs.\n\n"
-        "[How a person reads them](reading.md) is on a page of its own.\n\n"
+        "[How a person reads them](reading.md) is on a separate page.\n\n"
         f"{linked(summary(tables))}\n\n## What was measured\n\n{linked(measured)}\n\n"
-        f"## What is read, and what it takes to hold\n\n{linked(criteria)}\n",
+        f"## What is measured, and when a claim holds\n\n{linked(criteria)}\n",
         "tables/reading.md": "# How a person reads the findings\n\n!!! note\n    This is "
-        f"`figures/README.md`, which lies beside the results it is about.\n{reading}",
+        f"`figures/README.md`, which is stored next to the results it describes.\n{reading}",
     }
 
 
@@ -133,7 +133,10 @@ def reference() -> Pages:
     """The public names of each folder; the functions of the methods have pages of their own."""
     made: Pages = {}
     init = parsed(PACKAGE / "__init__.py")
-    about = "What `import workbench as wb` gives, but for [the methods](../methods/index.md)."
+    about = (
+        "These are the names of `import workbench as wb`, except for "
+        "[the methods](../methods/index.md)."
+    )
     made["reference/wb.md"] = _names("wb", about, _literal(init, "_HOME"))
     for folder in FOLDERS:
         tree = parsed(PACKAGE / folder / "__init__.py")

@@ -106,9 +106,9 @@ def overview(known: Mapping[str, Signature]) -> str:
     """Every method: its question, its call and its verb."""
     parts = [
         "# Methods",
-        "Each method takes a pair of checkpoints, a base and one of its fine-tuned members, and "
-        "returns a `Result`: one tidy table that knows what it was made from. From Python it is a "
-        "function, on the command line a verb with the same arguments.",
+        "Each method takes a pair of checkpoints, a base and a model fine-tuned from it, and "
+        "returns a `Result`: one tidy table that records what it was computed from. In Python a "
+        "method is a function, on the command line a verb with the same arguments.",
     ]
     for family, group in GROUP.items():
         rows = [
@@ -149,12 +149,12 @@ def method(
 
 def _facts(one: Analysis, sign: Signature) -> str:
     if not one.runs:
-        cost = "the weights alone; no model is run"
+        cost = "only the weights are read; no model runs"
     elif one.passes is None:
-        cost = "the models; how long depends on what is asked"
+        cost = "the models run; the time depends on the arguments"
     else:
         times = f"{one.passes:g} forward pass{'es' if one.passes != 1 else ''}"
-        cost = f"the models; about {times} over its prompts and texts"
+        cost = f"the models run, about {times} over the prompts and texts"
     facts = {
         "From Python": f"`{call(sign)}`",
         "On the command line": f"`workbench {GROUP[sign.family]} {verb_of(sign)}`",
@@ -179,7 +179,7 @@ def _not_drawn(key: str, everywhere: Sequence[Drawing]) -> Iterator[str]:
         if drawing.analysis == key and drawing not in everywhere:
             yield (
                 f"{_captioned(drawing)}\n\n<small>No result that comes with the project shows "
-                "this figure; `result.plot()` and the report draw it from yours.</small>"
+                "this figure; `result.plot()` and the report draw it from your results.</small>"
             )
 
 
@@ -194,7 +194,7 @@ def _captioned(drawing: Drawing, shown: Shown | None = None) -> str:
 def _beside(other: Signature, drawing: Drawing) -> str:
     """A method that is drawn on another's page."""
     page = f"../{other.family}/{other.name}.md"
-    return f"Its numbers are drawn beside those of [`{call(other)}`]({page}): {drawing.title}."
+    return f"Its numbers are drawn together with those of [`{call(other)}`]({page}): {drawing.title}."
 
 
 def _command(sign: Signature) -> str:
@@ -223,8 +223,8 @@ def _columns(result: Result) -> str:
     lines = [columns, ["---"] * len(columns), *cells]
     return (
         "## What the table looks like\n\n"
-        f"One of the kept results has {len(table):,} rows, with the metrics {named}{more}. A few "
-        "of its rows:\n\n" + "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+        f"One of the stored results has {len(table):,} rows, with the metrics {named}{more}. These "
+        "are a few of its rows:\n\n" + "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
     )
 
 
