@@ -194,7 +194,9 @@ def _captioned(drawing: Drawing, shown: Shown | None = None) -> str:
 def _beside(other: Signature, drawing: Drawing) -> str:
     """A method that is drawn on another's page."""
     page = f"../{other.family}/{other.name}.md"
-    return f"Its numbers are drawn together with those of [`{call(other)}`]({page}): {drawing.title}."
+    return (
+        f"Its numbers are drawn together with those of [`{call(other)}`]({page}): {drawing.title}."
+    )
 
 
 def _command(sign: Signature) -> str:
@@ -224,7 +226,8 @@ def _columns(result: Result) -> str:
     return (
         "## What the table looks like\n\n"
         f"One of the stored results has {len(table):,} rows, with the metrics {named}{more}. These "
-        "are a few of its rows:\n\n" + "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+        "are a few of its rows:\n\n"
+        + "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
     )
 
 

@@ -47,10 +47,11 @@ def page() -> str:
     lines = [
         "# Which adapters and checkpoints can be analysed",
         "",
-        f"Of the {len(ADAPTER_KINDS)} types of peft {both} are read or run. Weights: the change of "
-        "every matrix is that of peft's own `merge_and_unload`. Run: logits are those of peft's "
-        "model. `tests/loaders/test_adapter_kinds.py` holds each to that, on a Llama and, where a "
-        "type can, on GPT-2's transposed matrices. `make architectures` writes this page.",
+        f"Of the {len(ADAPTER_KINDS)} types of peft {both} can be read or run. In the column "
+        "weights, the change of every matrix equals that of peft's own `merge_and_unload`. In the "
+        "column run, the logits equal those of peft's model. `tests/loaders/test_adapter_kinds.py` "
+        "tests each type on a Llama and, if the type allows it, on GPT-2's transposed matrices. "
+        "`make architectures` writes this page.",
         "",
         "| adapter | weights | run | |",
         "|---|---|---|---|",
@@ -60,6 +61,6 @@ def page() -> str:
         cells = [YES if isinstance(told, tuple) and c in told else NO for c in (WEIGHTS, RUN)]
         why = KINDS[kind].unformed if kind in KINDS else REFUSED[kind][1]
         lines.append(f"| {name} | {' | '.join(cells)} | {why} |")
-    lines += ["", "| form | weights | run | held by |", "|---|---|---|---|"]
+    lines += ["", "| form | weights | run | tested by |", "|---|---|---|---|"]
     lines += [f"| {f.form} | {f.weights} | {f.run} | `tests/{f.test}` |" for f in FORMS]
     return "\n".join(lines) + "\n"

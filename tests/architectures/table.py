@@ -22,14 +22,16 @@ from workbench.models import KINDS
 
 TABLE = Path(__file__).parents[2] / "docs" / "architectures.md"
 SAYS = {
-    "weights": "every change of a parameter is the plain models' (spectral, check, preflight)",
-    "run": "both sides' logits are transformers' own",
-    "texts": "measures of texts and answers (behaviour, forgetting) are the plain models'",
-    "sites": "the places of the model that are proved, to be read and replaced",
-    "tuco": "each block's contribution is a plain recomputation's, block by block",
-    "patching": "a rerun from any of those places is the whole run with plain hooks",
-    "grafts": "the change, or a part of it, laid on the base runs as a model with these weights",
-    "TransformerLens": "handed over, its bridge gives the same logits and streams",
+    "weights": "every change of a parameter equals that of the plain models (spectral, check, "
+    "preflight)",
+    "run": "the logits of both models equal those of transformers",
+    "texts": "measures of texts and answers (behaviour, forgetting) "
+    "equal those of the plain models",
+    "sites": "the places of the model that are verified, so that they can be read and replaced",
+    "tuco": "the contribution of each block equals that of a plain recomputation",
+    "patching": "a rerun from any of these places equals the whole run with plain hooks",
+    "grafts": "the base with the change, or a part of it, runs like a model with these weights",
+    "TransformerLens": "the bridge to TransformerLens gives the same logits and streams",
 }
 Rows = Mapping[str, Mapping[str, str]]
 USUAL = (
@@ -46,21 +48,22 @@ def write(rows: Rows, none: Mapping[str, str]) -> None:
     lines = [
         "# Which models can be analysed",
         "",
-        f"One tiny random model of each of the {len(rows) + len(none)} decoder families that "
-        f"transformers {transformers.__version__} knows, with a member whose every parameter moved;"
-        " each cell is held against plain PyTorch or transformers, and a base against itself gives "
-        "exactly nothing. `make architectures` measures and writes this page. Adapters: "
-        "[adapters.md](adapters.md).",
+        f"This page tests one tiny random model of each of the {len(rows) + len(none)} decoder "
+        f"families that transformers {transformers.__version__} knows, with a "
+        "fine-tuned model whose "
+        "every parameter changed. Each cell is compared with plain PyTorch or transformers, and a "
+        "base compared with itself gives exactly no change. `make architectures` "
+        "measures and writes "
+        "this page. Adapters have [their own page](adapters.md).",
         "",
-        "| cell | what it says | families |",
+        "| cell | what holds | families |",
         "|---|---|---|",
         *(f"| {cell} | {SAYS[cell]} | {counts[cell]} |" for cell in CELLS),
         "",
-        "Where a cell is refused, a number in it points to the sentence that the workbench says; "
-        "the sentences stand below. Sites: `all` are "
+        "If a cell is refused, a number in it points to the message of the workbench below. In the "
+        "column sites, `all` means "
         + ", ".join(USUAL)
-        + "; a kind is there where it "
-        "is proved in every block that has one.",
+        + "; a kind is listed if it is verified in every block that has one.",
         "",
         "| family | " + " | ".join(CELLS) + " |",
         "|---" * (len(CELLS) + 1) + "|",
