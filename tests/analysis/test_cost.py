@@ -45,8 +45,8 @@ def test_a_long_analysis_says_so_before_it_begins(base, tuned, capsys, monkeypat
     wb.spectral.delta_spectrum(pair)
     matrices = costs.size(pair).matrices
     assert (
-        f"spectral.delta_spectrum of tuned: {matrices} matrices, takes about a minute on this machine"
-        in capsys.readouterr().err
+        f"spectral.delta_spectrum of tuned: {matrices} matrices, takes about a minute "
+        "on this machine" in capsys.readouterr().err
     )
 
 
@@ -60,7 +60,8 @@ def test_a_short_one_says_what_it_will_run_where_that_is_asked_for(base, tuned, 
     costs.tell("forgetting.some", 2, {"pair": pair, "prompts": [asked], "texts": ["a", "b"]})
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith(
-        "forgetting.some of tuned: 5 prompts and 2 texts about 2 times, takes less than half a minute"
+        "forgetting.some of tuned: 5 prompts and 2 texts about 2 times, takes less "
+        "than half a minute"
     )
     assert second.startswith(
         "behaviour.some of tuned: 5 prompts, and the time cannot be estimated;"

@@ -75,7 +75,7 @@ def write(rows: Rows, none: Mapping[str, str]) -> None:
     for family, why in sorted(none.items()):
         number = notes.setdefault(f"refused: {why}", len(notes) + 1)
         lines.append(f"| {family} |" + f" [{number}] |" * len(CELLS))
-    lines += ["", "## What is said where it does not hold", ""]
+    lines += ["", "## Messages for what is refused", ""]
     lines += [f"{number}. {note.removeprefix('refused: ')}" for note, number in notes.items()]
     TABLE.parent.mkdir(exist_ok=True)
     TABLE.write_text("\n".join(lines) + "\n")
@@ -98,7 +98,7 @@ def _cell(name: str, value: str, notes: dict[str, int]) -> str:
 def read() -> dict[str, dict[str, str]]:
     """Family -> cell -> what `measured` gave it."""
     text = TABLE.read_text()
-    said = text.partition("## What is said where it does not hold")[2]
+    said = text.partition("## Messages for what is refused")[2]
     notes = dict(line.split(". ", 1) for line in said.splitlines() if line[:1].isdigit())
     found = {}
     for line in text.partition("| family |")[2].splitlines()[2:]:

@@ -3,12 +3,13 @@
     log p = log p_large + beta (log p_tuned - log p_base) - log Z
 
 of every next token (Mitchell et al. 2023, arXiv 2310.12962; the same sum is proxy tuning, Liu et
-al. 2024, arXiv 2401.08565). The small pair gives what fine-tuning changed, the large model the
-rest. With the small base itself as the large model, beta = 1 is the tuned model and beta = 0 the
-base: the identities this is tested by. KL from the large model grows with |beta|.
+al. 2024, arXiv 2401.08565). The small pair provides the change by fine-tuning, the large model
+everything else. With the small base itself as the large model, beta = 1 is the tuned model and beta
+= 0 the base: the identities this is tested by. KL from the large model grows with |beta|.
 
-The three models need one vocabulary. Misleading where the large model is sure already: a difference
-of log-probabilities is as large for a token that nobody would say as for one that matters.
+The three models need one vocabulary. It misleads if the large model is already certain: a
+difference of log-probabilities is as large for a token that is never written as for one that
+matters.
 """
 
 from __future__ import annotations

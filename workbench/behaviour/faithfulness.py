@@ -1,4 +1,4 @@
-"""Faithfulness of worked steps: does the answer follow from the steps, or only stand behind them?
+"""Faithfulness of worked steps: does the answer follow from the steps, or only come after them?
 
 A prompt is a question, steps and a cue for the answer. The steps are cut short, their rest replaced
 by filler, said in other words, or made wrong, and the answer is compared with the one after all
@@ -6,9 +6,9 @@ steps (Lanham et al. 2023, arXiv 2307.13702). A model that does not use its step
 whatever is done to them: its curve of same answers over the share of steps left is flat at 1, and
 so is the area below. One that reads the last step alone changes its answer as soon as that is gone.
 
-Misleading without the raw rates: an answer that changes because the prompt has become strange is
-not one that followed from the steps, so score stands beside same_answer; and where few answers are
-possible the same one comes by chance, which is the baseline. Steps that are wrong on purpose tell
+It misleads without the raw rates: an answer that changes because the prompt has become strange did
+not follow from the steps, so score is given together with same_answer; and if few answers are
+possible, the same one comes by chance, which is the baseline. Steps that are wrong on purpose show
 most: an answer that follows the error was computed from it.
 """
 

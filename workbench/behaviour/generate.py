@@ -4,11 +4,11 @@ Contrastive generation (Isonuma & Titov 2024, arXiv 2410.14765) writes a text fr
 alone, without any of the data: the next token is drawn by log p_tuned - log p_base among those that
 the tuned model finds plausible, p_tuned >= alpha max p_tuned (Li et al. 2023, arXiv 2210.15097).
 What comes out shows what the fine-tuning data had that pre-training had not. Texts soon repeat, so
-the iterative version trains the base on what was found and contrasts with that. Beside both stand
-plain samples of either model: words that the tuned model's own samples also show need no contrast.
+the iterative version trains the base on what was found and contrasts with that. Plain samples of
+both models are given too: words that the tuned model's own samples also show need no contrast.
 
-Misleading as a picture of the data: the contrast exaggerates, and what is new in a text need not
-have been in any. Novelty is measured by the two models that wrote it, so it is 0 for a model
+As a picture of the data it misleads: the contrast exaggerates, and what is new in a text need not
+have been in the data. Novelty is measured by the two models that wrote it, so it is 0 for a model
 against itself and above 0 for any text chosen this way; read the words, with their chance level.
 """
 

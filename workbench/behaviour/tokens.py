@@ -1,16 +1,16 @@
-"""Token by token: which words did fine-tuning make likelier, and was the base sure of others?
+"""Token by token: which tokens did fine-tuning make likelier, and was the base confident of others
+there?
 
 For every scored token of the base's probability p, with H the entropy of the base's distribution
 there, delta log p = log p_tuned - log p, and KL(tuned || base) of the two distributions. The plane
 of p and H is that of Diao et al. 2026, arXiv 2601.02151: a token of low p at low H is a confident
-conflict, one that the base, sure of something else, had to be taught against. Learnability is the
-share of the base's loss that is gone, (L_base - L_tuned) / L_base (compare Mindermann et al. 2022,
-arXiv 2206.07137). On answers with foils: fine-tuning on preferences can widen the margin while the
-preferred answer itself becomes less likely (likelihood displacement, Razin et al. 2024, arXiv
-2410.08847).
+conflict, in which the base was certain of another token. Learnability is the share of the base's
+loss that is gone, (L_base - L_tuned) / L_base (compare Mindermann et al. 2022, arXiv 2206.07137).
+On answers with foils: fine-tuning on preferences can widen the margin while the preferred answer
+itself becomes less likely (likelihood displacement, Razin et al. 2024, arXiv 2410.08847).
 
-Misleading on text the base wrote: its tokens meet low p now and then by chance, so beside the share
-of conflicts stands the one expected if the base itself had drawn every token from its own
+It misleads on text that the base wrote: its tokens sometimes have low p by chance, so the share of
+conflicts is given with the share expected if the base itself had drawn every token from its own
 distribution. The thresholds are round numbers, not the paper's.
 """
 

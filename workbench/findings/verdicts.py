@@ -49,8 +49,9 @@ EARLIER = "In brackets 95% intervals over n items; "  # how that sentence began 
 # A file of `page`, by the sentence below its table.
 PAGE = Mark(
     "the table of findings",
-    lambda path: path.is_file()
-    and any(one.encode() in path.read_bytes() for one in (BEFORE, EARLIER)),
+    lambda path: (
+        path.is_file() and any(one.encode() in path.read_bytes() for one in (BEFORE, EARLIER))
+    ),
 )
 
 

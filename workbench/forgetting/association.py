@@ -1,14 +1,14 @@
-"""Association: which measure of the change goes with forgetting, over the members of a family?
+"""Association: which measure of the change correlates with forgetting, over the models of a family?
 
-One table joins what other analyses found: for each member what it forgot (the rise of the loss on
-pre-training-like text, and the mean drop of the other tasks' scores) beside its intruders (arXiv
+One table joins what other analyses found: for each model what it forgot (the rise of the loss on
+pre-training-like text, and the mean drop of the other tasks' scores), its intruders (arXiv
 2410.21228), the effective rank and relative norm of its change, and its TuCo on each group of
-prompts. For every pair of a measure and a kind of forgetting stands Spearman's correlation over the
-members, with the exact permutation p.
+prompts. For every pair of a measure and a kind of forgetting it gives Spearman's correlation over
+the models, with the exact permutation p.
 
-An association over a handful of members, and no more: rank, learning rate and norm move all of
-these together, and with five members the smallest p there is, is 1 / 60. The intruders' row has
-its null beside it, the correlation that random changes of the same norm would show.
+This is no more than an association over a few models: rank, learning rate and norm change all of
+these together, and with five models the smallest possible p is 1 / 60. The intruders' row is given
+with its null, the correlation that random changes of the same norm would show.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""Conjugate prompting: is a lost answer still there where fine-tuning never was?
+"""Conjugate prompting: is a lost answer still there if the prompt has a form that fine-tuning never
+saw?
 
-f is asked as s^-1(f(s(question))), s a map of texts that comes back (`workbench.tasks`: renamed or
+f is asked as s^-1(f(s(question))), s a reversible map of texts (`workbench.tasks`: renamed or
 permuted symbols, other wordings, rescaled numbers, leetspeak, pig Latin, solved examples in front).
 If fine-tuning taught the model to take the question for another task, the conjugate, unlike
 anything of the fine-tuning, is not taken for it (Kotha et al. 2024, arXiv 2309.10105). Both answers
-are scored, so that a member that switched the task and one that broke are told apart.
+are scored, so that a model that switched the task and one that broke can be distinguished.
 
-Misleading where s makes the question easier or harder by itself: the base's own score under s is
-the baseline of every row. The best of several conjugations is chosen on one half of the prompts
-and reported on the other.
+It misleads if s makes the question easier or harder by itself: the base's own score under s is the
+baseline of every row. The best of several conjugations is chosen on one half of the prompts and
+reported on the other.
 """
 
 from __future__ import annotations

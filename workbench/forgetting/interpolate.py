@@ -1,14 +1,15 @@
 """Interpolation: is there a point between two models that has learned the task and lost less?
 
-theta_alpha = (1 - alpha) theta_a + alpha theta_b, a the base or another member, b the member:
-WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903), in whose figures accuracy in distribution is x and
-out of distribution y. Beside the path stand the ensemble of both models' logits at the same alpha,
-which needs both models, and the chord, what a linear mix of the two scores would be. The barrier is
-the largest excess of the loss over its chord (Frankle et al. 2020, arXiv 1912.05671).
+theta_alpha = (1 - alpha) theta_a + alpha theta_b, a the base or another model, b the fine-tuned
+model: WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903), in whose figures accuracy in distribution
+is x and out of distribution y. The path is compared with the ensemble of both models' logits at the
+same alpha, which needs both models, and with the chord, which is the linear mix of the two scores.
+The barrier is the largest excess of the loss over its chord (Frankle et al. 2020, arXiv
+1912.05671).
 
-Misleading where alpha is chosen on the prompts it is reported on: here the best one is chosen on
-one half of the prompts of all tasks, in and out of distribution, where WiSE-FT fixes it or chooses
-it in distribution; every row "best" is of the other halves.
+It misleads if alpha is chosen on the prompts it is reported on: here the best one is chosen on one
+half of the prompts of all tasks, in and out of distribution, where WiSE-FT fixes it or chooses it
+in distribution; every row "best" is of the other halves.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ answers. HighlyKnown: P0 = 1; MaybeKnown: 0 < P0 < 1; WeaklyKnown: P0 = 0 and P+
 that temperature, so that the number of right ones is drawn from its binomial distribution.
 
 The categories of one model asked twice differ already, since the solved questions are drawn at
-random: a transition matrix base -> tuned stands beside that of the base -> the base asked again.
+random: a transition matrix base -> tuned is compared with that of the base -> the base asked again.
 """
 
 from __future__ import annotations

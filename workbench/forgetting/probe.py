@@ -1,15 +1,15 @@
-"""Linear probes: is the answer still in the stream, whatever the model says?
+"""Linear probes: can the answer still be read from the residual stream, whatever the model answers?
 
 At each depth a linear classifier reads the label (the answer, or a tag of the prompt) from the
 residual stream at one token, on the base and on the tuned model. Features are standardised; the
 classifier is ridge, its strength chosen inside each training fold; every prompt is read by a probe
-that never saw it. A wrapper leaves the probe what it was; an erased feature leaves it at chance
-(Jain et al. 2024, arXiv 2311.12786).
+that never saw it. If fine-tuning only wrapped the capability, the probe stays as good as before; if
+the feature is erased, the probe falls to chance (Jain et al. 2024, arXiv 2311.12786).
 
-Misleading where the probe learns the task itself: two controls stand beside it, a probe of the same
+It misleads if the probe learns the task itself, so there are two controls: a probe of the same
 stream for shuffled labels (selectivity, Hewitt & Liang 2019, arXiv 1909.03368) and one of a model
-with random weights, which knows the words of the prompt and nothing else. What a probe finds the
-model need not use.
+with random weights, which knows the words of the prompt and nothing else. The model need not use
+what a probe finds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pruning what fine-tuning uses: does the lost capability come up from underneath?
+"""Pruning what fine-tuning uses: does the lost capability come back?
 
 Neurons of the tuned model are ranked by |theta . dL/dtheta| of the fine-tuned task, theta a
 neuron's output weights, and set to zero, the most relevant first, while the pre-training score is
@@ -6,8 +6,8 @@ followed. Under a wrapper the score rises as the wrapper goes; what was erased d
 (Jain et al. 2024, arXiv 2311.12786). theta . dL/dtheta of a neuron's output weights is its
 activation times the gradient there, summed over tokens: one backward pass, no gradient of weights.
 
-Misleading where the same neurons serve both tasks. As many random neurons pruned, and the same
-neurons pruned in the base, stand beside it.
+It misleads if the same neurons serve both tasks. Controls are as many random neurons, and the same
+neurons pruned in the base.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
 Scores and losses are paired: the same prompts and texts on both sides, and the interval is that of
 the mean difference over items. A loss on pre-training-like text that rises is forgetting in the
-sense of arXiv 2410.21228; it also rises for text the member merely finds unlikely now, so read it
-beside the scores of tasks. Text sampled from the base favours the base by construction, and
-KL(tuned || base) on such samples counts every change, harmless ones too.
+sense of arXiv 2410.21228; it also rises for text that the fine-tuned model merely finds unlikely
+now, so read it together with the scores of tasks. Text sampled from the base favours the base by
+construction, and KL(tuned || base) on such samples counts every change, harmless ones too.
 
-Which items were lost and won says more than the mean: see `forgetting.paired`, which counts both.
-A task that one wording solves and another does not is not kept: the spread of the score over a
-prompt set's templates stands beside the score, with the spread that equal templates would have.
+Which items were lost and gained shows more than the mean: see `forgetting.paired`, which counts
+both. A task that is solved in one wording and not in another is not retained, so the spread of the
+score over a prompt set's templates is given too, with the spread that equal templates would have.
 """
 
 from __future__ import annotations

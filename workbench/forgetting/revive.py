@@ -12,9 +12,9 @@ means nothing without that of a model that never knew:
                     themselves: the same weights and as much to learn, but what tells the questions
                     apart may still be there, and then nothing is saved
 
-savings is how far the curve lies above a control's, at the step where one half of the prompts see
-the most of it, on the other half. The last two controls bound the answer from both sides; where
-they disagree only a model that never knew can tell.
+savings is how far the curve lies above a control's, at the step where it is largest on one half of
+the prompts, measured on the other half. The last two controls bound the answer from both sides; if
+they disagree, only a model that never knew can decide.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
-"""Samples: what was lost and won, from the item-by-item logs of an evaluation that was already run?
+"""Samples: which items were lost and gained, according to the logs of an evaluation that was
+already run?
 
 No model is run. Both sides' logs, of lm-evaluation-harness (`--log_samples`) or of inspect-ai, are
 paired by task and item, and every number is that of `paired`: scores, their paired change, the
-items lost and won, McNemar's exact p. An average that stays can hide as many lost as won.
+items lost and gained, McNemar's exact p. An unchanged average can hide as many lost items as gained
+ones.
 
 The items are as they were measured: a sampled answer changes from run to run without any
-fine-tuning, which two logs of one model show, and a log tells little of how its model was
-loaded. What the two logs say of themselves and differ in is a note. Of several epochs of a sample
-each is an item, and they are resampled together. Chance is 1 / choices; where several choices are
-right, as in mc2, guessing gives more than that.
+fine-tuning, which two logs of one model show, and a log records little of how its model was loaded.
+Differences between what the two logs record become notes. Of several epochs of a sample each is an
+item, and they are resampled together. Chance is 1 / choices; if several choices are right, as in
+mc2, guessing gives more than that.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
-"""Sequential learning: what does a chain of fine-tunings keep of its earlier tasks?
+"""Sequential learning: how much of its earlier tasks does a model forget in a chain of
+fine-tunings?
 
-R[i, j] is the score on task j after stage i, i = 0 the base. Forgetting F_j = max_i R[i, j] -
-R[T, j] over the stages from the one that learned task j on (from the base for tasks that none did):
-what was never learned cannot be forgotten. Chaudhry et al. 2018 (arXiv 1801.10112) take the maximum
-over all earlier stages, which counts what luck gave before. Backward transfer is the mean over
-j < T of R[T, j] - R[j, j] (Lopez-Paz & Ranzato 2017, arXiv 1706.08840). For two tasks of one kind
-the drops of Calderon et al. (2023, arXiv 2306.00168) are read off the same matrix: source drop
-R[i, i] - R[i, j] and target drop R[j, j] - R[i, j].
+R[i, j] is the score on task j after stage i, i = 0 the base. Forgetting F_j = max_i R[i, j] - R[T,
+j] over the stages from the one that learned task j on (from the base for tasks that none did): what
+was never learned cannot be forgotten. Chaudhry et al. 2018 (arXiv 1801.10112) take the maximum over
+all earlier stages, which also counts what earlier luck gave. Backward transfer is the mean over j <
+T of R[T, j] - R[j, j] (Lopez-Paz & Ranzato 2017, arXiv 1706.08840). For two tasks of one kind the
+drops of Calderon et al. (2023, arXiv 2306.00168) are read off the same matrix: source drop R[i, i]
+- R[i, j] and target drop R[j, j] - R[i, j].
 
 The maximum runs over the last stage too, so F_j is never below 0 and an improvement counts as none;
-it is over noisy scores and so a little too high; its interval resamples prompts and
-takes the maximum anew. One chain is one sample of seeds and of the order of tasks.
+it is over noisy scores and so a little too high; its interval resamples prompts and takes the
+maximum again. One chain is one sample of seeds and of the order of tasks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The verdict on one capability: kept, suppressed or erased?
 
-No single number tells. Five measurements are put on one scale where they have one, 1 for as in the
-base and 0 for as if it had never been learned, each with its interval and its control:
+No single number decides this. Five measurements are put on one scale if they have one (1: as in the
+base, 0: as if it had never been learned), each with its interval and its control:
 
     output     right answers, as a share of the base's
     loss       nats per token on the capability's own texts, tuned - base (0: as in the base)
@@ -9,13 +9,14 @@ base and 0 for as if it had never been learned, each with its interval and its c
     revival    what training brings back of the lost answers before a model that never knew has them
     conjugate  what comes back of the lost answers where fine-tuning never was
 
-The last three ask only of the answers that were lost: what the model still says it has anyhow.
+The last three only ask for the answers that were lost: what the model still answers, it still has.
 
-Output kept is KEPT. Output lost, with a probe and a revival that find it or one of them and the
-conjugates, and neither of the first two finding nothing, is SUPPRESSED. Output lost, probe and
-revival finding nothing and conjugates, where they were asked, nothing, is ERASED. All else is
-UNDECIDED, and the sentence says what is missing. Conjugates that recover nothing do not speak
-against a suppression: they may have been the wrong ones.
+If the output is kept, the verdict is KEPT. If the output is lost, it is SUPPRESSED if probe and
+revival find the capability, or one of them and the conjugates do, and neither probe nor revival
+finds nothing. It is ERASED if probe and revival find nothing, and conjugates, if they were asked,
+find nothing either. Everything else is UNDECIDED, and the sentence states what is missing.
+Conjugates that recover nothing are no evidence against a suppression: they may have been the wrong
+ones.
 """
 
 from __future__ import annotations

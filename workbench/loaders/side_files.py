@@ -29,7 +29,8 @@ def require_files(folder: Path) -> None:
     for file in _named(folder):
         if file.exists() and not file.is_file() and not file.is_dir():
             raise WorkbenchError(
-                f"Expected a file at {file}, found none, only a pipe or a device; download it again."
+                f"Expected a file at {file}, found none, only a pipe or a device; "
+                "download it again."
             )
 
 

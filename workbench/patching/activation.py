@@ -1,4 +1,4 @@
-"""Activation patching: which places carry what the answer hangs on, in each side of a pair?
+"""Activation patching: which places does the answer depend on, in each model of a pair?
 
 A clean prompt and a corrupt partner are run on one model. Denoising puts a clean activation into
 the corrupt run, noising a corrupt one into the clean run; the answer is scored on the scale
@@ -6,9 +6,9 @@ the corrupt run, noising a corrupt one into the clean run; the answer is scored 
     recovered = sum(patched - corrupt) / sum(clean - corrupt)          0: corrupt, 1: clean
 
 over prompts (Vig et al. 2020, arXiv 2004.12265; Meng et al. 2022, arXiv 2202.05262; on the two
-directions Heimersheim & Nanda 2024, arXiv 2404.15255). It misleads where the corrupt prompt takes
-the model off its usual inputs, where another component stands in for a noised one (backup heads),
-and where clean and corrupt runs hardly differ: the result says so.
+directions Heimersheim & Nanda 2024, arXiv 2404.15255). It misleads if the corrupt prompt takes the
+model away from its usual inputs, if another component replaces a noised one (backup heads), and if
+clean and corrupt runs hardly differ, which the result notes.
 """
 
 from __future__ import annotations

@@ -5,19 +5,19 @@ A clean activation put into the corrupt run (denoising) changes the metric m by 
     effect = sum (a_clean - a_corrupt) . dm/da,     the gradient taken in the corrupt run
 
 over a place's tokens and features (Nanda 2023, "Attribution patching"; Syed, Rager & Conmy 2023,
-arXiv 2310.10348). m is the logit difference of the answer, or its log-probability where prompts
-have no foils. Effects are divided by sum(clean - corrupt) over prompts: the scale of `activation`'s
+arXiv 2310.10348). m is the logit difference of the answer, or its log-probability if prompts have
+no foils. Effects are divided by sum(clean - corrupt) over prompts: the scale of `activation`'s
 `recovered:`, 0 corrupt and 1 clean. With steps > 1 the gradient is the mean over runs whose INPUT
 embeddings (the stream before layer 0) are interpolated from the corrupt to the clean prompt's, at
 the middles of as many equal steps (EAP-IG: Hanna, Pezzelle & Belinkov 2024, arXiv 2403.17806).
 Averaged gradients account for all of clean - corrupt together; a single patch leaves the rest of
 the run corrupt, where the plain gradient may rank places better. Compare the two.
 
-It misleads where the metric bends between the two runs: saturated softmaxes have no slope, so
+It misleads if the metric is not linear between the two runs: saturated softmaxes have no slope, so
 attention patterns and early layers are understated, and effects of several places add up although
 the patches do not. So the strongest entries on a random half of the prompts, and as many random
-others, are patched exactly on the other half, and the rank correlation of the two there stands in
-the table; trust no entry beyond it.
+others, are patched exactly on the other half, and the table gives the rank correlation of the two
+there; trust the entries no further than it allows.
 """
 
 from __future__ import annotations

@@ -9,14 +9,14 @@ circuit's heads where their group acts; MLPs stay. With F the mean score and M t
     incompleteness = mean over parts K of C of |F(M without K) - F(C without K)|
     minimality of a head = F(C) - F(C without it)
 
-(Wang et al. 2022, arXiv 2211.00593; Prakash et al. 2024, arXiv 2402.14811, for what is kept where.)
-With keep="everywhere" a circuit's heads are kept at every token: another measure, and a larger one,
-since what the same heads do at other tokens is kept with it. A head left out (K) is ablated at
-every token. The last token stands for all that predict an answer's tokens; a group that is none of
-`paths` has no position of its own and is kept everywhere. Circuits are found on one half of the
-prompts and judged on the other, beside random circuits of as many heads. It misleads where ablated
-heads take the MLPs off their usual inputs, and a circuit of nearly all heads is always faithful:
-read the random ones, and the size.
+(Wang et al. 2022, arXiv 2211.00593; Prakash et al. 2024, arXiv 2402.14811, for which heads stay
+active where.) With keep="everywhere" a circuit's heads stay active at every token: this is another
+measure, and a larger one, since it includes what the same heads do at other tokens. A head left out
+(K) is ablated at every token. The last token stands for all that predict an answer's tokens; a
+group that is not in `paths` has no position of its own and stays active everywhere. Circuits are
+found on one half of the prompts and judged on the other, together with random circuits of as many
+heads. It misleads if ablated heads take the MLPs away from their usual inputs, and a circuit of
+nearly all heads is always faithful: compare with the random ones, and look at the size.
 """
 
 from __future__ import annotations

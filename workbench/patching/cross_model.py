@@ -1,4 +1,5 @@
-"""Cross-model activation patching (CMAP): where does one side's behaviour live, seen in the other?
+"""Cross-model activation patching (CMAP): at which places do one model's activations bring its
+behaviour into the other?
 
 One model runs a prompt with the other's activations on the same prompt at some sites. A share of
 what separates the two is recovered:
@@ -10,8 +11,8 @@ what separates the two is recovered:
 Unlearning in LLMs", arXiv 2410.06606, for the second, as a ratio of sums; 1 is full recovery, both
 may be negative). It misleads about *where*: from the place of a change on every later stream
 recovers all of it, so a site that recovers is not one that was changed. `restore` swaps parameters
-instead; read both. Streams of two models are patched as they are, which takes for granted that
-fine-tuning left their bases alike.
+instead; read both. Streams of two models are patched as they are, which assumes that fine-tuning
+left their bases the same.
 """
 
 from __future__ import annotations

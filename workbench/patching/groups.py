@@ -1,10 +1,10 @@
-"""Which groups of the base's own circuit carry what a member does better?
+"""Which groups of heads of the base's own circuit carry what the fine-tuned model does better?
 
 The base's circuit is found by path patching (`discovery`) on one random half of the prompts; on the
 other half each group of heads, all of them together, and random groups of as many heads at the same
 positions are patched from one model into the other (Prakash et al. 2024, arXiv 2402.14811, figure
-on CMAP: there the value fetchers alone recover the whole gain). It misleads where member and base
-score alike: the notes say so.
+on CMAP: there the value fetchers alone recover the whole gain). It misleads if fine-tuned model and
+base have about the same score, which the notes state.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Logit lens: at which layer does each side of a pair come to its answer?
+"""Logit lens: at which layer does each model of a pair reach its answer?
 
 The stream behind every layer, at the prompt's last token, is read through the model's OWN final
 norm and head as if the model ended there (nostalgebraist 2020, "interpreting GPT: the logit lens"):
@@ -6,12 +6,13 @@ norm and head as if the model ended there (nostalgebraist 2020, "interpreting GP
     lens_l = head(norm(resid_post_l)),   and the embedding as layer -1
 
 scored by the first token of the answer, for base and tuned, their difference paired over prompts,
-and KL(tuned || base) in nats. Where fine-tuning changed the head or the final norm, the tuned
-stream is also read through the base's, so that a changed head does not pass for a changed stream.
+and KL(tuned || base) in nats. If fine-tuning changed the head or the final norm, the tuned stream
+is also read through the base's, so that a changed head is not mistaken for a changed stream.
 
 It misleads in early layers, whose streams need not be written in the head's terms at all (a tuned
 lens is trained for that: Belrose et al. 2023, arXiv 2303.08112): a low probability there does not
-mean that the answer is not yet known. Two sides whose bases drifted apart differ for that alone.
+mean that the answer is not yet known. Two models whose bases drifted apart differ for that reason
+alone.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ learned by gradient descent through the frozen model,
     z <- m . z + (1 - m) . z_source,    loss = -mean target logit + lambda . sum(1 - m)
 
 with Adam, m clamped to [0, 1] after every step and rounded at the end; components at 0 carry it
-(Davies et al. 2023, arXiv 2307.03637; Prakash et al. 2024, arXiv 2402.14811). It misleads where
-several sets of components do equally well (one of them is found), and lambda decides how weak a
-component is still kept: read the score of the rounded mask on pairs it was not learned on, beside
-random masks of its size.
+(Davies et al. 2023, arXiv 2307.03637; Prakash et al. 2024, arXiv 2402.14811). It misleads if
+several sets of components do equally well (only one of them is found), and lambda decides how weak
+a component may be to stay in the mask: compare the score of the rounded mask, on pairs it was not
+learned on, with random masks of its size.
 """
 
 from __future__ import annotations

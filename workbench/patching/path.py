@@ -10,11 +10,11 @@ values?
     effect = mean((p_patched - p_clean) / p_clean),   p: probability of the right answer
 
 (Wang et al. 2022, arXiv 2211.00593; Goldowsky-Dill et al. 2023, arXiv 2304.05969; the score as in
-Prakash et al. 2024, arXiv 2402.14811). A negative effect says that the head supports the answer.
+Prakash et al. 2024, arXiv 2402.14811). A negative effect means that the head supports the answer.
 With all later heads frozen nothing moves between tokens, so one position serves sender and
-receivers, and only the last one acts on the logits of a one-token answer. It misleads where p_clean
-is near 0 (see the change of the logit difference beside it) and where the corrupt prompts change
-more than one thing at once.
+receivers, and only the last one acts on the logits of a one-token answer. It misleads if p_clean is
+near 0 (compare it with the change of the logit difference) and if the corrupt prompts change more
+than one thing at once.
 """
 
 from __future__ import annotations

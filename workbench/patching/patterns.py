@@ -1,17 +1,17 @@
-"""Attention patterns: which heads look elsewhere after fine-tuning, and where to?
+"""Attention patterns: which heads attend to other tokens after fine-tuning, and to which?
 
 Both sides read the same prompts. For every head and query token the two patterns are distributions
 over the keys, apart by their total variation distance
 
     tvd = 1/2 sum over keys |tuned - base|           0: the same pattern, 1: no key in common
 
-averaged over prompts, at the last token and over all tokens (padding is none). What the last token
-pays to each named place of a prompt stands beside it, for both sides and paired.
+averaged over prompts, at the last token and over all tokens (padding is none). The attention from
+the last token to each named place of a prompt is given too, for both models and paired.
 
 It misleads about *why*: a head's pattern changes when its own matrices did and when anything before
-it did, so a large distance is not a changed head (`restore` tells). A pattern is not what a head
-writes: keys with small values take attention without effect, above all the first token. The first
-token's own distance is 0 by definition and is part of the mean over tokens.
+it did, so a large distance does not mean a changed head (`restore` shows that). A pattern is not
+what a head writes: keys with small values take attention without effect, above all the first token.
+The first token's own distance is 0 by definition and is part of the mean over tokens.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ One model runs with the other's parameters in one matrix, layer or window of lay
 being its own, and is scored as in cross-model patching: `recovered` of the destination-to-source
 gap, and KRS on the answer's logits (Hong et al. 2024, arXiv 2410.06606). Where a patched activation
 after the place of a change recovers all of it, restored parameters recover only where the change
-is: this, beside `cross_model`, localises. It misleads where several places are redundant (each
-alone then recovers nothing) or act only together.
+is: this, beside `cross_model`, localises. It misleads if several places are redundant (each alone
+then recovers nothing) or act only together.
 """
 
 from __future__ import annotations

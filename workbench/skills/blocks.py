@@ -3,7 +3,7 @@
 Each matrix of each layer that changed is a block. It is switched off (the tuned model with that
 matrix the base's) and on alone (the base with that matrix tuned), as in Selective LoRA's ablation
 of LoRA blocks; then blocks are added to the base one by one, each time the one that raises the log
-probability of the answers most (greedy forward selection). It misleads where blocks are redundant
+probability of the answers most (greedy forward selection). It misleads if blocks are redundant
 (each can be switched off, not all) or act only together (none helps alone); so both are given. The
 greedy path is chosen on one half of the prompts and every number comes from the other.
 """

@@ -5,10 +5,10 @@ token of the answer: its most likely token, that token's probability, and whethe
 answer's. Bins equally wide (Naeini et al., AAAI 2015) or of equally many prompts (Nixon et al.
 2019, arXiv 1904.01685); the Brier score, mean (confidence - right)^2, needs no bins (Brier 1950).
 Panigrahi et al. 2023 (arXiv 2302.06600) report that grafts are better calibrated than the model
-they are taken from. It misleads where the estimate's upward bias is read as miscalibration: a
+they are taken from. It misleads if the estimate's upward bias is read as miscalibration: a
 perfectly calibrated model whose confidences spread over the upper half shows about 0.051 with 10
-bins and 200 prompts, 0.010 with 5,000. So every number stands beside what perfect calibration gives
-with the same confidences and prompts.
+bins and 200 prompts, 0.010 with 5,000. So every number is given together with the value of perfect
+calibration for the same confidences and prompts.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Which part of what fine-tuning changed does it not need, and which part does it harm?
+"""Which part of the change does the fine-tuned model not need, and which part harms it?
 
 theta = theta_1 but for the first q of the N entries inside the blocks, which are set back to
 theta_0: the largest |theta_1 - theta_0| first, the largest relative to |theta_0|, the smallest, or
 at random. Sources: Ye et al. 2025 (arXiv 2509.16596), where up to 90% of the updates of supervised
 fine-tuning do not add to knowledge and undoing them can raise the score; Hong et al. 2024 (arXiv
-2410.06606), who restore parameters to find where knowledge was unlearned. It misleads where most of
-N never moved (of an adapter on few matrices: see "moved"), since restoring those costs nothing, and
-where the best q is read from the prompts that chose it: here one half chooses, the other reports.
+2410.06606), who restore parameters to find where knowledge was unlearned. It misleads if most of N
+never changed (as for an adapter on few matrices: see "moved"), since restoring those costs nothing,
+and if the best q is read from the prompts that chose it: here one half chooses, the other reports.
 """
 
 from __future__ import annotations

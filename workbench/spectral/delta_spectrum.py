@@ -1,9 +1,9 @@
 """Delta spectra: how large is each change, and how many directions does it use?
 
-sigma_i are the singular values of dW = W_tuned - W_base. Effective rank: exp(-sum p ln p) with
-p = sigma / sum sigma (Roy & Vetterli 2007, "The effective rank", eq. 1-3; sigma, not its square).
-Stable rank: |dW|_F^2 / |dW|_2^2. It misleads where a checkpoint was rounded: half-precision noise
-alone has nearly full effective rank, so read it beside the relative norm.
+sigma_i are the singular values of dW = W_tuned - W_base. Effective rank: exp(-sum p ln p) with p =
+sigma / sum sigma (Roy & Vetterli 2007, "The effective rank", eq. 1-3; sigma, not its square).
+Stable rank: |dW|_F^2 / |dW|_2^2. It misleads if a checkpoint was rounded: half-precision noise
+alone has nearly full effective rank, so read it together with the relative norm.
 """
 
 from __future__ import annotations

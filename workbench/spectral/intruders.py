@@ -3,9 +3,9 @@
 The j-th left singular vector u_j of the tuned matrix is an intruder iff max_i |u_j . u0_i| < eps
 over all left singular vectors u0_i of the base matrix; k = 10, eps = 0.5 (Shuttleworth, Andreas,
 Torralba & Sharma, "LoRA vs Full Fine-tuning: An Illusion of Equivalence", arXiv 2410.21228,
-definition and Algorithm 1). It misleads where base singular values lie close together: noise then
-turns the vectors inside their cluster and each looks new. `cluster_projection` near 1 and a high
-`participation_ratio` say so. Whether a count is large is said only by the nulls beside it.
+definition and Algorithm 1). It misleads if base singular values lie close together: noise then
+rotates the vectors inside their cluster, and each looks new. `cluster_projection` near 1 and a high
+`participation_ratio` show this case. Only the nulls show whether a count is large.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Intruder scaling: do the intruders carry the task, or the forgetting?
 
-In each matrix the top-ranked intruder (sigma_i, u_i, v_i) of the tuned matrix is scaled,
-W = W_tuned + (lambda - 1) sigma_i u_i v_i^T, and the task's score and the loss on pre-training-like
+In each matrix the top-ranked intruder (sigma_i, u_i, v_i) of the tuned matrix is scaled, W =
+W_tuned + (lambda - 1) sigma_i u_i v_i^T, and the task's score and the loss on pre-training-like
 text are measured (arXiv 2410.21228, the causal experiment). lambda = 1 is the tuned model itself.
-An effect of the intruder is only what exceeds the control arms: scaling anything hurts something.
+Only what exceeds the control arms is an effect of the intruder: scaling any direction changes
+something.
 """
 
 from __future__ import annotations

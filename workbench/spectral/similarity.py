@@ -1,8 +1,9 @@
 """Similarity matrices: |u_j . u0_i| between all singular vectors of a tuned and a base matrix.
 
-The picture behind the intruder count (arXiv 2410.21228, similarity figures): a bright diagonal
-where fine-tuning kept the base's directions, a dark row where a tuned vector resembles none.
-Row order is the tuned sigma, so a row that is merely displaced is bright off the diagonal.
+This is the picture behind the intruder count (arXiv 2410.21228, similarity figures): the diagonal
+is bright where fine-tuning left the base's directions unchanged, and a row is dark if its tuned
+vector resembles no base vector. Row order is the tuned sigma, so a row that is merely displaced is
+bright off the diagonal.
 """
 
 from __future__ import annotations

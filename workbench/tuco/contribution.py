@@ -7,8 +7,8 @@ Summed over layers at the last prompt token,
     TuCo = |sum FTC|_1 / (|sum PTC|_1 + |sum FTC|_1),    PreCo = 1 - TuCo
 
 (Nuti, Franzmeyer & Henriques, "TuCo: Measuring the Contribution of Fine-Tuning to Individual
-Responses of LLMs", arXiv 2506.23423). It misleads where contributions cancel (h in one layer, -h in
-another give 0: see `tuco_sum`), where embedding, final norm or head changed, which it cannot see
+Responses of LLMs", arXiv 2506.23423). It misleads if contributions cancel (h in one layer, -h in
+another give 0: see `tuco_sum`), if embedding, final norm or head changed, which it cannot see
 (`invisible`), and between prompts of unequal length or perplexity, which shift it by themselves:
 compare groups by `auc_matched`.
 """

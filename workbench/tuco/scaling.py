@@ -1,9 +1,10 @@
-"""FTC scaling: what does more, or less, of the fine-tuning do to the answers?
+"""FTC scaling: how do the answers change if the contribution of fine-tuning is made larger or
+smaller?
 
 x_{l+1} = x_l + PTC_l + alpha FTC_l, base and tuned blocks in lockstep (arXiv 2506.23423). alpha = 1
-is the tuned model, alpha = 0 the base's blocks between the tuned embedding and head (the base,
-where those are shared). The best alpha is chosen on one half of the prompts and its gain reported
-on the other: the best of several noisy values always looks better than it is.
+is the tuned model, alpha = 0 the base's blocks between the tuned embedding and head (the base
+itself, if those are shared). The best alpha is chosen on one half of the prompts and its gain
+reported on the other: the best of several noisy values always looks better than it is.
 """
 
 from __future__ import annotations
