@@ -328,7 +328,9 @@ RUNS = (
 
 
 def refused(kind: str, count: int = COUNT) -> Any:
-    told = rf"an adapter of {kind}, which changes no weight and puts {count} virtual tokens in front of"
+    told = (
+        rf"an adapter of {kind}, which changes no weight and puts {count} virtual tokens in front"
+    )
     return pytest.raises(wb.WorkbenchError, match=rf"{told}.*behaviour\.tokens")
 
 

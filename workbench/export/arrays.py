@@ -39,12 +39,11 @@ def to_xarray(result: Result) -> Dataset:
 
     A metric is a variable of its name (METRIC.value where a key is called so) over those columns of
     `workbench.export.tables.KEYS` that it has, NaN where it has no value; METRIC.low, .high, .n and
-    what else stands in its rows lie beside it. Where its keys do not tell its rows apart, or would
-    leave the array all but empty, it has one dimension METRIC.row, and the keys lie beside it too.
-    A missing key is "" or NaN.
-    Tensors are variables of their names; their dimensions (a similarity's tuned_vector and
-    base_vector, a pattern's query and key) end in their sizes. attrs: the provenance, mappings as
-    JSON. Raises WorkbenchError where xarray is not installed.
+    its other columns are further variables. If its keys do not distinguish its rows, or would leave
+    the array almost empty, it has one dimension METRIC.row, and the keys are variables too. A
+    missing key is "" or NaN. Tensors are variables of their names; their dimensions (a similarity's
+    tuned_vector and base_vector, a pattern's query and key) end in their sizes. attrs: the
+    provenance, mappings as JSON. Raises WorkbenchError where xarray is not installed.
     """
     xarray = wanted("xarray")
     table = result.table

@@ -121,14 +121,14 @@ def _medians(result: Result, metrics: Sequence[str] | None) -> pd.DataFrame:
 def to_latex(
     result: Result, path: str | Path | None = None, *, metrics: Sequence[str] | None = None
 ) -> str:
-    """A table for a paper, which wants the package booktabs: a row a member and task, and whatever
-    else tells means apart, a column a metric, each value with its interval, and n: a column where
-    one holds for all of a row, else with each value.
+    """A table for a paper, which needs the package booktabs. It has a row for each model and task,
+    and whatever else distinguishes means, and a column for each metric, each value with its
+    interval. n is a column if one number holds for a whole row, else it is given with each value.
 
     path: a .tex file to write it to as well. metrics: only these columns, in this order; None for
-    all of `workbench.export.summary`. Names are escaped; letters beyond Latin want XeLaTeX or
-    LuaLaTeX. Raises WorkbenchError for an unknown metric, where several values stand at one place
-    of the table, where it had more than 60 rows, and where anything but such a table is at path.
+    all of `workbench.export.summary`. Names are escaped; letters beyond Latin need XeLaTeX or
+    LuaLaTeX. Raises WorkbenchError for an unknown metric, if several values belong to one cell of
+    the table, if it had more than 60 rows, and if path holds anything but such a table.
     """
     rows = summary(result, metrics)
     keys = [name for name in KEYS if name in rows]

@@ -46,11 +46,12 @@ def build(
     members: list[str] | None = None,
     steps: float = 1.0,
 ) -> Path:
-    """Make the base and its members in the folder `out`, then manifest.json; returns `out`.
+    """Train the base and its fine-tuned models in the folder `out`, then write manifest.json;
+    returns `out`.
 
-    What is finished is kept and what was cut off goes on, so the call can be repeated. recipes:
-    member name -> Recipe; None takes the shipped ones. members: make only these of them (and the
-    base). steps: a factor on every number of steps, for a quick trial.
+    What is finished is saved and an interrupted training resumes, so the call can be repeated.
+    recipes: model name -> Recipe; None takes the shipped ones. members: train only these of them
+    (and the base). steps: a factor on every number of steps, for a quick trial.
     """
     out = Path(out)
     require_free(out, FAMILY)

@@ -23,9 +23,9 @@ class Recipe:
 
     task: a name for what is learned. method: "full" changes the weights, "lora" adds adapters to
     all linear layers in the blocks. lr: peak learning rate. steps, batch_size: texts are drawn
-    anew each epoch. rank, alpha: LoRA only. loss: "sequence" over every token of the text,
-    "answer" over the target's tokens alone, "answers" over the target and every answer that stands
-    in the prompt (its spans "answer 1", "answer 2" ...; a text without them counts whole). seed:
+    again each epoch. rank, alpha: LoRA only. loss: "sequence" over every token of the text,
+    "answer" over the target's tokens alone, "answers" over the target and every answer that is in
+    the prompt (its spans "answer 1", "answer 2" ...; a text without them counts whole). seed:
     adapter initialisation, order of texts, dropout. warmup: share of the steps. trainable, for full
     fine-tuning: "blocks" are the matrices of the linear layers that LoRA would adapt (embeddings,
     norms, biases and head stay), "all" is everything. precision: "bfloat16" runs the model under

@@ -52,17 +52,16 @@ def train(
     save_every: int = SAVE_EVERY,
     compiled: bool = False,
 ) -> Path:
-    """Train one member and write it to the folder `out`; returns `out`.
+    """Fine-tune one model and write it to the folder `out`; returns `out`.
 
-    base: a model folder or hub id, or a loaded causal LM (then give its tokenizer; the model
-    handed in stays as it is). forget: prompts whose answers the member shall lose; a batch of them
-    stands beside every batch of texts (see `step_loss`). start: the folder of a member of the
-    recipe's method to go on from; of an adapter its factors are trained on. evaluate:
-    (model, tokenizer) -> scores, called before the first step, every `recipe.evaluate_every` steps
-    and at the end. save_every: steps between saved states, of which there is one a minute at least,
-    and one on ctrl-C; a run that was cut off goes on from its last one, says so, and ends in the
-    same weights. compiled: run the steps through torch.compile, which
-    pays off after some thousand steps.
+    base: a model folder or hub id, or a loaded causal LM (then give its tokenizer; the given model
+    stays unchanged). forget: prompts whose answers the model shall lose; a batch of them is added
+    to every batch of texts (see `step_loss`). start: the folder of a member of the recipe's method
+    to continue from; for an adapter, its factors are trained further. evaluate: (model, tokenizer)
+    -> scores, called before the first step, every `recipe.evaluate_every` steps and at the end.
+    save_every: steps between saved states, of which there is one a minute at least, and one on
+    ctrl-C; an interrupted run resumes from its last one, logs this, and ends in the same weights.
+    compiled: run the steps through torch.compile, which pays off after some thousand steps.
 
     `out` holds a transformers model with its tokenizer, or a PEFT adapter, training.json (recipe,
     step, seed, scores), log.jsonl, and steps/step-000500/ and so on, each with a training.json of

@@ -49,7 +49,7 @@ def capture(
 
     at: turns positions into token numbers, row by row (a prompt batch's `index`); None counts
     tokens of the row as it is, padding included. reduce: applied at once, so that only its result
-    is kept. Raises WorkbenchError for a site that was never reached.
+    is stored. Raises WorkbenchError for a site that was never reached.
     """
     found: dict[Site, Tensor] = {}
     wanted = list(sites)

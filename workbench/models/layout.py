@@ -38,7 +38,7 @@ def plain(model: Any) -> Any:
 
 
 class Layout:
-    """Where the sites lie in one model. Raises WorkbenchError where its parts cannot be told.
+    """Where the sites lie in one model. Raises WorkbenchError if its parts cannot be found.
 
     root: the transformers model, without PEFT's wrapper. structure: its parts. layers: number of
     blocks. heads, kv_heads, d_head: of the first block that has attention, 0 where none has; blocks

@@ -36,10 +36,10 @@ MEBI = 2**20
 
 @dataclass
 class Sides:
-    """base, tuned: transformers models to call, in eval mode. base is None where its blocks are
-    read from disk; tuned is a `Prompted` where the adapter puts virtual tokens in front of a text,
-    and then has no layout. weights: "unmerged" where adapters run beside the base's matrices, else
-    "plain". What knows the model's parts raises WorkbenchError where they cannot be told."""
+    """base, tuned: transformers models to call, in eval mode. base is None if its blocks are read
+    from disk; tuned is a `Prompted` if the adapter puts virtual tokens in front of a text, and then
+    has no layout. weights: "unmerged" if adapters run next to the base's matrices, else "plain".
+    Whatever needs the model's parts raises WorkbenchError if they cannot be found."""
 
     base: Any
     tuned: Any

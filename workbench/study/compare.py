@@ -41,15 +41,14 @@ def compare(
 ) -> Path:
     """Run the catalogue on a family; write results/, figures/ and report.html under `out`.
 
-    Every analysis of every member is a unit of work kept under out/units: a second run computes
-    nothing, an interrupted one goes on. An analysis that fails is named in the report, and the
-    others go on. on: where they are run, see `workbench.study.cluster`; with worker processes a
+    Every analysis of every model is a unit of work saved under out/units: a second run computes
+    nothing, an interrupted one resumes. An analysis that fails is named in the report, and the
+    others continue. on: where they are run, see `workbench.study.cluster`; with worker processes a
     script must call this under `if __name__ == "__main__":`. formats: of figures, PNG among them.
-    left_out: members that are not in the family, and why, for the report; those that their
-    preflight stops are left out here. options: kept as config.yaml, see
-    `workbench.cli.config`. Returns the report's path; what lies beside it, see
-    `workbench.results.run_folder`. Raises WorkbenchError where that stops all members, and what the
-    first analysis raised where all of them failed.
+    left_out: models that are not in the family, and why, for the report; those that their preflight
+    stops are left out here. options: saved as config.yaml, see `workbench.cli.config`. Returns the
+    report's path; what lies beside it, see `workbench.results.run_folder`. Raises WorkbenchError
+    where that stops all members, and what the first analysis raised where all of them failed.
     """
     out = Path(out)
     place(on)

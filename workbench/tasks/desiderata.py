@@ -202,11 +202,11 @@ def corrupt(prompts: PromptSet, seed: int = 0, *, tokenizer: Any = None) -> Prom
     """A partner for each prompt of `boxes` or `boxes_prompts`: another context, no answer in it.
 
     Every object and label is replaced by one that the prompt lacks, and the query label by one that
-    no statement has. What is asked then stands nowhere: "correct label" and "correct object" point
-    at another statement than the prompt's, so that a patch from there brings neither its label, nor
-    its object, nor its position. Target, foils and split stay the prompt's; a patched run is scored
-    on them. A partner depends on its prompt and the seed alone. tokenizer: one that all words must
-    be one token in (see `whole_words`), so that the partner has the prompt's length.
+    no statement has. The answer is then nowhere in the prompt: "correct label" and "correct object"
+    point at another statement than the prompt's, so that a patch from there brings neither its
+    label, nor its object, nor its position. Target, foils and split stay the prompt's; a patched
+    run is scored on them. A partner depends on its prompt and the seed alone. tokenizer: one that
+    all words must be one token in (see `whole_words`), so that the partner has the prompt's length.
     """
     comma = _comma(prompts)
     pools = _single(world.LABELS, tokenizer, comma), _single(world.OBJECTS, tokenizer, comma)

@@ -27,13 +27,14 @@ def boxes(
     again: bool = False,
     filler: float | None = 1.0,
 ) -> PromptSet:
-    """What a box holds, right after it was said; one word a token, punctuation set apart.
+    """Prompts that ask what a box holds right after it was stated; one word is one token, with
+    separate punctuation.
 
     count: how many boxes a prompt has; None draws 3 to 7. questions: how many boxes are asked for;
-    all answers but the last stand in the prompt. order: "object first" or "label first" (see
+    all answers but the last are in the prompt. order: "object first" or "label first" (see
     world.BOX_STATEMENTS); None draws either. Foils are the other boxes' objects. Spans, as in
     `spans`: "query box", "correct label" and "correct object"; then "answer 1", "answer 2" and so
-    on, the answers that stand in the prompt.
+    on, the answers that are in the prompt.
 
     Two easier forms, to learn from where the full wording is too hard a start. again: a box may be
     asked for twice, so that no answer follows from which boxes are left. filler: the chance of each
@@ -128,7 +129,8 @@ def moves(
     steps: int | None = None,
     questions: int = 1,
 ) -> PromptSet:
-    """What a box holds after objects were moved, swapped, removed and added, told as a log.
+    """Prompts that ask what a box holds after objects were moved, swapped, removed and added, as
+    reported in a log.
 
     steps: how many changes; None draws 1 to 4. questions: as in `boxes`. Only boxes that hold
     something are asked for, three times in four one that was changed. Foils are the other objects.

@@ -16,10 +16,11 @@ EVERYTHING = (*world.OBJECTS, *world.LABELS, *world.PEOPLE, *world.PLACES)
 
 
 def facts(n: int = 200, *, seed: int = 0, split: Split | None = None) -> PromptSet:
-    """City, job, pet, food or colour of a named person; the same truth for every seed.
+    """Prompts that ask for the city, job, pet, food or colour of a named person; the truth is the
+    same for every seed.
 
-    A prompt holds up to three other facts first. Splits differ in wording and context, never in
-    the facts: what is asked in test was told in train. Foils are other values of the attribute.
+    A prompt holds up to three other facts first. Splits differ in wording and context, never in the
+    facts: what test asks was stated in train. Foils are other values of the attribute.
     """
 
     def draw(stream: random.Random) -> Draw:

@@ -42,9 +42,9 @@ def losses(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: int = 3
 def own_samples(
     model: Any, tokenizer: Any, *, n: int = 64, length: int = 64, seed: int = 0
 ) -> list[str]:
-    """Texts drawn from the model itself at temperature 1 from its start token: a stand-in for
-    pre-training text one does not have. length: new tokens each, up to the tokenizer's end of a
-    text. What a model's generation_config asks for is left out."""
+    """Texts drawn from the model itself at temperature 1 from its start token: a replacement for
+    pre-training text that is not available. length: new tokens each, up to the tokenizer's end of a
+    text. The settings of the model's generation_config are ignored."""
     from transformers import GenerationConfig
 
     start = tokenizer.bos_token_id

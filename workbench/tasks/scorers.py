@@ -28,8 +28,8 @@ NUMBER = r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+"
 
 @dataclass(frozen=True)
 class Continuation:
-    """Right where greedy decoding gives exactly the target behind the prompt, and what is most
-    likely next does not go on with its last word or number."""
+    """An answer is right if greedy decoding gives exactly the target after the prompt, and the most
+    likely next token does not continue its last word or number."""
 
     name: ClassVar[str] = "continuation"
 
@@ -55,18 +55,18 @@ class Choices:
 
 @dataclass(frozen=True)
 class Generation:
-    """Right where what is found in the written text is what is found in the target, or the target
-    itself, where nothing is found in it (a bare "18" beside "The answer is (.*)").
+    """An answer is right if the match in the written text equals the match in the target, or the
+    target itself if nothing matches in it (a bare "18" with "The answer is (.*)").
 
     length: tokens at most. stop: the text ends before the first of these. extract: a regular
     expression, whose first group that matched counts, else all of it; "" takes the whole text; or a
-    function text -> text, None where nothing is found. pick: which of several matches, from 0, or
-    from the end where negative. alike: what makes no difference, of "case", "space" (at the ends,
-    and how much), "punctuation", and "number" (1800, 1,800.0 and $1800 are one: separators of
-    thousands and a currency's sign go). samples: texts a prompt; one is written greedily where
-    `temperature` is 0, else all are drawn at it, of the tokens with `top_p` of the probability;
-    the score of a prompt is then the share of right ones. passes: the k of pass@k that are told
-    where there are several samples.
+    function text -> text, None if nothing is found. pick: which of several matches, from 0, or from
+    the end if negative. alike: differences that do not count, of "case", "space" (at the ends, and
+    how much), "punctuation", and "number" (1800, 1,800.0 and $1800 are one: separators of thousands
+    and a currency's sign go). samples: texts a prompt; one is written greedily where `temperature`
+    is 0, else all are drawn at it, of the tokens with `top_p` of the probability; the score of a
+    prompt is then the share of right ones. passes: the k of pass@k that are told where there are
+    several samples.
     """
 
     name: ClassVar[str] = "generation"

@@ -73,12 +73,13 @@ def many_shot(
     group: Sequence[str] = (),
     seed: int = 0,
 ) -> PromptSet:
-    """Each prompt behind `count` solved ones drawn from `shots`, none of which tells its answer.
+    """Each prompt after `count` solved ones drawn from `shots`, none of which states its answer.
 
     between: what ends a solved one. group: tags that name what is asked, as of `forgetting.probe`:
-    a shot of the same values is none, nor one whose text holds the answer and those of the values
-    that stand in the prompt (the fact about Julia, in other words). Without tags only a shot of the
-    same last sentence and answer is none. Raises WorkbenchError where too few are left.
+    a prompt of the same values is never used as a shot, nor one whose text holds the answer and
+    those of the values that are in the prompt (the fact about Julia, in other words). Without tags,
+    only a prompt with the same last sentence and answer is excluded. Raises WorkbenchError if too
+    few are left.
     """
     draw = random.Random(f"shots {seed}")
 
