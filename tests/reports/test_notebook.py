@@ -98,7 +98,7 @@ def test_a_null_pair_says_that_it_shows_nothing(base: Path):
     made = wb.spectral.delta_spectrum(wb.load_pair(base, base))
     assert "every number here is the exact null" in Shown(made._repr_html_()).text
     report = wb.load_pair(base, base).check()
-    assert "Tuned equals base" in Shown(report._repr_html_()).text
+    assert "The tuned model equals the base" in Shown(report._repr_html_()).text
 
 
 def test_what_does_not_belong_together_is_told_not_raised(base: Path, tmp_path: Path):

@@ -163,7 +163,7 @@ def _sentence(name: str, about: Mapping[str, Any], task: str, rows: Rows, apart:
         _forgot(rows.get((name, "forgetting")), apart.get((name, "forgetting"))),
         _intruders(rows.get((name, "intruders"))),
     ]
-    words = "; ".join(filter(None, said)) or "task score and forgetting were not measured"
+    words = "; ".join(filter(None, said)) or "see the table"
     return f"{f'({kind})' if kind else ''}: {words}."
 
 
