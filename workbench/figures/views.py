@@ -31,6 +31,7 @@ TEXTS = ("text", "asked", "expected", "base_said", "said", "word")
 PAIRED = (("first", "second"), ("category", "to_category"))
 ACROSS = ("head", "component", "position", "neuron", "expert")  # beside the layer
 STYLED = ("arm", "side", "group", "direction", "circuit", "task")  # told apart by dash or shape
+APART = ("measure", "outcome")  # each in units of its own: never along one axis
 # What `x` counts, by analysis; elsewhere the axis is called x.
 X = {
     "spectral.scale": "scale λ of the direction",
@@ -102,6 +103,7 @@ BEGINS = {
     "spectral.intruders": ("intruder", "heat"),
     "spectral.delta_spectrum": ("effective_rank", "heat"),
     "patching.circuit": ("effect", "heat"),
+    "patching.groups": ("recovered:logit_difference", "dots"),
     "tuco.contribution": ("tuco", "points"),
 }
 RECOVERED = ("krs", "recovered:logit_difference", "recovered:log_probability")
@@ -230,7 +232,7 @@ def _view(
     if kind in ("lines", "dots", "points"):
         style = next((name for name in STYLED if name in left), "")
     if kind in ("dots", "points") and not style:
-        style = left[0] if left else ""
+        style = next((name for name in left if name not in APART), "")
     pick = tuple(name for name in left if name != style)
     if kind == "texts":
         pick = tuple(name for name in left if name in (*STYLED, "task"))

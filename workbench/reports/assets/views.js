@@ -39,6 +39,13 @@ workbench.number = (value) => {
   return size !== 0 && (size < 1e-3 || size >= 1e5) ? value.toExponential(2) : String(+value.toPrecision(4));
 };
 
+// A number that fits a cell.
+workbench.brief = (value) => {
+  if (typeof value !== "number") return "";
+  const digits = Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 1 : 2;
+  return String(+value.toFixed(digits));
+};
+
 workbench.interval = (datum) => {
   const known = datum.low !== null && datum.high !== null;
   const edges = known ? ` [${workbench.number(datum.low)}, ${workbench.number(datum.high)}]` : "";
@@ -97,7 +104,7 @@ const base = (element, data) => ({
     },
     legend: {
       labelColor: ink(element), titleColor: ink(element), labelFontSize: 12, titleFontSize: 12,
-      titleFontWeight: "normal", orient: "top", labelLimit: 220,
+      titleFontWeight: "normal", titleLimit: 600, orient: "top", labelLimit: 220,
       columns: Math.max(1, Math.floor(element.clientWidth / 190)),
     },
     header: { labelColor: ink(element), titleColor: ink(element), labelFontSize: 12, labelLimit: 300 },
@@ -117,9 +124,23 @@ const hover = (view, rows) => {
   ];
 };
 
-const coloured = (rows, looks) => {
+// Okabe and Ito's colours, of what is told apart within a single model.
+const OKABE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"];
+
+const coloured = (rows, looks, view) => {
   const members = [...new Set(rows.map((row) => row.member))];
   const look = (name) => looks[name] ?? { colour: "#0072B2", shape: "circle" };
+  const ways = [...new Set(rows.filter((row) => !row.control).map((row) => row[view.style]))];
+  if (view.kind === "lines" && members.length === 1 && ways.length > 1 && ways.length <= OKABE.length) {
+    return {
+      colour: {
+        condition: { test: "datum.control", value: workbench.GREY },
+        field: view.style, type: "nominal", sort: null, title: null,
+        scale: { domain: ways, range: OKABE.slice(0, ways.length) },
+      },
+      shape: { value: look(members[0]).shape },
+    };
+  }
   return {
     colour: {
       condition: { test: "datum.control", value: workbench.GREY },
@@ -149,7 +170,7 @@ const spread = (values) => {
 const kinds = {};
 
 kinds.dots = (element, view, metric, rows, looks) => {
-  const { colour, shape } = coloured(rows, looks);
+  const { colour, shape } = coloured(rows, looks, view);
   const row = view.style || "member";
   const y = { field: row, type: "nominal", sort: null, axis: { title: view.style ? workbench.words(row) : null } };
   const offset = view.style ? { yOffset: { field: "member", sort: null } } : {};
@@ -169,11 +190,16 @@ kinds.dots = (element, view, metric, rows, looks) => {
 };
 
 kinds.lines = (element, view, metric, rows, looks) => {
-  const { colour, shape } = coloured(rows, looks);
+  const { colour, shape } = coloured(rows, looks, view);
   const along = rows.map((row) => row[view.x]);
   const [least, most] = spread(along);
   const log = least > 0 && most / least >= 100;
-  const few = new Set(along).size <= workbench.FEW;
+  const series = new Map();
+  for (const row of rows) {
+    const key = JSON.stringify([row.member, row[view.style]]);
+    series.set(key, (series.get(key) ?? 0) + 1);
+  }
+  const few = Math.max(...series.values()) <= workbench.FEW;
   const scale = log ? { type: "log" } : { zero: false, nice: false, padding: 8 };
   const x = {
     field: view.x, type: "quantitative", scale,
@@ -228,10 +254,10 @@ const grid = (element, view, metric, rows, x, y) => {
     ? "datum.value < " + (scale.domain[0] + 0.6 * (scale.domain[1] - scale.domain[0]))
     : "abs(datum.value) > " + 0.6 * scale.domain[1];
   const text = {
-    transform: [{ calculate: "isValid(datum.token) ? datum.token : format(datum.value, '.2~g')", as: "label" }],
     mark: { type: "text", fontSize: 9.5, limit: 40 },
     encoding: { x, y, text: { field: "label" }, color: { condition: { test: dark, value: "white" }, value: "#222" } },
   };
+  for (const row of rows) row.label = row.token ?? workbench.brief(row.value);
   const unit = { width, height: Math.max(40, Math.min(22 * down, 420)), layer: written ? [mark, text] : [mark] };
   if (members < 2) return { ...base(element, rows), ...unit };
   return {
@@ -256,7 +282,7 @@ kinds.matrix = (element, view, metric, rows) => grid(
 );
 
 kinds.points = (element, view, metric, rows, looks) => {
-  const { colour, shape } = coloured(rows, looks);
+  const { colour, shape } = coloured(rows, looks, view);
   const wide = Math.max(200, Math.min(640, element.clientWidth - 100));
   // Where a point stands beside its group's middle means nothing: by its number, not by chance.
   const placed = rows.map((row, i) => ({ ...row, aside: ((i * 0.618034) % 1) - 0.5 }));
@@ -346,7 +372,7 @@ kinds.texts = (element, view, metric, rows) => {
       const head = one.appendChild(document.createElement("p"));
       head.className = "soft";
       const way = only && row.baseline > row.value ? "lost" : only && row.baseline < row.value ? "gained" : "";
-      head.textContent = [row.member, ...new Set(keys.map((name) => (row[name] ?? null) === null ? "" : `${workbench.words(name)} ${row[name]}`)), way].filter(Boolean).join(" · ");
+      head.textContent = [row.member, ...new Set(keys.map((name) => (row[name] ?? "") === "" ? "" : `${workbench.words(name)} ${row[name]}`)), way].filter(Boolean).join(" · ");
       const terms = one.appendChild(document.createElement("dl"));
       for (const [name, title] of Object.entries(told)) {
         if (row[name] === null || row[name] === undefined) continue;
@@ -454,7 +480,8 @@ workbench.explore = (element, result, hidden, looks) => {
       const mean = (view.mean ?? []).includes(name);
       if (mean) options.unshift([`mean over ${values.length}`, "mean"]);
       const same = options.find(([text]) => text === kept.get(name));
-      const box = select(workbench.words(name), options, same ? same[1] : options[0][1]);
+      const tuned = options.find(([text]) => text === "tuned"); // rather than the base
+      const box = select(workbench.words(name), options, (same ?? tuned ?? options[0])[1]);
       box.addEventListener("change", again);
       return [name, box, values];
     });
