@@ -147,7 +147,7 @@ def table(**columns) -> pd.DataFrame:
 def test_notes_tell_why():
     rows = table(metric=["krs", "krs", "score"], value=[np.nan, 1.0, 0.5])
     (note,) = notes("m", rows)
-    assert note == f"m: krs undefined (NaN) in 1 of 2 values: {reason('krs')}."
+    assert note == f"m: krs is undefined (NaN) in 1 of 2 values: {reason('krs')}."
     (note,) = notes("m", rows.assign(n=1))  # 1.0 and 0.5 have an interval, and are let be
     assert SINGLE in note
     (note,) = notes("m", rows.assign(n=0))

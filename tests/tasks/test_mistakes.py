@@ -107,13 +107,13 @@ MISTAKES: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
     ),
     "lines for JSON": (
         "p.json", lines(GOOD, GOOD), {},
-        "p.json: line 1: not JSON (Extra data: line 2 column 1 (char 32)); mend it; one object a "
-        "line is read from a file that ends in .jsonl.",
+        "p.json: line 1: not JSON (Extra data: line 2 column 1 (char 32)); fix it; "
+        "one object a line is read from a file that ends in .jsonl.",
     ),
     "a line that is not JSON": (
         "p.jsonl", lines(GOOD) + b"{'prompt': 'a'}\n", {},
-        "p.jsonl: line 2: not JSON (Expecting property name enclosed in double quotes: line 1 "
-        "column 2 (char 1)); mend or remove the line.",
+        "p.jsonl: line 2: not JSON (Expecting property name enclosed in double "
+        "quotes: line 1 column 2 (char 1)); fix or remove the line.",
     ),
     "a table without a header": (
         "p.csv", b"What is it?,four\nWho?,me\n", {},
@@ -157,8 +157,8 @@ MISTAKES: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
     ),
     "a conversation that ends with the user": (
         "p.jsonl", lines({"messages": [ASKED, SAID, ASKED]}), {},
-        "p.jsonl: line 1: the last message is the user's; the answer, the assistant's, must be "
-        "the last.",
+        "p.jsonl: line 1: the last message is the user's, but the last must be the "
+        "assistant's, which is the answer.",
     ),
     "an answer to nothing": (
         "p.jsonl", lines({"messages": [SAID]}), {},
@@ -256,5 +256,5 @@ def test_a_template_where_none_is(tmp_path: Path):
         told(tasks.read(tmp_path / "p.jsonl", template="tuned"), words, words)
     assert str(said.value) == (
         "Expected a chat template in the tokenizer of the tuned model for 'p', found none; give "
-        'template="plain" (--template plain), which tells them as "user: ..." lines.'
+        'template="plain" (--template plain), which writes them as "user: ..." lines.'
     )

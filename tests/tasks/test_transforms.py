@@ -125,7 +125,7 @@ def test_a_template_that_rewrites_the_message_leaves_no_span(caplog):
     asked = Prompt("a", "Apple", " cup", spans={"thing": (0, 5)})
     (told,) = tasks.chat(PromptSet("p", (asked,)), chatting("{{ m.content | lower }}"))
     assert told.spans == {}
-    assert "1 of 1 prompts (a first)" in caplog.text
+    assert "1 of 1 prompts (the first is a)" in caplog.text
 
 
 def test_answers_and_foils_of_a_chat_begin_at_the_same_place():

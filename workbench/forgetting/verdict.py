@@ -161,7 +161,7 @@ def sentence(member: str, task: str, decided: str, rows: Sequence[Row]) -> str:
     opening = {
         KEPT: f"{task} is kept in {member}",
         SUPPRESSED: f"{task} is suppressed in {member}, not erased",
-        ERASED: f"{task} is erased in {member}, as far as these measurements reach",
+        ERASED: f"{task} is erased in {member}, as far as these measurements show",
         UNDECIDED: f"{task} in {member} is undecided",
     }[decided]
     spoken = [f"it answers {_number(told['output'])} of what the base does"]

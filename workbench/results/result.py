@@ -287,9 +287,10 @@ SAVED = Mark(
 
 
 def concatenate(results: list[Result]) -> Result:
-    """Results of one analysis over several members of one base, as one Result.
+    """Join results of one analysis over several models of one base into one Result.
 
-    Raises where the analyses, bases or parameters differ: such rows must not stand in one table.
+    Raises WorkbenchError if the analyses, bases or parameters differ: such rows must not be in one
+    table.
     """
     first = results[0]
     for other in results[1:]:

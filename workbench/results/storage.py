@@ -57,8 +57,8 @@ def provenance(folder: Path) -> tuple[dict[str, Any], str]:
     bad += sorted(about.keys() - {*TEXTS, *MAPPINGS, "notes", "seed"})
     if bad:
         raise WorkbenchError(
-            f"{folder / 'result.json'} does not say what a Result says of itself ({', '.join(bad)}"
-            " missing or of another kind); run its analysis anew."
+            f"{folder / 'result.json'} lacks the description of a saved Result "
+            f"({', '.join(bad)} missing or of another kind); run its analysis again."
         )
     return about | {"notes": tuple(about["notes"])}, str(analysis)
 

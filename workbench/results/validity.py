@@ -41,12 +41,13 @@ REASONS = {
     "faithfulness:": "the whole model does no better there than with every head ablated",
     "gain": "the tuned model's own gain cannot be distinguished from zero",
     "choosing_gain": "the tuned model gains nothing on the prompts that choose",
-    "recovery": "no loss that can be told from none is there to recover from",
-    "recovered": "no loss that can be told from none is there to recover from",
-    "retention": "the base's own gain over random weights cannot be told from none",
-    "retention_lost": "the base's own gain over random weights cannot be told from none",
-    "savings_share": "the base's own savings cannot be told from none",
-    "savings_share_lost": "the base's own savings cannot be told from none on these prompts",
+    "recovery": "the loss cannot be distinguished from zero, so there is nothing to recover",
+    "recovered": "the loss cannot be distinguished from zero, so there is nothing to recover",
+    "retention": "the base's own gain over random weights cannot be distinguished from zero",
+    "retention_lost": "the base's own gain over random weights cannot be distinguished from zero",
+    "savings_share": "the base's own savings cannot be distinguished from zero",
+    "savings_share_lost": "the base's own savings cannot be distinguished "
+    "from zero on these prompts",
     "steps_to_threshold": "no training run reaches the threshold",
     "tuco": ADDED,
     "preco": ADDED,
@@ -111,7 +112,11 @@ def notes(member: str, table: pd.DataFrame, told: Sequence[str] = ()) -> Iterato
     why = why.mask(n.eq(0) & ~counted.astype(bool), NOTHING)
     for text, own in table[gone].groupby(why[gone], sort=False):
         total = int(table["metric"].isin(own["metric"].unique()).sum())
-        yield f"{member}: {_listed(own)} undefined (NaN) in {len(own)} of {total} values: {text}."
+        verb = "is" if own["metric"].nunique() == 1 else "are"
+        yield (
+            f"{member}: {_listed(own)} {verb} undefined (NaN) in {len(own)} of {total} values: "
+            f"{text}."
+        )
     if "low" in table:
         single = table[n.eq(1) & table["value"].notna() & table["low"].isna()]
         if len(single):

@@ -69,9 +69,10 @@ def arithmetic(n: int = 200, *, seed: int = 0, split: Split | None = None) -> Pr
 def ledger(
     n: int = 200, *, seed: int = 0, split: Split | None = None, steps: int | None = None
 ) -> PromptSet:
-    """A running total between 0 and 30, kept in words of pre-training that never meant a sum there.
+    """Prompts that ask for a running total between 0 and 30, in words that never meant a sum in
+    pre-training.
 
-    Every step but the last tells the new total, so each answer needs one sum or difference of the
+    Every step but the last states the new total, so each answer needs one sum or difference of the
     kind `arithmetic` asks in symbols. steps: how many; None draws 3 to 7. Foils are the neighbours
     of the answer, and the total before it. The start, the amounts and their signs are random, so
     the loss over a whole text never vanishes.
@@ -98,9 +99,9 @@ def ledger(
 def copying(
     n: int = 200, *, seed: int = 0, split: Split | None = None, repeats: int = 1
 ) -> PromptSet:
-    """A list of random words, said again: an induction task.
+    """Prompts that ask to repeat a list of random words: an induction task.
 
-    repeats: how often the whole list stands in the prompt. Foils are the other words of the list.
+    repeats: how often the whole list is in the prompt. Foils are the other words of the list.
     """
 
     def draw(stream: random.Random) -> Draw:

@@ -87,8 +87,8 @@ def many_shot(
         others = [other for other in shots if not _tells(other, prompt, group)]
         if len(others) < count:
             raise WorkbenchError(
-                f"Expected at least {count} solved prompts that do not tell the answer of "
-                f"{prompt.id!r}, found {len(others)}."
+                f"Expected at least {count} solved prompts that do not contain the "
+                f"answer of {prompt.id!r}, found {len(others)}."
             )
         told = "".join(other.text + between for other in draw.sample(others, count))
         spans = {n: (a + len(told), b + len(told)) for n, (a, b) in prompt.spans.items()}
@@ -140,7 +140,10 @@ def told(prompts: PromptSet, base: Any, tuned: Any) -> tuple[PromptSet, tuple[st
     if not is_chat(prompts):
         return replace(prompts, template=None) if prompts.template else prompts, ()
     if prompts.template == "plain":
-        note = f'{prompts.name}: messages told as plain lines ("user: ..."), by no chat template.'
+        note = (
+            f'{prompts.name}: messages are written as plain lines ("user: ..."), without a '
+            "chat template."
+        )
         return _plain(prompts), (note,)
     sides = {"base": base, "tuned": tuned}
     have = [side for side, words in sides.items() if getattr(words, "chat_template", None)]
@@ -150,13 +153,13 @@ def told(prompts: PromptSet, base: Any, tuned: Any) -> tuple[PromptSet, tuple[st
             f"Expected a chat template in the tokenizer of the {side or 'base or the tuned'} model "
             f"for {prompts.name!r}, found none; give template="
             + (f'"{have[0]}" or ' if have else "")
-            + '"plain" (--template plain), which tells them as "user: ..." lines.'
+            + '"plain" (--template plain), which writes them as "user: ..." lines.'
         )
     notes = [f"{prompts.name}: rendered by the {side} model's chat template."]
     if base.chat_template != tuned.chat_template:
         notes.append(
-            "the chat templates of the base and of the tuned model differ; template="
-            f'"{"tuned" if side == "base" else "base"}" takes the other, where it has one.'
+            "the chat templates of the base and of the tuned model differ; "
+            f'template="{"tuned" if side == "base" else "base"}" takes the other, if it has one.'
         )
     return _chatted(prompts, sides[side]), tuple(notes)
 
@@ -216,7 +219,8 @@ def _chatted(prompts: PromptSet, tokenizer: Any) -> PromptSet:
     found = replace(prompts, prompts=tuple(map(one, prompts)), template=None)
     if unplaced:
         log.warning(
-            "The chat template rewrites %d of %d prompts (%s first): their spans are left out.",
+            "The chat template rewrites %d of %d prompts (the first is %s), so their "
+            "spans are left out.",
             *(len(unplaced), len(prompts), unplaced[0]),
         )
     return found

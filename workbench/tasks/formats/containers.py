@@ -78,7 +78,7 @@ def _json_lines(text: str) -> Iterator[Row]:
             try:
                 yield number, parsed(line)
             except ValueError as error:
-                yield number, WorkbenchError(f"not JSON ({error}); mend or remove the line.")
+                yield number, WorkbenchError(f"not JSON ({error}); fix or remove the line.")
 
 
 LINES = "one object a line is read from a file that ends in .jsonl"
@@ -89,7 +89,7 @@ def _json_list(text: str) -> Iterator[Row]:
     try:
         found = parsed(text)
     except ValueError as error:
-        yield 1, WorkbenchError(f"not JSON ({error}); mend it; {LINES}.")
+        yield 1, WorkbenchError(f"not JSON ({error}); fix it; {LINES}.")
         return
     if not isinstance(found, list):
         told = f"expected a list of objects, found {type(found).__name__}; {LINES}."
@@ -125,7 +125,7 @@ def _table(text: str, delimiter: str = ",") -> Iterator[Row]:
                 continue
             yield reader.line_num, {k: v for k, v in row.items() if k and v}
     except csv.Error as error:
-        yield reader.line_num + 1, WorkbenchError(f"not CSV ({error}); mend it.")
+        yield reader.line_num + 1, WorkbenchError(f"not CSV ({error}); fix it.")
 
 
 def of_cells(row: dict[str, Any]) -> dict[str, Any]:

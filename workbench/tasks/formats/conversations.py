@@ -64,8 +64,8 @@ def before_answer(told: list[dict[str, str]]) -> dict[str, Any]:
         raise WorkbenchError("there is no message of the assistant, which would be the answer.")
     if told[-1]["role"] != "assistant":
         raise WorkbenchError(
-            f"the last message is the {told[-1]['role']}'s; the answer, the assistant's, must be "
-            "the last."
+            f"the last message is the {told[-1]['role']}'s, but the last must be the "
+            "assistant's, which is the answer."
         )
     *before, answer = told
     if not before:
