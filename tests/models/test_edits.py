@@ -92,7 +92,7 @@ def test_edits_of_different_bases_do_not_add(pair, tmp_path: Path):
     other.model.layers[0].mlp.up_proj.weight.data += 1
     other.save_pretrained(tmp_path / "other")
     stranger = wb.load_pair(tmp_path / "other", pair.base.folder)
-    with pytest.raises(wb.WorkbenchError, match="one base only"):
+    with pytest.raises(wb.WorkbenchError, match="added over one base"):
         edit(pair) + edit(stranger)
 
 

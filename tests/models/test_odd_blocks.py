@@ -146,7 +146,7 @@ def test_edges_are_of_plain_blocks_alone():
 
 def test_transformer_lens_names_only_the_same_places():
     for family in ("olmo2", "qwen3_next"):
-        with pytest.raises(WorkbenchError, match="another place"):
+        with pytest.raises(WorkbenchError, match="a different place"):
             Layout(zoo.small(family)).lens(Site("q", 1))
     assert Layout(zoo.small("llama")).lens(Site("q", 1)) == "blocks.1.attn.hook_q"
 

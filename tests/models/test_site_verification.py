@@ -222,5 +222,5 @@ def test_experts_are_chosen_and_can_be_chosen_otherwise():
     gate, up = (x @ experts.gate_up_proj[3].T).chunk(2, -1)
     hand = (torch.nn.functional.silu(gate) * up) @ experts.down_proj[3].T
     torch.testing.assert_close(found, hand, atol=1e-5, rtol=1e-5)
-    with pytest.raises(WorkbenchError, match="no trace of nnsight"):
+    with pytest.raises(WorkbenchError, match="a trace of nnsight cannot show"):
         nnsight.run(nnsight.wrap(model), given, layout=Layout(model), read=[places[1]])

@@ -73,7 +73,7 @@ def test_what_the_model_would_rather_say_does_not_count(pair: wb.CheckpointPair)
         ),
         (
             PromptSet("same", (Prompt("a", "Vera has", " snake", (" snake",)),), scorer=Choices()),
-            "two are the same",
+            "two answers are the same",
         ),
     ],
 )  # fmt: skip

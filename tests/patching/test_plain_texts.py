@@ -96,7 +96,7 @@ def test_one_text_is_not_a_list_of_letters(pair):
     for name in ("cross_model", "restore", "lens", "patterns"):
         with pytest.raises(WorkbenchError, match="found the text"):
             getattr(wb.patching, name)(pair, "the apple")
-    with pytest.raises(WorkbenchError, match=r"tasks\.desiderata draws them"):
+    with pytest.raises(WorkbenchError, match=r"pairs of prompts from tasks\.desiderata"):
         wb.patching.mask(pair, TEXTS)  # pyright: ignore
 
 

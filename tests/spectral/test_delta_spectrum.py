@@ -101,7 +101,7 @@ def test_similarity_of_base_with_itself_is_the_identity(base: Path):
     result = wb.spectral.similarity(wb.load_pair(base, base), matrices=["1.mlp.up_proj"])
     found = torch.from_numpy(result.tensors["1.mlp.up_proj"])
     torch.testing.assert_close(found, torch.eye(32), atol=1e-4, rtol=0)
-    with pytest.raises(wb.WorkbenchError, match="No matrix"):
+    with pytest.raises(wb.WorkbenchError, match="There is no matrix"):
         wb.spectral.similarity(wb.load_pair(base, base), matrices=["9.nothing"])
 
 
