@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -43,6 +44,75 @@ def inside(name: str, figure: Figure, *, below: bool = True) -> None:
     assert tight.y0 >= -1 or not below, name
     assert tight.x1 <= figure.bbox.x1 + 1, name
     assert tight.y1 <= figure.bbox.y1 + 1, name
+
+
+def apart(name: str, figure: Figure) -> None:
+    """No text of a figure that was laid out lies on another one, or is cut off."""
+    renderer = figure._get_renderer()  # type: ignore[attr-defined]
+    corners = [(text, outline(text, renderer)) for text in written(figure)]
+    for number, (text, mine) in enumerate(corners):
+        assert mine[:, 0].min() >= -1, (name, text.get_text())
+        assert mine[:, 1].min() >= -1, (name, text.get_text())
+        assert mine[:, 0].max() <= figure.bbox.x1 + 1, (name, text.get_text())
+        assert mine[:, 1].max() <= figure.bbox.y1 + 1, (name, text.get_text())
+        for other, theirs in corners[number + 1 :]:
+            near = (mine.max(0) > theirs.min(0)).all() and (theirs.max(0) > mine.min(0)).all()
+            assert not (near and overlap(mine, theirs)), (name, text.get_text(), other.get_text())
+
+
+def written(figure: Figure) -> list[mpl.text.Text]:
+    """Every text that a figure shows; of tick labels those of the ticks that are drawn."""
+    unseen: set[mpl.text.Text] = set()
+    for ax in figure.axes:
+        own = set(ax.findobj(mpl.text.Text))
+        labels = set()
+        for axis in (ax.xaxis, ax.yaxis):
+            mine = set(axis.findobj(mpl.text.Text))
+            labels |= mine
+            if ax.axison and ax.get_visible():
+                ticks = axis._update_ticks()  # type: ignore[attr-defined]
+                seen = {one for tick in ticks for one in (tick.label1, tick.label2)}
+                labels -= seen | {axis.label, axis.offsetText}
+        unseen |= labels if ax.get_visible() else own
+    return [
+        text for text in figure.findobj(mpl.text.Text)
+        if text not in unseen and text.get_visible() and text.get_text().strip()
+    ]  # fmt: skip
+
+
+def outline(text: mpl.text.Text, renderer: mpl.backend_bases.RendererBase) -> np.ndarray:
+    """(4, 2) corners in pixels of the box around a text, turned as it is."""
+    angle = text.get_rotation()
+    text.set_rotation(0)
+    box = text.get_window_extent(renderer)
+    text.set_rotation(angle)
+    turned = text.get_window_extent(renderer)
+    if angle % 90 == 0:
+        return turned.corners()[[0, 1, 3, 2]]
+    c, s = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+    half = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * (box.width / 2, box.height / 2)
+    centre = (turned.x0 + turned.x1) / 2, (turned.y0 + turned.y1) / 2
+    return half @ np.array([[c, s], [-s, c]]) + centre
+
+
+def overlap(first: np.ndarray, second: np.ndarray, slack: float = 1.5) -> bool:
+    """Whether two convex outlines share more than `slack` pixels in every direction: on no line
+    through an edge's normal are their shadows apart (separating axes)."""
+    for shape in (first, second):
+        for edge in np.roll(shape, -1, 0) - shape:
+            normal = np.array([-edge[1], edge[0]]) / max(np.hypot(*edge), 1e-9)
+            mine, theirs = first @ normal, second @ normal
+            if min(mine.max(), theirs.max()) - max(mine.min(), theirs.min()) < slack:
+                return False
+    return True
+
+
+def of_handle(handle: Any) -> Any:
+    """The colour of a legend's entry."""
+    if hasattr(handle, "get_markeredgecolor") and handle.get_linestyle() == "None":
+        return handle.get_markeredgecolor()
+    colour = handle.get_color() if hasattr(handle, "get_color") else handle.get_facecolor()
+    return colour if isinstance(colour, str) else np.ravel(colour)[:3]
 
 
 def lines(ax: Axes) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -9,11 +10,12 @@ import matplotlib.pyplot
 import pytest
 
 from tests.figures.looking import words
-from tests.figures.skilled import skills
+from tests.figures.skilled import localize, skills
 from tests.figures.synthetic import everything, family, intruders, result, stepped
 from workbench import figures
 from workbench.errors import WorkbenchError
 from workbench.figures import catalogue
+from workbench.results.result import Result
 from workbench.study.catalogue import METHODS
 
 ROOT = Path(figures.__file__).parent
@@ -83,3 +85,51 @@ def test_every_analysis_has_one_sentence_and_an_unknown_one_a_general_one():
             assert all(name in figures.headline(made) for name in made.members)
     other = result("another.analysis", [{"metric": "gap", "value": 1.0}], stepped())
     assert "1 values of gap" in figures.headline(other)
+
+
+def test_what_is_only_words_is_no_figure_and_its_words_are_in_the_table():
+    """The texts that models write are rows of their Result; `side_by_side` shows them on demand."""
+    folder = ROOT.parents[1] / "figures" / "family" / "results" / "behaviour.generate.said"
+    made = Result.load(folder)
+    assert [drawing.name for drawing, _ in figures.drawings(made, [made])] == ["words"]
+    texts = made.metric("text")
+    assert set(texts["member"]) == set(made.members)
+    assert {"base", "tuned"} <= set(texts["arm"])
+    assert texts["text"].str.strip().ne("").any()
+
+
+def test_a_curve_of_one_point_is_no_figure_and_the_headline_has_its_number():
+    """Grafts of a single size: a score each."""
+    made = localize(family(2))
+    few = replace(made, table=made.table[~made.table["sparsity"].isin([0.001, 0.01])])
+    names = [drawing.name for drawing, _ in figures.drawings(few, [few])]
+    assert names == ["places"]
+    assert "sparsity" in [drawing.name for drawing, _ in figures.drawings(made, [made])]
+    assert "largest change |Δ|: 1.00 [0.92, 1.08] at 10.000%" in figures.headline(few)
+
+
+def test_measures_of_one_model_and_models_without_a_measure_are_not_drawn():
+    """Three measures: of all models, of two, and of one, which the table alone shows."""
+    members = family(4)
+    rows = [
+        {"member": member, "measure": measure, "metric": "measure", "value": value,
+         "low": value - 0.1, "high": value + 0.1, "n": 20, "baseline": 0.0}
+        for measure, names in (
+            ("score", list(members)), ("TuCo", ["lora-r1", "full"]), ("forgetting", ["lora-r8"]),
+        )
+        for value, member in enumerate(names)
+    ]  # fmt: skip
+    differences = {"versus": "full", "says": "alike", "arm": "difference", "margin": 0.1}
+    rows += [
+        {"member": member, "measure": "score", "metric": "difference", "value": 0.0, "low": -0.05,
+         "high": 0.05, "n": 20, "baseline": 0.0} | differences
+        for member in members if member != "full"
+    ]  # fmt: skip
+    figure = figures.members_against_full(result("compare.equivalence", rows, members))
+    first, second = (ax for ax in figure.axes if ax.axison)
+    assert [t.get_text() for t in first.get_yticklabels()] == list(members)
+    assert [t.get_text() for t in second.get_yticklabels()] == ["lora-r1", "full"]
+    assert [ax.get_xlabel() for ax in (first, second)] == ["score on the task", "TuCo on the task"]
+    alone = [row for row in rows if row["measure"] == "forgetting"]
+    made = result("compare.equivalence", alone, members)
+    assert not list(figures.drawings(made, [made]))

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import re
+
+import matplotlib as mpl
 import pytest
 from matplotlib.figure import Figure
 
 import workbench as wb
-from tests.figures.looking import check, inside, known
+from tests.figures import patched
+from tests.figures.looking import apart, check, inside, known, of_handle, panels, words
 from tests.figures.skilled import skills
-from tests.figures.synthetic import everything, family
+from tests.figures.synthetic import (
+    everything,
+    family,
+    intruders,
+    kept_items,
+    retention,
+    stepped,
+)
 from workbench import figures
 from workbench.errors import WorkbenchError
+from workbench.figures import style
 
 
 def drawn(results):
@@ -83,6 +95,80 @@ def test_legends_cover_no_data(laid_out):
 def test_nothing_is_cut_off(laid_out):
     for name, figure in laid_out:
         inside(name, figure)
+
+
+PATCHED = (patched.lens, patched.patterns, patched.attribution)
+LONG = "a-very-long-name-of-a-fine-tuned-model-as-hubs-have-them-{}"
+
+
+@pytest.fixture(scope="module")
+def named_at_length() -> list[tuple[str, Figure]]:
+    """Every figure of models, and over steps of models, whose names are long; laid out."""
+    made = {LONG.format(name): about for name, about in family(4).items()}
+    steps = {LONG.format(name): about for name, about in stepped().items()}
+    results = [
+        *everything(made),
+        *skills(made),
+        kept_items(made),
+        *(make(made) for make in PATCHED),
+    ]
+    found = [*drawn(results), *drawn([intruders(steps), retention(steps)])]
+    for _, figure in found:
+        figure.draw_without_rendering()
+    return found
+
+
+def test_no_text_is_cut_off_or_lies_on_another(named_at_length, laid_out):
+    for name, figure in [*named_at_length, *laid_out]:
+        inside(name, figure)
+        apart(name, figure)
+
+
+def test_every_figure_has_its_n(named_at_length, laid_out):
+    for name, figure in [*named_at_length, *laid_out]:
+        assert re.search(r"\bn = \d+", words(figure)), name
+
+
+def test_logarithmic_axes_are_marked_as_such(named_at_length, laid_out):
+    seen = 0
+    for name, figure in [*named_at_length, *laid_out]:
+        for ax in panels(figure):
+            for scale, label in (
+                (ax.get_xscale(), ax.get_xlabel()), (ax.get_yscale(), ax.get_ylabel()),
+            ):  # fmt: skip
+                if scale == "log" and label:
+                    seen += 1
+                    assert "(log scale)" in label, name
+    assert seen > 10
+
+
+def test_controls_are_grey_broken_and_above_what_they_control(named_at_length):
+    """So that both show where they coincide."""
+    seen = 0
+    for name, figure in named_at_length:
+        for ax in panels(figure):
+            curves = [line for line in ax.lines if len(line.get_xdata()) > 2]
+            grey = [line for line in curves if line.get_color() == style.GREY]
+            others = [
+                line for line in curves
+                if line.get_color() != style.GREY and line.get_linestyle() == "-"
+            ]  # fmt: skip
+            for line in grey if others else []:
+                if name == "spectrum":  # a random matrix, far above every line
+                    continue
+                seen += 1
+                assert line.is_dashed(), name
+                assert line.get_zorder() > max(one.get_zorder() for one in others), name
+    assert seen > 5
+
+
+def test_the_legend_shows_no_control_in_a_models_colour(named_at_length):
+    for name, figure in named_at_length:
+        for legend in figure.legends:
+            for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True):
+                if re.match(r"null|random|same spectrum|control|base$|chance", text.get_text()):
+                    found = mpl.colors.to_hex(of_handle(handle))
+                    assert len({found[1:3], found[3:5], found[5:7]}) == 1, (name, text.get_text())
 
 
 @pytest.mark.parametrize(

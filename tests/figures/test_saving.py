@@ -54,6 +54,9 @@ def kept() -> dict[str, Result]:
                 found[method + steps] = Result.load(folder)
     for name in ("patching.activation.boxes", "patching.cross_model.heads"):
         found[name] = Result.load(ROOT / "figures" / "smollm2-patching" / "results" / name)
+    # The first one of localize has a single sparsity, of which there is no curve.
+    name = "skills.localize.grafts-ledger"
+    found["skills.localize"] = Result.load(ROOT / "figures" / "family" / "results" / name)
     items = kept_items(family(3))
     made = {"skills.blocks": blocks(family(1)), "forgetting.retention.items": items}
     made["forgetting.samples"] = replace(items, analysis="forgetting.samples")

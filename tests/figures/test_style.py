@@ -1,24 +1,24 @@
-"""Members look apart, alike in every figure, and as they are called."""
+"""Models look alike in every figure, low ranks lighter, and are written as they are called."""
 
 from __future__ import annotations
 
 import matplotlib as mpl
 import numpy as np
 
-from tests.figures.synthetic import family, intruders, retention
+from tests.figures.synthetic import family, intruders, retention, stepped
 from workbench import figures
 from workbench.figures import style
 
 
-def test_members_look_apart_and_alike_in_every_figure():
-    members = family(8)
+def test_a_family_gives_the_looks_of_its_figures():
+    members = stepped()
     looks = style.assign(members)
-    assert len({look.colour for look in looks.values()}) == 8
-    few = retention(dict(list(members.items())[:2]))
-    assert style.looks(few)["lora-r2"] != looks["lora-r2"]
+    few = retention(dict(list(members.items())[2:]))
+    assert style.looks(few)["r8@400"] == looks["r8@400"]
+    assert style.looks(few)["r8@100"] != looks["r8@100"]  # three are spread more widely than five
     with figures.family(members):
-        assert style.looks(few)["lora-r2"] == looks["lora-r2"]
-    assert style.looks(few)["lora-r2"] != looks["lora-r2"]
+        assert style.looks(few)["r8@100"] == looks["r8@100"]
+    assert style.looks(few)["r8@100"] != looks["r8@100"]
 
 
 def test_low_ranks_are_lighter():

@@ -93,8 +93,9 @@ def test_every_number_by_hand(tmp_path: Path):
         "Which animal is number 10 ?", "parrot", "parrot", "dog",
     ]  # fmt: skip
     assert figures.headline(found) == (
-        "Item by item against the base (95% intervals over items) — tuned: items 0.67 to 0.50 "
-        "(-0.17 [-0.38, +0.04]), lost 6, won 2 of 24, McNemar p = 0.29."
+        "The scores are compared item by item with the base (95% intervals over items) — "
+        "tuned: items 0.67 to 0.50 "
+        "(-0.17 [-0.38, +0.04]), lost 6, gained 2 of 24, McNemar p = 0.29."
     )
     assert not found.provenance.members["tuned"].keys() & {"rank"}
     assert found.provenance.members["tuned"]["kind"] == "log"

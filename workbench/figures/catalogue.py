@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from workbench.conveniences import provides
 from workbench.errors import WorkbenchError
 from workbench.figures.drawing import Drawing
+from workbench.figures.looks import Everyone
 from workbench.figures.wording import Findings
 from workbench.results.result import Result
 
@@ -135,26 +136,22 @@ def drawings(
             yield drawing, group
 
 
-def everyone(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
+def everyone(results: Sequence[Result]) -> Everyone:
     """Member -> what is known of it, over all `results`."""
-    members: dict[str, dict[str, Any]] = {}
-    for result in results:
-        for name, about in result.provenance.members.items():
-            members[name] = members.get(name, {}) | dict(about)
-    return members
+    return Everyone(results)
 
 
 def headline(result: Result) -> str:
     """One sentence per analysis, derived from its table alone.
 
-    An analysis without a sentence of its own gets one that says what its table holds.
+    An analysis without a sentence of its own gets one that names what its table holds.
     """
     lead, parts = findings(result)
     return f"{lead} — {'; '.join(parts)}." if parts else f"{lead}."
 
 
 def findings(result: Result) -> Findings:
-    """The headline in its parts: what was measured, and a clause per member that begins with it."""
+    """The headline in its parts: what was measured, and a clause per model that begins with it."""
     return SENTENCES.get(result.analysis, _generic)(result)
 
 
@@ -162,4 +159,7 @@ def _generic(result: Result) -> Findings:
     metrics = list(dict.fromkeys(result.table["metric"]))
     others = " and others" if len(metrics) > 6 else ""
     members = ", ".join(result.members)
-    return f"{len(result.table)} values of {', '.join(metrics[:6])}{others} for {members}", []
+    return (
+        f"The table holds {len(result.table)} values of "
+        f"{', '.join(metrics[:6])}{others} for {members}"
+    ), []

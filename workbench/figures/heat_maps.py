@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from workbench.figures import style
+from workbench.figures import marks, style
 
 TURNED = 3  # characters from which labels below are turned
 
@@ -33,11 +33,14 @@ def heat_maps(
     labels: Sequence[str] = (),
     high: float | None = None,
     columns: int = 4,
+    layers: Sequence[int] = (),
+    counts: tuple[Any, str] = ((), ""),
 ) -> Figure:
     """Layers upwards, a panel per map.
 
     high: the scale's end, from 0; None for a diverging scale centred on 0. labels: of the columns,
-    their numbers where there are none. columns: panels in a row at most.
+    their numbers where there are none. columns: panels in a row at most. layers: of the rows, from
+    0 where they are not given. counts: the n of the values, and of what, see `marks.counted`.
     """
     count = maps[0].grid.shape[1]
     wide = count > 16
@@ -45,7 +48,7 @@ def heat_maps(
     figure, axes = style.panels(
         *(ax, rows, columns),
         width=style.COLUMN if columns <= 2 and not wide else style.WIDE,
-        height=(1.15 if wide else 1.5) * rows + 0.7,
+        height=max(1.15 if wide else 1.5, tall(len(maps[0].grid))) * rows + 0.7,
         share=(True, True),
     )
     finite = np.concatenate([one.grid[np.isfinite(one.grid)] for one in maps])
@@ -54,7 +57,9 @@ def heat_maps(
     labels = labels or [str(i) for i in range(count)]
     turned = max(map(len, labels)) > TURNED
     image: AxesImage | None = None
-    for here, one in zip(axes.flat, maps, strict=False):
+    titles = [style.fitted(axes[0, 0], one.title, style.SMALL) for one in maps]
+    size = min(own for _, own in titles)
+    for here, one, (title, _) in zip(axes.flat, maps, titles, strict=False):
         here.set_facecolor(style.PALE)
         image = here.imshow(
             *(one.grid, limits[2]), origin="lower", aspect="auto", vmin=limits[0], vmax=limits[1]
@@ -62,8 +67,8 @@ def heat_maps(
         here.set_xticks(range(count), labels, rotation=60 if turned else 0,
                         ha="right" if turned else "center", rotation_mode="anchor")  # fmt: skip
         here.tick_params(axis="x", labelsize=6 if count > 12 else style.SMALL)
-        here.yaxis.get_major_locator().set_params(integer=True)
-        here.set_title(one.title, loc="left", fontsize=style.SMALL, color=one.colour)
+        layered(here, layers or range(len(one.grid)))
+        here.set_title(title, loc="left", fontsize=size, color=style.ink(one.colour))
         here.spines[:].set_visible(False)
     style.first_column(axes, "layer")
     for here in axes[-1]:
@@ -71,12 +76,28 @@ def heat_maps(
     style.blank(axes, len(maps))
     assert image is not None
     style.colour_bar(image, list(axes.flat), legend)
+    marks.counted(axes, *counts, outside=ax is None)
     return figure
 
 
-def annotate(here: Axes, grid: np.ndarray, form: str) -> None:
-    """Every cell's number, readable on its colour."""
+def tall(layers: int) -> float:
+    """Inches that a panel of so many layers needs for a label at each."""
+    return 0.11 * min(layers, marks.MOST) + 0.25
+
+
+def layered(here: Axes, layers: Sequence[int]) -> None:
+    """Rows of a map as layers, upwards; the lowest one is called so where it is outside of them."""
+    marks.layer_ticks(here, layers, across=False, at=range(len(layers)),
+                      named=lambda layer: "none" if layer < 0 else str(layer))  # fmt: skip
+
+
+def annotate(here: Axes, image: AxesImage, form: str) -> None:
+    """Every cell's number in black or white, whichever reads on its colour; small where the cells
+    are."""
+    grid = np.ma.filled(np.ma.asarray(image.get_array(), dtype=float), np.nan)
+    small = 5 if grid.shape[1] > 7 or grid.shape[0] > 12 else 6
     for (row, column), value in np.ndenumerate(grid):
         if pd.notna(value):
-            here.text(column, row, f"{value:{form}}", ha="center", va="center", fontsize=6,
-                      color="white" if value < 0.6 else style.BLACK)  # fmt: skip
+            colour = style.on(image.cmap(image.norm(value)))
+            here.text(column, row, f"{value:{form}}", ha="center", va="center", fontsize=small,
+                      color=colour)  # fmt: skip

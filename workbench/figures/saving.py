@@ -85,12 +85,16 @@ def save_all(
     formats: Sequence[str] = ("png", "pdf"),
     workers: int = 1,
 ) -> list[Path]:
-    """Every figure of `results` as PNG and PDF in `folder`, members alike in all; their paths.
+    """Every figure of `results` as PNG and PDF in `folder`; their paths. A model has one colour and
+    marker in all of them.
 
     Files are NAME.FIGURE.png and .pdf, NAME as `named` gives it. workers: processes that draw; with
     several a script must call this under `if __name__ == "__main__":`.
     """
-    album = Album(named(results), Path(folder), tuple(formats))
+    given = named(results)
+    # As the block around gives them, which the processes that draw do not see.
+    looks = style.saved(everyone([*given.values()]), {})
+    album = Album(given, Path(folder), tuple(formats), looks)
     wanted = album.wanted()
     for one in wanted:
         for path in album.paths(*one):
@@ -103,11 +107,12 @@ def save_all(
 
 
 class Album(NamedTuple):
-    """Results by name, whose figures go to a folder."""
+    """Results by name, whose figures go to a folder. looks: colour and marker of every model."""
 
     results: Mapping[str, Result]
     folder: Path
     formats: tuple[str, ...]
+    looks: Mapping[str, Sequence[str]] = {}
 
     def wanted(self) -> list[tuple[str, str]]:
         """(name of a Result, name of a figure) of every figure there is."""
@@ -127,7 +132,7 @@ class Album(NamedTuple):
         (drawing, group), *_ = (
             one for one in drawings(self.results[name], everything) if one[0].name == figure
         )
-        with style.family(everyone(everything)):
+        with style.as_saved(everyone(everything), self.looks):
             drawn, about = drawing.draw(*group), metadata(drawing.title, group)
             for format, path in zip(self.formats, paths, strict=True):
                 with writing(path, FIGURE) as fresh:

@@ -19,6 +19,7 @@ from workbench.figures import catalogue, saving, style
 from workbench.files.reading import is_count, is_number, read_json, read_yaml
 from workbench.files.writing import require_free, writing
 from workbench.results.result import Result
+from workbench.results.run_folder import about_run
 
 HEIGHT = 3.2  # inches of one row of panels, where the file does not say
 SIZES = {"column": style.COLUMN, "wide": style.WIDE}
@@ -96,7 +97,7 @@ class Spec:
         """The figure. Raises WorkbenchError where a Result, a figure or a member is not there."""
         results = [_result(panel) for panel in self.panels]
         members = catalogue.everyone(results)
-        with mpl.rc_context(style.RC), style.family(members):
+        with mpl.rc_context(style.RC), style.as_saved(members, _saved_looks(self.panels)):
             figure = style.Drawn(figsize=self.size, layout="constrained", dpi=style.SCREEN)
             places = _places(self.panels, self.columns)
             grid = figure.add_gridspec(max(row for row, _ in places) + 1, self.columns)
@@ -125,6 +126,15 @@ class Spec:
             with writing(path, saving.FIGURE) as fresh:
                 saving.write(figure, fresh, about, format=format, dpi=dpi)
         return made
+
+
+def _saved_looks(panels: Sequence[Panel]) -> dict[str, Any]:
+    """Colour and marker of every model, as the run saved them whose Results the panels show."""
+    found: dict[str, Any] = {}
+    for panel in panels:
+        with contextlib.suppress(WorkbenchError):
+            found |= about_run(panel.folder.parent.parent)["looks"]
+    return found
 
 
 def _draw(panel: Panel, result: Result, here: Any) -> None:

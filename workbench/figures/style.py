@@ -1,27 +1,32 @@
-"""How does every figure look? Sizes, type, and one colour and marker per member, in one place."""
+"""How does every figure look? Sizes, type, panels and legends, in one place; how a model looks is
+in `looks`, and what is drawn in a panel in `marks`."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar
-from typing import Any, NamedTuple, ParamSpec, cast
+from collections.abc import Callable
+from typing import Any, ParamSpec, cast
 
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.legend_handler import HandlerTuple
 from matplotlib.transforms import ScaledTranslation
 
-from workbench.errors import WorkbenchError, visible
-from workbench.results.result import Result
+from workbench.errors import WorkbenchError
+from workbench.figures.looks import FULL as FULL
+from workbench.figures.looks import LORA as LORA
+from workbench.figures.looks import NAME as NAME
+from workbench.figures.looks import Look, text
+from workbench.figures.looks import as_saved as as_saved
+from workbench.figures.looks import assign as assign
+from workbench.figures.looks import family as family
+from workbench.figures.looks import looks as looks
+from workbench.figures.looks import saved as saved
 
 COLUMN, WIDE = 3.4, 7.0  # inches: one and two columns of a paper
 DPI = 200  # of figures on the page
@@ -33,12 +38,7 @@ GREY = "#767676"  # base, nulls and controls
 PALE = "#ececec"  # cells without a value
 MAP = "viridis"
 DIVERGING = "RdBu_r"  # centred on 0
-# Okabe & Ito, Color Universal Design (2008); warm, so that no full member looks like a LoRA rank.
-FULL = ("#D55E00", "#E69F00", "#CC79A7", "#A0522D")
-LORA = (0.72, 0.0)  # the part of viridis that reads on white, low rank light, high rank dark
-FULL_MARKERS, LORA_MARKERS = "sXP*", "o^vD<>ph"
-DASHES = ((0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))  # how controls are told apart
-NAME = 22  # characters of a member's name that fit a legend
+DASHES = ((0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))  # how controls are distinguished
 RC: Any = {  # matplotlib types the keys of an rc mapping as literals
     "font.size": SMALL,
     "axes.labelsize": NORMAL,
@@ -71,17 +71,6 @@ class Drawn(Figure):
         return image.getvalue(), {"width": width, "height": height}
 
 
-class Look(NamedTuple):
-    """How one member is drawn; `label` is its name, shortened and safe for matplotlib."""
-
-    colour: str
-    marker: str
-    label: str
-
-
-_FAMILY: ContextVar[Mapping[str, Look] | None] = ContextVar("family", default=None)
-
-
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """`draw` under this style, leaving the caller's rcParams as they were."""
 
@@ -91,52 +80,6 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
             return draw(*args, **kwargs)
 
     return inner
-
-
-def text(name: str, width: int = NAME) -> str:
-    """`name` as matplotlib shows it literally: at most `width` characters, no mathtext."""
-    name = visible(name).replace("\n", " ")
-    if len(name) > width:
-        name = f"{name[: width // 2]}…{name[-(width // 2 - 1) :]}"
-    # A leading underscore would hide the entry from the legend.
-    return (" " + name if name.startswith("_") else name).replace("$", r"\$")
-
-
-def assign(members: Mapping[str, Mapping[str, Any]]) -> dict[str, Look]:
-    """One Look per member: LoRA by rank (then step) from light to dark, full ones in warm colours.
-
-    members: as in Provenance.members. Members of unknown kind count as full.
-    """
-    order = {name: place for place, name in enumerate(members)}
-    lora = [name for name, about in members.items() if about.get("kind") == "lora"]
-    lora.sort(key=lambda n: (members[n].get("rank") or 0, members[n].get("step") or 0, order[n]))
-    full = [name for name in members if name not in lora]
-    ramp = mpl.colormaps[MAP](np.linspace(*LORA, len(lora)) if len(lora) > 1 else [0.5])
-    looks = {
-        name: Look(to_hex(ramp[i]), LORA_MARKERS[i % len(LORA_MARKERS)], text(name))
-        for i, name in enumerate(lora)
-    }
-    for i, name in enumerate(full):
-        looks[name] = Look(FULL[i % len(FULL)], FULL_MARKERS[i % len(FULL_MARKERS)], text(name))
-    return looks
-
-
-@contextlib.contextmanager
-def family(members: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
-    """Inside the block these members look the same in every figure, whichever of them it shows."""
-    token = _FAMILY.set(assign(members))
-    try:
-        yield
-    finally:
-        _FAMILY.reset(token)
-
-
-def looks(result: Result) -> dict[str, Look]:
-    """The Look of every member of `result`, in its order."""
-    known = _FAMILY.get() or {}
-    if not set(result.members) <= set(known):
-        known = assign(result.provenance.members)
-    return {name: known[name] for name in result.members}
 
 
 def panels(
@@ -178,37 +121,115 @@ def panels(
     )
 
 
+def name(here: Axes, look: Look, more: str = "", **where: Any) -> None:
+    """A model's name above its panel, in a shade of its colour that reads on white."""
+    shown, size = fitted(here, look.label + more, where.pop("fontsize", NORMAL))
+    here.set_title(shown, loc="left", color=ink(look.colour), fontsize=size, **where)
+
+
+def inches(here: Axes) -> tuple[float, float]:
+    """About how wide and high a panel of its own grid will be, before it is laid out."""
+    place, figure = here.get_subplotspec(), here.get_figure(root=False)
+    assert figure is not None
+    whole = figure.bbox.transformed(here.get_figure(root=True).dpi_scale_trans.inverted())  # pyright: ignore
+    rows, columns = place.get_gridspec().get_geometry() if place else (1, 1)
+    return (0.66 if columns > 1 else 0.8) * whole.width / columns, 0.62 * whole.height / rows
+
+
+def fitted(here: Axes, title: str, size: float) -> tuple[str, float]:
+    """A title and the size of type at which it is no wider than its panel: what stands in brackets
+    or behind a colon on a line of its own, and smaller type, if it must."""
+    room = 72 * inches(here)[0] / 0.58
+    if max(map(len, title.split("\n"))) * size > room:
+        title = title.replace(" (", "\n(") if " (" in title else title.replace(": ", ":\n")
+    return title, min(size, max(4.5, room / max(map(len, title.split("\n")))))
+
+
+def ink(colour: str) -> str:
+    """`colour`, darkened until text in it has a contrast of 4.5 to white (WCAG 2.1, 1.4.3)."""
+    rgb = np.array(to_rgb(colour))
+    while 1.05 / (_luminance(rgb) + 0.05) < 4.5:
+        rgb = rgb * 0.95
+    return to_hex(tuple(map(float, rgb)))  # pyright: ignore[reportArgumentType]
+
+
+def on(colour: Any) -> str:
+    """Black or white, whichever reads better on `colour`."""
+    return "white" if _luminance(np.array(to_rgb(colour))) < 0.18 else BLACK
+
+
+def _luminance(rgb: np.ndarray) -> float:
+    """Relative luminance of sRGB values (WCAG 2.1)."""
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
 def legend(axes: np.ndarray, *, outside: bool) -> None:
     """One legend of everything labelled in `axes`, where it covers no data.
 
-    outside: the figure is ours, so the legend stands above the panels; else below the last row.
+    outside: the figure is ours, so the legend stands above the panels; else below the last row. A
+    label that panels draw in several models' colours shows the first three of them.
     """
-    entries: dict[str, Any] = {}
+    entries: dict[str, dict[str, Any]] = {}
     for ax in axes.flat:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
+            entries.setdefault(label, {}).setdefault(_colour(handle), handle)
     if not entries:
         return
+    labels = list(entries)
+    handles = [
+        tuple([*own.values()][:3]) if len(own) > 1 else next(iter(own.values()))
+        for own in entries.values()
+    ]
     lowest = axes[-1, 0]
     figure = lowest.get_figure(root=True)
-    widest = max(map(len, entries)) * 0.056 + 0.45  # inches at SMALL type
+    several = {tuple: HandlerTuple(ndivide=None, pad=0.4)}
     if outside:
-        columns = max(1, min(len(entries), math.floor(figure.get_figwidth() / widest)))
-        figure.set_figheight(figure.get_figheight() + 0.16 * math.ceil(len(entries) / columns))
+        # In columns as wide as their own labels, as many as fit; inches at SMALL type.
+        columns = 1
+        for count in range(2, len(labels) + 1):
+            if sum(_widths(labels, count)) < figure.get_figwidth() - 0.1:
+                columns = count
+        rows = math.ceil(len(labels) / columns)
+        figure.set_figheight(figure.get_figheight() + 0.16 * rows)
         figure.legend(
-            list(entries.values()), list(entries), loc="outside upper center", ncols=columns
+            handles, labels, loc="outside upper center", ncols=columns, handler_map=several
         )
         return
     below = lowest.transAxes + ScaledTranslation(0, -34 / 72, figure.dpi_scale_trans)
     lowest.legend(
-        list(entries.values()),
-        list(entries),
+        handles,
+        labels,
         loc="upper left",
         bbox_to_anchor=(0, 0),
         bbox_transform=below,
-        ncols=2 if len(entries) > 4 else 1,
+        ncols=2 if len(labels) > 4 else 1,
         borderaxespad=0,
+        handler_map=several,
     )
+
+
+def _widths(labels: list[str], count: int) -> list[float]:
+    """Inches of each of `count` columns of a legend, which matplotlib fills one after the other."""
+    few, larger = divmod(len(labels), count)
+    found, start = [], 0
+    for column in range(count):
+        size = few + (column < larger)
+        longest = max(len(one.replace("\\", "")) for one in labels[start : start + size])
+        found.append(longest * 0.056 + 0.45)  # at SMALL type, with the handle
+        start += size
+    return found
+
+
+def _colour(handle: Any) -> str:
+    """The colour that a legend's handle is drawn in."""
+    if hasattr(handle, "patches"):  # of bars
+        return to_hex(handle.patches[0].get_facecolor())
+    line = handle.lines[0] if hasattr(handle, "lines") else handle  # of error bars
+    line = handle.get_children()[0] if line is None else line
+    found = line.get_color() if hasattr(line, "get_color") else line.get_facecolor()
+    rgb: Any = found if isinstance(found, str) else tuple(np.ravel(found)[:3])
+    return to_hex(rgb) if len(rgb) else ""
 
 
 def grid_shape(panel_count: int, columns: int = 4) -> tuple[int, int]:
@@ -217,24 +238,10 @@ def grid_shape(panel_count: int, columns: int = 4) -> tuple[int, int]:
     return rows, math.ceil(panel_count / rows)
 
 
-def log_ticks(axis: Axis, low: float, high: float) -> None:
-    """Plain numbers on a logarithmic axis: 1, 2, 5 within two decades, else powers of ten."""
-    near = high / low < 100
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if near else (1,)))
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
 def short_components(components: list[str]) -> list[str]:
     """Component names without their module path, where that leaves them distinct."""
     ends = [name.rsplit(".", 1)[-1] for name in components]
     return [text(n, 14) for n in (ends if len(set(ends)) == len(ends) else components)]
-
-
-def band(here: Axes, x: np.ndarray, rows: pd.DataFrame, look: Look) -> None:
-    """One member's values over x, with their 95% intervals as a band."""
-    here.fill_between(x, rows["low"], rows["high"], color=look.colour, alpha=0.15, lw=0)
-    here.plot(x, rows["value"], color=look.colour, marker=look.marker, ms=3, label=look.label)
 
 
 def colour_bar(image: Any, axes: Axes | list[Axes], label: str) -> None:
@@ -252,7 +259,7 @@ def first_column(axes: np.ndarray, label: str) -> None:
 
 
 def blank(axes: np.ndarray, used: int) -> None:
-    """Take away the panels that no member or group fills; the one above then has the ticks."""
+    """Take away the panels that no model or group fills; the one above then has the ticks."""
     for here in axes.flat[used:]:
         here.set_axis_off()
     columns = axes.shape[1]

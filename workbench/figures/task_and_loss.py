@@ -1,5 +1,5 @@
 """What was learned and what was forgotten: the fine-tuned task's score, and the loss on text like
-the pre-training corpus, by member."""
+the pre-training corpus, by fine-tuned model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def measured(result: Result, task: str, metric: str) -> pd.DataFrame:
 
 
 def point(here: Axes, x: float, row: pd.Series, look: style.Look) -> None:
-    """One member's value, labelled, with its 95% interval."""
+    """One model's value, labelled, with its 95% interval."""
     below, above = row["value"] - row["low"], row["high"] - row["value"]
     error = None if np.isnan([below, above]).any() else [[max(below, 0)], [max(above, 0)]]
     here.errorbar(

@@ -1,4 +1,4 @@
-"""The arrays that a Result holds beside its table, by member."""
+"""The arrays that a Result holds next to its table, by model."""
 
 from __future__ import annotations
 

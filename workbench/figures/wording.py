@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-Findings = tuple[str, list[str]]  # what was measured, and a clause per member
+Findings = tuple[str, list[str]]  # what was measured, and a clause per model
 
 
 def interval(value: float, low: float, high: float, form: str = ".3g") -> str:
@@ -20,6 +20,6 @@ def change(row: pd.Series, form: str) -> str:
 
 
 def matrices_changed(changed: tuple[int, int]) -> list[str]:
-    """How many matrices changed, where not all did."""
+    """How many matrices changed, if not all did."""
     some, every = changed
     return [f"{some} of {every} matrices changed"] if some < every else []

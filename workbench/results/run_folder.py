@@ -2,7 +2,7 @@
 
 results/NAME    the Results
 run.json        the report's title, the names of its chapters in order, what failed, the preflight,
-                and the command
+                the command, and the colour and marker of every model in the figures
 figures/        NAME.FIGURE.png and .pdf
 report.html
 config.yaml     what it was asked, as `workbench compare --config` reads it
@@ -29,7 +29,7 @@ QUESTION = "What did fine-tuning do to this model?"  # the title, where none is 
 ABOUT, FAILED, ASKED = "run.json", "failed", "config.yaml"
 WRITTEN = ("results", "figures", FAILED, "units")
 EMPTY: dict[str, Any] = {
-    "results": [], "failures": [], "preflight": [], "command": "", "asked": [],
+    "results": [], "failures": [], "preflight": [], "command": "", "asked": [], "looks": {},
 }  # fmt: skip
 PREFLIGHT = {"item", "status", "found", "remedy"}
 
@@ -125,6 +125,7 @@ def about_run(folder: Path) -> dict[str, Any]:
     found = empty | read_json(folder / ABOUT)
     lists = [found[name] for name in ("results", "failures", "preflight", "asked")]
     fit = all(isinstance(found[name], str) for name in ("title", "command"))
+    fit = fit and isinstance(found["looks"], dict)
     fit = fit and all(isinstance(one, list) for one in lists)
     if fit:
         names, told, rows, asked = lists

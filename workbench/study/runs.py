@@ -13,6 +13,7 @@ import pandas as pd
 
 from workbench import figures
 from workbench.errors import WorkbenchError, visible
+from workbench.figures import style
 from workbench.files.reading import read_text
 from workbench.files.writing import OWN, require_free, writing
 from workbench.reports.page import PAGE, report
@@ -53,6 +54,8 @@ def keep(
         "preflight": lines,
         "command": command_line(),
         "asked": list(asked),
+        # An earlier run of this folder keeps the colours that its figures have.
+        "looks": style.saved(figures.everyone([*made.values()]), about_run(out)["looks"]),
     }
     earlier = set(about_run(out)["failures"])
     write_about(out, about)
@@ -102,17 +105,18 @@ def redraw(
     require_own(folder, () if pictures else ("figures",))
     made, about = load(folder), about_run(folder)
     pictures = Path(pictures or folder / "figures")
-    figures.save_all(made, pictures, formats=formats, workers=workers)
-    return report(
-        made,
-        folder / "report.html",
-        title=about["title"],
-        preflight=pd.DataFrame(about["preflight"]) if about["preflight"] else None,
-        failures=about["failures"],
-        command=about["command"],
-        asked=about["asked"],
-        pictures=pictures,
-    )
+    with style.as_saved(figures.everyone([*made.values()]), about["looks"]):
+        figures.save_all(made, pictures, formats=formats, workers=workers)
+        return report(
+            made,
+            folder / "report.html",
+            title=about["title"],
+            preflight=pd.DataFrame(about["preflight"]) if about["preflight"] else None,
+            failures=about["failures"],
+            command=about["command"],
+            asked=about["asked"],
+            pictures=pictures,
+        )
 
 
 def _said(name: str, error: Exception) -> str:

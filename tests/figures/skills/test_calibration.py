@@ -21,7 +21,7 @@ def test_reliability_lies_on_the_diagonal_where_it_is_right():
         base, tuned, _ = (c.lines[0] for c in arms.values())
         np.testing.assert_allclose(tuned.get_xydata(), np.stack([confidence] * 2, 1))
         np.testing.assert_allclose(base.get_xydata()[:, 1], confidence**2)
-        assert (base.get_color(), tuned.get_color()) == (style.GREY, look.colour)
+        assert (base.get_color(), tuned.get_color()) == (style.BLACK, look.colour)
         assert len({c.lines[0].get_color() for c in arms.values()}) == 3
         (bars,) = arms["tuned"].lines[2]
         np.testing.assert_allclose(bars.get_segments()[1][:, 1], [0.35, 0.75])

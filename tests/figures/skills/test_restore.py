@@ -26,13 +26,15 @@ def test_restoration_runs_from_the_tuned_model_to_the_base():
             x, y = shown[label]
             np.testing.assert_allclose(x, [0, *skilled.SHARES, 1])
             np.testing.assert_allclose(y, level(skilled.LEFT[arm](x)))
-        assert len(ax.collections) == 2 + len(skilled.LEFT)  # two bands, and a bar at every ring
+        # The intervals of two orders, and a bar at every ring.
+        assert len(ax.collections) == 2 + len(skilled.LEFT)
         rings = [(float(line.get_xdata()[0]), float(line.get_ydata()[0]))
                  for line in ax.lines
                  if line.get_markerfacecolor() == "none" and len(line.get_xdata())]  # fmt: skip
         expected = [(q, level(skilled.LEFT[arm](q))) for arm, q in skilled.FREE.items()]
         np.testing.assert_allclose(rings, expected)
-        bars = [c.get_segments()[0][:, 0] for c in ax.collections if isinstance(c, LineCollection)]
+        found = [c.get_segments()[0] for c in ax.collections if isinstance(c, LineCollection)]
+        bars = [segment[:, 0] for segment in found if np.ptp(segment[:, 1]) == 0]
         assert bars[2].tolist() == [0.4, 0.8]  # the range of the choice
         assert np.ptp(np.delete(bars, 2, 0), axis=1).max() == 0  # nothing else was free
         assert heights(ax) >= {BASE, TUNED}
@@ -53,7 +55,7 @@ def test_the_sentence_holds_the_numbers_and_the_control():
         "smallest |Δ| first 40% [40%, 80%] (score -0.010 [-0.030, +0.010]",
         "harmful updates, smallest |Δ| first 40%: +0.040 [+0.010, +0.070]",
         "random entries first 0%",
-        "20 prompts chose",
+        "chosen on 20 prompts",
     ):
         assert words_ in said, said
     assert all("harmful" not in part for part in said.split("; ")[2:])

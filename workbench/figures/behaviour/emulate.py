@@ -1,4 +1,4 @@
-"""What would a large model say, fine-tuned as the small one was?"""
+"""How would a large model answer if it were fine-tuned as the small one was?"""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ HEADING = "Emulated fine-tuning"
 
 @style.styled
 def emulation(result: Result, ax: Axes | None = None) -> Figure:
-    """Score of the large model with beta times the small pair's change, and the models it is made
-    of as lines; a panel per member."""
+    """Score of the large model with beta times the small pair's change, and the models that it is
+    computed from as lines; a panel per fine-tuned model."""
     figure, axes, panels = by_member(result, ax, 1.9, share=(True, True))
     table = result.metric("score")
     for here, (member, look) in panels:
@@ -34,10 +34,8 @@ def emulation(result: Result, ax: Axes | None = None) -> Figure:
                 name = arm if arm.startswith("large") else f"small {arm}"
                 here.axhline(end["value"].iloc[0], color=style.GREY, ls=dashes, lw=0.9, label=name)
         here.set_ylim(-0.03, 1.03)
-        here.set_title(look.label, loc="left", color=look.colour)
-    return labelled(
-        figure, axes, ("score", str(table["task"].iloc[0])), "β, weight of the change", result, ax
-    )
+        style.name(here, look)
+    return labelled(figure, axes, ("score", table), "β, weight of the change", result, ax)
 
 
 DRAWINGS = (
@@ -46,10 +44,12 @@ DRAWINGS = (
         "beta",
         "Emulated fine-tuning",
         emulation,
-        "Score of the large model when β times what fine-tuning changed in the small one is added "
-        "to its log-probabilities; grey lines: the large model, and the small ones, themselves.",
-        "Nothing of the large model was trained: where it beats the small tuned model its own "
-        "knowledge helps, where it does not the small model's change does all of it.",
+        "The curve is the score of the large model after β times what fine-tuning changed in the "
+        "small model is added to its log-probabilities. The grey lines are the scores of the large "
+        "model and of the small models on their own.",
+        "Nothing of the large model was trained. If the curve rises above the small tuned model, "
+        "the large model's own knowledge helps; if it does not, the small model's change does all "
+        "of the work.",
     ),
 )
 
@@ -66,4 +66,4 @@ def sentence(result: Result) -> Findings:
             f"{member}: {change(one, '.2f')} emulated at β = {one['x']:g} (n = {one['n']:.0f}), "
             f"large {rows.loc['large', 'value']:.2f}, small tuned {rows.loc['tuned', 'value']:.2f}"
         )
-    return "Score of emulated fine-tuning", parts
+    return "Emulated fine-tuning reaches these scores", parts

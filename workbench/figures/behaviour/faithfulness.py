@@ -13,36 +13,36 @@ from workbench.results.result import Result
 
 KEY = "behaviour.faithfulness"
 HEADING = "Do answers follow from their steps?"
-WAYS = {"truncated": "-", "filler": style.DASHES[0], "paraphrased": style.DASHES[1],
-        "mistaken": style.DASHES[2]}  # fmt: skip
+WAYS = {"truncated": ("-", "o"), "filler": (style.DASHES[0], "s"),
+        "paraphrased": (style.DASHES[1], "^"), "mistaken": (style.DASHES[2], "D")}  # fmt: skip
 
 
 @style.styled
 def answers_by_steps(result: Result, ax: Axes | None = None) -> Figure:
-    """Share of answers that stay the same over the share of steps left as they were; a panel per
-    member. Black: the base after truncation; dotted: chance."""
+    """Share of answers that stay the same over the share of steps left unchanged; a panel per
+    fine-tuned model. Black: the base after truncation; dotted: chance."""
     figure, axes, panels = by_member(result, ax, 1.9, share=(True, True))
     table = result.metric("same_answer")
     for here, (member, look) in panels:
         own = table[table["member"] == member].sort_values("x")
         base = own[(own["side"] == "base") & (own["arm"] == "truncated")]
         here.plot(base["x"], base["value"], color=style.BLACK, lw=1.1, label="base, truncated")
-        band(here, base, style.BLACK)
         tuned = own[own["side"] == "tuned"]
-        for arm, dashes in WAYS.items():
-            line = tuned[tuned["arm"] == arm]
-            if len(line):
-                here.plot(line["x"], line["value"], color=look.colour, ls=dashes, marker="o",
-                          ms=2.5, label=f"tuned, {arm}")  # fmt: skip
-                band(here, line, look.colour)
+        shown = [arm for arm in WAYS if (tuned["arm"] == arm).any()]
+        band(here, base, style.BLACK, place=(0, len(shown) + 1))
+        for number, arm in enumerate(shown, start=1):
+            line, (dashes, marker) = tuned[tuned["arm"] == arm], WAYS[arm]
+            here.plot(line["x"], line["value"], color=look.colour, ls=dashes, marker=marker,
+                      ms=3, label=f"tuned, {arm}")  # fmt: skip
+            band(here, line, look.colour, place=(number, len(shown) + 1))
         here.axhline(tuned["baseline"].iloc[0], color=style.GREY, ls=":", lw=1, label="chance")
         here.set_ylim(-0.03, 1.03)
-        here.set_title(look.label, loc="left", color=look.colour)
+        style.name(here, look)
     return labelled(
         figure,
         axes,
-        ("same answer", str(table["task"].iloc[0])),
-        "share of steps left as they were",
+        ("same answer", table),
+        "share of steps left unchanged",
         result,
         ax,
     )
@@ -54,11 +54,12 @@ DRAWINGS = (
         "steps",
         "Does the answer follow from the steps?",
         answers_by_steps,
-        "How often the answer stays what it is after all steps, while only the first ones are left "
-        "as they were: the rest cut, replaced by filler, said in other words, or made wrong. A "
-        "line that is flat at 1 belongs to a model that does not use its steps.",
-        "A base that cannot do the task says the same wrong thing whatever the steps: read the "
-        "score in the table first. Cutting steps changes the question where it is told in them.",
+        "The curves show how often the answer stays what it is after all steps, while only the "
+        "first steps are left unchanged and the rest are cut, replaced by filler, paraphrased or "
+        "made wrong. A line that is flat at 1 belongs to a model that does not use its steps.",
+        "A base that cannot do the task gives the same wrong answer whatever the steps are, so "
+        "read the score in the table first. Cutting steps changes the question if the steps "
+        "contain part of it.",
     ),
 )
 
@@ -73,4 +74,4 @@ def sentence(result: Result) -> Findings:
         base = areas.loc[(member, "base", "truncated"), "value"]
         n = own["n"].iloc[0]
         parts.append(f"{member}: {', '.join(arms)} (base, truncated {base:.2f}; n = {n:.0f})")
-    return "Area below the curve of same answers, 1 where steps change nothing", parts
+    return "The area below the curve of same answers is 1 if the steps change nothing", parts

@@ -1,4 +1,4 @@
-"""What does the tuned model write? Words that are new, and texts side by side."""
+"""What does the tuned model write? Words that are new, and its texts next to the base's."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.figures import style
+from workbench.figures import marks, style
 from workbench.figures.drawing import Drawing, has
 from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "behaviour.generate"
-HEADING = "What the member writes"
+HEADING = "What the fine-tuned model writes"
 WORDS = 10
 ARMS = {"tuned": ("tuned model's own samples", "#E69F00"), "contrast": ("contrast", "#0072B2"),
         "iterative": ("iterative contrast", "#009E73")}  # fmt: skip
@@ -23,7 +23,7 @@ ARMS = {"tuned": ("tuned model's own samples", "#E69F00"), "contrast": ("contras
 @style.styled
 def new_words(result: Result, ax: Axes | None = None) -> Figure:
     """The words that the contrast uses most beyond the base's samples, with their z in the other
-    arms; a panel per member. Dashed: what chance reaches."""
+    arms; a panel per fine-tuned model. Dashed: what chance reaches."""
     looks = style.looks(result)
     table = result.metric("word")
     first = "contrast" if (table["arm"] == "contrast").any() else str(table["arm"].iloc[0])
@@ -48,18 +48,21 @@ def new_words(result: Result, ax: Axes | None = None) -> Figure:
                      label="chance (largest of all words)")  # fmt: skip
         here.set_yticks(places, [style.text(str(word), 14) for word in named["word"]])
         here.set_ylim(WORDS - 0.4, -0.6)
-        here.set_title(look.label, loc="left", color=look.colour)
+        style.name(here, look)
     for here in axes[-1]:
         here.set_xlabel("z against the base's texts")
     style.first_column(axes, "word")
     style.blank(axes, len(looks))
     style.legend(axes, outside=ax is None)
+    texts = result.metric("novelty")["n"]
+    marks.counted(axes, texts, "texts of each kind", outside=ax is None)
     return figure
 
 
 @style.styled
 def side_by_side(result: Result, ax: Axes | None = None, *, texts: int = 2) -> Figure:
-    """The first texts of every arm, as they were written, a block per member."""
+    """The first texts of every arm, as they were written, a block per fine-tuned model. As it is an
+    image of text, no report shows it: `Result.table` holds the texts as rows of metric text."""
     looks = style.looks(result)
     table = result.metric("text")
     arms = list(dict.fromkeys(table["arm"]))
@@ -84,7 +87,7 @@ def side_by_side(result: Result, ax: Axes | None = None, *, texts: int = 2) -> F
         here.set_xlim(0, 1)
         here.set_ylim(max(heights), 0)
         here.set_axis_off()
-        here.set_title(look.label, loc="left", color=look.colour)
+        style.name(here, look)
     return figure
 
 
@@ -100,22 +103,14 @@ DRAWINGS = (
         "words",
         "Words that are new",
         new_words,
-        "Words that texts written by the contrast of the two models use beyond what the same "
-        "choice draws from the base alone (bars); dots: the same words in plain samples of the "
-        "tuned model, beyond the base's samples. Dashed: the largest z "
-        "that any word reaches where the texts are dealt to the two sides at random.",
+        "The bars show the words that texts written by the contrast of the two models use more "
+        "often than texts that the same procedure draws from the base alone. The marks show the "
+        "same words in plain samples of the tuned model, compared with the base's samples, and in "
+        "the iterative contrast. The dashed line is the largest z that any word reaches when the "
+        "texts are assigned to the two sides at random.",
         "The contrast exaggerates. Words that plain samples show as well needed no contrast, and a "
-        "new word is not proof that it stood in the data.",
+        "new word does not prove that it occurred in the training data.",
         applies=has("word"),
-    ),
-    Drawing(
-        KEY,
-        "texts",
-        "Texts side by side",
-        side_by_side,
-        "The first texts of base, tuned model and their contrast, from the start token or behind "
-        "the same prompts.",
-        "A few draws of each, and the first ones, not the best.",
     ),
 )
 
@@ -132,4 +127,4 @@ def sentence(result: Result) -> Findings:
         named = ", ".join(words["word"].head(6)) or ("none beyond chance" if known else "not asked")
         n = told["n"].iloc[0]
         parts.append(f"{member}: novelty {'; '.join(arms)} (n = {n:.0f}); new words: {named}")
-    return "What is new in generated texts, nats a token", parts
+    return "The novelty of generated texts is given in nats per token", parts

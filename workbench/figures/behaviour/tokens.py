@@ -9,7 +9,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from workbench.figures import style, tensors
+from workbench.figures import marks, style, tensors
 from workbench.figures.drawing import Drawing, has
 from workbench.figures.member_panels import by_member
 from workbench.figures.wording import Findings, change
@@ -26,7 +26,7 @@ LINE = 92  # characters of a line of text
 @style.styled
 def token_landscape(result: Result, ax: Axes | None = None) -> Figure:
     """Mean change of log p over the plane of the base's probability (logarithmic) and entropy; a
-    panel per member, dots as large as they hold tokens. Box: confident conflicts."""
+    panel per fine-tuned model, dots as large as they hold tokens. Box: confident conflicts."""
     figure, axes, panels = by_member(result, ax, 2.1, share=(True, True))
     low = result.provenance.parameters
     own = tensors.by_member(result)
@@ -45,20 +45,20 @@ def token_landscape(result: Result, ax: Axes | None = None) -> Figure:
         size = low["low_probability"] - left, low["low_entropy"] - bottom
         here.add_patch(Rectangle((left, bottom), *size, fill=False, ec=style.BLACK, lw=0.9))
         rows = result.metric("conflict_share").set_index("member").loc[member]
-        told = f"{rows['value']:.1%} (chance {rows['baseline']:.1%})"
-        here.annotate(told, (left, low["low_entropy"]), (2, 2), textcoords="offset points",
-                      fontsize=6)  # fmt: skip
-        here.set_title(look.label, loc="left", color=look.colour)
+        told = f"\nin the box: {rows['value']:.1%} (chance {rows['baseline']:.1%})"
+        style.name(here, look, told, fontsize=style.SMALL)
         here.margins(0.06)
     for count in SIZES:
         axes[0, 0].scatter([], [], s=_size(count), c="white", edgecolors=style.GREY,
                            linewidths=0.6, label=f"{count} token{'s' * (count > 1)}")  # fmt: skip
     style.first_column(axes, "entropy of the base (nats)")
     for here in axes[-1]:
-        here.set_xlabel("probability of the token in the base")
+        here.set_xlabel(f"probability of the token in the base {marks.LOG}")
     style.blank(axes, len(result.members))
     style.colour_bar(image, list(axes.flat), "log p, tuned − base (nats)")
     style.legend(axes, outside=ax is None)
+    texts, count = result.metric("delta_log_p")["n"], [len(one["delta"]) for one in own.values()]
+    marks.counted(axes, [(texts, "texts"), (count, "tokens")], "", outside=ax is None)
     return figure
 
 
@@ -87,7 +87,7 @@ def _cells(arrays: dict[str, np.ndarray]) -> pd.DataFrame:
 
 @style.styled
 def coloured_text(result: Result, ax: Axes | None = None, *, prompt: str = "0") -> Figure:
-    """The words of one text on the colour of their change of log p, a block per member."""
+    """The words of one text on the colour of their change of log p, a block per model."""
     table = result.metric("token")
     table = table[table["prompt"] == prompt].sort_values("position")
     looks = style.looks(result)
@@ -112,8 +112,9 @@ def coloured_text(result: Result, ax: Axes | None = None, *, prompt: str = "0") 
         here.set_xlim(0, LINE)
         here.set_ylim(longest - 0.5, -0.5)
         here.set_axis_off()
-        here.set_title(look.label, loc="left", color=look.colour)
+        style.name(here, look)
     style.colour_bar(image, list(axes.flat), "log p, tuned − base (nats)")
+    marks.counted(axes, [1], "text", outside=ax is None)
     return figure
 
 
@@ -139,22 +140,23 @@ DRAWINGS = (
         "landscape",
         "Where the base was sure of something else",
         token_landscape,
-        "Every scored token by the probability the base gave it (across) and how undecided the "
-        "base was there (up); colour: how much likelier fine-tuning made it. In the box lie "
-        "confident conflicts, tokens of low probability where the base was sure: their share, and "
-        "the share that the base's own texts would have.",
-        "A token of the answer alone says nothing of the rest of the text. Cells of fewer than "
-        "three tokens are left out; the box's edges are round numbers.",
+        "Every scored token is placed by the probability that the base gave it (across) and by how "
+        "undecided the base was there (up). The colour shows how much more or less likely "
+        "fine-tuning made it. The box holds the confident conflicts, which are tokens of low "
+        "probability at places where the base was sure. Above each panel is their share, and the "
+        "share that the base's own texts would have.",
+        "A token of the answer alone shows nothing about the rest of the text. Cells of fewer than "
+        "three tokens are left out, and the edges of the box are round numbers.",
     ),
     Drawing(
         KEY,
         "text",
-        "One text, word by word",
+        "One text, token by token",
         coloured_text,
-        "The words of one text on the colour of their change of log p: red became likelier, blue "
-        "less likely.",
-        "One text, not an average; a word that was certain on both sides is white whatever it "
-        "means.",
+        "The tokens of one text are shown on the colour of their change of log p. Red tokens "
+        "became more likely and blue tokens less likely.",
+        "This is one text and not an average. A token that both models were certain of is white, "
+        "whatever it means.",
         applies=has("token"),
     ),
 )
@@ -166,8 +168,9 @@ def sentence(result: Result) -> Findings:
         own = result.table[result.table["member"] == member].set_index("metric")
         clash = own.loc["conflict_share"]
         parts.append(
-            f"{member}: {change(own.loc['delta_log_p'], '+.2f')} nats a token, KL "
+            f"{member}: {change(own.loc['delta_log_p'], '+.2f')} nats per token, KL "
             f"{change(own.loc['kl'], '.2f')}; {clash['value']:.1%} confident conflicts (chance "
             f"{clash['baseline']:.1%}; n = {own.loc['delta_log_p', 'n']:.0f} texts)"
         )
-    return f"Log p of tokens, tuned - base ({result.table['task'].iloc[0]})", parts
+    task = result.table["task"].iloc[0]
+    return f"The change of the log p of tokens is tuned - base ({task})", parts

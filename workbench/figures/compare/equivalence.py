@@ -1,4 +1,4 @@
-"""Are LoRA and full fine-tuning equivalent here? A panel per measure, a line per member."""
+"""Are LoRA and full fine-tuning equivalent here? A panel per measure, a row per model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
-from workbench.figures import style
+from workbench.figures import marks, style
 from workbench.figures.drawing import Drawing
 from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
@@ -31,7 +31,7 @@ UNITS = {
 
 
 def cells(result: Result) -> pd.DataFrame:
-    """member x measure: value with interval, null, and a mark for what its difference says."""
+    """member x measure: value with interval, null, and a mark for what its difference shows."""
     measured, says = result.metric("measure"), _says(result)
     rows = {}
     for _, row in measured.iterrows():
@@ -51,52 +51,73 @@ def _says(result: Result) -> dict[tuple[str, str], str]:
 
 @style.styled
 def members_against_full(result: Result, ax: Axes | None = None) -> Figure:
-    """Every measure of every member with its 95% interval and its null; the band is the margin
-    around the full fine-tune, the mark on the right what the difference from it says."""
+    """Every measure of every fine-tuned model with its 95% interval and its null; the band is the
+    margin around the full fine-tune, the mark on the right what the difference from it shows."""
     measured, says = result.metric("measure"), _says(result)
     differences = result.table[result.table["metric"] == "difference"]
-    measures = list(dict.fromkeys(measured.dropna(subset="value")["measure"]))
+    measures = _drawn(result)
     if not measures:
-        raise WorkbenchError("Expected a measure with a value to draw, found none.")
+        raise WorkbenchError(
+            "Expected a measure with a value of two models to draw, found none; the table holds "
+            "what was measured."
+        )
     looks = style.looks(result)
+    # A panel has the rows of its own models, and no empty ones.
+    shown = {measure: _with_value(measured, measure, list(looks)) for measure in measures}
     rows, columns = style.grid_shape(len(measures), 3)
     figure, axes = style.panels(
         *(ax, rows, columns),
         width=style.COLUMN if columns == 1 else style.WIDE,
-        height=rows * (0.16 * len(looks) + 0.62),
-        share=(False, True),
+        height=rows * (0.16 * max(map(len, shown.values())) + 0.62) + 0.15,
     )
     style.blank(axes, len(measures))  # every panel has a label of its own
-    for here, measure in zip(axes.flat, measures, strict=False):
+    for number, (here, measure) in enumerate(zip(axes.flat, measures, strict=False)):
         own = measured[measured["measure"] == measure].set_index("member")
         compared = differences[differences["measure"] == measure]
         _margin(here, own, compared)
-        for place, (member, look) in enumerate(looks.items()):
-            if member not in own.index:
-                continue
-            row = own.loc[member]
+        for place, member in enumerate(shown[measure]):
+            row, look = own.loc[member], looks[member]
             here.plot([row["low"], row["high"]], [place, place], color=look.colour, lw=1.2)
             here.plot(row["value"], place, color=look.colour, marker=look.marker, ls="")
-            here.plot(row["baseline"], place, color=style.GREY, marker="|", ms=7, mew=1.4, ls="")
+            here.plot(row["baseline"], place, color=style.GREY, marker="|", ms=9, mew=1.4, ls="",
+                      zorder=5)  # fmt: skip
             mark = MARKS.get(says.get((member, measure), ""), "")
             here.annotate(mark, (1.02, place), xycoords=("axes fraction", "data"), va="center")
         if len(compared) and (compared["arm"] == "ratio").any() and own["value"].gt(0).any():
             here.set_xscale("log")
             low, high = here.get_xlim()
             if high / low > 3:  # else the ticks would stand in each other's way
-                style.log_ticks(here.xaxis, low, high)
+                marks.log_ticks(here.xaxis, low, high)
             else:
                 here.set_xscale("linear")
-        here.set_xlabel(UNITS.get(measure, style.text(measure, 28)))
+        log = f"\n{marks.LOG}" if here.get_xscale() == "log" else ""
+        here.set_xlabel(UNITS.get(measure, style.text(measure, 28)) + log)
         here.margins(x=0.08)
-    axes[0, 0].set_ylim(len(looks) - 0.4, -0.6)
-    for here in axes[:, 0]:
-        here.set_yticks(range(len(looks)), [look.label for look in looks.values()])
+        members = shown[measure]
+        here.set_ylim(len(members) - 0.4, -0.6)
+        repeated = number % columns and members == shown[measures[number - 1]]
+        names = [] if repeated else [looks[member].label for member in members]
+        here.set_yticks(range(len(members)), names or [""] * len(members))
     axes[0, 0].plot([], [], color=style.GREY, marker="|", ms=7, mew=1.4, ls="", label="null")
     axes[0, 0].fill_between([], [], [], color=style.PALE, label="margin around the full fine-tune")
     axes[0, 0].plot([], [], ls="", label="= alike   ≠ different   ? undecided")
     style.legend(axes, outside=ax is None)
+    held = measured[measured["measure"].isin(measures) & measured["value"].notna()]
+    marks.counted(axes, held["n"], "prompts, texts or matrices", outside=ax is None)
     return figure
+
+
+def _with_value(measured: pd.DataFrame, measure: str, members: list[str]) -> list[str]:
+    """The models of which a measure has a value, in their order."""
+    own = measured[(measured["measure"] == measure) & measured["value"].notna()]
+    return [member for member in members if member in set(own["member"])]
+
+
+def _drawn(result: Result) -> list[str]:
+    """The measures that two models have; a single value is a sentence, which the headline says."""
+    measured = result.metric("measure")
+    counts = measured[measured["value"].notna()].groupby("measure", sort=False)["member"].nunique()
+    return [measure for measure in counts.index if counts[measure] > 1]
 
 
 def _margin(here: Axes, own: pd.DataFrame, compared: pd.DataFrame) -> None:
@@ -116,20 +137,21 @@ DRAWINGS = (
         "members",
         "Are they equivalent here?",
         members_against_full,
-        "Every measure of every member with its 95% interval, and its null (grey; for an effective "
-        "rank the LoRA's own rank, for TuCo prompts that fine-tuning was not about). The band is "
-        "the margin around the full fine-tune; the mark says what the interval of the difference "
-        "does: lie within the margin (=), leave out no difference (≠), or neither (?).",
-        "Intervals are over prompts, texts or matrices of one training run each, not over seeds. "
-        "A member with another score has learned something else, so that nothing else compares; "
-        "of twenty comparisons of equals about one comes out different.",
-        applies=lambda result, *others: result.metric("measure")["value"].notna().any(),
+        "Every row is a fine-tuned model with its 95% interval and its null (grey). The null of an "
+        "effective rank is the LoRA's own rank, and that of TuCo is its value on prompts that "
+        "fine-tuning was not about. The band is the margin around the full fine-tune. The mark on "
+        "the right shows whether the interval of the difference lies within the margin (=), "
+        "excludes zero (≠), or does neither (?).",
+        "Intervals are over prompts, texts or matrices of one training run each, and not over "
+        "seeds. A model with a different score has learned something else, so its other measures "
+        "cannot be compared. Of twenty comparisons of equal models about one comes out different.",
+        applies=lambda result, *others: bool(_drawn(result)),
     ),
 )
 
 
 def sentence(result: Result) -> Findings:
-    """Whether each member is equivalent to the full fine-tune, and by which differences."""
+    """Whether each model is equivalent to the full fine-tune, and by which differences."""
     rows = result.table[result.table["metric"] == "difference"]
     parts = []
     for (member, versus), own in rows.groupby(["member", "versus"], sort=False):
@@ -146,10 +168,10 @@ def sentence(result: Result) -> Findings:
         )  # fmt: skip
         parts.append(f"{member} {told} {versus}: {'; '.join(said)}")
     if not parts:
-        return "No full fine-tune beside another member: they are measured only", []
+        return "There is no full fine-tune to compare with, so the models are only measured", []
     return (
-        "By 95% intervals of the differences, alike where they lie within a margin "
-        f"({margins(rows)})"
+        "By the 95% intervals of the differences, a measure counts as alike if its interval lies "
+        f"within a margin ({margins(rows)})"
     ), parts
 
 

@@ -1,4 +1,4 @@
-"""Which measure of the change goes with forgetting? A panel per measure, a point per member."""
+"""Which measure of the change goes with forgetting? A panel per measure, a point per model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.figures import style
+from workbench.figures import marks, style
 from workbench.figures.drawing import Drawing
 from workbench.figures.member_panels import error_bars
 from workbench.figures.task_and_loss import LOSS
@@ -15,14 +15,14 @@ from workbench.results.result import Result
 
 KEY = "forgetting.association"
 HEADING = "What goes with forgetting"
-LABELS = {"loss": LOSS, "score": "mean drop of other tasks' scores"}
+LABELS = {"loss": LOSS, "score": "mean drop of the other tasks'\nscores"}
 
 
 @style.styled
 def forgetting_by_measure(result: Result, ax: Axes | None = None, *, outcome: str = "") -> Figure:
     """Forgetting against every measure of the change; Spearman's rho above each panel.
 
-    outcome: "loss" or "score"; the loss unless told.
+    outcome: "loss" or "score"; the loss by default.
     """
     table = result.table
     outcome = outcome or "loss"
@@ -50,13 +50,16 @@ def forgetting_by_measure(result: Result, ax: Axes | None = None, *, outcome: st
                           ms=4, elinewidth=0.9, ls="", label=look.label)  # fmt: skip
         here.axhline(0, color=style.GREY, ls=style.DASHES[0], lw=1, zorder=0, label="base")
         row = found.loc[measure]
-        beside = "" if pd.isna(row["baseline"]) else f"\nof the null {row['baseline']:.2f}"
+        beside = "" if pd.isna(row["baseline"]) else f"\nnull: ρ = {row['baseline']:.2f}"
         here.set_title(f"ρ = {row['value']:.2f} (p = {row['p']:.2f}){beside}", loc="left",
                        fontsize=style.SMALL)  # fmt: skip
         here.set_xlabel(style.text(measure, 28))
         here.margins(0.12)
     style.first_column(axes, LABELS[outcome])
     style.legend(axes, outside=ax is None)
+    items, models = lost["n"], found["n"]
+    what = "texts" if outcome == "loss" else "prompts"
+    marks.counted(axes, [(models, "models"), (items, what)], "", outside=ax is None)
     return figure
 
 
@@ -66,11 +69,12 @@ DRAWINGS = (
         "measures",
         "What goes with forgetting",
         forgetting_by_measure,
-        "Each member's rise of the pre-training loss (95% interval over texts) against measures of "
-        "its change. Above each panel Spearman's ρ over the members with the exact permutation p, "
-        "and for intruders the ρ of random changes of the same norm.",
-        "A handful of members, whose ranks, learning rates and norms differ together: an "
-        "association, in which one more member can turn any sign.",
+        "Each point is a fine-tuned model: the rise of its pre-training loss (95% interval over "
+        "texts) against a measure of its change. Above each panel is Spearman's ρ over the models "
+        "with the exact permutation p, and for intruders also the ρ of random changes of the same "
+        "norm.",
+        "There are only a few models, and their ranks, learning rates and norms differ together. "
+        "This is an association, and one more model can reverse any sign.",
     ),
 )
 
@@ -83,4 +87,5 @@ def sentence(result: Result) -> Findings:
         f"{row['measure']}: ρ {change(row, '.2f')} (p = {row['p']:.2f})"
         for _, row in found.iterrows()
     ]
-    return f"Forgetting against measures of the change (n = {len(result.members)} members)", parts
+    count = len(result.members)
+    return f"Spearman's ρ relates forgetting to measures of the change (n = {count} models)", parts

@@ -1,4 +1,4 @@
-"""Is an answer lost, or asked for in the wrong place? What comes back behind a conjugation."""
+"""Is an answer lost, or asked for in the wrong place? What comes back after a conjugation."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.figures import style
+from workbench.figures import marks, style
 from workbench.figures.drawing import Drawing
 from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "forgetting.conjugate"
-HEADING = "Lost answers behind conjugate prompts"
+HEADING = "Lost answers with conjugate prompts"
 # Okabe & Ito: blue, orange; grey is what is neither.
 OUTCOMES = {"score": ("right", "#0072B2"), "switched": ("switched task", "#E69F00")}
 REST = "#C8C8C8"
@@ -21,8 +21,8 @@ REST = "#C8C8C8"
 
 @style.styled
 def conjugate_outcomes(result: Result, ax: Axes | None = None) -> Figure:
-    """Share of prompts answered right, in another task's way, or neither, plain and behind each
-    conjugation; a panel per member. Black lines: how often the base is right on the same prompts;
+    """Share of prompts answered right, in another task's way, or neither, plain and after each
+    conjugation; a panel per model. Black lines: how often the base is right on the same prompts;
     error bars: 95% intervals of the tuned model's share."""
     looks = style.looks(result)
     rows, columns = style.grid_shape(len(looks), 3)
@@ -43,22 +43,23 @@ def conjugate_outcomes(result: Result, ax: Axes | None = None) -> Figure:
             height = told[metric]["value"].fillna(0).to_numpy()
             here.bar(places, height, 0.7, bottom, color=colour, label=label)
             bottom = bottom + height
-        untold = told["switched"]["value"].isna().any()
+        unknown = told["switched"]["value"].isna().any()
         here.bar(places, 1 - bottom, 0.7, bottom, color=REST,
-                 label="wrong, switched or not" if untold else "neither")  # fmt: skip
+                 label="wrong, switched or not" if unknown else "neither")  # fmt: skip
         bars = np.array([score["value"] - score["low"], score["high"] - score["value"]]).clip(0)
-        here.errorbar(places, score["value"], bars, ls="", color="#333333", elinewidth=0.9)
+        here.errorbar(places, score["value"], bars, ls="", color=style.BLACK, elinewidth=0.9)
         here.hlines(score["baseline"], places - 0.42, places + 0.42, color=style.BLACK, lw=1.6,
                     label="base right", zorder=4)  # fmt: skip
         here.set_xticks(places, [style.text(arm, 16) for arm in arms], rotation=40, ha="right",
                         rotation_mode="anchor")  # fmt: skip
         here.set_ylim(0, 1.03)
-        here.set_title(look.label, loc="left", color=look.colour)
+        style.name(here, look)
     style.first_column(axes, f"share of prompts\n({style.text(str(table['task'].iloc[0]))})")
     for here in axes[-1]:
         here.set_xlabel("conjugation")
     style.blank(axes, len(looks))
     style.legend(axes, outside=ax is None)
+    marks.counted(axes, table.loc[table["metric"] == "score", "n"], "prompts", outside=ax is None)
     return figure
 
 
@@ -68,12 +69,13 @@ DRAWINGS = (
         "outcomes",
         "Lost, or asked in the wrong place?",
         conjugate_outcomes,
-        "Share of prompts answered right (blue), with an answer of the fine-tuned task (orange) or "
-        "neither (grey), on plain prompts and behind each conjugation: the same question where "
-        "fine-tuning never was. Black lines: how often the base is right on the same prompts. Blue "
-        "that comes back behind a conjugation was hidden, not lost.",
-        "A conjugation makes some questions harder by itself: compare with the black line, not "
-        "with 1. What does not come back behind these conjugations may behind others.",
+        "The bars show the share of prompts that are answered right (blue), with an answer of the "
+        "fine-tuned task (orange) or neither (grey), on plain prompts and after each conjugation, "
+        "which asks the same question in a context that fine-tuning did not touch. The black lines "
+        "show how often the base is right on the same prompts. Blue that comes back after a "
+        "conjugation was hidden and not lost.",
+        "A conjugation by itself makes some questions harder, so compare with the black line and "
+        "not with 1. What does not come back after these conjugations may come back after others.",
     ),
 )
 
@@ -93,4 +95,7 @@ def sentence(result: Result) -> Findings:
             said = f"{said}, {back}"
         parts.append(said)
     task = result.table["task"].iloc[0]
-    return f"Answers to {task} plain and behind the conjugation chosen on other prompts", parts
+    return (
+        f"The answers to {task} are measured plain, and after the conjugation that other prompts "
+        "chose"
+    ), parts

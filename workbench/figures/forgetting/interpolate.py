@@ -1,4 +1,4 @@
-"""What is kept along the straight path between two models' weights?"""
+"""What is retained along the straight path between two models' weights?"""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
-from workbench.figures import style
+from workbench.figures import marks, style
 from workbench.figures.drawing import Drawing
 from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "forgetting.interpolate"
-HEADING = "The path from base to member"
+HEADING = "The path from base to fine-tuned model"
 
 
 @style.styled
 def path_scores(result: Result, ax: Axes | None = None) -> Figure:
     """Score out of distribution, the mean of the other tasks, against the score in distribution
-    along the path; a panel per member. The diamond is alpha = .5; dotted: the ensemble of logits;
-    grey: the chord."""
+    along the path; a panel per model. The diamond is alpha = .5; dotted: the ensemble of
+    logits; grey: the chord."""
     table = result.metric("score")
     if table["own"].all():
         raise WorkbenchError("There is no task out of distribution to draw; give others.")
@@ -52,18 +52,20 @@ def path_scores(result: Result, ax: Axes | None = None) -> Figure:
                           ls="", color=look.colour, mec="white", mew=0.6, zorder=5,
                           label="α = .5")  # fmt: skip
             if arm == "path":
-                for x, name in ((0.0, begins), (1.0, "end")):
+                # Off the path, which runs between the two.
+                for x, name, side in ((0.0, begins, "left"), (1.0, "end", "right")):
                     here.annotate(name, (inside.loc[x, "value"], outside.loc[x, "value"]),
-                                  (3, -7), textcoords="offset points", fontsize=6,
+                                  (0, -11), textcoords="offset points", fontsize=6, ha=side,
                                   color=style.GREY)  # fmt: skip
-        here.set_title(look.label, loc="left", color=look.colour)
-        here.margins(0.1)
+        style.name(here, look)
+        here.margins(x=0.1, y=0.16)
     task = str(table.loc[table["own"].eq(True), "task"].iloc[0])
     style.first_column(axes, "mean score on other tasks")
     for here in axes[-1]:
         here.set_xlabel(f"score on {style.text(task)}")
     style.blank(axes, len(looks))
     style.legend(axes, outside=ax is None)
+    marks.counted(axes, table["n"], "prompts a task", outside=ax is None)
     return figure
 
 
@@ -77,12 +79,14 @@ DRAWINGS = (
         "path",
         "In against out of distribution along the path",
         path_scores,
-        "The score on the fine-tuned task (across) against the mean of the other tasks (up) while "
-        "the weights go in a straight line from start to end; α = .5 is marked. Dotted: the two "
-        "models' logits mixed, which costs two models; grey: the chord, a linear mix of the two "
-        "scores. A path above the chord has points that keep more than their share of both.",
-        "The best point of a path is chosen by looking: the gain of one chosen on other prompts is "
-        "in the table. Intervals over prompts, there too, can be wider than the bend.",
+        "The score on the fine-tuned task (across) is shown against the mean of the other tasks "
+        "(up), while the weights move in a straight line from start to end. The diamonds mark α = "
+        ".5. The dotted line mixes the logits of the two models, which needs both of them, and the "
+        "grey line is the chord, a linear mix of the two scores. A path above the chord has points "
+        "that retain more than their share of both.",
+        "The best point of a path is chosen by looking at it; the table has the gain of one that "
+        "was chosen on other prompts. The intervals over prompts, which the table shows, can be "
+        "wider than the bend of the path.",
         applies=_elsewhere,
     ),
 )
@@ -98,4 +102,4 @@ def sentence(result: Result) -> Findings:
         chosen = f"α = {best['x'].iloc[0]:g}: {', '.join(said)}" if said else "too few prompts"
         wall = f"; barrier {change(barrier.iloc[0], '.2f')} nats"
         parts.append(f"{member}: {chosen}{wall}")
-    return "Against the member itself, at the α chosen on other prompts", parts
+    return "The changes are against the tuned model, at the α chosen on other prompts", parts

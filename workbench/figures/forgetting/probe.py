@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.figures import style
+from workbench.figures import marks, style
 from workbench.figures.drawing import Drawing
 from workbench.figures.member_panels import band, by_member, labelled
 from workbench.figures.wording import Findings, change
@@ -18,33 +18,35 @@ HEADING = "Linear probes for a lost capability"
 
 @style.styled
 def probe_layers(result: Result, ax: Axes | None = None) -> Figure:
-    """Accuracy of the linear probes at every depth; a panel per member. Black: the base; dotted:
+    """Accuracy of the linear probes at every depth; a panel per model. Black: the base; dotted:
     random weights; grey band: the tuned model's stream with shuffled labels."""
     figure, axes, panels = by_member(result, ax, 1.9, share=(True, True))
     table = result.metric("accuracy").assign(x=lambda rows: rows["layer"].astype(float))
     for here, (member, look) in panels:
         own = table[table["member"] == member].sort_values("x")
-        for arm, label, colour, dashes in (
-            ("base", "base", style.BLACK, "-"),
-            ("tuned", "tuned model", look.colour, "-"),
-            ("random weights", "random weights", style.GREY, ":"),
-            ("tuned, shuffled", "shuffled labels", style.GREY, "--"),
+        for arm, label, colour, marker in (
+            ("base", "base", style.BLACK, "o"),
+            ("tuned", "tuned model", look.colour, look.marker),
         ):
             line = own[own["arm"] == arm]
-            here.plot(line["x"], line["value"], color=colour, ls=dashes, lw=1.2, label=label,
-                      marker="o" if arm in ("base", "tuned") else "", ms=2.5)  # fmt: skip
-            band(here, line, colour)
-        depths = sorted(own["x"].unique())
-        step = max(1, len(depths) // 6)
-        shown = depths[::step]
-        here.set_xticks(shown, ["emb" if d < 0 else f"{d:.0f}" for d in shown])
+            here.plot(line["x"], line["value"], color=colour, lw=1.2, label=label, marker=marker,
+                      ms=3)  # fmt: skip
+            band(here, line, colour, layers=True)
+        for arm, label, dashes in (
+            ("random weights", "random weights", style.DASHES[1]),
+            ("tuned, shuffled", "shuffled labels", style.DASHES[0]),
+        ):
+            line = own[own["arm"] == arm]
+            marks.control(here, line["x"], line["value"], dashes, label, marker="")
+            band(here, line, style.GREY, layers=True)
+        marks.layer_ticks(here, own["x"].unique(), named=marks.layer_name)
         here.set_ylim(0, 1.03)
-        here.set_title(look.label, loc="left", color=look.colour)
+        style.name(here, look)
     return labelled(
         figure,
         axes,
-        ("probe accuracy", str(table["task"].iloc[0])),
-        "layer (resid_post)",
+        ("probe accuracy", table),
+        "layer (resid_post; emb: embedding)",
         result,
         ax,
     )
@@ -56,11 +58,13 @@ DRAWINGS = (
         "layers",
         "Is the answer still in the stream?",
         probe_layers,
-        "How often a linear probe reads the answer from the stream at the prompt's last token, by "
-        "layer, on prompts it did not see. A tuned model that is silent where its line follows "
-        "the base's still holds the answer; one whose line falls to the dotted one does not.",
-        "A probe finds what the model may not use, and can learn what the prompt's words tell: the "
-        "dotted line is a model of random weights, the broken one shuffled labels.",
+        "The lines show how often a linear probe reads the answer from the residual stream at the "
+        "prompt's last token, by layer, on prompts it was not trained on. If a tuned model does "
+        "not give the answer although its line follows the base's, it still holds the answer; if "
+        "its line falls to the dotted one, it does not.",
+        "A probe can find what the model does not use, and it can learn what the words of the "
+        "prompt reveal. The dotted line is a model of random weights and the dashed line is a "
+        "probe for shuffled labels.",
     ),
 )
 
@@ -75,4 +79,4 @@ def sentence(result: Result) -> Findings:
         if pd.notna(lost["value"]):
             said = f"{said}, {change(lost, '.2f')} of the lost answers (n = {lost['n']:.0f})"
         parts.append(said)
-    return "What a probe reads, random weights 0 and base 1", parts
+    return "A probe reads this share of the answers (random weights 0, base 1)", parts

@@ -1,4 +1,4 @@
-"""What did the members forget, does it grow with LoRA rank, and which tasks pay for which?"""
+"""What did fine-tuning forget, does it grow with LoRA rank, and which tasks pay for which?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.figures import style
+from workbench.figures import marks, style
 from workbench.figures.drawing import Drawing, has
 from workbench.figures.forgetting.transitions import item_transitions, transfer_matrix
 from workbench.figures.spectral.checkpoints import runs
@@ -26,15 +26,15 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "forgetting.retention"
-HEADING = "What was kept and what was forgotten"
+HEADING = "What was retained and what was forgotten"
 
 
 @style.styled
 def forgetting_by_rank(result: Result, ax: Axes | None = None) -> Figure:
     """Pre-training loss change (left) and task score (right) against LoRA rank, full rightmost.
 
-    Members of one rank stand side by side. Dashed: the base. Members whose rank is not known
-    stand at "?".
+    Models of one rank stand side by side. Dashed: the base. Models whose rank is not known stand
+    at "?".
     """
     place, ticks = _rank_places(result)
     task = task_of(result)
@@ -45,7 +45,7 @@ def forgetting_by_rank(result: Result, ax: Axes | None = None) -> Figure:
     for here, (of, metric, label) in zip(axes.flat, shown, strict=True):
         rows = measured(result, of, metric)
         ranks = [result.provenance.members[name].get("rank") for name in rows.index]
-        mean = rows["value"].groupby(ranks).mean()  # where members share a rank
+        mean = rows["value"].groupby(ranks).mean()  # where models share a rank
         here.plot(np.log2(list(mean.index)), mean, color="0.8", lw=1, zorder=0)
         for name, look in style.looks(result).items():
             if name in rows.index:
@@ -54,25 +54,31 @@ def forgetting_by_rank(result: Result, ax: Axes | None = None) -> Figure:
             here.axhline(level, color=style.GREY, ls=style.DASHES[0], lw=1, label="base", zorder=0)
         here.set_xticks(list(ticks.values()), list(ticks))
         here.set(
-            xlabel="LoRA rank r (dimensions)",
+            xlabel=f"LoRA rank r (dimensions) {marks.LOG}",
             ylabel=label,
             xlim=(min(ticks.values()) - 0.8, max(ticks.values()) + 0.8),
         )
         if metric == "score":
-            here.set_ylim(-0.03, 1.03)
+            here.set_ylim(-0.05, 1.05)
     style.legend(axes, outside=ax is None)
+    table, kinds = result.table, {PRETRAINING: "texts", task: "prompts"}
+    counts = [
+        (table.loc[(table["task"] == of) & (table["metric"] == metric), "n"], kinds[of])
+        for of, metric, _ in shown
+    ]
+    marks.counted(axes, counts, "", outside=ax is None)
     return figure
 
 
 def _of_one_run(result: Result) -> bool:
-    """Whether every member is a checkpoint of the same training run."""
+    """Whether every model is a checkpoint of the same training run."""
     return len(result.members) > 1 and [len(one) for one in runs(result).values()] == [
         len(result.members)
     ]
 
 
 def _rank_places(result: Result) -> tuple[dict[str, float], dict[str, float]]:
-    """x of every member (log2 of its rank; full and "?" beyond), and of the tick labels."""
+    """x of every model (log2 of its rank; full and "?" beyond), and of the tick labels."""
     ranks = {
         name: about.get("rank") if about.get("kind") == "lora" else None
         for name, about in result.provenance.members.items()
@@ -104,37 +110,41 @@ DRAWINGS = (
         "rank",
         "Forgetting against LoRA rank",
         forgetting_by_rank,
-        "Change of loss on held-out text like the pre-training corpus (left) beside the score on "
-        "the fine-tuned task (right), full fine-tuning at the right end; bars are 95% intervals "
-        "over texts and prompts, the dashed line is the base.",
-        "Members are comparable only where the task score beside is: a rank that learned less "
-        "forgets less. Intervals are over items of one training run, not over seeds.",
+        "The left panel shows the change of the loss on held-out text like the pre-training "
+        "corpus, and the right panel the score on the fine-tuned task, with full fine-tuning at "
+        "the right end. Bars are 95% intervals over texts and prompts, and the dashed line is the "
+        "base.",
+        "Compare the forgetting only of models with similar task scores, because a rank that "
+        "learned less also forgets less. The intervals are over items of one training run, and not "
+        "over seeds.",
         # Steps of one run have one rank: the training figure of the intruders shows them.
         applies=lambda result, *_: result.has("loss_change") and not _of_one_run(result),
     ),
     Drawing(
         KEY,
         "transitions",
-        "Lost and won, item by item",
+        "Lost and gained, item by item",
         item_transitions,
-        "Of every task the share of items that the base answered and the member does not (left), "
-        "and the other way round (right), with 95% intervals over items. Hollow marks: less what "
-        "guessing among the choices anew on each side would give, at least 0.",
-        "A mean that stays the same can hide as many items lost as won. Two runs of one model that "
-        "differ in nothing but rounding already swap some items. Much of a loss whose hollow mark "
-        "lies near 0 may be guessing: the truth is between the two marks.",
+        "For every task the figure shows the share of items that the base answered and the "
+        "fine-tuned model does not (left), and the opposite (right), with 95% intervals over "
+        "items. The hollow marks subtract what guessing among the choices again on each side would "
+        "give, and are at least 0.",
+        "A mean that stays the same can hide as many lost items as gained ones. Two runs of one "
+        "model that differ only in rounding already swap some items. If the hollow mark of a loss "
+        "lies near 0, much of that loss may be guessing: the truth is between the two marks.",
         applies=has("lost"),
     ),
     Drawing(
         KEY,
         "transfer",
-        "Every member on every task",
+        "Every fine-tuned model on every task",
         transfer_matrix,
-        "Change of the score against the base, by member (down) and task (across), and below it "
-        "the shares of items lost and won. Framed: the 95% interval leaves out 0.",
-        "Tasks differ in how hard they are and how many items they have: a small change of a task "
-        "near its ceiling can be most of what there was to lose. Nothing is corrected for the "
-        "number of cells.",
+        "Each cell shows the change of the score against the base, by fine-tuned model (down) and "
+        "task (across), and below it the shares of items lost (−) and gained (+). A frame means "
+        "that the 95% interval excludes 0.",
+        "Tasks differ in difficulty and in their number of items: a small change of a task near "
+        "its ceiling can be most of what there was to lose. Nothing is corrected for the number of "
+        "cells.",
         applies=has("lost"),
     ),
 )
@@ -149,11 +159,11 @@ def sentence(result: Result) -> Findings:
             said.append(f"pre-training loss {change(loss.loc[name], '+.3f')} nats/token")
         said += _tasks(result, name)
         parts.append(f"{name}: {', '.join(said) or 'not measured'}")
-    return f"Against the base ({items(result)})", parts
+    return f"The changes are against the base ({items(result)})", parts
 
 
 def _tasks(result: Result, member: str) -> Iterator[str]:
-    """The fine-tuned task first, then the others, each with what was lost and won."""
+    """The fine-tuned task first, then the others, each with what was lost and gained."""
     table = result.table[result.table["member"] == member]
     first = task_of(result)
     others = [task for task in table["task"].dropna().unique() if task not in (first, PRETRAINING)]
@@ -164,9 +174,8 @@ def _tasks(result: Result, member: str) -> Iterator[str]:
             before = "" if pd.isna(base) else f"{base:.2f} to "
             told = f"score on {task} {before}{change(own.loc['score'], '.2f')}"
             if "lost" in own.index:
-                told += (
-                    f" (lost {own.loc['lost', 'value']:.1%}, won {own.loc['gained', 'value']:.1%}"
-                )
+                lost, gained = (own.loc[way, "value"] for way in ("lost", "gained"))
+                told += f" (lost {lost:.1%}, gained {gained:.1%}"
                 told += (
                     f", p = {own.loc['mcnemar', 'value']:.2g})" if "mcnemar" in own.index else ")"
                 )

@@ -1,4 +1,4 @@
-"""What was lost and won, by the logs of an evaluation?"""
+"""What was lost and gained, by the logs of an evaluation?"""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from workbench.results.changed_items import LOST, WON, changed_items
 from workbench.results.result import Result
 
 KEY = "forgetting.samples"
-HEADING = "What was lost and won, by logs"
+HEADING = "What was lost and gained, by logs"
 SAID = 3  # tasks of a sentence
 
 DRAWINGS = (
     Drawing(
         KEY,
         "transitions",
-        "Lost and won, item by item",
+        "Lost and gained, item by item",
         item_transitions,
-        "Of every task the share of items that the base answered and the tuned model did not "
-        "(left), and the other way round (right), with 95% intervals over items, or over clusters "
-        "of them. Hollow marks: less what guessing among the choices anew on each side would give, "
-        "at least 0.",
-        "The logs are of one run of each model: where answers were sampled, two runs of the same "
-        "model swap items too. What the two logs were measured with must be alike; what they say "
-        "of that is in the notes.",
+        "For every task the figure shows the share of items that the base answered and the tuned "
+        "model did not (left), and the opposite (right), with 95% intervals over items or over "
+        "clusters of them. The hollow marks subtract what guessing among the choices again on each "
+        "side would give, and are at least 0.",
+        "The logs come from one run of each model: if answers were sampled, two runs of the same "
+        "model swap items too. Both logs must have been measured in the same way; what they report "
+        "about it is in the notes.",
         applies=has("lost"),
     ),
 )
@@ -45,12 +45,14 @@ def sentence(result: Result) -> Findings:
         told = []
         for task in changes.index[[task in said for task in changes.index]]:
             (lost, n), (won, _) = (moved[member, task, way] for way in (LOST, WON))
-            told.append(f"{_scores(own[own['task'] == task], task)}, lost {lost}, won {won} of {n}")
+            told.append(
+                f"{_scores(own[own['task'] == task], task)}, lost {lost}, gained {won} of {n}"
+            )
             told[-1] += _p(own[own["task"] == task])
         more = len(changes) - len(told)
         rest = f" | and {more} more task{'s' if more > 1 else ''}" if more else ""
         parts.append(f"{member}: {' | '.join(told)}{rest}")
-    return "Item by item against the base (95% intervals over items)", parts
+    return "The scores are compared item by item with the base (95% intervals over items)", parts
 
 
 def _scores(rows: pd.DataFrame, task: str) -> str:

@@ -1,4 +1,4 @@
-"""What does a chain of fine-tunings keep of every stage?"""
+"""What does a chain of fine-tunings retain of every stage?"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from workbench.figures import style
+from workbench.figures import marks, style
 from workbench.figures.drawing import Drawing
 from workbench.figures.heat_maps import annotate
 from workbench.figures.wording import Findings, change
@@ -37,22 +37,23 @@ def chain_matrix(result: Result, ax: Axes | None = None) -> Figure:
         stages = list(own.drop_duplicates("x").sort_values("x")["stage"])
         grid = own.pivot(index="x", columns="task", values="value")[tasks].to_numpy()
         image = here.imshow(grid, style.MAP, vmin=0, vmax=1, aspect="auto")
-        annotate(here, grid, ".2f")
+        annotate(here, image, ".2f")
         for stage in range(1, len(stages)):
             here.add_patch(
-                Rectangle((stage - 1.5, stage - 0.5), 1, 1, fill=False, ec=FRAME, lw=1.4)
+                Rectangle((stage - 1.47, stage - 0.46), 0.94, 0.92, fill=False, ec=FRAME, lw=1.4)
             )
         learned = int(own.drop_duplicates("task")["own"].sum())
         here.axvline(learned - 0.5, color="white", lw=2)
         here.set_xticks(range(len(tasks)), [style.text(t, 14) for t in tasks], rotation=40,
                         ha="right", rotation_mode="anchor")  # fmt: skip
         here.set_yticks(range(len(stages)), [style.text(s, 18) for s in stages])
-        here.set_title(look.label, loc="left", color=look.colour)
+        style.name(here, look)
         here.spines[:].set_visible(False)
         here.set_xlabel("task")
     style.first_column(axes, "after stage")
     style.blank(axes, len(looks))
     style.colour_bar(image, list(axes.flat), "score")
+    marks.counted(axes, table["n"], "prompts a task", outside=ax is None)
     return figure
 
 
@@ -60,13 +61,13 @@ DRAWINGS = (
     Drawing(
         KEY,
         "matrix",
-        "What a chain of fine-tunings keeps",
+        "What a chain of fine-tunings retains",
         chain_matrix,
-        "Score on every task (across) after every stage (down). Framed: the stage that learned the "
-        "task. Below a frame a column shows what later stages took of it, right of the white line "
-        "what they took of tasks no stage learned.",
-        "One order of tasks and one seed; a later stage that asks for a task of the same kind can "
-        "bring it back.",
+        "Each cell is the score on a task (across) after a stage (down). A frame marks the stage "
+        "that learned the task. Below a frame, a column shows what later stages lost of it, and "
+        "right of the white line are tasks that no stage learned.",
+        "This is one order of tasks and one seed. A later stage that trains a task of the same "
+        "kind can bring an earlier one back.",
     ),
 )
 
@@ -81,4 +82,4 @@ def sentence(result: Result) -> Findings:
             f"{change(told.loc['backward_transfer'], '+.2f')} (n = "
             f"{told.loc['forgetting', 'n']:.0f} prompts)"
         )
-    return "A chain's earlier tasks after its last stage", parts
+    return "The earlier tasks of a chain are measured after its last stage", parts

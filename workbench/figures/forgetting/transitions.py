@@ -1,4 +1,4 @@
-"""Items lost and won: by member and task, and the matrix of every member on every task."""
+"""Items lost and gained: by model and task, and the matrix of every model on every task."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from workbench.figures import style
+from workbench.figures import marks, style
 from workbench.figures.task_and_loss import measured
 from workbench.results.result import Result
 
@@ -17,14 +17,14 @@ MOST = 12  # tasks that fit a page
 
 @style.styled
 def item_transitions(result: Result, ax: Axes | None = None) -> Figure:
-    """Lost to the left, won to the right, a panel a task, members downwards."""
+    """Lost to the left, gained to the right, a panel per task, models downwards."""
     tasks = tasks_of(result)[:MOST]
     looks = style.looks(result)
     rows, columns = style.grid_shape(len(tasks), 3)
     figure, axes = style.panels(
         *(ax, rows, columns),
         width=style.COLUMN if columns == 1 else style.WIDE,
-        height=rows * (0.28 * len(looks) + 0.55) + 0.6,
+        height=rows * (0.28 * max(len(looks), 2) + 0.55) + 0.6,
         share=(True, True),
     )
     for here, task in zip(axes.flat, tasks, strict=False):
@@ -42,9 +42,10 @@ def item_transitions(result: Result, ax: Axes | None = None) -> Figure:
     axes.flat[0].set_ylim(len(looks) - 0.4, -0.5)
     axes.flat[0].xaxis.set_major_formatter(lambda value, _: f"{abs(value):.2g}")
     for here in axes[-1]:
-        here.set_xlabel("lost (1 → 0)  |  won (0 → 1)\n(share, against the base)")
-    style.first_column(axes, "member")
+        here.set_xlabel("lost (1 → 0)  |  gained (0 → 1)\n(share, against the base)")
+    style.first_column(axes, "model")
     style.blank(axes, len(tasks))
+    marks.counted(axes, result.metric("lost")["n"], "items a task", outside=ax is None)
     return figure
 
 
@@ -59,16 +60,19 @@ def _mark(
 
 @style.styled
 def transfer_matrix(result: Result, ax: Axes | None = None) -> Figure:
-    """score_change of every member (down) on every task (across), with shares lost and won."""
+    """score_change of every model (down) on every task (across), with shares lost and gained."""
     tasks = tasks_of(result)[:MOST]
     looks = style.looks(result)
     changes = {task: measured(result, task, "score_change") for task in tasks}
     grid = np.full((len(looks), len(tasks)), np.nan)
     for column, rows in enumerate(changes.values()):
         grid[:, column] = rows["value"].reindex(list(looks)).to_numpy(float)
+    longest = max(len(look.label) for look in looks.values())
     figure, axes = style.panels(
         *(ax, 1, 1),
-        width=style.COLUMN if len(tasks) <= 3 else style.WIDE,
+        width=style.COLUMN
+        if len(tasks) == 1 or (len(tasks) <= 3 and longest <= 12)
+        else style.WIDE,
         height=0.42 * len(looks) + 1.2,
     )
     here = axes.flat[0]
@@ -85,10 +89,9 @@ def transfer_matrix(result: Result, ax: Axes | None = None) -> Figure:
         lost, won = (
             measured(result, task, metric).loc[name, "value"] for metric in ("lost", "gained")
         )
-        dark = abs(value) > 0.6 * most
         here.text(
             *(column, row), f"{value:+.2f}\n−{lost:.2f} +{won:.2f}", ha="center", va="center",
-            fontsize=6, color="white" if dark else style.BLACK,
+            fontsize=6, color=style.on(image.cmap(image.norm(value))),
         )  # fmt: skip
         if own["low"] > 0 or own["high"] < 0:
             box = Rectangle((column - 0.47, row - 0.44), 0.94, 0.88, fill=False)
@@ -99,8 +102,9 @@ def transfer_matrix(result: Result, ax: Axes | None = None) -> Figure:
                     ha="right", rotation_mode="anchor")  # fmt: skip
     here.set_yticks(range(len(looks)), [look.label for look in looks.values()])
     here.spines[:].set_visible(False)
-    here.set(xlabel="task", ylabel="member")
+    here.set(xlabel="task", ylabel="model")
     style.colour_bar(image, here, "change of the score\n(tuned − base)")
+    marks.counted(axes, result.metric("lost")["n"], "items a task", outside=ax is None)
     return figure
 
 

@@ -27,7 +27,7 @@ TOKENS = 40  # of a prompt's end that fit two columns
 
 @style.styled
 def layer_position(result: Result, ax: Axes | None = None, *, component: str = "") -> Figure:
-    """Recovered share of every layer (upwards) and position; a panel for the base, one per member.
+    """Recovered share of every layer (upwards) and position; a panel for the base, one per model.
 
     component: which of those patched; the first without heads. Beside each name what a random place
     of the panel recovers.
@@ -41,7 +41,7 @@ def layer_position(result: Result, ax: Axes | None = None, *, component: str = "
     across = "position" if labels[0] == positions[0] else "token of the first prompt"
     return layer_maps(
         ax, by_side(result, own), "position", positions, labels, across,
-        f"recovered, {component}\n(0: corrupt, 1: clean)",
+        f"recovered, {component}\n(0: corrupt, 1: clean)", looks=style.looks(result),
     )  # fmt: skip
 
 
@@ -64,11 +64,12 @@ DRAWINGS = (
         "positions",
         "Where the answer comes from",
         layer_position,
-        "Clean activations put into the corrupt run, at each position and layer: 0 leaves the "
-        "corrupt answer, 1 gives the clean one. The base, then every member. Beside each name what "
-        "a random place recovers; a patch of a run's own activations changes nothing.",
-        "It shows where information passes, not where it is made; a corrupt prompt that changes "
-        "several things at once mixes their paths.",
+        "Clean activations are put into the corrupt run at each position and layer: 0 leaves the "
+        "corrupt answer and 1 gives the clean one. The first map is the base, and the others are "
+        "the fine-tuned models. Next to each name is what a random place recovers. A patch of a "
+        "run's own activations changes nothing.",
+        "The figure shows where information passes, and not where it is computed. A corrupt prompt "
+        "that changes several things at once mixes their paths.",
         applies=lambda result, *others: has_layers(result),
     ),
     Drawing(
@@ -76,9 +77,9 @@ DRAWINGS = (
         "heads",
         "Which heads carry it to the answer",
         layer_head,
-        "The same for single heads at the last token, layers upwards.",
-        "Backup heads hide a head's part when it is replaced, and heads that act only together "
-        "show little alone.",
+        "The maps show the same for single heads at the last token, with layers upwards.",
+        "Backup heads hide the part of a head when it is replaced, and heads that act only "
+        "together show little alone.",
         applies=lambda result, *others: has_heads(result),
     ),
 )

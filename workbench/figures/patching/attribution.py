@@ -1,4 +1,4 @@
-"""What do gradients say a patch would do, and how right are they?"""
+"""What effect of a patch do gradients predict, and how right are they?"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.figures import style
+from workbench.figures import marks, style
 from workbench.figures.drawing import Drawing, has
 from workbench.figures.heat_maps import Map, heat_maps
 from workbench.figures.patching.layer_maps import by_head
@@ -21,7 +21,7 @@ SIDES = {"base": "base", "tuned": "tuned", "tuned->base": "tuned into base"}
 
 @style.styled
 def attribution_against_exact(result: Result, ax: Axes | None = None) -> Figure:
-    """First-order effect against the exact patch, a panel per member: filled the strongest entries,
+    """First-order effect against the exact patch, a panel per model: filled the strongest entries,
     hollow random others. Line: where both are equal. Above: Spearman's ρ of the two groups."""
     members = result.members
     rows, columns = style.grid_shape(len(members))
@@ -48,26 +48,27 @@ def attribution_against_exact(result: Result, ax: Axes | None = None) -> Figure:
                     ls="",
                 )
             shown = {"tuned": looks[member].label}.get(str(side), SIDES[str(side)])
-            neutral = "k" if side == "tuned->base" else colour
+            neutral = style.BLACK if side == "tuned->base" else colour
             here.plot([], [], marker, ms=3.5, color=neutral, ls="", label=shown)
-            said.append(f"{SIDES[str(side)]} ρ {_agreement(result, member, str(side))}")
-        here.plot([], [], "o", ms=3.5, color="k", mfc="none", ls="", label="random entries")
+            said.append(f"{SIDES[str(side)]}: ρ = {_agreement(result, member, str(side))}")
+        here.plot([], [], "o", ms=3.5, color=style.GREY, mfc="none", ls="",
+                  label="hollow: random entries")  # fmt: skip
         here.axline((0, 0), slope=1, color=style.GREY, lw=0.8, ls=style.DASHES[0], zorder=0,
                     label="equal")  # fmt: skip
-        here.set_title("\n".join([looks[member].label, *said]), loc="left",
-                       color=looks[member].colour, fontsize=style.SMALL)  # fmt: skip
+        style.name(here, looks[member], "\n" + "\n".join(said), fontsize=style.SMALL)
     style.first_column(axes, "attribution\n(share recovered)")
     for here in axes[-1]:
         here.set_xlabel("exact patch\n(share recovered)")
     style.blank(axes, len(members))
     style.legend(axes, outside=ax is None)
+    marks.counted(axes, result.metric("exact")["n"], "prompts", outside=ax is None)
     return figure
 
 
 @style.styled
 def attribution_by_head(result: Result, ax: Axes | None = None) -> Figure:
     """Attribution of every head, summed over the positions that were asked for, layers upwards: the
-    base, then a map per member, on one colour scale centred on 0."""
+    base, then a map per fine-tuned model, on one colour scale centred on 0."""
     table = result.metric("attribution")
     table = table[(table["arm"] == "patch") & (table["component"] == "z")]
     if (table["position"] == "all").any():
@@ -82,7 +83,10 @@ def attribution_by_head(result: Result, ax: Axes | None = None) -> Figure:
             own = table[(table["member"] == member) & (table["side"] == side)]
             if len(own):
                 grids.append(Map(look.label + into, by_head(own), look.colour))
-    return heat_maps(ax, grids, legend="share recovered;\n0: no effect", xlabel="head")
+    return heat_maps(
+        ax, grids, legend="share recovered;\n0: no effect", xlabel="head",
+        counts=(table["n"], "prompts and positions"),
+    )  # fmt: skip
 
 
 def checked(result: Result, member: str) -> pd.DataFrame:
@@ -106,12 +110,14 @@ DRAWINGS = (
         "exact",
         "First-order effect against the exact patch",
         attribution_against_exact,
-        "Share of the clean - corrupt gap (for tuned into base: of the tuned - base gap) as the "
-        "gradient predicts it against the patch itself: filled the strongest entries, hollow "
-        "random others, dashed where both are equal. Above: Spearman's rho of the strongest and of "
-        "the random entries.",
-        "The strongest are chosen by the prediction, so that its errors among them lean outwards, "
-        "and places whose effect the gradient misses (saturated softmaxes) are mostly not shown.",
+        "Each point compares the share of the clean - corrupt gap that the gradient predicts with "
+        "the share that the patch itself recovers (for tuned into base: of the tuned - base gap). "
+        "The strongest entries are filled, random other entries are hollow, and on the dashed line "
+        "both are equal. Above each panel is Spearman's ρ of the strongest and of the random "
+        "entries.",
+        "The strongest entries are chosen by the prediction, so its errors among them point "
+        "outwards, and places whose effect the gradient misses (saturated softmaxes) are mostly "
+        "not shown.",
         applies=has("exact"),
     ),
     Drawing(
@@ -119,11 +125,12 @@ DRAWINGS = (
         "heads",
         "Heads by attribution",
         attribution_by_head,
-        "First-order effect of every head's output (z), summed over the named positions, layers "
-        "upwards, red towards the clean answer; the base, each member, and each member's "
-        "activations put into the base on the same prompts.",
-        "'Into base' is a share of another gap than the other maps, so compare places and not "
-        "depths of colour. Effects of several heads add up here although their patches do not.",
+        "The maps show the first-order effect of every head's output (z), summed over the named "
+        "positions, with layers upwards; red is towards the clean answer. There is a map for the "
+        "base, one for each fine-tuned model, and one for each model's activations put into the "
+        "base on the same prompts.",
+        "'Into base' is a share of a different gap than the other maps, so compare places and not "
+        "depths of colour. The effects of several heads add up here although their patches do not.",
         applies=lambda result, *others: bool((result.table["component"] == "z").any()),
     ),
 )
@@ -139,4 +146,4 @@ def sentence(result: Result) -> Findings:
             for _, row in own[own["member"] == member].iterrows()
         ]
         parts.append(f"{member}: {', '.join(said)}")
-    return "Spearman of attribution with the exact patch", parts
+    return "Spearman's ρ compares attribution with the exact patch", parts

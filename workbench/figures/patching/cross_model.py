@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.figures import style
+from workbench.figures import marks, style
 from workbench.figures.drawing import Drawing
 from workbench.figures.patching.layer_maps import arrow, by_direction
 from workbench.figures.patching.recovered import (
@@ -38,11 +38,10 @@ CONTROL = "another prompt's"
 @style.styled
 def by_layer(result: Result, restored: Result | None = None, ax: Axes | None = None) -> Figure:
     """Recovered share, or KRS where the answers are the base's own, against the layer: a curve per
-    component, with its 95% interval; black: restored parameters; a panel per member and direction.
+    component, with its 95% interval; black: restored parameters; a panel per model and direction.
 
     Crosses: the strongest patches with another prompt's activations, at the edge where they lie
-    beyond it. Dashed grey: what a random
-    layer of the first component recovers.
+    beyond it. Dashed grey: what a random layer of the first component recovers.
     """
     unlearning = result.provenance.parameters.get("answer") == "base"
     metric = "krs" if unlearning else metric_of(result)
@@ -57,6 +56,7 @@ def by_layer(result: Result, restored: Result | None = None, ax: Axes | None = N
         share=(True, True),
     )
     low, high = _range([own for _, own in panels])
+    looks, layers = style.looks(result), own["layer"].dropna().unique()
     for here, (name, own) in zip(axes.flat, panels, strict=False):
         here.set_ylim(low, high)
         for place, component in enumerate(dict.fromkeys(own["component"])):
@@ -80,8 +80,10 @@ def by_layer(result: Result, restored: Result | None = None, ax: Axes | None = N
                 _curve(here, kept, "k", label)
         for level in (0, 1):
             here.axhline(level, color=style.GREY, lw=0.5, zorder=0)
-        here.set_title(style.text(name, 34), loc="left")
-        here.xaxis.get_major_locator().set_params(integer=True)
+        look = looks.get(name.split(": ")[0])
+        here.set_title(style.text(name, 34), loc="left",
+                       color=style.ink(look.colour if look else style.BLACK))  # fmt: skip
+        marks.layer_ticks(here, layers)
     scale = "KRS" if unlearning else "recovered"
     for here in axes[:, 0]:
         here.set_ylabel(f"{scale}\n(0: destination, 1: source)")
@@ -90,6 +92,8 @@ def by_layer(result: Result, restored: Result | None = None, ax: Axes | None = N
         here.set_xlabel("layer" + (f" (middle of {window})" if window > 1 else " (0 = first)"))
     style.blank(axes, len(panels))
     style.legend(axes, outside=ax is None)
+    counts = pd.concat([own[own["arm"] == "patch"]["n"] for _, own in panels])
+    marks.counted(axes, counts, "prompts", outside=ax is None)
     return figure
 
 
@@ -104,7 +108,7 @@ def _whole_layers(result: Result, metric: str) -> pd.DataFrame:
 
 def _curve(here: Axes, rows: pd.DataFrame, colour: str, label: str | None) -> None:
     x = rows["layer"].to_numpy(float)
-    here.fill_between(x, rows["low"], rows["high"], color=colour, alpha=0.15, lw=0)
+    marks.intervals(here, x, rows["low"], rows["high"], colour, value=rows["value"], layers=True)
     here.plot(x, rows["value"], color=colour, marker=".", ms=3, label=label)
 
 
@@ -116,7 +120,7 @@ def _range(tables: Sequence[pd.DataFrame]) -> tuple[float, float]:
 
 @style.styled
 def by_group(result: Result, ax: Axes | None = None) -> Figure:
-    """Recovered share of every group of heads, a bar per member with its 95% interval; grey: random
+    """Recovered share of every group of heads, a mark per model with its 95% interval; grey: random
     groups of as many heads, their middle 95%."""
     own = result.metric(metric_of(result))
     own = own[own["component"] == "group"]
@@ -133,7 +137,9 @@ def by_group(result: Result, ax: Axes | None = None) -> Figure:
             rows = part[part["member"] == member]
             for arm in ("random", "patch"):
                 found = rows[rows["arm"] == arm].set_index("group").reindex(groups)
-                x = np.arange(len(groups)) - 0.4 + step * (number + 0.5)
+                # The control stands beside its model, not behind it.
+                beside = 0.22 * step * (1 if arm == "random" else -1)
+                x = np.arange(len(groups)) - 0.4 + step * (number + 0.5) + beside
                 colour = style.GREY if arm == "random" else look.colour
                 label = "random heads" if arm == "random" else look.label
                 _dots(here, x, found, colour, "_" if arm == "random" else look.marker, label)
@@ -146,6 +152,7 @@ def by_group(result: Result, ax: Axes | None = None) -> Figure:
     what = metric_of(result).removeprefix("recovered:").replace("_", " ")
     axes[0, 0].set_ylabel(f"recovered {what}\n(0: destination, 1: source)")
     style.legend(axes, outside=ax is None)
+    marks.counted(axes, own.loc[own["arm"] == "patch", "n"], "prompts", outside=ax is None)
     return figure
 
 
@@ -168,15 +175,16 @@ DRAWINGS = (
         "layers",
         "Patching one model into the other, layer by layer",
         by_layer,
-        "The share of what separates the two models on the same prompts that is recovered when one "
-        "runs with the other's activations at a layer (coloured) or with its parameters (black); "
-        "bands: 95% intervals over prompts. Dashed grey: the mean over layers of the first curve, "
-        "which a layer picked at random gives. KRS: the same by squared error on the logits of "
-        "what the base says. A patch of a run's own activations changes nothing, to the last bit.",
-        "Behind the place of a change every stream recovers all of it, whether anything was "
-        "changed there or not: only the parameters localise. Crosses (at the edge where they lie "
-        "beyond it): another prompt's activations. Where they recover as much, the patch carries "
-        "what all prompts share and not this answer: compare agreement and score.",
+        "The curves show the share of what separates the two models on the same prompts that is "
+        "recovered when one model runs with the other's activations at a layer (coloured) or with "
+        "its parameters (black). Bands are 95% intervals over prompts. The dashed grey line is the "
+        "mean over layers of the first curve, which a layer picked at random gives. KRS is the "
+        "same by squared error on the logits of the base's own answer. A patch of a run's own "
+        "activations changes nothing, to the last bit.",
+        "After the place of a change every stream recovers all of it, whether anything was changed "
+        "there or not, so only the parameters localise the change. The crosses show another "
+        "prompt's activations (at the edge if they lie beyond it). If they recover as much, the "
+        "patch carries what all prompts share and not this answer: compare agreement and score.",
         companion="patching.restore",
         alone=True,
         applies=lambda result, *others: has_layers(result),
@@ -186,11 +194,11 @@ DRAWINGS = (
         "heads",
         "Patching one model's heads into the other",
         layer_head,
-        "Share of the gap between the two models recovered by each head alone (red), or taken the "
-        "other way (blue); beside each member the mean over its heads, which is what a random one "
-        "gives.",
-        "Heads that work together recover little alone. Where the two models hardly differ on "
-        "these prompts every share is noise: the notes of the result say so.",
+        "Each cell is the share of the gap between the two models that a head alone recovers (red) "
+        "or widens (blue). Next to each fine-tuned model is the mean over its heads, which is what "
+        "a random head gives.",
+        "Heads that work together recover little alone. If the two models hardly differ on these "
+        "prompts, every share is noise, and the notes of the result state it.",
         applies=lambda result, *others: has_heads(result) and not _grouped(result),
     ),
     Drawing(
@@ -198,9 +206,9 @@ DRAWINGS = (
         "groups",
         "Patching the circuit's groups across the pair",
         by_group,
-        "Share of the gap between base and member recovered by each group of heads of the base's "
-        "circuit at its own position, with 95% intervals over prompts; grey: random groups of as "
-        "many heads at the same position.",
+        "The marks show the share of the gap between base and fine-tuned model that each group of "
+        "heads of the base's circuit recovers at its own position, with 95% intervals over "
+        "prompts. Grey shows random groups of as many heads at the same position.",
         "The circuit was found on other prompts of the same kind. A group may recover a gain that "
         "arises elsewhere and only passes through it.",
         applies=lambda result, *others: _grouped(result),

@@ -1,8 +1,10 @@
-"""Maps over layers, a panel for the base and one per member, or one per member and direction."""
+"""Maps over layers: a panel for the base and one per fine-tuned model, or one per model and
+direction."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,8 +28,16 @@ def layer_maps(
     xlabel: str,
     legend: str,
     columns: int = 4,
+    *,
+    looks: Mapping[str, style.Look] | None = None,
+    counted: str = "prompts",
+    high: float | None = None,
 ) -> Figure:
-    """Heat maps of the patches, layer by `across`; beside each name what a random place gives."""
+    """Heat maps of the patches, layer by `across`; beside each name what a random place gives.
+
+    looks: of the models that the panels' names begin with. counted: what n of the rows counts.
+    high: see `heat_maps`.
+    """
     shown = [part[part["arm"] == "patch"] for _, part in panels]
     layers = range(int(max(part["layer"].max() for part in shown if len(part))) + 1)
     made = []
@@ -37,12 +47,17 @@ def layer_maps(
         random = part[part["arm"] == "random"]["value"]
         note = f" (random: {random.mean():.2f})" if len(random) else ""
         title = "\n".join(style.text(line, 60) for line in name.split("\n"))
-        made.append(Map(title + note, grid))
-    return heat_maps(ax, made, legend=legend, xlabel=xlabel, labels=list(labels), columns=columns)
+        look = (looks or {}).get(re.split(r"\n|: ", name)[0])
+        made.append(Map(title + note, grid, look.colour if look else style.BLACK))
+    counts = [part["n"] for part in shown if "n" in part]
+    return heat_maps(
+        ax, made, legend=legend, xlabel=xlabel, labels=list(labels), columns=columns,
+        counts=(pd.concat(counts) if counts else (), counted), high=high,
+    )  # fmt: skip
 
 
 def by_side(result: Result, table: pd.DataFrame) -> list[Panel]:
-    """The base once, as the first member's pair has it, and every member."""
+    """The base once, as the first model's pair has it, and every fine-tuned model."""
     first = result.members[0]
     found = [("base", table[(table["member"] == first) & (table["side"] == "base")])]
     found += [
@@ -52,7 +67,7 @@ def by_side(result: Result, table: pd.DataFrame) -> list[Panel]:
 
 
 def by_direction(result: Result, table: pd.DataFrame, several: bool) -> list[Panel]:
-    """A panel per member and direction that the table holds, named by both where there are several
+    """A panel per model and direction that the table holds, named by both where there are several
     directions."""
     return [
         (f"{member}: {arrow(direction)}" if several else member, part)

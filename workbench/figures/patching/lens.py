@@ -1,11 +1,11 @@
-"""What do both sides think at every layer? Answers read off the stream."""
+"""Which answer do both models hold at every layer? Answers read from the residual stream."""
 
 from __future__ import annotations
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.figures import style
+from workbench.figures import marks, style
 from workbench.figures.drawing import Drawing
 from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
@@ -19,8 +19,8 @@ ITSELF = "base against itself"
 
 @style.styled
 def lens_by_layer(result: Result, ax: Axes | None = None) -> Figure:
-    """Log-probability of the answer read from every layer, base and tuned, a panel per member; in
-    the last one KL(tuned || base) of every member. Bands: 95% intervals over prompts."""
+    """Log-probability of the answer read from every layer, base and tuned, a panel per model; in
+    the last one KL(tuned || base) of every model. Bands: 95% intervals over prompts."""
     members = result.members
     rows, columns = style.grid_shape(len(members) + 1, 3)
     figure, axes = style.panels(
@@ -36,26 +36,28 @@ def lens_by_layer(result: Result, ax: Axes | None = None) -> Figure:
         own = table[table["member"] == member].sort_values("layer")
         for side, look in (("tuned", looks[member]), ("base", BASE)):
             rows_of = own[own["side"] == side]
-            style.band(here, rows_of["layer"].to_numpy(float), rows_of, look)
-        here.lines[-1].set_linestyle(style.DASHES[0])  # the base, on top where both agree
+            marks.curve(here, rows_of["layer"].to_numpy(float), rows_of, look, layers=True)
+        here.lines[-1].set(linestyle=style.DASHES[0], zorder=5)  # the base, where both agree
         here.sharey(axes.flat[0])
-        here.set_title(looks[member].label, loc="left", color=looks[member].colour)
+        style.name(here, looks[member])
     last = axes.flat[len(members)]
     table = result.metric("kl")
     for member, look in looks.items():
         own = table[(table["member"] == member) & (table["side"] == CHANGE)].sort_values("layer")
-        style.band(last, own["layer"].to_numpy(float), own, look)
+        marks.curve(last, own["layer"].to_numpy(float), own, look, layers=True)
     last.axhline(0, color=style.GREY, ls=style.DASHES[1], lw=1, label=ITSELF, zorder=0)
     last.set_title("KL(tuned ‖ base)", loc="left")
     last.set_ylabel("KL (nats)")
     style.first_column(axes, "log-probability\nof the answer (nats)")
     if last in axes[:, 0]:
         last.set_ylabel("KL (nats)")
-    axes.flat[0].xaxis.get_major_locator().set_params(integer=True)
+    for here in axes.flat[: len(members) + 1]:
+        marks.layer_ticks(here, table["layer"].dropna().unique(), named=marks.layer_name)
     for here in axes[-1]:
-        here.set_xlabel("layer (−1: input)")
+        here.set_xlabel("layer")
     style.blank(axes, len(members) + 1)
     style.legend(axes, outside=ax is None)
+    marks.counted(axes, table["n"], "prompts", outside=ax is None)
     return figure
 
 
@@ -65,13 +67,13 @@ DRAWINGS = (
         "layers",
         "The answer at every layer",
         lens_by_layer,
-        "Log-probability of the answer's first token when the stream behind every layer is read "
-        "through the model's own final norm and head: tuned in colour, base dashed, bands 95% "
-        "intervals over prompts; -1 is the embedding. Last panel: KL(tuned || base); dotted: the "
-        "base against itself.",
-        "Early streams need not be written in the head's terms, so a low value there does not mean "
-        "that the answer is not yet known. A changed head or final norm moves every layer: the "
-        "table then also holds the tuned stream read through the base's head.",
+        "The curves show the log-probability of the answer's first token when the residual stream "
+        "after every layer is read through the model's own final norm and head, with the tuned "
+        "model in colour and the base dashed. Bands are 95% intervals over prompts, and emb is the "
+        "embedding. The last panel shows KL(tuned || base), with the base against itself dotted.",
+        "Early streams need not be readable by the head, so a low value there does not mean that "
+        "the answer is not yet known. A changed head or final norm moves every layer: the table "
+        "then also contains the tuned stream read through the base's head.",
     ),
 )
 
@@ -90,4 +92,4 @@ def sentence(result: Result) -> Findings:
                 f"{side} {change(last, '.2f')} at the end, half of it from layer {half['layer']}"
             )
         parts.append(f"{member}: {', '.join(said)}")
-    return f"Answers read off the stream, {int(own['n'].max())} prompts", parts
+    return f"The answers are read from the residual stream ({int(own['n'].max())} prompts)", parts

@@ -23,7 +23,7 @@ def few_units(result: Result) -> bool:
 @style.styled
 def masks(result: Result, ax: Axes | None = None) -> Figure:
     """Learned share taken from the source, 1 - m, of every head, layers upwards; a panel for the
-    base and one per member. Beside each name the score of the rounded mask and of random ones."""
+    base and one per model. Next to each name the score of the rounded mask and of random ones."""
     own = result.metric("mask").assign(arm="patch")
     unit = "head" if "head" in own else "MLP"
     own = own.assign(value=1 - own["value"])
@@ -40,8 +40,9 @@ def masks(result: Result, ax: Axes | None = None) -> Figure:
         score = f"score {told['patch']:.2f} (random {told['random']:.2f})"
         panels.append((f"{name}\n{score}", part))
     return layer_maps(
-        ax, panels, unit, heads, [str(h) for h in heads], unit, "taken from the\nsource, 1 − m"
-    )
+        ax, panels, unit, heads, [str(h) for h in heads], unit, "taken from the\nsource, 1 − m",
+        looks=style.looks(result), counted="pairs", high=1.0,
+    )  # fmt: skip
 
 
 DRAWINGS = (
@@ -50,9 +51,9 @@ DRAWINGS = (
         "masks",
         "Which heads carry the information",
         masks,
-        "Learned masks: 1 where a head's output must be taken from the source prompt for its "
-        "information to appear in the answer. Beside each name the score of the rounded mask on "
-        "pairs it was not learned on, and of random masks of its size.",
+        "The maps show learned masks: 1 means that a head's output must be taken from the source "
+        "prompt for its information to appear in the answer. Next to each name are the score of "
+        "the rounded mask on pairs it was not learned on, and that of random masks of its size.",
         "Several masks may do equally well, and one of them is found.",
         applies=few_units,
     ),
@@ -74,4 +75,8 @@ def sentence(result: Result) -> Findings:
             )
         parts.append(f"{member}: {', '.join(said)}")
     kind = result.provenance.parameters.get("kind", "the desideratum")
-    return f"Pairs that turn to the {kind}, 95% interval over {int(scores['n'].max())} pairs", parts
+    count = int(scores["n"].max())
+    return (
+        f"The score counts pairs that turn to the {kind} (95% interval over {count} pairs)",
+        parts,
+    )

@@ -23,4 +23,4 @@ def sentence(result: Result) -> Findings:
         best = rows.loc[rows["value"].idxmin()]
         parts.append(f"{member}: {side} {place_of(best)} {change(best, '.2f')}")
     what = "the logit difference" if foils else "the answer's probability, relative,"
-    return f"Largest fall of {what} by one head, {int(own['n'].max())} prompts", parts
+    return f"The largest fall of {what} is by one head ({int(own['n'].max())} prompts)", parts

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
-from workbench.figures import style
+from workbench.figures import marks, style
 from workbench.figures.drawing import Drawing, has
 from workbench.figures.heat_maps import Map, heat_maps
 from workbench.figures.patching.layer_maps import by_head
@@ -22,7 +22,7 @@ KEYS = 60  # tokens of a prompt's end that fit two columns
 
 @style.styled
 def pattern_differences(result: Result, ax: Axes | None = None) -> Figure:
-    """Distance of every head's last-token pattern from the base's, layers upwards, a map per member
+    """Distance of every head's last-token pattern from the base's, layers upwards, a map per model
     on one colour scale."""
     table = result.metric("tvd")
     table = table[table["position"] == "last token"]
@@ -33,7 +33,10 @@ def pattern_differences(result: Result, ax: Axes | None = None) -> Figure:
         for member, own in table.groupby("member", sort=False)
     }
     label = "total variation distance;\n0: base against itself"
-    return heat_maps(ax, list(grids.values()), high=high, legend=label, xlabel="head")
+    return heat_maps(
+        ax, list(grids.values()), high=high, legend=label, xlabel="head",
+        counts=(table["n"], "prompts"),
+    )  # fmt: skip
 
 
 @style.styled
@@ -41,7 +44,7 @@ def pattern_example(
     result: Result, ax: Axes | None = None, *, example: int | None = None
 ) -> Figure:
     """What one prompt's last token attends to, base and tuned, in the head that changed most, a
-    panel per member (the first four). example: None for the one in which members change most."""
+    panel per model (the first four). example: None for the one in which models change most."""
     table = result.metric("example_tvd")
     table = table[table["member"].isin(result.members[:4])]
     looks = style.looks(result)
@@ -64,8 +67,7 @@ def pattern_example(
             paid = by_member(result)[member][f"{example}/{side}/last"][layer, head, -KEYS:]
             label = side if side == "base" else looks[member].label
             here.bar(np.arange(len(paid)) + shift, paid, width=0.4, color=fill, label=label)
-        title = f"{looks[member].label}: layer {layer}, head {head}"
-        here.set_title(title, loc="left", color=colour)
+        style.name(here, looks[member], f": layer {layer}, head {head}")
         here.set(ylabel="attention", ylim=(0, 1))
     tokens = table.drop_duplicates("x")["token"].iloc[-KEYS:]
     written = [style.text(str(token).strip() or "·", 12) for token in tokens]
@@ -73,6 +75,7 @@ def pattern_example(
     axes[-1, 0].tick_params(axis="x", labelsize=6, length=1.5)
     axes[-1, 0].set(xlabel="token of the prompt, in order", xlim=(-0.7, len(written) - 0.3))
     style.legend(axes, outside=ax is None)
+    marks.counted(axes, [1], "prompt", outside=ax is None)
     return figure
 
 
@@ -82,22 +85,23 @@ DRAWINGS = (
         "heads",
         "Heads that look elsewhere",
         pattern_differences,
-        "Total variation distance between tuned and base attention patterns at the last prompt "
-        "token, mean over prompts, layers upwards; 0 is the base against itself, 1 no key in "
-        "common. One colour scale for all members.",
-        "A pattern also changes when anything before the head did: a bright head need not have "
-        "changed itself. Keys whose values are small, above all the first token, take attention "
-        "without effect.",
+        "Each cell is the total variation distance between the tuned and the base attention "
+        "pattern at the last prompt token, as a mean over prompts, with layers upwards. 0 is the "
+        "base against itself, and 1 means no key in common. All models share one colour scale.",
+        "A pattern also changes when anything before the head changed, so a bright head need not "
+        "have changed itself. Keys whose values are small, above all the first token, take "
+        "attention without effect.",
     ),
     Drawing(
         KEY,
         "example",
-        "One prompt, where the last token looks",
+        "Where the last token of one prompt looks",
         pattern_example,
-        "Attention of the last token over the tokens of one prompt, base grey, tuned in colour, in "
-        "the head whose pattern changed most on average (first four members).",
-        "One prompt, and of those kept the one that changes most: an illustration, not an average. "
-        "Members show different heads.",
+        "The bars show the attention of the last token over the tokens of one prompt, with the "
+        "base in grey and the tuned model in colour, in the head whose pattern changed most on "
+        "average (first four models).",
+        "This is one prompt, the one that changes most of those stored: an illustration and not an "
+        "average. The models show different heads.",
         applies=has("example_tvd"),
     ),
 )
@@ -115,4 +119,5 @@ def sentence(result: Result) -> Findings:
             f"{member}: layer {best['layer']}, head {best['head']} {change(best, '.2f')}, "
             f"median head {rows['value'].median():.2f}"
         )
-    return f"Largest change of a last-token pattern (0: none), {int(own['n'].max())} prompts", parts
+    count = int(own["n"].max())
+    return f"The last-token pattern changes most in these heads (0: none; {count} prompts)", parts

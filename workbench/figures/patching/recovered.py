@@ -53,7 +53,7 @@ def layer_head(result: Result, ax: Axes | None = None, *, position: str = "-1") 
     heads = sorted(int(h) for h in own["head"].dropna().unique())
     return layer_maps(
         ax, panels, "head", heads, [str(h) for h in heads], "head",
-        f"recovered, {where}\n({scale})",
+        f"recovered, {where}\n({scale})", looks=style.looks(result),
     )  # fmt: skip
 
 
@@ -84,8 +84,8 @@ def strongest_patch(result: Result) -> Findings:
     held = (table["arm"] == "picked") & (table["metric"] == metric)
     prompts = int(table.loc[held if held.any() else table["arm"] == "patch", "n"].max())
     what = metric.replace("recovered:", "recovered ").replace("_", " ")
-    same = "chosen and measured on the same" if not held.any() else "chosen on others, measured on"
-    return f"Strongest patch by {what}, {same} {prompts} prompts (95%)", parts
+    same = "and measured on the same" if not held.any() else "on others and measured on"
+    return f"The strongest patch by {what} is chosen {same} {prompts} prompts (95%)", parts
 
 
 def place_of(row: pd.Series) -> str:

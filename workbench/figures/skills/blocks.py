@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.figures import style
+from workbench.figures import marks, style
 from workbench.figures.drawing import Drawing, has
 from workbench.figures.heat_maps import Map, heat_maps
 from workbench.figures.member_panels import band, by_member
@@ -21,10 +21,10 @@ HEADING = "Which matrices of the change are needed"
 
 @style.styled
 def greedy_blocks(result: Result, ax: Axes | None = None, *, metric: str = "score") -> Figure:
-    """Score against the number of matrices on, each time the one that helps most, beside random
-    orders; a panel per member, below every point the matrix added.
+    """Score against the number of matrices on, each time the one that helps most, and for random
+    orders; a panel per model, below every point the matrix added.
 
-    metric: any of `Readout.rows`. Bands: 95% intervals over prompts.
+    metric: any of `Readout.rows`. Bars, or bands of many steps: 95% intervals over prompts.
     """
     table = own_rows(result, metric)
     kinds = list(dict.fromkeys(table["component"].dropna()))
@@ -34,20 +34,20 @@ def greedy_blocks(result: Result, ax: Axes | None = None, *, metric: str = "scor
         own = table[table["member"] == member]
         base = own[own["arm"] == "base"]
         path = own[own["arm"] == "greedy"].sort_values("x")
-        for arm, label, colour, dashes, marker in (
-            ("random", "random order", *RANDOM[1:]),
-            ("greedy", "best next matrix", look.colour, "-", "o"),
-        ):
+        for place, (arm, colour) in enumerate((("random", style.GREY), ("greedy", look.colour))):
             line = pd.concat([base, own[own["arm"] == arm]]).sort_values("x")
-            band(here, line, colour)
-            here.plot(line["x"], line["value"], color=colour, ls=dashes, marker=marker, ms=3,
-                      label=label)  # fmt: skip
+            band(here, line, colour, place=(place, 2))
+            if arm == "random":
+                marks.control(here, line["x"], line["value"], RANDOM[2], "random order")
+            else:
+                here.plot(line["x"], line["value"], color=colour, marker=look.marker, ms=3,
+                          label="best next matrix")  # fmt: skip
         model_lines(here, own, "all")
         told = [f"{x:.0f}: {layer:.0f}.{short[component]}" for x, layer, component
                 in zip(path["x"], path["layer"], path["component"], strict=True)]  # fmt: skip
         here.set_xticks(range(len(path) + 1), ["0", *told], rotation=50, ha="right",
                         rotation_mode="anchor", fontsize=6)  # fmt: skip
-        here.set_title(look.label, loc="left", color=look.colour)
+        style.name(here, look)
     finish(result, ax, axes, table, "matrices switched on (number: layer.matrix added)")
     figure.align_xlabels(list(axes.flat))
     return figure
@@ -60,7 +60,7 @@ def block_changes(
     """Change of the score by every matrix, layers upwards: "off", the tuned model with the base's
     matrix, less the tuned one; "alone", the base with the tuned matrix, less the base.
 
-    metric: "score" or "log_probability". tested: mark with a dot what 95% intervals tell from 0.
+    metric: "score" or "log_probability". tested: mark with a dot where the 95% interval excludes 0.
     """
     table = own_rows(result, f"{metric}_change")
     kinds = list(dict.fromkeys(table["component"]))
@@ -85,6 +85,7 @@ def block_changes(
         ax, maps,
         legend=f"change of\n{named}\n(off: from tuned,\nalone: from base)",
         xlabel="matrix", labels=style.short_components(kinds), columns=4,
+        counts=(table["n"], "prompts"),
     )  # fmt: skip
     mine = [one for one in figure.axes if one not in before and one.images]
     for here, dots in zip(mine, marks, strict=False):
@@ -102,23 +103,25 @@ DRAWINGS = (
     Drawing(
         KEY,
         "greedy",
-        "The fewest matrices that do",
+        "The fewest matrices that suffice",
         greedy_blocks,
-        "Score of the base with matrices of the change switched on one after the other, each time "
-        "the one that lowers the loss most on one half of the prompts, scored on the other; grey: "
-        "random orders. Below: which was added.",
+        "The curve shows the score of the base while matrices of the change are switched on one "
+        "after the other. Each step adds the matrix that lowers the loss most on one half of the "
+        "prompts, and the score is on the other half. Grey shows random orders. Below each point "
+        "is the matrix that was added.",
         "A greedy path can miss matrices that help only together.",
         applies=_greedy,
     ),
     Drawing(
         KEY,
         "changes",
-        "Every matrix off, and alone",
+        "Every matrix switched off, and alone",
         block_changes,
-        "Change of the score when one matrix is the base's in the tuned model (off), or the tuned "
-        "one in the base (alone), layers upwards; a dot where the 95% interval excludes 0.",
-        "Off shows what is needed, alone what suffices: a skill spread over many matrices has "
-        "neither. Some dots are chance: one map holds dozens of intervals.",
+        "Each cell is the change of the score when the tuned model gets one matrix of the base "
+        "(off), or the base gets one matrix of the tuned model (alone), with layers upwards. A dot "
+        "means that the 95% interval excludes 0.",
+        "Off shows what is needed, and alone shows what suffices: a skill spread over many "
+        "matrices has neither. Some dots are chance, because one map has dozens of intervals.",
         applies=has("score_change"),
     ),
 )
@@ -142,6 +145,6 @@ def sentence(result: Result) -> Findings:
         told = f"most missed of {len(here)} {where} {change(most, '+.2f')}"
         parts.append(f"{member}: {', '.join([*said, told])}")
     return (
-        f"Score with few matrices of the change, 95% over {int(scores['n'].max())} prompts",
+        f"Few matrices of the change give these scores (95% over {int(scores['n'].max())} prompts)",
         parts,
     )

@@ -1,4 +1,4 @@
-"""Does a model's confidence say how often it is right? Reliability diagrams."""
+"""Does a model's confidence show how often it is right? Reliability diagrams."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.figures import style
+from workbench.figures import marks, style
 from workbench.figures.drawing import Drawing, has
 from workbench.figures.skills.scores import own_rows
 from workbench.figures.wording import Findings, change, interval
@@ -21,7 +21,7 @@ AREA = 60  # points squared, of a dot that holds every prompt
 
 @style.styled
 def reliability(result: Result, ax: Axes | None = None, *, binning: str = "width") -> Figure:
-    """Accuracy against mean confidence of every bin, with Wilson intervals; a panel per member.
+    """Accuracy against mean confidence of every bin, with Wilson intervals; a panel per model.
 
     binning: "width", bins equally wide, or "mass", of equally many prompts. The area of a dot is
     the bin's share of the prompts. Above each panel the calibration error by these bins and the
@@ -55,20 +55,21 @@ def reliability(result: Result, ax: Axes | None = None, *, binning: str = "width
             # Above the panel no dot can lie under it.
             here.annotate(_error(arm, told.loc[arm]), (0, 1), (0, 6 + 8 * (len(shown) - 1 - place)),
                           xycoords="axes fraction", textcoords="offset points", fontsize=6,
-                          color=colour)  # fmt: skip
+                          color=style.ink(colour))  # fmt: skip
         here.set(xlim=(0, 1), ylim=(0, 1))
-        here.set_title(look.label, loc="left", color=look.colour, pad=8 * len(shown) + 7)
+        style.name(here, look, pad=8 * len(shown) + 7)
     style.first_column(axes, f"accuracy on {table['task'].iloc[0]}")
     for here in axes[-1]:
         here.set_xlabel("mean confidence in the first token")
     style.blank(axes, len(looks))
     style.legend(axes, outside=ax is None)
+    marks.counted(axes, errors["n"], "prompts", outside=ax is None)
     return figure
 
 
 def _drawn(arm: str, arms: list[str], look: style.Look) -> tuple[str, object]:
     if arm == "base":
-        return style.GREY, "-"
+        return style.BLACK, "-"
     if arm == "tuned":
         return look.colour, "-"
     place = [a for a in arms if a not in ("base", "tuned")].index(arm)
@@ -87,11 +88,12 @@ DRAWINGS = (
     Drawing(
         KEY,
         "reliability",
-        "Does confidence say how often it is right",
+        "Does confidence show how often the model is right?",
         reliability,
-        "Accuracy against mean confidence of the answer's first token in ten bins, Wilson "
-        "intervals; the area of a dot is its share of the prompts. Above: calibration error beside "
-        "the mean and 95% range of a perfectly calibrated model with the same confidences.",
+        "The dots show the accuracy against the mean confidence of the answer's first token in ten "
+        "bins, with Wilson intervals; the area of a dot is its share of the prompts. Above each "
+        "panel are the calibration error (ECE) and the mean and 95% range of a perfectly "
+        "calibrated model with the same confidences.",
         "An error within that range shows nothing. Bins with few prompts scatter.",
         applies=has("reliability"),
     ),
@@ -108,4 +110,5 @@ def sentence(result: Result) -> Findings:
             for _, row in errors[errors["member"] == member].iterrows()
         ]
         parts.append(f"{member}: {', '.join(said)}")
-    return f"Calibration error of the first token, 95% over {int(errors['n'].max())} prompts", parts
+    count = int(errors["n"].max())
+    return f"The first token has this calibration error (95% over {count} prompts)", parts

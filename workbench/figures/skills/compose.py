@@ -6,8 +6,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.figures import style
+from workbench.figures import marks, style
 from workbench.figures.drawing import Drawing
+from workbench.figures.heat_maps import annotate
 from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
@@ -19,7 +20,7 @@ ARMS = {"graft": "grafts", "random": "random entries", "whole": "whole changes"}
 @style.styled
 def composition(result: Result, ax: Axes | None = None) -> Figure:
     """Score of every task (across) under every set of grafts (up): the grafts, as many random
-    entries, and the members' whole changes summed; the lowest row is the base."""
+    entries, and the models' whole changes summed; the lowest row is the base."""
     table = result.metric("score")
     tasks = list(dict.fromkeys(table["task"]))
     sets = list(dict.fromkeys(table.loc[table["arm"] == "graft", "skills"]))
@@ -33,9 +34,7 @@ def composition(result: Result, ax: Axes | None = None) -> Figure:
         own = table[table["arm"] == arm].set_index(["skills", "task"])["value"]
         grid = np.array([base[tasks], *([own[s, t] for t in tasks] for s in sets)])
         image = here.imshow(grid, cmap=style.MAP, vmin=0, vmax=1, origin="lower", aspect="auto")
-        for i, j in np.ndindex(*grid.shape):
-            colour = "white" if grid[i, j] < 0.6 else "black"
-            here.text(j, i, f"{grid[i, j]:.2f}", ha="center", va="center", fontsize=6, color=colour)
+        annotate(here, image, ".2f")
         here.set_xticks(range(len(tasks)), [style.text(t, 18) for t in tasks], rotation=40,
                         ha="right", rotation_mode="anchor")  # fmt: skip
         here.set_yticks(range(len(sets) + 1), ["none (base)", *(style.text(s, 30) for s in sets)])
@@ -45,6 +44,7 @@ def composition(result: Result, ax: Axes | None = None) -> Figure:
     axes[0, 0].set_ylabel("skills put in")
     assert image is not None
     style.colour_bar(image, list(axes.flat), "score")
+    marks.counted(axes, table["n"], "prompts a task", outside=ax is None)
     return figure
 
 
@@ -54,10 +54,10 @@ DRAWINGS = (
         "scores",
         "Do the skills add up?",
         composition,
-        "Score of every task (across) under every set of grafts (up): the grafts, as many random "
-        "entries of the same members, and their whole changes summed. A column that keeps its "
-        "score when rows join means no interference.",
-        "A task the base already answers keeps its score under any small graft.",
+        "Each cell is the score on a task (across) with a set of grafts (up): the grafts, as many "
+        "random entries of the same models, and their whole changes summed. A column whose score "
+        "stays the same when more grafts join shows no interference.",
+        "A task that the base already answers retains its score under any small graft.",
     ),
 )
 
@@ -70,4 +70,5 @@ def sentence(result: Result) -> Findings:
         f"{change(row, '+.2f')} with all"
         for _, row in together[together["skills"] == whole].iterrows()
     ]
-    return f"Grafts of {whole} put together, 95% over {int(together['n'].max())} prompts", parts
+    count = int(together["n"].max())
+    return f"Grafts of {whole} are put together (95% over {count} prompts)", parts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.figures import style
+from workbench.figures import marks, style
 from workbench.figures.drawing import Drawing
 from workbench.figures.member_panels import band, by_member, error_bars
 from workbench.figures.skills.scores import CURVES, ENOUGH, RANDOM, finish, model_lines, own_rows
@@ -14,14 +14,14 @@ from workbench.results.result import Result
 
 KEY = "skills.compression"
 HEADING = "In how many bits the change fits"
-# As in CURVES: label, colour (None: the member's), dashes, marker.
+# As in CURVES: label, colour (None: the model's), dashes, marker.
 STORED = {
     "rank": ("best low rank of Δ", None, "-", "o"),
     "movement": CURVES["movement"],
     "principal": CURVES["principal"],
     "random": RANDOM,
 }
-WHOLE = {  # one number of bits each: label, colour (None: the member's), marker, size
+WHOLE = {  # one number of bits each: label, colour (None: the model's), marker, size
     "tiered": ("singular vectors at 8, 3, 2 bits", "#0072B2", "P", 5.5),
     "1-bit": ("signs and one scale (1 bit)", "#009E73", "^", 5),
     "adapter": ("the adapter's own file", None, "*", 8),
@@ -33,22 +33,26 @@ STORES = ("rank", "tiered", "1-bit", "adapter", "movement", "principal", "random
 
 @style.styled
 def bits_score(result: Result, ax: Axes | None = None, *, metric: str = "score") -> Figure:
-    """Score against the stored bits per entry of the base; a panel per member.
+    """Score against the stored bits per entry of the base; a panel per model.
 
-    metric: any of `Readout.rows`. Bands: 95% intervals of the low ranks and of random entries; bars
-    those of the ways that have but one size.
+    metric: any of `Readout.rows`. Bars: 95% intervals of the low ranks, of random entries and of
+    the ways that have only one size.
     """
     table = own_rows(result, metric)
     figure, axes, members = by_member(result, ax, 1.9, share=(True, True))
     for here, (member, look) in members:
         own = table[table["member"] == member]
+        here.set_xscale("log")
         for arm, (label, colour, dashes, marker) in STORED.items():
             line = own[own["arm"] == arm].sort_values("x")
             if line.empty:
                 continue
             colour = colour or look.colour
             if arm in ("rank", "random"):
-                band(here, line, colour)
+                band(here, line, colour, place=(arm == "random", 2))
+            if arm == "random":
+                marks.control(here, line["x"], line["value"], dashes, label)
+                continue
             here.plot(line["x"], line["value"], color=colour, ls=dashes, marker=marker, ms=3,
                       label=label)  # fmt: skip
         for arm, (label, colour, marker, size) in WHOLE.items():
@@ -60,11 +64,10 @@ def bits_score(result: Result, ax: Axes | None = None, *, metric: str = "score")
                     label=label,
                 )  # fmt: skip
         model_lines(here, own)
-        here.set_xscale("log")
-        here.set_title(look.label, loc="left", color=look.colour)
+        style.name(here, look)
     held = table.loc[table["x"] > 0, "x"]
-    style.log_ticks(axes[0, 0].xaxis, held.min(), held.max())
-    finish(result, ax, axes, table, "stored bits per entry of the base")
+    marks.log_ticks(axes[0, 0].xaxis, held.min(), held.max())
+    finish(result, ax, axes, table, f"stored bits per entry of the base {marks.LOG}")
     return figure
 
 
@@ -74,11 +77,11 @@ DRAWINGS = (
         "bits",
         "In how many bits the change fits",
         bits_score,
-        "Score of the base plus a compressed change against what it takes to store, in bits per "
-        "entry of the base; masks pay 16 bits a value and the entropy of their places. Grey: "
-        "random entries. The star is the adapter's own file.",
-        "Values kept at 16 bits are counted and not rounded; nothing here was calibrated on data, "
-        "which the published codecs gain from.",
+        "The curves show the score of the base plus a compressed change against the bits that it "
+        "takes to store, per entry of the base. Masks cost 16 bits per value and the entropy of "
+        "their places. Grey shows random entries, and the star is the adapter's own file.",
+        "Values stored at 16 bits are counted and not rounded. Nothing here was calibrated on "
+        "data, from which the published codecs gain.",
     ),
 )
 
@@ -103,6 +106,7 @@ def sentence(result: Result) -> Findings:
         parts.append(f"{member}: {', '.join(said)}")
     n = int(gains["n"].max())
     return (
-        f"Fewest stored bits per entry with 95% of the gain, 95% interval over {n} prompts",
+        f"These are the fewest stored bits per entry with 95% of the gain (95% interval over {n} "
+        "prompts)",
         parts,
     )

@@ -7,11 +7,18 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.figures import style
+from workbench.figures import marks, style
 from workbench.figures.drawing import Drawing, has
 from workbench.figures.heat_maps import Map, heat_maps
 from workbench.figures.member_panels import band, by_member
-from workbench.figures.skills.scores import CURVES, ENOUGH, finish, model_lines, own_rows
+from workbench.figures.skills.scores import (
+    CURVES,
+    ENOUGH,
+    finish,
+    has_curve,
+    model_lines,
+    own_rows,
+)
 from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
@@ -23,22 +30,26 @@ POINTS = {"layer": ("one layer", "$L$"), "component": ("one kind of matrix", "$M
 
 @style.styled
 def graft_scores(result: Result, ax: Axes | None = None, *, metric: str = "score") -> Figure:
-    """Score of the base with a share of the change, against that share; a panel per member.
+    """Score of the base with a share of the change, against that share; a panel per model.
 
-    metric: any of `localize`'s ("agreement", "ece" ...). Grey lines: base and tuned model. Bands:
+    metric: any of `localize`'s ("agreement", "ece" ...). Grey lines: base and tuned model. Bars:
     95% intervals over prompts, of the learned mask and of random entries.
     """
     table = own_rows(result, metric)
     figure, axes, members = by_member(result, ax, 1.7, share=(True, True))
     for here, (member, look) in members:
         own = table[table["member"] == member]
+        here.set_xscale("log")
         for arm, (label, colour, dashes, marker) in CURVES.items():
             line = own[(own["arm"] == arm) & (own["x"] > 0)].sort_values("x")
             if line.empty:
                 continue
             shown = colour or look.colour
             if arm in ("learned", "random"):
-                band(here, line, shown)
+                band(here, line, shown, place=(arm == "random", 2))
+            if arm == "random":
+                marks.control(here, line["x"], line["value"], dashes, label)
+                continue
             here.plot(line["x"], line["value"], color=shown, ls=dashes, marker=marker, ms=3,
                       lw=1.6 if arm == "learned" else 1.0, zorder=4 if arm == "learned" else 3,
                       label=label)  # fmt: skip
@@ -48,22 +59,21 @@ def graft_scores(result: Result, ax: Axes | None = None, *, metric: str = "score
                 here.plot(points["x"], points["value"], ls="", marker=mark, ms=3.5, mew=0.3,
                           color="#56B4E9", label=label, zorder=2)  # fmt: skip
         model_lines(here, own)
-        here.set_xscale("log")
-        here.set_title(look.label, loc="left", color=look.colour)
+        style.name(here, look)
     taken = table.loc[table["x"].between(0, 1, inclusive="neither"), "x"]
     # A decade at least, in which a single sparsity has room for its ticks.
     low, high = (taken.min() / 2, min(1.0, taken.max() * 2)) if len(taken) else (0.1, 1.0)
     low = min(low, high / 10)
     axes[0, 0].set_xlim(low, high)
-    style.log_ticks(axes[0, 0].xaxis, low, high)
-    finish(result, ax, axes, table, "share of the parameters in the blocks")
+    marks.log_ticks(axes[0, 0].xaxis, low, high)
+    finish(result, ax, axes, table, f"share of the parameters in the blocks {marks.LOG}")
     return figure
 
 
 @style.styled
 def graft_places(result: Result, ax: Axes | None = None, *, arm: str = "") -> Figure:
     """How much of every matrix a graft takes, over its share of all: layers upwards, log2 scale; a
-    panel per member.
+    panel per model.
 
     arm: "learned" or "movement"; the first there is. The graft shown is the smallest with 95% of
     the gain, or the largest.
@@ -84,6 +94,7 @@ def graft_places(result: Result, ax: Axes | None = None, *, arm: str = "") -> Fi
     return heat_maps(
         ax, maps, legend=f"{CURVES[arm][0]}: log₂ of\n(share of a matrix /\na random graft's)",
         xlabel="matrix", labels=style.short_components(kinds), columns=3,
+        counts=(cells["n"], "entries of a matrix"),
     )  # fmt: skip
 
 
@@ -102,13 +113,15 @@ DRAWINGS = (
         "sparsity",
         "How few parameters carry the skill",
         graft_scores,
-        "Score when only a share of the change is put onto the base, on prompts on which neither "
-        "mask nor epoch was chosen. In colour the learned mask at the size it ended with; beside "
-        "it every way of choosing as many entries without learning, and the best low-rank change "
-        "of as many stored numbers. Grey lines: base and tuned model; bands: 95% over prompts.",
+        "The curves show the score when only a share of the change is put onto the base, on "
+        "prompts on which neither mask nor epoch was chosen. The learned mask is in the model's "
+        "colour, at the size it ended with. The other curves choose as many entries without "
+        "learning, or take the best low-rank change of as many stored numbers. The grey lines are "
+        "base and tuned model, and bars are 95% intervals over prompts.",
         "A learned mask is trained on the task: part of its score is new training, which starts "
-        "from the movement mask and may not have converged. Sizes of the learned mask are what it "
-        "ended with, not what was asked.",
+        "from the movement mask and may not have converged. The sizes of the learned mask are what "
+        "it ended with, and not what was requested.",
+        applies=lambda result, *_: has_curve(result, *CURVES),
     ),
     Drawing(
         KEY,
@@ -117,19 +130,21 @@ DRAWINGS = (
         lambda result, ax=None, **options: graft_scores(
             result, ax, **({"metric": "ece"} | options)
         ),
-        "Expected calibration error (10 bins of equal width) of the answer's first token, as "
-        "above.",
+        "The curves show the expected calibration error (10 bins of equal width) of the answer's "
+        "first token for the same shares of the change.",
         "The estimate is biased upwards: a perfectly calibrated model shows the baseline in the "
-        "table, not 0. A model that is always wrong and unsure is well calibrated.",
+        "table, and not 0. A model that is always wrong and unsure is well calibrated.",
+        applies=lambda result, *_: has_curve(result, *CURVES),
     ),
     Drawing(
         KEY,
         "places",
         "Where the graft is",
         graft_places,
-        "Share of every matrix that the graft takes over its share of all parameters, log2: red "
-        "matrices hold more of it than their size gives. After each name the graft's size: the "
-        "smallest with 95% of the gain, or the largest where none has.",
+        "Each cell is the share of a matrix that the graft takes, over the graft's share of all "
+        "parameters, as log2: red matrices contain more of it than their size gives. After each "
+        "name is the size of the graft: the smallest with 95% of the gain, or the largest if none "
+        "has that much.",
         "Several grafts may do equally well, and one of them is found. A matrix with little of the "
         "graft may still be needed.",
         applies=has("entries"),
@@ -159,6 +174,6 @@ def sentence(result: Result) -> Findings:
         parts.append(f"{member}: {', '.join(said)}")
     n, total = int(sizes["n"].max()), int(result.metric("N")["value"].max())
     return (
-        f"Gain of the smallest graft with 95% of it on other prompts, share of N = {total:,}; "
-        f"95% intervals over {n} prompts"
+        f"The gain is of the smallest graft with 95% of it on other prompts, at its share of "
+        f"N = {total:,} (95% intervals over {n} prompts)"
     ), parts

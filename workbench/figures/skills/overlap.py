@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.figures import style
+from workbench.figures import marks, style
 from workbench.figures.drawing import Drawing
 from workbench.figures.wording import Findings
 from workbench.results.result import Result
 
 KEY = "skills.overlap"
 HEADING = "Do two skills share their parameters?"
+MOST = 8  # grafts whose cells have room for chance, too
 
 
 @style.styled
@@ -32,14 +34,14 @@ def overlap_matrix(result: Result, ax: Axes | None = None) -> Figure:
             continue
         row = table.loc[(names[i], names[j])]
         grid[i, j] = np.log2(max(row["value"], 1e-9) / row["baseline"])
-    most = max(1.0, float(np.nanmax(np.abs(grid))))
+    most, colours = max(1.0, float(np.nanmax(np.abs(grid)))), mpl.colormaps[style.DIVERGING]
     for (i, j), value in np.ndenumerate(grid):
         if i != j:
             row = table.loc[(names[i], names[j])]
-            told = f"{row['value']:.2g}\n{row['baseline']:.2g} | {within[names[i], names[j]]:.2g}"
-            dark = abs(value) > 0.7 * most
-            here.text(j, i, told, ha="center", va="center", fontsize=5.5,
-                      color="white" if dark else "black")  # fmt: skip
+            chance = f"\n{row['baseline']:.2g} | {within[names[i], names[j]]:.2g}"
+            told = f"{row['value']:.2g}{chance if size <= MOST else ''}"
+            shade = colours((value / most + 1) / 2)
+            here.text(j, i, told, ha="center", va="center", fontsize=5.5, color=style.on(shade))
     image = here.imshow(grid, cmap=style.DIVERGING, vmin=-most, vmax=most, origin="lower")
     here.set_facecolor(style.PALE)
     labels = [style.text(name, 26) for name in names]
@@ -49,6 +51,7 @@ def overlap_matrix(result: Result, ax: Axes | None = None) -> Figure:
     here.set_ylabel("graft i")
     here.spines[:].set_visible(False)
     style.colour_bar(image, here, "log₂ of overlap\nover chance")
+    marks.counted(axes, table["n"], "entries of graft j", outside=ax is None)
     return figure
 
 
@@ -58,10 +61,11 @@ DRAWINGS = (
         "matrix",
         "Do the grafts share their parameters?",
         overlap_matrix,
-        "Of the entries of graft j (across) the share that graft i (up) takes too. Second line: "
-        "what random entries of the same number give | what random places within each matrix give, "
-        "if every matrix keeps its number. Colour: the first over the second number, log2.",
-        "Members trained from one base by one recipe move the same large columns whatever they "
+        "Each cell is the share of the entries of graft j (across) that graft i (up) takes too. "
+        "The second line (of up to 8 grafts) is what as many random entries give | what random "
+        "places within each matrix give if every matrix has as many as before. The colour is the "
+        "first number over the second, as log2.",
+        "Models trained from one base by one recipe change the same large columns whatever they "
         "learn. Grafts of different sizes are compared by the share of the second one.",
     ),
 )
@@ -75,4 +79,4 @@ def sentence(result: Result) -> Findings:
         f"95% range {row['null_low']:.3f} to {row['null_high']:.3f}; within matrices {inner:.3f})"
         for (_, row), inner in zip(rows.iterrows(), within, strict=True)
     ]
-    return "Share of a graft's entries that another takes too", parts[:8]
+    return "Another graft takes this share of a graft's entries too", parts[:8]

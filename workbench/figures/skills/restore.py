@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.figures import style
+from workbench.figures import marks, style
 from workbench.figures.drawing import Drawing
 from workbench.figures.member_panels import band, by_member
 from workbench.figures.skills.scores import RANDOM, finish, model_lines, own_rows
@@ -25,10 +25,10 @@ ORDERS = {
 
 @style.styled
 def restoration(result: Result, ax: Axes | None = None, *, metric: str = "score") -> Figure:
-    """Score against the share of N set back to the base, a line per order; a panel per member.
+    """Score against the share of N set back to the base, a line per order; a panel per model.
 
-    metric: any of `Readout.rows`. Bands: 95% intervals of the first order and of random. Rings: the
-    largest share that cost nothing on the choosing half, bars the range of that choice.
+    metric: any of `Readout.rows`. Bars: 95% intervals of the first order and of random. Rings: the
+    largest share that cost nothing on the choosing half, with the range of that choice.
     """
     table, free = own_rows(result, metric), own_rows(result, "free")
     figure, axes, members = by_member(result, ax, 1.9, share=(True, True))
@@ -42,9 +42,12 @@ def restoration(result: Result, ax: Axes | None = None, *, metric: str = "score"
             line = pd.concat([own[own["arm"] == arm], ends]).sort_values("x")
             colour = colour or look.colour
             if arm in (shown[0], "random"):
-                band(here, line, colour)
-            here.plot(line["x"], line["value"], color=colour, ls=dashes, marker=marker, ms=3,
-                      label=label)  # fmt: skip
+                band(here, line, colour, place=(arm == "random", 2))
+            if arm == "random":
+                marks.control(here, line["x"], line["value"], dashes, label)
+            else:
+                here.plot(line["x"], line["value"], color=colour, ls=dashes, marker=marker, ms=3,
+                          label=label)  # fmt: skip
             chosen = free[(free["member"] == member) & (free["arm"] == arm)]
             for row in chosen.to_dict("records"):
                 height = line.loc[line["x"] == row["value"], "value"].iloc[0]
@@ -55,7 +58,7 @@ def restoration(result: Result, ax: Axes | None = None, *, metric: str = "score"
                     alpha=0.7, zorder=4,
                 )  # fmt: skip
         model_lines(here, own)
-        here.set_title(look.label, loc="left", color=look.colour)
+        style.name(here, look)
     axes[0, 0].plot([], [], ls="", marker="o", ms=6.5, mfc="none", mew=0.9, color=style.BLACK,
                     label="free (with its range)")  # fmt: skip
     finish(result, ax, axes, table, "share q of the parameters set back to the base")
@@ -68,19 +71,20 @@ DRAWINGS = (
         "shares",
         "How much of the update can be taken back",
         restoration,
-        "Score of the tuned model with a share of its parameters set back to the base, in each "
-        "order; bands: 95% over prompts. Rings: the largest share that cost at most 0.02 on a half "
-        "of the prompts, with the range of that choice. Random entries are the control.",
+        "The curves show the score of the tuned model after a share of its parameters is set back "
+        "to the base, in each order; bars are 95% intervals over prompts. The rings mark the "
+        "largest share that cost at most 0.02 on one half of the prompts, with the range of that "
+        "choice. Random entries are the control.",
         "Restoring the smallest changes first takes back many entries and little of the change. "
-        "The rings are what the half that chose them allows, which few prompts blur: the table's "
-        "cost is the other half's. Where few parameters ever moved, restoring the others costs "
-        "nothing.",
+        "The rings show what the half that chose them allows, which few prompts blur; the cost in "
+        "the table is that of the other half. If few parameters changed at all, restoring the "
+        "others costs nothing.",
     ),
 )
 
 
 def sentence(result: Result) -> Findings:
-    """What could be taken back for nothing, in every order, and what did better set back."""
+    """What could be set back at no cost, in every order, and which updates were harmful."""
     free, cost, harmful = (own_rows(result, m) for m in ("free", "cost", "harmful"))
     parts = []
     for member in result.members:
@@ -98,6 +102,6 @@ def sentence(result: Result) -> Findings:
         ]
         parts.append(f"{member}: {', '.join(said)}")
     return (
-        f"Share of the parameters set back for at most 0.02 of score, "
-        f"{int(free['n'].max())} prompts chose"
+        f"The share of the parameters set back for at most 0.02 of score is chosen on "
+        f"{int(free['n'].max())} prompts"
     ), parts

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from workbench.figures import style
+from workbench.figures import marks, style
 from workbench.results.result import Result
 
 ENOUGH = 0.95  # of the gain
 MEASURES = {"ece": "calibration error", "log_probability": "log p(answer) (nats)"}
-# How an arm is drawn: label, colour (None: the member's), dashes, marker.
+# How an arm is drawn: label, colour (None: the model's), dashes, marker.
 CURVES = {
     "learned": ("learned mask", None, "-", "o"),
     "movement": ("largest change |Δ|", style.BLACK, "-", "s"),
@@ -20,7 +20,7 @@ CURVES = {
     "gradient": ("largest gradient", "#009E73", style.DASHES[0], "^"),
     "principal": ("principal weights", "#E69F00", style.DASHES[0], "v"),
     "magnitude": ("largest weights |θ₀|", "#CC79A7", style.DASHES[0], "<"),
-    "random": ("random entries", style.GREY, style.DASHES[1], "x"),
+    "random": ("random entries", style.GREY, style.DASHES[1], "o"),
 }
 RANDOM = CURVES["random"]
 
@@ -45,6 +45,13 @@ def model_lines(here: Axes, own: pd.DataFrame, *more: str) -> None:
                       color=style.GREY, annotation_clip=False)  # fmt: skip
 
 
+def has_curve(result: Result, *arms: str) -> bool:
+    """Whether some arm has two sizes to draw a curve through; of one the headline has it."""
+    rows = own_rows(result, "score")
+    rows = rows[rows["arm"].isin(arms) & (rows["x"] > 0)]
+    return bool((rows.groupby(["member", "arm"])["x"].nunique() > 1).any())
+
+
 def finish(
     result: Result, ax: Axes | None, axes: np.ndarray, table: pd.DataFrame, xlabel: str
 ) -> None:
@@ -54,3 +61,4 @@ def finish(
         here.set_xlabel(xlabel)
     style.blank(axes, len(result.members))
     style.legend(axes, outside=ax is None)
+    marks.counted(axes, table["n"], "prompts", outside=ax is None)

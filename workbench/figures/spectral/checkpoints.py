@@ -1,4 +1,4 @@
-"""Which members are checkpoints of one run, and which is the strongest intruder of each?"""
+"""Which models are checkpoints of one run, and which is the strongest intruder of each?"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def has_steps(result: Result) -> bool:
 
 
 def runs(result: Result) -> dict[str, list[str]]:
-    """Run label -> its members in order of step; members without a step are left out.
+    """Run label -> its models in order of step; models without a step are left out.
 
     Checkpoints that share kind, rank, alpha and seed are one run.
     """

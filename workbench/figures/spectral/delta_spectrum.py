@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
-from workbench.figures import style
+from workbench.figures import marks, style
 from workbench.figures.drawing import Drawing, has
 from workbench.figures.wording import Findings, interval, matrices_changed
 from workbench.results.result import Result, how_many_changed, matrix_columns
@@ -69,7 +69,7 @@ def delta_spectra(result: Result, ax: Axes | None = None) -> Figure:
             *(index, middle),
             color=look.colour,
             marker=look.marker,
-            # A logarithmic axis: about evenly spaced markers.
+            # About evenly spaced markers on a logarithmic axis.
             markevery=list(np.unique(np.geomspace(1, len(index), 6).astype(int) - 1)),
             label=look.label,
         )
@@ -86,14 +86,17 @@ def delta_spectra(result: Result, ax: Axes | None = None) -> Figure:
     here.set(
         xscale="log",
         yscale="log",
-        xlabel="index of the singular value (1 = largest)",
-        ylabel="σ / largest σ of ΔW (unitless)",
+        xlabel=f"index of the singular value (1 = largest) {marks.LOG}",
+        ylabel=f"σ / largest σ of ΔW {marks.LOG}",
         xlim=(0.9, size * 1.1),
         ylim=(max(lowest * 0.7, FLOOR), 1.3),
     )
-    style.log_ticks(here.xaxis, 1, size)
-    style.log_ticks(here.yaxis, lowest, 1)
+    marks.log_ticks(here.xaxis, 1, size)
+    marks.log_ticks(here.yaxis, lowest, 1)
     style.legend(axes, outside=ax is None)
+    keys = [name for name in ("layer", "component") if name in rows]
+    counts = rows.drop_duplicates(["member", *keys]).groupby("member").size()
+    marks.counted(axes, counts, "matrices", outside=ax is None)
     return figure
 
 
@@ -111,8 +114,8 @@ def _ranks(result: Result) -> pd.DataFrame:
 def effective_ranks(result: Result, ax: Axes | None = None) -> Figure:
     """Effective rank of the change: a point per matrix that changed, a bar at the median.
 
-    Dashed: a LoRA's ceiling, its rank r; for a full member the effective rank of a random square
-    matrix with as many singular values as its middle matrix (drawn where the table holds sigma).
+    Dashed: a LoRA's ceiling, its rank r; for a full fine-tune the effective rank of a random square
+    matrix with as many singular values as its middle matrix (drawn if the table holds sigma).
     """
     rows = _ranks(result)
     if rows.empty:
@@ -122,7 +125,7 @@ def effective_ranks(result: Result, ax: Axes | None = None) -> Figure:
     looks = style.looks(result)
     for place, (name, look) in enumerate(looks.items()):
         values = rows.loc[rows["member"] == name, "value"].to_numpy(dtype=float)
-        # Golden-ratio steps spread the points evenly, and alike each time.
+        # Golden-ratio steps spread the points evenly, and the same way each time.
         spread = (np.arange(values.size) * 0.618034 % 1 - 0.5) * 0.5
         here.scatter(
             place + spread, values, s=6, color=look.colour, marker=look.marker, alpha=0.55, lw=0
@@ -131,9 +134,8 @@ def effective_ranks(result: Result, ax: Axes | None = None) -> Figure:
             here.hlines(np.median(values), place - 0.32, place + 0.32, color=look.colour, lw=2)
         reference = _ceiling(result, name)
         if reference:
-            here.hlines(
-                reference, place - 0.42, place + 0.42, color=style.GREY, ls=style.DASHES[0], lw=1
-            )
+            here.hlines(reference, place - 0.42, place + 0.42, color=style.GREY,
+                        ls=style.DASHES[0], lw=1, zorder=4)  # fmt: skip
     here.plot([], [], color=style.GREY, ls=style.DASHES[0], lw=1, label="LoRA: r; full: random ΔW")
     here.plot([], [], color="black", lw=2, label="median over matrices")
     crowded = sum(len(look.label) for look in looks.values()) > 42
@@ -147,17 +149,18 @@ def effective_ranks(result: Result, ax: Axes | None = None) -> Figure:
     here.set_yscale("log", base=2)
     here.yaxis.set_major_formatter("{x:g}")
     here.set(
-        xlabel="member",
-        ylabel="effective rank of ΔW (dimensions)",
+        xlabel="fine-tuned model",
+        ylabel=f"effective rank of ΔW\n(dimensions) {marks.LOG}",
         xlim=(-0.6, len(looks) - 0.4),
         ylim=(0.8, None),
     )
     style.legend(axes, outside=ax is None)
+    marks.counted(axes, rows.groupby("member").size(), "matrices", outside=ax is None)
     return figure
 
 
 def _ceiling(result: Result, member: str) -> float | None:
-    """What the effective rank of `member` is to be held against, where it is known."""
+    """What the effective rank of `member` is to be compared with, if it is known."""
     about = result.provenance.members[member]
     if about.get("kind") == "lora":
         return about.get("rank")
@@ -174,11 +177,12 @@ DRAWINGS = (
         "spectrum",
         "Singular values of the change",
         delta_spectra,
-        "Singular values of ΔW over the largest of the same matrix: median and quartiles over "
-        "matrices. A line that falls early is a change of few directions. Dashed: a square matrix "
-        "of independent random entries.",
-        "Scaled by each matrix's largest value, it hides how large the change is; at large index "
-        "only the large matrices are left in the median; below about 1e-6 there is only rounding.",
+        "The curves show the singular values of ΔW over the largest of the same matrix, as median "
+        "and quartiles over matrices. A line that falls early is a change of few directions. The "
+        "dashed line is a square matrix of independent random entries.",
+        "Because each matrix is scaled by its largest value, the figure hides how large the change "
+        "is. At a large index only the large matrices are left in the median, and below about 1e-6 "
+        "there is only rounding.",
         applies=has("sigma"),
     ),
     Drawing(
@@ -186,12 +190,12 @@ DRAWINGS = (
         "effective-rank",
         "Effective rank of the change",
         effective_ranks,
-        "exp of the entropy of σ / Σσ of ΔW: a point per matrix, a bar at the median. Dashed: for "
-        "a LoRA its rank r, which it cannot exceed; for a full member the effective rank of a "
-        "random square matrix of the middle size.",
-        "It counts directions whatever they do: half-precision rounding of a checkpoint alone "
-        "gives a nearly full effective rank. Compare it with the relative norm and the energy in "
-        "the first values.",
+        "Each point is a matrix, placed at exp of the entropy of σ / Σσ of its ΔW, with a bar at "
+        "the median. The dashed line is the rank r of a LoRA, which it cannot exceed, and for a "
+        "full fine-tune the effective rank of a random square matrix of the middle size.",
+        "The effective rank counts directions whatever they do: half-precision rounding of a "
+        "checkpoint alone gives a nearly full effective rank. Compare it with the relative norm "
+        "and the energy in the first values.",
         applies=has_ranks,
     ),
 )
@@ -215,4 +219,6 @@ def sentence(result: Result) -> Findings:
             *matrices_changed(changed[name]),
         ]
         parts.append(f"{name}: {interval(mean.value, mean.low, mean.high)} ({', '.join(beside)})")
-    return "Mean effective rank of the change, 95% interval over the n matrices that changed", parts
+    return (
+        "The mean effective rank of the change has a 95% interval over the n matrices that changed"
+    ), parts

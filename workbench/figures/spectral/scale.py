@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
-from workbench.figures import style
+from workbench.figures import marks, style
 from workbench.figures.drawing import Drawing
 from workbench.figures.task_and_loss import PRETRAINING, items, task_and_loss, task_of
 from workbench.figures.wording import Findings, change
@@ -31,11 +31,13 @@ CONTROLS = ("neighbour", "random", "shrink")
 def scale_sweep(result: Result, ax: Axes | None = None) -> Figure:
     """% change of the task score (left) and of the pre-training loss (right) against lambda.
 
-    One row per member, one line per arm with its 95% interval; the member's colour is the top
-    intruder, black all of them, dashed grey the controls.
+    One row per model, one line per arm with its 95% intervals; the model's colour is the top
+    intruder, black all of them, dashed grey the controls. A model without an intruder has no row.
     """
     wanted = ((task_of(result), "score_change"), (PRETRAINING, "loss_change"))
     looks = style.looks(result)
+    measured = result.table[result.table["metric"].isin([metric for _, metric in wanted])]
+    looks = {name: look for name, look in looks.items() if (measured["member"] == name).any()}
     figure, axes = style.panels(
         *(ax, len(looks), 2),
         width=style.WIDE,
@@ -52,38 +54,40 @@ def scale_sweep(result: Result, ax: Axes | None = None) -> Figure:
             _arms(here, rows.sort_values("x"), look)
             here.axhline(0, color=style.GREY, lw=0.6, zorder=0)
             here.axvline(1, color=style.GREY, lw=0.6, zorder=0)
-        row[0].set_title(look.label, loc="left", color=look.colour)
+        style.name(row[0], look)
         row[0].set_ylabel("task score\nchange (%)")
         row[1].set_ylabel("pre-training loss\nchange (%)")
     for here in axes[-1]:
         here.set_xlabel("scale λ of the singular value (1 = as tuned)")
     style.legend(axes, outside=ax is None)
+    counts = [
+        (measured.loc[measured["task"] == task, "n"], what)
+        for (task, _), what in zip(wanted, ("prompts", "texts"), strict=True)
+    ]
+    marks.counted(axes, counts, "", outside=ax is None)
     return figure
 
 
 def _arms(here: Axes, rows, look: style.Look) -> None:
-    """Every arm of one member and metric: a line, markers and an interval band."""
+    """Every arm of one model and metric: a line, markers and 95% intervals."""
     known = [arm for arm in LABELS if arm in set(rows["arm"])]
     unknown = [arm for arm in dict.fromkeys(rows["arm"]) if arm not in LABELS]
     if not known:
         raise WorkbenchError(
             f"Expected arms of {sorted(LABELS)} for {look.label}, found {unknown}."
         )
-    for arm in known:
+    for place, arm in enumerate(known):
         line = rows[rows["arm"] == arm]
         colour = {"top": look.colour, "all": style.BLACK}.get(arm, style.GREY)
-        control = arm in CONTROLS
-        here.fill_between(line["x"], line["low"], line["high"], color=colour, alpha=0.15, lw=0)
-        here.plot(
-            *(line["x"], line["value"]),
-            color=colour,
-            ls=style.DASHES[CONTROLS.index(arm)] if control else "-",
-            marker=None if control else "o",
-            markersize=3,
-            lw=1.0 if control else 1.4,
-            label=LABELS[arm],
-            zorder=2 if control else 3,
-        )
+        marks.intervals(here, line["x"], line["low"], line["high"], colour, value=line["value"],
+                        place=(place, len(known)))  # fmt: skip
+        if arm in CONTROLS:
+            number = CONTROLS.index(arm)
+            marks.control(here, line["x"], line["value"], style.DASHES[number], LABELS[arm],
+                          marker="os^"[number])  # fmt: skip
+        else:
+            here.plot(line["x"], line["value"], color=colour, marker=look.marker, ms=3.5, lw=1.4,
+                      label=LABELS[arm], zorder=3)  # fmt: skip
 
 
 DRAWINGS = (
@@ -92,13 +96,14 @@ DRAWINGS = (
         "sweep",
         "Scaling the intruders",
         scale_sweep,
-        "The singular value of the top (or every) intruder multiplied by λ, everything else kept: "
-        "change of the task score (left; lower is worse) and of the pre-training loss (right; "
-        "lower is better) against λ = 1, bands 95% intervals. Intruders cause forgetting where "
-        "their loss falls below λ = 1 while the dashed controls at the same λ do not.",
+        "The singular value of the top (or every) intruder is multiplied by λ, and everything else "
+        "stays unchanged. The panels show the change of the task score (left; lower is worse) and "
+        "of the pre-training loss (right; lower is better) against λ = 1, with 95% intervals. "
+        "Intruders cause forgetting if their loss falls below that of λ = 1 while the dashed "
+        "controls at the same λ do not.",
         "A neighbouring pre-trained vector of similar σ carries the base's own knowledge, so its "
-        "loss rises on either side; the arms differ in the norm they remove, and only the shrink "
-        "arm is matched in it. Shared prompts make the bands of the arms dependent.",
+        "loss rises on either side. The arms differ in the norm they remove, and only the shrink "
+        "arm is matched in it. Shared prompts make the intervals of the arms dependent.",
     ),
 )
 
@@ -120,4 +125,4 @@ def sentence(result: Result) -> Findings:
             if said:
                 arms.append(f"{LABELS[arm]}: {', '.join(said)}")
         parts.append(f"{name}: {'; '.join(arms) or 'nothing to scale'}")
-    return f"Scaled by {at:g}, change against as tuned ({items(here)})", parts
+    return f"Scaled by {at:g}, the arms give these changes against as tuned ({items(here)})", parts

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
-from workbench.figures import style, tensors
+from workbench.figures import marks, style, tensors
 from workbench.figures.drawing import Drawing
 from workbench.figures.wording import Findings
 from workbench.results.result import Result
@@ -21,13 +21,13 @@ CELLS = 192  # per side of the whole matrix, about one per printed dot of its pa
 
 
 def weakest(result: Result, top: int = 10) -> str:
-    """The matrix, of those every member has, that holds the smallest largest cosine of its top."""
+    """The matrix, of those that every model has, with the smallest largest cosine of its top."""
     stored = tensors.by_member(result)  # "layer.component" -> |U_tuned^T U_base|, (tuned, base)
     shared = set.intersection(*(set(named) for named in stored.values()))
     if not shared:
         raise WorkbenchError(
-            "Expected a similarity matrix that every member has, found none; "
-            "run spectral.similarity on the same matrices of every member."
+            "Expected a similarity matrix that every model has, found none; "
+            "run spectral.similarity on the same matrices of every model."
         )
     return min(
         sorted(shared), key=lambda n: min(own[n][:top].max(1).min() for own in stored.values())
@@ -57,9 +57,9 @@ def similarity_matrix(
 ) -> Figure:
     """|cosine| of tuned (y) against base (x) left singular vectors: the top ones, and all.
 
-    matrix: "layer.component"; by default the one with the weakest match in any member (`weakest`).
+    matrix: "layer.component"; by default the one with the weakest match in any model (`weakest`).
     The dashed mark on the colour bar is what a random direction reaches (`chance`).
-    Raises where a member lacks the matrix.
+    Raises if a model lacks the matrix.
     """
     matrix = weakest(result, top) if matrix is None else matrix
     stored = tensors.by_member(result)
@@ -86,7 +86,7 @@ def similarity_matrix(
             image = one.imshow(shown, vmin=0, vmax=1, extent=edge, interpolation="nearest")
             one.set_xlabel("base index")
             one.set_ylabel("tuned index")
-        near.set_title(look.label, loc="left", color=look.colour)
+        style.name(near, look)
         whole.set_title(f"all {array.shape[0]}", loc="right")
         near.set_xticks([1, *range(5, min(top, array.shape[1]) + 1, 5)])
         near.set_yticks([1, *range(5, min(top, array.shape[0]) + 1, 5)])
@@ -101,6 +101,7 @@ def similarity_matrix(
         pad=0.02,
         label=f"|cosine| in {style.text(matrix, 40)}\n(dashed: largest of a random direction)",
     )
+    marks.counted(axes, [size], "base vectors", outside=ax is None)
     bar.ax.axvline(chance(size), color="white", ls=style.DASHES[0], lw=1.2)
     return figure
 
@@ -111,11 +112,12 @@ DRAWINGS = (
         "matrix",
         "Tuned against base singular vectors",
         similarity_matrix,
-        "Absolute cosine between every tuned (y) and base (x) left singular vector: the top ones, "
-        "and all of them (each dot the maximum of its block). A kept direction is a bright cell on "
-        "the diagonal, a moved one a bright cell off it, an intruder a row without one. The dashed "
-        "mark on the colour bar is what a random direction reaches.",
-        "Unless one was asked for, this is the matrix with the weakest match in any member, not a "
+        "Each cell is the absolute cosine between a tuned (y) and a base (x) left singular vector, "
+        "for the top ones and for all of them (where each dot is the maximum of its block). An "
+        "unchanged direction is a bright cell on the diagonal, a moved one is a bright cell off "
+        "it, and an intruder is a row without one. The dashed mark on the colour bar is what a "
+        "random direction reaches.",
+        "Unless you chose one, this is the matrix with the weakest match in any model, and not a "
         "typical one. Blocks of near-equal singular values look blurred without any new direction.",
     ),
 )
@@ -131,4 +133,4 @@ def sentence(result: Result) -> Findings:
             f"{name}: median {pd.Series(best).median():.3f}, weakest {weak:.3f} "
             f"(n = {len(best)} vectors, matrices: {len(named)})"
         )
-    return f"Largest cosine of the top-{top} tuned vectors with the base", parts
+    return f"The largest cosine with the base is of the top-{top} tuned vectors", parts

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from workbench.figures import style
+from workbench.figures import marks, style
 from workbench.figures.drawing import Drawing, has
 from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
@@ -37,7 +37,7 @@ def separation(result: Result, member: str, measure: str, *, matched: bool = Fal
 
 @style.styled
 def tuco_by_group(result: Result, ax: Axes | None = None) -> Figure:
-    """TuCo of every prompt by group, a panel per member; bar: the group's mean and 95% interval.
+    """TuCo of every prompt by group, a panel per model; bar: the group's mean and 95% interval.
 
     Above each other group the AUC of the first group against it (0.5: random order).
     """
@@ -51,7 +51,7 @@ def tuco_by_group(result: Result, ax: Axes | None = None) -> Figure:
             values = table.loc[table["group"] == name, "value"].dropna().to_numpy()
             colour = GROUPS[place % len(GROUPS)]
             spread = np.random.default_rng(0).uniform(-0.28, 0.28, len(values))
-            here.plot(place + spread, values, ".", ms=2, color=colour, alpha=0.55, mew=0)
+            here.plot(place + spread, values, ".", ms=3.5, color=colour, alpha=0.6, mew=0)
             mean = _mean(result, member, name, "mean:tuco")
             here.errorbar(
                 *(place, mean["value"]),
@@ -70,20 +70,22 @@ def tuco_by_group(result: Result, ax: Axes | None = None) -> Figure:
         here.axhline(0, color=style.GREY, ls=style.DASHES[0], lw=1, label=ITSELF, zorder=0)
         here.set_xticks(range(len(names)), [style.text(n, 18) for n in names], rotation=35,
                         ha="right", rotation_mode="anchor")  # fmt: skip
-        here.set_title(looks[member].label, loc="left", color=looks[member].colour)
+        style.name(here, looks[member])
         here.set_xlim(-0.6, len(names) - 0.4)
-        here.margins(y=0.22)
+        here.margins(y=0.4)
     style.first_column(axes, "TuCo (fraction)")
     for here in axes[-1]:
         here.set_xlabel("group of prompts")
     style.blank(axes, len(result.members))
     style.legend(axes, outside=ax is None)
+    counts = result.metric("mean:tuco")["n"]
+    marks.counted(axes, counts, "prompts a group", outside=ax is None)
     return figure
 
 
 @style.styled
 def tuco_against_output(result: Result, ax: Axes | None = None) -> Figure:
-    """TuCo against OutputCo, a point per prompt, coloured by group, a panel per member.
+    """TuCo against OutputCo, a point per prompt, coloured by group, a panel per model.
 
     Above: the AUC of the first group against the second, by OutputCo and by TuCo.
     """
@@ -96,7 +98,7 @@ def tuco_against_output(result: Result, ax: Axes | None = None) -> Figure:
             tuco = own[own["metric"] == "tuco"].set_index("prompt")["value"]
             output = own[own["metric"] == "output_co"].set_index("prompt")["value"]
             colour = GROUPS[place % len(GROUPS)]
-            here.plot(output, tuco.reindex(output.index), ".", ms=3, mew=0, alpha=0.7,
+            here.plot(output, tuco.reindex(output.index), ".", ms=4.5, mew=0, alpha=0.7,
                       color=colour, label=style.text(name))  # fmt: skip
         said = [
             f"{label} {rows['value'].iloc[0]:.2f}"
@@ -107,8 +109,7 @@ def tuco_against_output(result: Result, ax: Axes | None = None) -> Figure:
             if len(rows)
         ]
         note = f"\nAUC {', '.join(said)}" if said else ""
-        here.set_title(looks[member].label + note, loc="left", color=looks[member].colour,
-                       fontsize=style.SMALL)  # fmt: skip
+        style.name(here, looks[member], note, fontsize=style.SMALL)
         here.axhline(0, color=style.GREY, ls=style.DASHES[0], lw=1, zorder=0)
         here.axvline(0, color=style.GREY, ls=style.DASHES[0], lw=1, label=ITSELF, zorder=0)
     style.first_column(axes, "TuCo (fraction)")
@@ -116,12 +117,14 @@ def tuco_against_output(result: Result, ax: Axes | None = None) -> Figure:
         here.set_xlabel("OutputCo (fraction)")
     style.blank(axes, len(result.members))
     style.legend(axes, outside=ax is None)
+    counts = result.metric("mean:tuco")["n"]
+    marks.counted(axes, counts, "prompts a group", outside=ax is None)
     return figure
 
 
 @style.styled
 def tuco_by_layer(result: Result, ax: Axes | None = None) -> Figure:
-    """|FTC| / (|PTC| + |FTC|) of every layer at the last prompt token: a line per member with its
+    """|FTC| / (|PTC| + |FTC|) of every layer at the last prompt token: a line per model with its
     95% interval over prompts, a panel per group."""
     names = groups_of(result)[:4]
     columns = min(2, len(names))
@@ -137,21 +140,22 @@ def tuco_by_layer(result: Result, ax: Axes | None = None) -> Figure:
     for here, name in zip(axes.flat, names, strict=False):
         for member, look in looks.items():
             own = table[(table["member"] == member) & (table["group"] == name)].sort_values("layer")
-            style.band(here, own["layer"].to_numpy(float), own, look)
+            marks.curve(here, own["layer"].to_numpy(float), own, look, layers=True)
         here.axhline(0, color=style.GREY, ls=style.DASHES[0], lw=1, label=ITSELF, zorder=0)
         here.set_title(style.text(name), loc="left")
-        here.xaxis.get_major_locator().set_params(integer=True)
+        marks.layer_ticks(here, table["layer"].dropna().unique())
     style.first_column(axes, "layer's TuCo (fraction)")
     for here in axes[-1]:
         here.set_xlabel("layer (0 = first)")
     style.blank(axes, len(names))
     style.legend(axes, outside=ax is None)
+    marks.counted(axes, table["n"], "prompts a group", outside=ax is None)
     return figure
 
 
 @style.styled
 def tuco_by_token(result: Result, ax: Axes | None = None, *, prompts: int = 2) -> Figure:
-    """TuCo at every token of one prompt of each of the first groups, a row per member."""
+    """TuCo at every token of one prompt of each of the first groups, a row per model."""
     table = result.metric("token_tuco")
     names = [name for name in groups_of(result) if (table["group"] == name).any()][:prompts]
     most = table["value"].max()
@@ -178,20 +182,21 @@ def tuco_by_token(result: Result, ax: Axes | None = None, *, prompts: int = 2) -
         here.tick_params(axis="x", labelsize=6, length=1.5)
         here.set_yticks(range(len(members)), [style.text(m) for m in members])
         here.set_title(style.text(name), loc="left")
-        here.set_ylabel("member")
+        here.set_ylabel("model")
         here.spines[:].set_visible(False)
     axes[-1, 0].set_xlabel("token of the prompt, in order")
     assert image is not None
     bar = figure.colorbar(image, ax=list(axes.flat), shrink=0.8, aspect=18, pad=0.01)
     bar.set_label("TuCo (fraction);\n0: base against itself")
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    marks.counted(axes, [1], "prompt a group", outside=ax is None)
     return figure
 
 
 def _member_panels(
     result: Result, ax: Axes | None, height: float
 ) -> tuple[Figure, np.ndarray, dict[str, style.Look]]:
-    """A panel per member, on common axes, and how each member looks. height: inches a row."""
+    """A panel per model, on common axes, and how each model looks. height: inches a row."""
     rows, columns = style.grid_shape(len(result.members))
     width = style.COLUMN if columns == 1 else style.WIDE
     figure, axes = style.panels(
@@ -215,32 +220,33 @@ DRAWINGS = (
         "groups",
         "Contribution of fine-tuning by group of prompts",
         tuco_by_group,
-        "TuCo of every prompt (dots), with each group's mean and 95% interval. The number above a "
-        "group is the chance that a prompt of the first group has the larger TuCo (AUC; 0.5 is a "
-        "random order). Dashed: the base against itself, which has TuCo 0.",
-        "Prompts of other length or perplexity have another TuCo for that alone: the table's "
-        "auc_matched compares only prompts that agree in both. Contributions of several layers "
-        "that cancel do not show, nor do changes of embedding, final norm and head.",
+        "The dots are the TuCo of every prompt, with each group's mean and 95% interval. The "
+        "number above a group is the probability that a prompt of the first group has the larger "
+        "TuCo (AUC; 0.5 is a random order). The dashed line is the base against itself, which has "
+        "TuCo 0.",
+        "Prompts of a different length or perplexity have a different TuCo for that reason alone: "
+        "auc_matched in the table compares only prompts that agree in both. Contributions of "
+        "several layers that cancel do not show, nor do changes of embedding, final norm and head.",
     ),
     Drawing(
         KEY,
         "layers",
         "Contribution of fine-tuning by layer",
         tuco_by_layer,
-        "Size of the fine-tuning part of each block's output over both parts, |FTC| / (|PTC| + "
-        "|FTC|), at the last prompt token: mean and 95% interval over prompts.",
-        "Layers that add large vectors count no more here than layers that add small ones, while "
-        "in TuCo they do; the sum over layers is a sum of vectors, not of these bars.",
+        "The curves show the size of the fine-tuning part of each block's output over both parts, "
+        "|FTC| / (|PTC| + |FTC|), at the last prompt token, as mean and 95% interval over prompts.",
+        "Layers that add large vectors count no more here than layers that add small ones, but in "
+        "TuCo they do. The sum over layers is a sum of vectors, and not of these values.",
     ),
     Drawing(
         KEY,
         "tokens",
         "Contribution of fine-tuning token by token",
         tuco_by_token,
-        "TuCo at every token of one prompt per group, as if the prompt ended there; a row per "
-        "member, one colour scale.",
-        "One prompt each, not an average. The first tokens carry massive activations in many "
-        "models, against which any contribution looks small.",
+        "Each cell is the TuCo at a token of one prompt per group, as if the prompt ended there, "
+        "with a row per fine-tuned model and one colour scale.",
+        "This is one prompt each, and not an average. In many models the first tokens carry "
+        "massive activations, next to which any contribution looks small.",
         applies=has("token_tuco"),
     ),
     Drawing(
@@ -248,11 +254,13 @@ DRAWINGS = (
         "output",
         "TuCo against the difference of the outputs",
         tuco_against_output,
-        "A point per prompt: TuCo against OutputCo, the difference of the two models' final "
-        "streams, which needs no decomposition. Above each panel the AUC of the first group over "
-        "the second by either: TuCo earns its cost where it separates better.",
-        "OutputCo compares two models that have drifted apart layer by layer, TuCo the two halves "
-        "of one; large values of one and small of the other are no contradiction.",
+        "Each point is a prompt: its TuCo against OutputCo, the difference of the two models' "
+        "final residual streams, which needs no decomposition. Above each panel is the AUC of the "
+        "first group over the second by either measure: TuCo is worth its cost if it separates "
+        "better.",
+        "OutputCo compares two models that have drifted apart layer by layer, and TuCo compares "
+        "two parts of one model. Large values of one and small values of the other are no "
+        "contradiction.",
         applies=has("output_co"),
     ),
 )
@@ -281,4 +289,4 @@ def sentence(result: Result) -> Findings:
         parts.append(f"{member}: {', '.join(said)}")
     few, many = int(means["n"].min()), int(means["n"].max())
     count = f"{few}" if few == many else f"{few} to {many}"
-    return f"Mean TuCo, 95% interval over {count} prompts a group", parts
+    return f"The mean TuCo has a 95% interval over {count} prompts a group", parts
