@@ -82,6 +82,7 @@ def report(
             _checked(name, loaded, pictures, source)
             for name, source in zip(names, given, strict=True)
         ]
+        looks = packing.looks(members)
     often = Counter(note for result in read for note in _notes(result))
     shared = list(dict.fromkeys([*notes, *(note for note, times in often.items() if times > 1)]))
     base = max((r.provenance.base for r in read), key=len)
@@ -94,7 +95,7 @@ def report(
         groups=answer.groups(read),
         sets=answer.asked(read),
         family=_family(members),
-        looks=packing.looks(members),
+        looks=looks,
         warnings=[] if preflight is None else _warnings(preflight),
         preflight=[] if preflight is None else _preflight(preflight),
         notes=shared,

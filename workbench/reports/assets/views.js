@@ -12,7 +12,7 @@ workbench.CONTROLS = new Set([
   "random", "shuffled", "null", "base", "base again", "random weights", "relabelled", "control",
   "fresh", "chance", "neighbour", "pre-trained neighbour", "picked",
 ]);
-workbench.FEW = 12; // numbers along an axis up to which intervals are bars: a band says more than was measured
+workbench.FEW = 20; // numbers along an axis up to which intervals are bars: a band says more than was measured
 workbench.SHOWN = 50; // texts or rows shown at a time
 
 // Every column as a function of the row, and what a row shows of itself.
@@ -135,7 +135,7 @@ const coloured = (rows, looks, view) => {
     return {
       colour: {
         condition: { test: "datum.control", value: workbench.GREY },
-        field: view.style, type: "nominal", sort: null, title: null,
+        field: view.style, type: "nominal", sort: null, title: workbench.words(view.style),
         scale: { domain: ways, range: OKABE.slice(0, ways.length) },
       },
       shape: { value: look(members[0]).shape },
@@ -423,7 +423,7 @@ workbench.draw = async (element, result, view, metric, picked, hidden, looks) =>
   element.replaceChildren(place, note);
   spec.description = `${words}: ${rows.length} values; the same numbers stand in the table of all rows.`;
   await vegaEmbed(place, spec, {
-    ast: true, renderer: "svg", tooltip: { theme: matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light" },
+    ast: true, renderer: "svg", tooltip: true,
     actions: { export: true, source: false, compiled: false, editor: false },
     logLevel: 1, // errors alone
     downloadFileName: `${metric}`.replace(/[^\w-]+/g, "-"),
