@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo demo-smollm2 test dist notebooks cluster-test fuzz crash-test mutants lint bench gpu gpu-reference
 .PHONY: architectures
-.PHONY: figures family-figures docs clean
+.PHONY: figures family-figures pictures docs clean
 
 # constraints.txt pins what is tested. The last lines keep the install from running again.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -95,6 +95,10 @@ gpu-reference: $(VENV)/installed
 # Everything under figures/ from the results kept there, without a model; a few minutes.
 figures: $(VENV)/installed
 	$(RUN)/python -m benchmarks.figures
+
+# The two pictures of README.md: screenshots of the demo's report and of the site, by Chromium.
+pictures: demo docs
+	PYTHONPATH=. $(RUN)/python docs/pictures.py
 
 # The shipped family's results anew, by the demo.
 family-figures: $(VENV)/installed

@@ -3,13 +3,11 @@
 python -m benchmarks.figures                            # draw: figures, reports, panels, findings
 python -m benchmarks.figures keep out/family family     # keep a finished run as figures/family
 
-In git are the results, what README.md shows of their figures, and the page of published findings;
-git ignores what is drawn beside them.
+In git are the results and the page of published findings; git ignores what is drawn beside them.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,53 +17,29 @@ from safetensors.numpy import load_file, save_file
 
 from workbench.figures import Spec
 from workbench.files.writing import OWN, replacing, writing
-from workbench.findings import by_base, page, summary
+from workbench.findings import by_base, page
 from workbench.loaders.devices import cores
 from workbench.results.run_folder import ABOUT
-from workbench.study.catalogue import table
 from workbench.study.runs import redraw
 
 ROOT = Path(__file__).parents[1]
 FIGURES = ROOT / "figures"
-# What README.md shows, and where it is drawn.
-SHOWN = {"members.png": "family/figures/compare.equivalence.members.png"}
 LARGE = 2**22  # bytes: positions of grafts, which can be cut again
 # Bytes of tensors above which three digits of each number are kept, as many as a figure shows.
 FINE = 2**15
 
 
 def draw() -> None:
-    """Every kept run, the panels of every .yaml file, what README.md shows, the findings, and the
-    table of methods."""
+    """Every kept run, the panels of every .yaml file, and the findings."""
     runs = sorted(path.parent for path in FIGURES.glob("*/results"))
     for run in runs:
         shutil.rmtree(run / "figures", ignore_errors=True)  # what is drawn no more must not stay
         print(redraw(run, formats=("png",), workers=cores()))
     for spec in sorted(FIGURES.glob("*.yaml")):
         print(*Spec.load(spec).save(spec.with_suffix("")), sep="\n")
-    for name, drawn in SHOWN.items():
-        with writing(FIGURES / name, OWN) as fresh:
-            shutil.copyfile(FIGURES / drawn, fresh)
-    tables = by_base(runs)
-    write(FIGURES / "findings.md", page(tables))
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    for name, told in (("findings", summary(tables)), ("methods", table())):
-        text = between_marks(text, name, told)
-    write(readme, text)
-
-
-def between_marks(text: str, name: str, told: str) -> str:
-    """The page with this between the marks of a section of that name."""
-    first, last = f"<!-- {name}: make figures -->", f"<!-- end of {name} -->"
-    section = re.compile(f"{re.escape(first)}.*?{re.escape(last)}", re.S)
-    return section.sub(lambda _: f"{first}\n\n{told}\n\n{last}", text)
-
-
-def write(path: Path, text: str) -> None:
-    with writing(path, OWN) as fresh:
-        fresh.write_text(text, encoding="utf-8")
-    print(path)
+    with writing(FIGURES / "findings.md", OWN) as fresh:
+        fresh.write_text(page(by_base(runs)), encoding="utf-8")
+    print(FIGURES / "findings.md")
 
 
 def keep(run: Path, target: Path) -> None:

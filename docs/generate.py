@@ -1,16 +1,19 @@
-"""The pages of the site that are made and not written; mkdocs runs this as a hook.
+"""The pages of the site that are generated and not written; mkdocs runs this as a hook.
 
 A page for each method from its record, its docstrings, its figures' captions and its verb, with the
-figures drawn from the results that are kept under figures/; the tables of papers and of findings;
-the public names by folder; the notebooks and the benchmarks as Markdown. Nothing of it is stored.
+figures drawn from the results that are stored under figures/; the tables of papers and of findings;
+the public names by folder; the notebooks and the benchmarks as Markdown; the figures that written
+pages show. Nothing of it is stored.
 """
 
 from __future__ import annotations
 
 import ast
 import re
+import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import nbformat
@@ -32,19 +35,24 @@ from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
 
 from workbench.cli.signatures import signatures
+from workbench.figures import Spec, style
+from workbench.figures.catalogue import drawings, everyone
+from workbench.figures.saving import metadata, png
 from workbench.findings import by_base, page, summary
+from workbench.findings.equivalence import KEY
+from workbench.results.run_folder import load
 
 FOLDERS = ("tasks", "models", "lab", "results")  # public besides wb itself and the methods
-COPIED = {"members.png": "figures/members.png", "panels.png": "figures/panels.png"}
+COPIED = {"report.png": "figures/report.png"}  # `make pictures` writes it
 HOW_TO = (
-    "own-model", "own-prompts", "figure-for-a-paper", "cluster", "add-a-method",
-    "add-an-architecture",
+    "own-model", "own-prompts", "figure-for-a-paper", "share-results", "hand-over", "cluster",
+    "add-a-method", "add-an-architecture",
 )  # fmt: skip
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add what is made to what is written, and say how all of it is found."""
-    made = methods() | papers() | findings() | reference() | notebooks() | benchmarks()
+    """Add what is generated to what is written, and state the navigation of both."""
+    made = methods() | papers() | findings() | reference() | notebooks() | benchmarks() | figures()
     for path, content in made.items():
         files.append(File.generated(config, path, content=content))
     for name, path in COPIED.items():
@@ -67,9 +75,10 @@ def navigation(made: Pages) -> list[Any]:
         {"How to": [f"how-to/{name}.md" for name in HOW_TO]},
         {"Methods": ["methods/index.md", *families]},
         {"Tables": [*inside("tables"), "architectures.md", "adapters.md"]},
+        {"Background": ["reading-and-running.md", "beside-other-tools.md"]},
         {"API reference": inside("reference")},
-        {"Notebooks": inside("notebooks")},
-        {"Benchmarks": inside("benchmarks")},
+        {"Notebooks": ["notebooks/index.md", *inside("notebooks")]},
+        {"Benchmarks": ["speed.md", *inside("benchmarks")]},
     ]
 
 
@@ -193,6 +202,18 @@ def benchmarks() -> Pages:
             text = f"# {text.partition(':')[0]} ({path.stem})\n\n{text}"
         made[f"benchmarks/{path.name}"] = text
     return made
+
+
+def figures() -> Pages:
+    """The first figure of the shipped family's report, and the figure of several panels."""
+    results = list(load(RUNS[0]).values())
+    (equivalence,) = (result for result in results if result.analysis == KEY)
+    with style.family(everyone(results)):
+        drawing, group = next(drawings(equivalence, results))
+        members = png(drawing.draw(*group), metadata(drawing.title, group))
+    with tempfile.TemporaryDirectory() as folder:
+        (panels,) = Spec.load(ROOT / "figures" / "panels.yaml").save(Path(folder) / "panels")
+        return {"assets/members.png": members, "assets/panels.png": panels.read_bytes()}
 
 
 def _literal(tree: ast.Module, name: str) -> Any:

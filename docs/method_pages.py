@@ -107,17 +107,22 @@ def overview(known: Mapping[str, Signature]) -> str:
     parts = [
         "# Methods",
         "Each method takes a pair of checkpoints, a base and a model fine-tuned from it, and "
-        "returns a `Result`: one tidy table that records what it was computed from. In Python a "
-        "method is a function, on the command line a verb with the same arguments.",
+        "returns a `Result`: one tidy table that records what it was computed from, and that "
+        "saves, loads and plots itself. In Python a method is a function, on the command line a "
+        "verb with the same arguments: `wb.patching.cross_model(...)` is "
+        "`workbench patch cross-model`. `wb.over(family, method)` joins the tables of several "
+        "fine-tuned models.",
+        "Every headline is shown with a null or a control. The notes of a result state which of "
+        "its numbers mean nothing: one item has no interval, and a share of nothing is NaN.",
     ]
     for family, group in GROUP.items():
         rows = [
             f"| [{one.question}](../{home(one)}) | `{call(one)}` "
-            f"| `workbench {group} {verb_of(one)}` |"
+            f"| `workbench {group} {verb_of(one)}` | {linked(one.record.get('paper', ''))} |"
             for one in known.values()
             if one.family == family
         ]
-        head = "| question | Python | command line |\n|---|---|---|"
+        head = "| question | Python | command line | based on |\n|---|---|---|---|"
         parts.append("\n".join([f"## {group}\n\n{GROUPS[group]}\n", head, *rows]))
     return "\n\n".join(parts) + "\n"
 

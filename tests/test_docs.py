@@ -34,6 +34,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 # `make architectures` writes the other two.
 WRITTEN = sorted(set(DOCS.rglob("*.md")) - {DOCS / "architectures.md", DOCS / "adapters.md"})
+TYPED = [*WRITTEN, ROOT / "README.md"]  # what people copy from
 LONGEST = 120  # lines of a page that somebody wrote
 LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src",
          "audio": "src", "embed": "src", "object": "data", "use": "href"}  # fmt: skip
@@ -242,13 +243,13 @@ def blocks(path: Path, *languages: str) -> list[str]:
 def commands() -> Iterator[tuple[str, list[str]]]:
     """(page, words) of every command of ours in a block of a page, also behind a launcher's `--`.
     The GPU that some ask for need not be here."""
-    for path in WRITTEN:
+    for path in TYPED:
         for block in blocks(path, "", "bash"):
             for line in block.replace("\\\n", " ").splitlines():
                 before, found, words = line.partition("workbench ")
                 if found and (not before or before.rstrip().endswith("--")):
                     typed = ["cpu" if word == "cuda" else word for word in shlex.split(words)]
-                    yield str(path.relative_to(DOCS)), typed
+                    yield str(path.relative_to(ROOT)), typed
 
 
 COMMANDS = list(commands())
@@ -277,7 +278,7 @@ def test_every_command_is_one(page: str, words: list[str]):
 
 def test_the_commands_are_seen_and_a_wrong_one_is_noticed():
     assert len(COMMANDS) > 15
-    assert {page for page, _ in COMMANDS} >= {"quickstart.md", "how-to/cluster.md"}
+    assert {page for page, _ in COMMANDS} >= {"README.md", "docs/how-to/cluster.md"}
     with pytest.raises(Exception, match="No such option"):
         parsed(["check", "BASE", "TUNED", "--fast"])
     with pytest.raises(Exception, match="No such command"):
@@ -285,7 +286,7 @@ def test_the_commands_are_seen_and_a_wrong_one_is_noticed():
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in WRITTEN if blocks(path, "python")], ids=lambda path: path.stem
+    "path", [path for path in TYPED if blocks(path, "python")], ids=lambda path: path.stem
 )
 def test_the_python_of_a_page_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """From a clone: each block of a page in turn. What is a file of its own is only read."""

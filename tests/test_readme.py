@@ -10,7 +10,6 @@ import typer
 from typer.testing import CliRunner
 
 from workbench.cli import app
-from workbench.study.catalogue import table
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
@@ -50,5 +49,7 @@ def test_every_verb_helps_with_an_example(verb: list[str]):
     assert "Example: workbench " + " ".join(verb) in " ".join(done.output.split())
 
 
-def test_the_table_of_methods_is_the_records():
-    assert table() in (ROOT / "README.md").read_text()
+def test_every_link_of_readme_leads_to_a_file():
+    links = re.findall(r"\]\((?!https?://|#)([^)#]*)", (ROOT / "README.md").read_text())
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []

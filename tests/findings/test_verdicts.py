@@ -183,7 +183,4 @@ def test_the_command_reads_runs_by_their_base(tmp_path):
 
 def test_the_kept_table_is_of_the_kept_results():
     runs = sorted(path.parent for path in (ROOT / "figures").glob("*/results"))
-    tables = by_base(runs)
-    assert (ROOT / "figures" / "findings.md").read_text() == page(tables)
-    text = (ROOT / "README.md").read_text()
-    assert summary(tables) in text, "`make figures` puts it there"
+    assert (ROOT / "figures" / "findings.md").read_text() == page(by_base(runs))

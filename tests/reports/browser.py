@@ -118,6 +118,10 @@ class Tab:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
+    def image(self) -> bytes:
+        """A screenshot of what the screen shows, as PNG."""
+        return base64.b64decode(self.call("Page.captureScreenshot")["data"])
+
     def picture(self, path: Path) -> Path:
         """A screenshot of the whole page as PNG."""
         image = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]

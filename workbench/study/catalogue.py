@@ -12,13 +12,3 @@ METHODS: tuple[Analysis, ...] = tuple(
     _EVERY[function] for family in FAMILIES for function in family.ANALYSES
 )
 ANALYSES = tuple(one for one in METHODS if one.takes is not None)
-
-
-def table() -> str:
-    """Every method in Markdown: its call, its question, and where it is from."""
-    rows = ["| call | question | source |", "|---|---|---|"]
-    for family in FAMILIES:
-        for function in family.ANALYSES:
-            one, name = _EVERY[function], family.__name__.rpartition(".")[2]
-            rows.append(f"| `wb.{name}.{function.__name__}` | {one.question} | {one.paper} |")
-    return "\n".join(rows)
