@@ -117,12 +117,12 @@ def overview(known: Mapping[str, Signature]) -> str:
     ]
     for family, group in GROUP.items():
         rows = [
-            f"| [{one.question}](../{home(one)}) | `{call(one)}` "
-            f"| `workbench {group} {verb_of(one)}` | {linked(one.record.get('paper', ''))} |"
+            f"| [{one.question}](../{home(one)}) | `{call(one)}`<br>"
+            f"`workbench {group} {verb_of(one)}` | {linked(one.record.get('paper', ''))} |"
             for one in known.values()
             if one.family == family
         ]
-        head = "| question | Python | command line | based on |\n|---|---|---|---|"
+        head = "| question | Python and command line | based on |\n|---|---|---|"
         parts.append("\n".join([f"## {group}\n\n{GROUPS[group]}\n", head, *rows]))
     return "\n\n".join(parts) + "\n"
 

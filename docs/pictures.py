@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,7 @@ COLOURS = 64
 MOST = 90_000  # bytes of a picture
 # The page at its figures, below the bar at the top of the screen.
 FIGURES = 'document.getElementById("figures").scrollIntoView(); scrollBy(0, -60)'
-# Two frames after its fonts are loaded, and after what moves has stopped, a page is complete.
-DRAWN = """document.fonts.ready.then(() => new Promise((done) =>
-  requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 500, true)))))"""
+STILL, TRIES = 0.5, 20  # seconds between two screenshots that must be equal, and how many are taken
 
 
 def main(report: Path = REPORT, site: Path = SITE) -> None:
@@ -40,7 +39,11 @@ def main(report: Path = REPORT, site: Path = SITE) -> None:
     for file, command in ((report, "make demo"), (page, "make docs")):
         if not file.is_file():
             raise WorkbenchError(f"Expected {file}, found nothing there; run `{command}` first.")
-    with tempfile.TemporaryDirectory() as folder, tab(Path(folder) / "profile") as opened:
+    # Chromium's own processes may write to its profile for a moment after it was ended.
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        tab(Path(folder) / "profile") as opened,
+    ):
         opened.call("Emulation.setScrollbarsHidden", hidden=True)
         screenshot(opened, report, ROOT / "figures" / "report.png")
         screenshot(opened, page, ROOT / "figures" / "method-page.png", before=FIGURES)
@@ -48,11 +51,11 @@ def main(report: Path = REPORT, site: Path = SITE) -> None:
 
 def screenshot(opened: Tab, page: Path, target: Path, before: str = "") -> None:
     """One screen of a page as PNG. before: JavaScript that runs first. Raises WorkbenchError if the
-    picture has more than 90 kB."""
+    picture has more than 90 kB, and if the page does not come to rest."""
     opened.open(page.resolve().as_uri(), WIDTH, HEIGHT)
-    for expression in filter(None, (before, DRAWN)):
-        opened.ask(expression)
-    image = Image.open(io.BytesIO(opened.image())).convert("RGB")
+    if before:
+        opened.ask(before)
+    image = Image.open(io.BytesIO(settled(opened))).convert("RGB")
     # The median cut would turn the few coloured pixels of a page of text grey.
     image = image.quantize(
         COLOURS, method=Image.Quantize.MAXCOVERAGE, kmeans=8, dither=Image.Dither.NONE
@@ -67,6 +70,17 @@ def screenshot(opened: Tab, page: Path, target: Path, before: str = "") -> None:
     with writing(target, OWN) as fresh:
         fresh.write_bytes(smallest.getvalue())
     print(f"{target}: {size} bytes")
+
+
+def settled(opened: Tab) -> bytes:
+    """What the screen shows once it stays the same, as PNG."""
+    seen = opened.image()
+    for _ in range(TRIES):
+        time.sleep(STILL)
+        earlier, seen = seen, opened.image()
+        if seen == earlier:
+            return seen
+    raise WorkbenchError(f"Expected a page that comes to rest, found {TRIES} different screens.")
 
 
 if __name__ == "__main__":
