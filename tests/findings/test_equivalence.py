@@ -287,7 +287,7 @@ def test_without_a_full_fine_tune_members_are_measured_only():
     made = equivalence([retention({"r4": (0.9, 0.8, 1.0), "r64": (0.9, 0.8, 1.0)}, {}, members)])
     assert made is not None
     assert not made.has("difference")
-    assert "No full fine-tune" in figures.headline(made)
+    assert "no full fine-tune" in figures.headline(made)
     assert equivalence([result("tuco.scaling", [{"metric": "x", "value": 1.0}], members)]) is None
 
 

@@ -483,18 +483,19 @@ def in_turn(*steps: dict) -> dict:
 THOUSAND, START = replacing_step({"String": "a"}, "a" * 1000), {"id": "<s>", "type_id": 0}
 CHARSMAP = base64.b64encode((0).to_bytes(4, "little") + b"a" * 5000 + b"\0").decode()
 BOMBS = {
-    "a thousand of one, five times": ({"normalizer": in_turn(*[THOUSAND] * 5)}, "of one"),
+    "a thousand of one, five times": ({"normalizer": in_turn(*[THOUSAND] * 5)}, "more than 1000"),
     "a word of a bomb": (
-        {"normalizer": in_turn(*[replacing_step({"String": "the"}, "the" * 900)] * 3)}, "of one"
+        {"normalizer": in_turn(*[replacing_step({"String": "the"}, "the" * 900)] * 3)},
+        "more than 1000",
     ),
     "between any two letters": (
-        {"normalizer": in_turn(*[replacing_step({"Regex": ""}, "a" * 90)] * 2)}, "of one"
+        {"normalizer": in_turn(*[replacing_step({"Regex": ""}, "a" * 90)] * 2)}, "more than 1000"
     ),
     "sequences in sequences": (
-        {"normalizer": in_turn(in_turn(THOUSAND), in_turn(in_turn(THOUSAND)))}, "of one"
+        {"normalizer": in_turn(in_turn(THOUSAND), in_turn(in_turn(THOUSAND)))}, "more than 1000"
     ),
     "a table of characters": (
-        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": CHARSMAP}}, "of one"
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": CHARSMAP}}, "more than 1000"
     ),
     "read back as gigabytes": (
         {"decoder": {"type": "Sequence", "decoders": [THOUSAND] * 4}}, "decoder turns"

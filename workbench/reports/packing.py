@@ -35,7 +35,7 @@ ASSETS = Path(__file__).parent / "assets"
 OFFERED = "window.vegaEmbed = vegaEmbed;"
 WHOLE = 100_000  # rows up to which a table is in the page
 DIGITS = 6  # significant, of a number in the page
-QUALITY = 45  # of WebP: type stays legible, and a map's colours those of its scale
+QUALITY = 40  # of WebP: type stays legible, and a map's colours those of its scale
 # Matplotlib's markers by Vega's names, or as paths of unit size where Vega has none.
 SHAPES = {
     "o": "circle", "^": "triangle-up", "v": "triangle-down", "D": "diamond", "<": "triangle-left",
