@@ -139,7 +139,7 @@ def views(result: Result) -> list[View]:
         table = table.assign(member=" + ".join(result.members))
     places = [name for name in PLACES if name in table]
     texts = [name for name in TEXTS if name in table]
-    shapes: dict[tuple[object, ...], list[str]] = {}
+    shapes: dict[tuple[tuple[str, ...], tuple[str, ...], bool], list[str]] = {}
     for metric, rows in table.groupby("metric", sort=False):
         written = rows[texts].notna().any(axis=None) if texts else False
         filled = rows[places].notna()
@@ -150,8 +150,6 @@ def views(result: Result) -> list[View]:
             shapes.setdefault((at, names, bool(written)), []).append(str(metric))
     made = []
     for (at, names, written), metrics in shapes.items():
-        assert isinstance(at, tuple)
-        assert isinstance(names, tuple)
         rows = table[table["metric"].isin(metrics) & _patterned(table, places, at)]
         made.append(_view(result.analysis, rows, tuple(metrics), (at, names), places, written))
     return [one for one in made if one is not None]
@@ -196,52 +194,49 @@ def _view(
     metrics: tuple[str, ...],
     columns: tuple[tuple[str, ...], tuple[str, ...]],
     places: list[str],
-    written: object,
+    written: bool,
 ) -> View | None:
     """The view of rows that fill the places `at` and that `names` tell apart."""
     at, names = columns
-    empty = tuple(name for name in places if name not in at)
-    distinct = {name: rows[name].nunique() for name in rows if rows[name].notna().any()}
-    pair = next((two for two in PAIRED if all(distinct.get(n, 0) > 1 for n in two)), None)
-    over = [name for name in ACROSS if name in at and distinct.get(name, 0) > 1]
-    if "token" in distinct and distinct.get("x", 0) > 1:  # cells of a map that are tokens
-        over.append("x")
-    runs = [n for n in ("x", "rank") if n in at and distinct.get(n, 0) > 1 and _numeric(rows[n])]
-    if written:
-        kind, axes = "texts", ("", "")
-    elif {"prompt", "position"} <= {*at} and rows.get("token", pd.Series()).notna().any():
-        kind, axes = "tokens", ("position", "")
-    elif not rows["value"].notna().any():
+    kind, x, y = ("texts", "", "") if written else _kind(rows, at)
+    if not kind:
         return None
-    elif pair is not None:
-        kind, axes = "matrix", (pair[1], pair[0])
-    elif "layer" in at and over:
-        kind, axes = "heat", (over[0], "layer")
-    elif "layer" in at and distinct["layer"] > 1:
-        kind, axes = "lines", ("layer", "")
-    elif runs:
-        kind, axes = "lines", (runs[0], "")
-    elif "prompt" in at and distinct["prompt"] > 1:
-        kind, axes = "points", ("baseline" if "baseline" in distinct else "", "")
-    else:
-        kind, axes = "dots", ("", "")
-    left = [n for n in names if n not in axes and rows[n].nunique(dropna=False) > 1]
-    if kind == "points":
-        left.remove("prompt") if "prompt" in left else None
+    left = [n for n in names if n not in (x, y) and rows[n].nunique(dropna=False) > 1]
     style = ""
+    if kind == "points" and "prompt" in left:
+        left.remove("prompt")  # every point is one
     if kind in ("lines", "dots", "points"):
         style = next((name for name in STYLED if name in left), "")
     if kind in ("dots", "points") and not style:
         style = next((name for name in left if name not in APART), "")
-    pick = tuple(name for name in left if name != style)
-    if kind == "texts":
-        pick = tuple(name for name in left if name in (*STYLED, "task"))
-    mean = tuple(n for n in pick if kind in ("heat", "lines") and distinct[n] >= MANY)
-    if kind == "heat" and "rank" in pick:
-        mean = tuple({*mean, "rank"})
-    title = X.get(analysis, "x") if axes[0] == "x" else axes[0].replace("_", " ")
-    return View(kind, metrics, at, empty, *axes, title, style, pick, mean)
+    pick = [name for name in left if name != style and (kind != "texts" or name in STYLED)]
+    many = [name for name in pick if rows[name].nunique() >= MANY or name == "rank"]
+    mean = tuple(many) if kind in ("heat", "lines") else ()
+    title = X.get(analysis, "x") if x == "x" else x.replace("_", " ")
+    empty = tuple(name for name in places if name not in at)
+    return View(kind, metrics, at, empty, x, y, title, style, tuple(pick), mean)
 
 
-def _numeric(column: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(column)
+def _kind(rows: pd.DataFrame, at: tuple[str, ...]) -> tuple[str, str, str]:
+    """(kind, x, y) of rows with these places; no kind where no row has a value."""
+    several = {name for name in rows if rows[name].nunique() > 1}
+    spoken = "token" in rows and rows["token"].notna().any()
+    across = [name for name in ACROSS if name in at and name in several]
+    if spoken and "x" in several:  # cells of a map that are tokens
+        across.append("x")
+    if {"prompt", "position"} <= {*at} and spoken:
+        return "tokens", "position", ""
+    if not rows["value"].notna().any():
+        return "", "", ""
+    for first, second in PAIRED:
+        if {first, second} <= several:
+            return "matrix", second, first
+    if "layer" in at and across:
+        return "heat", across[0], "layer"
+    for along in ("layer", "x", "rank"):
+        if along in at and along in several and pd.api.types.is_numeric_dtype(rows[along]):
+            return "lines", along, ""
+    if "prompt" in at and "prompt" in several:
+        known = "baseline" in rows and rows["baseline"].notna().any()
+        return "points", "baseline" if known else "", ""
+    return "dots", "", ""

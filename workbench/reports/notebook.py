@@ -56,9 +56,9 @@ def result(one: Result) -> str:
 
 @provides("CheckpointPair._repr_html_")
 def pair(one: CheckpointPair) -> str:
-    """Both sides, and what the preflight says of their headers; no tensor is read."""
+    """Both sides, and what the preflight finds in their headers; no tensor is read."""
     return _card(
-        f"{one.name}: a base and what it became",
+        f"{one.name}: a base and its fine-tuned model",
         _table(_members(one.base.about, {one.name: one.tuned.about}, [one])),
         _checked([one]),
     )
@@ -69,7 +69,7 @@ def family(one: Family) -> str:
     """The members, and what the preflight says of their headers; no tensor is read."""
     members = {name: checkpoint.about for name, checkpoint in one.members.items()}
     return _card(
-        f"A base and {len(one)} member{'s' * (len(one) != 1)}",
+        f"A base and {len(one)} fine-tuned model{'s' * (len(one) != 1)}",
         _table(_members(one.base.about, members, one)),
         _checked(one),
     )
@@ -82,7 +82,7 @@ def prompts(one: PromptSet) -> str:
     told = ", ".join(f"{count} {split}" for split, count in splits.items()) or "none"
     return _card(
         f"{one.name}: {len(one)} prompts",
-        _said(f"Splits: {told}; seed {one.seed}. The answer is in bold, wrong ones behind it."),
+        _said(f"Splits: {told}; seed {one.seed}. The answer is in bold; wrong answers follow it."),
         Markup("").join(_example(prompt) for prompt in one.prompts[:EXAMPLES]),
     )
 

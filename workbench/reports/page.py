@@ -209,7 +209,7 @@ def _checked(
             raise
         raise WorkbenchError(
             f"The Result in {given} is not one that {results[name].analysis} makes "
-            f"({type(error).__name__}: {error}); run that analysis anew."
+            f"({type(error).__name__}: {error}); run that analysis again."
         ) from error
 
 
