@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -162,6 +164,23 @@ def test_a_95_percent_interval_covers_the_mean_so_often():
 def test_edges_are_the_middle_95_percent():
     assert edges(np.arange(1001.0), 2) == (25.0, 975.0)
     assert np.isnan(edges(np.arange(1001.0), 1)).all()
+
+
+@pytest.mark.parametrize("n", [2, 7, 1001, 3000])
+def test_bootstrap_in_parts_is_bootstrap_at_once(n, monkeypatch):
+    """The same picks of one stream, whatever the parts; memory does not grow with the draws."""
+    rng = np.random.default_rng(n)
+    scores, weights = rng.random(n), rng.integers(1, 9, n).astype(float)
+    picks = np.random.default_rng(0).integers(0, n, size=(2000, n))
+    means = (scores * weights)[picks].sum(1) / weights[picks].sum(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    for at_once in (1, 5 * n + 3, 1 << 20):
+        monkeypatch.setattr("workbench.stats.PICKS", at_once)
+        assert bootstrap(scores, weights)[1:3] == (low, high)
+    tracemalloc.start()
+    bootstrap(rng.random(14_042))
+    assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    tracemalloc.stop()
 
 
 def test_bootstrap_by_hand():

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+PICKS = 1 << 20  # items that a bootstrap draws at once
 LEAST = 8  # items of a group, to say anything of its mean
 
 
@@ -59,8 +60,11 @@ def bootstrap(
     if clusters is not None:
         _, of = np.unique(np.asarray(clusters)[counted], return_inverse=True)
         tops, bottoms = np.bincount(of, tops), np.bincount(of, bottoms)
-    picks = np.random.default_rng(seed).integers(0, tops.size, size=(draws, tops.size))
-    means = tops[picks].sum(1) / bottoms[picks].sum(1)
+    rng, at_once, means = np.random.default_rng(seed), max(1, PICKS // tops.size), np.empty(draws)
+    for begin in range(0, draws, at_once):  # one stream of picks, in parts that bound the memory
+        part = means[begin : begin + at_once]
+        picks = rng.integers(0, tops.size, size=(part.size, tops.size))
+        part[:] = tops[picks].sum(1) / bottoms[picks].sum(1)
     return Interval(value, *edges(means, tops.size), int(n))
 
 
