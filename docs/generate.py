@@ -55,6 +55,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     made = methods() | papers() | findings() | reference() | notebooks() | benchmarks() | figures()
     for path, content in made.items():
         files.append(File.generated(config, path, content=content))
+    glossary = (ROOT / "workbench" / "reports" / "glossary.md").read_text(encoding="utf-8")
+    files.append(File.generated(config, "glossary.md", content=glossary))
     for name, path in COPIED.items():
         files.append(File.generated(config, f"assets/{name}", abs_src_path=str(ROOT / path)))
     config.nav = navigation(made)

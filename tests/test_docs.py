@@ -319,7 +319,7 @@ def test_the_glossary_has_every_word():
         "TuCo", "Graft", "Foil", "Residual stream", "Site", "KRS", "CMAP", "Retention", "McNemar",
         "Chance-adjusted",
     )  # fmt: skip
-    text = (DOCS / "glossary.md").read_text(encoding="utf-8")
+    text = (ROOT / "workbench/reports/glossary.md").read_text(encoding="utf-8")
     assert [word for word in words if f"\n**{word}" not in text] == []
 
 

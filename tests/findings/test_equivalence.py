@@ -291,6 +291,32 @@ def test_without_a_full_fine_tune_members_are_measured_only():
     assert equivalence([result("tuco.scaling", [{"metric": "x", "value": 1.0}], members)]) is None
 
 
+def test_a_circuit_that_does_nothing_in_either_model_decides_nothing():
+    """0 on every prompt of both sides is no evidence that they are equal; nor is one measure."""
+    rows = [
+        {"member": name, "metric": "faithfulness:score", "side": "tuned", "circuit": "base",
+         "arm": arm, "group": None, "value": 0.0, "low": 0.0, "high": 0.0, "n": 6}
+        for name in ("r4", "full") for arm in ("patch", "random")
+    ]  # fmt: skip
+    members = {name: MEMBERS[name] for name in ("r4", "full")}
+    made = equivalence([result("patching.circuit", rows, members)])
+    assert made is not None
+    assert list(made.metric("difference")["says"]) == ["undecided"]
+    assert "is equivalent to" not in figures.headline(made)
+
+
+def test_equal_in_one_measure_is_not_equivalent():
+    rows = [
+        {"metric": "difference", "measure": measure, "member": "r4", "versus": "full",
+         "arm": "difference", "margin": 0.1, "says": "alike", "value": 0.0, "low": -0.01,
+         "high": 0.01, "n": 500, "baseline": 0.0}
+        for measure in ("intruders", "score", "forgetting")
+    ]  # fmt: skip
+    members = {name: MEMBERS[name] for name in ("r4", "full")}
+    said = [figures.headline(result("compare.equivalence", rows[:k], members)) for k in (1, 2, 3)]
+    assert ["r4 is equivalent to full" in one for one in said] == [False, False, True]
+
+
 def test_refused():
     for margins, says in (({"taste": 1.0}, "Unknown measure"), ({"score": 0.0}, "above 0"),
                           ({"effective rank": 1.0}, "above 1")):  # fmt: skip

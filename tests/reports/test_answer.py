@@ -47,8 +47,11 @@ def told(*rows: dict[str, Any]) -> str:
     ],
 )
 def test_the_score_in_words(says: str, value: float, words: str):
-    said = told(measured("score", "small", 0.5, 0.4, 0.6, 0.0), apart("score", value, -1, 1, says))
-    assert f"(LoRA, r = 4): {words} (score {value:+.2f} [-1.00, +1.00])" in said
+    full = measured("score", "whole", 0.9, 0.8, 1.0, 0.0)
+    own = measured("score", "small", 0.5, 0.4, 0.6, 0.0)
+    said = told(own, full, apart("score", value, -1, 1, says))
+    by = f"0.50 against 0.90, difference {value:+.2f} [-1.00, +1.00]"
+    assert f"(LoRA, r = 4): {words} ({by})" in said
 
 
 @pytest.mark.parametrize(
@@ -61,14 +64,16 @@ def test_the_score_in_words(says: str, value: float, words: str):
     ],
 )
 def test_forgetting_in_words(says: str, value: float, words: str):
-    rows = measured("forgetting", "small", 0.5, 0.4, 0.6, 0.0)
-    assert words in told(rows, apart("forgetting", value, -1, 1, says))
+    own = measured("forgetting", "small", 0.5, 0.4, 0.6, 0.0)
+    full = measured("forgetting", "whole", 0.3, 0.2, 0.4, 0.0)
+    said = told(own, full, apart("forgetting", value, -1, 1, says))
+    assert f"{words} (+0.50 against +0.30 nats/token of pre-training text, difference" in said
 
 
 @pytest.mark.parametrize(
     ("low", "high", "words"),
     [
-        (0.1, 0.9, "forgets ("), (-0.9, -0.1, "does not forget ("),
+        (0.1, 0.9, "forgets compared with the base ("), (-0.9, -0.1, "does not forget ("),
         (-0.1, 0.1, "undecided whether it forgets ("),
     ],
 )  # fmt: skip
@@ -79,7 +84,7 @@ def test_without_a_full_fine_tune_forgetting_is_against_the_base(low, high, word
 @pytest.mark.parametrize(("null", "words"), [(0.09, "no more than"), (0.03, "more than")])
 def test_intruders_beside_their_null(null: float, words: str):
     said = told(measured("intruders", "small", 0.10, 0.05, 0.15, null))
-    assert f"10.0% intruder dimensions, {words} chance ({100 * null:.1f}%)" in said
+    assert f"intruder dimensions: 10.0 [5.0, 15.0]%, {words} chance ({100 * null:.1f}%)" in said
 
 
 def test_models_of_several_tasks_are_separate_tables():
@@ -126,3 +131,12 @@ def test_a_warning_of_several_models_is_one_sentence_before_everything_else(tmp_
     screen = path.read_text(encoding="utf-8").split('<details class="chapter"')[0]
     assert f"<li>{', '.join(members)}: dtype: float16</li>" in screen
     assert "names: match" not in screen
+
+
+def test_a_column_says_its_unit_and_its_n_without_its_name_twice():
+    rows = [measured(name, "small", 0.5, 0.4, 0.6, 0.0) for name in ("forgetting", "intruders")]
+    (group,) = answer.groups([equivalent(rows)])
+    assert group.measures == [
+        ("forgetting", "rise of the loss (nats/token), n = 50"),
+        ("intruders", "share of vectors, n = 50"),
+    ]

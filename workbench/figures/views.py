@@ -43,7 +43,7 @@ X = {
     "behaviour.faithfulness": "steps left in (share)",
     "skills.localize": "share of the parameters",
     "skills.restore": "share of the parameters set back",
-    "skills.compression": "size (share)",
+    "skills.compression": "stored bits per parameter",
     "skills.calibration": "confidence",
     "patching.lens": "place among the likeliest tokens",
 }
@@ -103,6 +103,7 @@ BEGINS = {
     "spectral.intruders": ("intruder", "heat"),
     "spectral.delta_spectrum": ("effective_rank", "heat"),
     "patching.circuit": ("effect", "heat"),
+    "skills.compose": ("interference", "dots"),
     "patching.groups": ("recovered:logit_difference", "dots"),
     "tuco.contribution": ("tuco", "points"),
 }

@@ -287,6 +287,9 @@ def _faithfulness(result: Result) -> Iterator[Row]:
     rows = rows[rows["circuit"] == "base"]
     null = rows[rows["arm"] == "random"].set_index("member")["value"]
     own = rows[rows["arm"] == "patch"]
+    # Where no draw differs, as of a circuit that does nothing on any prompt, nothing is decided.
+    sure = own["low"].eq(own["high"])
+    own = own.assign(low=own["low"].mask(sure), high=own["high"].mask(sure))
     yield from _rows(own.assign(baseline=own["member"].map(null).astype(float)))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -20,6 +20,12 @@ from workbench.results.result import Result
 
 SAYS = {"alike": "=", "different": "≠", "undecided": "?"}
 
+# What a measure is held against, where that is no null.
+BESIDE = {
+    "score": "base", "forgetting": "base", "effective rank": "LoRA's rank",
+    "TuCo": "other prompts", "graft size": "random", "gain in a tenth": "random",
+    "base's circuit": "random heads", "circuit overlap": "random heads", "intruders": "chance",
+}  # fmt: skip
 BILLION, MILLION = 10**9, 10**6
 
 
@@ -82,15 +88,28 @@ def _size(count: int) -> str:
 
 
 def asked(results: Sequence[Result]) -> list[str]:
-    """The prompt sets that were asked, each with the most items of any analysis."""
+    """What the models were scored on: the tasks of retention with their items, where it was
+    measured; else the prompt sets of all analyses."""
+    kept = next((r for r in results if r.analysis == "forgetting.retention"), None)
     found: dict[str, int] = {}
-    for result in results:
-        given = result.provenance.parameters.get("prompts")
-        sets = list(given.values()) if isinstance(given, Mapping) and "name" not in given else given
-        for one in sets if isinstance(sets, list) else [sets]:
-            if isinstance(one, Mapping) and "name" in one:
-                found[one["name"]] = max(found.get(one["name"], 0), int(one.get("n") or 0))
+    if kept is not None:
+        for metric in ("score", "loss_change"):
+            rows = kept.table[kept.table["metric"] == metric]
+            for task, own in rows.groupby("task", sort=False):
+                found.setdefault(str(task), int(own["n"].max()))
+    else:
+        for result in results:
+            for one in _sets(result.provenance.parameters.get("prompts")):
+                if isinstance(one, Mapping) and "name" in one:
+                    found[one["name"]] = max(found.get(one["name"], 0), int(one.get("n") or 0))
     return [f"{name} (n = {count})" for name, count in found.items()]
+
+
+def _sets(given: Any) -> list[Any]:
+    """The prompt sets that a parameter describes: one, several, or several by name."""
+    if isinstance(given, Mapping) and "name" not in given:
+        return list(given.values())
+    return given if isinstance(given, list) else [given]
 
 
 def _tasks(results: Sequence[Result]) -> dict[str, str]:
@@ -129,10 +148,10 @@ def _group(task: str, members: list[str], first: Result) -> Group:
 def _unit(measure: str, measured: pd.DataFrame) -> str:
     """What a measure counts, and over how many items."""
     counts = measured.loc[measured["measure"] == measure, "n"].dropna().astype(int)
-    if counts.empty:
-        return UNITS.get(measure, measure)
-    ends = sorted({counts.min(), counts.max()})
-    return f"{UNITS.get(measure, measure)}, n = {' to '.join(map(str, ends))}"
+    unit = UNITS.get(measure, "").removeprefix(f"{measure} ")
+    unit = unit[1:-1] if unit.startswith("(") else unit
+    ends = sorted({counts.min(), counts.max()}) if len(counts) else []
+    return ", ".join(filter(None, [unit, f"n = {' to '.join(map(str, ends))}" if ends else ""]))
 
 
 def _cell(row: pd.Series | None, apart: pd.Series | None) -> Cell:
@@ -140,7 +159,8 @@ def _cell(row: pd.Series | None, apart: pd.Series | None) -> Cell:
         return Cell("–")
     if pd.isna(row["value"]):
         return Cell("none tried suffices" if row["measure"] == SIZE else "undefined")
-    null = "" if pd.isna(row["baseline"]) else f"{row['baseline']:.3g}"
+    beside = BESIDE.get(str(row["measure"]), "null")
+    null = "" if pd.isna(row["baseline"]) else f"{beside} {row['baseline']:.3g}"
     says = "" if apart is None else str(apart["says"])
     shown = figures.interval(row["value"], row["low"], row["high"])
     return Cell(shown, null, says, row["measure"] == "intruders" and _by_chance(row))
@@ -159,41 +179,68 @@ def _sentence(name: str, about: Mapping[str, Any], task: str, rows: Rows, apart:
     if about.get("kind") == "lora" and about.get("rank"):
         kind += f", r = {about['rank']}"
     said = [
-        _learned(rows.get((name, "score")), apart.get((name, "score")), task or "its task"),
-        _forgot(rows.get((name, "forgetting")), apart.get((name, "forgetting"))),
+        _learned(_beside("score", name, rows, apart), task or "its task"),
+        _forgot(_beside("forgetting", name, rows, apart)),
         _intruders(rows.get((name, "intruders"))),
     ]
     words = "; ".join(filter(None, said)) or "see the table"
     return f"{f'({kind})' if kind else ''}: {words}."
 
 
-def _learned(row: pd.Series | None, apart: pd.Series | None, task: str) -> str:
-    if row is None or pd.isna(row["value"]):
+class _Beside(NamedTuple):
+    """One measure of a model, of the full fine-tune, and the difference of the two."""
+
+    own: pd.Series
+    full: pd.Series | None
+    apart: pd.Series | None
+
+    def against(self, form: str, unit: str = "") -> str:
+        """Both values, and the difference with its interval."""
+        assert self.full is not None
+        assert self.apart is not None
+        values = f"{self.own['value']:{form}} against {self.full['value']:{form}}{unit}"
+        return f"{values}, difference {change(self.apart, '+.2f')}"
+
+
+def _beside(measure: str, name: str, rows: Rows, apart: Rows) -> _Beside | None:
+    """None where it was not measured; no difference where there is no full fine-tune."""
+    own, between = rows.get((name, measure)), apart.get((name, measure))
+    if own is None or pd.isna(own["value"]):
+        return None
+    full = None if between is None else rows.get((between["versus"], measure))
+    return _Beside(own, full, None if full is None else between)
+
+
+def _learned(found: _Beside | None, task: str) -> str:
+    if found is None:
         return ""
-    if apart is None:
-        return f"answers a share of {change(row, '.2f')} of {task} correctly"
-    full, by = apart["versus"], f"(score {change(apart, '+.2f')})"
-    if apart["says"] == "alike":
+    if found.apart is None:
+        return f"answers a share of {change(found.own, '.2f')} of {task} correctly"
+    full, says = found.apart["versus"], found.apart["says"]
+    by = f"({found.against('.2f')})"
+    if says == "alike":
         return f"learns {task} as well as {full} {by}"
-    if apart["says"] == "different":
-        return f"learns {task} {'better' if apart['value'] > 0 else 'less well'} than {full} {by}"
+    if says == "different":
+        how = "better" if found.apart["value"] > 0 else "less well"
+        return f"learns {task} {how} than {full} {by}"
     return f"undecided whether it learns {task} as well as {full} {by}"
 
 
-def _forgot(row: pd.Series | None, apart: pd.Series | None) -> str:
-    if row is None or pd.isna(row["value"]):
+def _forgot(found: _Beside | None) -> str:
+    if found is None:
         return ""
-    unit = "nats/token of pre-training text"
-    if apart is None:
-        by = f"({change(row, '+.2f')} {unit})"
-        if row["low"] > 0:
-            return f"forgets {by}"
-        return f"{'does not forget' if row['high'] < 0 else 'undecided whether it forgets'} {by}"
-    full, by = apart["versus"], f"({change(apart, '+.2f')} {unit})"
-    if apart["says"] == "alike":
+    unit = " nats/token of pre-training text"
+    if found.apart is None:
+        by = f"({change(found.own, '+.2f')}{unit})"
+        if found.own["low"] > 0:
+            return f"forgets compared with the base {by}"
+        sure = found.own["high"] < 0
+        return f"{'does not forget' if sure else 'undecided whether it forgets'} {by}"
+    full, says, by = found.apart["versus"], found.apart["says"], f"({found.against('+.2f', unit)})"
+    if says == "alike":
         return f"forgets as much as {full} {by}"
-    if apart["says"] == "different":
-        return f"forgets {'more' if apart['value'] > 0 else 'less'} than {full} {by}"
+    if says == "different":
+        return f"forgets {'more' if found.apart['value'] > 0 else 'less'} than {full} {by}"
     return f"undecided whether it forgets more or less than {full} {by}"
 
 
@@ -201,6 +248,5 @@ def _intruders(row: pd.Series | None) -> str:
     if row is None or pd.isna(row["value"]) or pd.isna(row["baseline"]):
         return ""
     than = "no more than chance" if _by_chance(row) else "more than chance"
-    return (
-        f"has {100 * row['value']:.1f}% intruder dimensions, {than} ({100 * row['baseline']:.1f}%)"
-    )
+    share = figures.interval(100 * row["value"], 100 * row["low"], 100 * row["high"], ".1f")
+    return f"intruder dimensions: {share}%, {than} ({100 * row['baseline']:.1f}%)"

@@ -35,7 +35,7 @@ ASSETS = Path(__file__).parent / "assets"
 OFFERED = "window.vegaEmbed = vegaEmbed;"
 WHOLE = 100_000  # rows up to which a table is in the page
 DIGITS = 6  # significant, of a number in the page
-QUALITY = 40  # of WebP: type stays legible, and a map's colours those of its scale
+QUALITY = 36  # of WebP: type stays legible, and a map's colours those of its scale
 # Matplotlib's markers by Vega's names, or as paths of unit size where Vega has none.
 SHAPES = {
     "o": "circle", "^": "triangle-up", "v": "triangle-down", "D": "diamond", "<": "triangle-left",
@@ -44,6 +44,13 @@ SHAPES = {
     "h": "M-0.5,-0.87L0.5,-0.87L1,0L0.5,0.87L-0.5,0.87L-1,0Z",
     "*": "M0,-1L0.22,-0.31L0.95,-0.31L0.36,0.12L0.59,0.81L0,0.38L-0.59,0.81L-0.36,0.12L-0.95,-0.31"
     "L-0.22,-0.31Z",
+}  # fmt: skip
+
+
+# And as a letter beside a name.
+SIGNS = {
+    "o": "●", "^": "▲", "v": "▼", "D": "◆", "<": "◀", ">": "▶", "s": "■", "X": "✖", "P": "✚",
+    "p": "⬟", "h": "⬢", "*": "★",
 }  # fmt: skip
 
 
@@ -89,7 +96,11 @@ def looks(members: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]
     """Member -> its colour and its shape, as its figures have them."""
     made = style.assign(members)
     return {
-        name: {"colour": made[name].colour, "shape": SHAPES.get(made[name].marker, "circle")}
+        name: {
+            "colour": made[name].colour,
+            "shape": SHAPES.get(made[name].marker, "circle"),
+            "sign": SIGNS.get(made[name].marker, "●"),
+        }
         for name in members
     }
 

@@ -23,6 +23,7 @@ from workbench.figures import style
 from workbench.figures.catalogue import HEADINGS
 from workbench.files.writing import Mark, says, writing
 from workbench.reports import answer, packing
+from workbench.reports.glossary import glossary
 from workbench.reports.tables import Table, as_table, tables
 from workbench.results.result import Result
 from workbench.results.run_folder import QUESTION
@@ -30,6 +31,7 @@ from workbench.results.run_folder import QUESTION
 ABOUT = ("kind", "rank", "alpha", "step", "seed", "reference", "fingerprint")
 SHORT = 12  # characters of a fingerprint
 WORDY = 900  # characters of a headline's clauses from which they are folded away
+PREVIEW = 280  # characters of the clauses that a closed chapter shows
 BAD = ("warn", "stop")  # statuses of the preflight that the first screen shows
 
 
@@ -86,6 +88,7 @@ def report(
     often = Counter(note for result in read for note in _notes(result))
     shared = list(dict.fromkeys([*notes, *(note for note, times in often.items() if times > 1)]))
     base = max((r.provenance.base for r in read), key=len)
+    versions = {k: v for r in read for k, v in r.provenance.versions.items()}
     page = render(
         "report.html.jinja",
         title=title,
@@ -94,6 +97,8 @@ def report(
         base_line=answer.base_line(base),
         groups=answer.groups(read),
         sets=answer.asked(read),
+        versions=[f"{name} {version}" for name, version in versions.items()],
+        words=glossary(),
         family=_family(members),
         looks=looks,
         warnings=[] if preflight is None else _warnings(preflight),
@@ -238,6 +243,7 @@ def _chapter(
         "lead": lead,
         "parts": [(_whose(part, result.members), part) for part in parts],
         "wordy": sum(map(len, parts)) > WORDY,
+        "short": "; ".join(parts)[:PREVIEW],
         "notes": _notes(result),
         "figures": list(_pictures(name, results, lead, pictures)),
         "tables": list(tables(result)),
@@ -257,7 +263,7 @@ def _heading(result: Result, results: Mapping[str, Result]) -> str:
         ends = list(dict.fromkeys((result.members[0], result.members[-1])))
         asked = result.provenance.parameters.get("prompts")
         task = asked.get("name") if isinstance(asked, Mapping) else None
-        heading += f": {' to '.join(ends)}" + (f" on {task}" if task else "")
+        heading += f": {' … '.join(ends)}" + (f" on {task}" if task else "")
     return heading
 
 

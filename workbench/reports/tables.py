@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 
@@ -15,7 +16,7 @@ FIRST = "compare.equivalence"
 # What tells means apart, and places of patches.
 KEYS = (
     "member", "side", "direction", "circuit", "group", "first", "second", "skills", "task", "arm",
-    "rank", "sparsity", "x", "layer", "component",
+    "measure", "outcome", "rank", "sparsity", "x", "layer", "component",
 )  # fmt: skip
 # Of grafts, on the page; places and reliability bins are in the figures.
 GRAFTED = (
@@ -187,19 +188,33 @@ def _means(result: Result, caption: str = "Means") -> Table:
     keys = [key for key in KEYS if key in table and table[key].notna().any()]
     shown = table.assign(
         cell=[
-            "–" if pd.isna(row.value) else figures.interval(row.value, row.low, row.high)
+            _said(row) if pd.isna(row.value) else figures.interval(row.value, row.low, row.high)
             for row in table.itertuples(index=False)
         ]
     )
     shown[keys] = shown[keys].astype(object).where(shown[keys].notna(), "")
     wide = shown.groupby([*keys, "metric"], sort=False)["cell"].first().unstack()
+    # A metric may be called as a column is.
+    wide = wide.rename(columns={name: f"{name} (value)" for name in keys})
     wide = wide.reset_index().fillna("")
-    counts = shown.groupby(keys, sort=False)["n"].max() if "n" in table else None
-    if counts is not None:
+    if "n" in table:
+        counts = shown.groupby(keys, sort=False)["n"].agg(_counts_of)
         wide = wide.merge(counts.reset_index(), on=keys)
     return as_table(
         f"{caption}, 95% intervals", wide.rename(columns={"x": X.get(result.analysis, "x")})
     )
+
+
+def _said(row: Any) -> str:
+    """What stands for a value that is none: a verdict where there is one."""
+    says = getattr(row, "says", None)
+    return says if isinstance(says, str) else "–"
+
+
+def _counts_of(counts: pd.Series) -> str:
+    """How many items the values of a row are over; several numbers where they differ."""
+    ends = sorted({int(n) for n in counts.dropna()})
+    return " to ".join(str(n) for n in dict.fromkeys([ends[0], ends[-1]])) if ends else ""
 
 
 def _medians(result: Result) -> Table:

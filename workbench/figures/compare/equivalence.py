@@ -16,6 +16,7 @@ KEY = "compare.equivalence"
 HEADING = "Are they equivalent here?"
 MARKS = {"alike": "=", "different": "≠", "undecided": "?"}
 SIZE = "graft size"
+ESSENTIAL = {"score", "forgetting"}  # without both, equal in the rest is not equivalent
 UNITS = {
     "score": "score on the task",
     "forgetting": "rise of the loss (nats/token)",
@@ -163,10 +164,11 @@ def sentence(result: Result) -> Findings:
                          for _, row in found.iterrows()]  # fmt: skip
                 said.append(f"{mark} in {', '.join(names)}")
         marks = set(own["says"])
-        told = "is not equivalent to" if "different" in marks else (
-            "is equivalent to" if marks == {"alike"} else "may or may not be equivalent to"
+        whole = marks == {"alike"} and set(own["measure"]) >= ESSENTIAL
+        verdict = "is not equivalent to" if "different" in marks else (
+            "is equivalent to" if whole else "may or may not be equivalent to"
         )  # fmt: skip
-        parts.append(f"{member} {told} {versus}: {'; '.join(said)}")
+        parts.append(f"{member} {verdict} {versus}: {'; '.join(said)}")
     if not parts:
         return "There is no full fine-tune to compare with, so the models are only measured", []
     return (

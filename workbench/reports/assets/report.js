@@ -81,7 +81,19 @@
     }
     for (const again of redraw.values()) again();
   };
-  for (const button of all("button[data-toggle]")) {
+  const toggles = all("button[data-toggle]");
+  for (const button of all("button[data-all]")) {
+    button.addEventListener("click", () => {
+      const on = button.dataset.all === "true";
+      for (const one of toggles) {
+        one.setAttribute("aria-pressed", String(on));
+        if (on) hidden.delete(one.dataset.toggle);
+        else hidden.add(one.dataset.toggle);
+      }
+      show();
+    });
+  }
+  for (const button of toggles) {
     button.addEventListener("click", () => {
       const member = button.dataset.toggle;
       const on = hidden.delete(member);
@@ -130,7 +142,11 @@
       const lines = table.createTBody();
       for (const row of rows.slice(0, 100)) {
         const line = lines.insertRow();
-        for (const one of row) line.insertCell().textContent = one === null ? "" : workbench.number(one);
+        for (const one of row) {
+          const cell = line.insertCell();
+          cell.textContent = one === null ? "" : workbench.number(one);
+          if (cell.textContent.length > 40) cell.className = "long";
+        }
       }
       body.replaceChildren(table);
     };

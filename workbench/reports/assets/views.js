@@ -161,7 +161,7 @@ const ready = (rows, view) => rows.map((row) => ({
   control: ["arm", "side"].some((name) => workbench.CONTROLS.has(row[name])),
 }));
 
-const axis = (title) => ({ title, labelOverlap: true });
+const axis = (title) => ({ title, labelOverlap: true, labelFlush: false });
 const spread = (values) => {
   const known = values.filter((value) => typeof value === "number");
   return [Math.min(...known), Math.max(...known)];
@@ -203,10 +203,12 @@ kinds.lines = (element, view, metric, rows, looks) => {
   const scale = log ? { type: "log" } : { zero: false, nice: false, padding: 8 };
   const x = {
     field: view.x, type: "quantitative", scale,
-    axis: { ...axis(view.x_title + (log ? " (log scale)" : "")), ...(view.x === "layer" ? { tickMinStep: 1, format: "d" } : {}) },
+    axis: { ...axis(view.x_title + (log ? " (log scale)" : "")), ...(along.every(Number.isInteger) ? { tickMinStep: 1, format: "d" } : {}) },
   };
   const y = { field: "value", type: "quantitative", scale: { zero: false }, axis: axis(metric) };
-  const style = view.style ? { strokeDash: { field: view.style, type: "nominal", sort: null, title: workbench.words(view.style) } } : {};
+  // One distinction has one legend.
+  const twice = colour.field === view.style ? { legend: null } : {};
+  const style = view.style ? { strokeDash: { field: view.style, type: "nominal", sort: null, title: workbench.words(view.style), ...twice } } : {};
   const detail = view.style ? { detail: [{ field: "member" }, { field: view.style }] } : {};
   const flat = [...new Set(rows.map((row) => row.baseline))].filter((value) => typeof value === "number");
   const uncertain = !rows.some((row) => typeof row.low === "number") ? null : few
@@ -350,6 +352,7 @@ kinds.texts = (element, view, metric, rows) => {
     second.textContent = " Show ";
     only = second.appendChild(document.createElement("select"));
     for (const name of ["lost", "gained", "lost and gained", "all items"]) only.add(new Option(name, name));
+    if (!rows.some((row) => row.baseline > row.value)) only.value = "lost and gained";
   }
   const list = box.appendChild(document.createElement("div"));
   list.className = "texts";
@@ -470,6 +473,13 @@ workbench.explore = (element, result, hidden, looks) => {
     const picked = picks.map(([name, box, values]) => [name, box.value === "mean" ? MEAN : values[+box.value]]);
     return workbench.draw(drawn, result, view, metric, picked, hidden, looks);
   };
+  // Of items, the first value under which any was lost: the others have nothing to show at first.
+  const telling = (view, metric, name, values, options) => {
+    if (view.kind !== "texts") return undefined;
+    const rows = workbench.rows(result, view, metric, [], new Set());
+    const found = rows.find((row) => typeof row.baseline === "number" && row.baseline > row.value);
+    return found && options.find(([, place]) => place === values.indexOf(found[name]));
+  };
   const repick = () => {
     const kept = new Map(picks.map(([name, box]) => [name, box.selectedOptions[0]?.textContent]));
     for (const [, box] of picks) box.parentElement.remove();
@@ -480,8 +490,8 @@ workbench.explore = (element, result, hidden, looks) => {
       const mean = (view.mean ?? []).includes(name);
       if (mean) options.unshift([`mean over ${values.length}`, "mean"]);
       const same = options.find(([text]) => text === kept.get(name));
-      const tuned = options.find(([text]) => text === "tuned"); // rather than the base
-      const box = select(workbench.words(name), options, (same ?? tuned ?? options[0])[1]);
+      const begin = options.find(([text]) => text === "tuned") ?? telling(view, metric, name, values, options);
+      const box = select(workbench.words(name), options, (same ?? begin ?? options[0])[1]);
       box.addEventListener("change", again);
       return [name, box, values];
     });
