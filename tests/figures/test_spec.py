@@ -115,7 +115,7 @@ def test_what_is_not_there(folder):
     for text, says in (
         (panel.format("nothing", "title: a"), "Expected a saved Result"),
         (panel.format("spectral.intruders", "figure: pie"), "has no figure 'pie'; it has count"),
-        (panel.format("spectral.intruders", "members: [who]"), "has no member 'who'; it has"),
+        (panel.format("spectral.intruders", "members: [who]"), "has no model 'who'; it has"),
         (panel.format("spectral.intruders", "options: {k: 3, z: 1}"), "does not take the options"),
     ):
         with pytest.raises(WorkbenchError, match=says):

@@ -167,7 +167,7 @@ def test_the_strongest_are_picked_on_one_half_and_reported_on_the_other(pair):
         expected = expected[picked.set_index(by).index]
         assert picked["value"].to_numpy() == pytest.approx(expected.to_numpy(float), abs=1e-5)
         assert (picked["n"] == 5).all()
-        assert "chosen on others, measured on 5 prompts" in wb.figures.headline(whole)
+        assert "chosen on others and measured on 5 prompts" in wb.figures.headline(whole)
 
 
 def test_another_prompt_has_another_answer():
