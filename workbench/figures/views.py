@@ -3,7 +3,7 @@
 No method names its views. Rows that fill the same columns are one view, and the columns decide its
 kind: over layers and places a heat map, over numbers a line, over prompts points, over the tokens
 of a text that text in colours, between two named things a matrix, and whatever is left a point with
-its interval. The page draws them (`reports/assets/views.js`); what is not an axis gets a picker.
+its interval. The page draws them (`reports/assets`); what is not an axis gets a picker.
 """
 
 from __future__ import annotations

@@ -128,8 +128,8 @@ def styles() -> str:
 
 @functools.cache
 def scripts() -> tuple[str, ...]:
-    """The scripts of a page, in order: Vega, the views, what the reader handles."""
-    own = (ASSETS / name for name in ("views.js", "report.js"))
+    """The scripts of a page, in order: Vega, tables and views, what the reader handles."""
+    own = (ASSETS / f"{name}.js" for name in ("table", "charts", "texts", "explore", "report"))
     return (vega(), *(path.read_text(encoding="utf-8") for path in own))
 
 
