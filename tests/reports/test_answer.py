@@ -98,9 +98,9 @@ def test_models_of_several_tasks_are_separate_tables():
         result("forgetting.retention", two, {"b": FULL, "c": FULL}, task="facts"),
     ]
     found = answer.groups([first, *others])
-    assert {group.task: [name for name, _ in group.rows] for group in found} == {
-        "sums": ["a"], "facts": ["b", "c"],
-    }  # fmt: skip
+    assert [(group.task, [name for name, _ in group.rows]) for group in found] == [
+        ("facts", ["b", "c"]), ("sums", ["a"]),
+    ]  # fmt: skip
 
 
 def test_a_value_no_more_than_its_null_is_grey():
@@ -140,3 +140,11 @@ def test_a_column_says_its_unit_and_its_n_without_its_name_twice():
         ("forgetting", "rise of the loss (nats/token), n = 50"),
         ("intruders", "share of vectors, n = 50"),
     ]
+
+
+def test_what_was_scored_is_said_with_its_items():
+    rows = [{"member": "a", "task": "sums", "metric": "score", "value": 1.0, "n": 40}]
+    rows += [{"member": "a", "task": "facts", "metric": "score", "value": 1.0, "n": None}]
+    rows += [{"member": "a", "task": "texts", "metric": "loss_change", "value": 1.0, "n": 51}]
+    made = result("forgetting.retention", rows, {"a": FULL})
+    assert answer.asked([made]) == ["sums (n = 40)", "texts (n = 51)"]

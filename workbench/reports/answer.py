@@ -70,7 +70,8 @@ def groups(results: Sequence[Result]) -> list[Group]:
     by: dict[str, list[str]] = {}
     for name in members:
         by.setdefault(tasks.get(name, ""), []).append(name)
-    return [_group(task, own, first) for task, own in by.items()]
+    largest = sorted(by.items(), key=lambda one: -len(one[1]))
+    return [_group(task, own, first) for task, own in largest]
 
 
 def base_line(base: Mapping[str, Any]) -> str:
@@ -94,7 +95,7 @@ def asked(results: Sequence[Result]) -> list[str]:
     found: dict[str, int] = {}
     if kept is not None:
         for metric in ("score", "loss_change"):
-            rows = kept.table[kept.table["metric"] == metric]
+            rows = kept.table[(kept.table["metric"] == metric) & kept.table["n"].notna()]
             for task, own in rows.groupby("task", sort=False):
                 found.setdefault(str(task), int(own["n"].max()))
     else:
