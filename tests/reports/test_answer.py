@@ -37,37 +37,29 @@ def told(*rows: dict[str, Any]) -> str:
     return dict(group.sentences)["small"]
 
 
-@pytest.mark.parametrize(
-    ("says", "value", "words"),
-    [
-        ("alike", 0.01, "learns its task as well as whole"),
-        ("different", -0.2, "learns its task less well than whole"),
-        ("different", 0.2, "learns its task better than whole"),
-        ("undecided", 0.2, "undecided whether it learns its task as well as whole"),
-    ],
+SAID = (
+    ("score", "alike", 0.01, "learns its task as well as whole"),
+    ("score", "different", -0.2, "learns its task less well than whole"),
+    ("score", "different", 0.2, "learns its task better than whole"),
+    ("score", "undecided", 0.2, "undecided whether it learns its task as well as whole"),
+    ("forgetting", "alike", 0.01, "forgets as much as whole"),
+    ("forgetting", "different", -0.2, "forgets less than whole"),
+    ("forgetting", "different", 0.2, "forgets more than whole"),
+    ("forgetting", "undecided", 0.2, "undecided whether it forgets more or less than whole"),
 )
-def test_the_score_in_words(says: str, value: float, words: str):
-    full = measured("score", "whole", 0.9, 0.8, 1.0, 0.0)
-    own = measured("score", "small", 0.5, 0.4, 0.6, 0.0)
-    said = told(own, full, apart("score", value, -1, 1, says))
-    by = f"0.50 against 0.90, difference {value:+.2f} [-1.00, +1.00]"
+VALUES = {
+    "score": "0.50 against 0.90",
+    "forgetting": "+0.50 against +0.90 nats/token of pre-training text",
+}
+
+
+@pytest.mark.parametrize(("measure", "says", "value", "words"), SAID)
+def test_a_difference_in_words_with_both_values(measure, says, value, words):
+    own = measured(measure, "small", 0.5, 0.4, 0.6, 0.0)
+    full = measured(measure, "whole", 0.9, 0.8, 1.0, 0.0)
+    said = told(own, full, apart(measure, value, -1, 1, says))
+    by = f"{VALUES[measure]}, difference {value:+.2f} [-1.00, +1.00]"
     assert f"(LoRA, r = 4): {words} ({by})" in said
-
-
-@pytest.mark.parametrize(
-    ("says", "value", "words"),
-    [
-        ("alike", 0.01, "forgets as much as whole"),
-        ("different", -0.2, "forgets less than whole"),
-        ("different", 0.2, "forgets more than whole"),
-        ("undecided", 0.2, "undecided whether it forgets more or less than whole"),
-    ],
-)
-def test_forgetting_in_words(says: str, value: float, words: str):
-    own = measured("forgetting", "small", 0.5, 0.4, 0.6, 0.0)
-    full = measured("forgetting", "whole", 0.3, 0.2, 0.4, 0.0)
-    said = told(own, full, apart("forgetting", value, -1, 1, says))
-    assert f"{words} (+0.50 against +0.30 nats/token of pre-training text, difference" in said
 
 
 @pytest.mark.parametrize(

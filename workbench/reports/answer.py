@@ -14,11 +14,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from workbench import figures
-from workbench.figures.compare.equivalence import KEY, SIZE, UNITS
+from workbench.figures.compare.equivalence import KEY, MARKS, SIZE, UNITS
 from workbench.figures.wording import change
 from workbench.results.result import Result
-
-SAYS = {"alike": "=", "different": "≠", "undecided": "?"}
 
 # What a measure is held against, where that is no null.
 BESIDE = {
@@ -41,7 +39,7 @@ class Cell:
 
     @property
     def mark(self) -> str:
-        return SAYS.get(self.says, "")
+        return MARKS.get(self.says, "")
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from workbench.conveniences import provides
 from workbench.errors import WorkbenchError
-from workbench.files.writing import Mark, says, writing
+from workbench.files.writing import writing
 from workbench.reports import packing
-from workbench.reports.page import render
+from workbench.reports.page import PAGE, render
 from workbench.results.result import Result
 
 HEIGHT = 620  # CSS pixels of the frame in a notebook
-EXPLORER = Mark("an explorer's page", says(b'<meta name="generator" content="workbench">'))
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Explorer:
 
     def save(self, path: str | Path) -> Path:
         """Write the page as HTML; its path. Raises WorkbenchError where anything else is there."""
-        with writing(Path(path), EXPLORER) as fresh:
+        with writing(Path(path), PAGE) as fresh:
             fresh.write_text(self.page, encoding="utf-8")
         return Path(path)
 

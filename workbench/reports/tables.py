@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 
 from workbench import figures
+from workbench.figures.compare.equivalence import KEY
 from workbench.results import intruder_counts
 from workbench.results.result import Result, changed_rows, how_many_changed
 
-FIRST = "compare.equivalence"
 # What tells means apart, and places of patches.
 KEYS = (
     "member", "side", "direction", "circuit", "group", "first", "second", "skills", "task", "arm",
@@ -52,7 +52,7 @@ class Table:
 
 def tables(result: Result) -> Iterator[Table]:
     """The summary tables of one Result: per member, rounded; never its raw rows."""
-    if result.analysis == FIRST:
+    if result.analysis == KEY:
         yield _equivalent(result)
     elif result.analysis == "spectral.intruders":
         yield from _counts(result)

@@ -11,10 +11,10 @@ import pandas as pd
 
 from workbench.errors import WorkbenchError, unpanicked
 from workbench.findings.equivalence import ARMS, equivalence
+from workbench.findings.equivalence import KEY as FIRST
 from workbench.forgetting import association, sequential
 from workbench.loaders import CheckpointPair, Family
 from workbench.log import quiet
-from workbench.reports.tables import FIRST
 from workbench.results import run_folder
 from workbench.results.result import Result
 from workbench.skills import alike, compose, localize, overlap, reported

@@ -69,7 +69,6 @@ workbench.rows = (result, view, metric, picked, hidden) => {
 };
 
 const MEAN = Symbol("mean");
-workbench.MEAN = MEAN;
 
 // Rows that agree in all but `names`, as one with their mean.
 workbench.averaged = (rows, names, keys) => {
