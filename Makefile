@@ -51,7 +51,7 @@ crash-test: $(VENV)/installed
 	KILLS=$(KILLS) $(RUN)/python -m pytest tests/test_crash.py
 
 # Random faults of the formulas, each against the tests that reach its line: hours for all of them.
-# MODULES=stats,spectral/intruders takes these alone, EACH=15 so many faults of each.
+# MODULES=stats/ranks,spectral/intruders takes these alone, EACH=15 so many faults of each.
 MODULES ?=
 EACH ?= 15
 mutants: $(VENV)/installed

@@ -27,7 +27,7 @@ FORMULAS = {
     "spectral/test_decisions.py::test_decisions_are_those_of_the_full_svds",
     "spectral/test_intruders.py::test_a_trained_spectrum_is_held_against_its_own",
     "spectral/test_intruders.py::test_nulls_tell_structure_from_size",
-    "test_stats.py::test_matching_removes_what_the_covariate_explains",
+    "stats/test_ranks.py::test_matching_removes_what_the_covariate_explains",
     "behaviour/test_emulate.py::test_log_probabilities_add_up_by_hand",
     "tuco/test_contribution.py::test_by_hand",
     "tuco/test_scaling.py::test_the_best_alpha_is_chosen_on_one_half_and_judged_on_the_other",
@@ -93,7 +93,9 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
         "test_a_result_has_groups_layers_tokens_and_what_it_cannot_see": (
             "auc:tuco", "auc:output_co", "token_tuco",
         ),
-        "test_stats.py::test_matching_removes_what_the_covariate_explains": ("auc_matched:*",),
+        "stats/test_ranks.py::test_matching_removes_what_the_covariate_explains": (
+            "auc_matched:*",
+        ),
     },
     "tuco.scaling": {
         "tuco/test_scaling.py::test_the_best_alpha_is_chosen_on_one_half_and_judged_on_the_other": (

@@ -1,4 +1,4 @@
-"""Intervals and matched pairs against their definitions."""
+"""Intervals against their definitions."""
 
 from __future__ import annotations
 
@@ -8,88 +8,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
 
 from workbench.stats import (
     Interval,
-    auc,
-    bin_of,
     bootstrap,
-    calibration,
-    calibration_error,
     difference,
     edges,
     halves,
-    nearest_pairs,
     predicted,
-    proportion,
     ratios,
     share_of,
     spearman,
 )
-
-values = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=12)
-
-
-@given(values, values)
-def test_auc_is_the_area_under_the_curve(first, second):
-    labels = [1] * len(first) + [0] * len(second)
-    assert auc(first, second, draws=10).value == pytest.approx(
-        roc_auc_score(labels, first + second)
-    )
-
-
-@given(values, values)
-def test_auc_turns_over(first, second):
-    a, b = auc(first, second, draws=10), auc(second, first, draws=10)
-    assert a.value == pytest.approx(1 - b.value)
-
-
-def test_auc_by_hand():
-    assert auc([2, 3], [1, 2]).value == pytest.approx((1 + 0.5 + 1 + 1) / 4)
-    assert np.isnan(auc([], [1.0]).value)
-
-
-def test_the_interval_covers_the_truth():
-    """Normal groups one deviation apart: AUC = Phi(1 / sqrt 2) = .760."""
-    draw = np.random.default_rng(0)
-    hits = 0
-    for seed in range(100):
-        found = auc(draw.normal(1, 1, 40), draw.normal(0, 1, 40), seed=seed, draws=400)
-        hits += found.low <= 0.7602 <= found.high
-    assert 88 <= hits <= 100
-
-
-@given(st.integers(0, 999), st.integers(1, 15), st.integers(1, 15))
-def test_pairs_agree_and_are_used_once(seed, n, m):
-    draw = np.random.default_rng(seed)
-    first, second = draw.normal(size=(n, 2)), draw.normal(size=(m, 2))
-    ours, theirs = nearest_pairs(first, second, seed=seed)
-    assert len(set(ours)) == len(ours)
-    assert len(set(theirs)) == len(theirs)
-    spread = np.concatenate([first, second]).std(0)
-    assert (np.abs(first[ours] - second[theirs]) <= 0.25 * spread + 1e-12).all()
-
-
-def test_matching_removes_what_the_covariate_explains():
-    """The measure follows length alone, and the groups differ in it: matched, .5 is left."""
-    draw = np.random.default_rng(1)
-    long, short = draw.normal(1.5, 1, 300), draw.normal(0, 1, 300)
-    noise = 0.02 * draw.normal(size=(2, 300))
-    assert auc(long + noise[0], short + noise[1], draws=10).value > 0.8
-    ours, theirs = nearest_pairs(long[:, None], short[:, None], caliper=0.02)
-    larger = (long + noise[0])[ours] > (short + noise[1])[theirs]
-    assert 0.35 < larger.mean() < 0.65
-    assert len(ours) > 50
-
-
-def test_spearman_by_hand():
-    up = np.array([1.0, 2.0, 3.0, 4.0])
-    assert spearman(up, np.exp(up)).value == pytest.approx(1)
-    assert spearman(up, -up).value == pytest.approx(-1)
-    assert spearman(up, np.array([1.0, 3.0, 2.0, 4.0])).value == pytest.approx(0.8)
-    assert np.isnan(spearman(up, np.ones(4)).value)
-    assert np.isnan(spearman(up[:2], up[:2]).value)
 
 
 def test_ratios_by_hand_and_undefined():
@@ -175,7 +105,7 @@ def test_bootstrap_in_parts_is_bootstrap_at_once(n, monkeypatch):
     means = (scores * weights)[picks].sum(1) / weights[picks].sum(1)
     low, high = np.quantile(means, [0.025, 0.975])
     for at_once in (1, 5 * n + 3, 1 << 20):
-        monkeypatch.setattr("workbench.stats.PICKS", at_once)
+        monkeypatch.setattr("workbench.stats.intervals.PICKS", at_once)
         assert bootstrap(scores, weights)[1:3] == (low, high)
     tracemalloc.start()
     bootstrap(rng.random(14_042))
@@ -221,51 +151,7 @@ def test_a_difference_by_hand():
     assert found == pytest.approx((3, 3 - 20**0.5, 3 + 10**0.5, 10))
 
 
-def test_a_proportion_of_all_alike_is_wilsons():
-    """None of 10: up to z^2 / (n + z^2) = 3.8415 / 13.8415."""
-    found = proportion(Interval(0.0, 0.0, 0.0, 10))
-    assert found.low == pytest.approx(0, abs=1e-9)
-    assert found.high == pytest.approx(3.841459 / 13.841459, abs=1e-6)
-    assert proportion(Interval(1.0, np.nan, np.nan, 1)).low == pytest.approx(1 / 4.841459, abs=1e-6)
-    wide = Interval(0.4, 0.2, 0.6, 10)
-    assert proportion(wide) is wide
-    above = Interval(2.0, 2.0, 2.0, 10)
-    assert proportion(above) is above
-
-
 def test_one_more_draw_by_hand():
     """Mean 5, variance 4, five draws: t(4) at .975 is 2.7764; 2.7764 sqrt(4 * 1.2) = 6.0828."""
     low, high = predicted(5.0, 4.0, 5)
     assert (float(low), float(high)) == pytest.approx((5 - 6.0828, 5 + 6.0828), abs=1e-3)
-
-
-def test_bins_by_hand():
-    """An edge belongs below it; equal mass parts the values themselves."""
-    sure = np.array([0.1, 0.5, 0.51, 1.0, 0.0])
-    assert bin_of(sure, 2, mass=False).tolist() == [0, 0, 1, 1, 0]
-    assert bin_of(sure, 10, mass=False).tolist() == [0, 4, 5, 9, 0]
-    assert bin_of(np.array([0.9, 0.91, 0.92, 0.93]), 2, mass=True).tolist() == [0, 0, 1, 1]
-
-
-def test_calibration_error_by_hand():
-    """Two bins: |.2 + .4 - 1| / 4 + |.9 + .7 - 1| / 4."""
-    sure, right = np.array([0.2, 0.4, 0.9, 0.7]), np.array([1.0, 0, 1, 0])
-    assert calibration_error(sure, right, bins=2) == pytest.approx((0.4 + 0.6) / 4)
-    rows = calibration_error(np.stack([sure, sure]), np.stack([right, 1 - right]), bins=2)
-    assert rows[0] == pytest.approx(0.25)
-    assert rows[1] == pytest.approx((0.4 + 0.6) / 4)
-
-
-def test_the_calibrated_null_is_the_middle_95_percent_of_errors():
-    """Confidence .5 of n items in one bin: the error is |heads / n - 1/2| of a fair coin."""
-    from scipy.stats import binom
-
-    n = 100
-    right = (np.arange(n) < 70).astype(float)
-    found, null = calibration(np.full(n, 0.5), right, draws=20_000)
-    assert found.value == pytest.approx(0.2)
-    exact = np.abs(binom.rvs(n, 0.5, size=200_000, random_state=0) / n - 0.5)
-    low, high = np.quantile(exact, [0.025, 0.975])
-    assert (null.low, null.high) == pytest.approx((low, high), abs=1e-9)
-    assert null.high > np.quantile(exact, 0.95) + 0.005  # negative control: not that of 90%
-    assert null.value == pytest.approx(exact.mean(), rel=0.02)

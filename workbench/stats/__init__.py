@@ -1,0 +1,40 @@
+"""Pure maths that analyses share: intervals of means, shares, ranks and calibration errors."""
+
+from workbench.stats.calibration import bin_of, calibration, calibration_error
+from workbench.stats.groups import LEAST, gaps, spread
+from workbench.stats.intervals import (
+    Interval,
+    Intervals,
+    bootstrap,
+    difference,
+    edges,
+    halves,
+    predicted,
+    ratios,
+    share_of,
+)
+from workbench.stats.proportions import proportion, wilson
+from workbench.stats.ranks import auc, nearest_pairs, spearman
+
+__all__ = [
+    "LEAST",
+    "Interval",
+    "Intervals",
+    "auc",
+    "bin_of",
+    "bootstrap",
+    "calibration",
+    "calibration_error",
+    "difference",
+    "edges",
+    "gaps",
+    "halves",
+    "nearest_pairs",
+    "predicted",
+    "proportion",
+    "ratios",
+    "share_of",
+    "spearman",
+    "spread",
+    "wilson",
+]

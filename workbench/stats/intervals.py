@@ -1,0 +1,164 @@
+"""Intervals of means and ratios over items, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PICKS = 1 << 20  # items that a bootstrap draws at once
+
+
+class Interval(NamedTuple):
+    """A mean with its 95% percentile-bootstrap interval over `n` items."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any] | pd.Series) -> Interval:
+        """What a row of a Result's table says."""
+        return cls(row["value"], row["low"], row["high"], int(row["n"]))
+
+
+class Intervals(NamedTuple):
+    """Many statistics over the same `n` items: value, low, high, each (k,)."""
+
+    value: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    n: NDArray[np.int64]
+
+    @property
+    def first(self) -> Interval:
+        """The first, of one statistic the only one."""
+        return Interval(*(part[0] for part in self))
+
+
+def bootstrap(
+    values: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    clusters: ArrayLike | None = None,
+    seed: int = 0,
+    draws: int = 2000,
+) -> Interval:
+    """Mean of `values` over items, with a 95% percentile bootstrap over those items.
+
+    values: (items,). weights: (items,), e.g. tokens per text; the statistic is then the ratio of
+    sums, sum(values * weights) / sum(weights), resampled by item. For a paired comparison pass the
+    differences. Items of weight 0 are left out, and out of n. A single item has no interval: low
+    and high are NaN. clusters: (items,), what each item belongs to, where several ask about the
+    same passage or fact: whole clusters are resampled, and one alone has no interval; n stays that
+    of the items. Sources: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13;
+    for clusters Davison & Hinkley, Bootstrap Methods (1997), section 3.8.
+    """
+    values = np.asarray(values, dtype=float)
+    weights = np.ones_like(values) if weights is None else np.asarray(weights, dtype=float)
+    counted = weights > 0
+    tops, bottoms = (values * weights)[counted], weights[counted]
+    n = tops.size
+    if not n:
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    value = float(tops.sum() / bottoms.sum())
+    if clusters is not None:
+        _, of = np.unique(np.asarray(clusters)[counted], return_inverse=True)
+        tops, bottoms = np.bincount(of, tops), np.bincount(of, bottoms)
+    rng, at_once, means = np.random.default_rng(seed), max(1, PICKS // tops.size), np.empty(draws)
+    for begin in range(0, draws, at_once):  # one stream of picks, in parts that bound the memory
+        part = means[begin : begin + at_once]
+        picks = rng.integers(0, tops.size, size=(part.size, tops.size))
+        part[:] = tops[picks].sum(1) / bottoms[picks].sum(1)
+    return Interval(value, *edges(means, tops.size), int(n))
+
+
+def edges(drawn: NDArray[np.float64], n: int) -> tuple[float, float]:
+    """The middle 95% of the draws of a statistic of n items; NaN for fewer than two, whose draws
+    are all alike."""
+    if n < 2:
+        return float("nan"), float("nan")
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def ratios(
+    tops: ArrayLike, bottoms: ArrayLike | None = None, *, seed: int = 0, draws: int = 1000
+) -> Intervals:
+    """Ratios of sums over items, or means, each with a 95% percentile bootstrap over the items.
+
+    tops: (k, items). bottoms: (items,) or (k, items); None for means. Items that are NaN in either
+    are left out of that ratio, and out of its n. All k are resampled together, so that they can be
+    compared. A ratio whose bottom sums to zero is NaN, and one item has
+    no interval.
+    """
+    above = np.atleast_2d(np.asarray(tops, dtype=float))
+    below = np.ones_like(above) if bottoms is None else np.asarray(bottoms, dtype=float)
+    below = np.broadcast_to(below, above.shape)
+    known = np.isfinite(above) & np.isfinite(below)
+    above, below = np.where(known, above, 0.0), np.where(known, below, 0.0)
+    items = above.shape[1]
+    chances = np.full(max(items, 1), 1 / max(items, 1))
+    drawn = np.random.default_rng(seed).multinomial(items, chances, size=draws)
+    times = drawn[:, :items].astype(float)
+    value, low, high = (np.full(len(above), np.nan) for _ in range(3))
+    for begin in range(0, len(above), 1000):  # bounds the memory of (draws, k)
+        part = slice(begin, begin + 1000)
+        value[part] = whole = _quotient(above[part].sum(1), below[part].sum(1))
+        each = _quotient(times @ above[part].T, times @ below[part].T)
+        defined = np.isfinite(whole)
+        found = np.nanquantile(np.where(defined, each, 0.0), [0.025, 0.975], axis=0)
+        several = known[part].sum(1) > 1
+        low[part], high[part] = np.where(defined & several, found, np.nan)
+    return Intervals(value, low, high, known.sum(1))
+
+
+def _quotient(top: NDArray[np.float64], bottom: NDArray[np.float64]) -> NDArray[np.float64]:
+    """top / bottom, NaN where the bottom is nothing but rounding."""
+    vanishes = np.abs(bottom) < 1e-9
+    return np.where(vanishes, np.nan, top / np.where(vanishes, 1.0, bottom))
+
+
+def share_of(tops: ArrayLike, bottoms: ArrayLike, *, seed: int = 0) -> Interval:
+    """`ratios` of one pair, NaN unless the bottom's own 95% interval lies above 0: a share of
+    something that may be nothing says nothing."""
+    found = ratios(tops, bottoms, seed=seed).first
+    if ratios(bottoms, seed=seed).low[0] > 0:
+        return found
+    return found._replace(value=np.nan, low=np.nan, high=np.nan)
+
+
+def difference(first: Interval, second: Interval) -> Interval:
+    """first - second, with the 95% interval that follows from the two sides' own, taken as
+    independent; n: of the smaller side. Source: Zou & Donner (2008), doi:10.1002/sim.3095, eq. 7.
+    """
+    value = first.value - second.value
+    below = np.hypot(first.value - first.low, second.high - second.value)
+    above = np.hypot(first.high - first.value, second.value - second.low)
+    return Interval(value, value - float(below), value + float(above), min(first.n, second.n))
+
+
+def predicted(
+    mean: ArrayLike, variance: ArrayLike, draws: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(low, high): where one more draw of a null lies with probability 0.95, by the mean and the
+    variance of those there are, if they are Gaussian. Source: Student's t for a new observation,
+    e.g. Hahn & Meeker, Statistical Intervals (1991), 4.7. Infinitely wide for a single draw."""
+    from scipy.stats import t
+
+    mean, variance, draws = (np.asarray(part, dtype=float) for part in (mean, variance, draws))
+    wide = t.ppf(0.975, np.maximum(draws - 1, 1)) * np.sqrt(variance * (1 + 1 / draws))
+    wide = np.where(draws > 1, wide, np.inf)
+    return mean - wide, mean + wide
+
+
+def halves(n: int, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Two random halves of n items, one to choose on and one to report on."""
+    order = np.random.default_rng(seed).permutation(n)
+    return order[: n // 2], order[n // 2 :]
