@@ -1,19 +1,20 @@
 """Which published findings show in these results? A row a claim: its source, what was seen, and a
 verdict that a rule gives, never a person.
 
-Each claim is read member by member (or task by task). A reading holds where the whole 95% interval
-of what its criterion names says so, contradicts where the whole interval says otherwise, and else
-decides nothing:
+Each claim is read recipe by recipe or member by member (or task by task). A reading holds where the
+whole 95% interval of what its criterion names says so, contradicts where the whole interval says
+otherwise, and else decides nothing:
 
     reproduced        nothing contradicts, and most readings hold
     partly            some hold, others do not
     not reproduced    none holds, and some contradict
     undecided         nothing decides
 
-What is read, and what it takes to hold, stands beside each claim. The intervals are over prompts,
-texts or matrices; `seeds` says over how many training runs of each recipe, which for most is one:
-another seed may turn a verdict. Of readings of one thing in several Results that of the largest n
-counts.
+Another training run may say otherwise, so that these words are kept for what was read of two runs
+or more of every recipe compared, the reference included (`seeds`). Of one run a side they are
+"holds in one run", "holds in part, in one run" and "does not hold in one run". What is read, and
+what it takes to hold, stands beside each claim. Of readings of one thing in several Results that of
+most runs counts, then that of the largest n.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -33,10 +33,18 @@ from workbench.files.writing import Mark
 from workbench.findings.claims import CLAIMS, Claim
 from workbench.findings.equivalence import told_apart
 from workbench.findings.readings import Reading
+from workbench.results.recipes import recipes
 from workbench.results.result import Result
 from workbench.results.run_folder import load
 
 REPRODUCED, PARTLY, NOT, UNDECIDED = "reproduced", "partly", "not reproduced", "undecided"
+SEEDS = 2  # runs of every recipe compared, below which nothing is reproduced
+IN_ONE_RUN = {
+    REPRODUCED: "holds in one run",
+    PARTLY: "holds in part, in one run",
+    NOT: "does not hold in one run",
+    UNDECIDED: UNDECIDED,
+}
 SHOWN = 3  # readings in one cell
 BEFORE = (
     "Brackets hold 95% intervals over n items; a number after a name marks another "
@@ -67,14 +75,14 @@ def findings(results: Sequence[Result]) -> pd.DataFrame:
     rows = []
     for claim in CLAIMS:
         kept = _largest(claim.read(whole))
+        seeds = _seeds(whole, kept)
         about = {
             "claim": claim.name,
             "source": claim.source,
             "reading": claim.reading,
             "criterion": claim.holds,
-            "verdict": verdict([one.holds for one in kept]),
+            "verdict": verdict([one.holds for one in kept], seeds),
         }
-        seeds = _seeds(whole, kept)
         rows += [about | one._asdict() | {"seeds": seeds} for one in kept]
     return pd.DataFrame(rows)
 
@@ -101,14 +109,16 @@ def by_base(runs: Sequence[str | Path]) -> dict[str, pd.DataFrame]:
     }
 
 
-def verdict(holds: Sequence[bool | None]) -> str:
-    """By the rule above."""
+def verdict(holds: Sequence[bool | None], seeds: int) -> str:
+    """By the rule above. seeds: runs of the recipe that has fewest."""
     yes, no = sum(one is True for one in holds), sum(one is False for one in holds)
     if not yes and not no:
         return UNDECIDED
     if not yes:
-        return NOT
-    return REPRODUCED if not no and 2 * yes > len(holds) else PARTLY
+        found = NOT
+    else:
+        found = REPRODUCED if not no and 2 * yes > len(holds) else PARTLY
+    return found if seeds >= SEEDS else IN_ONE_RUN[found]
 
 
 def page(tables: Mapping[str, pd.DataFrame]) -> str:
@@ -179,20 +189,32 @@ def _along(result: Result) -> bool:
 
 
 def _largest(seen: Iterable[Reading]) -> list[Reading]:
-    """Of readings of one member that of most items; of as many, the first."""
+    """Of readings of one member that of most runs, then of most items; of as many, the first."""
     kept: dict[str, Reading] = {}
     for reading in seen:
-        if reading.member not in kept or kept[reading.member].n < reading.n:
+        known = kept.get(reading.member)
+        if known is None or (known.runs, known.n) < (reading.runs, reading.n):
             kept[reading.member] = reading
     return list(kept.values())
 
 
 def _seeds(results: Sequence[Result], kept: Sequence[Reading]) -> int:
-    """Training runs of the recipe that has most of them, among the members that were read."""
+    """Training runs of the recipe that has fewest, of those that were read: as the readings tell
+    it, and of readings by member as many as are read of each recipe."""
     members = {n: about for r in results for n, about in r.provenance.members.items()}
-    runs: dict[tuple[str, ...], set[Any]] = {}
-    for name, about in members.items():
-        if any(re.match(rf"{re.escape(name)}(,| less |$)", one.member) for one in kept):
-            recipe = tuple(str(about.get(key)) for key in ("kind", "rank", "alpha"))
-            runs.setdefault(recipe, set()).add(about.get("seed"))
-    return max(map(len, runs.values()), default=1)
+    groups = recipes(members).values()
+
+    def runs(one: Reading) -> int:
+        own = next((group for group in groups if _named(group, [one])), ())
+        return max(one.runs, len(_named(own, kept)))
+
+    return min(map(runs, kept), default=1)
+
+
+def _named(runs: Sequence[str], kept: Sequence[Reading]) -> set[str]:
+    """Those of the runs that some reading is of."""
+    return {
+        run
+        for run in runs
+        if any(re.match(rf"{re.escape(run)}(,| less |$)", one.member) for one in kept)
+    }

@@ -92,11 +92,12 @@ def retention(
     the target in nats per token, and answer_loss_change; of choices acc, acc_norm, margin (each
     with _change) and chance, the score of a guess; of several samples pass@k. Task "pretraining",
     and sets of plain texts: loss (nats per token) and bits_per_byte, each with _change, the second
-    comparable across tokenizers; kl, KL(tuned || base) in nats per token on 64 samples of the base
-    (on the texts if its tokenizer has no start token). For a set of several templates with 8
-    prompts or more also template_spread, the largest minus the smallest mean score of a template
-    (baseline: the base's), and template_spread_chance, its mean and 95% range if templates are
-    dealt to the prompts at random. Written texts are saved as they come, so that the same call
+    comparable across tokenizers, and item_loss, one row a text (prompt, asked, tokens; value: the
+    tuned model's loss, baseline: the base's); kl, KL(tuned || base) in nats per token on 64 samples
+    of the base (on the texts if its tokenizer has no start token). For a set of several templates
+    with 8 prompts or more also template_spread, the largest minus the smallest mean score of a
+    template (baseline: the base's), and template_spread_chance, its mean and 95% range if templates
+    are dealt to the prompts at random. Written texts are saved as they come, so that the same call
     resumes after an interruption. Raises WorkbenchError for empty prompt sets, equal names, or a
     tag that no prompt has.
     """
@@ -231,6 +232,11 @@ def _losses(
     """Loss on texts, by the token and by the byte."""
     before, after = (side.losses(texts) for side in (base, tuned))
     yield from _compared(name, "loss", before.values, after.values, before.weights, seed)
+    for i, text in enumerate(texts):
+        yield {
+            "task": name, "metric": "item_loss", "prompt": f"text {i + 1}", "asked": text[:SHOWN],
+            "value": after.values[i], "baseline": before.values[i], "tokens": before.weights[i],
+        }  # fmt: skip
     sizes = np.asarray(bytes_predicted(base.words, texts), dtype=float)
     per_byte = before.weights / np.maximum(sizes, 1) / math.log(2)
     first, last = (one.values * per_byte for one in (before, after))

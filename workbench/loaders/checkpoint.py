@@ -278,8 +278,9 @@ class Checkpoint:
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """reference, fingerprint, kind ("full" or the adapter's), where known rank, alpha, step and
-        seed; of a whole model also its architecture (model) and number of parameters."""
+        """reference, fingerprint, kind ("full" or the adapter's), where known rank, alpha, step,
+        seed and recipe (how it was trained but for the seed, in words); of a whole model also its
+        architecture (model) and number of parameters."""
         found: dict[str, Any] = {"reference": self.name, "fingerprint": self.fingerprint}
         if self.lora is None:
             found |= {"kind": "full"} | self._size
@@ -292,6 +293,8 @@ class Checkpoint:
         if training is not None:
             known = {key: training[key] for key in ("step", "seed") if key in training}
             found |= {key: value for key, value in known.items() if is_count(value, 0)}
+            if isinstance(training.get("recipe"), dict):
+                found["recipe"] = _recipe(training)
         return found
 
     @property
@@ -444,6 +447,19 @@ class Checkpoint:
         known = [int(most) for most in said if is_number(most) and most >= 1]
         tokenizer.model_max_length = min(known, default=VERY_LARGE_INTEGER)
         return tokenizer
+
+
+# Of a recipe: what is another run's, what is told by itself, and what changes no weight.
+_APART = {"seed", "method", "rank", "alpha", "checkpoints", "evaluate_every"}
+
+
+def _recipe(training: Mapping[str, Any]) -> str:
+    """How a model was trained but for the seed: "lr 0.0025, steps 1000, ..., texts ae6be041"."""
+    entries = training["recipe"].items()
+    told = {name: value for name, value in entries if name not in _APART and value is not None}
+    data = training.get("texts")
+    told |= {"texts": data[:8]} if isinstance(data, str) else {}
+    return visible(", ".join(f"{name} {value}" for name, value in told.items()))
 
 
 def _require_filled(weights: Weights, name: str) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -47,7 +47,7 @@ class Provenance:
 
     base: reference and fingerprint of the base checkpoint.
     members: member name -> reference, fingerprint, kind ("full" or "lora") and, where they are
-        known, the LoRA rank and alpha, the training step and seed.
+        known, the LoRA rank and alpha, the training step, seed and recipe (see `recipes`).
     parameters: every argument of the analysis that can change a number.
     notes: what the preflight found that limits how the numbers may be read.
     """
@@ -188,11 +188,10 @@ class Result:
                 "show only some of them."
             )
         rows = [self.table[self.table["member"] == name] for name in members]
-        left = {f"{name}/" for name in about if name not in members}
         tensors = {
             name: array
             for name, array in self.tensors.items()
-            if not any(name.startswith(other) for other in left)
+            if _owner(name, about) in (None, *members)
         }
         provenance = replace(self.provenance, members={name: about[name] for name in members})
         return Result(self.analysis, pd.concat(rows, ignore_index=True), provenance, tensors)
@@ -270,6 +269,12 @@ class Result:
         about, analysis = storage.provenance(folder)
         arrays = storage.tensors(folder / "tensors.safetensors")
         return cls(analysis, storage.table(folder / "table.parquet"), Provenance(**about), arrays)
+
+
+def _owner(tensor: str, members: Iterable[str]) -> str | None:
+    """Whose a tensor "MEMBER/NAME" is; None where it is everyone's. A member's own name may hold a
+    slash, so the longest that fits counts."""
+    return max((m for m in members if tensor.startswith(f"{m}/")), key=len, default=None)
 
 
 def _marked(folder: Path) -> bool:

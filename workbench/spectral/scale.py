@@ -145,7 +145,9 @@ def scale_intruders(
 
     Returns a Result with columns arm, x (lambda), task, metric: score (task) and loss
     ("pretraining", nats per token), and score_change and loss_change, % of the value at lambda 1,
-    paired over items; 95% bootstrap intervals and n; baseline is the value at lambda 1. A model
+    paired over items; 95% bootstrap intervals and n; baseline is the value at lambda 1. Beside arm
+    top, every other arm also has score_change_of_top_beyond and loss_change_of_top_beyond, the
+    change by scaling the intruder less that by this arm, paired over items (baseline 0). A model
     without intruders has only the rows at x = 1. A note says in which matrices an intruder was
     scaled, and names those where arm shrink could not be matched to the intruder's norm. Raises
     WorkbenchError for an unknown arm or an empty prompt set.
@@ -171,12 +173,19 @@ def scale_intruders(
     start = measure()
     grid = [x for x in lambdas if x != 1] if found else []
     rows: list[tuple[Any, ...]] = []
-    for arm in progress(arms, desc=f"scale {pair.name}"):
+    tops: dict[float, dict[tuple[str, str], Items]] = {}
+    ordered = sorted(arms, key=lambda arm: arm != "top")  # what the others are compared with
+    for arm in progress(ordered, desc=f"scale {pair.name}"):
         rows += _rows(pair.name, arm, 1.0, start, start, seed)
         directions = {f.delta.site.name: direction(f, arm, seed) for f in found}
         for x in grid:
             with _scaled(pair, directions, x).on(model):
-                rows += _rows(pair.name, arm, x, measure(), start, seed)
+                now = measure()
+            rows += _rows(pair.name, arm, x, now, start, seed)
+            if arm == "top":
+                tops[x] = now
+            elif x in tops:
+                rows += _beyond(pair.name, arm, x, tops[x], now, start, seed)
     columns = ["member", "arm", "x", "task", "metric", "value", "low", "high", "n", "baseline"]
     parameters = {
         "task": describe(task), "texts": describe(list(texts)), "lambdas": list(lambdas),
@@ -228,6 +237,26 @@ def _rows(
         scale = 100 / at_one if abs(at_one) > ROUNDING else np.nan
         change = bootstrap((items.values - first.values) * scale, items.weights, seed=seed)
         rows.append((member, arm, x, task, f"{metric}_change", *change, at_one))
+    return rows
+
+
+def _beyond(
+    member: str,
+    arm: str,
+    x: float,
+    top: dict[tuple[str, str], Items],
+    now: dict[tuple[str, str], Items],
+    start: dict[tuple[str, str], Items],
+    seed: int,
+) -> list[tuple[Any, ...]]:
+    """What the intruder's scaling changes more than this arm's does, item by item."""
+    rows = []
+    for (task, metric), items in now.items():
+        at_one = bootstrap(*start[task, metric], seed=seed).value
+        scale = 100 / at_one if abs(at_one) > ROUNDING else np.nan
+        more = (top[task, metric].values - items.values) * scale
+        found = bootstrap(more, items.weights, seed=seed)
+        rows.append((member, arm, x, task, f"{metric}_change_of_top_beyond", *found, 0.0))
     return rows
 
 

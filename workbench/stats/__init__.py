@@ -15,12 +15,14 @@ from workbench.stats.intervals import (
 )
 from workbench.stats.proportions import proportion, wilson
 from workbench.stats.ranks import auc, nearest_pairs, spearman
+from workbench.stats.runs import between_runs, over_runs
 
 __all__ = [
     "LEAST",
     "Interval",
     "Intervals",
     "auc",
+    "between_runs",
     "bin_of",
     "bootstrap",
     "calibration",
@@ -30,6 +32,7 @@ __all__ = [
     "gaps",
     "halves",
     "nearest_pairs",
+    "over_runs",
     "predicted",
     "proportion",
     "ratios",

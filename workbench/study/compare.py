@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 
 from workbench.errors import WorkbenchError, unpanicked
-from workbench.findings.equivalence import ARMS, equivalence
 from workbench.findings.equivalence import KEY as FIRST
+from workbench.findings.equivalence import equivalence
+from workbench.findings.measures import ARMS
 from workbench.forgetting import association, sequential
 from workbench.loaders import CheckpointPair, Family
 from workbench.log import quiet

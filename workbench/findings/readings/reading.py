@@ -16,7 +16,8 @@ MISSING: dict[str, Any] = {"value": math.nan, "low": math.nan, "high": math.nan,
 
 class Reading(NamedTuple):
     """One thing seen of a claim. member: with the task where it matters; at: where in it; control:
-    the null's value; holds: None where it decides nothing."""
+    the null's value; holds: None where it decides nothing; runs: where it is of recipes, training
+    runs of the one that has fewest."""
 
     member: str
     at: str
@@ -26,14 +27,18 @@ class Reading(NamedTuple):
     n: int
     control: float
     holds: bool | None
+    runs: int = 1
 
 
 def of(results: Sequence[Result], analysis: str) -> list[Result]:
     return [result for result in results if result.analysis == analysis]
 
 
-def reading(member: str, row: Any, control: float, holds: bool | None, at: str = "") -> Reading:
-    return Reading(member, at, row["value"], row["low"], row["high"], int(row["n"]), control, holds)
+def reading(
+    member: str, row: Any, control: float, holds: bool | None, at: str = "", runs: int = 1
+) -> Reading:
+    seen = (row["value"], row["low"], row["high"], int(row["n"]))
+    return Reading(member, at, *seen, control, holds, runs)
 
 
 def above(low: float, high: float, line: float) -> bool | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.findings.equivalence import ARMS
+from workbench.findings.measures import ARMS
 from workbench.findings.readings.reading import (
     Reading,
     above,
