@@ -45,13 +45,20 @@ def test_a_ratio_of_ones_is_the_mean(values, seed):
     assert found.high[0] >= found.value[0] - 1e-9
 
 
+def level(n: int) -> float:
+    """The lower of Hesterberg's two percentiles, as a share, by scipy's distributions."""
+    from scipy.stats import norm, t
+
+    return float(norm.cdf(-np.sqrt(n / (n - 1)) * t.ppf(0.975, n - 1)))
+
+
 def theirs(statistic, data, seed: int = 0) -> tuple[float, float, float]:
-    """(low, high, width) of scipy's percentile bootstrap."""
+    """(low, high, width) of scipy's percentile bootstrap at the level of the expanded one."""
     from scipy.stats import bootstrap as scipys
 
     found = scipys(
         data, statistic, paired=True, vectorized=False, n_resamples=4000, method="percentile",
-        rng=np.random.default_rng(seed),
+        confidence_level=1 - 2 * level(len(data[0])), rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
     return found.low, found.high, found.high - found.low
 
@@ -82,18 +89,56 @@ def test_intervals_are_those_of_scipys_bootstrap():
         assert found.n == 50
 
 
-def test_a_95_percent_interval_covers_the_mean_so_often():
-    """2,000 samples of 80 normal numbers; percentile intervals of that many cover .94 to .95."""
-    drawn = np.random.default_rng(0).normal(size=(2000, 80))
-    found = ratios(drawn, draws=2000)
-    assert 0.93 < ((found.low <= 0) & (found.high >= 0)).mean() < 0.96
-    inner = np.abs(drawn.mean(1)) <= 1.645 * drawn.std(1, ddof=1) / np.sqrt(80)
-    assert inner.mean() < 0.915  # negative control: a 90% interval would fail
+def test_edges_are_the_expanded_percentiles():
+    """Ten items: t(9) at .975 is 2.262157, times sqrt(10 / 9) is 2.384531, Phi(-2.384531) .008551.
+    Of very many items they are the middle 95%, of two the whole range."""
+    drawn = np.arange(1001.0)
+    assert edges(drawn, 10) == pytest.approx((8.551, 991.449), abs=1e-3)
+    assert edges(drawn, 10**9) == pytest.approx((25, 975), abs=1e-3)
+    assert edges(drawn, 2) == pytest.approx((0, 1000))
+    assert np.isnan(edges(drawn, 1)).all()
 
 
-def test_edges_are_the_middle_95_percent():
-    assert edges(np.arange(1001.0), 2) == (25.0, 975.0)
-    assert np.isnan(edges(np.arange(1001.0), 1)).all()
+def test_clusters_are_what_the_interval_counts():
+    """Twelve items of four passages: the percentiles are those of four."""
+    values = np.repeat([1.0, 2.0, 4.0, 9.0], 3)
+    found = bootstrap(values, clusters=np.repeat(list("abcd"), 3))
+    picks = np.random.default_rng(0).integers(0, 4, size=(2000, 4))
+    means = np.array([1.0, 2.0, 4.0, 9.0])[picks].mean(1)
+    assert found[1:3] == pytest.approx(tuple(np.quantile(means, [level(4), 1 - level(4)])))
+    assert found.n == 12
+
+
+def test_items_of_each_ratio_set_its_own_width():
+    """A row with five known items has the percentiles of five, beside one of forty."""
+    draw = np.random.default_rng(5)
+    tops = draw.normal(size=(2, 40))
+    tops[1, 5:] = np.nan
+    found = ratios(tops, draws=4000)
+    times = np.random.default_rng(0).multinomial(40, np.full(40, 1 / 40), size=4000)
+    means = times[:, :5] @ tops[1, :5] / np.maximum(times[:, :5].sum(1), 1)
+    means = means[times[:, :5].sum(1) > 0]
+    low, high = np.quantile(means, [level(5), 1 - level(5)])
+    assert (found.low[1], found.high[1]) == pytest.approx((low, high))
+
+
+def test_what_never_differs_is_exactly_nothing():
+    assert ratios(np.zeros((2, 9)))[1][0] == ratios(np.zeros((2, 9)))[2][1] == 0
+    assert bootstrap(np.zeros(9))[:3] == (0, 0, 0)
+
+
+def test_ratios_in_parts_are_ratios_at_once(monkeypatch):
+    """The same draws, whatever the parts; memory does not grow with draws times items."""
+    tops = np.random.default_rng(1).normal(size=(3, 50))
+    whole = ratios(tops)
+    monkeypatch.setattr("workbench.stats.intervals.PICKS", 7 * 50 + 3)
+    parts = ratios(tops)
+    assert np.concatenate(parts) == pytest.approx(np.concatenate(whole), rel=1e-12)
+    monkeypatch.undo()
+    tracemalloc.start()
+    ratios(tops.repeat(200, axis=1), draws=1000)
+    assert tracemalloc.get_traced_memory()[1] < 32 * 2**20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("n", [2, 7, 1001, 3000])
@@ -103,10 +148,10 @@ def test_bootstrap_in_parts_is_bootstrap_at_once(n, monkeypatch):
     scores, weights = rng.random(n), rng.integers(1, 9, n).astype(float)
     picks = np.random.default_rng(0).integers(0, n, size=(2000, n))
     means = (scores * weights)[picks].sum(1) / weights[picks].sum(1)
-    low, high = np.quantile(means, [0.025, 0.975])
+    low, high = np.quantile(means, [level(n), 1 - level(n)])
     for at_once in (1, 5 * n + 3, 1 << 20):
         monkeypatch.setattr("workbench.stats.intervals.PICKS", at_once)
-        assert bootstrap(scores, weights)[1:3] == (low, high)
+        assert bootstrap(scores, weights)[1:3] == pytest.approx((low, high), rel=1e-12)
     tracemalloc.start()
     bootstrap(rng.random(14_042))
     assert tracemalloc.get_traced_memory()[1] < 64 * 2**20

@@ -45,7 +45,7 @@ from workbench.patching.sweep_plan import counted
 from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
-from workbench.stats import edges, ratios
+from workbench.stats import ratios
 from workbench.tasks import PromptSet
 from workbench.tasks.batching import Batch, Row, batch, in_batches, pad_id
 
@@ -360,7 +360,8 @@ def _judged(
             each = shared.shares(drawn - floor, whole - floor, seed)
             found = each.value
             # Where one has no interval the gap may be none, and the middle of many says nothing.
-            low, high = edges(found, random) if np.isfinite(each.low).all() else (np.nan, np.nan)
+            told = random > 1 and np.isfinite(each.low).all()
+            low, high = np.quantile(found, [0.025, 0.975]) if told else (np.nan, np.nan)
             row = {"value": found.mean(), "low": low, "high": high, "n": random, "baseline": 1.0}
             tables.append(pd.DataFrame([row | {"arm": "random", "metric": name}]))
         if parts:

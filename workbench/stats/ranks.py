@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from workbench.stats.intervals import Interval, edges
+from workbench.stats.intervals import Interval, edges, levels
 
 
 def spearman(
     first: NDArray[np.float64], second: NDArray[np.float64], *, seed: int = 0, draws: int = 1000
 ) -> Interval:
-    """Spearman's correlation of two (entries,), with a 95% percentile bootstrap over entries; NaN
+    """Spearman's correlation of two (entries,), with a 95% bootstrap interval over entries; NaN
     for fewer than three entries, or where one side does not vary."""
     from scipy.stats import rankdata
 
@@ -26,7 +26,7 @@ def spearman(
     found = np.where(spread > 0, (a * b).sum(1) / np.where(spread > 0, spread, 1), np.nan)
     if np.isnan(found[0]):
         return Interval(np.nan, np.nan, np.nan, n)
-    low, high = np.nanquantile(found[1:], [0.025, 0.975])
+    low, high = np.nanquantile(found[1:], levels(n))
     return Interval(float(found[0]), float(low), float(high), n)
 
 
