@@ -13,7 +13,15 @@ from workbench.stats.intervals import (
     ratios,
     share_of,
 )
-from workbench.stats.proportions import proportion, wilson
+from workbench.stats.proportions import (
+    change,
+    combined,
+    paired_shares,
+    proportion,
+    share,
+    shares,
+    wilson,
+)
 from workbench.stats.ranks import auc, nearest_pairs, spearman
 from workbench.stats.runs import between_runs, over_runs
 
@@ -27,16 +35,21 @@ __all__ = [
     "bootstrap",
     "calibration",
     "calibration_error",
+    "change",
+    "combined",
     "difference",
     "edges",
     "gaps",
     "halves",
     "nearest_pairs",
     "over_runs",
+    "paired_shares",
     "predicted",
     "proportion",
     "ratios",
+    "share",
     "share_of",
+    "shares",
     "spearman",
     "spread",
     "wilson",
