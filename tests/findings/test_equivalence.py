@@ -102,7 +102,7 @@ def test_sizes_are_compared_as_ratios():
     assert (found["arm"], found["margin"], found["n"]) == ("ratio", 1.25, 3)
     # Matrix by matrix: of three the most uneven draws have the first alone, and the second.
     ends = sorted(a / b for a, b in zip(ranks["r4"], ranks["full"], strict=True))
-    assert ends[0] <= found["low"] < found["value"] < found["high"] <= ends[-1]
+    assert ends[0] - 1e-12 < found["low"] < found["value"] < found["high"] < ends[-1] + 1e-12
     assert found["baseline"] == 1
     ceilings = made.metric("measure").set_index("member")["baseline"]
     assert ceilings["r4"] == 4

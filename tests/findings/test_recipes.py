@@ -58,7 +58,7 @@ def family(
             members[name] = about(kind, seed)
             own = rng.normal(shift * (kind == "lora"), between)
             losses[name] = texts + own + rng.normal(0, 0.05, n)
-    right = {name: np.ones(n) for name in members}
+    right = {name: np.ones(300) for name in members}  # enough to be known to be alike
     return retention(losses, members, right)
 
 

@@ -32,7 +32,7 @@ class Measure:
     """One column of the first page. read(result) -> rows of member, value, low, high, n, baseline.
     items(result) -> (member, item, value, weight), whose weighted mean over items the value is;
     None where it has none. margin: the difference that would not matter, None where members are not
-    compared; ratio: it is a factor."""
+    compared; ratio: it is a factor; score: its items are right, wrong or in between."""
 
     name: str
     analysis: str
@@ -40,6 +40,7 @@ class Measure:
     read: Callable[[Result], Iterator[Row]]
     items: Callable[[Result], pd.DataFrame] | None = None
     ratio: bool = False
+    score: bool = False
 
 
 def _items(rows: pd.DataFrame, weight: str = "") -> pd.DataFrame:
@@ -239,7 +240,7 @@ def _per_changed_matrix(name: str, metric: str) -> Measure:
 
 
 MEASURES = (
-    Measure("score", "forgetting.retention", 0.05, _score, _prompts),
+    Measure("score", "forgetting.retention", 0.05, _score, _prompts, score=True),
     Measure("forgetting", "forgetting.retention", 0.1, _forgetting, _texts),
     Measure("intruders", "spectral.intruders", 0.02, _intruders, _vectors),
     _per_changed_matrix("effective rank", "effective_rank"),

@@ -23,10 +23,11 @@ from workbench.stats import (
     Interval,
     between_runs,
     bootstrap,
+    change,
     difference,
     over_runs,
-    proportion,
     ratios,
+    share,
 )
 
 
@@ -70,11 +71,12 @@ class Side:
         if len(self.rows) == 1:
             return Interval.of(self.rows[0])
         if self.items is None or measure.ratio:
-            made = (fmean(row[edge] for row in self.rows) for edge in ("value", "low", "high"))
-            return Interval(*made, int(self.n))
+            value, low, high = (
+                fmean(row[k] for row in self.rows) for k in ("value", "low", "high")
+            )
+            return Interval(value, low, high, int(self.n))
         mean = self.mean
-        found = bootstrap(mean["value"], mean["weight"])
-        return proportion(found) if measure.name == "score" else found
+        return share(mean["value"]) if measure.score else bootstrap(mean["value"], mean["weight"])
 
 
 def sides_of(measure: Measure, result: Result) -> list[Side]:
@@ -151,6 +153,8 @@ def _between(measure: Measure, side: Side, other: Side) -> Interval:
     theirs = theirs.reindex(ours.index)
     if measure.ratio:
         return _logarithm(ratios([ours["value"]], [theirs["value"]]).first)
+    if measure.score:
+        return change(theirs["value"], ours["value"])
     weight = (ours["weight"] + theirs["weight"]) / 2
     return bootstrap(ours["value"] - theirs["value"], weight)
 

@@ -83,20 +83,15 @@ def intruder_counts(
     name = result.table["metric"].str.partition(":")
     rows = result.table.assign(arm=name[2].where(name[2] != "", TUNED))
     rows = rows[(name[0] == wanted) & (rows["rank"] < k) & rows["value"].notna()]
-    changed = changed_rows(result.table).index
+    here = rows.index.isin(changed_rows(result.table).index)
+    values = rows["value"].to_numpy(dtype=float)
     found = []
-    for key, group in rows.groupby([*by, "arm"], sort=False, dropna=False):
-        values = np.sort(group.loc[group.index.isin(changed), "value"].to_numpy(dtype=float))
-        counts = np.searchsorted(values, thresholds, side="left")  # strictly below eps
-        if only:
-            counts = np.full(thresholds.shape, int(values.sum()))
-        found.append(
-            pd.DataFrame(
-                dict(zip([*by, "arm"], key, strict=True))
-                | {"eps": thresholds, "k": k, "count": counts, "n": values.size}
-            )
-        )
-    counts = _over_draws(pd.concat(found, ignore_index=True), [*by, "arm", "eps"])
+    for one in thresholds:
+        hit = here & (values > 0.5 if only else values < one)
+        groups = rows.assign(count=hit, n=here).groupby([*by, "arm"], sort=False, dropna=False)
+        found.append(groups[["count", "n"]].sum().reset_index().assign(eps=one, k=k))
+    counts = pd.concat(found, ignore_index=True).astype({"count": int, "n": int})
+    counts = _over_draws(counts[[*by, "arm", "eps", "k", "count", "n"]], [*by, "arm", "eps"])
     return counts.assign(fraction=counts["count"] / counts["n"].where(counts["n"] > 0))
 
 

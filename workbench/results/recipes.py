@@ -87,9 +87,9 @@ def _key(name: str, about: Mapping[str, Any]) -> Any:
 
 
 def _called(key: Any, runs: list[str], taken: set[str]) -> str:
-    if isinstance(key, str):
-        return key
-    if len(runs) == 1:
+    if not isinstance(key, str) and len(runs) == 1:
         return runs[0]
-    name = _shared(runs) or f"{runs[0]} and others"
-    return name if name not in taken else f"{name} ({len(runs)} runs)"
+    name = key if isinstance(key, str) else _shared(runs) or f"{runs[0]} and others"
+    while name in taken:
+        name = f"{name} ({len(runs)} run{'s' if len(runs) > 1 else ''})"
+    return name

@@ -35,7 +35,9 @@ def intruders(results: Sequence[Result]) -> Iterator[Reading]:
     for row, own, full in _low_ranks(results, "intruders"):
         # A Result without a null says nothing of chance.
         side = beyond.get(row["member"])
-        more = Interval(*[math.nan] * 3, 0) if side is None else side.whole(BEYOND_CHANCE)
+        more = (
+            Interval(math.nan, math.nan, math.nan, 0) if side is None else side.whole(BEYOND_CHANCE)
+        )
         holds = True if row["low"] > 0 and more.low > 0 and full["high"] < FEW else None
         none = row["high"] < 0 or more.high < 0 or own["high"] < FEW or full["low"] > FEW
         holds = False if none else holds
