@@ -38,3 +38,24 @@ def test_the_calibrated_null_is_the_middle_95_percent_of_errors():
     assert (null.low, null.high) == pytest.approx((low, high), abs=1e-9)
     assert null.high > np.quantile(exact, 0.95) + 0.005  # negative control: not that of 90%
     assert null.value == pytest.approx(exact.mean(), rel=0.02)
+
+
+def test_a_calibrated_model_may_have_no_error():
+    """Right with its own confidence: whatever the estimate, 0 lies within the interval."""
+    draw = np.random.default_rng(4)
+    for n in (20, 200):
+        sure = draw.random(n)
+        found, null = calibration(sure, draw.random(n) < sure)
+        assert 0 < found.value <= null.high
+        assert found.low == 0 < found.value <= found.high
+
+
+def test_a_certain_error_is_told_by_the_triangle_inequality():
+    """Sure of all, right in 60 of 200, in one bin: .7, less the 97.5% of |resampled - found|."""
+    right = np.arange(200) < 60
+    found, _ = calibration(np.ones(200), right, draws=20_000)
+    picks = np.random.default_rng(1).binomial(200, 0.3, 200_000) / 200
+    assert found.value == pytest.approx(0.7)
+    assert found.low == pytest.approx(0.7 - np.quantile(np.abs(picks - 0.3), 0.976), abs=0.005)
+    assert found.high == pytest.approx(1 - np.quantile(picks, 0.024), abs=0.005)
+    assert np.isnan(calibration([0.7], [1.0])[0][1:3]).all()

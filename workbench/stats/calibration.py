@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -54,9 +56,15 @@ def calibration(
 ) -> tuple[Interval, Interval]:
     """(the calibration error, that of a perfectly calibrated model with these confidences).
 
-    confidence, correct: (items,). The first has a 95% percentile bootstrap over items, the second
-    the 95% range of errors when each answer is right with its own confidence: the estimate is
-    biased upwards, and an error within that range shows nothing.
+    confidence, correct: (items,). The estimate is biased upwards: sampling alone moves every bin
+    away from its confidence, and resampling moves it once more, so that a percentile interval of it
+    never holds an error near 0. Here the interval of the first ends, below, where the bins' gaps
+    may have come from by sampling: the estimate less the 97.5th percentile of the mean distance of
+    the resampled gaps from those found, which no error exceeds by more (the triangle inequality);
+    and at 0 where the estimate is within the second's range. Above, it ends at the resampled
+    errors' expanded percentile. It covers 95% or more, see `python -m benchmarks.coverage`; of one
+    item there is none. The second has the 95% range of errors when each answer is right with its
+    own confidence: an error within that range shows nothing.
     """
     sure, right = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
     n, random = sure.size, np.random.default_rng(seed)
@@ -65,7 +73,31 @@ def calibration(
     null = calibration_error(sure, random.random((draws, n)) < sure, bins=bins, mass=mass)
     value = float(calibration_error(sure, right, bins=bins, mass=mass))
     lowest, highest = np.quantile(null, [0.025, 0.975])
+    _, high = edges(spread, n)
+    within = value <= highest
+    low = 0.0 if within else max(value - _moved(sure, right, picks, bins, mass=mass), 0.0)
+    low, high = (low, max(high, value)) if n > 1 else (math.nan, math.nan)
     return (
-        Interval(value, *edges(spread, n), n),
+        Interval(value, low, high, n),
         Interval(float(null.mean()), float(lowest), float(highest), n),
     )
+
+
+def _moved(
+    sure: NDArray[np.float64],
+    right: NDArray[np.float64],
+    picks: NDArray[np.int64],
+    bins: int,
+    *,
+    mass: bool,
+) -> float:
+    """How far resampling moves the bins' gaps in sum, at most in 95% of the resamples, both tails
+    counted. sure, right: (items,); picks: (draws, items)."""
+    n = sure.size
+    place = bin_of(sure, bins, mass=mass)
+    gaps = np.where(place[:, None] == np.arange(bins), (sure - right)[:, None], 0.0)
+    moved = np.empty(len(picks))
+    for draw, items in enumerate(picks):
+        times = np.bincount(items, minlength=n) - 1.0
+        moved[draw] = np.abs(times @ gaps).sum() / n
+    return edges(moved, n)[1]
