@@ -22,7 +22,7 @@ from workbench.stats.proportions import (
     shares,
     wilson,
 )
-from workbench.stats.ranks import auc, nearest_pairs, spearman
+from workbench.stats.ranks import auc, auc_difference, nearest_pairs, spearman
 from workbench.stats.runs import between_runs, over_runs
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Interval",
     "Intervals",
     "auc",
+    "auc_difference",
     "between_runs",
     "bin_of",
     "bootstrap",

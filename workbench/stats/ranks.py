@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from workbench.stats.intervals import Interval, edges, levels
+from workbench.stats.intervals import Interval, levels
+from workbench.stats.proportions import Z, combined
 
 
 def spearman(
@@ -30,22 +33,79 @@ def spearman(
     return Interval(float(found[0]), float(low), float(high), n)
 
 
-def auc(first: ArrayLike, second: ArrayLike, *, seed: int = 0, draws: int = 2000) -> Interval:
-    """The chance that a value of `first` exceeds one of `second`, ties counting half.
+def auc(first: ArrayLike, second: ArrayLike) -> Interval:
+    """The chance that a value of `first` exceeds one of `second`, ties counting half, with a 95%
+    interval that has width where the groups do not overlap.
 
-    first: (n,). second: (m,). The 95% percentile interval resamples both, and is NaN where one has
-    a single value; n is n + m. Empty groups give NaN. Source: Hanley & McNeil, Radiology 143
-    (1982): the area under the ROC curve is the Mann-Whitney statistic over n m.
+    first: (n,). second: (m,). n of the Interval is n + m. NaN of an empty group; no interval where
+    one has a single value. The interval holds every chance from which the one found lies no more
+    than 1.96 deviations away, by Hanley & McNeil's variance at that chance, as for two exponential
+    distributions and with the two sizes averaged. Where the smaller of two very unequal groups
+    varies more than the larger it covers less: about 88% for 5 against 30 values of half the
+    deviation. Sources: Hanley & McNeil, Radiology 143 (1982): the area under the ROC curve is the
+    Mann-Whitney statistic over n m; Newcombe (2006), Statistics in Medicine 25:559, method 5.
     """
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    if not (a.size and b.size):
-        return Interval(float("nan"), float("nan"), float("nan"), a.size + b.size)
-    larger = np.sign(a[:, None] - b[None, :]) / 2 + 0.5
-    random = np.random.default_rng(seed)
-    times_a = random.multinomial(a.size, np.full(a.size, 1 / a.size), size=draws) / a.size
-    times_b = random.multinomial(b.size, np.full(b.size, 1 / b.size), size=draws) / b.size
-    drawn = ((times_a @ larger) * times_b).sum(1)
-    return Interval(float(larger.mean()), *edges(drawn, min(a.size, b.size)), a.size + b.size)
+    n, m = a.size, b.size
+    if not (n and m):
+        return Interval(math.nan, math.nan, math.nan, n + m)
+    found = float(_larger(a, b).mean())
+    if min(n, m) < 2:
+        return Interval(found, math.nan, math.nan, n + m)
+    return Interval(found, _end(found, 0.0, n, m), _end(found, 1.0, n, m), n + m)
+
+
+def auc_difference(
+    first_a: ArrayLike, second_a: ArrayLike, first_b: ArrayLike, second_b: ArrayLike
+) -> Interval:
+    """auc(first_a, second_a) - auc(first_b, second_b) of two measures a and b of the same items,
+    with a 95% interval.
+
+    first_a, first_b: (n,), both measures of each item of one group; second_a, second_b: (m,), of
+    the other. The two intervals of `auc` are combined by the correlation of the two areas (DeLong,
+    DeLong & Clarke-Pearson 1988, Biometrics 44:837), so that the difference of two perfect
+    separations has width too. Equal measures differ by 0, without width. NaN of an empty group, no
+    interval where one has a single item.
+    """
+    a, b = (
+        tuple(np.asarray(part, dtype=float) for part in one)
+        for one in ((first_a, second_a), (first_b, second_b))
+    )
+    one, other = auc(*a), auc(*b)
+    value = one.value - other.value
+    if np.isnan(one.low):
+        return Interval(value, math.nan, math.nan, one.n)
+    if all(np.array_equal(x, y) for x, y in zip(a, b, strict=True)):
+        return Interval(0.0, 0.0, 0.0, one.n)
+    larger = _larger(*a), _larger(*b)
+    # Each item's share of the other group: the two areas vary together as these shares do.
+    of_first, of_second = (np.cov(*(part.mean(axis) for part in larger)) for axis in (1, 0))
+    n, m = larger[0].shape
+    covariance = of_first / n + of_second / m
+    scale = float(np.sqrt(covariance[0, 0] * covariance[1, 1]))
+    correlation = float(covariance[0, 1]) / scale if scale > 0 else 0.0
+    return Interval(value, *combined(one, other, correlation, value), one.n)
+
+
+def _larger(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n, m): 1 where the value of `first` is the larger, 1/2 where they are equal."""
+    return np.sign(first[:, None] - second[None, :]) / 2 + 0.5
+
+
+def _end(found: float, end: float, n: int, m: int) -> float:
+    """The chance furthest from the one found towards `end`, 0 or 1, that it may be one of."""
+    size = (n + m) / 2 - 1
+
+    def within(chance: float) -> bool:
+        alike = (1 - chance) / (2 - chance) + chance / (1 + chance)
+        variance = chance * (1 - chance) * (1 + size * alike) / (n * m)
+        return (chance - found) ** 2 <= Z**2 * variance
+
+    near, far = found, end
+    for _ in range(60):
+        middle = (near + far) / 2
+        near, far = (middle, far) if within(middle) else (near, middle)
+    return near
 
 
 def nearest_pairs(

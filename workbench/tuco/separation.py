@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.stats import auc, bootstrap, nearest_pairs
+from workbench.stats import auc, nearest_pairs, share
 
 MATCHED_BY = ("length", "base_loss")
 
@@ -45,9 +45,9 @@ def between(groups: Sequence[Group], measures: Sequence[str], seed: int) -> pd.D
                 continue
             a, b = first.prompts[measure].to_numpy(), second.prompts[measure].to_numpy()
             name = {"group": f"{first.name} > {second.name}", "baseline": 0.5}
-            whole = auc(a[np.isfinite(a)], b[np.isfinite(b)], seed=seed)
+            whole = auc(a[np.isfinite(a)], b[np.isfinite(b)])
             made.append(name | {"metric": f"auc:{measure}"} | whole._asdict())
             larger = np.sign(a[ours] - b[theirs]) / 2 + 0.5
-            pairs = bootstrap(larger[np.isfinite(larger)], seed=seed)
+            pairs = share(larger[np.isfinite(larger)], seed=seed)
             made.append(name | {"metric": f"auc_matched:{measure}"} | pairs._asdict())
     return pd.DataFrame(made)
