@@ -118,7 +118,8 @@ def test_items_of_one_passage_are_one_observation():
         return float(row["high"] - row["low"])
 
     alone = width(table(once))
-    assert width(table(often, cluster="passage")) == pytest.approx(alone, rel=1e-9)
+    # Newcombe's of thirty items, and thirty clusters resampled.
+    assert width(table(often, cluster="passage")) == pytest.approx(alone, rel=0.15)
     assert width(table(often)) < 0.4 * alone  # negative control
     assert "mcnemar" not in set(table(often, cluster="passage")["metric"])
 

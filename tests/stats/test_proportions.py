@@ -130,6 +130,12 @@ def test_no_change_is_certain_of_one_model_alone():
     assert change([], []).n == 0
 
 
+def test_clusters_of_one_item_each_are_items():
+    right = np.array([1.0, 0, 1, 1, 0, 1])
+    assert share(right, clusters=np.arange(6)) == share(right)
+    assert change(right, right[::-1], clusters=np.arange(6)) == change(right, right[::-1])
+
+
 def test_changes_of_scores_in_between_and_of_clusters_are_resampled():
     draw = np.random.default_rng(1)
     before, after = draw.random((2, 20))

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import WorkbenchError
-from workbench.stats import Interval, bootstrap, gaps, proportion
+from workbench.stats import Interval, bootstrap, change, gaps, share
 from workbench.tasks.prompts import tagged
 
 Floats = NDArray[np.float64]
@@ -55,21 +55,27 @@ class Paired:
 
 
 def rows(
-    one: Paired, *, by: str | None = None, cluster: str | None = None, seed: int = 0
+    one: Paired,
+    *,
+    by: str | None = None,
+    cluster: str | None = None,
+    same: bool = False,
+    seed: int = 0,
 ) -> Iterator[dict[str, Any]]:
     """Rows of a Result's table; baseline is the base's value.
 
     score and score_change (tuned - base); lost (1 -> 0) and gained (0 -> 1), shares of the items,
-    each with a 95% bootstrap interval over items, or clusters of them; lost_adjusted and
-    gained_adjusted, for choices, less what guessing gives; mcnemar, the two-sided exact p that as
-    many go either way (column changed: how many went), where items are right or wrong and stand
-    alone. by: a tag: for each of its values, column group, group_score, group_score_change,
-    group_lost and group_gained, and `stats.gaps` between those with 8 items or more, which
-    resamples items whatever their clusters. item: one row each (prompt, asked, expected, base_said,
-    said; value: the tuned model's score). Items without the tag `cluster` stand alone.
+    each with a 95% interval over items, or clusters of them, see `stats.share` and `stats.change`;
+    lost_adjusted and gained_adjusted, for choices, less what guessing gives; mcnemar, the two-sided
+    exact p that as many go either way (column changed: how many went), where items are right or
+    wrong and stand alone. by: a tag: for each of its values, column group, group_score,
+    group_score_change, group_lost and group_gained, and `stats.gaps` between those with 8 items or
+    more, which resamples the same clusters. same: both sides are one model, whose change is exactly
+    0. item: one row each (prompt, asked, expected, base_said, said; value: the tuned model's
+    score). Items without the tag `cluster` stand alone.
     """
     of = one.clusters(cluster)
-    yield from _means(one, slice(None), "", of, seed)
+    yield from _means(one, slice(None), "", of, same, seed)
     if of is None and _binary(one):
         lost, gained = one.before > one.after, one.after > one.before
         yield {
@@ -80,9 +86,10 @@ def rows(
     if groups is not None:
         for group in dict.fromkeys(groups.tolist()):
             here = np.flatnonzero(groups == group)
-            for row in _means(one, here, "group_", None if of is None else of[here], seed):
+            own = None if of is None else of[here]
+            for row in _means(one, here, "group_", own, same, seed):
                 yield row | {"group": group}
-        for row in gaps(one.before, one.after, groups, seed):
+        for row in gaps(one.before, one.after, groups, seed, clusters=of):
             yield row | {"task": one.task, "metric": f"group_{row['metric']}"}
     for i, name in enumerate(one.ids):
         yield {
@@ -115,14 +122,13 @@ def mcnemar(lost: int, gained: int) -> float:
     return float(binomtest(int(lost), changed, 0.5).pvalue) if changed else 1.0
 
 
-def _means(one: Paired, here: Any, prefix: str, of: Any, seed: int) -> Iterator[dict[str, Any]]:
+def _means(
+    one: Paired, here: Any, prefix: str, of: Any, same: bool, seed: int
+) -> Iterator[dict[str, Any]]:
     """Score, its change and the transitions of some of the items. of: their clusters."""
     before, after = one.before[here], one.after[here]
 
-    def row(metric: str, values: Floats, baseline: float) -> dict[str, Any]:
-        found = bootstrap(values, clusters=of, seed=seed)
-        if metric in ("lost", "gained") and of is None and found.n > 1:
-            found = proportion(found)  # none lost of ten is no certain nought
+    def row(metric: str, found: Interval, baseline: float) -> dict[str, Any]:
         return row_of(one.task, prefix + metric, found, baseline)
 
     known = np.isfinite(before) & np.isfinite(after)
@@ -131,10 +137,12 @@ def _means(one: Paired, here: Any, prefix: str, of: Any, seed: int) -> Iterator[
             f"Expected a score of every item of {one.task!r}, but some are NaN; check the scorer."
         )
     base = float(before.mean())
-    yield row("score", after, base)
-    yield row("score_change", after - before, base)
+    yield row("score", share(after, clusters=of, seed=seed), base)
+    yield row("score_change", change(before, after, clusters=of, same=same, seed=seed), base)
     for metric, values in transitions(before, after, one.chance[here]).items():
-        yield row(metric, values, 0.0)
+        # Less what guessing gives it is no share: below 0, where both sides are alike.
+        of_items = bootstrap if metric.endswith("_adjusted") else share
+        yield row(metric, of_items(values, clusters=of, seed=seed), 0.0)
 
 
 def row_of(task: str, metric: str, found: Interval, baseline: float) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from workbench.forgetting.side_answers import Side, both, require_prompts
 from workbench.loaders import CheckpointPair
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
-from workbench.stats import bootstrap, gaps
+from workbench.stats import bootstrap, change, gaps, share
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.score import bytes_predicted, text_divergence
 from workbench.tasks.scorers import Loss
@@ -40,7 +40,8 @@ from workbench.tasks.scorers import Loss
 PRETRAINING = "pretraining"
 SHOWN = 500  # characters of a question that are kept, its last
 # Of an item beside its score, where its scorer gives them; changes are tuned - base.
-FURTHER = ("acc", "acc_norm", "acc_mutual_info", "margin")
+SCORES = ("acc", "acc_norm", "acc_mutual_info")
+MARGIN = "margin"  # nats
 Floats = NDArray[np.float64]
 
 
@@ -86,8 +87,8 @@ def retention(
     lm-eval (YAML). Runs the stored weights, adapters unmerged, in `dtype` ("float32" or
     "bfloat16").
 
-    Returns a Result with a row per (task, metric), each with a 95% bootstrap interval, paired over
-    items, and n: score with the base's value as baseline, score_change, tuned - base, lost and
+    Returns a Result with a row per (task, metric), each with a 95% interval, paired over items,
+    and n: score with the base's value as baseline, score_change, tuned - base, lost and
     gained, mcnemar, group rows and one row an item, see `forgetting.paired.rows`; answer_loss, of
     the target in nats per token, and answer_loss_change; of choices acc, acc_norm, margin (each
     with _change) and chance, the score of a guess; of several samples pass@k. Task "pretraining",
@@ -129,12 +130,12 @@ def retention(
     for one, questions in zip(scored, asked, strict=True):
         before, after = (side.answers(one) for side in (base, tuned))
         items = _answered(questions, before, after)
-        rows += paired.rows(items, by=by, cluster=cluster, seed=seed)
-        rows += _further(one.name, before, after, items.clusters(cluster), seed)
+        rows += paired.rows(items, by=by, cluster=cluster, same=pair.same, seed=seed)
+        rows += _further(one.name, before, after, items.clusters(cluster), pair.same, seed)
         notes += _ties(one, before, after)
         rows += _over_templates(one, items, seed)
     for items in theirs:
-        rows += paired.rows(items, by=by, cluster=cluster, seed=seed)
+        rows += paired.rows(items, by=by, cluster=cluster, same=pair.same, seed=seed)
     plain = {one.name: one.texts for one in prompts if isinstance(one.scorer, Loss)}
     for name, own in (plain | {PRETRAINING: list(texts)}).items():
         rows += _losses(name, base, tuned, own, seed)
@@ -202,12 +203,20 @@ def _compared(
 
 
 def _further(
-    task: str, before: pd.DataFrame, after: pd.DataFrame, of: Any, seed: int
+    task: str, before: pd.DataFrame, after: pd.DataFrame, of: Any, same: bool, seed: int
 ) -> Iterator[dict[str, Any]]:
     """What else the scorer tells of each item. of: their clusters."""
     passes = [name for name in before if str(name).startswith("pass@")]
-    for name in (*(name for name in FURTHER if name in before), *passes):
-        yield from _compared(task, str(name), before[name], after[name], None, seed, of)
+    for name in (*(name for name in SCORES if name in before), *passes):
+        first, last = (side[name].to_numpy(float) for side in (before, after))
+        own, moved = (
+            share(last, clusters=of, seed=seed),
+            change(first, last, clusters=of, same=same, seed=seed),
+        )
+        yield paired.row_of(task, str(name), own, float(first.mean()))
+        yield paired.row_of(task, f"{name}_change", moved, float(first.mean()))
+    if MARGIN in before:
+        yield from _compared(task, MARGIN, before[MARGIN], after[MARGIN], None, seed, of)
     if "chance" in before:
         guess = bootstrap(before["chance"], clusters=of, seed=seed)
         yield paired.row_of(task, "chance", guess, guess.value)

@@ -70,10 +70,11 @@ def samples(
     if first.harness == "inspect-ai" and epochs:
         cluster = SAMPLE
         notes.append("several epochs a sample: these are resampled together.")
+    same = first.fingerprint == last.fingerprint  # the same log, not the same model run twice
     made: list[dict[str, Any]] = []
     for one in found.paired:
         of = cluster if cluster and one.tagged(cluster) is not None else None
-        made += rows(one, by=by, cluster=of, seed=seed)
+        made += rows(one, by=by, cluster=of, same=same, seed=seed)
     table = pd.DataFrame(made).assign(member=name)
     table = table[[*COLUMNS, *(column for column in table if column not in COLUMNS)]]
     provenance = Provenance(

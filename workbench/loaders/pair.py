@@ -354,13 +354,17 @@ class CheckpointPair:
     def _repr_html_(self) -> str:
         return convenience("CheckpointPair._repr_html_")(self)
 
+    @property
+    def same(self) -> bool:
+        """Whether base and tuned model are one: their weights have the same fingerprint."""
+        return self.base.about.get("fingerprint") == self.tuned.about.get("fingerprint")
+
     def provenance(self, **known: Any) -> Provenance:
         """Provenance of one analysis of this pair, with the preflight's notes."""
         report = self.limits()
         report.require()
         base, member = self.base.about, self.tuned.about
-        same = base.get("fingerprint") == member.get("fingerprint")
-        notes = (*report.notes, *([f"{self.name}: {SAME}"] if same else []))
+        notes = (*report.notes, *([f"{self.name}: {SAME}"] if self.same else []))
         return Provenance(base, {self.name: member}, notes=notes, **known)
 
 

@@ -41,8 +41,8 @@ def share(
     items, or clusters. Scores outside 0 to 1 have the bootstrap's. NaN of nothing.
     """
     scores = np.asarray(scores, dtype=float)
-    units = scores.size if clusters is None else len(np.unique(np.asarray(clusters)))
-    if clusters is None and scores.size and _binary(scores):
+    units, alone = _units(scores, clusters)
+    if alone and scores.size and _binary(scores):
         return wilson(float(scores.sum()), scores.size)
     found = bootstrap(scores, clusters=clusters, seed=seed, draws=draws)
     if found.low < found.high or not _within(scores):
@@ -79,10 +79,10 @@ def change(
     model, whose scores do not differ on any other item either: 0, without width. NaN of nothing.
     """
     before, after = (np.asarray(side, dtype=float) for side in (before, after))
-    units = before.size if clusters is None else len(np.unique(np.asarray(clusters)))
+    units, alone = _units(before, clusters)
     if same and before.size:
         return Interval(0.0, 0.0, 0.0, before.size)
-    if clusters is None and before.size and _binary(before) and _binary(after):
+    if alone and before.size and _binary(before) and _binary(after):
         return paired_shares(before, after)
     found = bootstrap(after - before, clusters=clusters, seed=seed)
     if found.low < found.high or not (_within(before) and _within(after)):
@@ -150,6 +150,12 @@ def _wilson(value: Floats, n: ArrayLike) -> tuple[Floats, Floats]:
     half = Z * np.sqrt(np.maximum(value * (1 - value), 0) / n + Z**2 / (4 * n**2)) / scale
     # At 0 and 1 the ends are those themselves, but for rounding.
     return np.where(value <= 0, value, centre - half), np.where(value >= 1, value, centre + half)
+
+
+def _units(scores: Floats, clusters: ArrayLike | None) -> tuple[int, bool]:
+    """How many are resampled, and whether these are the items."""
+    units = scores.size if clusters is None else len(np.unique(np.asarray(clusters)))
+    return units, units == scores.size
 
 
 def _binary(scores: Floats) -> bool:
