@@ -30,7 +30,7 @@ from workbench.models.sides import named_dtype
 from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
-from workbench.stats import ratios
+from workbench.stats import ratios, shares
 from workbench.tasks.batching import encode
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.score import side_by_side
@@ -139,7 +139,7 @@ def _rows(read: Mapping[tuple[str, float], Items], seed: int) -> Iterator[dict[s
     for (arm, beta), own in read.items():
         told = {"arm": arm, "x": beta}
         for metric, values in own.items():
-            found = ratios(values, seed=seed).first._asdict()
+            found = (shares if metric == "score" else ratios)(values, seed=seed).first._asdict()
             yield told | {"metric": metric} | found | {"baseline": float(large[metric].mean())}
         if arm in (EMULATED, TUNED):
             found = ratios(own["score"] - large["score"], seed=seed).first._asdict()

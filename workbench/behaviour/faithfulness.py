@@ -31,7 +31,7 @@ from workbench.models.sides import named_dtype
 from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
-from workbench.stats import ratios
+from workbench.stats import ratios, shares
 from workbench.tasks.batching import encode
 from workbench.tasks.prompts import Prompt, PromptSet
 
@@ -228,7 +228,7 @@ def _curves(
                 ("same_answer", same, np.full(len(marks), _chance(whole))),
                 ("score", right, before),
             ):
-                found = ratios(values, seed=seed)
+                found = shares(values, seed=seed)
                 for i, x in enumerate(marks):
                     interval = {name: part[i] for name, part in found._asdict().items()}
                     told = {"side": side, "arm": way, "x": x, "metric": metric}

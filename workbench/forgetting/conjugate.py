@@ -27,7 +27,7 @@ from workbench.forgetting.side_answers import Side, both, require_prompts
 from workbench.loaders import CheckpointPair
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
-from workbench.stats import halves, ratios, share_of
+from workbench.stats import Interval, change, halves, ratios, share_of, shares
 from workbench.tasks.batching import encode
 from workbench.tasks.conjugations import RIVAL
 from workbench.tasks.prompts import Prompt, PromptSet
@@ -93,8 +93,8 @@ def conjugate(
     ]
     rows = []
     for arm in sets:
-        rows += _rows(arm, read[0], read[1], slice(None), seed)
-    rows += _best(list(conjugates), read[0], read[1], len(prompts), seed)
+        rows += _rows(arm, read[0], read[1], slice(None), seed, same=pair.same)
+    rows += _best(list(conjugates), read[0], read[1], len(prompts), seed, same=pair.same)
     table = pd.DataFrame(rows)
     table.insert(0, "member", pair.name)
     table.insert(1, "task", prompts.name)
@@ -152,41 +152,55 @@ def _rivals(words: Any, prompt: Prompt, rivals: frozenset[int] | None) -> frozen
 
 
 def _rows(
-    arm: str, base: dict[str, Outcomes], tuned: dict[str, Outcomes], part: Any, seed: int
+    arm: str,
+    base: dict[str, Outcomes],
+    tuned: dict[str, Outcomes],
+    part: Any,
+    seed: int,
+    *,
+    same: bool = False,
 ) -> list[dict[str, Any]]:
-    """The rows of one arm over some of the prompts."""
+    """The rows of one arm over some of the prompts. same: base and tuned model are one."""
 
-    def row(metric: str, tops: Floats, baseline: float, bottoms: Floats | None = None):
-        found = ratios(tops[part], None if bottoms is None else bottoms[part], seed=seed)
-        return {"arm": arm, "metric": metric} | found.first._asdict() | {"baseline": baseline}
+    def row(metric: str, found: Interval, baseline: float):
+        return {"arm": arm, "metric": metric} | found._asdict() | {"baseline": baseline}
+
+    def outcome(metric: str, values: Floats, baseline: float):
+        return row(metric, shares(values[part], seed=seed).first, baseline)
 
     def mean(values: Floats) -> float:
         known = values[part][np.isfinite(values[part])]
         return float(known.mean()) if known.size else np.nan
 
     ours, theirs = base[arm], tuned[arm]
-    made = [row(metric, theirs[metric], mean(ours[metric])) for metric in theirs]
-    change = theirs["score"] - ours["score"]
-    made.append(row("score_change", change, mean(ours["score"])))
+    made = [outcome(metric, theirs[metric], mean(ours[metric])) for metric in theirs]
+    moved = change(ours["score"][part], theirs["score"][part], same=same, seed=seed)
+    made.append(row("score_change", moved, mean(ours["score"])))
     if arm == PLAIN:
         return made
     first, last = base[PLAIN]["score"], tuned[PLAIN]["score"]
     regained, lost = recovered(first, last, theirs["score"])
-    made.append(row("regained", regained, mean(ours["score"] - first)))
-    told = {"arm": arm, "metric": "recovery", "baseline": 0.0}
-    made.append(told | share_of(regained[part], lost[part], seed=seed)._asdict())
+    more = ratios(regained[part], seed=seed).first
+    made.append(row("regained", more, mean(ours["score"] - first)))
+    made.append(row("recovery", share_of(regained[part], lost[part], seed=seed), 0.0))
     gone = (first == 1) & (last == 0)
     back, own = (np.where(gone, side["score"], np.nan) for side in (theirs, ours))
-    return [*made, row("recovery_lost", back, mean(own))]
+    return [*made, outcome("recovery_lost", back, mean(own))]
 
 
 def _best(
-    names: list[str], base: dict[str, Outcomes], tuned: dict[str, Outcomes], n: int, seed: int
+    names: list[str],
+    base: dict[str, Outcomes],
+    tuned: dict[str, Outcomes],
+    n: int,
+    seed: int,
+    *,
+    same: bool = False,
 ) -> list[dict[str, Any]]:
     """The conjugation that half of the prompts choose, on the other half."""
     if n < 4:
         return []
     choose, report = halves(n, seed)
     name = max(names, key=lambda one: tuned[one]["score"][choose].mean())
-    made = _rows(name, base, tuned, report, seed)
+    made = _rows(name, base, tuned, report, seed, same=same)
     return [row | {"arm": BEST, "chosen": name} for row in made]

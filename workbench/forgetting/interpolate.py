@@ -31,7 +31,7 @@ from workbench.models.sides import named_dtype
 from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
-from workbench.stats import Intervals, edges, ratios
+from workbench.stats import Intervals, edges, ratios, shares
 from workbench.tasks.batching import Encoded, encode
 from workbench.tasks.choices import judged, texts, unasked
 from workbench.tasks.continuation import goes_on
@@ -232,8 +232,8 @@ def _choices(
 
 
 def _rows(arm: str, alphas: Floats, items: tuple[Floats, Floats], seed: int) -> Iterator[dict]:
-    for metric, values in zip(("score", "loss"), items, strict=True):
-        found = ratios(values, seed=seed)
+    for metric, values, of in zip(("score", "loss"), items, (shares, ratios), strict=True):
+        found = of(values, seed=seed)
         lines = chord(alphas, values).mean(1)
         for place, alpha in enumerate(alphas):
             value, low, high, n = (float(part[place]) for part in found)

@@ -27,7 +27,7 @@ from workbench.loaders import CheckpointPair
 from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
-from workbench.stats import gaps, ratios, wilson
+from workbench.stats import change, gaps, share, shares
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.scorers import Generation
 from workbench.tasks.transforms import many_shot
@@ -122,7 +122,8 @@ def knowledge(
     found = {arm: one for arm, (one, _) in known.items()}
     rows = [*_shares(found), *_transitions(found), *_scores(found["base"], known, seed)]
     if by is not None:
-        rows += _groups(known["again"][1], known["tuned"][1], prompts.tag(by), seed)
+        again, right = known["again"][1], known["tuned"][1]
+        rows += _groups(again, right, prompts.tag(by), pair.same, seed)
     table = pd.DataFrame(rows)
     table.insert(0, "member", pair.name)
     table.insert(1, "task", prompts.name)
@@ -165,15 +166,16 @@ def _known(
 
 
 def _groups(
-    before: Floats, after: Floats, groups: NDArray[np.str_], seed: int
+    before: Floats, after: Floats, groups: NDArray[np.str_], same: bool, seed: int
 ) -> Iterator[dict[str, Any]]:
     """Scores by the values of a tag."""
     for name in dict.fromkeys(groups.tolist()):
         here = groups == name
         told = {"arm": "tuned", "group": name, "baseline": float(before[here].mean())}
-        for metric, values in (("score", after), ("score_change", after - before)):
-            found = ratios(values[here], seed=seed).first._asdict()
-            yield told | {"metric": f"group_{metric}"} | found
+        own = shares(after[here], seed=seed).first
+        moved = change(before[here], after[here], same=same, seed=seed)
+        for metric, found in (("score", own), ("score_change", moved)):
+            yield told | {"metric": f"group_{metric}"} | found._asdict()
     for row in gaps(before, after, groups, seed):
         yield row | {"arm": "tuned", "metric": f"group_{row['metric']}"}
 
@@ -183,7 +185,7 @@ def _shares(found: dict[str, Ints]) -> Iterator[dict[str, Any]]:
         for place, name in enumerate(CATEGORIES):
             before = float((found["base"] == place).mean())
             told = {"arm": arm, "metric": "share", "category": name}
-            yield told | share(own == place) | {"baseline": before}
+            yield told | share(own == place)._asdict() | {"baseline": before}
 
 
 def _transitions(found: dict[str, Ints]) -> Iterator[dict[str, Any]]:
@@ -194,7 +196,7 @@ def _transitions(found: dict[str, Ints]) -> Iterator[dict[str, Any]]:
             for j, last in enumerate(CATEGORIES):
                 told = {"arm": arm, "metric": "transition", "category": first, "to_category": last}
                 chance = float((again == j).mean()) if len(again) else np.nan
-                yield (told | share(here == j) | {"baseline": chance})
+                yield (told | share(here == j)._asdict() | {"baseline": chance})
 
 
 def _scores(
@@ -206,10 +208,5 @@ def _scores(
             if here.any():
                 told = {"arm": arm, "metric": "score", "category": name}
                 before = float(known["base"][1][here].mean())
-                interval = ratios(right[here], seed=seed).first._asdict()
+                interval = shares(right[here], seed=seed).first._asdict()
                 yield told | interval | {"baseline": before}
-
-
-def share(these: NDArray[np.bool_]) -> dict[str, Any]:
-    """How many of all, with Wilson's interval."""
-    return wilson(int(these.sum()), len(these))._asdict()

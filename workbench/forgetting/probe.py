@@ -37,7 +37,7 @@ from workbench.loaders import CheckpointPair
 from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
-from workbench.stats import halves, ratios, share_of
+from workbench.stats import halves, ratios, share_of, shares
 from workbench.tasks.batching import encode
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.transforms import question
@@ -220,7 +220,7 @@ def _depths(read: Mapping[str, Floats], common: float, seed: int):
     """Rows of every depth; depth 0 is the embedding, layer -1."""
 
     def rows(metric: str, arm: str, values: Floats, baseline: Any):
-        found = ratios(values, seed=seed)
+        found = (shares if metric == "accuracy" else ratios)(values, seed=seed)
         baseline = np.broadcast_to(baseline, len(values))
         for depth in range(len(values)):
             interval = {name: part[depth] for name, part in found._asdict().items()}

@@ -33,6 +33,7 @@ from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
 from workbench.stats import halves, ratios, share_of
+from workbench.stats import shares as scored
 from workbench.tasks.batching import batch, in_batches, pad_id, rows
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.score import answers
@@ -189,7 +190,7 @@ def _scores(
 ):
     for arm, per_set in read.items():
         for place, (one, values) in enumerate(zip(sets, per_set, strict=True)):
-            found = ratios(values, seed=seed)
+            found = scored(values, seed=seed)
             before = float(read[BASE][place][0].mean())
             for i, x in enumerate((0.0, *shares)):
                 interval = {name: part[i] for name, part in found._asdict().items()}

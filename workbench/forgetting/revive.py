@@ -41,7 +41,7 @@ from workbench.loaders.devices import spread
 from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
-from workbench.stats import ratios, share_of
+from workbench.stats import ratios, share_of, shares
 from workbench.tasks.prompts import Prompt, PromptSet
 from workbench.tasks.score import answers
 
@@ -217,7 +217,7 @@ def _scores(
     before = float(curves[BASE][:, 0].mean())
     for arm, curve in curves.items():
         for run, own in enumerate(curve):
-            found = ratios(own, seed=seed)
+            found = shares(own, seed=seed)
             for i, x in enumerate((0, *steps)):
                 interval = {name: part[i] for name, part in found._asdict().items()}
                 told = {"arm": arm, "x": float(x), "run": run, "metric": "score"}

@@ -31,7 +31,7 @@ from workbench.loaders import Family
 from workbench.progress import progress
 from workbench.results.result import Provenance, Result, describe
 from workbench.results.validity import finished
-from workbench.stats import edges, ratios
+from workbench.stats import edges, shares
 from workbench.tasks.prompts import PromptSet
 
 KEY = "forgetting.sequential"
@@ -148,7 +148,7 @@ def _scores(
 ) -> Iterator[dict[str, Any]]:
     for place, (one, own) in enumerate(zip(sets, items, strict=True)):
         told = {"task": one.name, "own": place < len(stages), "metric": "score"}
-        found = ratios(own, seed=seed)
+        found = shares(own, seed=seed)
         for i, stage in enumerate((BASE, *stages)):
             interval = {k: part[i] for k, part in found._asdict().items()}
             yield told | {"stage": stage, "x": i} | interval | {"baseline": own[0].mean()}

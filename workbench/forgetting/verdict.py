@@ -39,7 +39,7 @@ from workbench.forgetting.side_answers import both, require_prompts
 from workbench.loaders import CheckpointPair
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
-from workbench.stats import bootstrap, ratios
+from workbench.stats import bootstrap, ratios, share
 from workbench.tasks.prompts import PromptSet
 
 KEY = "forgetting.verdict"
@@ -210,7 +210,7 @@ def _unmeasured(arm: str) -> Row:
 
 def _output(base: Any, tuned: Any, prompts: PromptSet, seed: int) -> Row:
     first, last = (side.answers(prompts)["correct"].to_numpy(float) for side in (base, tuned))
-    if not ratios(first, seed=seed).low[0] > LEAST:
+    if not share(first, seed=seed).low > LEAST:
         nothing = {"value": np.nan, "low": np.nan, "high": np.nan, "n": len(first)}
         few = (
             "the base itself does not have the capability"

@@ -12,6 +12,7 @@ import torch
 from workbench import tasks
 from workbench.lab.recipe import Recipe
 from workbench.stats import Interval, bootstrap
+from workbench.stats import share as scored
 from workbench.tasks import world
 from workbench.tasks.prompts import Prompt, PromptSet, Split
 
@@ -394,7 +395,8 @@ class Evaluation:
         """Name -> mean with a 95% interval over prompts (texts for pretraining_loss)."""
         found = {}
         for name, prompts in self.prompts.items():
-            found[name] = bootstrap(tasks.answers(model, tokenizer, prompts, batch_size=64).correct)
+            answers = tasks.answers(model, tokenizer, prompts, batch_size=64)
+            found[name] = scored(answers.correct)
         losses = tasks.text_loss(model, tokenizer, self.texts, batch_size=64)
         found["pretraining_loss"] = bootstrap(losses.loss, losses.tokens)
         return found

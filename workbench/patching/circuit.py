@@ -46,6 +46,7 @@ from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
 from workbench.stats import ratios
+from workbench.stats import shares as scored
 from workbench.tasks import PromptSet
 from workbench.tasks.batching import Batch, Row, batch, in_batches, pad_id
 
@@ -386,7 +387,10 @@ def _rows(
     arm: str,
     baseline: float,
 ) -> pd.DataFrame:
-    found = ratios(tops, seed=seed) if bottoms is None else shared.shares(tops, bottoms[0], seed)
+    if bottoms is not None:
+        found = shared.shares(tops, bottoms[0], seed)
+    else:
+        found = (scored if metric == "score" else ratios)(tops, seed=seed)
     found = found._asdict()
     return pd.DataFrame({"arm": arm, "metric": metric, "baseline": baseline} | found)
 

@@ -38,7 +38,7 @@ from workbench.patching.sweep_plan import Plan, counted
 from workbench.progress import progress
 from workbench.results.result import Result
 from workbench.results.validity import finished
-from workbench.stats import ratios
+from workbench.stats import ratios, shares
 from workbench.tasks.batching import Row, batch, in_batches, pad_id, rows
 from workbench.tasks.desiderata import Counterfactuals
 
@@ -241,7 +241,7 @@ class _Masked(NamedTuple):
             for metric in ("score", "target_logit"):
                 values = np.stack([scores[metric] for scores in found])
                 # Random masks: every pair's mean over them, so that the interval is over pairs.
-                interval = ratios(values.mean(0), seed=seed)
+                interval = (shares if metric == "score" else ratios)(values.mean(0), seed=seed)
                 row = interval.first._asdict()
                 made.append(pd.DataFrame([row | {"arm": arm, "metric": metric}]))
         table = pd.concat(made, ignore_index=True)

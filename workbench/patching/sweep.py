@@ -23,11 +23,13 @@ from workbench.patching.patches import COLUMNS, Patch, require_one_width
 from workbench.patching.sweep_plan import plan
 from workbench.progress import progress
 from workbench.stats import Intervals, ratios
+from workbench.stats import shares as scored
 from workbench.tasks.batching import Batch, Row, batch, in_batches, pad_id
 
 Values = dict[str, np.ndarray]  # metric -> (prompts,) or (patches, prompts)
 Scores = dict[str, Tensor]  # metric -> (patches, batch)
 MEASURES = ("logit_difference", "log_probability", "score")
+SCORED = ("score", "agreement")
 ROUNDING = 1e-5  # of a float32 logit or log-probability, both of the size of tens
 ERROR = 1e-7  # of a squared error over a vocabulary of logits, or of a KL
 CANCELS = 0.01
@@ -241,7 +243,7 @@ def summary(
 
     def add(metric: str, tops: np.ndarray, bottoms: np.ndarray | None, baseline: float) -> None:
         if bottoms is None:
-            found = ratios(tops, seed=seed)
+            found = means(metric, tops, seed)
         else:
             size = ROUNDING if metric.startswith("recovered:") else ERROR
             alone = LEAST if size == ROUNDING else size  # an error is never negative
@@ -270,10 +272,15 @@ def plain(made: Sweep, *, seed: int = 0, measures: Sequence[str] = MEASURES) -> 
     rows = []
     for arm, values in (("destination", made.destination), ("source", made.source)):
         for measure in measures:
-            found = ratios(values[measure], seed=seed)
+            found = means(measure, values[measure], seed)
             row = found.first._asdict()
             rows.append({"arm": arm, "metric": measure} | row)
     return pd.DataFrame(rows)
+
+
+def means(measure: str, values: np.ndarray, seed: int) -> Intervals:
+    """A measure's means over prompts: a score is a share of them. values: (k, prompts)."""
+    return (scored if measure in SCORED else ratios)(values, seed=seed)
 
 
 def random_site(table: pd.DataFrame, by: Sequence[str] = ("component", "position")) -> pd.DataFrame:

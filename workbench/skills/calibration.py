@@ -63,7 +63,8 @@ def errors(sure: Floats, right: Floats, bins: int, seed: int) -> Iterator[dict[s
         ("confidence", sure, None, np.nan),
         ("overconfidence", sure - right, gaps, 0.0),
     ):
-        named = stats.ratios(items, seed=seed).first._asdict()
+        of = stats.shares if metric == "accuracy" else stats.ratios
+        named = of(items, seed=seed).first._asdict()
         if metric == "brier":
             named["value"] = brier_score_loss(right, sure, pos_label=1)
         edges = (np.nan, np.nan) if drawn is None else np.quantile(drawn.mean(1), [0.025, 0.975])
@@ -78,6 +79,9 @@ def difference(
     one: tuple[Floats, Floats], other: tuple[Floats, Floats], bins: int, seed: int, *, mass: bool
 ) -> dict[str, float]:
     """The first's calibration error less the second's, resampled together over the same items.
+
+    low and high are the range of this estimate over resamples, no interval for the difference of
+    the true errors: the bias of either does not resample away.
 
     one, other: (confidence, right), each (items,). baseline, null_low, null_high: of two models
     that are right with their own confidences. The error's upward bias differs between a sure and an

@@ -15,7 +15,7 @@ from workbench.loaders import CheckpointPair
 from workbench.loaders.pair import HeldPair
 from workbench.models import Edit, edit
 from workbench.models.sides import named_dtype
-from workbench.stats import Intervals, calibration, ratios
+from workbench.stats import Intervals, calibration, ratios, shares
 from workbench.tasks import PromptSet
 from workbench.tasks.score import answers
 
@@ -118,9 +118,10 @@ class Readout:
         for metric, values, before in (
             ("score", mean("correct"), first),
             ("agreement", said, agreed),
-            ("log_probability", mean("log_probability"), base["log_probability"].to_numpy(float)),
         ):
-            yield metric, ratios(values, seed=self.seed), float(before.mean())
+            yield metric, shares(values, seed=self.seed), float(before.mean())
+        own, before = mean("log_probability"), base["log_probability"].to_numpy(float)
+        yield "log_probability", ratios(own, seed=self.seed), float(before.mean())
         yield "gain", self._gain(mean("correct") - first, last - first), 0.0
 
     def _gain(self, here: np.ndarray, whole: np.ndarray) -> Intervals:

@@ -31,7 +31,7 @@ from workbench.results.validity import finished
 from workbench.spectral.base_svd import base_triplets
 from workbench.spectral.intruders import cosines
 from workbench.spectral.linalg import Operator, Triplets, dense_triplets
-from workbench.stats import bootstrap
+from workbench.stats import bootstrap, share
 from workbench.tasks.measurements import Items, losses, own_samples, scores
 from workbench.tasks.prompts import PromptSet
 
@@ -233,10 +233,11 @@ def _rows(
     for (task, metric), items in now.items():
         first = start[task, metric]
         at_one = bootstrap(*first, seed=seed).value
-        rows.append((member, arm, x, task, metric, *bootstrap(*items, seed=seed), at_one))
+        own = share(items.values, seed=seed) if metric == "score" else bootstrap(*items, seed=seed)
+        rows.append((member, arm, x, task, metric, *own, at_one))
         scale = 100 / at_one if abs(at_one) > ROUNDING else np.nan
-        change = bootstrap((items.values - first.values) * scale, items.weights, seed=seed)
-        rows.append((member, arm, x, task, f"{metric}_change", *change, at_one))
+        moved = bootstrap((items.values - first.values) * scale, items.weights, seed=seed)
+        rows.append((member, arm, x, task, f"{metric}_change", *moved, at_one))
     return rows
 
 

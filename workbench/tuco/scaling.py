@@ -25,7 +25,7 @@ from workbench.models.sides import load, named_dtype
 from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
-from workbench.stats import Interval, bootstrap
+from workbench.stats import Interval, bootstrap, change, share
 from workbench.tasks import PromptSet, answers
 from workbench.tasks.measurements import losses
 from workbench.tuco.lockstep import Step, Twins, lockstep
@@ -138,9 +138,13 @@ def scaling(
         items[alpha] = {m: (found[c].to_numpy(float), None) for m, c in MEASURES.items()}
         if texts is not None:
             items[alpha]["loss"] = tuple(losses(model, words, texts, batch_size))
-    made = [row for alpha in grid for row in _rows(alpha, items[alpha], items[1.0], seed)]
+    made = [
+        row
+        for alpha in grid
+        for row in _rows(alpha, items[alpha], items[1.0], pair.same or alpha == 1, seed)
+    ]
     values = {a: {m: items[a][m][0] for m in MEASURES} for a in grid}
-    table = pd.DataFrame([*made, *best(values, seed)])
+    table = pd.DataFrame([*made, *best(values, seed, same=pair.same)])
     table.insert(0, "member", pair.name)
     parameters = {
         "prompts": describe(prompts), "alphas": list(grid),
@@ -152,10 +156,13 @@ def scaling(
     return finished("tuco.scaling", table, provenance.with_notes(notes))
 
 
-def best(values: dict[float, dict[str, np.ndarray]], seed: int) -> list[dict[str, Any]]:
+def best(
+    values: dict[float, dict[str, np.ndarray]], seed: int, *, same: bool = False
+) -> list[dict[str, Any]]:
     """The alpha of the best mean log-probability on one random half, and its gain on the other.
 
-    values: alpha -> measure -> (prompts,), the same prompts for every alpha.
+    values: alpha -> measure -> (prompts,), the same prompts for every alpha. same: every alpha is
+    one model.
     """
     size = len(values[1.0]["score"])
     order = np.random.default_rng(seed).permutation(size)
@@ -165,21 +172,29 @@ def best(values: dict[float, dict[str, np.ndarray]], seed: int) -> list[dict[str
         {"x": chosen, "metric": "best", "value": chosen, "n": len(choose), "baseline": 1.0}
     ]
     for measure in MEASURES:
-        gain = values[chosen][measure][report] - values[1.0][measure][report]
-        interval = bootstrap(gain, seed=seed)
+        first, last = (values[alpha][measure][report] for alpha in (1.0, chosen))
+        if measure == "score":
+            interval = change(first, last, same=same or chosen == 1, seed=seed)
+        else:
+            interval = bootstrap(last - first, seed=seed)
         made.append(
             {"x": chosen, "metric": f"gain_{measure}", "baseline": 0.0} | interval._asdict()
         )
     return made
 
 
-def _rows(alpha: float, now: dict, at_one: dict, seed: int) -> list[dict[str, Any]]:
+def _rows(alpha: float, now: dict, at_one: dict, same: bool, seed: int) -> list[dict[str, Any]]:
+    """same: the model is the tuned one itself."""
     made = []
     for measure, (values, weights) in now.items():
-        first = bootstrap(*at_one[measure], seed=seed).value
-        change = bootstrap(values - at_one[measure][0], weights, seed=seed)
-        whole: Interval = bootstrap(values, weights, seed=seed)
-        about = {"x": alpha, "baseline": first}
+        first, _ = at_one[measure]
+        about = {"x": alpha, "baseline": bootstrap(first, weights, seed=seed).value}
+        if measure == "score":
+            whole: Interval = share(values, seed=seed)
+            moved = change(first, values, same=same, seed=seed)
+        else:
+            whole = bootstrap(values, weights, seed=seed)
+            moved = bootstrap(values - first, weights, seed=seed)
         made.append(about | {"metric": measure} | whole._asdict())
-        made.append(about | {"metric": f"{measure}_change"} | change._asdict())
+        made.append(about | {"metric": f"{measure}_change"} | moved._asdict())
     return made

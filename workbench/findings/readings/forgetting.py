@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from workbench.findings.readings.reading import (
-    LEAST,
     MISSING,
     Reading,
     above,
@@ -15,7 +14,7 @@ from workbench.findings.readings.reading import (
     reading,
 )
 from workbench.results.result import Result
-from workbench.stats import Interval, difference
+from workbench.stats import LEAST, Interval, difference
 
 
 def hidden(results: Sequence[Result]) -> Iterator[Reading]:

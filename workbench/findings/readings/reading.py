@@ -10,7 +10,6 @@ from workbench.results.result import Result
 
 LOW_RANK = 16  # up to which arXiv 2410.21228 finds intruders throughout
 FEW = 0.01  # of the vectors: not worth being called many
-LEAST = 10  # lost answers that a share of them needs
 MISSING: dict[str, Any] = {"value": math.nan, "low": math.nan, "high": math.nan, "n": 0}
 
 
