@@ -75,6 +75,7 @@ bench: $(VENV)/installed
 	$(RUN)/python -m benchmarks.skills --base data/family/base --tuned data/family/full --out benchmarks/results
 	$(RUN)/python -m benchmarks.precision --out benchmarks/results
 	$(RUN)/python -m benchmarks.scoring --out benchmarks/results
+	$(RUN)/python -m benchmarks.coverage --out benchmarks/results
 	$(RUN)/python -m benchmarks.patching --model data/family/base --prompts 8 --boxes 5 --out benchmarks/results
 
 # On a machine with an NVIDIA GPU, in at most eight minutes: every analysis against the CPU, and the

@@ -56,7 +56,12 @@ def shares(scores: ArrayLike, *, seed: int = 0, draws: int = 1000) -> Intervals:
     scores = np.atleast_2d(np.asarray(scores, dtype=float))
     known = np.isfinite(scores)
     binary = (~known | np.isin(scores, (0, 1))).all(1)
-    value, low, high, n = ratios(scores, seed=seed, draws=draws)
+    n = known.sum(1)
+    sums = np.where(known, scores, 0.0).sum(1)
+    value = np.divide(sums, n, out=np.full(len(n), np.nan), where=n > 0)
+    low, high = np.full((2, len(n)), np.nan)
+    if not binary.all():
+        _, low[~binary], high[~binary], _ = ratios(scores[~binary], seed=seed, draws=draws)
     within = (~known | ((scores >= 0) & (scores <= 1))).all(1)
     here = (n > 0) & within & (binary | ~(low < high))
     low[here], high[here] = _wilson(value[here], n[here])
