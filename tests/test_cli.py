@@ -63,7 +63,7 @@ def test_check_prints_and_exits_by_what_it_found(base: Path, tuned: Path, tmp_pa
         (["compare", "BASE", "--member", "nameless"], "NAME=REFERENCE"),
         (["compare", "BASE"], "at least one fine-tuned model"),
         (["compare", "BASE", "--member", "a=BASE", "--text", "/nowhere"], "text file"),
-        (["demo", "--model", "other"], "family or smollm2"),
+        (["demo", "--model", "other"], "family, seeds or smollm2"),
         (["report", "/nowhere"], "saved Result"),
         (["tuco", "BASE", "BASE", "--prompts", "a.txt", "--prompts", "b/a.txt"], "different names"),
         (["tuco", "BASE", "BASE", "--prompts", "a.txt", "--alphas", "0,1"], "no file is there"),

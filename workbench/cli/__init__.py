@@ -145,7 +145,8 @@ def demo(
     model: Annotated[
         str,
         typer.Option(
-            help="family: the shipped family, takes minutes; smollm2: first trains 3 models."
+            help="family: the shipped family, takes minutes; seeds: its recipes over seeds and "
+            "learning rates, first trains 32 models; smollm2: first trains 3 models."
         ),
     ] = "family",
     text: Text = None,
@@ -168,13 +169,13 @@ def demo(
 
     Example: workbench demo --out out/demo
     """
-    from workbench.demo import fast_bfloat16, shipped_study, smollm2_study
+    from workbench.demo import fast_bfloat16, seeds_study, shipped_study, smollm2_study
     from workbench.errors import WorkbenchError
     from workbench.loaders.devices import cores
     from workbench.study.cluster import place
 
     # The family's models are small: a process a core is faster than a process of many threads.
-    several = min(cores(), 4) if model == "family" and device == "cpu" else 1
+    several = min(cores(), 4) if model != "smollm2" and device == "cpu" else 1
     on = on or (f"local:{several}" if several > 1 else "here")
     place(on)
 
@@ -182,6 +183,15 @@ def demo(
     if model == "family":
         study, title = shipped_study(quick=not full, **shared), "The shipped family"
         title += "" if full else " (demo: few prompts and sites, so the intervals are wide)"
+    elif model == "seeds":
+        say(
+            "The recipes over seeds: on first use 32 models are trained, each for about four "
+            "minutes on one core; an interrupted run resumes.",
+            error=True,
+        )
+        if dry_run:
+            return
+        study, title = seeds_study(**shared), "The shipped recipes over seeds and learning rates"
     elif model == "smollm2":
         slow = device == "cpu" and not fast_bfloat16()
         low, high = (round(m * steps / 300 * (6 if slow else 1)) for m in (5, 15))
@@ -196,7 +206,7 @@ def demo(
         study = smollm2_study(texts(text), steps=steps, only_members=member or (), **shared)
         title = "SmolLM2-135M-Instruct on boxes"
     else:
-        raise WorkbenchError(f"Expected --model family or smollm2, found {model!r}.")
+        raise WorkbenchError(f"Expected --model family, seeds or smollm2, found {model!r}.")
     # `workbench figures OUT` writes PDFs, too.
     run_study(study.narrowed(only or ()), out, dry_run, json, title, on, ("png",))
 

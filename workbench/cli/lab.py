@@ -76,6 +76,28 @@ def build(
 
 
 @app.command()
+def seeds(
+    out: Annotated[Path, typer.Option(help="Folder to write the models to.")] = Path("out/seeds"),
+    member: Annotated[
+        list[str] | None, typer.Option(help="Train only runs of these recipes; may repeat.")
+    ] = None,
+    count: Annotated[
+        int, typer.Option(help="Training runs of a recipe, the shipped one first.")
+    ] = 5,
+) -> None:
+    """Train the shipped recipes again, with other seeds and at other learning rates.
+
+    Example: workbench lab seeds --out out/seeds --member lora-r4 --count 3
+    """
+    from workbench.demo import FAMILY
+    from workbench.lab import seeds as of
+
+    wanted = of.runs(member or of.NAMES, seeds=count, swept=member or of.SWEPT)
+    for path in of.seeds(FAMILY / "base", out, wanted=wanted).values():
+        print(path)
+
+
+@app.command()
 def sets(
     out: Annotated[Path, typer.Option(help="Folder to write the files to.")] = Path("out/sets"),
 ) -> None:
