@@ -37,15 +37,16 @@ def share(
     """The mean score of items, with a 95% interval: Wilson's where each is 0 or 1 and stands alone.
 
     scores: (items,), 0 wrong to 1 right. clusters: (items,), see `bootstrap`, whose interval scores
-    in between and clusters have; where that has no width, or there is none, Wilson's of so many
-    items, or clusters. Scores outside 0 to 1 have the bootstrap's. NaN of nothing.
+    in between and clusters have; where that has no width Wilson's of so many items, or clusters.
+    Scores outside 0 to 1 have the bootstrap's. One item, or one cluster, has no interval: it shows
+    nothing of how they differ. NaN of nothing.
     """
     scores = np.asarray(scores, dtype=float)
     units, alone = _units(scores, clusters)
-    if alone and scores.size and _binary(scores):
+    if alone and units > 1 and _binary(scores):
         return wilson(float(scores.sum()), scores.size)
     found = bootstrap(scores, clusters=clusters, seed=seed, draws=draws)
-    if found.low < found.high or not _within(scores):
+    if units < 2 or found.low < found.high or not _within(scores):
         return found
     return wilson(found.value * units, units)._replace(value=found.value, n=found.n)
 
@@ -63,7 +64,7 @@ def shares(scores: ArrayLike, *, seed: int = 0, draws: int = 1000) -> Intervals:
     if not binary.all():
         _, low[~binary], high[~binary], _ = ratios(scores[~binary], seed=seed, draws=draws)
     within = (~known | ((scores >= 0) & (scores <= 1))).all(1)
-    here = (n > 0) & within & (binary | ~(low < high))
+    here = (n > 1) & within & (binary | ~(low < high))
     low[here], high[here] = _wilson(value[here], n[here])
     return Intervals(value, low, high, n)
 
@@ -81,16 +82,17 @@ def change(
     before, after: (items,), 0 wrong to 1 right. Newcombe's interval (`paired_shares`) where each is
     0 or 1 and stands alone; else that of the differences by `bootstrap`, and where that has no
     width Newcombe's of so many items, or clusters. same: before and after are one and the same
-    model, whose scores do not differ on any other item either: 0, without width. NaN of nothing.
+    model, whose scores do not differ on any other item either: 0, without width. One item, or one
+    cluster, has no interval. NaN of nothing.
     """
     before, after = (np.asarray(side, dtype=float) for side in (before, after))
     units, alone = _units(before, clusters)
-    if same and before.size:
+    if same and units > 1:
         return Interval(0.0, 0.0, 0.0, before.size)
-    if alone and before.size and _binary(before) and _binary(after):
+    if alone and units > 1 and _binary(before) and _binary(after):
         return paired_shares(before, after)
     found = bootstrap(after - before, clusters=clusters, seed=seed)
-    if found.low < found.high or not (_within(before) and _within(after)):
+    if units < 2 or found.low < found.high or not (_within(before) and _within(after)):
         return found
     return _newcombe(before, after, units)._replace(value=found.value, n=found.n)
 
