@@ -131,6 +131,9 @@ def restore(members: dict) -> Result:
         rows.append(about | free | {"metric": "free"})
         rows.append(about | paid | {"metric": "cost", "x": FREE[arm]})
         rows.append(about | helped | {"metric": "harmful", "x": 0.4})
+        if arm == "smallest":
+            best = {"arm": "best", "chosen": arm, "metric": "harmful", "x": 0.4}
+            rows.append(about | helped | best)
     sizes = {"N": 1e6, "moved": 0.999}
     rows += [{"metric": k, "value": v, "own": True} for k, v in sizes.items()]
     return result("skills.restore", of_every(members, rows), members)

@@ -26,7 +26,16 @@ from tests.skills.conftest import (
 )
 from workbench.skills import rankings
 from workbench.skills.graft import count, inside, top
-from workbench.skills.restore import ARMS, LOST, _chosen, _orders, free, restore, restored
+from workbench.skills.restore import (
+    ARMS,
+    LOST,
+    _chosen,
+    _orders,
+    free,
+    most_harmful,
+    restore,
+    restored,
+)
 from workbench.skills.scoring import Readout
 
 PROMPTS = asked(PLACES, "apple", 24)
@@ -83,6 +92,7 @@ def test_a_harmful_update_is_found(tmp_path: Path):
     assert rows.loc["movement", "x"] == one
     assert rows.loc["movement", ["value", "low", "high"]].eq(1).all()
     assert rows.loc["smallest", ["x", "value"]].eq(0).all()
+    assert rows.loc["best", ["x", "value", "chosen"]].tolist() == [one, 1, "movement"]
     assert any("harmful updates found" in note for note in found.provenance.notes)
 
 
@@ -91,7 +101,7 @@ def test_without_a_harmful_update_none_is_found(tmp_path: Path):
     one = 1 / count(pair)
     found = restore(pair, PROMPTS, shares=[one, 0.5], others=[asked(PLACES, "book", 12)])
     rows = found.metric("harmful")
-    assert len(rows) == 2 * len(ARMS)
+    assert len(rows) == 2 * len(ARMS) + 2  # and the best of either set
     assert rows[["x", "value", "low"]].eq(0).all(axis=None)
     assert not any("harmful updates found" in note for note in found.provenance.notes)
     assert any("fine-tuning changed" in note for note in found.provenance.notes)
@@ -150,11 +160,31 @@ def test_what_is_chosen_on_one_half_and_reported_on_the_other_by_hand(tmp_path: 
     cost, harmful = found["cost"], found["harmful"]
     assert (cost["x"], cost["value"]) == (0.5, pytest.approx((3 - 9) / 12))
     assert (harmful["x"], harmful["value"]) == (0.2, pytest.approx((6 - 9) / 12))
+    # Of two draws the mean, 12 and 6, beats the tuned model's 6 by 3 of 12.
+    assert harmful["choosing"] == pytest.approx(3 / 12)
     for row in (cost, harmful):
         assert row["low"] < row["value"] < row["high"]
         assert (row["n"], row["baseline"]) == (12, 0)
     # Whether q = 0.9 costs anything hangs on whether the one prompt that it loses is drawn.
     assert (found["free"]["low"], found["free"]["high"]) == (0.5, 0.9)
+
+
+def test_of_several_orders_the_one_that_other_prompts_chose_is_read():
+    """Not the largest gain that is reported: the largest on the half that chooses."""
+    rows = [
+        {"metric": metric, "arm": arm, "own": own, "task": task, "value": value, "choosing": gain}
+        for metric, arm, own, task, value, gain in (
+            ("harmful", "movement", True, "a", 0.9, 0.1),
+            ("harmful", "random", True, "a", 0.2, 0.3),
+            ("harmful", "movement", False, "b", 0.1, 0.8),
+            ("harmful", "random", False, "c", 0.7, 0.6),
+            ("cost", "relative", True, "a", 0.5, 0.99),
+        )
+    ]  # fmt: skip
+    mine, other = most_harmful(rows)
+    assert (mine["arm"], mine["chosen"], mine["value"]) == ("best", "random", 0.2)
+    assert (other["task"], other["chosen"], other["value"]) == ("b", "movement", 0.1)
+    assert not [*most_harmful(rows[-1:])]
 
 
 @settings(max_examples=50, deadline=None)

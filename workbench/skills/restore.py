@@ -34,6 +34,7 @@ from workbench.tasks import PromptSet
 KEY = "skills.restore"
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9)
 ARMS = ("movement", "relative", "smallest", "random")
+BEST = "best"
 LOST = 0.02  # of the score: a restored model that loses no more is as good as the tuned one
 Floats = NDArray[np.float64]
 
@@ -95,7 +96,9 @@ def restore(
     "free": the largest q that costs no more than 0.02 of the score on the choosing half, with the
     range of that choice over resampled prompts, and "cost": the paired change of the score there,
     on the other half. "harmful": the paired gain, on the other half, at the q that scored best on
-    the choosing half (x; 0 where nothing beat the tuned model); harmful updates were found where
+    the choosing half (x; 0 where nothing beat the tuned model; column choosing: the gain there).
+    Arm "best" is the row "harmful" of the order that gained most on the choosing half (column
+    chosen), once of `prompts` and once of all others together: harmful updates were found where
     its interval lies above 0. Also "N" and "moved", the share of N that fine-tuning changed at all.
     Raises WorkbenchError for an unknown arm, shares outside (0, 1), or too few prompts.
     """
@@ -127,7 +130,7 @@ def restore(
                 bar.update()
             curve[1.0] = [outside]
             rows += _chosen(readout, arm, curve, choosing)
-    rows += _sizes(held)
+    rows += [*most_harmful(rows), *_sizes(held)]
     table = pd.DataFrame(rows)
     table.insert(0, "member", pair.name)
     parameters = {
@@ -169,7 +172,21 @@ def _chosen(
         for metric, here in (("cost", int(np.flatnonzero(shares == most)[0])), ("harmful", best)):
             found = ratios(reports[here] - reports[0], seed=readout.seed)
             named = found.first._asdict()
-            yield about | {"metric": metric, "x": shares[here]} | named | {"baseline": 0.0}
+            row = about | {"metric": metric, "x": shares[here]} | named | {"baseline": 0.0}
+            gain = float((chooses[here] - chooses[0]).mean())
+            yield row | ({"choosing": gain} if metric == "harmful" else {})
+
+
+def most_harmful(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Of all orders, and of `prompts` and of the other sets by themselves, the row "harmful" that
+    gained most on the half that chooses, as arm BEST: one reading, where the best of several
+    readings would be too good. rows: those of `_chosen`."""
+    harmful = [row for row in rows if row["metric"] == "harmful"]
+    for own in (True, False):
+        some = [row for row in harmful if row["own"] is own]
+        if some:
+            first = max(some, key=lambda row: row["choosing"])
+            yield {**first, "arm": BEST, "chosen": first["arm"]}
 
 
 def _sizes(pair: CheckpointPair) -> list[dict[str, Any]]:
@@ -180,9 +197,11 @@ def _sizes(pair: CheckpointPair) -> list[dict[str, Any]]:
 
 
 def _notes(pair: CheckpointPair, table: pd.DataFrame) -> Iterator[str]:
-    for row in table[(table["metric"] == "harmful") & (table["low"] > 0)].to_dict("records"):
+    found = table[(table["metric"] == "harmful") & (table["arm"] == BEST) & (table["low"] > 0)]
+    for row in found.to_dict("records"):
         yield (
-            f"{pair.name}: harmful updates found. Setting {row['x']:.0%} of N back ({row['arm']}) "
+            f"{pair.name}: harmful updates found. Setting {row['x']:.0%} of N back "
+            f"({row['chosen']}) "
             f"raises the score on {row['task']} by {row['value']:.3f} [{row['low']:.3f}, "
             f"{row['high']:.3f}]."
         )

@@ -95,10 +95,11 @@ def sentence(result: Result) -> Findings:
             f"(score {change(paid.loc[arm], '+.3f')} on the other half)"
             for arm in here.index
         ]
-        own = harmful[(harmful["member"] == member) & (harmful["low"] > 0)]
+        # Of several orders one, which other prompts chose; older results have none such.
+        own = harmful[(harmful["member"] == member) & (harmful["arm"] == "best")]
         said += [
-            f"harmful updates, {ORDERS[row['arm']][0]} {row['x']:.0%}: {change(row, '+.3f')}"
-            for _, row in own.iterrows()
+            f"harmful updates, {ORDERS[row['chosen']][0]} {row['x']:.0%}: {change(row, '+.3f')}"
+            for _, row in own[own["low"] > 0].iterrows()
         ]
         parts.append(f"{member}: {', '.join(said)}")
     return (
