@@ -19,9 +19,11 @@ MEASURES = "patching/test_sweep.py::test_measures_by_hand"  # of a patched run
 SUMMARY = "patching/test_sweep.py::test_a_summary_by_hand"  # shares of a gap, from the measures
 WHOLE_GAP = "patching/test_activation.py::test_the_scale_ends_at_the_two_runs"
 PATCHED = "patching/test_cross_model.py::test_every_measure_by_hand_under_padding"
+BEST = "patching/test_best.py::test_the_best_patch_by_hand"
 GREEDY = "forgetting/test_retention.py::test_scores_are_of_transformers_own_greedy_answers"
 FORMULAS = {
     ROWS,
+    BEST,
     MEASURES,
     SUMMARY,
     "spectral/test_decisions.py::test_decisions_are_those_of_the_full_svds",
@@ -201,6 +203,7 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
         "patching/test_cross_model.py::test_the_answer_can_be_what_the_base_says": (
             "recovered:score",
         ),
+        BEST: ("beyond_random:*", "beyond_shuffled:*"),
     },
     "patching.restore": {
         "patching/test_cross_model.py::test_restored_parameters_by_hand": ("krs",),

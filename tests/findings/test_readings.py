@@ -281,45 +281,58 @@ def test_circuits_carry_the_gain(by: float, said: bool | None):
     assert holds("all of the gain", crossed(one(0.9 + by), one(0.5, "random", 0.0))) is said
 
 
+def best_place(component: str, metric: str, values: dict[str, float], **more: Any) -> list[dict]:
+    """A best layer, the second of three, with what it has beyond its controls."""
+    about = {"component": component, **more}
+    return [
+        row("r4", metric, 0.9, arm="patch", layer=layer, **about) for layer in range(3)
+    ] + [
+        row("r4", f"{name}{metric}", value, arm="best", layer=1, baseline=0.25, **about)
+        for name, value in values.items()
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("by", "said"), SIDES)
 def test_some_layers_attention_carries_the_gain(by: float, said: bool | None):
-    def one(layer: int | None, value: float, arm: str = "patch", half: float = HALF) -> dict:
-        return row("r4", RECOVERED, value, half, arm=arm, component="attn_out", layer=layer)
+    part = "Some layer's attention"
 
-    made = crossed(
-        one(0, 0.1), one(1, 0.5 + by), one(2, 0.3), one(None, 0.5, "random", 0.0),
-        one(1, 0.9) | {"component": "mlp_out"}, one(1, 0.9) | {"direction": "base->tuned"},
-        one(2, 0.9) | {"low": math.nan, "high": math.nan},
-    )  # fmt: skip
-    for alone in (one(1, 0.9), one(None, 0.5, "random", 0.0)):
-        assert not read("Some layer's attention", crossed(alone))
-    (found,) = read("Some layer's attention", made)
-    assert (found.value, found.control, found.holds) == (0.5 + by, 0.5, said)
-    assert found.at == "layer 1 of 3"
+    def one(own: float, beyond: float, **more: Any) -> list[dict]:
+        values = {"": own, "beyond_random:": beyond, "beyond_shuffled:": 0.9}
+        return best_place("attn_out", RECOVERED, values, **more)
+
+    others = one(0.9, 0.9, direction="base->tuned") + best_place("mlp_out", RECOVERED, {"": 0.9})
+    for own, beyond in ((0.5, by), (by, 0.5)):
+        (found,) = read(part, crossed(*one(own, beyond), *others))
+        assert (found.value, found.control, found.holds) == (own, 0.25, said)
+        assert found.at == "layer 1 of 3"
+    # What was chosen and reported on the same prompts says nothing; nor does an undefined share.
+    assert not read(part, crossed(*one(0.9, 0.9)[:3]))
+    assert not read(part, crossed(*one(math.nan, math.nan)))
 
 
-def unlearned(krs: float, other: float, destination: float = 0.49) -> Any:
-    def one(metric: str, value: float, arm: str, half: float = HALF, **more: Any) -> dict:
+def unlearned(krs: float, beyond: float, destination: float = 0.49) -> Any:
+    def one(metric: str, value: float, arm: str, **more: Any) -> dict:
         about = {"component": "mlp_hidden", "direction": "base->tuned"}
-        return row("r4", metric, value, half, arm=arm, **(about | more))
+        return row("r4", metric, value, arm=arm, **(about | more))
 
+    values = {"": krs, "beyond_random:": 0.9, "beyond_shuffled:": beyond}
     rows = [
         one("score", 1.0, "source"), one("score", destination, "destination"),
-        one("krs", 0.2, "patch", layer=0), one("krs", krs, "patch", layer=1),
-        one("krs", 0.99, "patch", layer=1, component="attn_out"),
-        one("krs", 0.99, "patch", layer=1, direction="tuned->base"),
-        one("krs", -0.5, "shuffled", layer=0), one("krs", other, "shuffled", 0.0, layer=1),
+        *best_place("mlp_hidden", "krs", values, direction="base->tuned"),
+        *best_place("attn_out", "krs", dict.fromkeys(values, 0.99), direction="base->tuned"),
+        *best_place("mlp_hidden", "krs", dict.fromkeys(values, 0.99), direction="tuned->base"),
     ]  # fmt: skip
     return result("patching.cross_model", rows, R4)
 
 
 @pytest.mark.parametrize(("by", "said"), SIDES)
 def test_what_was_unlearned_comes_back(by: float, said: bool | None):
-    (found,) = read("MLP activations", unlearned(0.7 + by, 0.1))
-    assert (found.value, found.control, found.holds) == (0.7 + by, 0.1, said)
-    assert found.at == "layer 1 of 2"
-    (found,) = read("specific to the unlearned", unlearned(0.8 + by, 0.7))
-    assert (found.value, found.holds) == (pytest.approx(0.1 + by), said)
+    (found,) = read("MLP activations", unlearned(0.7 + by, 0.6))
+    assert (found.value, found.holds) == (0.7 + by, said)
+    assert found.control == pytest.approx(0.1 + by)
+    assert found.at == "layer 1 of 3"
+    (found,) = read("specific to the unlearned", unlearned(0.8, 0.1 + by))
+    assert (found.value, found.holds) == (0.1 + by, said)
     assert not read("MLP activations", unlearned(0.9, 0.1, destination=0.5))
 
 
@@ -379,31 +392,42 @@ def test_pruning_lets_the_old_task_rise(by: float, said: bool | None):
         assert not read(part, result("forgetting.prune", some, R4))
 
 
+LOST = -0.05  # of a score: more would matter
+
+
 @pytest.mark.parametrize(
     ("cost", "rise", "said"),
     [
-        (ON, ABOVE, True),
-        (ABOVE, ABOVE, True),
-        (BELOW, ABOVE, False),
-        (ON, ON, None),
-        (ON, BELOW, False),
+        (LOST + ABOVE, ABOVE, True),
+        (0.5, ABOVE, True),
+        (LOST + ON, ABOVE, None),
+        (LOST + BELOW, ABOVE, False),
+        (0.0, ON, None),
+        (0.0, BELOW, False),
     ],
 )
 def test_a_point_between_keeps_both(cost: float, rise: float, said: bool | None):
     def one(task: str, value: float, **more: Any) -> dict:
         return row("r4", "score_change", value, arm="best", task=task, x=0.6) | more
 
-    made = result(
-        "forgetting.interpolate",
-        [
-            one("boxes", cost, own=True), one("facts", rise, own=False),
-            one("jobs", -0.5, own=False), one("facts", 0.9, own=False, arm="half"),
-        ],
-        R4,
-    )  # fmt: skip
-    (found,) = read("WiSE-FT", made)
+    rows = [
+        one("boxes", cost, own=True), one("facts", 0.3, own=False), one("jobs", 0.5, own=False),
+        one("facts", rise, own=False, arm="best other"), one("facts", 0.9, own=False, arm="half"),
+    ]  # fmt: skip
+    (found,) = read("WiSE-FT", result("forgetting.interpolate", rows, R4))
     assert (found.value, found.control, found.holds) == (rise, cost, said)
     assert found.at == "facts, best of 2, at 0.6"
-    for own in (True, False):
-        some = [one("facts", rise, own=own)]
+    # Results that chose the task where they report it say nothing, nor does one without a cost.
+    for some in (rows[:3], rows[1:]):
         assert not read("WiSE-FT", result("forgetting.interpolate", some, R4))
+
+
+def test_no_loss_among_few_prompts_is_no_certain_nought():
+    """Of n prompts none lost: by Wilson's interval up to z^2 / (n + z^2) may be."""
+    for n, said in ((50, None), (72, None), (74, True)):
+        rows = [
+            certain("r4", "score_change", 0.0, arm="best", task="boxes", own=True) | {"n": n},
+            row("r4", "score_change", 0.5, arm="best other", task="facts", own=False, x=0.6),
+        ]
+        assert (1.959964**2 / (n + 1.959964**2) < 0.05) is (said is True)
+        assert holds("WiSE-FT", result("forgetting.interpolate", rows, R4)) is said

@@ -157,7 +157,8 @@ def test_the_best_alpha_is_chosen_on_one_half_and_reported_on_the_other():
         reported.append([values[a, order[size // 2 :]].mean() for a in range(4)])
     sets = [asked(PLACES, "apple", 2, name="own"), asked(PLACES, "apple", 2, name="other")]
     rows = {(row["arm"], row["task"]): row for row in _chosen(alphas, right, sets, seed)}
-    assert len(rows) == 4
+    assert len(rows) == 5  # and the one other task there is
+    assert rows["best other", "other"] == rows["best", "other"] | {"arm": "best other"}
     for arm, place in (("best", 1), ("half", 2)):
         for task, share, size in zip(("own", "other"), reported, sizes, strict=True):
             row = rows[arm, task]
@@ -165,6 +166,32 @@ def test_the_best_alpha_is_chosen_on_one_half_and_reported_on_the_other():
             assert row["value"] == pytest.approx(share[place] - share[3])
             assert row["baseline"] == pytest.approx(share[3])
             assert (row["n"], row["own"]) == (size // 2, task == "own")
+
+
+def test_the_task_that_gains_most_is_chosen_on_other_prompts_too():
+    """At alpha = .5 the first other task rises on the half that chooses, by .6, and falls on the
+    half that is reported; the second rises by .2 on the one and by .8 on the other."""
+    seed, n, alphas = 4, 40, np.array([0.0, 0.5, 1.0])
+    draw = np.random.default_rng(seed)
+    shares = (  # (chosen half, reported half) at alpha 0, .5, 1
+        ([0.0, 0.9, 0.9], [0.0, 0.9, 0.9]),
+        ([0.0, 0.8, 0.2], [0.5, 0.1, 0.5]),
+        ([0.0, 0.4, 0.2], [0.0, 0.9, 0.1]),
+    )
+    right = []
+    for first, last in shares:
+        order = draw.permutation(n)
+        values = np.zeros((3, n))
+        for a in range(3):
+            values[a, order[: round(first[a] * n / 2)]] = 1
+            values[a, order[n // 2 : n // 2 + round(last[a] * n / 2)]] = 1
+        right.append(values)
+    names = ("own", "lucky", "lasting")
+    sets = [asked(PLACES, "apple", 2, name=name) for name in names]
+    rows = [row for row in _chosen(alphas, right, sets, seed) if row["arm"] == "best other"]
+    assert [(row["task"], row["x"], row["own"]) for row in rows] == [("lucky", 0.5, False)]
+    assert rows[0]["value"] == pytest.approx(0.1 - 0.5)
+    assert not [row for row in _chosen(alphas, right[:1], sets[:1], 0) if "other" in row["arm"]]
 
 
 def test_a_product_of_two_changes_has_a_barrier_the_ensemble_has_not(tmp_path: Path):

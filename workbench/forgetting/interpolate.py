@@ -9,7 +9,7 @@ The barrier is the largest excess of the loss over its chord (Frankle et al. 202
 
 It misleads if alpha is chosen on the prompts it is reported on: here the best one is chosen on one
 half of the prompts of all tasks, in and out of distribution, where WiSE-FT fixes it or chooses it
-in distribution; every row "best" is of the other halves.
+in distribution; every row "best" is of the other halves. So is the task that gains most there.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from workbench.tasks.scorers import Choices, Continuation
 KEY = "forgetting.interpolate"
 ALPHAS = tuple(round(float(a), 3) for a in np.linspace(0, 1, 11))
 PATH, ENSEMBLE = "path", "ensemble"
+BEST, HALF, RISEN = "best", "half", "best other"
 Floats = NDArray[np.float64]
 Items = tuple[Floats, Floats]  # right and loss (nats), prompt by prompt
 
@@ -101,8 +102,10 @@ def interpolate(
     prompts, baseline: the chord; own: whether the task is `prompts`. barrier per arm and task
     (baseline 0). Arm "best": score_change of each task on half of its prompts at the alpha with
     most right answers over all tasks' other halves, with equal weight for each task, against the
-    fine-tuned model itself (x = 1), and arm "half" the same of alpha = .5. Raises WorkbenchError
-    for alphas that do not run from 0 to 1, or an origin of another base.
+    fine-tuned model itself (x = 1), and arm "half" the same of alpha = .5. Arm "best other": the
+    row of "best" of the one other task whose score rose most on the halves that chose alpha: the
+    largest of several rises would be too large where it is reported. Raises WorkbenchError for
+    alphas that do not run from 0 to 1, or an origin of another base.
     """
     steps = np.asarray(sorted(set(alphas)), dtype=float)
     if len(steps) < 3 or steps[0] != 0 or steps[-1] != 1:
@@ -248,7 +251,8 @@ def _rows(arm: str, alphas: Floats, items: tuple[Floats, Floats], seed: int) -> 
 def _chosen(
     alphas: Floats, right: Sequence[Floats], sets: Sequence[PromptSet], seed: int
 ) -> Iterator[dict[str, Any]]:
-    """What the alpha that half of all prompts choose, and alpha = .5, give on the other half."""
+    """What the alpha that half of all prompts choose, and alpha = .5, give on the other half; at
+    the chosen one also of the other task that rises most on the half that chooses."""
     draw = np.random.default_rng(seed)
     halves = [np.array_split(draw.permutation(one.shape[1]), 2) for one in right]
     if any(not len(report) for _, report in halves):
@@ -256,10 +260,16 @@ def _chosen(
     chosen = [one[:, half].mean(1) for one, (half, _) in zip(right, halves, strict=True)]
     best = int(np.mean(chosen, axis=0).argmax())
     middle = int(np.abs(alphas - 0.5).argmin())
-    for arm, place in (("best", best), ("half", middle)):
-        for one, (_, report), own in zip(right, halves, sets, strict=True):
+    rises = [own[best] - own[-1] for own in chosen[1:]]
+    every = [*range(len(sets))]
+    plans = [(BEST, best, every), (HALF, middle, every)]
+    if rises:
+        plans.append((RISEN, best, [1 + int(np.argmax(rises))]))
+    for arm, place, some in plans:
+        for task in some:
+            one, report = right[task], halves[task][1]
             change = (one[place] - one[-1])[report]
-            told = {"task": own.name, "own": own is sets[0], "arm": arm, "x": alphas[place]}
+            told = {"task": sets[task].name, "own": task == 0, "arm": arm, "x": alphas[place]}
             interval = ratios(change, seed=seed).first._asdict()
             base = float(one[-1][report].mean())
             yield told | {"metric": "score_change"} | interval | {"baseline": base}

@@ -34,8 +34,9 @@ from workbench.models.sides import named_dtype
 from workbench.patching import patches as places
 from workbench.patching import sweep as shared
 from workbench.patching.answered import answered
+from workbench.patching.best import KRS, best_of
 from workbench.patching.patches import Patch, Position, Where
-from workbench.patching.strongest import controlled
+from workbench.patching.strongest import controlled, headline_metric
 from workbench.patching.sweep import Side
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
@@ -94,8 +95,12 @@ def cross_model(
     Returns a Result with columns direction, component, layer, head, neuron, position, group, arm,
     metric. Arm "patch": `score`, `logit_difference`, `log_probability`, `recovered:` each of them,
     `krs`, `kl_krs`, `agreement` (top-1, with the source, on every answer token); arms "picked",
-    "shuffled", "random", "destination", "source" as in `activation`. Undefined shares are NaN.
-    Raises WorkbenchError for unknown sites or directions.
+    "shuffled", "random", "destination", "source" as in `activation`. Arm "best", without groups:
+    the patch of each component that recovered most on one half of the prompts, on the other half,
+    once by the logit difference (else the log-probability) and once by krs, with
+    `beyond_random:` and `beyond_shuffled:` each of them, less the mean over the component's patches
+    (baseline of the first) and less the same patch with another prompt's activations, paired.
+    Undefined shares are NaN. Raises WorkbenchError for unknown sites or directions.
     """
     asked = DIRECTIONS if direction == "both" else (direction,)
     if not set(asked) <= set(DIRECTIONS):
@@ -188,13 +193,20 @@ class _Runs(NamedTuple):
             parts.append(shared.random_site(drawn, by=("component", "group")))
         else:
             parts.append(shared.random_site(table))
+
+        def shuffled(own: Sequence[Patch]) -> shared.Sweep:
+            return self.sweep(own, shuffled=True)
+
         beside, told = controlled(
-            *(made, chosen, table, rows_of, lambda own: self.sweep(own, shuffled=True)),
+            *(made, chosen, table, rows_of, shuffled),
             zero=made.destination,
             most=controls,
             seed=seed,
         )
         parts += beside
+        if beside and not random:
+            metrics = (headline_metric(table), KRS)
+            parts.append(best_of(made, chosen, metrics, shuffled, seed=seed))
         cost = f"{len(chosen)} patches cost {made.forwards:.1f} plain forward passes."
         what = "The two sides"
         notes = [cost, *told, *shared.meaningful(made.destination, made.source, what, seed)]

@@ -27,6 +27,8 @@ OTHERWISE = "the denominator is zero, or cannot be distinguished from zero"
 # Metrics, or how their names begin where they end with a colon -> why they are NaN.
 REASONS = {
     "recovered:": GAP,
+    "beyond_random:": GAP,
+    "beyond_shuffled:": GAP,
     "attribution": GAP,
     "exact": GAP,
     "edge_attribution": GAP,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from workbench.findings.readings.reading import (
+    MARGIN,
     MISSING,
     Reading,
     above,
@@ -14,7 +15,7 @@ from workbench.findings.readings.reading import (
     reading,
 )
 from workbench.results.result import Result
-from workbench.stats import LEAST, Interval, difference
+from workbench.stats import LEAST, Interval, difference, proportion
 
 
 def hidden(results: Sequence[Result]) -> Iterator[Reading]:
@@ -64,17 +65,28 @@ def revived(results: Sequence[Result]) -> Iterator[Reading]:
 
 
 def path(results: Sequence[Result]) -> Iterator[Reading]:
-    """The largest rise of another task at the point chosen on other prompts."""
+    """The rise of the other task that rises most, at the point; both chosen on other prompts. A
+    largest rise of several tasks, picked where it is reported, lies above 0 by luck, and the mean
+    over them would ask for a rise of what was never lost."""
     for result in of(results, "forgetting.interpolate"):
         table = result.table
-        rows = table[(table["arm"] == "best") & (table["metric"] == "score_change")]
+        rows = table[table["metric"] == "score_change"]
         for member, own in rows.groupby("member", sort=False):
-            mine = own["own"].eq(True)
-            task, others = own[mine], own[~mine].dropna(subset="value")
-            if task.empty or others.empty:
+            task = own[(own["arm"] == "best") & own["own"].eq(True)].dropna(subset="value")
+            best = own[own["arm"] == "best other"].dropna(subset="value")
+            if task.empty or best.empty:
                 continue
-            cost, best = task.iloc[0], others.loc[others["value"].idxmax()]
-            holds = True if cost["high"] >= 0 and best["low"] > 0 else None
-            lost = cost["high"] < 0 or best["high"] <= 0
-            at = f"{best['task']}, best of {len(others)}, at {best['x']:g}"
-            yield reading(str(member), best, cost["value"], False if lost else holds, at)
+            cost, rise = task.iloc[0], best.iloc[0]
+            kept = _kept(cost)
+            holds = True if kept and rise["low"] > 0 else None
+            lost = kept is False or rise["high"] < 0
+            others = own.loc[(own["arm"] == "best") & own["own"].eq(False), "task"].nunique()
+            at = f"{rise['task']}, best of {others}, at {rise['x']:g}"
+            yield reading(str(member), rise, cost["value"], False if lost else holds, at)
+
+
+def _kept(cost: Any) -> bool | None:
+    """Whether a task's score fell by less than MARGIN, by the whole interval, or by more. Where no
+    answer changed the share lost has Wilson's interval: none of few is no certain nought."""
+    lost = proportion(Interval(-cost["value"], -cost["high"], -cost["low"], int(cost["n"])))
+    return above(-lost.high, -lost.low, -MARGIN)

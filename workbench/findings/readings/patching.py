@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -17,6 +17,17 @@ from workbench.findings.readings.reading import (
 )
 from workbench.results.result import Result
 from workbench.stats import Interval, difference
+
+
+class _Seen(NamedTuple):
+    """One member's best place: its row, and those of what it has beyond its two controls."""
+
+    result: Result
+    member: str
+    at: str
+    ours: Any
+    beyond_random: Any
+    beyond_shuffled: Any
 
 
 def circuit(results: Sequence[Result]) -> Iterator[Reading]:
@@ -31,13 +42,13 @@ def circuit(results: Sequence[Result]) -> Iterator[Reading]:
             yield from _beyond(str(member), own)
 
 
-def _beyond(member: str, rows: pd.DataFrame, at: str = "") -> Iterator[Reading]:
+def _beyond(member: str, rows: pd.DataFrame) -> Iterator[Reading]:
     """A patch against its random control, where both are known: holds where it is above."""
     arms = rows.dropna(subset="value").set_index("arm")
     if {"patch", "random"} <= set(arms.index):
         ours, null = arms.loc["patch"], arms.loc["random"]
         more = difference(Interval.of(ours), Interval.of(null))
-        yield reading(member, ours, null["value"], above(more.low, more.high, 0), at)
+        yield reading(member, ours, null["value"], above(more.low, more.high, 0))
 
 
 def _groups(results: Sequence[Result]) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -62,46 +73,53 @@ def carries_all(results: Sequence[Result]) -> Iterator[Reading]:
             yield reading(member, ours, math.nan, above(ours["low"], ours["high"], 0.9))
 
 
-def crossed(results: Sequence[Result]) -> Iterator[Reading]:
-    """The layer whose attention recovers most of the gain, of members that gained there."""
+def _best(
+    results: Sequence[Result], direction: str, component: str, metric: str
+) -> Iterator[_Seen]:
+    """What the place that one half of the prompts chose gives on the other half. Without rows of
+    arm "best", as of places that were chosen and reported on the same prompts, there is none."""
     for result in of(results, "patching.cross_model"):
         table = result.table
-        if "layer" not in table or "direction" not in table:
+        if not {"layer", "direction"} <= set(table.columns):
             continue
-        rows = table[table["component"].eq("attn_out") & table["direction"].eq("tuned->base")]
-        rows = rows[rows["metric"] == "recovered:logit_difference"].dropna(subset=["value", "low"])
+        rows = table[table["component"].eq(component) & table["direction"].eq(direction)]
         for member, own in rows.groupby("member", sort=False):
-            ours, null = own[own["arm"] == "patch"], own[own["arm"] == "random"]
-            if len(ours) and len(null):
-                best = ours.loc[[ours["value"].idxmax()]]
-                layers = f"layer {best['layer'].iloc[0]} of {len(ours)}"
-                yield from _beyond(str(member), pd.concat([best, null.head(1)]), layers)
-
-
-def _krs(results: Sequence[Result]) -> Iterator[tuple[str, str, Any, Any]]:
-    """(member, layer, its KRS with the base's activations, with another prompt's) of members that
-    unlearned: that answer less than half as often as the base. The layer is the best of all."""
-    for result in of(results, "patching.cross_model"):
-        table = result.table
-        back = table[table.get("direction", pd.Series("", table.index)).eq("base->tuned")]
-        for member, own in back.groupby("member", sort=False):
-            score = own[own["metric"] == "score"].set_index("arm")["value"]
-            krs = own[(own["metric"] == "krs") & own["component"].eq("mlp_hidden")]
-            ours = krs[krs["arm"] == "patch"].dropna(subset="value")
-            if ours.empty or not score["destination"] < score["source"] / 2:
+            found = own[own["arm"] == "best"].set_index("metric")
+            names = [metric, f"beyond_random:{metric}", f"beyond_shuffled:{metric}"]
+            if not set(names) <= set(found.index) or math.isnan(found.loc[metric, "value"]):
                 continue
-            best = ours.loc[ours["value"].idxmax()]
-            other = krs[(krs["arm"] == "shuffled") & (krs["layer"] == best["layer"])]
-            if len(other):
-                yield str(member), f"layer {best['layer']} of {len(ours)}", best, other.iloc[0]
+            tried = ((own["arm"] == "patch") & (own["metric"] == metric)).sum()
+            at = f"layer {found.loc[metric, 'layer']} of {tried}"
+            yield _Seen(result, str(member), at, *(found.loc[name] for name in names))
+
+
+def crossed(results: Sequence[Result]) -> Iterator[Reading]:
+    """Of members that gained: the layer whose attention recovers most of the gain, against the mean
+    over layers, prompt by prompt."""
+    for seen in _best(results, "tuned->base", "attn_out", "recovered:logit_difference"):
+        sides = [above(row["low"], row["high"], 0) for row in (seen.ours, seen.beyond_random)]
+        holds = False if False in sides else True if all(sides) else None
+        yield reading(seen.member, seen.ours, seen.ours["baseline"], holds, seen.at)
+
+
+def _krs(results: Sequence[Result]) -> Iterator[_Seen]:
+    """Of members that unlearned: that answer less than half as often as the base."""
+    for seen in _best(results, "base->tuned", "mlp_hidden", "krs"):
+        table = seen.result.table
+        own = table[(table["member"] == seen.member) & table["direction"].eq("base->tuned")]
+        score = own[own["metric"] == "score"].set_index("arm")["value"]
+        if score["destination"] < score["source"] / 2:
+            yield seen
 
 
 def restored(results: Sequence[Result]) -> Iterator[Reading]:
-    for member, at, ours, other in _krs(results):
-        yield reading(member, ours, other["value"], above(ours["low"], ours["high"], 0.7), at)
+    for seen in _krs(results):
+        other = seen.ours["value"] - seen.beyond_shuffled["value"]
+        holds = above(seen.ours["low"], seen.ours["high"], 0.7)
+        yield reading(seen.member, seen.ours, other, holds, seen.at)
 
 
 def restored_knowledge(results: Sequence[Result]) -> Iterator[Reading]:
-    for member, at, ours, other in _krs(results):
-        found = difference(Interval.of(ours), Interval.of(other))
-        yield reading(member, found._asdict(), math.nan, above(found.low, found.high, 0.1), at)
+    for seen in _krs(results):
+        more = seen.beyond_shuffled
+        yield reading(seen.member, more, math.nan, above(more["low"], more["high"], 0.1), seen.at)

@@ -6,10 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from workbench.findings.measures import MEASURES
 from workbench.results.result import Result
 
 LOW_RANK = 16  # up to which arXiv 2410.21228 finds intruders throughout
 FEW = 0.01  # of the vectors: not worth being called many
+# Of a score: a change that would not matter.
+(MARGIN,) = (one.margin or 0.0 for one in MEASURES if one.name == "score")
 MISSING: dict[str, Any] = {"value": math.nan, "low": math.nan, "high": math.nan, "n": 0}
 
 

@@ -1,0 +1,79 @@
+"""Data without an effect, pushed through the very functions that choose and read: what a claim says
+of them is decided no more often than its intervals allow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from scipy.stats import binom
+
+from tests.figures.synthetic import result
+from workbench.findings import CLAIMS
+from workbench.forgetting.interpolate import _chosen
+from workbench.models import Site
+from workbench.patching.best import best_of
+from workbench.patching.patches import Patch
+from workbench.patching.sweep import Sweep
+from workbench.tasks import Prompt, PromptSet
+
+DRAWS = 200
+# Of as many decisions at 5%: passed by chance one time in a hundred.
+MOST = int(binom.ppf(0.99, DRAWS, 0.05))
+MEMBER: dict[str, Any] = {"r4": {"kind": "lora", "rank": 4, "seed": 0}}
+
+
+def said(part: str, analysis: str, rows: list[dict], **parameters: Any) -> list[bool | None]:
+    """What the claim whose name has `part` says of these rows."""
+    (claim,) = [claim for claim in CLAIMS if part in claim.name]
+    made = result(analysis, [{"member": "r4"} | row for row in rows], MEMBER, **parameters)
+    return [one.holds for one in claim.read([made])]
+
+
+def decided(draw: Callable[[np.random.Generator], list[bool | None]], draws: int = DRAWS) -> int:
+    """How many of `draws` data sets decide something; each must be read."""
+    count = 0
+    for seed in range(draws):
+        found = draw(np.random.default_rng(seed))
+        assert found
+        count += any(one is not None for one in found)
+    return count
+
+
+def test_the_best_of_ten_tasks_on_a_path_that_changes_nothing():
+    """Eleven points, each right on 80% of 100 prompts of every task, whatever was right before."""
+    alphas = np.linspace(0, 1, 11)
+    sets = [PromptSet(f"task {i}", (Prompt("p", "p", "p"),)) for i in range(11)]
+
+    def draw(random: np.random.Generator) -> list[bool | None]:
+        right = [(random.random((11, 100)) < 0.8).astype(float) for _ in sets]
+        rows = list(_chosen(alphas, right, sets, int(random.integers(1000))))
+        return said("WiSE-FT", "forgetting.interpolate", rows)
+
+    assert decided(draw) <= MOST
+
+
+def test_the_best_layer_of_twenty_four_alike():
+    """Each carries a fifth of the gain, but for the noise of its own."""
+    metrics = ("recovered:logit_difference",)
+    patches = [Patch((Site("attn_out", i),), {"component": "attn_out", "layer": i})
+               for i in range(24)]  # fmt: skip
+
+    def draw(random: np.random.Generator) -> list[bool | None]:
+        n = 200
+        prompt = random.gamma(4, 0.5, n)  # what the models differ by, prompt by prompt
+        shares = 0.2 + random.normal(0, 0.5, (24, n))
+        nothing, ones = np.zeros(n), np.ones(n)
+        made = Sweep(
+            {"score": nothing, "logit_difference": nothing, "squared_error": prompt},
+            {"score": ones, "logit_difference": prompt, "squared_error": nothing},
+            {"score": 0 * shares, "logit_difference": shares * prompt,
+             "squared_error": (1 - shares) * prompt}, 0.0,
+        )  # fmt: skip
+        table = best_of(made, patches, metrics, lambda own: made.of(range(n), range(len(own))),
+                     seed=int(random.integers(1000)))  # fmt: skip
+        rows = [{"direction": "tuned->base"} | row for row in table.to_dict("records")]
+        return said("Some layer's attention", "patching.cross_model", rows)
+
+    assert decided(draw) <= MOST
