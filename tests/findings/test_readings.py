@@ -350,23 +350,51 @@ def test_verdicts_of_what_is_not_kept():
     assert {one.control for one in found} == {1.0}
 
 
-@pytest.mark.parametrize(("by", "said"), SIDES)
+BACK = [
+    ("few steps", "forgetting.revive", "savings_share_lost", "regained_share",
+     {"control": "relabelled"}, {"control": "never had it"}),
+    ("Conjugate", "forgetting.conjugate", "recovery_lost", "recovery_net",
+     {"arm": "best"}, {"arm": "pig"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("part", "analysis", "lost", "net", "about", "other"), BACK)
 @pytest.mark.parametrize(
-    ("part", "analysis", "metric", "about", "other"),
+    ("of_lost", "value", "said"),
     [
-        ("few steps", "forgetting.revive", "savings_share_lost", {"control": "relabelled"},
-         {"control": "never had it"}),
-        ("Conjugate", "forgetting.conjugate", "recovery_lost", {"arm": "best"}, {"arm": "pig"}),
+        (0.9, 0.5 + ABOVE, True),
+        (0.9, 0.5 + ON, None),
+        (0.9, 0.5 + BELOW, None),
+        (0.5 + ON, 0.1, None),
+        (0.5 + BELOW, 0.1, False),
     ],
-)  # fmt: skip
-def test_half_of_the_lost_answers_come_back(part, analysis, metric, about, other, by, said):
+)
+def test_half_of_the_loss_comes_back_net(part, analysis, lost, net, about, other, of_lost, value,
+                                         said):  # fmt: skip
+    """The lost answers alone can only show that fewer than half came back."""
     rows = [
-        row("r4", metric, 0.5 + by, task="facts", **about) | {"n": 10},
-        row("r4", metric, 0.9, task="jobs", **about) | {"n": 9},
-        row("r4", metric, 0.9, task="facts", **other),
+        row("r4", lost, of_lost, task="facts", **about) | {"n": 10},
+        row("r4", net, value, task="facts", **about),
+        row("r4", "regained", 0.3, task="facts", **about),
+        row("r4", lost, 0.9, task="jobs", **about) | {"n": 9},
+        row("r4", net, 0.9, task="jobs", **about),
+        row("r4", lost, 0.9, task="facts", **other),
+        row("r4", net, 0.9, task="facts", **other),
     ]
     (found,) = read(part, result(analysis, rows, R4))
-    assert (found.member, found.value, found.holds) == ("r4, facts", 0.5 + by, said)
+    assert (found.member, found.value, found.control) == ("r4, facts", value, 0.0)
+    assert found.holds is said
+    # Results that count the lost answers alone say nothing.
+    assert not read(part, result(analysis, [rows[0], *rows[2:4]], R4))
+
+
+def test_conjugates_must_be_better_in_all():
+    for more, said in ((ABOVE, True), (ON, None), (BELOW, None)):
+        rows = [
+            row("r4", metric, value, task="facts", arm="best")
+            for metric, value in (("recovery_lost", 0.9), ("recovery_net", 0.9), ("regained", more))
+        ]
+        assert holds("Conjugate", result("forgetting.conjugate", rows, R4)) is said
 
 
 def pruned(ours: float, null: float, recovered: float = 0.5) -> Any:

@@ -104,8 +104,8 @@ def test_a_small_graft_is_small_and_of_the_most_prompts():
 def test_the_larger_of_two_readings_counts():
     def revived(value: float, n: int):
         rows = [
-            row("r4", "savings_share_lost", value, 0.05, task="facts", control="relabelled")
-            | {"n": n}
+            row("r4", metric, value, 0.05, task="facts", control="relabelled") | {"n": n}
+            for metric in ("savings_share_lost", "regained_share")
         ]
         return result("forgetting.revive", rows, MEMBERS)
 

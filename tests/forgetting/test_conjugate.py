@@ -113,11 +113,34 @@ def test_every_number_by_hand():
         (there, "recovery", (5 - 2) / (6 - 2), 0),
         # Of the five that were lost two are right there, and four of the base's.
         (there, "recovery_lost", 2 / 5, 4 / 5),
+        # Of the six that the base knows one is right on plain prompts, and three there.
+        (there, "recovery_net", (3 - 1) / (6 - 1), 0),
     ):
         assert rows[metric]["value"] == pytest.approx(value), metric
         assert rows[metric]["baseline"] == pytest.approx(baseline), metric
-        assert rows[metric]["n"] == (20 if metric == "recovery_lost" else 32)
-    assert "recovery" not in plain
+        assert rows[metric]["n"] == {"recovery_lost": 20, "recovery_net": 24}.get(metric, 32)
+    assert not {"recovery", "recovery_net"} & set(plain)
+
+
+def test_what_comes_back_by_asking_again_is_no_net_recovery():
+    """The tuned model errs on one question in five, on others in each wording: four in five of the
+    lost answers are right there, and as many go wrong. Nothing comes back."""
+    n = 100
+
+    def told(wrong: range) -> dict[str, np.ndarray]:
+        right = np.array([float(i not in wrong) for i in range(n)])
+        return {"score": right, "switched": 0 * right, "broke": 1 - right}
+
+    base = {"plain": told(range(0)), "a": told(range(0))}
+    tuned = {"plain": told(range(20)), "a": told(range(16, 36))}
+    rows = {row["metric"]: row for row in _rows("a", base, tuned, slice(None), 0)}
+    assert rows["recovery_lost"]["value"] == 16 / 20
+    assert rows["recovery_net"]["value"] == 0
+    assert rows["recovery_net"]["low"] < 0 < rows["recovery_net"]["high"]
+    # Hidden from the plain wording alone, all of it comes back.
+    tuned["a"] = told(range(0))
+    rows = {row["metric"]: row for row in _rows("a", base, tuned, slice(None), 0)}
+    assert rows["recovery_net"]["value"] == rows["recovery_net"]["low"] == 1
 
 
 def test_the_best_is_chosen_on_one_half_and_reported_on_the_other():

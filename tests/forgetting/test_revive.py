@@ -11,7 +11,14 @@ import pytest
 import workbench as wb
 from tests.forgetting.conftest import erased, knower, nouns, pair, unlearned, value, wrapped
 from tests.skills.conftest import write
-from workbench.forgetting.revive import _savings, _scores, _steps, relabelled, steps_to
+from workbench.forgetting.revive import (
+    _savings,
+    _scores,
+    _steps,
+    regained,
+    relabelled,
+    steps_to,
+)
 
 QUICK: dict[str, Any] = {"steps": (1, 2, 4, 8, 16), "lr": 0.03, "runs": 2}
 
@@ -164,7 +171,42 @@ def test_savings_by_hand():
             share = rows[f"savings_share{of}", control, "tuned"]
             assert share["value"] == pytest.approx(saved["tuned"] / saved["base"])
             assert (share["x"], share["n"], share["baseline"]) == (STEPS[step - 1], len(report), 1)
+            if not of:
+                known = [i for i in report if arms["base"][:, 0, i].all()]
+                left = {
+                    arm: (1 - arms[arm][:, step, known]).sum() / (1 - arms[arm][:, 0, known]).sum()
+                    for arm in ("tuned", control)
+                }
+                row = rows["regained_share", control, "tuned"]
+                assert row["value"] == pytest.approx(1 - left["tuned"] / left[control])
+                assert row["baseline"] == pytest.approx(1 - left[control])
+                assert (row["x"], row["n"]) == (STEPS[step - 1], len(known))
+                assert row["low"] < row["value"] < row["high"]
     assert any(apart)  # the other half would have chosen another step
+
+
+def test_what_is_right_when_asked_again_has_not_been_regained():
+    """As many errors before as after, on other prompts: nothing; half of them, and a control that
+    loses a fifth of its own: by hand 1 - (1 / 2) / (4 / 5)."""
+    n = 100
+    before, after, half = (
+        np.array([float(i not in wrong) for i in range(n)])
+        for wrong in (range(20), range(16, 36), range(10))
+    )
+    never, taught = np.zeros(n), np.array([float(i % 5 == 0) for i in range(n)])
+    assert regained(before, after, never, never).value == 0
+    found = regained(before, half, never, taught)
+    assert found.value == pytest.approx(1 - (1 / 2) / (4 / 5))
+    assert found.low < found.value < found.high
+    assert np.isnan(regained(np.ones(n), after, never, taught).value)  # nothing was lost
+    assert np.isnan(regained(before, half, never, np.ones(n)).value)  # the control learns all
+    # Prompt by prompt, as numpy resamples.
+    draw = np.random.default_rng(3)
+    wrong = 1 - np.stack([before, half, never, taught])
+    picks = draw.integers(0, n, (4000, n))
+    sums = wrong[:, picks].sum(-1)
+    low, high = np.quantile(1 - sums[1] * sums[2] / (sums[0] * sums[3]), [0.025, 0.975])
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.06)
 
 
 def test_bad_input_is_said(tmp_path: Path):

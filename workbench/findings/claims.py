@@ -164,8 +164,9 @@ CLAIMS = (
     Claim(
         "Lost answers come back within a few steps of training",
         MECHANISMS,
-        "share of the lost answers that training brings back, beyond exchanged answers",
-        "above 0.5",
+        "share of the errors that training takes away, net of new ones, on the prompts that the "
+        "base knows, beyond the share with exchanged answers (control)",
+        "above 0.5; fewer than half of the lost answers right contradicts",
         forgetting.revived,
     ),
     Claim(
@@ -178,8 +179,11 @@ CLAIMS = (
     Claim(
         "Conjugate prompts bring lost answers back",
         "arXiv 2309.10105",
-        "share of the lost answers, by the prompts chosen on the other half",
-        "above 0.5",
+        "share of the loss that comes back, net of what goes wrong there, on the prompts that the "
+        "base knows, by the prompts chosen on the other half (control: another wording with the "
+        "plain prompts' score, 0)",
+        "above 0.5, with more right answers in all; fewer than half of the lost ones right "
+        "contradicts",
         forgetting.conjugate,
     ),
     Claim(

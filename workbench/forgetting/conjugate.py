@@ -8,8 +8,11 @@ anything of the fine-tuning, is not taken for it (Kotha et al. 2024, arXiv 2309.
 are scored, so that a model that switched the task and one that broke can be distinguished.
 
 It misleads if s makes the question easier or harder by itself: the base's own score under s is the
-baseline of every row. The best of several conjugations is chosen on one half of the prompts and
-reported on the other.
+baseline of every row. Of answers that are wrong by accident many are right wherever they are asked
+again: a model that errs on one question in five, on others in every wording, "recovers" four in
+five of the lost answers (regression to the mean). So recovery_net also counts what goes wrong
+there, which makes a wording that is no better than the plain one recover nothing. The best of
+several conjugations is chosen on one half of the prompts and reported on the other.
 """
 
 from __future__ import annotations
@@ -36,6 +39,11 @@ KEY = "forgetting.conjugate"
 PLAIN, BEST = "plain", "best"
 Floats = NDArray[np.float64]
 Outcomes = dict[str, Floats]  # outcome -> (prompts,), 0, 1 or NaN
+
+
+def known(base: Floats, tuned: Floats, there: Floats) -> Floats:
+    """`recovered` of the prompts that the base answers on plain prompts; NaN for the others."""
+    return np.where(base == 1, recovered(base, tuned, there), np.nan)
 
 
 def recovered(base: Floats, tuned: Floats, there: Floats) -> Floats:
@@ -80,8 +88,11 @@ def conjugate(
     base), and recovery, its ratio to the loss base - tuned on plain prompts, NaN if the interval of
     that loss holds 0 or there is none; and recovery_lost, the share right there of the prompts that
     the base answers on plain prompts and the tuned model does not (n: those; baseline: the base's
-    share of the same ones there). 95% bootstrap intervals over prompts, all paired. Raises
-    WorkbenchError if conjugates do not match the prompts one by one.
+    share of the same ones there); and recovery_net, what the prompts that the base answers gain
+    there, right less newly wrong, as a ratio to what they lost (n: those; baseline: 0, what another
+    wording with the plain prompts' own score gives, whichever answers it errs on). 95% bootstrap
+    intervals over prompts, all paired. Raises WorkbenchError if conjugates do not match the prompts
+    one by one.
     """
     require_prompts(prompts)
     _require_alike(prompts, conjugates)
@@ -183,6 +194,8 @@ def _rows(
     more = ratios(regained[part], seed=seed).first
     made.append(row("regained", more, mean(ours["score"] - first)))
     made.append(row("recovery", share_of(regained[part], lost[part], seed=seed), 0.0))
+    net = known(first, last, theirs["score"])[:, part]
+    made.append(row("recovery_net", share_of(*net, seed=seed), 0.0))
     gone = (first == 1) & (last == 0)
     back, own = (np.where(gone, side["score"], np.nan) for side in (theirs, ours))
     return [*made, outcome("recovery_lost", back, mean(own))]

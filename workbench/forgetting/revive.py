@@ -15,6 +15,12 @@ means nothing without that of a model that never knew:
 savings is how far the curve lies above a control's, at the step where it is largest on one half of
 the prompts, measured on the other half. The last two controls bound the answer from both sides; if
 they disagree, only a model that never knew can decide.
+
+Answers that are wrong by accident are right when they are asked again, trained or not, and so seem
+to come back (regression to the mean). regained_share therefore counts the wrong answers of all
+prompts that the base knows, before and after, those that training makes wrong among them:
+
+    regained_share = 1 - (share of the tuned model's errors left) / (share of the control's left)
 """
 
 from __future__ import annotations
@@ -41,7 +47,7 @@ from workbench.loaders.devices import spread
 from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
-from workbench.stats import ratios, share_of, shares
+from workbench.stats import Interval, edges, ratios, share_of, shares
 from workbench.tasks.prompts import Prompt, PromptSet
 from workbench.tasks.score import answers
 
@@ -68,6 +74,27 @@ def relabelled(prompts: PromptSet, seed: int, targets: Sequence[str] = ()) -> Pr
         for p in prompts
     )
     return replace(prompts, name=f"{prompts.name}, relabelled", prompts=made)
+
+
+def regained(
+    before: Floats, after: Floats, control_before: Floats, control_after: Floats,
+    *, seed: int = 0, draws: int = 1000,
+) -> Interval:  # fmt: skip
+    """1 - (errors after / errors before) / (the control's errors after / before), with a 95%
+    bootstrap over prompts: (own - control) / (1 - control) of the shares of the errors that
+    training takes away. Each (prompts,), right answers from 0 to 1. NaN where the errors before are
+    not known to be above 0, or the control has none left."""
+    wrong = 1 - np.stack([before, after, control_before, control_after])
+    n = wrong.shape[1]
+    if not n or not ratios(wrong[0], seed=seed).low[0] > 0:
+        return Interval(np.nan, np.nan, np.nan, n)
+    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
+    sums = np.concatenate([wrong.sum(1)[None], times @ wrong.T])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = 1 - sums[:, 1] * sums[:, 2] / (sums[:, 0] * sums[:, 3])
+    if not np.isfinite(found[0]):
+        return Interval(np.nan, np.nan, np.nan, n)
+    return Interval(float(found[0]), *edges(found[1:][np.isfinite(found[1:])], n), n)
 
 
 def steps_to(curve: Floats, steps: Sequence[int], threshold: float) -> float:
@@ -121,9 +148,11 @@ def revive(
     savings (arm "tuned", "base"; baseline 0), the score less the control's; and savings_share =
     tuned / base savings, 1 if the tuned model is back, 0 if it learns like one that never knew; NaN
     if the interval of the base's own holds 0. savings_share_lost is the same on those prompts alone
-    that the base answered right and the tuned model wrong before training. 95% bootstrap intervals
-    over prompts, of means over runs. Raises WorkbenchError for prompts that are among the lessons,
-    steps that do not rise, or a device map.
+    that the base answered right and the tuned model wrong before training. regained_share (see
+    above; baseline: the share of its errors that the control lost) is of the prompts that the base
+    answered right (n), at the step of savings: 1 if all are right again, 0 if they come back as
+    the control learns them. 95% bootstrap intervals over prompts, of means over runs. Raises
+    WorkbenchError for prompts that are among the lessons, steps that do not rise, or a device map.
     """
     require_prompts(prompts)
     require_prompts(lessons)
@@ -268,3 +297,10 @@ def _saved(
             yield told | {"arm": arm, "metric": f"savings{of}"} | interval | {"baseline": 0.0}
         found = share_of(saved[TUNED], saved[BASE], seed=seed)._asdict()
         yield told | {"arm": TUNED, "metric": f"savings_share{of}"} | found | {"baseline": 1.0}
+        if not of:
+            known = report[mean[BASE][0, report] == 1]
+            ours, other = (mean[arm][[0, place]][:, known] for arm in (TUNED, control))
+            wrong = 1 - other.mean(1) if len(known) else np.full(2, np.nan)
+            learned = float(1 - wrong[1] / wrong[0]) if wrong[0] > 0 else np.nan
+            back = regained(*ours, *other, seed=seed)._asdict()
+            yield told | {"arm": TUNED, "metric": "regained_share"} | back | {"baseline": learned}

@@ -44,6 +44,8 @@ REASONS = {
     "gain": "the tuned model's own gain cannot be distinguished from zero",
     "choosing_gain": "the tuned model gains nothing on the prompts that choose",
     "recovery": "the loss cannot be distinguished from zero, so there is nothing to recover",
+    "recovery_net": "the loss cannot be distinguished from zero, so there is nothing to recover",
+    "regained_share": "the loss cannot be distinguished from zero, or the control learns all",
     "recovered": "the loss cannot be distinguished from zero, so there is nothing to recover",
     "retention": "the base's own gain over random weights cannot be distinguished from zero",
     "retention_lost": "the base's own gain over random weights cannot be distinguished from zero",

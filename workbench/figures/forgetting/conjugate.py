@@ -72,10 +72,12 @@ DRAWINGS = (
         "The bars show the share of prompts that are answered right (blue), with an answer of the "
         "fine-tuned task (orange) or neither (grey), on plain prompts and after each conjugation, "
         "which asks the same question in a context that fine-tuning did not touch. The black lines "
-        "show how often the base is right on the same prompts. Blue that comes back after a "
+        "show how often the base is right on the same prompts. Blue that grows after a "
         "conjugation was hidden and not lost.",
         "A conjugation by itself makes some questions harder, so compare with the black line and "
-        "not with 1. What does not come back after these conjugations may come back after others.",
+        "not with 1. Of answers that are wrong by accident many are right in any other wording, "
+        "while others go wrong there: recovery_net in the table counts both. What does not come "
+        "back after these conjugations may come back after others.",
     ),
 )
 
@@ -92,6 +94,9 @@ def sentence(result: Result) -> Findings:
                 f"{change(row, '.2f')} of the lost answers right with {row['chosen']} (base "
                 f"{row['baseline']:.2f}; n = {row['n']:.0f})"
             )  # fmt: skip
+            net = ("best", "recovery_net")  # which older results have not
+            if net in own.index and pd.notna(own.loc[net, "value"]):
+                back += f", {change(own.loc[net], '+.2f')} of the loss net of what goes wrong there"
             said = f"{said}, {back}"
         parts.append(said)
     task = result.table["task"].iloc[0]

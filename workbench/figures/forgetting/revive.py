@@ -69,6 +69,8 @@ DRAWINGS = (
         "on the capability, and the bars show the range over runs. What was only suppressed is "
         "back within a few steps, before a model that never knew it, or the exchanged answers, "
         "have learned anything.",
+        "Answers that are wrong by accident are right when they are asked again: regained_share "
+        "in the table also counts those that go wrong. "
         "Random weights lack everything else, too, and the rule of exchanged answers may share "
         "what distinguishes the questions. Only a model trained without the task is a matched "
         "control.",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+import pandas as pd
 
 from workbench.findings.readings.reading import (
     MARGIN,
@@ -30,18 +31,33 @@ def hidden(results: Sequence[Result]) -> Iterator[Reading]:
                 yield reading(", ".join(key), shown, 1.0, says.get(row["reading"]))
 
 
-def _lost(results: Sequence[Result], analysis: str, metric: str) -> Iterator[tuple[str, Any]]:
-    """(member and task, row) of shares of lost answers, where there are enough of them."""
+def _back(
+    results: Sequence[Result], analysis: str, lost: str, net: str, **about: str
+) -> Iterator[tuple[str, dict[str, Any], bool | None, pd.DataFrame]]:
+    """(member and task, row of a net share, whether it is above a half, the other rows beside it).
+
+    That share counts answers that go wrong, too: of the lost ones alone many come back wherever
+    they are asked again. So the share of the lost ones decides only that fewer than half came back.
+    Results without a net share say nothing. about: columns of both rows."""
     for result in of(results, analysis):
-        rows = result.table[result.table["metric"] == metric]
-        for row in rows[rows["n"] >= LEAST].to_dict("records"):
-            yield f"{row['member']}, {row['task']}", row
+        beside = result.table
+        for column, value in about.items():
+            beside = beside[beside[column] == value]
+        for (member, task), own in beside.groupby(["member", "task"], sort=False):
+            of_lost = own[(own["metric"] == lost) & (own["n"] >= LEAST)].to_dict("records")
+            whole = own[own["metric"] == net].dropna(subset="value").to_dict("records")
+            if of_lost and whole:
+                holds = True if whole[0]["low"] > 0.5 else None
+                few = of_lost[0]["high"] < 0.5
+                yield f"{member}, {task}", whole[0], False if few else holds, own
 
 
 def conjugate(results: Sequence[Result]) -> Iterator[Reading]:
-    for what, row in _lost(results, "forgetting.conjugate", "recovery_lost"):
-        if row["arm"] == "best":
-            yield reading(what, row, math.nan, above(row["low"], row["high"], 0.5))
+    """Of all prompts together, known or not, more must be right there, too."""
+    names = "forgetting.conjugate", "recovery_lost", "recovery_net"
+    for what, row, holds, beside in _back(results, *names, arm="best"):
+        more = (beside.loc[beside["metric"] == "regained", "low"] > 0).any()
+        yield reading(what, row, row["baseline"], None if holds and not more else holds)
 
 
 def pruned(results: Sequence[Result]) -> Iterator[Reading]:
@@ -59,9 +75,9 @@ def pruned(results: Sequence[Result]) -> Iterator[Reading]:
 
 
 def revived(results: Sequence[Result]) -> Iterator[Reading]:
-    for what, row in _lost(results, "forgetting.revive", "savings_share_lost"):
-        if row["control"] == "relabelled":
-            yield reading(what, row, math.nan, above(row["low"], row["high"], 0.5))
+    names = "forgetting.revive", "savings_share_lost", "regained_share"
+    for what, row, holds, _ in _back(results, *names, control="relabelled"):
+        yield reading(what, row, row["baseline"], holds)
 
 
 def path(results: Sequence[Result]) -> Iterator[Reading]:
