@@ -113,6 +113,7 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
         "forgetting/test_retention.py::test_losses_of_answers_and_bits_by_hand": (
             "answer_loss", "answer_loss_change", "bits_per_byte", "bits_per_byte_change",
         ),
+        "forgetting/test_answer_divergence.py::test_the_row_is_transformers_own": ("answer_kl",),
         "forgetting/test_retention.py::test_the_table_is_the_models_own": ("loss", "loss_change"),
         "forgetting/test_retention.py::"
         "test_divergence_is_nothing_for_one_model_and_the_sum_over_words_by_hand": ("kl",),

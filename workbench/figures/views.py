@@ -57,6 +57,7 @@ LABELS = {
     "loss": "loss (nats/token)",
     "loss_change": "change of the loss (nats/token)",
     "answer_loss": "loss of the answer (nats/token)",
+    "answer_kl": "KL of the answer from the base (nats/token)",
     "item": "items: prompts and answers",
     "bits_per_byte": "bits per byte",
     "kl": "KL divergence from the base (nats)",

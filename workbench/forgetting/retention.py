@@ -4,7 +4,9 @@ Scores and losses are paired: the same prompts and texts on both sides, and the 
 the mean difference over items. A loss on pre-training-like text that rises is forgetting in the
 sense of arXiv 2410.21228; it also rises for text that the fine-tuned model merely finds unlikely
 now, so read it together with the scores of tasks. Text sampled from the base favours the base by
-construction, and KL(tuned || base) on such samples counts every change, harmless ones too.
+construction, and KL(tuned || base) on such samples counts every change, harmless ones too. On the
+prompts of the learned task KL(base || tuned) says how far the model moved to learn it, which goes
+with forgetting in arXiv 2509.04259: see `forgetting.answer_divergence`.
 
 Which items were lost and gained shows more than the mean: see `forgetting.paired`, which counts
 both. A task that is solved in one wording and not in another is not retained, so the spread of the
@@ -26,6 +28,7 @@ from numpy.typing import NDArray
 from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.forgetting import paired
+from workbench.forgetting.answer_divergence import with_divergence
 from workbench.forgetting.harness import measured
 from workbench.forgetting.paired import Paired
 from workbench.forgetting.side_answers import Side, both, require_prompts
@@ -90,17 +93,19 @@ def retention(
     Returns a Result with a row per (task, metric), each with a 95% interval, paired over items,
     and n: score with the base's value as baseline, score_change, tuned - base, lost and
     gained, mcnemar, group rows and one row an item, see `forgetting.paired.rows`; answer_loss, of
-    the target in nats per token, and answer_loss_change; of choices acc, acc_norm, margin (each
-    with _change) and chance, the score of a guess; of several samples pass@k. Task "pretraining",
-    and sets of plain texts: loss (nats per token) and bits_per_byte, each with _change, the second
-    comparable across tokenizers, and item_loss, one row a text (prompt, asked, tokens; value: the
-    tuned model's loss, baseline: the base's); kl, KL(tuned || base) in nats per token on 64 samples
-    of the base (on the texts if its tokenizer has no start token). For a set of several templates
-    with 8 prompts or more also template_spread, the largest minus the smallest mean score of a
-    template (baseline: the base's), and template_spread_chance, its mean and 95% range if templates
-    are dealt to the prompts at random. Written texts are saved as they come, so that the same call
-    resumes after an interruption. Raises WorkbenchError for empty prompt sets, equal names, or a
-    tag that no prompt has.
+    the target in nats per token, and answer_loss_change; answer_kl, KL(base || tuned) in nats per
+    token, each prompt's mean over its target's tokens, fed behind the prompt (baseline: 0, of the
+    base itself); of choices acc, acc_norm, margin (each with _change) and chance, the score of a
+    guess; of several samples pass@k. Task "pretraining", and sets of plain texts: loss (nats per
+    token) and bits_per_byte, each with _change, the second comparable across tokenizers, and
+    item_loss, one row a text (prompt, asked, tokens; value: the tuned model's loss, baseline: the
+    base's); kl, KL(tuned || base) in nats per token on 64 samples of the base (on the texts if its
+    tokenizer has no start token). For a set of several templates with 8 prompts or more also
+    template_spread, the largest minus the smallest mean score of a template (baseline: the base's),
+    and template_spread_chance, its mean and 95% range if templates are dealt to the prompts at
+    random. Written texts are saved as they come, so that the same call resumes after an
+    interruption. Raises WorkbenchError for empty prompt sets, equal names, or a tag that no prompt
+    has.
     """
     if isinstance(task, PromptSet):
         prompts, task = [task, *prompts], task.name
@@ -128,7 +133,7 @@ def retention(
     texts = samples if texts is None else texts
     rows: list[dict[str, Any]] = []
     for one, questions in zip(scored, asked, strict=True):
-        before, after = (side.answers(one) for side in (base, tuned))
+        before, after = with_divergence(base, tuned, one)
         items = _answered(questions, before, after)
         rows += paired.rows(items, by=by, cluster=cluster, same=pair.same, seed=seed)
         rows += _further(one.name, before, after, items.clusters(cluster), pair.same, seed)
@@ -223,6 +228,7 @@ def _further(
     tokens = before["tokens"].to_numpy(float)
     first, last = (-side["log_probability"].to_numpy(float) / tokens for side in (before, after))
     yield from _compared(task, "answer_loss", first, last, tokens, seed, of)
+    yield paired.row_of(task, "answer_kl", bootstrap(after["kl"], clusters=of, seed=seed), 0.0)
 
 
 def _ties(one: PromptSet, *sides: pd.DataFrame) -> Iterator[str]:

@@ -23,6 +23,7 @@ from workbench.models.layout import plain
 from workbench.models.sides import named_dtype
 from workbench.results.result import versions
 from workbench.tasks.batching import batch, in_batches, pad_id, rows
+from workbench.tasks.continuation import Watch
 from workbench.tasks.kept import Kept
 from workbench.tasks.measurements import Items, losses, own_samples
 from workbench.tasks.prompts import PromptSet
@@ -57,6 +58,17 @@ class Side:
                 kept=self._kept,
             ),
         )
+
+    def watched(self, prompts: PromptSet, watch: Watch) -> pd.DataFrame:
+        """`answers`, read anew so that `watch` is shown every target's logits, see `tasks.answers`;
+        whoever asks for them later finds them."""
+        made = answers(
+            *(self.model, self.words, prompts),
+            batch_size=self.batch_size,
+            kept=self._kept,
+            watch=watch,
+        )
+        return self.once(("answers", prompts.fingerprint, 1.0), lambda: made)
 
     def losses(self, texts: Sequence[str]) -> Items:
         """Nats per token of each text."""
@@ -96,18 +108,23 @@ class Side:
         whole = repr(self.words) if told is None else told.to_str()
         return hashlib.sha256(whole.encode()).hexdigest()
 
-    def once(self, asked: tuple[object, ...], make: Callable[[], Made]) -> Made:
+    def once(
+        self,
+        asked: tuple[object, ...],
+        make: Callable[[], Made],
+        kept: dict[tuple[object, ...], Any] = _KEPT,
+    ) -> Made:
         """What `make` gives, made once for this checkpoint and these tokens; of a model in memory,
-        which can change under our eyes, every time."""
+        which can change under our eyes, every time. kept: where it is held."""
         if not isinstance(self.checkpoint.reference, str | Path):
             return make()
         how = (self.spelling, self.batch_size, str(self.device), self.dtype)
         key = (self.checkpoint.identity, *how, *asked)
-        if key not in _KEPT:
-            _KEPT[key] = make()
-            while len(_KEPT) > MOST:
-                _KEPT.pop(next(iter(_KEPT)))
-        return _KEPT[key]
+        if key not in kept:
+            kept[key] = make()
+            while len(kept) > MOST:
+                kept.pop(next(iter(kept)))
+        return kept[key]
 
 
 def both(pair: CheckpointPair, batch_size: int, device: str, dtype: str) -> tuple[Side, Side]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from workbench.errors import WorkbenchError
 from workbench.tasks.batching import Encoded, encode, foil_tokens, look_at, pad_id
-from workbench.tasks.continuation import measured
+from workbench.tasks.continuation import Watch, measured
 from workbench.tasks.forward import predicted
 from workbench.tasks.prompts import Prompt
 from workbench.tasks.scorers import Choices
@@ -33,6 +33,7 @@ def chosen(
     batch_size: int,
     temperature: float,
     device: torch.device,
+    watch: Watch | None = None,
 ) -> list[dict[str, Any]]:
     """A row per prompt, in order, see `tasks.answers`; a model that is ready to run."""
     alone = [p.id for p in prompts if not p.foils]
@@ -45,7 +46,7 @@ def chosen(
     longest = [max((one.ids for one in own), key=len) for own in coded]
     look_at(tokenizer, {p.id: ids for p, ids in zip(prompts, longest, strict=True)}, prompts)
     run: dict[str, Any] = {"batch_size": batch_size, "device": device}
-    read, first = _read(model, tokenizer, coded, prompts, temperature, **run)
+    read, first = _read(model, tokenizer, coded, prompts, temperature, watch=watch, **run)
     plain: list[Floats | None] = [None] * len(read)
     if scorer.by == "unconditional":
         apart = [[unasked(tokenizer, text) for text in texts(prompt)] for prompt in prompts]
@@ -127,6 +128,7 @@ def _read(
     *,
     batch_size: int,
     device: torch.device,
+    watch: Watch | None = None,
 ) -> tuple[list[Floats], list[Mapping[str, Any]]]:
     """(log-probability of every choice in nats, what `measured` says of the target), by prompt."""
     fed: dict[tuple[tuple[int, ...], int], list[tuple[int, int]]] = defaultdict(list)
@@ -148,4 +150,6 @@ def _read(
             if j == 0 and prompts is not None:
                 foils = foil_tokens(tokenizer, prompts[i], coded[i][0])
                 first[i] = measured(scores, own, foils, temperature)
+                if watch is not None:
+                    watch(i, scores)
     return found, first

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,9 @@ from workbench.tasks.batching import (
 from workbench.tasks.forward import predicted
 from workbench.tasks.prompts import Prompt
 
+# Is shown each prompt's number and its target's logits, float32 (tokens, vocabulary), as they come.
+Watch = Callable[[int, Tensor], None]
+
 
 def continuations(
     model: Any,
@@ -27,6 +30,7 @@ def continuations(
     batch_size: int,
     temperature: float,
     device: torch.device,
+    watch: Watch | None = None,
 ) -> list[dict[str, Any]]:
     """A row per prompt, in order, see `tasks.answers`; a model that is ready to run."""
     encoded = [encode(tokenizer, p) for p in prompts]
@@ -37,6 +41,8 @@ def continuations(
     for index, logits in run:
         ids, start = encoded[index]
         scores, own = logits[:-1].float(), ids[start:]
+        if watch is not None:
+            watch(index, scores)
         best, then = scores.argmax(-1).tolist(), int(logits[-1].argmax())
         greedy = best == own
         rows[index] = {"id": prompts[index].id} | measured(scores, own, foils[index], temperature)

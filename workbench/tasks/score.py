@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from workbench.errors import WorkbenchError
 from workbench.tasks.batching import Encoded, pad_id
 from workbench.tasks.choices import chosen
-from workbench.tasks.continuation import continuations
+from workbench.tasks.continuation import Watch, continuations
 from workbench.tasks.forward import predicted, ready
 from workbench.tasks.generation import generations, judged
 from workbench.tasks.kept import Kept
@@ -39,6 +39,7 @@ def answers(
     temperature: float = 1.0,
     device: str | torch.device | None = None,
     kept: Kept | None = None,
+    watch: Watch | None = None,
 ) -> pd.DataFrame:
     """Score every prompt as its set's scorer says, plain prompts as continuations; one row per
     prompt, in order.
@@ -62,8 +63,9 @@ def answers(
     Special tokens are added as the tokenizer does by default. Foils that begin with the target's
     own first token say nothing at that place and are left out of logit_difference. device: where
     to run; None leaves the model where it is. kept: where texts that were written before are found.
-    Raises WorkbenchError where the tokenizer gives no offsets, a target has no token of its own, or
-    nothing can be right, as of plain texts.
+    watch: is called with each prompt's number and its target's logits, (tokens, vocabulary), as
+    they come. Raises WorkbenchError where the tokenizer gives no offsets, a target has no token of
+    its own, or nothing can be right, as of plain texts.
     """
     scorer = prompts.scorer if isinstance(prompts, PromptSet) else Continuation()
     if isinstance(scorer, Loss):
@@ -76,9 +78,13 @@ def answers(
     with ready(model, device) as where:
         run["device"] = where
         if isinstance(scorer, Choices):
-            rows = chosen(model, tokenizer, asked, scorer, temperature=temperature, **run)
+            rows = chosen(
+                *(model, tokenizer, asked, scorer), temperature=temperature, watch=watch, **run
+            )
         else:
-            rows = continuations(model, tokenizer, asked, temperature=temperature, **run)
+            rows = continuations(
+                *(model, tokenizer, asked), temperature=temperature, watch=watch, **run
+            )
         if isinstance(scorer, Generation):
             texts = generations(model, tokenizer, asked, scorer, kept=kept, **run)
             for row, prompt, own in zip(rows, asked, texts, strict=True):
