@@ -1,19 +1,26 @@
 """Association: which measure of the change correlates with forgetting, over the models of a family?
 
 One table joins what other analyses found: for each model what it forgot (the rise of the loss on
-pre-training-like text, and the mean drop of the other tasks' scores), its intruders (arXiv
-2410.21228), the effective rank and relative norm of its change, and its TuCo on each group of
-prompts. For every pair of a measure and a kind of forgetting it gives Spearman's correlation over
-the models, with the exact permutation p.
+pre-training-like text, and the mean drop of the other tasks' scores), how far it moved from the
+base on the task that it learned, KL(base || tuned) of the answers (arXiv 2509.04259, which finds
+that this predicts forgetting where norms and ranks do not), its intruders (arXiv 2410.21228), the
+effective rank and relative norm of its change, its TuCo on each group of prompts, and how much of
+the base's circuit it kept. For every pair of a measure and a kind of forgetting it gives Spearman's
+correlation over the models, with the exact permutation p, and the partial one given the score on
+the learned task (see `forgetting.partial`): a model that learned less also moved and forgot less,
+which alone makes a correlation.
 
 This is no more than an association over a few models: rank, learning rate and norm change all of
-these together, and with five models the smallest possible p is 1 / 60. The intruders' row is given
-with its null, the correlation that random changes of the same norm would show.
+these together, and with five models the smallest possible p is 1 / 60. Models of one recipe that
+differ in their seed alone are no independent ones, so that intervals are too narrow and p too small
+where there are fewer recipes than models; nothing corrects for that, and both numbers are given.
+Nor does anything correct for the number of measures. The intruders' row is given with its null, the
+correlation that random changes of the same norm would show.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +29,7 @@ import pandas as pd
 
 from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
+from workbench.forgetting.partial import partial_p, partial_spearman
 from workbench.results.intruder_counts import NULLS, TUNED, intruder_counts
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
@@ -30,6 +38,8 @@ from workbench.stats import spearman
 KEY = "forgetting.association"
 RETENTION = "forgetting.retention"
 INTRUDERS, SPECTRUM, TUCO = "spectral.intruders", "spectral.delta_spectrum", "tuco.contribution"
+CIRCUIT = "patching.circuit"
+KL = "KL on the task"
 LOSS, SCORE = "loss", "score"
 PERMUTATIONS = 10_000
 NULL = "null:"
@@ -44,15 +54,19 @@ def association(results: Sequence[Result], *, seed: int = 0) -> Result:
     """Compare what each model forgot with every measure of its change, by rank correlation.
 
     results: results of one family: `retention` with a loss, and any of `intruders`,
-    `delta_spectrum` and `contribution`; other results are ignored, and of several of one analysis
-    the first counts. Models that are missing in one of them are left out.
+    `delta_spectrum`, `contribution` and `circuit`; other results are ignored, and of several of one
+    analysis the first counts. Models are runs: seeds of one recipe each count. Models that are
+    missing in a measure are left out, and so is a measure that none of `retention`'s models has.
 
     Returns a Result with rows forgetting (member; outcome "loss" in nats per token or "score", the
     mean drop over tasks other than the fine-tuned one, if `retention` was given that, with 95%
-    intervals if they are known), measure (member, measure; n: matrices or prompts) and spearman
-    (outcome, measure; 95% bootstrap interval and n over models; p: exact permutation test, of
-    10,000 draws from eight models on; baseline: of the null's intruders, over the models that have
-    one). Raises WorkbenchError without a loss, another measure, or three models in common.
+    intervals if they are known), task_score (member; on the fine-tuned task), measure (member,
+    measure; n: matrices or prompts), spearman (outcome, measure; 95% bootstrap interval and n over
+    models; p: exact permutation test, of 10,000 draws from eight models on; baseline: of the null's
+    intruders, over the models that have one; recipes: how many the models are of, NaN if some model
+    does not tell) and spearman_partial, the same given the task's score (p: Freedman & Lane), NaN
+    for fewer than four models or if the score explains one side. Raises WorkbenchError without a
+    loss, another measure, or three models in common.
     """
     found = {r.analysis: r for r in reversed(results)}
     if RETENTION not in found or not found[RETENTION].has("loss_change"):
@@ -62,12 +76,13 @@ def association(results: Sequence[Result], *, seed: int = 0) -> Result:
         )
     kept = found[RETENTION]
     outcomes = pd.DataFrame(list(_outcomes(kept)))
-    beside = [found[key] for key in (INTRUDERS, SPECTRUM, TUCO) if key in found]
-    columns = [table for result in beside for table in _measures(result, kept)]
+    beside = [found[key] for key in (INTRUDERS, SPECTRUM, TUCO, CIRCUIT) if key in found]
+    columns = [table for result in (kept, *beside) for table in _measures(result, kept)]
+    columns = [table for table in columns if table["member"].isin(kept.members).any()]
     if not columns:
         raise WorkbenchError(
-            f"Expected results of {INTRUDERS}, {SPECTRUM} or {TUCO} in addition to "
-            f"{RETENTION}, found {list(found)}; run one of them."
+            f"Expected {RETENTION} with the task that was learned, or in addition to it results of "
+            f"{INTRUDERS}, {SPECTRUM}, {TUCO} or {CIRCUIT}, found {list(found)}; run one of them."
         )
     measures = pd.concat(columns, ignore_index=True)
     real = measures[~measures["measure"].str.startswith(NULL)]
@@ -80,12 +95,39 @@ def association(results: Sequence[Result], *, seed: int = 0) -> Result:
         )
     named = outcomes["member"].isin(members), measures["member"].isin(members)
     joined = pd.concat([outcomes[named[0]], measures[named[1]]], ignore_index=True)
-    table = pd.concat([joined, pd.DataFrame(_correlations(joined, members, seed))])
-    table = table[~table["measure"].fillna("").str.startswith(NULL)].reset_index(drop=True)
+    learned = _learned(kept, "score").assign(metric="task_score")
+    learned = learned[learned["member"].isin(members)]
     about = {name: kept.provenance.members[name] for name in members}
+    rows = pd.DataFrame(_correlations(joined, learned, members, seed))
+    rows["recipes"] = recipes = _recipes(about)
+    table = pd.concat([joined, *([learned] if len(learned) else []), rows])
+    table = table[~table["measure"].fillna("").str.startswith(NULL)].reset_index(drop=True)
     parameters = {"results": describe([kept, *beside])}
     provenance = replace(kept.provenance, members=about, parameters=parameters, seed=seed)
+    if recipes < len(members):
+        note = (
+            f"The {len(members)} models are runs of {recipes:g} recipes; runs of one recipe are "
+            "not independent, so the intervals are too narrow and p too small."
+        )
+        provenance = provenance.with_notes((*provenance.notes, note))
     return finished(KEY, table, provenance)
+
+
+def _recipes(members: Mapping[str, Mapping[str, Any]]) -> float:
+    """Of how many recipes the models are; NaN where one tells neither its recipe nor its seed."""
+    told = {
+        one.get("recipe") or tuple(str(one.get(key)) for key in ("kind", "rank", "alpha"))
+        for one in members.values()
+    }
+    known = all(one.get("recipe") or "seed" in one for one in members.values())
+    return float(len(told)) if known else float("nan")
+
+
+def _learned(kept: Result, metric: str) -> pd.DataFrame:
+    """(member, value, n) on the fine-tuned task; nothing where that is not known."""
+    table, own = kept.table, kept.provenance.parameters.get("task")
+    rows = table[(table["metric"] == metric) & (table["task"] == own)]
+    return rows[["member", "value", "n"]].dropna(subset="value")
 
 
 def _outcomes(kept: Result) -> Iterator[dict[str, Any]]:
@@ -108,6 +150,14 @@ def _measures(result: Result, kept: Result) -> Iterator[pd.DataFrame]:
     if result.provenance.base.get("fingerprint") != kept.provenance.base.get("fingerprint"):
         return
     table = result.table
+    if result.analysis == RETENTION:
+        moved = _learned(kept, "answer_kl")
+        if len(moved):
+            yield moved.assign(metric="measure", measure=KL)
+    if result.analysis == CIRCUIT:
+        rows = table[(table["metric"] == "jaccard") & (table["arm"] == "overlap")]
+        rows = rows[rows["group"].isna()].dropna(subset="value")
+        yield rows[["member", "value", "n"]].assign(metric="measure", measure="circuit overlap")
     if result.analysis == INTRUDERS:
         counts = intruder_counts(result)
         null = next((arm for arm in NULLS if (counts["arm"] == arm).any()), None)
@@ -134,27 +184,31 @@ def _each(rows: pd.DataFrame, measure: str, how: str) -> pd.DataFrame:
 
 
 def _correlations(
-    joined: pd.DataFrame, members: Sequence[str], seed: int
+    joined: pd.DataFrame, learned: pd.DataFrame, members: Sequence[str], seed: int
 ) -> Iterator[dict[str, Any]]:
     values = {
         (kind, name): own.set_index("member")["value"].reindex(list(members)).to_numpy(float)
         for kind in ("outcome", "measure")
         for name, own in joined.groupby(kind, sort=False)
     }
+    score = learned.set_index("member")["value"].reindex(list(members)).to_numpy(float)
     measures = [name for kind, name in values if kind == "measure" and not name.startswith(NULL)]
     for outcome in [name for kind, name in values if kind == "outcome"]:
         lost = values["outcome", outcome]
         for measure in measures:
             own = values["measure", measure]
-            found = spearman(own, lost, seed=seed)
             # A full fine-tune has no null of its rank.
             null = values.get(("measure", f"{NULL}{measure}"), np.full(len(members), np.nan))
             known = np.isfinite(null)
-            yield {
-                "metric": "spearman", "outcome": outcome, "measure": measure,
-                "baseline": spearman(null[known], lost[known], seed=seed).value,
-                "p": _p(own, lost, seed),
-            } | found._asdict()  # fmt: skip
+            about = {"outcome": outcome, "measure": measure}
+            beside = spearman(null[known], lost[known], seed=seed).value
+            told = {"metric": "spearman", "baseline": beside, "p": _p(own, lost, seed)}
+            yield about | told | spearman(own, lost, seed=seed)._asdict()
+            if np.isfinite(score).all():
+                beside = partial_spearman(null[known], lost[known], score[known], seed=seed).value
+                p = partial_p(own, lost, score, seed=seed, most=PERMUTATIONS)
+                told = {"metric": "spearman_partial", "baseline": beside, "p": p}
+                yield about | told | partial_spearman(own, lost, score, seed=seed)._asdict()
 
 
 def _p(first: np.ndarray, second: np.ndarray, seed: int) -> float:

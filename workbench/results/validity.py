@@ -38,6 +38,8 @@ REASONS = {
     "rank_correlation": CONSTANT,
     "edge_rank_correlation": CONSTANT,
     "spearman": CONSTANT,
+    "spearman_partial": "there are fewer than four models, or one side is explained by the task's "
+    "score alone",
     "places": CONSTANT,
     "effect": "the answer's probability in the clean run is as small as rounding",
     "faithfulness:": "the whole model does no better there than with every head ablated",

@@ -20,7 +20,8 @@ LABELS = {"loss": LOSS, "score": "mean drop of the other tasks'\nscores"}
 
 @style.styled
 def forgetting_by_measure(result: Result, ax: Axes | None = None, *, outcome: str = "") -> Figure:
-    """Forgetting against every measure of the change; Spearman's rho above each panel.
+    """Forgetting against every measure of the change; above each panel Spearman's rho, and what it
+    is given the score on the task that was learned.
 
     outcome: "loss" or "score"; the loss by default.
     """
@@ -30,13 +31,14 @@ def forgetting_by_measure(result: Result, ax: Axes | None = None, *, outcome: st
     lost = lost[lost["outcome"] == outcome].set_index("member")
     found = result.metric("spearman")
     found = found[found["outcome"] == outcome].set_index("measure")
+    given = _given(result, outcome)
     measures = list(dict.fromkeys(result.metric("measure")["measure"]))
     looks = style.looks(result)
     rows, columns = style.grid_shape(len(measures), 4)
     figure, axes = style.panels(
         *(ax, rows, columns),
         width=style.COLUMN if columns == 1 else style.WIDE,
-        height=2.0 * rows + 0.4,
+        height=(2.0 if given.empty else 2.15) * rows + 0.4,
         share=(False, True),
     )
     style.blank(axes, len(measures))  # every panel has a label of its own
@@ -50,9 +52,12 @@ def forgetting_by_measure(result: Result, ax: Axes | None = None, *, outcome: st
                           ms=4, elinewidth=0.9, ls="", label=look.label)  # fmt: skip
         here.axhline(0, color=style.GREY, ls=style.DASHES[0], lw=1, zorder=0, label="base")
         row = found.loc[measure]
-        beside = "" if pd.isna(row["baseline"]) else f"\nnull: ρ = {row['baseline']:.2f}"
-        here.set_title(f"ρ = {row['value']:.2f} (p = {row['p']:.2f}){beside}", loc="left",
-                       fontsize=style.SMALL)  # fmt: skip
+        told = [_rho(row)]
+        if measure in given.index:
+            told.append(f"given the score: {_rho(given.loc[measure])}")
+        if pd.notna(row["baseline"]):
+            told.append(f"null: ρ = {row['baseline']:.2f}")
+        here.set_title("\n".join(told), loc="left", fontsize=style.SMALL)
         here.set_xlabel(style.text(measure, 28))
         here.margins(0.12)
     style.first_column(axes, LABELS[outcome])
@@ -63,6 +68,18 @@ def forgetting_by_measure(result: Result, ax: Axes | None = None, *, outcome: st
     return figure
 
 
+def _given(result: Result, outcome: str) -> pd.DataFrame:
+    """The partial correlations by measure, none in a table of before there were any."""
+    rows = result.table[result.table["metric"] == "spearman_partial"]
+    return rows[rows["outcome"] == outcome].set_index("measure")
+
+
+def _rho(row: pd.Series) -> str:
+    if pd.isna(row["value"]):
+        return "undefined"
+    return f"ρ = {row['value']:.2f} (p = {row['p']:.2f})"
+
+
 DRAWINGS = (
     Drawing(
         KEY,
@@ -71,10 +88,11 @@ DRAWINGS = (
         forgetting_by_measure,
         "Each point is a fine-tuned model: the rise of its pre-training loss (95% interval over "
         "texts) against a measure of its change. Above each panel is Spearman's ρ over the models "
-        "with the exact permutation p, and for intruders also the ρ of random changes of the same "
-        "norm.",
+        "with the exact permutation p, below it the partial ρ given the score on the learned task, "
+        "and for intruders also the ρ of random changes of the same norm.",
         "There are only a few models, and their ranks, learning rates and norms differ together. "
-        "This is an association, and one more model can reverse any sign.",
+        "Models that differ in their seed alone are not independent. This is an association, and "
+        "one more model can reverse any sign.",
     ),
 )
 
@@ -83,9 +101,19 @@ def sentence(result: Result) -> Findings:
     """Spearman's rho of the loss with every measure."""
     found = result.metric("spearman")
     found = found[found["outcome"] == "loss"]
-    parts = [
-        f"{row['measure']}: ρ {change(row, '.2f')} (p = {row['p']:.2f})"
-        for _, row in found.iterrows()
-    ]
-    count = len(result.members)
-    return f"Spearman's ρ relates forgetting to measures of the change (n = {count} models)", parts
+    given = _given(result, "loss")
+    parts = []
+    for _, row in found.iterrows():
+        said = f"{row['measure']}: ρ {change(row, '.2f')} (p = {row['p']:.2f})"
+        if row["measure"] in given.index:
+            own = given.loc[row["measure"]]
+            said += ", given the task's score " + (
+                "undefined" if pd.isna(own["value"])
+                else f"ρ {change(own, '.2f')} (p = {own['p']:.2f})"
+            )  # fmt: skip
+        parts.append(said)
+    count = f"{len(result.members)} models"
+    recipes = found["recipes"].iloc[0] if "recipes" in found else float("nan")
+    if recipes < len(result.members):
+        count += f" of {recipes:g} recipes"
+    return f"Spearman's ρ relates forgetting to measures of the change (n = {count})", parts
