@@ -213,7 +213,7 @@ def test_it_is_drawn_and_said():
     assert "given the task's score ρ -1.00" in figures.headline(found)
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert "ρ = 0.80 (p = 0.13)" in titles[0]  # of KL, 4 of 5 in order: 1 - 6 * 4 / 120
-    assert sum("given the score" in title for title in titles) == 4
+    assert sum("given score" in title for title in titles) == 4
     # A table of an earlier version has no such rows.
     earlier = found.table[~found.table["metric"].isin(["spearman_partial", "task_score"])]
     old = Result(found.analysis, earlier.drop(columns="recipes"), found.provenance)

@@ -10,6 +10,10 @@ learned is the forward divergence that predicts forgetting in arXiv 2509.04259, 
 distribution of answers, here along the target alone: what either model would have said behind
 another answer is not seen. Base against itself gives exactly 0.
 
+It misleads on a task that the base cannot do at all: there the divergence is that of being sure of
+something else, about as large for every model that learned the task, and differences between models
+are of how little they leave to the base's words.
+
 The base's logits of a set are kept for the members to come, so that no pass is added; a set whose
 logits are more than ROOM, and one whose answers are written out, which may be known already, is
 read once more by both models, side by side.

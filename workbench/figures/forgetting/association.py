@@ -15,6 +15,7 @@ from workbench.results.result import Result
 
 KEY = "forgetting.association"
 HEADING = "What goes with forgetting"
+UNITS = {"KL on the task": "KL on the task (nats/token)"}
 LABELS = {"loss": LOSS, "score": "mean drop of the other tasks'\nscores"}
 
 
@@ -34,7 +35,7 @@ def forgetting_by_measure(result: Result, ax: Axes | None = None, *, outcome: st
     given = _given(result, outcome)
     measures = list(dict.fromkeys(result.metric("measure")["measure"]))
     looks = style.looks(result)
-    rows, columns = style.grid_shape(len(measures), 4)
+    rows, columns = style.grid_shape(len(measures), 3)
     figure, axes = style.panels(
         *(ax, rows, columns),
         width=style.COLUMN if columns == 1 else style.WIDE,
@@ -54,11 +55,11 @@ def forgetting_by_measure(result: Result, ax: Axes | None = None, *, outcome: st
         row = found.loc[measure]
         told = [_rho(row)]
         if measure in given.index:
-            told.append(f"given the score: {_rho(given.loc[measure])}")
+            told.append(f"given score: {_rho(given.loc[measure])}")
         if pd.notna(row["baseline"]):
             told.append(f"null: ρ = {row['baseline']:.2f}")
         here.set_title("\n".join(told), loc="left", fontsize=style.SMALL)
-        here.set_xlabel(style.text(measure, 28))
+        here.set_xlabel(style.text(UNITS.get(measure, measure), 28))
         here.margins(0.12)
     style.first_column(axes, LABELS[outcome])
     style.legend(axes, outside=ax is None)
@@ -91,8 +92,9 @@ DRAWINGS = (
         "with the exact permutation p, below it the partial ρ given the score on the learned task, "
         "and for intruders also the ρ of random changes of the same norm.",
         "There are only a few models, and their ranks, learning rates and norms differ together. "
-        "Models that differ in their seed alone are not independent. This is an association, and "
-        "one more model can reverse any sign.",
+        "Models that differ in their seed alone are not independent, and a KL on a task that the "
+        "base cannot do at all is about as large for every model. This is an association, and one "
+        "more model can reverse any sign.",
     ),
 )
 
