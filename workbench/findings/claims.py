@@ -5,10 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from workbench.findings.readings import Reading, forgetting, patching, skills, spectral, tuco
+from workbench.findings.readings import (
+    Reading,
+    forgetting,
+    localised,
+    patching,
+    skills,
+    spectral,
+    tuco,
+)
 from workbench.results.result import Result
 
-INTRUDERS, TUCO, GRAFTS = "arXiv 2410.21228", "arXiv 2506.23423", "arXiv 2302.06600"
+# The two versions claim opposite things of LoRA's forgetting: in the first, models with intruders
+# have become worse models of the pre-training distribution than the full fine-tune; in the third,
+# LoRA forgets less, and what it forgets lies in the intruders, which only that version scales.
+INTRUDERS_V1, INTRUDERS_V3 = "arXiv 2410.21228v1", "arXiv 2410.21228v3"
+TUCO, GRAFTS = "arXiv 2506.23423", "arXiv 2302.06600"
 CIRCUITS, MECHANISMS = "arXiv 2402.14811", "arXiv 2311.12786"
 
 
@@ -26,7 +38,7 @@ class Claim:
 CLAIMS = (
     Claim(
         "LoRA of low rank has intruder dimensions, full fine-tuning has almost none",
-        INTRUDERS,
+        INTRUDERS_V1,
         "share of the top vectors that are intruders, ranks up to 16 (control: of changes in "
         "random directions: of the same singular values, or in runs that lack those of the same "
         "norm and rank)",
@@ -35,21 +47,21 @@ CLAIMS = (
     ),
     Claim(
         "LoRA of low rank forgets more than full fine-tuning",
-        INTRUDERS,
+        INTRUDERS_V1,
         "rise of the pre-training loss, nats a token, less the full fine-tune's, ranks up to 16",
         "above 0, and the scores are not known to differ",
         spectral.forgets_more,
     ),
     Claim(
         "LoRA forgets less as its rank rises",
-        INTRUDERS,
+        INTRUDERS_V1,
         "rise of the pre-training loss of the lowest rank less that of the highest, nats a token",
         "above 0",
         spectral.by_rank,
     ),
     Claim(
         "Scaling the top intruders down reduces forgetting",
-        INTRUDERS,
+        INTRUDERS_V3,
         "change of the pre-training loss in %, top intruder scaled to 0.7 or the "
         "scale nearest to it (control: the pre-trained vector next to it)",
         "below 0 and below the control; above either contradicts",
@@ -57,10 +69,19 @@ CLAIMS = (
     ),
     Claim(
         "Scaling the top intruders down hardly lowers the task's score",
-        INTRUDERS,
+        INTRUDERS_V3,
         "change of the task's score in %, of the models whose forgetting this reduced",
         "above -5",
         spectral.scaling_score,
+    ),
+    Claim(
+        "LoRA's forgetting is localised to its intruders",
+        INTRUDERS_V3,
+        "share of the rise of the pre-training loss that the top intruders scaled to 0.7, or the "
+        "scale nearest to it, take back beyond a shrink of the whole change by the same norm "
+        "(control: the share that this shrink takes back)",
+        "above 0, and the two scores are not known to differ",
+        localised.localised,
     ),
     Claim(
         "TuCo is larger on prompts like the fine-tuning data",

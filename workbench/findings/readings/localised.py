@@ -1,0 +1,88 @@
+"""Is a LoRA's forgetting localised to its intruders, arXiv 2410.21228v3? What is read of that.
+
+Forgetting F is the rise of the loss on pre-training-like text. Scaling the top intruder of every
+matrix by lambda takes some of it back, and so does scaling the whole change by as much in norm,
+which is what any smaller step from the base would do (arm shrink of `spectral.scale`). Forgetting
+lies in the intruders as far as they take back more than that at the same score on the task:
+
+    (L_shrink - L_top) / F        share of the forgetting, L: loss on the same texts
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+
+from workbench.findings.readings.reading import Reading, above, of, reading
+from workbench.results.result import Result
+from workbench.stats import Interval, difference
+
+SCALE, NEAR = 0.7, 0.21  # the paper's, and how far from it a scale may lie
+Row = dict[str, Any]
+
+
+def localised(results: Sequence[Result]) -> Iterator[Reading]:
+    """The share that the top intruders at the scale nearest to 0.7 take back beyond the shrink at
+    that scale. Of LoRAs whose forgetting is known to be above 0, on the same texts; decides nothing
+    where the scores of the two are known to differ.
+
+    The control is the shrink's own share. The interval is of the losses alone: F, known to be above
+    0, moves it without moving its sign.
+    """
+    for result in of(results, "spectral.scale"):
+        for member, about in result.provenance.members.items():
+            forgotten = _forgotten(results, result, member)
+            if about.get("kind") != "lora" or forgotten is None:
+                continue
+            table = result.table[result.table["member"] == member]
+            top, shrink = (_arm(table, arm) for arm in ("top", "shrink"))
+            near = {x: abs(x - SCALE) for x in top if x in shrink and abs(x - SCALE) < NEAR}
+            if near:
+                at = min(near, key=near.__getitem__)
+                yield _read(member, f"scale {at:g}", forgotten, top[at], shrink[at])
+
+
+def _read(member: str, where: str, forgotten: float, top: Row, shrink: Row) -> Reading:
+    unit = top["loss"]["baseline"] / 100 / forgotten  # a loss change is in % of the loss at scale 1
+    more = difference(Interval.of(shrink["loss"]), Interval.of(top["loss"]))
+    value, low, high = (edge * unit for edge in more[:3])
+    score = difference(Interval.of(top["score"]), Interval.of(shrink["score"]))
+    same = score.low <= 0 <= score.high
+    found = Interval(value, low, high, more.n)._asdict()
+    control = float(-shrink["loss"]["value"] * unit)
+    return reading(member, found, control, above(low, high, 0) if same else None, where)
+
+
+def _arm(table: pd.DataFrame, arm: str) -> dict[float, Row]:
+    """Scale below 1 -> its rows of the loss on texts and of the task's score, if it has both."""
+    own = table[(table["arm"] == arm) & (table["x"] < 1)]
+    texts = own["task"] == "pretraining"
+    losses = own[(own["metric"] == "loss_change") & texts].set_index("x")
+    scores = own[(own["metric"] == "score_change") & ~texts].set_index("x")
+    return {
+        float(x): {"loss": losses.loc[x], "score": scores.loc[x]}
+        for x in losses.index.intersection(scores.index)
+        if math.isfinite(scores.loc[x, "value"])
+    }
+
+
+def _forgotten(results: Sequence[Result], scaled: Result, member: str) -> float | None:
+    """The rise of the loss of the same checkpoint on the same texts, nats a token; None where that
+    was not measured or may be nothing."""
+    own = _mark(scaled, member)
+    for result in of(results, "forgetting.retention"):
+        if _mark(result, member) != own:
+            continue
+        rows = result.table[result.table["metric"] == "loss_change"]
+        rows = rows[(rows["member"] == member) & (rows["task"] == "pretraining")]
+        if len(rows) and rows["low"].iloc[0] > 0:
+            return float(rows["value"].iloc[0])
+    return None
+
+
+def _mark(result: Result, member: str) -> tuple[Any, Any]:
+    about = result.provenance.members.get(member, {})
+    return about.get("fingerprint"), result.provenance.parameters.get("texts")
