@@ -42,15 +42,24 @@ CLAIMS = (
         "share of the top vectors that are intruders, ranks up to 16 (control: of changes in "
         "random directions: of the same singular values, or in runs that lack those of the same "
         "norm and rank)",
-        "it is above the full fine-tune's and that is below 0.01; less than 0.01 more contradicts",
+        "it is above the control and the full fine-tune's, and that is below 0.01, matrices as "
+        "items; below either, or below 0.01 itself, contradicts",
         spectral.intruders,
     ),
     Claim(
         "LoRA of low rank forgets more than full fine-tuning",
         INTRUDERS_V1,
-        "rise of the pre-training loss, nats a token, less the full fine-tune's, ranks up to 16",
-        "above 0, and the scores are not known to differ",
+        "rise of the pre-training loss, nats a token, less the full fine-tune's, ranks up to 16; "
+        "and the same of the learning rates that forget least at an equal score",
+        "above 0, at scores that are known to be alike",
         spectral.forgets_more,
+    ),
+    Claim(
+        "LoRA of low rank forgets less than full fine-tuning",
+        INTRUDERS_V3,
+        "the same two differences",
+        "below 0, at scores that are known to be alike",
+        spectral.forgets_less,
     ),
     Claim(
         "LoRA forgets less as its rank rises",

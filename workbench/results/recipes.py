@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# What ends a name before the number of a run: "lora-r4-s1", "lora-r4/1", "full seed 2".
-_RUN = re.compile(r"[\s\-_/.(]*(s|x|lr|seed|run)?[\s\-_/.(]*$", re.IGNORECASE)
+# What ends a name before, or within, the number of a run or a rate: "lora-r4-s1", "full-x0.25".
+_RUN = re.compile(r"[\s\-_/.(]+(s|x|lr|seed|run)?[\s\-_/.(=]*[\d.]*$", re.IGNORECASE)
 _RATE = re.compile(r"\blr ([0-9.eE+-]+),? ?")  # as checkpoints tell it in words
 
 

@@ -13,6 +13,8 @@ from workbench.errors import WorkbenchError, unpanicked
 from workbench.findings.equivalence import KEY as FIRST
 from workbench.findings.equivalence import equivalence
 from workbench.findings.measures import ARMS
+from workbench.findings.pareto import KEY as CURVES
+from workbench.findings.pareto import pareto
 from workbench.forgetting import association, sequential
 from workbench.loaders import CheckpointPair, Family
 from workbench.log import quiet
@@ -187,11 +189,12 @@ def _fill(study: Study, run: Run) -> None:
     run.attempt("forgetting.association", _associated, main)
     whole = [run.made[part.name] for part in parts if part.name in run.made]
     run.attempt(FIRST, equivalence, whole)
+    run.attempt(CURVES, pareto, whole)
 
 
 def _ordered(made: Mapping[str, Result]) -> dict[str, Result]:
     """A chapter per method: as in the catalogue, what is followed along a run at the end."""
-    order = [FIRST, *(analysis.key for analysis in ANALYSES)]
+    order = [FIRST, CURVES, *(analysis.key for analysis in ANALYSES)]
 
     def place_of(name: str) -> tuple[bool, int, str]:
         key = made[name].analysis

@@ -21,13 +21,14 @@ from workbench.results.result import Result
 from workbench.stats import Interval, difference
 
 SCALE, NEAR = 0.7, 0.21  # the paper's, and how far from it a scale may lie
+COST = 5  # % of the score that would not matter
 Row = dict[str, Any]
 
 
 def localised(results: Sequence[Result]) -> Iterator[Reading]:
     """The share that the top intruders at the scale nearest to 0.7 take back beyond the shrink at
     that scale. Of LoRAs whose forgetting is known to be above 0, on the same texts; decides nothing
-    where the scores of the two are known to differ.
+    unless top's score is known to be no lower than shrink's by COST.
 
     The control is the shrink's own share. The interval is of the losses alone: F, known to be above
     0, moves it without moving its sign.
@@ -47,25 +48,39 @@ def localised(results: Sequence[Result]) -> Iterator[Reading]:
 
 def _read(member: str, where: str, forgotten: float, top: Row, shrink: Row) -> Reading:
     unit = top["loss"]["baseline"] / 100 / forgotten  # a loss change is in % of the loss at scale 1
-    more = difference(Interval.of(shrink["loss"]), Interval.of(top["loss"]))
-    value, low, high = (edge * unit for edge in more[:3])
-    score = difference(Interval.of(top["score"]), Interval.of(shrink["score"]))
-    same = score.low <= 0 <= score.high
+    more, score = (_beyond(top[part], shrink[part]) for part in ("loss", "score"))
+    low, value, high = sorted(-edge * unit for edge in more[:3])
+    same = score.low > -COST
     found = Interval(value, low, high, more.n)._asdict()
     control = float(-shrink["loss"]["value"] * unit)
     return reading(member, found, control, above(low, high, 0) if same else None, where)
+
+
+def _beyond(top: Any, shrink: Any) -> Interval:
+    """What top changes more than shrink does, item by item where the Result has that."""
+    found = shrink.get("beyond")
+    return difference(Interval.of(top), Interval.of(shrink)) if found is None else found
 
 
 def _arm(table: pd.DataFrame, arm: str) -> dict[float, Row]:
     """Scale below 1 -> its rows of the loss on texts and of the task's score, if it has both."""
     own = table[(table["arm"] == arm) & (table["x"] < 1)]
     texts = own["task"] == "pretraining"
-    losses = own[(own["metric"] == "loss_change") & texts].set_index("x")
-    scores = own[(own["metric"] == "score_change") & ~texts].set_index("x")
+    losses, scores = (_change(own[here], m) for here, m in ((texts, "loss"), (~texts, "score")))
     return {
-        float(x): {"loss": losses.loc[x], "score": scores.loc[x]}
-        for x in losses.index.intersection(scores.index)
-        if math.isfinite(scores.loc[x, "value"])
+        x: {"loss": losses[x], "score": scores[x]}
+        for x in losses.keys() & scores.keys()
+        if math.isfinite(scores[x]["value"])
+    }
+
+
+def _change(rows: pd.DataFrame, metric: str) -> dict[float, Row]:
+    """Scale -> the change of a metric, and as `beyond` what top changes more."""
+    beyond = rows[rows["metric"] == f"{metric}_change_of_top_beyond"].set_index("x")
+    changes = rows[rows["metric"] == f"{metric}_change"].set_index("x")
+    return {
+        float(x): dict(row) | ({"beyond": Interval.of(beyond.loc[x])} if x in beyond.index else {})
+        for x, row in changes.iterrows()
     }
 
 

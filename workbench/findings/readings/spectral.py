@@ -8,6 +8,7 @@ from typing import Any
 
 from workbench.findings.equivalence import ALIKE, equivalence
 from workbench.findings.measures import BEYOND_CHANCE, MEASURES, Measure
+from workbench.findings.pareto import pareto
 from workbench.findings.readings.reading import (
     FEW,
     LOW_RANK,
@@ -59,6 +60,22 @@ def _forgets(results: Sequence[Result], sign: int) -> Iterator[Reading]:
         low, high = sorted((sign * row["low"], sign * row["high"]))
         holds = above(low, high, 0) if scores.get(row["member"]) == ALIKE else None
         yield reading(row["member"], row, math.nan, holds, runs=row["runs"])
+    for row in _along_rates(results):
+        low, high = sorted((sign * row["low"], sign * row["high"]))
+        at = f"at a score of {row['x']:.2f}"
+        what = f"{row['member']}, over learning rates"
+        yield reading(what, row, math.nan, above(low, high, 0), at, runs=row["runs"])
+
+
+def _along_rates(results: Sequence[Result]) -> Iterator[Any]:
+    """The difference of the curves of low-rank LoRAs at the highest score that both reach."""
+    made = pareto(results)
+    if made is None or not made.has("difference"):
+        return
+    low = {n for n, a in ranked([made]) if a["rank"] <= LOW_RANK}
+    rows = made.metric("difference")
+    for _, own in rows[rows["member"].isin(low)].groupby("member", sort=False):
+        yield own.loc[own["x"].idxmax()]
 
 
 def _low_ranks(results: Sequence[Result], measure: str) -> Iterator[tuple[Any, Any, Any]]:
