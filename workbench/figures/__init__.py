@@ -6,6 +6,7 @@ from workbench.figures.behaviour.generate import new_words, side_by_side
 from workbench.figures.behaviour.tokens import coloured_text, token_landscape
 from workbench.figures.catalogue import CATALOGUE, draw, drawings, everyone, findings, headline
 from workbench.figures.compare.equivalence import cells, members_against_full
+from workbench.figures.compare.sensitivity import verdicts_by_margin
 from workbench.figures.drawing import Drawing
 from workbench.figures.forgetting.association import forgetting_by_measure
 from workbench.figures.forgetting.conjugate import conjugate_outcomes
@@ -130,6 +131,7 @@ __all__ = [
     "tuco_by_layer",
     "tuco_by_token",
     "verdict_grid",
+    "verdicts_by_margin",
 ]
 
 

@@ -2,8 +2,11 @@
 
 from workbench.findings.claims import CLAIMS, Claim
 from workbench.findings.verdicts import PAGE, by_base, findings, page, summary, verdict
+from workbench.results.sensitivity import sensitivity
 
-__all__ = ["CLAIMS", "PAGE", "Claim", "by_base", "findings", "page", "summary", "verdict"]
+__all__ = [
+    "CLAIMS", "PAGE", "Claim", "by_base", "findings", "page", "sensitivity", "summary", "verdict",
+]  # fmt: skip
 
 
 def __dir__() -> list[str]:

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
 from workbench.figures import marks, style
+from workbench.figures.compare.sensitivity import has_margins, verdicts_by_margin
 from workbench.figures.drawing import Drawing
 from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
@@ -147,6 +148,20 @@ DRAWINGS = (
         "seeds. A model with a different score has learned something else, so its other measures "
         "cannot be compared. Of twenty comparisons of equal models about one comes out different.",
         applies=lambda result, *others: bool(_drawn(result)),
+    ),
+    Drawing(
+        KEY,
+        "margins",
+        "Which margin gives which verdict?",
+        verdicts_by_margin,
+        "Every row is a model's difference from the full fine-tune. From the margin where blue "
+        "begins its whole 95% interval lies within the margin, so that it counts as alike. At "
+        "smaller margins it counts as different if the interval excludes zero (orange), and else "
+        "as undecided (grey). The dashed line is the margin that was used.",
+        "Choosing a margin after having seen this figure makes a verdict of any kind: it shows how "
+        "much depends on the choice, and does not make it. A margin from which on a model is alike "
+        "is no estimate of its difference, as few items make it large too.",
+        applies=lambda result, *others: has_margins(result),
     ),
 )
 

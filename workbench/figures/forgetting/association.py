@@ -59,7 +59,7 @@ def forgetting_by_measure(result: Result, ax: Axes | None = None, *, outcome: st
         if pd.notna(row["baseline"]):
             told.append(f"null: ρ = {row['baseline']:.2f}")
         here.set_title("\n".join(told), loc="left", fontsize=style.SMALL)
-        here.set_xlabel(style.text(UNITS.get(measure) or measure, 28))
+        here.set_xlabel(style.text(UNITS.get(str(measure), str(measure)), 28))
         here.margins(0.12)
     style.first_column(axes, LABELS[outcome])
     style.legend(axes, outside=ax is None)
