@@ -30,6 +30,7 @@ FORMULAS = {
     "spectral/test_intruders.py::test_a_trained_spectrum_is_held_against_its_own",
     "spectral/test_intruders.py::test_nulls_tell_structure_from_size",
     "stats/test_ranks.py::test_matching_removes_what_the_covariate_explains",
+    "stats/test_ranks.py::test_a_difference_of_areas_is_combined_by_delongs_correlation",
     "behaviour/test_emulate.py::test_log_probabilities_add_up_by_hand",
     "tuco/test_contribution.py::test_by_hand",
     "tuco/test_scaling.py::test_the_best_alpha_is_chosen_on_one_half_and_judged_on_the_other",
@@ -97,6 +98,9 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "stats/test_ranks.py::test_matching_removes_what_the_covariate_explains": (
             "auc_matched:*",
+        ),
+        "stats/test_ranks.py::test_a_difference_of_areas_is_combined_by_delongs_correlation": (
+            "auc_difference",
         ),
     },
     "tuco.scaling": {

@@ -44,6 +44,18 @@ def test_matched_by_both_where_both_groups_have_both():
     assert (found["auc_matched:tuco"]["value"], found["auc_matched:tuco"]["n"]) == (1.0, 1)
 
 
+def test_tuco_beside_the_outputs_on_the_same_prompts():
+    """TuCo: .5 and .4 over .3, .2: 1; the outputs 1, 2 over 3, 0: one of two each; of 3 and 9,
+    which one group lacks, neither counts."""
+    first = group("a", length=[1.0] * 3, tuco=[0.5, 0.4, 0.9], output_co=[1.0, 2.0, np.nan])
+    second = group("b", length=[1.0] * 2, tuco=[0.3, 0.2], output_co=[3.0, 0.0])
+    found = told(first, second, measures=("tuco", "output_co"))["auc_difference"]
+    assert found["value"] == pytest.approx(1 - 0.5)
+    assert (found["n"], found["baseline"], found["group"]) == (4, 0, "a > b")
+    assert found["low"] < 0.5 < found["high"]
+    assert "auc_difference" not in told(first, second)
+
+
 def test_every_two_groups_by_the_measures_that_both_have():
     first, second = group("a", **LONG), group("b", **LONG, preco=[1.0, 2.0, 3.0])
     third = group("c", length=[1.0], preco=[0.5])

@@ -54,6 +54,7 @@ LABELS = {
     "lost": "share of items lost",
     "gained": "share of items gained",
     "mcnemar": "McNemar's p",
+    "auc_difference": "AUC of TuCo less that of the outputs",
     "loss": "loss (nats/token)",
     "loss_change": "change of the loss (nats/token)",
     "answer_loss": "loss of the answer (nats/token)",

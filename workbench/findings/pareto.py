@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -176,10 +177,10 @@ def _compared(found: Sequence[_Curve], seed: int) -> Iterator[Row]:
 
 def _levels(curve: _Curve, other: _Curve | None) -> Floats:
     """Scores that both reach: from the higher of their lowest to the lower of their highest."""
-    means = [[np.mean(side.values) for side in one.score] for one in (curve, other) if one]
+    means = [[fmean(side.values) for side in one.score] for one in (curve, other) if one]
     top = min(max(own) for own in means)
     low = min(max(min(own) for own in means), top)
-    return np.unique(np.linspace(low, top, LEVELS))
+    return np.unique(np.linspace(low, top, LEVELS)).astype(np.float64)
 
 
 def _resampled(found: Sequence[_Curve], seed: int) -> Iterator[tuple[Floats, Floats]]:

@@ -123,7 +123,7 @@ def knowledge(
     rows = [*_shares(found), *_transitions(found), *_scores(found["base"], known, seed)]
     if by is not None:
         again, right = known["again"][1], known["tuned"][1]
-        rows += _groups(again, right, prompts.tag(by), pair.same, seed)
+        rows += _groups(again, right, prompts.tag(by), seed, same=pair.same)
     table = pd.DataFrame(rows)
     table.insert(0, "member", pair.name)
     table.insert(1, "task", prompts.name)
@@ -166,7 +166,7 @@ def _known(
 
 
 def _groups(
-    before: Floats, after: Floats, groups: NDArray[np.str_], same: bool, seed: int
+    before: Floats, after: Floats, groups: NDArray[np.str_], seed: int, *, same: bool = False
 ) -> Iterator[dict[str, Any]]:
     """Scores by the values of a tag."""
     for name in dict.fromkeys(groups.tolist()):

@@ -68,6 +68,7 @@ REASONS = {
     "base_loss": "the prompt has one token, so nothing is predicted",
     "auc:": "a group has no prompt with a value",
     "auc_matched:": "no two prompts of the two groups match",
+    "auc_difference": "a group has no prompt with a value of both measures",
     "relative_norm": ZERO,
     "effective_rank": STILL,
     "stable_rank": STILL,
@@ -90,8 +91,8 @@ REASONS = {
 }
 # Metrics whose reason is that there is nothing of their kind.
 COUNTED = (
-    "auc:", "auc_matched:", "transition", "steps_to_threshold", "novelty", "fresh", "switched",
-    "broke", "conflict_delta_log_p",
+    "auc:", "auc_matched:", "auc_difference", "transition", "steps_to_threshold", "novelty",
+    "fresh", "switched", "broke", "conflict_delta_log_p",
 )  # fmt: skip
 
 

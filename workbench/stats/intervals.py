@@ -4,8 +4,9 @@ The interval of a bootstrap is the expanded percentile one. The plain one, from 
 97.5th percentile, is too narrow for few items: the resamples vary by sqrt((n - 1) / n) too little,
 and take the deviation they estimate for known. The expanded one takes the percentiles further out
 by the two factors by which Student's interval of a mean exceeds z times the deviation over n
-(Hesterberg 2015, The American Statistician 69(4), section 5). Of strongly skewed items it still
-covers less than 95%; `python -m benchmarks.coverage` writes how much.
+(Hesterberg 2015, The American Statistician 69(4), section 5). It still covers less than 95% where
+the items are strongly skewed, or fewer than about 8, beyond whose range no resample reaches: 76% of
+three normal values, 93% of eight (benchmarks/results/coverage.md).
 """
 
 from __future__ import annotations
@@ -162,7 +163,8 @@ def _quotient(top: NDArray[np.float64], bottom: NDArray[np.float64]) -> NDArray[
 
 def share_of(tops: ArrayLike, bottoms: ArrayLike, *, seed: int = 0) -> Interval:
     """`ratios` of one pair, NaN unless the bottom's own 95% interval lies above 0: a share of
-    something that may be nothing says nothing."""
+    something that may be nothing says nothing. Where it is told, it is covered like a mean, also
+    when most samples of such a bottom would have none (benchmarks/results/coverage.md)."""
     found = ratios(tops, bottoms, seed=seed).first
     if ratios(bottoms, seed=seed).low[0] > 0:
         return found

@@ -165,9 +165,10 @@ def contribution(
     bootstrap intervals and n: `mean:MEASURE`, and `layer_ptc`, `layer_ftc` (L1 norms, activation
     units), `layer_tuco`, `cumulated`. Per token: `token_tuco` with position and token. Between
     every two groups `auc:MEASURE`, and `auc_matched:MEASURE` over pairs of prompts matched in
-    length and loss; group is then "A > B". `invisible`: |change| / |base| of parameters outside the
-    blocks, by component. Raises WorkbenchError for a model whose residual stream does not pass
-    block by block, or an empty group.
+    length and loss, and `auc_difference`, the AUC of tuco less that of output_co, by how the two
+    vary together over the prompts; group is then "A > B". `invisible`: |change| / |base| of
+    parameters outside the blocks, by component. Raises WorkbenchError for a model whose residual
+    stream does not pass block by block, or an empty group.
     """
     groups = {prompts.name: prompts} if isinstance(prompts, PromptSet) else prompts
     if not isinstance(groups, Mapping):

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.stats import auc, nearest_pairs, share
+from workbench.stats import auc, auc_difference, nearest_pairs, share
 
 MATCHED_BY = ("length", "base_loss")
+TUCO, OUTPUTS = "tuco", "output_co"  # is the first the better measure?
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Group:
 
 
 def between(groups: Sequence[Group], measures: Sequence[str], seed: int) -> pd.DataFrame:
-    """`auc:MEASURE` and `auc_matched:MEASURE` of every two groups, with 95% intervals and n.
+    """`auc:MEASURE` and `auc_matched:MEASURE` of every two groups, and `auc_difference`, that of
+    tuco less that of output_co over the prompts that have both, with 95% intervals and n.
 
     The AUC is the chance that a prompt of the first group has the larger value. n counts prompts of
     both groups, or matched pairs.
@@ -50,4 +52,19 @@ def between(groups: Sequence[Group], measures: Sequence[str], seed: int) -> pd.D
             larger = np.sign(a[ours] - b[theirs]) / 2 + 0.5
             pairs = share(larger[np.isfinite(larger)], seed=seed)
             made.append(name | {"metric": f"auc_matched:{measure}"} | pairs._asdict())
+        made += _better(first, second, measures)
     return pd.DataFrame(made)
+
+
+def _better(first: Group, second: Group, measures: Sequence[str]) -> list[dict[str, Any]]:
+    """Whether TuCo tells the two groups apart better than the outputs do: one row, or none."""
+    both = [TUCO, OUTPUTS]
+    if not set(both) <= {*measures} & {*first.prompts} & {*second.prompts}:
+        return []
+    ours, theirs = (
+        values[np.isfinite(values).all(1)].T
+        for values in (one.prompts[both].to_numpy(float) for one in (first, second))
+    )
+    found = auc_difference(ours[0], theirs[0], ours[1], theirs[1])
+    told = {"group": f"{first.name} > {second.name}", "metric": "auc_difference", "baseline": 0.0}
+    return [told | found._asdict()]

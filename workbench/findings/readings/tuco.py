@@ -15,9 +15,9 @@ from workbench.results.result import Result
 from workbench.stats import Interval, difference
 
 
-def _aucs(results: Sequence[Result]) -> Iterator[tuple[str, str, Any, Any]]:
-    """(member, group, AUC of TuCo, AUC of OutputCo) of the first group over pre-training-like
-    ones."""
+def _aucs(results: Sequence[Result]) -> Iterator[tuple[str, str, Any, Any, Interval | None]]:
+    """(member, group, AUC of TuCo, AUC of OutputCo, their difference over the same prompts, None in
+    a result that is too old for it) of the first group over pre-training-like ones."""
     for result in of(results, "tuco.contribution"):
         groups = list(result.provenance.parameters["prompts"])
         plain = [g for g in groups if g.startswith(("pre-training", "plain"))] or groups[1:2]
@@ -26,18 +26,22 @@ def _aucs(results: Sequence[Result]) -> Iterator[tuple[str, str, Any, Any]]:
             for member, own in rows.groupby("member", sort=False):
                 found = own.set_index("metric")
                 if {"auc:tuco", "auc:output_co"} <= set(found.index):
-                    yield str(member), group, found.loc["auc:tuco"], found.loc["auc:output_co"]
+                    more = None
+                    if "auc_difference" in found.index:
+                        more = Interval.of(found.loc["auc_difference"])
+                    pair = found.loc["auc:tuco"], found.loc["auc:output_co"]
+                    yield str(member), group, *pair, more
 
 
 def tuco_groups(results: Sequence[Result]) -> Iterator[Reading]:
-    for member, group, ours, plain in _aucs(results):
+    for member, group, ours, plain, _ in _aucs(results):
         holds = above(ours["low"], ours["high"], 0.5)
         yield reading(member, ours, plain["value"], holds, f"over {group}")
 
 
 def tuco_separates(results: Sequence[Result]) -> Iterator[Reading]:
-    for member, group, ours, plain in _aucs(results):
-        more = difference(Interval.of(ours), Interval.of(plain))
+    for member, group, ours, plain, paired in _aucs(results):
+        more = difference(Interval.of(ours), Interval.of(plain)) if paired is None else paired
         holds = above(more.low, more.high, 0)
         yield reading(member, ours, plain["value"], holds, f"over {group}")
 
