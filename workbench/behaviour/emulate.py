@@ -75,7 +75,7 @@ def emulate(
     Returns a Result with rows score (greedy exact match), loss (-log p of the answer, nats) and kl
     (KL from the large model in nats per answer token) per arm: "emulated" at x = beta, and without
     x "base", "tuned", "large" and, if it is given, "large, tuned". Baseline: the large model's; n
-    and 95% bootstrap intervals over prompts; score_change against the large model, paired, for the
+    and 95% intervals over prompts; score_change against the large model, paired, for the
     emulated and the small tuned arm. Raises WorkbenchError if a vocabulary differs from the pair's,
     or if there is no prompt.
     """

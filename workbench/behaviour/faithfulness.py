@@ -120,7 +120,7 @@ def faithfulness(
     ones; baseline of same_answer: the chance that the answers of two prompts agree, of score: the
     base's) and auc, the area below same_answer (baseline: that of the base), for all prompts and by
     stratum: whether the answer is right with all steps and without any ("right, right without" and
-    so on). Answers are greedy, as many tokens as the target has. 95% bootstrap intervals over
+    so on). Answers are greedy, as many tokens as the target has. 95% intervals over
     prompts. Raises WorkbenchError for prompts without steps, or shares that do not run from 0 to 1.
     """
     marks = tuple(sorted(set(shares)))

@@ -90,7 +90,7 @@ def conjugate(
     the base answers on plain prompts and the tuned model does not (n: those; baseline: the base's
     share of the same ones there); and recovery_net, what the prompts that the base answers gain
     there, right less newly wrong, as a ratio to what they lost (n: those; baseline: 0, what another
-    wording with the plain prompts' own score gives, whichever answers it errs on). 95% bootstrap
+    wording with the plain prompts' own score gives, whichever answers it errs on). 95%
     intervals over prompts, all paired. Raises WorkbenchError if conjugates do not match the prompts
     one by one.
     """

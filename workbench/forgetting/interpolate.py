@@ -98,7 +98,7 @@ def interpolate(
 
     Returns a Result with a row per (arm, task, x, metric), x = alpha: score (by the prompts'
     scorer) and loss (-log p of the answer, nats) of arm "path" and "ensemble" (the softmax of mixed
-    logits; it writes no text, so generations have no score) with 95% bootstrap intervals over
+    logits; it writes no text, so generations have no score) with 95% intervals over
     prompts, baseline: the chord; own: whether the task is `prompts`. barrier per arm and task
     (baseline 0). Arm "best": score_change of each task on half of its prompts at the alpha with
     most right answers over all tasks' other halves, with equal weight for each task, against the

@@ -119,7 +119,7 @@ def probe(
     weights), 1 for a kept and 0 for an erased label; NaN where the interval of the base's own gain
     holds 0. retention_lost is the same on the prompts that the base answers right and the tuned
     model wrong, its layer chosen on all others (on half of these where there are none): what is
-    still there of what is lost. 95% bootstrap intervals over prompts. Raises WorkbenchError for
+    still there of what is lost. 95% intervals over prompts. Raises WorkbenchError for
     fewer than two labels with enough prompts.
     """
     require_prompts(prompts)

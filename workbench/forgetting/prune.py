@@ -120,7 +120,7 @@ def prune(
     unpruned base's score), and for each arm of the tuned model at the share with most right answers
     on one half of the prompts, reported on the other (arm "best ranked", "best random"): regained,
     pruned - tuned, and recovered, its ratio to base - tuned, NaN if the interval of that loss holds
-    0. 95% bootstrap intervals over prompts. Raises WorkbenchError for shares outside (0, 1] or
+    0. 95% intervals over prompts. Raises WorkbenchError for shares outside (0, 1] or
     fewer than 4 prompts.
     """
     require_prompts(prompts, task)

@@ -151,7 +151,7 @@ def revive(
     that the base answered right and the tuned model wrong before training. regained_share (see
     above; baseline: the share of its errors that the control lost) is of the prompts that the base
     answered right (n), at the step of savings: 1 if all are right again, 0 if they come back as
-    the control learns them. 95% bootstrap intervals over prompts, of means over runs. Raises
+    the control learns them. 95% intervals over prompts, of means over runs. Raises
     WorkbenchError for prompts that are among the lessons, steps that do not rise, or a device map.
     """
     require_prompts(prompts)

@@ -233,7 +233,7 @@ def summary(
 ) -> pd.DataFrame:
     """Rows of every patch: each measure's mean (baseline: the destination's), `recovered:MEASURE`,
     the ratio of sums (patched - zero) / (one - zero), as in `shares`, and where `restored` krs,
-    kl_krs and agreement with the source; 95% bootstrap intervals over prompts, n.
+    kl_krs and agreement with the source; 95% intervals over prompts, n.
 
     zero, one: the plain runs that stand for 0 and 1.
     """

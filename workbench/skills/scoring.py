@@ -90,7 +90,7 @@ class Readout:
     def rows(self, *readings: Reading, **about: Any) -> list[dict[str, Any]]:
         """One row per prompt set and metric, of the mean over several readings (random masks).
 
-        Metrics, with 95% bootstrap intervals over prompts: "score", exact answers; "gain",
+        Metrics, with 95% intervals over prompts: "score", exact answers; "gain",
         (P - P_base) / (P_tuned - P_base) of the score, NaN where that interval of the tuned model's
         own gain holds 0; "agreement", same first token as the tuned
         model says; "log_probability" of the answer, nats; "ece", "ece_mass" and "brier" of the

@@ -145,7 +145,7 @@ def scale_intruders(
 
     Returns a Result with columns arm, x (lambda), task, metric: score (task) and loss
     ("pretraining", nats per token), and score_change and loss_change, % of the value at lambda 1,
-    paired over items; 95% bootstrap intervals and n; baseline is the value at lambda 1. Beside arm
+    paired over items; 95% intervals and n; baseline is the value at lambda 1. Beside arm
     top, every other arm also has score_change_of_top_beyond and loss_change_of_top_beyond, the
     change by scaling the intruder less that by this arm, paired over items (baseline 0). A model
     without intruders has only the rows at x = 1. A note says in which matrices an intruder was

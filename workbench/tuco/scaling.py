@@ -119,7 +119,7 @@ def scaling(
 
     Returns a Result with column x (alpha) and metrics score (greedy exact match), log_probability
     (nats per answer) and, with texts, loss (nats per token), and each with `_change`: against
-    alpha = 1, paired over items; 95% bootstrap intervals, n; baseline is the value at alpha = 1.
+    alpha = 1, paired over items; 95% intervals, n; baseline is the value at alpha = 1.
     `best` (x: the alpha whose log-probability is best on a random half of the prompts) and
     `gain_score`, `gain_log_probability`: what it gains over alpha = 1 on the other half.
     Raises WorkbenchError without prompts to split in two.
