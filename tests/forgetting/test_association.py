@@ -154,12 +154,12 @@ def test_the_overlap_of_whole_circuits_is_a_measure():
 @pytest.mark.parametrize(
     ("about", "expected"),
     [
-        ([{"recipe": one} for one in "aabbc"], 3),
-        ([{"kind": "lora", "rank": r, "alpha": 2 * r, "seed": s}
+        ([{"recipe": one, "seed": i} for i, one in enumerate("aabbc")], 3),
+        ([{"recipe": "a", "kind": "lora", "rank": r, "alpha": 2 * r, "seed": s}
           for r, s in ((1, 0), (1, 1), (4, 0), (4, 1), (4, 2))], 2),
-        ([{"kind": "full"} for _ in MEMBERS], None),
+        ([{"kind": "full", "seed": i} for i, _ in enumerate(MEMBERS)], None),
     ],
-    ids=["named", "kind, rank and alpha", "untold"],
+    ids=["told", "and of several ranks", "untold"],
 )  # fmt: skip
 def test_runs_of_one_recipe_are_counted(about, expected):
     kept = retention(kl=KL, scores=SCORES)

@@ -21,7 +21,7 @@ from workbench.results.run_folder import EMPTY, QUESTION
 BEGINS, ENDS = "<!-- workbench card -->\n", "<!-- end of workbench card -->\n"
 SHOWN = 20  # sentences of what limits the reading; the report has the others
 CAUTION = (
-    "Intervals are over prompts, texts or matrices of one training run each, not over "
+    "Intervals of a single training run are over its prompts, texts or matrices, not over "
     "seeds; of twenty comparisons of equal models about one is called different by chance."
 )
 Row = Sequence[str]

@@ -31,6 +31,7 @@ from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.forgetting.partial import partial_p, partial_spearman
 from workbench.results.intruder_counts import NULLS, TUNED, intruder_counts
+from workbench.results.recipes import recipes
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
 from workbench.stats import spearman
@@ -99,14 +100,14 @@ def association(results: Sequence[Result], *, seed: int = 0) -> Result:
     learned = learned[learned["member"].isin(members)]
     about = {name: kept.provenance.members[name] for name in members}
     rows = pd.DataFrame(_correlations(joined, learned, members, seed))
-    rows["recipes"] = recipes = _recipes(about)
+    rows["recipes"] = count = _recipes(about)
     table = pd.concat([joined, *([learned] if len(learned) else []), rows])
     table = table[~table["measure"].fillna("").str.startswith(NULL)].reset_index(drop=True)
     parameters = {"results": describe([kept, *beside])}
     provenance = replace(kept.provenance, members=about, parameters=parameters, seed=seed)
-    if recipes < len(members):
+    if count < len(members):
         note = (
-            f"The {len(members)} models are runs of {recipes:g} recipes; runs of one recipe are "
+            f"The {len(members)} models are runs of {count:g} recipes; runs of one recipe are "
             "not independent, so the intervals are too narrow and p too small."
         )
         provenance = provenance.with_notes((*provenance.notes, note))
@@ -114,13 +115,10 @@ def association(results: Sequence[Result], *, seed: int = 0) -> Result:
 
 
 def _recipes(members: Mapping[str, Mapping[str, Any]]) -> float:
-    """Of how many recipes the models are; NaN where one tells neither its recipe nor its seed."""
-    told = {
-        one.get("recipe") or tuple(str(one.get(key)) for key in ("kind", "rank", "alpha"))
-        for one in members.values()
-    }
-    known = all(one.get("recipe") or "seed" in one for one in members.values())
-    return float(len(told)) if known else float("nan")
+    """Of how many recipes the models are; NaN where one tells of none, by its name either."""
+    found = recipes(members)
+    told = all(one.get("recipe") or "/" in name for name, one in members.items())
+    return float(len(found)) if told else float("nan")
 
 
 def _learned(kept: Result, metric: str) -> pd.DataFrame:

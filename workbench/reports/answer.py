@@ -66,8 +66,10 @@ def groups(results: Sequence[Result]) -> list[Group]:
     tasks = _tasks(results)
     members = list(dict.fromkeys(first.metric("measure")["member"]))
     by: dict[str, list[str]] = {}
-    for name in members:
-        by.setdefault(tasks.get(name, ""), []).append(name)
+    about = first.provenance.members
+    for name in members:  # of a recipe of several runs the task of the first
+        run = (about.get(name, {}).get("runs") or [name])[0]
+        by.setdefault(tasks.get(run, ""), []).append(name)
     largest = sorted(by.items(), key=lambda one: -len(one[1]))
     return [_group(task, own, first) for task, own in largest]
 
@@ -177,6 +179,8 @@ def _sentence(name: str, about: Mapping[str, Any], task: str, rows: Rows, apart:
     kind = {"full": "full fine-tune", "lora": "LoRA"}.get(str(about.get("kind")), "")
     if about.get("kind") == "lora" and about.get("rank"):
         kind += f", r = {about['rank']}"
+    if about.get("runs"):
+        kind += f"{', ' if kind else ''}{len(about['runs'])} training runs"
     said = [
         _learned(_beside("score", name, rows, apart), task or "its task"),
         _forgot(_beside("forgetting", name, rows, apart)),

@@ -258,7 +258,9 @@ def _chained(study: Study) -> dict[str, list[Unit]]:
 def _associated(results: Sequence[Result]) -> Result | None:
     """What goes with forgetting, where three members have it and a measure of their change."""
     kinds = {result.analysis for result in results}
-    if KEEPS not in kinds or not kinds & set(MEASURES) or len(results[0].members) < 3:
+    task = any(r.analysis == KEEPS and r.provenance.parameters.get("task") for r in results)
+    measured = kinds & set(MEASURES) or task  # of which the divergence is known
+    if KEEPS not in kinds or not measured or len(results[0].members) < 3:
         return None
     return association(results)
 

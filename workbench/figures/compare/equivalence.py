@@ -144,8 +144,8 @@ DRAWINGS = (
         "fine-tuning was not about. The band is the margin around the full fine-tune. The mark on "
         "the right shows whether the interval of the difference lies within the margin (=), "
         "excludes zero (≠), or does neither (?).",
-        "Intervals are over prompts, texts or matrices of one training run each, and not over "
-        "seeds. A model with a different score has learned something else, so its other measures "
+        "Intervals of a recipe of several runs are over runs, too. Those of a single run are over "
+        "its prompts, texts or matrices alone, and another seed may differ. A model with a different score has learned something else, so its other measures "
         "cannot be compared. Of twenty comparisons of equal models about one comes out different.",
         applies=lambda result, *others: bool(_drawn(result)),
     ),
