@@ -145,7 +145,7 @@ DRAWINGS = (
         "the right shows whether the interval of the difference lies within the margin (=), "
         "excludes zero (≠), or does neither (?).",
         "Intervals of a recipe of several runs are over runs, too. Those of a single run are over "
-        "its prompts, texts or matrices alone, and another seed may differ. A model with a different "
+        "its prompts, texts or matrices alone, and another seed may differ. A model of another "
         "score has learned something else, so its other measures cannot be compared. Of twenty "
         "comparisons of equal models about one comes out different.",
         applies=lambda result, *others: bool(_drawn(result)),
