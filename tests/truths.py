@@ -23,6 +23,7 @@ BEST = "patching/test_best.py::test_the_best_patch_by_hand"
 GREEDY = "forgetting/test_retention.py::test_scores_are_of_transformers_own_greedy_answers"
 FORMULAS = {
     ROWS,
+    "tuco/test_separation.py::test_a_difference_is_of_the_same_prompts",
     BEST,
     MEASURES,
     SUMMARY,
@@ -96,11 +97,12 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
         "test_a_result_has_groups_layers_tokens_and_what_it_cannot_see": (
             "auc:tuco", "auc:output_co", "token_tuco",
         ),
+        "tuco/test_separation.py::test_a_difference_is_of_the_same_prompts": ("auc_difference*",),
         "stats/test_ranks.py::test_matching_removes_what_the_covariate_explains": (
             "auc_matched:*",
         ),
         "stats/test_ranks.py::test_a_difference_of_areas_is_combined_by_delongs_correlation": (
-            "auc_difference",
+            "auc_difference:*",
         ),
     },
     "tuco.scaling": {

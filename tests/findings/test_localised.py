@@ -60,7 +60,9 @@ def test_the_share_is_beyond_the_shrinks(top: float, said: bool | None):
 @pytest.mark.parametrize(
     ("top", "shrink", "same"), [(0.0, 0.7, True), (0.0, 0.8, False), (0.0, -4.5, True)]
 )
-def test_a_score_that_may_be_lower_by_five_in_a_hundred_decides_nothing(top: float, shrink: float, same: bool):
+def test_a_score_that_may_be_lower_by_five_in_a_hundred_decides_nothing(
+    top: float, shrink: float, same: bool
+):
     """Half-widths of 3 give one of 4.24."""
     made = scale({"top": -9.0, "shrink": -4.0}, {"top": top, "shrink": shrink})
     (found,) = read(made, retention())

@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pytest
 from scipy.stats import binom
 
 from tests.figures.synthetic import result
@@ -18,6 +20,7 @@ from workbench.patching.best import best_of
 from workbench.patching.patches import Patch
 from workbench.patching.sweep import Sweep
 from workbench.tasks import Prompt, PromptSet
+from workbench.tuco.separation import Group, between
 
 # Modules, whose names the package gives to their functions.
 conjugate = import_module("workbench.forgetting.conjugate")
@@ -147,3 +150,37 @@ def test_errors_that_are_made_anew_after_every_step():
 def test_answers_that_training_brings_back():
     rows = trained(np.random.default_rng(0), 0.2, 0.95)
     assert said("few steps", "forgetting.revive", rows) == [True]
+
+
+def contributed(random: np.random.Generator, apart: float, more: float, n: int = 40) -> list[dict]:
+    """Rows of two groups whose lengths and losses lie `apart` of their own deviations from each
+    other, of a TuCo and an OutputCo that follow these alone, but for `more` of TuCo."""
+
+    def group(name: str, shift: float, own: float) -> Group:
+        length, loss = random.normal(shift, 1, n), random.normal(shift, 1, n)
+        noise = random.normal(0, 0.3, (2, n))
+        columns = {
+            "length": length, "base_loss": loss, "tuco": length + loss + noise[0] + own,
+            "output_co": length + loss + noise[1],
+        }  # fmt: skip
+        return Group(name, pd.DataFrame(columns), np.zeros((0, 0, 3)), [])
+
+    groups = group("tuned", apart, more), group("plain", 0.0, 0.0)
+    seed = int(random.integers(1000))
+    return between(groups, ("tuco", "output_co"), seed).to_dict("records")
+
+
+def of_tuco(part: str, rows: list[dict]) -> list[bool | None]:
+    return said(part, "tuco.contribution", rows, prompts=dict.fromkeys(("tuned", "plain")))
+
+
+@pytest.mark.parametrize("part", ["like the fine-tuning data", "than the models' outputs do"])
+@pytest.mark.parametrize("apart", [0.0, 1.0, 5.0])
+def test_tuco_of_groups_that_differ_in_length_and_loss_alone(part: str, apart: float):
+    assert decided(lambda random: of_tuco(part, contributed(random, apart, 0.0))) <= MOST
+
+
+def test_tuco_that_is_larger_among_prompts_alike():
+    rows = contributed(np.random.default_rng(0), 0.5, 1.5, n=200)
+    for part in ("like the fine-tuning data", "than the models' outputs do"):
+        assert of_tuco(part, rows) == [True]

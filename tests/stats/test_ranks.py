@@ -120,8 +120,23 @@ def test_pairs_agree_and_are_used_once(seed, n, m):
     ours, theirs = nearest_pairs(first, second, seed=seed)
     assert len(set(ours)) == len(ours)
     assert len(set(theirs)) == len(theirs)
-    spread = np.concatenate([first, second]).std(0)
+    within = [side.var(0, ddof=1) for side in (first, second) if len(side) > 1]
+    spread = np.sqrt(sum(within) / len(within)) if within else np.zeros(2)
     assert (np.abs(first[ours] - second[theirs]) <= 0.25 * spread + 1e-12).all()
+
+
+def test_the_caliper_is_of_the_spread_within_the_groups():
+    """By hand: variances 1/2 and 2, so sqrt(5 / 4), a quarter of which is .2795; of groups ten
+    apart no two items are alike, though all items together vary by five."""
+    for apart, pairs in ((0.27, 1), (0.29, 0)):
+        ours, theirs = nearest_pairs([[0.0], [1.0]], [[apart], [apart + 2]])
+        assert (ours.tolist(), theirs.tolist()) == ([0] * pairs, [0] * pairs)
+    first = np.array([[0.0], [1.0], [2.0]])
+    assert len(nearest_pairs(first, first + 10, caliper=2)[0]) == 0
+    # What varies in neither group must be the same.
+    same = np.ones((3, 1))
+    assert len(nearest_pairs(same, same)[0]) == 3
+    assert len(nearest_pairs(same, same + 0.1)[0]) == 0
 
 
 def test_matching_removes_what_the_covariate_explains():

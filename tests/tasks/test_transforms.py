@@ -139,6 +139,27 @@ def test_answers_and_foils_of_a_chat_begin_at_the_same_place():
     assert row.foils == (wrong,)
 
 
+def test_scrambled_words_are_those_of_the_texts_at_the_prompts_lengths():
+    plain, texts = tasks.ledger(20, seed=1), tasks.narration(20, seed=1)
+    found = tasks.scrambled(plain, texts, times=2)
+    assert len({prompt.id for prompt in found}) == len(found) == 40
+    known = {word for text in texts for word in text.text.split()}
+    own = [prompt for prompt in plain for _ in range(2)]
+    for made, prompt in zip(found, own, strict=True):
+        assert len(made.prompt.split()) == len(prompt.prompt.split())
+        assert set(made.prompt.split()) <= known
+        assert made.target == prompt.target
+    assert found.prompts[0].prompt != found.prompts[1].prompt
+    assert found.fingerprint == tasks.scrambled(plain, texts, times=2).fingerprint
+    assert found.fingerprint != tasks.scrambled(plain, texts, times=2, seed=1).fingerprint
+    # A word is drawn as often as it stands in the texts.
+    said = " ".join(text.text for text in texts).split()
+    drawn = " ".join(one.prompt for one in tasks.scrambled(plain, texts, times=100)).split()
+    assert drawn.count(".") / len(drawn) == pytest.approx(said.count(".") / len(said), abs=0.01)
+    with pytest.raises(WorkbenchError, match="texts with words"):
+        tasks.scrambled(plain, PromptSet("empty", ()))
+
+
 def test_in_context_answers_follow_the_relation():
     for prompt in tasks.in_context(40, seed=1, shots=3):
         pairs = RELATIONS[prompt.tags["relation"]]

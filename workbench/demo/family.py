@@ -20,7 +20,7 @@ from workbench.patching.circuit_discovery import GROUPS
 from workbench.study.catalogue import ANALYSES
 from workbench.study.study import Study
 from workbench.tasks.prompts import PromptSet
-from workbench.tasks.transforms import LEDGER_WORDS, many_shot, renamed
+from workbench.tasks.transforms import LEDGER_WORDS, many_shot, renamed, scrambled
 
 PACKAGE = "finetune_workbench_family"  # of the family alone, beside the code's
 
@@ -278,13 +278,20 @@ def _of(folder: Path, recipes: Mapping[str, Any], task: str, quick: bool) -> dic
 
 def groups(task: PromptSet, pretraining: Sequence[PromptSet], n: int) -> dict[str, PromptSet]:
     """Prompts that TuCo should tell apart: like fine-tuning, like pre-training (n in all, of every
-    task), the fine-tuning task behind three solved ones, and with its symbols renamed."""
+    task), words of pre-training in random order, the fine-tuning task behind three solved ones, and
+    with its symbols renamed.
+
+    The base finds the fine-tuning task seven times less likely a token than its own texts, so that
+    no two prompts match. Scrambled words are as long and as unlikely, and nothing was trained on
+    them: what sets the task apart from these is not its perplexity."""
     some = task[:n]
     each = -(-n // len(pretraining))
     plain = [prompt for one in pretraining for prompt in one.prompts[:each]]
+    own = PromptSet("pretraining", tuple(plain[:n]))
     return {
         "fine-tuning-like": some,
-        "pre-training-like": PromptSet("pretraining", tuple(plain[:n])),
+        "pre-training-like": own,
+        "pre-training words, scrambled": scrambled(some, own, times=3),
         "many-shot": many_shot(some, task, between=" . "),
         "renamed symbols": renamed(some, LEDGER_WORDS),
     }

@@ -95,16 +95,17 @@ CLAIMS = (
     Claim(
         "TuCo is larger on prompts like the fine-tuning data",
         TUCO,
-        "chance that such a prompt has the larger TuCo than a pre-training-like one, AUC (control: "
+        "chance that such a prompt has the larger TuCo than one like pre-training, or of its "
+        "words, that has its length and its loss under the base, AUC over matched pairs (control: "
         "by the difference of the two models' outputs)",
-        "above 0.5",
+        "above 0.5; fewer than 10 pairs decide nothing",
         tuco.tuco_groups,
     ),
     Claim(
         "TuCo distinguishes these prompts better than the models' outputs do",
         TUCO,
-        "the same AUC",
-        "above the control",
+        "the same AUC less that by the difference of the outputs, pair by pair",
+        "above 0; fewer than 10 pairs decide nothing",
         tuco.tuco_separates,
     ),
     Claim(
@@ -112,7 +113,7 @@ CLAIMS = (
         TUCO,
         "gain of score on the half of the prompts that did not choose alpha, of "
         "models that do not already answer everything at alpha = 1",
-        "above 0; alpha = 1 contradicts",
+        "above 0; alpha = 1 contradicts where no other scale can gain 0.05",
         tuco.alpha,
     ),
     Claim(

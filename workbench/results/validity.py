@@ -68,7 +68,8 @@ REASONS = {
     "base_loss": "the prompt has one token, so nothing is predicted",
     "auc:": "a group has no prompt with a value",
     "auc_matched:": "no two prompts of the two groups match",
-    "auc_difference": "a group has no prompt with a value of both measures",
+    "auc_difference:": "a group has no prompt with both values",
+    "auc_difference_matched:": "no two prompts of the two groups match",
     "relative_norm": ZERO,
     "effective_rank": STILL,
     "stable_rank": STILL,
@@ -91,8 +92,8 @@ REASONS = {
 }
 # Metrics whose reason is that there is nothing of their kind.
 COUNTED = (
-    "auc:", "auc_matched:", "auc_difference", "transition", "steps_to_threshold", "novelty",
-    "fresh", "switched", "broke", "conflict_delta_log_p",
+    "auc:", "auc_matched:", "auc_difference:", "auc_difference_matched:", "transition",
+    "steps_to_threshold", "novelty", "fresh", "switched", "broke", "conflict_delta_log_p",
 )  # fmt: skip
 
 

@@ -115,11 +115,15 @@ def nearest_pairs(
 
     first: (n, covariates). second: (m, covariates). Greedy, in random order, without replacement:
     each item of `first` takes the nearest free item of `second`, if no covariate differs by more
-    than `caliper` pooled standard deviations (Rosenbaum & Rubin, 1985). Returns their indices.
+    than `caliper` standard deviations within the groups, sqrt((s_1^2 + s_2^2) / 2) (Rosenbaum &
+    Rubin 1985, The American Statistician 39). Those of both groups thrown together would grow with
+    the distance between them, and two groups far apart would match. A covariate that does not vary
+    within either group must be the same. Returns their indices.
     """
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    spread = np.concatenate([a, b]).std(0)
-    scale = np.where(spread > 0, spread, 1.0)
+    within = [side.var(0, ddof=1) for side in (a, b) if len(side) > 1]
+    spread = np.sqrt(np.mean(within, axis=0)) if within else np.zeros(a.shape[1])
+    scale = np.where(spread > 0, spread, 1e-12)
     apart = np.abs(a[:, None] - b[None, :]) / scale
     distance = np.where((apart <= caliper).all(-1), apart.sum(-1), np.inf)
     pairs = []

@@ -24,7 +24,7 @@ from workbench.tasks.measurements import own_samples, read_text
 from workbench.tasks.prompts import Prompt, PromptSet
 from workbench.tasks.score import answers, text_loss
 from workbench.tasks.scorers import GSM8K, Choices, Continuation, Generation, Loss
-from workbench.tasks.transforms import chat, many_shot, off_by_one, renamed
+from workbench.tasks.transforms import chat, many_shot, off_by_one, renamed, scrambled
 
 __all__ = [
     "GSM8K",
@@ -65,6 +65,7 @@ __all__ = [
     "rescaling",
     "reversal",
     "rewording",
+    "scrambled",
     "text_loss",
     "whole_words",
 ]

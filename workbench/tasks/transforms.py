@@ -41,6 +41,32 @@ def renamed(prompts: PromptSet, words: Mapping[str, str]) -> PromptSet:
     return turn(prompts)
 
 
+def scrambled(prompts: PromptSet, texts: PromptSet, *, times: int = 1, seed: int = 0) -> PromptSet:
+    """Texts of as many words as each prompt, drawn at random from the words of `texts`, as often as
+    each stands there: of the prompts' lengths, unlikely to any model, and never trained on.
+
+    Words are what blanks separate. times: how many texts each prompt gets. Every answer stays its
+    prompt's own, which asks nothing here. Raises WorkbenchError where the texts hold no word.
+    """
+    words = [word for one in texts for word in one.text.split()]
+    if not words:
+        raise WorkbenchError(
+            f"Expected words to draw from, found none in the {len(texts)} texts of {texts.name!r}; "
+            "give texts with words."
+        )
+    draw = random.Random(f"scrambled {seed}")
+    made = tuple(
+        Prompt(
+            f"{p.id}-scrambled-{i}",
+            " ".join(draw.choices(words, k=len(p.prompt.split()))),
+            p.target,
+        )
+        for p in prompts
+        for i in range(times)
+    )
+    return PromptSet(f"{prompts.name}-scrambled", made, prompts.seed)
+
+
 def off_by_one(step: str) -> str:
     """A worked step with a mistake: its last whole number is one too small, 0 becomes 1. A step
     without a number stays as it is."""

@@ -164,11 +164,11 @@ def contribution(
     per token of the prompt under the base. Per group, and per group and layer, means with 95%
     bootstrap intervals and n: `mean:MEASURE`, and `layer_ptc`, `layer_ftc` (L1 norms, activation
     units), `layer_tuco`, `cumulated`. Per token: `token_tuco` with position and token. Between
-    every two groups `auc:MEASURE`, and `auc_matched:MEASURE` over pairs of prompts matched in
-    length and loss, and `auc_difference`, the AUC of tuco less that of output_co, by how the two
-    vary together over the prompts; group is then "A > B". `invisible`: |change| / |base| of
-    parameters outside the blocks, by component. Raises WorkbenchError for a model whose residual
-    stream does not pass block by block, or an empty group.
+    every two groups (group is then "A > B") `auc:MEASURE`, and `auc_matched:MEASURE` over pairs of
+    prompts matched in length and loss; and `auc_difference:tuco-output_co` and
+    `auc_difference_matched:tuco-output_co`, TuCo's AUC less that of OutputCo, paired. `invisible`:
+    |change| / |base| of parameters outside the blocks, by component. Raises WorkbenchError for a
+    model whose residual stream does not pass block by block, or an empty group.
     """
     groups = {prompts.name: prompts} if isinstance(prompts, PromptSet) else prompts
     if not isinstance(groups, Mapping):

@@ -1,12 +1,13 @@
 """Does a measure tell one group of prompts from another, and still once they are matched?
 
 Two groups that differ in length or perplexity differ in TuCo for that alone. So every AUC stands
-beside one over pairs of prompts, one of each group, that agree in both.
+beside one over pairs of prompts, one of each group, that agree in both; where no two agree, nothing
+can be said of the measure itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -14,10 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.stats import auc, auc_difference, nearest_pairs, share
+from workbench.stats import auc, auc_difference, bootstrap, nearest_pairs, share
 
 MATCHED_BY = ("length", "base_loss")
-TUCO, OUTPUTS = "tuco", "output_co"  # is the first the better measure?
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Group:
 
 
 def between(groups: Sequence[Group], measures: Sequence[str], seed: int) -> pd.DataFrame:
-    """`auc:MEASURE` and `auc_matched:MEASURE` of every two groups, and `auc_difference`, that of
-    tuco less that of output_co over the prompts that have both, with 95% intervals and n.
+    """`auc:MEASURE` and `auc_matched:MEASURE` of every two groups, with 95% intervals and n.
 
     The AUC is the chance that a prompt of the first group has the larger value. n counts prompts of
-    both groups, or matched pairs.
+    both groups, or matched pairs. `auc_difference:FIRST-OTHER` and `auc_difference_matched:`: the
+    first measure's AUC less another's, of the same prompts or pairs.
     """
     made = []
     for first, second in combinations(groups, 2):
@@ -52,19 +52,23 @@ def between(groups: Sequence[Group], measures: Sequence[str], seed: int) -> pd.D
             larger = np.sign(a[ours] - b[theirs]) / 2 + 0.5
             pairs = share(larger[np.isfinite(larger)], seed=seed)
             made.append(name | {"metric": f"auc_matched:{measure}"} | pairs._asdict())
-        made += _better(first, second, measures)
+        made += _differences(first, second, (ours, theirs), measures, seed)
     return pd.DataFrame(made)
 
 
-def _better(first: Group, second: Group, measures: Sequence[str]) -> list[dict[str, Any]]:
-    """Whether TuCo tells the two groups apart better than the outputs do: one row, or none."""
-    both = [TUCO, OUTPUTS]
-    if not set(both) <= {*measures} & {*first.prompts} & {*second.prompts}:
-        return []
-    ours, theirs = (
-        values[np.isfinite(values).all(1)].T
-        for values in (one.prompts[both].to_numpy(float) for one in (first, second))
-    )
-    found = auc_difference(ours[0], theirs[0], ours[1], theirs[1])
-    told = {"group": f"{first.name} > {second.name}", "metric": "auc_difference", "baseline": 0.0}
-    return [told | found._asdict()]
+def _differences(
+    first: Group, second: Group, pairs: tuple[Any, Any], measures: Sequence[str], seed: int
+) -> Iterator[dict[str, Any]]:
+    """The rows that hold the first measure beside each other one. pairs: matched prompts."""
+    about = {"group": f"{first.name} > {second.name}", "baseline": 0.0}
+    known = [m for m in measures if m in first.prompts and m in second.prompts]
+    for other in known[1:] if known[:1] == list(measures[:1]) else []:
+        a, b = (side.prompts[[measures[0], other]].to_numpy() for side in (first, second))
+        name = f"{measures[0]}-{other}"
+        a_known, b_known = (part[np.isfinite(part).all(1)].T for part in (a, b))
+        whole = auc_difference(a_known[0], b_known[0], a_known[1], b_known[1])
+        yield about | {"metric": f"auc_difference:{name}"} | whole._asdict()
+        larger = np.sign(a[pairs[0]] - b[pairs[1]]) / 2
+        more = larger[:, 0] - larger[:, 1]
+        matched = bootstrap(more[np.isfinite(more)], seed=seed)
+        yield about | {"metric": f"auc_difference_matched:{name}"} | matched._asdict()

@@ -278,11 +278,14 @@ def sentence(result: Result) -> Findings:
                 f"AUC of {label} over {other} {change(row, '.2f')}"
                 for other, row in apart.iterrows()
             ]
-        for other, row in separation(result, member, "tuco", matched=True).head(1).iterrows():
+        matched = separation(result, member, "tuco", matched=True)
+        # The first group of which some prompts match.
+        matched = matched.sort_values("n", key=lambda n: n.eq(0), kind="stable")
+        for other, row in matched.head(1).iterrows():
             pairs = int(row["n"])
             by = "length and perplexity" if result.has("base_loss") else "length"
             said.append(
-                f"matched in {by} {change(row, '.2f')} (n = {pairs} pairs)"
+                f"over {other}, matched in {by}, {change(row, '.2f')} (n = {pairs} pairs)"
                 if pairs
                 else f"no prompt of {other} matches one in {by}"
             )

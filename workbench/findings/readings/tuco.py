@@ -2,52 +2,66 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from workbench.findings.readings.reading import (
+    LEAST,
+    MARGIN,
     Reading,
     above,
     of,
     reading,
 )
 from workbench.results.result import Result
-from workbench.stats import Interval, difference
+from workbench.stats import Interval, proportion
 
 
-def _aucs(results: Sequence[Result]) -> Iterator[tuple[str, str, Any, Any, Interval | None]]:
-    """(member, group, AUC of TuCo, AUC of OutputCo, their difference over the same prompts, None in
-    a result that is too old for it) of the first group over pre-training-like ones."""
+def _matched(results: Sequence[Result]) -> Iterator[tuple[str, str, Any]]:
+    """(member, group, rows by metric) of the first group over pre-training-like ones. What is read
+    are pairs of prompts that agree in length and in the base's loss, both of which shift TuCo by
+    themselves; where fewer than LEAST agree, the groups are confounded and nothing is decided."""
     for result in of(results, "tuco.contribution"):
         groups = list(result.provenance.parameters["prompts"])
         plain = [g for g in groups if g.startswith(("pre-training", "plain"))] or groups[1:2]
         for group in plain:
             rows = result.table[result.table["group"] == f"{groups[0]} > {group}"]
             for member, own in rows.groupby("member", sort=False):
-                found = own.set_index("metric")
-                if {"auc:tuco", "auc:output_co"} <= set(found.index):
-                    more = None
-                    if "auc_difference" in found.index:
-                        more = Interval.of(found.loc["auc_difference"])
-                    pair = found.loc["auc:tuco"], found.loc["auc:output_co"]
-                    yield str(member), group, *pair, more
+                yield str(member), group, own.set_index("metric")
+
+
+def _read(member: str, group: str, row: Any, control: float, holds: bool | None) -> Reading:
+    """A reading of matched pairs, if there are enough of them."""
+    if row["n"] >= LEAST:
+        return reading(member, row, control, holds, f"over {group}")
+    few = f"over {group}, confounded: {row['n']:.0f} pairs match"
+    return reading(member, row, control, None, few)
 
 
 def tuco_groups(results: Sequence[Result]) -> Iterator[Reading]:
-    for member, group, ours, plain, _ in _aucs(results):
-        holds = above(ours["low"], ours["high"], 0.5)
-        yield reading(member, ours, plain["value"], holds, f"over {group}")
+    for member, group, rows in _matched(results):
+        if {"auc_matched:tuco", "auc_matched:output_co"} <= set(rows.index):
+            ours = rows.loc["auc_matched:tuco"]
+            found = proportion(Interval.of(ours))
+            holds = above(found.low, found.high, 0.5)
+            control = rows.loc["auc_matched:output_co", "value"]
+            yield _read(member, group, ours.to_dict() | found._asdict(), control, holds)
 
 
 def tuco_separates(results: Sequence[Result]) -> Iterator[Reading]:
-    for member, group, ours, plain, paired in _aucs(results):
-        more = difference(Interval.of(ours), Interval.of(plain)) if paired is None else paired
-        holds = above(more.low, more.high, 0)
-        yield reading(member, ours, plain["value"], holds, f"over {group}")
+    name = "auc_difference_matched:tuco-output_co"
+    for member, group, rows in _matched(results):
+        if name in rows.index:
+            more = rows.loc[name]
+            holds = above(more["low"], more["high"], 0)
+            yield _read(member, group, more, math.nan, holds)
 
 
 def alpha(results: Sequence[Result]) -> Iterator[Reading]:
-    """Of members whose score as tuned leaves room for a gain."""
+    """Of members whose score as tuned leaves room for a gain. Where the prompts chose alpha = 1,
+    that contradicts only if no other scale can be better by MARGIN: the choice of a half alone, in
+    which several scales may do as well, is no evidence."""
     for result in of(results, "tuco.scaling"):
         table = result.table
         tuned = table[(table["metric"] == "score") & (table["x"] == 1)].set_index("member")["value"]
@@ -56,5 +70,9 @@ def alpha(results: Sequence[Result]) -> Iterator[Reading]:
                 continue
             certain = row["low"] < row["high"]
             holds = above(row["low"], row["high"], 0) if certain else None
-            holds = False if row["x"] == 1 else holds
+            if row["x"] == 1:
+                others = table[(table["metric"] == "score_change") & (table["x"] != 1)]
+                others = others[others["member"] == row["member"]].to_dict("records")
+                most = [proportion(Interval.of(other)).high for other in others]
+                holds = False if most and max(most) < MARGIN else None
             yield reading(row["member"], row, 0.0, holds, f"alpha {row['x']:g}")
