@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from workbench.findings.readings.reading import (
-    LEAST,
     MARGIN,
     Reading,
     above,
@@ -15,7 +14,7 @@ from workbench.findings.readings.reading import (
     reading,
 )
 from workbench.results.result import Result
-from workbench.stats import Interval, proportion
+from workbench.stats import LEAST, Interval, proportion
 
 
 def _matched(results: Sequence[Result]) -> Iterator[tuple[str, str, Any]]:
