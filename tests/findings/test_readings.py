@@ -235,6 +235,8 @@ def test_another_scale_is_better(by: float, said: bool | None):
     assert holds(part, alphas(0.0, 1.0, half=0.0, other=0.05 + by)) is (
         False if by == BELOW else None
     )
+    # Of 0.04 that is left nobody can gain 0.05.
+    assert holds(part, alphas(0.0, 1.0, 0.96, half=0.0, other=0.0)) is None
     assert holds(part, alphas(by, 1.1, half=0.0)) is None
     assert not read(part, alphas(by, 1.1, tuned=1.0))
     alone = result("tuco.scaling", [row("r4", "gain_score", by, x=1.1)], R4)

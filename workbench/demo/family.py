@@ -281,9 +281,11 @@ def groups(task: PromptSet, pretraining: Sequence[PromptSet], n: int) -> dict[st
     task), words of pre-training in random order, the fine-tuning task behind three solved ones, and
     with its symbols renamed.
 
-    The base finds the fine-tuning task seven times less likely a token than its own texts, so that
-    no two prompts match. Scrambled words are as long and as unlikely, and nothing was trained on
-    them: what sets the task apart from these is not its perplexity."""
+    The base's loss on the fine-tuning task is 9.5 nats a token and on its own texts 1.3, so that no
+    two prompts match. Scrambled words are as long and as unlikely to it (10.4 nats), and nothing
+    was trained on them: what sets the task apart from these is not its perplexity. Three texts a
+    prompt, so that most prompts find a match.
+    """
     some = task[:n]
     each = -(-n // len(pretraining))
     plain = [prompt for one in pretraining for prompt in one.prompts[:each]]
@@ -291,7 +293,7 @@ def groups(task: PromptSet, pretraining: Sequence[PromptSet], n: int) -> dict[st
     return {
         "fine-tuning-like": some,
         "pre-training-like": own,
-        "pre-training words, scrambled": scrambled(some, own, times=3),
+        "pre-training words": scrambled(some, own, times=3),
         "many-shot": many_shot(some, task, between=" . "),
         "renamed symbols": renamed(some, LEDGER_WORDS),
     }

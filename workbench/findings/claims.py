@@ -113,7 +113,7 @@ CLAIMS = (
         TUCO,
         "gain of score on the half of the prompts that did not choose alpha, of "
         "models that do not already answer everything at alpha = 1",
-        "above 0; alpha = 1 contradicts where no other scale can gain 0.05",
+        "above 0; alpha = 1 contradicts where 0.05 is left to gain and no other scale can gain it",
         tuco.alpha,
     ),
     Claim(

@@ -59,13 +59,14 @@ def tuco_separates(results: Sequence[Result]) -> Iterator[Reading]:
 
 def alpha(results: Sequence[Result]) -> Iterator[Reading]:
     """Of members whose score as tuned leaves room for a gain. Where the prompts chose alpha = 1,
-    that contradicts only if no other scale can be better by MARGIN: the choice of a half alone, in
-    which several scales may do as well, is no evidence."""
+    that contradicts only if there is room for MARGIN and no other scale can be better by as much:
+    the choice of a half alone, in which several scales may do as well, is no evidence."""
     for result in of(results, "tuco.scaling"):
         table = result.table
         tuned = table[(table["metric"] == "score") & (table["x"] == 1)].set_index("member")["value"]
         for row in table[table["metric"] == "gain_score"].to_dict("records"):
-            if tuned.get(row["member"], 0.0) >= 1:
+            room = 1 - tuned.get(row["member"], 0.0)
+            if room <= 0:
                 continue
             certain = row["low"] < row["high"]
             holds = above(row["low"], row["high"], 0) if certain else None
@@ -73,5 +74,5 @@ def alpha(results: Sequence[Result]) -> Iterator[Reading]:
                 others = table[(table["metric"] == "score_change") & (table["x"] != 1)]
                 others = others[others["member"] == row["member"]].to_dict("records")
                 most = [proportion(Interval.of(other)).high for other in others]
-                holds = False if most and max(most) < MARGIN else None
+                holds = False if most and max(most) < MARGIN <= room else None
             yield reading(row["member"], row, 0.0, holds, f"alpha {row['x']:g}")
