@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 import workbench as wb
 from workbench import tasks
 from workbench.demo import FAMILY, lost, shipped_study
+from workbench.demo.family import groups
 from workbench.lab import shipped
 from workbench.study.plan import plan
 
@@ -151,3 +152,16 @@ def test_the_study_plans_the_members_of_a_task_together():
 def test_a_missing_family_is_one_sentence(tmp_path):
     with pytest.raises(wb.WorkbenchError, match="pip install finetune-workbench-family"):
         shipped_study(tmp_path)
+
+
+def test_prompts_of_scrambled_words_match_the_tasks():
+    """In length and in the base's loss, as nothing of pre-training does."""
+    task = shipped.held_out(shipped.TASK, 20)
+    plain = [shipped.held_out(name, 20) for name in shipped.MIXTURE]
+    some = groups(task, plain, n=20)
+    asked = {name: some[name] for name in list(some)[:3]}
+    pair = wb.load_pair(FAMILY / "base", FAMILY / "lora-r1")
+    table = wb.tuco.contribution(pair, asked, tokens=0).table
+    pairs = table[table["metric"] == "auc_matched:tuco"].set_index("group")["n"]
+    assert pairs["fine-tuning-like > pre-training-like"] == 0
+    assert pairs["fine-tuning-like > pre-training words"] >= 10
