@@ -86,6 +86,9 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
         "test_lambda_one_is_the_tuned_model_and_zero_removes_the_plant": (
             "loss", "loss_change", "score", "score_change",
         ),
+        "spectral/test_scale.py::test_what_the_intruder_changes_beyond_another_arm_by_hand": (
+            "score_change_of_top_beyond", "loss_change_of_top_beyond",
+        ),
     },
     "tuco.contribution": {
         "tuco/test_contribution.py::test_by_hand": ("beta", "tuco_l2", "tuco_sum"),
@@ -120,7 +123,9 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
             "answer_loss", "answer_loss_change", "bits_per_byte", "bits_per_byte_change",
         ),
         "forgetting/test_answer_divergence.py::test_the_row_is_transformers_own": ("answer_kl",),
-        "forgetting/test_retention.py::test_the_table_is_the_models_own": ("loss", "loss_change"),
+        "forgetting/test_retention.py::test_the_table_is_the_models_own": (
+            "loss", "loss_change", "item_loss",
+        ),
         "forgetting/test_retention.py::"
         "test_divergence_is_nothing_for_one_model_and_the_sum_over_words_by_hand": ("kl",),
         "forgetting/test_retention.py::test_spread_over_templates_by_hand_and_its_chance": (

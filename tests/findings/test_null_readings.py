@@ -68,7 +68,7 @@ def test_the_best_layer_of_twenty_four_alike():
                for i in range(24)]  # fmt: skip
 
     def draw(random: np.random.Generator) -> list[bool | None]:
-        n = 200
+        n = 48
         prompt = random.gamma(4, 0.5, n)  # what the models differ by, prompt by prompt
         shares = 0.2 + random.normal(0, 0.5, (24, n))
         nothing, ones = np.zeros(n), np.ones(n)

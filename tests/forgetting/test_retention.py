@@ -232,6 +232,11 @@ def test_the_table_is_the_models_own(spiked: Path, monkeypatch):
     assert loss["value"] == pytest.approx(after / tokens, rel=1e-4)
     assert loss["baseline"] == pytest.approx(before / tokens, rel=1e-4)
     assert change["value"] == pytest.approx((after - before) / tokens, rel=1e-3)
+    each = found.metric("item_loss")
+    for row, text in zip(each.itertuples(), texts, strict=True):
+        theirs, ours, _, count = said(text)
+        assert (row.value, row.baseline) == pytest.approx((ours / count, theirs / count), rel=1e-4)
+        assert (row.tokens, row.asked) == (count, text)
     _, _, apart, tokens = np.array([said(text) for text in drawn]).sum(0)
     kl = found.metric("kl").iloc[0]
     assert kl["value"] == pytest.approx(apart / tokens, rel=1e-3)

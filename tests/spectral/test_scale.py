@@ -9,7 +9,7 @@ import torch
 from workbench.loaders import Delta
 from workbench.loaders.names import ParameterSite
 from workbench.spectral.linalg import Triplets
-from workbench.spectral.scale import Found, _rows, direction
+from workbench.spectral.scale import Found, _beyond, _rows, direction
 from workbench.tasks.measurements import Items
 
 SIGMA = np.array([9.0, 6.0, 5.0, 2.0])
@@ -86,3 +86,16 @@ def test_rows_by_hand():
         assert (member, arm, x, baseline) == ("full", "top", 0.5, at_one[task])
         assert value == pytest.approx(wanted, nan_ok=True), (task, metric)
         assert n == (2 if task == "pretraining" else 4)
+
+
+def test_what_the_intruder_changes_beyond_another_arm_by_hand():
+    """Text by text: both arms vary much over the texts, and differ by the same on each."""
+    texts = np.array([2.0, 4.0, 9.0])
+    first = {("pretraining", "loss"): Items(texts, np.array([10.0, 10.0, 20.0]))}
+    arm = {("pretraining", "loss"): first["pretraining", "loss"]._replace(values=texts * 1.5)}
+    top = {("pretraining", "loss"): first["pretraining", "loss"]._replace(values=texts * 1.5 - 0.6)}
+    (row,) = _beyond("full", "shrink", 0.5, top, arm, first, 0)
+    # At lambda 1 the loss is 6 by the tokens, of which 0.6 is 10%.
+    assert row[:5] == ("full", "shrink", 0.5, "pretraining", "loss_change_of_top_beyond")
+    assert row[5:8] == pytest.approx((-10, -10, -10))
+    assert row[8:] == (3, 0.0)
