@@ -32,7 +32,8 @@ class Measure:
     """One column of the first page. read(result) -> rows of member, value, low, high, n, baseline.
     items(result) -> (member, item, value, weight), whose weighted mean over items the value is;
     None where it has none. margin: the difference that would not matter, None where members are not
-    compared; ratio: it is a factor; score: its items are right, wrong or in between."""
+    compared; ratio: it is a factor; score: its items are right, wrong or in between; share: it lies
+    between 0 and 1."""
 
     name: str
     analysis: str
@@ -41,6 +42,7 @@ class Measure:
     items: Callable[[Result], pd.DataFrame] | None = None
     ratio: bool = False
     score: bool = False
+    share: bool = False
 
 
 def _items(rows: pd.DataFrame, weight: str = "") -> pd.DataFrame:
@@ -240,12 +242,12 @@ def _per_changed_matrix(name: str, metric: str) -> Measure:
 
 
 MEASURES = (
-    Measure("score", "forgetting.retention", 0.05, _score, _prompts, score=True),
+    Measure("score", "forgetting.retention", 0.05, _score, _prompts, score=True, share=True),
     Measure("forgetting", "forgetting.retention", 0.1, _forgetting, _texts),
-    Measure("intruders", "spectral.intruders", 0.02, _intruders, _vectors),
+    Measure("intruders", "spectral.intruders", 0.02, _intruders, _vectors, share=True),
     _per_changed_matrix("effective rank", "effective_rank"),
     _per_changed_matrix("relative norm", "relative_norm"),
-    Measure("TuCo", "tuco.contribution", 0.05, _tuco, _first_group),
+    Measure("TuCo", "tuco.contribution", 0.05, _tuco, _first_group, share=True),
     Measure("gain in a tenth", "skills.localize", 0.1, _graft_gain),
     Measure("graft size", "skills.localize", 1.25, _graft_size, ratio=True),
     Measure("base's circuit", "patching.circuit", 0.1, _faithfulness),

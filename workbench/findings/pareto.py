@@ -54,7 +54,9 @@ def pareto(results: Sequence[Result], *, seed: int = 0) -> Result | None:
     and x_high; value: forgetting, nats a token; runs), run (the same of single runs, column run),
     least (member; x: score; value: F at that score) and difference (member, versus; x; value: F
     less that of the first full fine-tune's curve; margin and what it `says`, as in
-    `findings.equivalence`; runs: of the side that has fewer); with 95% intervals over items and
+    `findings.equivalence`; runs: of the side that has fewer; read: whether this is the score at
+    which they are read, that nearest to the highest that both reach less a score's margin: at the
+    very highest a curve hangs on a single prompt); with 95% intervals over items and
     runs. None where no result has such curves.
     """
     for result in (one for one in results if one.analysis == RETENTION):
@@ -155,10 +157,12 @@ def _compared(found: Sequence[_Curve], seed: int) -> Iterator[Row]:
     drawn = {curve.name: part for curve, part in zip(found, _resampled(found, seed), strict=True)}
     for curve in found:
         other = reference if reference is not None and reference is not curve else None
-        for level in _levels(curve, other):
+        levels = _levels(curve, other)
+        read = levels[np.abs(levels - (levels[-1] - (SCORE.margin or 0.0))).argmin()]
+        for level in levels:
             own = least(*drawn[curve.name], level)
             runs = [curve.of_run(run, level) for run in range(curve.runs)]
-            about = {"member": curve.name, "x": level}
+            about = {"member": curve.name, "x": level, "read": bool(level == read)}
             within = _interval(own, curve)
             told = {"runs": curve.runs, "baseline": 0.0}
             yield about | told | over_runs(within, runs)._asdict() | {"metric": "least"}

@@ -61,6 +61,10 @@ class Side:
     def whole(self, measure: Measure) -> Interval:
         """The mean of the runs with its interval over items and runs."""
         own = self.own(measure)
+        if measure.share:
+            found = over_runs(own, self.values)
+            low, high = (min(max(edge, 0.0), 1.0) for edge in (found.low, found.high))
+            return found if math.isnan(found.low) else found._replace(low=low, high=high)
         if not measure.ratio:
             return over_runs(own, self.values)
         with np.errstate(invalid="ignore", divide="ignore"):

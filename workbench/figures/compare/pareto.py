@@ -48,17 +48,17 @@ def score_against_forgetting(result: Result, ax: Axes | None = None) -> Figure:
 
 
 def sentence(result: Result) -> Findings:
-    """The difference at the highest score that both curves reach."""
-    rows = result.table[result.table["metric"] == "difference"]
+    """The difference at the score where the curves are read."""
+    table = result.table
+    rows = table[(table["metric"] == "difference") & table["read"].eq(True)]
     if rows.empty:
         return "There is no full fine-tune at several learning rates to compare with", []
     parts = []
-    for (member, versus), own in rows.groupby(["member", "versus"], sort=False):
-        top = own.loc[own["x"].idxmax()]
+    for _, top in rows.iterrows():
         how = {"different": "more" if top["value"] > 0 else "less", "alike": "as much"}
         said = how.get(str(top["says"]), "undecided whether more or less")
         parts.append(
-            f"{member} against {versus} at a score of {top['x']:.2f}: {said} "
+            f"{top['member']} against {top['versus']} at a score of {top['x']:.2f}: {said} "
             f"({change(top, '+.2f')} nats/token, {int(top['runs'])} runs a point)"
         )
     return "Forgetting at an equal score, of the learning rate that forgets least", parts

@@ -68,14 +68,14 @@ def _forgets(results: Sequence[Result], sign: int) -> Iterator[Reading]:
 
 
 def _along_rates(results: Sequence[Result]) -> Iterator[Any]:
-    """The difference of the curves of low-rank LoRAs at the highest score that both reach."""
+    """The difference of the curves of low-rank LoRAs, at the score where curves are read."""
     made = pareto(results)
     if made is None or not made.has("difference"):
         return
     low = {n for n, a in ranked([made]) if a["rank"] <= LOW_RANK}
     rows = made.metric("difference")
-    for _, own in rows[rows["member"].isin(low)].groupby("member", sort=False):
-        yield own.loc[own["x"].idxmax()]
+    for _, row in rows[rows["member"].isin(low) & rows["read"].eq(True)].iterrows():
+        yield row
 
 
 def _low_ranks(results: Sequence[Result], measure: str) -> Iterator[tuple[Any, Any, Any]]:
