@@ -10,6 +10,9 @@ base, 0: as if it had never been learned), each with its interval and its contro
     conjugate  what comes back of the lost answers where fine-tuning never was
 
 The last three only ask for the answers that were lost: what the model still answers, it still has.
+Of answers that are chosen for being wrong some are right the next time by luck alone, so revival
+and conjugates are what comes back net of what goes wrong elsewhere (`regained_share` of `revive`,
+`recovery_net` of `conjugate`); the share of the lost answers alone can only show that too few do.
 
 If the output is kept, the verdict is KEPT. If the output is lost, it is SUPPRESSED if probe and
 revival find the capability, or one of them and the conjugates do, and neither probe nor revival
@@ -39,7 +42,7 @@ from workbench.forgetting.side_answers import both, require_prompts
 from workbench.loaders import CheckpointPair
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
-from workbench.stats import bootstrap, ratios, share
+from workbench.stats import LEAST, bootstrap, ratios, share
 from workbench.tasks.prompts import PromptSet
 
 KEY = "forgetting.verdict"
@@ -47,18 +50,17 @@ KEPT, SUPPRESSED, ERASED, UNDECIDED = "KEPT", "SUPPRESSED", "ERASED", "UNDECIDED
 THERE, GONE, UNCLEAR, UNMEASURED = "kept", "lost", "unclear", "not measured"
 WHOLE = 0.9  # an answered share of the base's that counts as kept
 HALF = 0.5  # of what the base has hidden inside
-LEAST = 0.1  # right answers of a base that has the capability at all
+CAPABLE = 0.1  # right answers of a base that has the capability at all
 RISEN = 0.05  # nats per token of a loss that says something
-FEW = 10
 USED = ("forgetting.probe", "forgetting.revive", "forgetting.conjugate")
 Row = dict[str, Any]
 
 
 def reading(row: Mapping[str, Any], line: float) -> str:
-    """On which side of the line an interval lies. row: low, high, n; of fewer than 10 items a
-    bootstrap interval is too narrow to say."""
+    """On which side of the line an interval lies. row: low, high, n; of fewer than 8 items
+    nothing is said, see `stats.LEAST`."""
     low, high = row["low"], row["high"]
-    if np.isnan(low) or np.isnan(high) or row["n"] < FEW:
+    if np.isnan(low) or np.isnan(high) or row["n"] < LEAST:
         return UNCLEAR
     return THERE if low >= line else GONE if high < line else UNCLEAR
 
@@ -118,7 +120,7 @@ def verdict(
     name; reading "kept", "lost", "unclear" or "not measured") and a row "verdict" (reading: KEPT,
     SUPPRESSED, ERASED or UNDECIDED; says: the sentence it supports). Output is kept from 0.9 of the
     base's answers on, probe, revival and conjugate from one half on, by the whole interval and with
-    10 prompts or more; the loss has risen from 0.05 nats on (thresholds of this project). Revival
+    8 prompts or more; the loss has risen from 0.05 nats on (thresholds of this project). Revival
     is against `never`; without it, revival counts as kept only if it also beats the relabelled
     answers, see `revive`. Raises WorkbenchError for an empty prompt set.
     """
@@ -210,7 +212,7 @@ def _unmeasured(arm: str) -> Row:
 
 def _output(base: Any, tuned: Any, prompts: PromptSet, seed: int) -> Row:
     first, last = (side.answers(prompts)["correct"].to_numpy(float) for side in (base, tuned))
-    if not share(first, seed=seed).low > LEAST:
+    if not share(first, seed=seed).low > CAPABLE:
         nothing = {"value": np.nan, "low": np.nan, "high": np.nan, "n": len(first)}
         few = (
             "the base itself does not have the capability"
@@ -240,25 +242,33 @@ def _revival(found: Mapping[str, pd.DataFrame]) -> Row:
     if "forgetting.revive" not in found:
         return _unmeasured("revival")
     table = found["forgetting.revive"]
-    shares = table[table["metric"] == "savings_share_lost"].set_index("control")
+    shares, net = (
+        table[table["metric"] == metric].set_index("control")
+        for metric in ("savings_share_lost", "regained_share")
+    )
     if NEVER in shares.index:
-        own = shares.loc[NEVER]
-        return _row("revival", own, reading(own, HALF), NEVER, 0.0)
-    own = shares.loc[RANDOM]
-    read = reading(own, HALF)
+        return _came_back("revival", shares.loc[NEVER], net.loc[NEVER], NEVER, 0.0)
+    made = _came_back("revival", shares.loc[RANDOM], net.loc[RANDOM], RANDOM, 0.0)
     # A model of random weights lacks all else, too: alone it shows no relic of this capability.
-    if read == THERE and not shares.loc[RELABELLED, "low"] >= HALF:
-        read = UNCLEAR
-    return _row("revival", own, read, RANDOM, 0.0)
+    if made["reading"] == THERE and not net.loc[RELABELLED, "low"] >= HALF:
+        made["reading"] = UNCLEAR
+    return made
+
+
+def _came_back(arm: str, lost: Any, net: Any, control: str, baseline: float) -> Row:
+    """There by what comes back net, gone by the share of the lost answers; lost, net: those two."""
+    read = THERE if reading(net, HALF) == THERE else UNCLEAR
+    read = GONE if reading(lost, HALF) == GONE else read
+    return _row(arm, net, read, control, baseline)
 
 
 def _conjugate(found: Mapping[str, pd.DataFrame]) -> Row:
     if "forgetting.conjugate" not in found:
         return _unmeasured("conjugate")
     table = found["forgetting.conjugate"]
-    own = table[(table["arm"] == BEST_CONJUGATE) & (table["metric"] == "recovery_lost")]
-    if own.empty:
+    best = table[table["arm"] == BEST_CONJUGATE].set_index("metric")
+    if "recovery_net" not in best.index:
         return _unmeasured("conjugate")
-    row = own.iloc[0]
-    control = f"the base there; chosen: {row['chosen']}"
-    return _row("conjugate", row, reading(row, HALF), control, float(row["baseline"]))
+    lost, net = best.loc["recovery_lost"], best.loc["recovery_net"]
+    control = f"an equal wording; chosen: {lost['chosen']}"
+    return _came_back("conjugate", lost, net, control, 0.0)
