@@ -24,7 +24,7 @@ def score_against_forgetting(result: Result, ax: Axes | None = None) -> Figure:
     points, runs = result.metric("point"), result.metric("run")
     figure, axes = style.panels(ax, 1, 1, width=style.COLUMN, height=2.9)
     here = axes[0, 0]
-    for member, look in style.looks(result).items():
+    for number, (member, look) in enumerate(style.looks(result).items()):
         own = points[points["member"] == member].sort_values("rate")
         each = runs[runs["member"] == member]
         here.plot(each["x"], each["value"], ls="", marker=look.marker, ms=3, mfc="none",
@@ -34,13 +34,15 @@ def score_against_forgetting(result: Result, ax: Axes | None = None) -> Figure:
                       color=look.colour, marker=look.marker, ms=4, elinewidth=0.6, zorder=3,
                       label=look.label)  # fmt: skip
         for _, row in own.iterrows():
-            here.annotate(f"{row['rate']:.2g}", (row["x"], row["value"]), (4, 4), fontsize=6,
-                          textcoords="offset points", color=look.colour)  # fmt: skip
+            # Curves meet where every rate scores alike, so their rates stand on either side.
+            away, align = ((-5, "right"), (5, "left"))[number % 2]
+            here.annotate(f"{row['rate']:.2g}", (row["x"], row["value"]), (away, -2), fontsize=6,
+                          textcoords="offset points", ha=align, color=look.colour)  # fmt: skip
     here.axhline(0, color=style.GREY, ls=style.DASHES[0], lw=0.9, zorder=0, label="base")
     here.set_yscale("symlog", linthresh=0.1)
     here.set_xlabel("score on the task")
     here.set_ylabel("rise of the loss (nats/token)\n" + marks.LOG)
-    here.margins(0.1)
+    here.margins(0.16)
     style.legend(axes, outside=ax is None)
     counts = [(points["n"], "texts"), (points["runs"], "runs a point")]
     marks.counted(axes, counts, "", outside=ax is None)
