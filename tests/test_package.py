@@ -102,10 +102,10 @@ def test_the_wheel_is_typed_and_says_who_made_it(wheels):
 
 def test_the_tree_is_light_enough_to_be_sent():
     """To a machine that takes 64 MiB, with some wheels beside it; and nothing that a command draws
-    again is in it."""
+    again is in it. The family is 40 of them, what the findings are read from most of the rest."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     files = [ROOT / name for name in listed.stdout.split("\0") if name]
-    assert sum(file.stat().st_size for file in files if file.exists()) <= 49 * 2**20
+    assert sum(file.stat().st_size for file in files if file.exists()) <= 51 * 2**20
     drawn = {file for file in files if file.suffix in (".png", ".pdf", ".html")}
     shown = re.findall(r"\(figures/([\w.-]+\.png)\)", (ROOT / "README.md").read_text())
     assert drawn == {ROOT / "figures" / name for name in shown}

@@ -14,7 +14,8 @@ Another training run may say otherwise, so that these words are kept for what wa
 or more of every recipe compared, the reference included (`seeds`). Of one run a side they are
 "holds in one run", "holds in part, in one run" and "does not hold in one run". What is read, and
 what it takes to hold, stands beside each claim. Of readings of one thing in several Results that of
-most runs counts, then that of the largest n.
+most runs counts, then that of the largest n; and where a claim is read of several runs, readings of
+a single one are left out.
 """
 
 from __future__ import annotations
@@ -74,8 +75,7 @@ def findings(results: Sequence[Result]) -> pd.DataFrame:
     whole = told_apart([result for result in results if not _along(result)])
     rows = []
     for claim in CLAIMS:
-        kept = _largest(claim.read(whole))
-        seeds = _seeds(whole, kept)
+        kept, seeds = _of_several_runs(whole, _largest(claim.read(whole)))
         about = {
             "claim": claim.name,
             "source": claim.source,
@@ -198,9 +198,12 @@ def _largest(seen: Iterable[Reading]) -> list[Reading]:
     return list(kept.values())
 
 
-def _seeds(results: Sequence[Result], kept: Sequence[Reading]) -> int:
-    """Training runs of the recipe that has fewest, of those that were read: as the readings tell
-    it, and of readings by member as many as are read of each recipe."""
+def _of_several_runs(
+    results: Sequence[Result], kept: Sequence[Reading]
+) -> tuple[list[Reading], int]:
+    """The readings of several runs, where there are any, else all; and the training runs of the
+    recipe that has fewest: as the readings tell it, and of readings by member as many as are read
+    of each recipe."""
     members = {n: about for r in results for n, about in r.provenance.members.items()}
     groups = recipes(members).values()
 
@@ -208,7 +211,14 @@ def _seeds(results: Sequence[Result], kept: Sequence[Reading]) -> int:
         own = next((group for group in groups if _named(group, [one])), ())
         return max(one.runs, len(_named(own, kept)))
 
-    return min(map(runs, kept), default=1)
+    counts = list(map(runs, kept))
+    several = any(count >= SEEDS for count in counts)
+    left = [
+        (one, count)
+        for one, count in zip(kept, counts, strict=True)
+        if count >= SEEDS or not several
+    ]
+    return [one for one, _ in left], min((count for _, count in left), default=1)
 
 
 def _named(runs: Sequence[str], kept: Sequence[Reading]) -> set[str]:
