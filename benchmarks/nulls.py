@@ -79,7 +79,7 @@ def labels(kept: Result, families: int, rng: np.random.Generator) -> Iterator[li
     for _ in range(families):
         first, second = (members[i] for i in rng.choice(len(members), 2, replace=False))
         ours, theirs = (_items(kept, run).reset_index(drop=True) for run in (first, second))
-        heads = rng.random(len(ours)) < 0.5
+        heads = np.broadcast_to(rng.random((len(ours), 1)) < 0.5, ours.shape)
         yield [_of(kept, (ours.where(heads, theirs), theirs.where(heads, ours)))]
 
 

@@ -130,8 +130,9 @@ def findings() -> Pages:
         "tables/findings.md": "# Which published findings show\n\n"
         "A verdict for each claim, by a rule, from the results that come with the project: "
         "*reproduced* where most readings hold, each by its whole 95% interval, and none "
-        "contradicts. The models are small and most recipes have one training seed, so a verdict "
-        "is about these models. `workbench findings RUN...` makes this table of your own runs.\n\n"
+        "contradicts. It takes two training runs or more of every recipe; of one run a side a "
+        "finding *holds in one run* at most. The models are small, so a verdict is about them. "
+        "`workbench findings RUN...` makes this table of your own runs.\n\n"
         "[How a person reads them](reading.md) is on a separate page.\n\n"
         f"{linked(summary(tables))}\n\n## What was measured\n\n{linked(measured)}\n\n"
         f"## What is measured, and when a claim holds\n\n{linked(criteria)}\n",
