@@ -9,7 +9,9 @@ Three kinds of null, each made of the runs that are kept:
 (b) prompts: one model on two halves of its prompts and texts, as if it were two models;
 (c) labels: two models whose names are exchanged at random, item by item.
 
-A claim is decided where a family's verdict is anything but "undecided"; of null data 5% may be.
+Counted are the families whose verdict speaks for a claim, in whole or in part: of null data 5% may.
+Against a claim null data may speak rightly: a LoRA that is dressed as a full fine-tune has
+intruders.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import pandas as pd
 from benchmarks.common import save, table
 from workbench import stats
 from workbench.findings import CLAIMS, findings
-from workbench.findings.verdicts import IN_ONE_RUN, UNDECIDED
+from workbench.findings.verdicts import IN_ONE_RUN, NOT, REPRODUCED, UNDECIDED
 from workbench.results.recipes import recipes
 from workbench.results.result import Result
 from workbench.stats import bootstrap, share
@@ -127,14 +129,15 @@ def decided(families: Iterator[list[Result]]) -> Iterator[dict[str, Any]]:
             rows = table[table["claim"] == claim.name] if len(table) else table
             if len(rows):
                 verdicts.setdefault(claim.name, []).append(str(rows["verdict"].iloc[0]))
-    one_run = {*IN_ONE_RUN.values()} - {UNDECIDED}
+    against = {NOT, IN_ONE_RUN[NOT]}
     for claim, found in verdicts.items():
-        count = sum(one != UNDECIDED for one in found)
-        share = stats.wilson(count, len(found))
-        reproduced = sum(one not in one_run and one != UNDECIDED for one in found)
+        count = sum(one not in (UNDECIDED, *against) for one in found)
+        interval = stats.wilson(count, len(found))
         yield {
-            "claim": claim, "families": len(found), "decided": count, "share": share.value,
-            "low": share.low, "high": share.high, "decided beyond one run": reproduced,
+            "claim": claim, "families": len(found), "for": count, "share": interval.value,
+            "low": interval.low, "high": interval.high,
+            "against": sum(one in against for one in found),
+            "reproduced": sum(one == REPRODUCED for one in found),
         }  # fmt: skip
 
 
@@ -158,9 +161,12 @@ def main() -> None:
     lines = [
         "# What does the table of findings say of nothing?", "",
         f"Null data made of the kept runs of {given.run.name}, seed {given.seed}, read by the "
-        "rules of the table of findings. A claim is decided where its verdict is not undecided; "
-        "with one run a side no verdict is reproduced, whatever is decided. Families of one kind "
-        "share their runs, so the intervals are too narrow.",
+        "rules of the table of findings. For: families whose verdict speaks for the claim, in "
+        "whole or in part, their share with its 95% interval, which should hold .05; with one run "
+        "a side that is \"holds in one run\" at most. Against: null data may speak so rightly, as "
+        "where a LoRA is dressed as a full fine-tune that should have no intruders. Two claims "
+        "that are each other's opposite share their readings. Families of one kind share their "
+        "runs, so the intervals are too narrow.",
         "",
         *table(rows, list(rows[0])),
     ]  # fmt: skip
