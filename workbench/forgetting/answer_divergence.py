@@ -31,7 +31,7 @@ from workbench.tasks.prompts import PromptSet
 from workbench.tasks.score import side_by_side
 from workbench.tasks.scorers import Generation
 
-ROOM = 2**29  # bytes of logits that are kept, of all sets together
+ROOM = 2**27  # bytes of logits that are kept, of all sets together
 Read = tuple[pd.DataFrame, list[Tensor] | None]
 _KEPT: dict[tuple[object, ...], Read] = {}
 
