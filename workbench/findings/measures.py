@@ -244,8 +244,8 @@ def _per_changed_matrix(name: str, metric: str) -> Measure:
 # Why these margins; they are settings (`margins=`), and `findings.sensitivity` shows what hangs on
 # them. Score, 0.05: one prompt in twenty, and about the least that 400 prompts can confirm, whose
 # interval of a difference of scores near 0.9 is +-0.04. Forgetting, 0.1 nats a token: a tenth in
-# perplexity. Intruders, 0.02: one vector in fifty, of ten a matrix one in every fifth matrix. Sizes,
-# a factor of 1.25: as in bioequivalence, since they have no unit of their own. TuCo, 0.05: a
+# perplexity. Intruders, 0.02: one vector in fifty, of ten a matrix one in every fifth matrix.
+# Sizes, a factor of 1.25: as in bioequivalence, since they have no unit of their own. TuCo, 0.05: a
 # twentieth of its range. Gain in a tenth and the base's circuit, 0.1: a tenth of all of it.
 MEASURES = (
     Measure("score", "forgetting.retention", 0.05, _score, _prompts, score=True, share=True),
