@@ -209,6 +209,6 @@ def _mean(items: pd.DataFrame, times: Floats) -> NDArray[Any]:
 
 
 def _interval(drawn: Floats, *of: _Curve) -> Interval:
-    n = int(min(side.n for curve in of for side in (*curve.score, *curve.forgotten)))
+    n = min(side.n for curve in of for side in (*curve.score, *curve.forgotten))
     low, high = edges(drawn[1:], n)
     return Interval(float(drawn[0]), low, high, n)

@@ -43,9 +43,9 @@ class Side:
     same: frozenset[Any]
 
     @property
-    def n(self) -> float:
-        """The items of the run that has fewest."""
-        return min(row["n"] for row in self.rows)
+    def n(self) -> int:
+        """The items of the run that has fewest; 0 where they are not known."""
+        return min(0 if pd.isna(row["n"]) else int(row["n"]) for row in self.rows)
 
     @property
     def values(self) -> list[float]:
@@ -78,7 +78,7 @@ class Side:
             value, low, high = (
                 fmean(row[k] for row in self.rows) for k in ("value", "low", "high")
             )
-            return Interval(value, low, high, int(self.n))
+            return Interval(value, low, high, self.n)
         mean = self.mean
         return share(mean["value"]) if measure.score else bootstrap(mean["value"], mean["weight"])
 
@@ -146,7 +146,7 @@ def compared(measure: Measure, side: Side, other: Side) -> Row:
 
 def _between(measure: Measure, side: Side, other: Side) -> Interval:
     """side - other over items alone, of ratios their logarithm."""
-    n = int(min(side.n, other.n))
+    n = min(side.n, other.n)
     if side.same == other.same and None not in side.same:  # a model against itself
         return Interval(0.0, 0.0, 0.0, n)
     if side.items is None or other.items is None:
@@ -176,5 +176,6 @@ def _logarithm(side: Interval) -> Interval:
 
 
 def _power(side: Interval) -> Interval:
-    value, low, high = (math.exp(edge) for edge in side[:3])
+    with np.errstate(over="ignore"):  # two runs that lie far apart say nothing of their ratio
+        value, low, high = (float(np.exp(edge)) for edge in side[:3])
     return Interval(value, low, high, side.n)
