@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -269,3 +271,32 @@ def test_bad_requests_are_said(tmp_path: Path, more: dict[str, Any], what: str):
 
 
 __all__ = ["no_gradients"]
+
+
+def test_an_interrupted_call_goes_on_with_the_next_arm(tmp_path: Path, monkeypatch):
+    """What was written before is not written again, and the table is that of one call."""
+    pair = paired(model(), nudged(model()), tmp_path)
+    done: list[int] = []
+    generation = import_module("workbench.behaviour.generate")  # the package's is the function
+    real = generation.written
+
+    def counted(models: Any, *given: Any, **more: Any) -> Any:
+        if len(done) == 2 and not monkeypatched:
+            raise KeyboardInterrupt
+        done.append(len(models))
+        return real(models, *given, **more)
+
+    monkeypatched: list[bool] = []
+    monkeypatch.setattr(generation, "written", counted)
+    asked: dict[str, Any] = {**QUICK, "arms": ("base", "tuned", "contrast"), "seed": 77}
+    with pytest.raises(KeyboardInterrupt):
+        wb.behaviour.generate(pair, **asked)
+    assert done == [1, 1]
+    monkeypatched.append(True)
+    whole = wb.behaviour.generate(pair, **asked)
+    assert done == [1, 1, 2, 1]  # the contrast, and that of the base with itself
+    again = wb.behaviour.generate(pair, **asked)
+    assert done == [1, 1, 2, 1]
+    pd.testing.assert_frame_equal(again.table, whole.table)
+    wb.behaviour.generate(pair, **{**asked, "seed": 78})
+    assert len(done) == 8

@@ -15,14 +15,15 @@ against itself and above 0 for any text chosen this way; read the words, with th
 from __future__ import annotations
 
 import copy
+import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from workbench.analysis.record import analysis
 from workbench.behaviour.decoding import Choose, written
@@ -35,11 +36,12 @@ from workbench.loaders import CheckpointPair
 from workbench.loaders.devices import home
 from workbench.models.sides import named_dtype
 from workbench.progress import progress
-from workbench.results.result import Result, describe
+from workbench.results.result import Result, describe, versions
 from workbench.results.validity import finished
 from workbench.stats import ratios
 from workbench.tasks.batching import Encoded, rows
 from workbench.tasks.generation import drawn
+from workbench.tasks.kept import Kept
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.score import side_by_side
 
@@ -47,6 +49,7 @@ KEY = "behaviour.generate"
 BASE, TUNED, CONTRAST, ITERATIVE = "base", "tuned", "contrast", "iterative"
 ARMS = (BASE, TUNED, CONTRAST, ITERATIVE)
 CONTRASTS = (CONTRAST, ITERATIVE)
+FLAT = "contrast of the base with itself"
 WORDS = 30  # told of each arm
 Texts = list[list[int]]
 
@@ -106,8 +109,9 @@ def generate(
     30 words it uses most beyond the base's texts (of a contrast: beyond the contrast of the base
     with itself, which draws alike from what the base finds plausible), rows word (word, count,
     other_count; value: z, see `novelty.overused`; baseline: the 95% quantile of the largest z where
-    texts are dealt to the two arms at random). Raises WorkbenchError for unknown arms, or a number
-    that is out of range.
+    texts are dealt to the two arms at random). The texts of an arm are saved when it is done, so
+    that the same call resumes after an interruption. Raises WorkbenchError for unknown arms, or a
+    number that is out of range.
     """
     _require(arms, n, length, alpha, rounds)
     words = pair.base.tokenizer()
@@ -125,17 +129,20 @@ def generate(
         models = (sides.base, sides.tuned)
         # What one side writes the other reads.
         run["known"] = min(len(model.get_input_embeddings().weight) for model in models)
+        choose = contrasted(alpha)
+        writers: dict[str, Callable[[], Texts]] = {
+            BASE: lambda: written([models[0]], begun, length, **run),
+            TUNED: lambda: written([models[1]], begun, length, **run),
+            CONTRAST: lambda: written(models, begun, length, choose, **run),
+            ITERATIVE: lambda: _iterative(pair, sides.tuned, begun, length, choose, rounds, run),
+            FLAT: lambda: written([models[0]], begun, length, choose, **run),
+        }
+        how = (device, dtype, length, alpha, rounds, sorted(run.items(), key=str), begun)
+        kept = _kept(pair, how)
         for arm in progress(arms, desc=f"{pair.name}: texts"):
-            if arm in (BASE, TUNED):
-                made[arm] = written([models[arm == TUNED]], begun, length, **run)
-            elif arm == CONTRAST:
-                made[arm] = written(models, begun, length, contrasted(alpha), **run)
-            else:
-                made[arm] = _iterative(
-                    pair, sides.tuned, begun, length, contrasted(alpha), rounds, run
-                )
+            made[arm] = _once(kept, arm, len(begun), writers[arm])
         if set(arms) & set(CONTRASTS):  # what the same choice writes where nothing is new
-            flat = written([models[0]], begun, length, contrasted(alpha), **run)
+            flat = _once(kept, FLAT, len(begun), writers[FLAT])
         novelty = {
             arm: _novelty(models, words, begun, texts, batch_size) for arm, texts in made.items()
         }
@@ -164,6 +171,27 @@ def _require(arms: Sequence[str], n: int, length: int, alpha: float, rounds: int
     for name, value in (("n", n), ("length", length), ("rounds", rounds)):
         if value < 1:
             raise WorkbenchError(f"{name} must be at least 1, not {value}.")
+
+
+def _kept(pair: CheckpointPair, how: Any) -> Kept | None:
+    """Where this pair's texts are kept; a model in memory may change, so nothing of it is."""
+    sides = (pair.base, pair.tuned)
+    if any(isinstance(side.reference, nn.Module) for side in sides):
+        return None
+    return Kept(KEY, *(side.identity for side in sides), how, sorted(versions().items()))
+
+
+def _once(kept: Kept | None, arm: str, count: int, make: Callable[[], Texts]) -> Texts:
+    """The texts of an arm, written unless they are kept."""
+    told = "" if kept is None else kept.known().get(arm, "")
+    if told:
+        texts = json.loads(told)
+        if isinstance(texts, list) and len(texts) == count:
+            return texts
+    texts = make()
+    if kept is not None:
+        kept.put({arm: json.dumps(texts)})
+    return texts
 
 
 def _begun(words: Any, prompts: PromptSet | Sequence[str] | None, n: int) -> Texts:
