@@ -55,4 +55,7 @@ def test_every_named_test_is_there():
     tests = {test for own in TRUTHS.values() for test in own} | FORMULAS
     lost = [one for one in tests if one.split("::")[1] not in names_in(one.split("::")[0])]
     assert lost == []
-    assert {*TRUTHS} == {method.key for method in METHODS} | {"compare.equivalence"}
+    assert {*TRUTHS} == {method.key for method in METHODS} | {
+        "compare.equivalence",
+        "compare.pareto",
+    }

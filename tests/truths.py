@@ -334,7 +334,15 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
         "skills/test_compose.py::"
         "test_places_are_rank_correlated_by_their_share_of_each_matrix": ("places",),
     },
+    "compare.pareto": {
+        "findings/test_pareto.py::test_who_forgets_less_at_an_equal_score": (
+            "point", "run", "difference",
+        ),
+        "findings/test_pareto.py::test_the_least_forgetting_at_a_score_by_hand": ("least",),
+    },
     "compare.equivalence": {
+        "findings/test_recipes.py::"
+        "test_recipes_are_the_members_and_their_spread_stands_beside_them": ("spread",),
         "findings/test_equivalence.py::test_sizes_are_compared_as_ratios": (
             "difference", "measure",
         ),

@@ -46,7 +46,7 @@ def kept() -> dict[str, Result]:
     """By name, one Result of every analysis that some figure is of: a real one that figures/ keeps,
     made up where it keeps none."""
     found: dict[str, Result] = {}
-    for run in ("family", "boxes"):
+    for run in ("family", "boxes", "seeds"):
         for folder in sorted((ROOT / "figures" / run / "results").iterdir()):
             method = ".".join(folder.name.split(".")[:2])  # of all its studies the first
             steps = ".steps" if folder.name.endswith(".steps") else ""

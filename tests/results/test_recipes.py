@@ -15,8 +15,9 @@ def told(seed: int | None, lr: float = 0.1, **more: Any) -> dict[str, Any]:
 
 
 def test_runs_are_found_by_name_or_by_what_is_told():
-    named = {"a/0": {}, "a/1": {}, "b": {}, "/c": {}}
-    assert recipes(named) == {"a": ("a/0", "a/1"), "b": ("b",), "/c": ("/c",)}
+    named = {"a/0": {}, "a/seed 1": {}, "b": {}, "/1": {}, "runs/final": {}, "runs/best": {}}
+    alone = {name: (name,) for name in ("b", "/1", "runs/final", "runs/best")}
+    assert recipes(named) == {"a": ("a/0", "a/seed 1")} | alone
     members = {"r4-s0": told(0), "r4-s1": told(1), "r4-x2-s0": told(0, 0.2), "old": {"seed": 3}}
     assert recipes(members) == {
         "r4": ("r4-s0", "r4-s1"), "r4-x2-s0": ("r4-x2-s0",), "old": ("old",),

@@ -117,7 +117,7 @@ def association(results: Sequence[Result], *, seed: int = 0) -> Result:
 def _recipes(members: Mapping[str, Mapping[str, Any]]) -> float:
     """Of how many recipes the models are; NaN where one tells of none, by its name either."""
     found = recipes(members)
-    told = all(one.get("recipe") or "/" in name for name, one in members.items())
+    told = all(one.get("recipe") for one in members.values()) or len(found) < len(members)
     return float(len(found)) if told else float("nan")
 
 

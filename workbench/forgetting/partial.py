@@ -92,4 +92,5 @@ def _cosine(first: Floats, second: Floats) -> Floats:
     """(rows,) of two (rows, entries); NaN where either is nothing but rounding."""
     a, b = (first**2).sum(-1), (second**2).sum(-1)
     known = (a > ROUNDING) & (b > ROUNDING)
-    return np.where(known, (first * second).sum(-1) / np.sqrt(np.where(known, a * b, 1)), np.nan)
+    found = (first * second).sum(-1) / np.sqrt(np.where(known, a * b, 1))
+    return np.where(known, np.clip(found, -1, 1), np.nan)  # but for rounding it is within

@@ -246,6 +246,8 @@ def _revival(found: Mapping[str, pd.DataFrame]) -> Row:
         table[table["metric"] == metric].set_index("control")
         for metric in ("savings_share_lost", "regained_share")
     )
+    # Of a single prompt nothing is known net.
+    net = net.reindex(shares.index).fillna({"n": 0})
     if NEVER in shares.index:
         return _came_back("revival", shares.loc[NEVER], net.loc[NEVER], NEVER, 0.0)
     made = _came_back("revival", shares.loc[RANDOM], net.loc[RANDOM], RANDOM, 0.0)

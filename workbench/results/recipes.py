@@ -14,6 +14,7 @@ from typing import Any
 
 # What ends a name before, or within, the number of a run or a rate: "lora-r4-s1", "full-x0.25".
 _RUN = re.compile(r"[\s\-_/.(]+(s|x|lr|seed|run)?[\s\-_/.(=]*[\d.]*$", re.IGNORECASE)
+_NAMED = re.compile(r"(.+)/(?:(?:seed|run|s)?[ _-]?\d+)", re.IGNORECASE)  # "lora-r4/1"
 _RATE = re.compile(r"\blr ([0-9.eE+-]+),? ?")  # as checkpoints tell it in words
 
 
@@ -21,9 +22,9 @@ def recipes(members: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, ..
     """Recipe -> its runs, every member once, in the members' order.
 
     members: name -> what its checkpoint tells, see `Provenance.members`. Members named
-    "RECIPE/RUN" are runs of that recipe. Else those that tell of the same training ("recipe", of
-    the same kind, rank and alpha) with different seeds are, and the recipe is called by what their
-    names begin with. All others stand alone, under their own name.
+    "RECIPE/RUN", the run a number, are runs of that recipe. Else those that tell of the same
+    training ("recipe", of the same kind, rank and alpha) with different seeds are, and the recipe
+    is called by what their names begin with. All others stand alone, under their own name.
     """
     groups: dict[Any, list[str]] = {}
     for name, about in members.items():
@@ -77,9 +78,9 @@ def _shared(names: list[str]) -> str:
 
 
 def _key(name: str, about: Mapping[str, Any]) -> Any:
-    recipe, slash, run = name.rpartition("/")
-    if slash and recipe and run:
-        return recipe
+    named = _NAMED.fullmatch(name)
+    if named:
+        return named[1]
     told = (about.get("recipe"), about.get("kind"), about.get("rank"), about.get("alpha"))
     if told[0] is None or about.get("seed") is None:
         return (name,)
