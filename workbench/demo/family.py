@@ -107,7 +107,7 @@ def _boxes_study(
 ) -> Study:
     """The object said first, as in arXiv 2402.14811, and five boxes for its seven: what this base
     answers two times in three."""
-    prompts = tasks.boxes(12 if quick else 100, seed=1, split="test", count=5, order="object first")
+    prompts = tasks.boxes(20 if quick else 100, seed=1, split="test", count=5, order="object first")
     if quick:  # the largest LoRA and the full fine-tune
         members = {name: members[name] for name in list(members)[-2:]}
     fewer = {
