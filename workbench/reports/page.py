@@ -79,6 +79,8 @@ def report(
             f"{'; '.join(sorted(bases.values()))}; write one report per base."
         )
     members = figures.everyone(read)
+    # What is compared may be recipes of several runs, or curves of several recipes.
+    single = figures.everyone([r for r in read if not r.analysis.startswith("compare.")] or read)
     with style.family(members):
         chapters = [
             _checked(name, loaded, pictures, source)
@@ -99,7 +101,8 @@ def report(
         sets=answer.asked(read),
         versions=[f"{name} {version}" for name, version in versions.items()],
         words=glossary(),
-        family=_family(members),
+        family=_family(single),
+        models=len(single),
         looks=looks,
         warnings=[] if preflight is None else _warnings(preflight),
         preflight=[] if preflight is None else _preflight(preflight),
