@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 
 from workbench.loaders import Delta
 from workbench.loaders.names import ParameterSite
 from workbench.spectral.linalg import Triplets
-from workbench.spectral.scale import Found, _beyond, _rows, direction
+from workbench.spectral.scale import Found, _rows, direction
 from workbench.tasks.measurements import Items
 
 SIGMA = np.array([9.0, 6.0, 5.0, 2.0])
@@ -94,8 +95,19 @@ def test_what_the_intruder_changes_beyond_another_arm_by_hand():
     first = {("pretraining", "loss"): Items(texts, np.array([10.0, 10.0, 20.0]))}
     arm = {("pretraining", "loss"): first["pretraining", "loss"]._replace(values=texts * 1.5)}
     top = {("pretraining", "loss"): first["pretraining", "loss"]._replace(values=texts * 1.5 - 0.6)}
-    (row,) = _beyond("full", "shrink", 0.5, top, arm, first, 0)
-    # At lambda 1 the loss is 6 by the tokens, of which 0.6 is 10%.
+    *_, row = _rows("full", "shrink", 0.5, arm, first, 0, top)
     assert row[:5] == ("full", "shrink", 0.5, "pretraining", "loss_change_of_top_beyond")
+    # At lambda 1 the loss is 6 by the tokens, of which 0.6 is 10%.
     assert row[5:8] == pytest.approx((-10, -10, -10))
     assert row[8:] == (3, 0.0)
+
+
+def test_a_score_that_no_answer_changed_is_no_certain_nought():
+    """Of 64 right answers, all right on both sides: Newcombe's interval is Wilson's lower end of
+    either side, whose distance from 1 is z^2 / (64 + z^2). The model itself is certain."""
+    one = {("task", "score"): Items(np.ones(64), np.ones(64))}
+    other = {("task", "score"): Items(np.ones(64), np.ones(64))}
+    moved = _rows("full", "top", 0.5, other, one, 0)[1]
+    edge = 100 * norm.ppf(0.975) ** 2 / (64 + norm.ppf(0.975) ** 2)
+    assert moved[4:8] == ("score_change", 0, pytest.approx(-edge), pytest.approx(edge))
+    assert _rows("full", "top", 1.0, one, one, 0)[1][5:8] == (0, 0, 0)

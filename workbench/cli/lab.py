@@ -77,7 +77,12 @@ def build(
 
 @app.command()
 def seeds(
-    out: Annotated[Path, typer.Option(help="Folder to write the models to.")] = Path("out/seeds"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to write the models to. Default: where demo --model seeds looks for them."
+        ),
+    ] = None,
     member: Annotated[
         list[str] | None, typer.Option(help="Train only runs of these recipes; may repeat.")
     ] = None,
@@ -87,12 +92,14 @@ def seeds(
 ) -> None:
     """Train the shipped recipes again, with other seeds and at other learning rates.
 
-    Example: workbench lab seeds --out out/seeds --member lora-r4 --count 3
+    Example: workbench lab seeds --member lora-r4 --count 3
     """
     from workbench.demo import FAMILY
     from workbench.lab import seeds as of
+    from workbench.results import cache
 
     wanted = of.runs(member or of.NAMES, seeds=count, swept=member or of.SWEPT)
+    out = cache.folder("seeds") if out is None else out
     for path in of.seeds(FAMILY / "base", out, wanted=wanted).values():
         print(path)
 

@@ -35,6 +35,12 @@ def seeds_study(
     trained = seeds(base, cache.folder("seeds") if home is None else home)
     first: dict[str, Reference] = {name: family / name for name in NAMES}
     again = {name: path for name, path in trained.items() if "-x" not in name}
+    every = {
+        run: path
+        for name in NAMES  # runs of one recipe side by side
+        for run, path in (first | again).items()
+        if run == name or run.startswith(f"{name}-s")
+    }
     rates = {name: path for name, path in trained.items() if "-x" in name}
     own = {f"{name}-s1": trained[f"{name}-s1"] for name in SWEPT}  # two runs, as of other rates
     own = {name: family / name for name in SWEPT} | own
@@ -42,7 +48,7 @@ def seeds_study(
     task = shipped.held_out(shipped.TASK, ITEMS)
     texts = shipped.mixture(ITEMS, seed=1, split="test").texts
     return Study(
-        load_family(base, first | again),
+        load_family(base, every),
         task=task,
         texts=texts,
         only=READ,

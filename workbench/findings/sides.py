@@ -117,6 +117,7 @@ def _crossed(items: pd.DataFrame, runs: int) -> bool:
 
 
 def measured(measure: Measure, side: Side) -> Iterator[Row]:
+    """Rows "measure" and, of several runs, "spread" of a Result's table."""
     runs = len(side.rows)
     about = {"metric": "measure", "measure": measure.name, "member": side.name, "runs": runs}
     if runs == 1:

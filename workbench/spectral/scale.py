@@ -31,11 +31,12 @@ from workbench.results.validity import finished
 from workbench.spectral.base_svd import base_triplets
 from workbench.spectral.intruders import cosines
 from workbench.spectral.linalg import Operator, Triplets, dense_triplets
-from workbench.stats import bootstrap, share
+from workbench.stats import Interval, bootstrap, change, share
 from workbench.tasks.measurements import Items, losses, own_samples, scores
 from workbench.tasks.prompts import PromptSet
 
 LAMBDAS = (0.0, 0.1, 0.25, 0.3, 0.5, 0.7, 0.75, 0.9, 1.0, 1.5, 2.0)
+Measured = dict[tuple[str, str], Items]  # (task, metric) -> its items
 ROUNDING = 1e-6  # of a score, or of nats in float32
 ARMS = ("top", "all", "neighbour", "random", "shrink")
 
@@ -164,7 +165,7 @@ def scale_intruders(
     found = find(pair, k, eps, device)
     model = merged(pair, device, named_dtype(dtype) or torch.float32)
 
-    def measure() -> dict[tuple[str, str], Items]:
+    def measure() -> Measured:
         return {
             (task.name, "score"): scores(model, tokenizer, task),
             ("pretraining", "loss"): losses(model, tokenizer, texts),
@@ -173,7 +174,7 @@ def scale_intruders(
     start = measure()
     grid = [x for x in lambdas if x != 1] if found else []
     rows: list[tuple[Any, ...]] = []
-    tops: dict[float, dict[tuple[str, str], Items]] = {}
+    tops: dict[float, Measured] = {}
     ordered = sorted(arms, key=lambda arm: arm != "top")  # what the others are compared with
     for arm in progress(ordered, desc=f"scale {pair.name}"):
         rows += _rows(pair.name, arm, 1.0, start, start, seed)
@@ -181,11 +182,9 @@ def scale_intruders(
         for x in grid:
             with _scaled(pair, directions, x).on(model):
                 now = measure()
-            rows += _rows(pair.name, arm, x, now, start, seed)
+            rows += _rows(pair.name, arm, x, now, start, seed, tops.get(x))
             if arm == "top":
                 tops[x] = now
-            elif x in tops:
-                rows += _beyond(pair.name, arm, x, tops[x], now, start, seed)
     columns = ["member", "arm", "x", "task", "metric", "value", "low", "high", "n", "baseline"]
     parameters = {
         "task": describe(task), "texts": describe(list(texts)), "lambdas": list(lambdas),
@@ -225,40 +224,36 @@ def _rows(
     member: str,
     arm: str,
     x: float,
-    now: dict[tuple[str, str], Items],
-    start: dict[tuple[str, str], Items],
+    now: Measured,
+    start: Measured,
     seed: int,
+    top: Measured | None = None,
 ) -> list[tuple[Any, ...]]:
+    """The rows of one arm at one lambda. top: what arm top gives there, for the other arms."""
     rows = []
     for (task, metric), items in now.items():
         first = start[task, metric]
         at_one = bootstrap(*first, seed=seed).value
         own = share(items.values, seed=seed) if metric == "score" else bootstrap(*items, seed=seed)
         rows.append((member, arm, x, task, metric, *own, at_one))
-        scale = 100 / at_one if abs(at_one) > ROUNDING else np.nan
-        moved = bootstrap((items.values - first.values) * scale, items.weights, seed=seed)
+        moved = _percent(metric, first, items, at_one, seed)
         rows.append((member, arm, x, task, f"{metric}_change", *moved, at_one))
+        if top is not None:
+            more = _percent(metric, items, top[task, metric], at_one, seed)
+            rows.append((member, arm, x, task, f"{metric}_change_of_top_beyond", *more, 0.0))
     return rows
 
 
-def _beyond(
-    member: str,
-    arm: str,
-    x: float,
-    top: dict[tuple[str, str], Items],
-    now: dict[tuple[str, str], Items],
-    start: dict[tuple[str, str], Items],
-    seed: int,
-) -> list[tuple[Any, ...]]:
-    """What the intruder's scaling changes more than this arm's does, item by item."""
-    rows = []
-    for (task, metric), items in now.items():
-        at_one = bootstrap(*start[task, metric], seed=seed).value
-        scale = 100 / at_one if abs(at_one) > ROUNDING else np.nan
-        more = (top[task, metric].values - items.values) * scale
-        found = bootstrap(more, items.weights, seed=seed)
-        rows.append((member, arm, x, task, f"{metric}_change_of_top_beyond", *found, 0.0))
-    return rows
+def _percent(metric: str, before: Items, after: Items, at_one: float, seed: int) -> Interval:
+    """after - before, item by item, in % of the value at lambda 1; NaN where that is nothing."""
+    scale = 100 / at_one if abs(at_one) > ROUNDING else np.nan
+    if metric == "score":
+        same = after is before
+        found = change(before.values, after.values, same=same, seed=seed)
+    else:
+        found = bootstrap(after.values - before.values, after.weights, seed=seed)
+    value, low, high = (edge * scale for edge in found[:3])
+    return Interval(value, low, high, found.n)
 
 
 def _outer(triplets: Triplets, places: Sequence[int]) -> Tensor:

@@ -78,7 +78,11 @@ def _given(result: Result, outcome: str) -> pd.DataFrame:
 def _rho(row: pd.Series) -> str:
     if pd.isna(row["value"]):
         return "undefined"
-    return f"ρ = {row['value']:.2f} (p = {row['p']:.2f})"
+    return f"ρ = {row['value']:.2f} ({_p(row)})"
+
+
+def _p(row: pd.Series) -> str:
+    return "p < 0.01" if row["p"] < 0.01 else f"p = {row['p']:.2f}"
 
 
 DRAWINGS = (
@@ -106,12 +110,12 @@ def sentence(result: Result) -> Findings:
     given = _given(result, "loss")
     parts = []
     for _, row in found.iterrows():
-        said = f"{row['measure']}: ρ {change(row, '.2f')} (p = {row['p']:.2f})"
+        said = f"{row['measure']}: ρ {change(row, '.2f')} ({_p(row)})"
         if row["measure"] in given.index:
             own = given.loc[row["measure"]]
             said += ", given the task's score " + (
                 "undefined" if pd.isna(own["value"])
-                else f"ρ {change(own, '.2f')} (p = {own['p']:.2f})"
+                else f"ρ {change(own, '.2f')} ({_p(own)})"
             )  # fmt: skip
         parts.append(said)
     count = f"{len(result.members)} models"

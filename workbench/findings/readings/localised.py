@@ -16,12 +16,10 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.findings.readings.reading import Reading, above, of, reading
+from workbench.findings.readings.reading import COST, Reading, above, nearest_scale, of, reading
 from workbench.results.result import Result
 from workbench.stats import Interval, difference
 
-SCALE, NEAR = 0.7, 0.21  # the paper's, and how far from it a scale may lie
-COST = 5  # % of the score that would not matter
 Row = dict[str, Any]
 
 
@@ -40,9 +38,8 @@ def localised(results: Sequence[Result]) -> Iterator[Reading]:
                 continue
             table = result.table[result.table["member"] == member]
             top, shrink = (_arm(table, arm) for arm in ("top", "shrink"))
-            near = {x: abs(x - SCALE) for x in top if x in shrink and abs(x - SCALE) < NEAR}
-            if near:
-                at = min(near, key=near.__getitem__)
+            at = nearest_scale(x for x in top if x in shrink)
+            if at is not None:
                 yield _read(member, f"scale {at:g}", forgotten, top[at], shrink[at])
 
 

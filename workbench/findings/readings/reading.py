@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from workbench.findings.measures import MEASURES
@@ -13,6 +13,8 @@ LOW_RANK = 16  # up to which arXiv 2410.21228 finds intruders throughout
 FEW = 0.01  # of the vectors: not worth being called many
 # Of a score: a change that would not matter.
 (MARGIN,) = (one.margin or 0.0 for one in MEASURES if one.name == "score")
+SCALE, NEAR = 0.7, 0.21  # of the top intruders, arXiv 2410.21228v3, and how far one may lie from it
+COST = 5  # % of the score that would not matter there
 MISSING: dict[str, Any] = {"value": math.nan, "low": math.nan, "high": math.nan, "n": 0}
 
 
@@ -46,6 +48,12 @@ def reading(
 def above(low: float, high: float, line: float) -> bool | None:
     """Whether an interval lies above a line; None where it holds it."""
     return True if low > line else False if high < line else None
+
+
+def nearest_scale(tried: Iterable[float]) -> float | None:
+    """The scale nearest to the paper's; None where none is near."""
+    near = [float(x) for x in tried if abs(x - SCALE) < NEAR]
+    return min(near, key=lambda x: abs(x - SCALE), default=None)
 
 
 def ranked(results: Sequence[Result]) -> list[tuple[str, Any]]:

@@ -10,10 +10,12 @@ from workbench.findings.equivalence import ALIKE, equivalence
 from workbench.findings.measures import BEYOND_CHANCE, MEASURES, Measure
 from workbench.findings.pareto import pareto
 from workbench.findings.readings.reading import (
+    COST,
     FEW,
     LOW_RANK,
     Reading,
     above,
+    nearest_scale,
     of,
     ranked,
     reading,
@@ -123,10 +125,9 @@ def _scaled(results: Sequence[Result]) -> Iterator[tuple[str, float, dict[str, A
     """(member, scale, "arm metric" -> row) at the scale nearest to the paper's 0.7."""
     for result in of(results, "spectral.scale"):
         table = result.table
-        tried = [x for x in table["x"].dropna().unique() if abs(x - 0.7) < 0.21]
-        if not tried:
+        at = nearest_scale(table["x"].dropna().unique())
+        if at is None:
             continue
-        at = min(tried, key=lambda x: abs(x - 0.7))
         rows = table[(table["x"] == at) & table["metric"].isin(SCALED)]
         rows = rows[rows["arm"].isin(("top", "neighbour"))]
         for member, own in rows.groupby("member", sort=False):
@@ -136,7 +137,7 @@ def _scaled(results: Sequence[Result]) -> Iterator[tuple[str, float, dict[str, A
                 if row["metric"].startswith("loss") == (row["task"] == "pretraining")
             }
             if {"top loss_change", "neighbour loss_change"} <= set(found):
-                yield str(member), float(at), found
+                yield str(member), at, found
 
 
 def scaling_loss(results: Sequence[Result]) -> Iterator[Reading]:
@@ -161,5 +162,5 @@ def scaling_score(results: Sequence[Result]) -> Iterator[Reading]:
     for member, at, rows in _scaled(results):
         top, beside = rows.get("top score_change"), rows.get("neighbour score_change")
         if _takes_back(rows) and top and beside:
-            holds = above(top["low"], top["high"], -5)
+            holds = above(top["low"], top["high"], -COST)
             yield reading(member, top, beside["value"], holds, f"scale {at:g}")
