@@ -13,8 +13,9 @@ from transformers import AutoTokenizer
 
 import workbench as wb
 from workbench import tasks
-from workbench.demo import FAMILY, lost, shipped_study
+from workbench.demo import FAMILY, lost, shipped_study, smollm2
 from workbench.demo.family import groups
+from workbench.errors import WorkbenchError
 from workbench.lab import shipped
 from workbench.study.plan import plan
 
@@ -165,3 +166,21 @@ def test_prompts_of_scrambled_words_match_the_tasks():
     pairs = table[table["metric"] == "auc_matched:tuco"].set_index("group")["n"]
     assert pairs["fine-tuning-like > pre-training-like"] == 0
     assert pairs["fine-tuning-like > pre-training words"] >= 10
+
+
+def test_what_only_plans_trains_nothing(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
+    made = lost.chains(FAMILY, quick=False, train=False)
+    assert list(made) == ["chain lora-r4"]
+    assert "chain full" in lost.CHAINS
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_of_a_real_model_differ_in_their_seed_alone():
+    made = smollm2.runs(("lora-r1", "full"), steps=40, seeds=2)
+    assert list(made) == ["lora-r1", "full", "lora-r1-s1", "full-s1"]
+    again = replace(made["full-s1"], seed=0)
+    assert again == made["full"]
+    assert made["full-s1"].steps == 40
+    with pytest.raises(WorkbenchError, match="Unknown models \\['lora-r2'\\]"):
+        smollm2.runs(("lora-r2",))

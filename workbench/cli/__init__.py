@@ -152,6 +152,7 @@ def demo(
     text: Text = None,
     full: Annotated[bool, typer.Option(help="Use all prompts and grids of the family.")] = False,
     steps: Annotated[int, typer.Option(help="Training steps of each SmolLM2 model.")] = 300,
+    runs: Annotated[int, typer.Option(help="Training runs of each SmolLM2 recipe.")] = 1,
     member: Annotated[
         list[str] | None,
         typer.Option(help="Train and compare only these SmolLM2 models; may repeat."),
@@ -181,7 +182,14 @@ def demo(
 
     shared: dict[str, Any] = {"device": device, "dtype": dtype}
     if model == "family":
-        study, title = shipped_study(quick=not full, **shared), "The shipped family"
+        if full:
+            say(
+                "All grids: on first use a chain of two fine-tunes is trained, for some minutes; "
+                "--dry-run leaves it out.",
+                error=True,
+            )
+        study = shipped_study(quick=not full, train=not dry_run, **shared)
+        title = "The shipped family"
         title += "" if full else " (demo: few prompts and sites, so the intervals are wide)"
     elif model == "seeds":
         say(
@@ -203,7 +211,9 @@ def demo(
         )
         if dry_run:
             return
-        study = smollm2_study(texts(text), steps=steps, only_members=member or (), **shared)
+        study = smollm2_study(
+            texts(text), steps=steps, seeds=runs, only_members=member or (), **shared
+        )
         title = "SmolLM2-135M-Instruct on boxes"
     else:
         raise WorkbenchError(f"Expected --model family, seeds or smollm2, found {model!r}.")

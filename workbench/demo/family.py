@@ -56,12 +56,18 @@ LAST = tuple(group for group in GROUPS if group.position == -1)
 
 
 def shipped_study(
-    folder: Path = FAMILY, *, quick: bool = False, device: str = "cpu", dtype: str = "float32"
+    folder: Path = FAMILY,
+    *,
+    quick: bool = False,
+    train: bool = True,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> Study:
     """The shipped family: the members of its main task and one member's checkpoints as
     steps; beside them the members that learned boxes, and the one that unlearned some facts.
 
     quick: fewer prompts and coarser grids, and one seed per recipe, for a run of about a minute.
+    train: False leaves out the chain that is trained on first use, for some minutes.
     Raises WorkbenchError where the family is not there.
     """
     if not (folder / "manifest.json").exists():
@@ -96,7 +102,7 @@ def shipped_study(
         groups=groups(task, list(sets.values()), n=20 if quick else 100),
         options=QUICK if quick else {},
         only=tuple(a.key for a in ANALYSES if a.key not in (*PATCHED, *SKILLS, *ASIDE)),
-        chains=lost.chains(folder, quick),
+        chains=lost.chains(folder, quick, train),
         also=also,
         **run,
     )

