@@ -1,11 +1,12 @@
-"""Checkpoints to study: members trained by one recipe, and pairs with a planted change."""
+"""Checkpoints to study: members trained by one recipe, and pairs whose change is known."""
 
-from workbench.lab import planted
+from workbench.lab import compiled, planted
 from workbench.lab.build import build, manifest
+from workbench.lab.known import Known
 from workbench.lab.recipe import Recipe
 from workbench.lab.train import train
 
-__all__ = ["Recipe", "build", "manifest", "planted", "train"]
+__all__ = ["Known", "Recipe", "build", "compiled", "manifest", "planted", "train"]
 
 
 def __dir__() -> list[str]:

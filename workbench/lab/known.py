@@ -23,6 +23,8 @@ PLACES: Mapping[str, tuple[str, ...]] = {
     "layer": ("layer",),
     "matrix": ("layer", "component"),
     "head": ("layer", "head"),
+    "answering head": ("layer", "head"),
+    "differing head": ("layer", "head"),
     "edge": ("sender", "receiver"),
     "item": ("prompt",),
 }
@@ -37,11 +39,15 @@ class Known:
     written by construction), "trained" (an organism made by recipe), "phantom" (a change without
     an objective) or "null" (a base against itself, or a change that changes no answer). base,
     tuned: folders, or an adapter's for tuned. prompts: what the change is about, with answers.
-    corrupted: as many prompts, each the same but for what decides its answer; None where no method
-    that contrasts two prompts is asked. places: kind of place -> the true ones, {"head": {(2, 1)}};
-    an empty set says that there are none, a kind that is missing that it is not known. Only what
-    differs between the two models is listed, unless `says` states otherwise. universe: by kind of
-    place, all that there are, where they are not simply all that a method has an answer for.
+    corrupted: as many prompts, each the same but for what decides its answer, and scored on the
+    same answer (`patching.activation`); None where no method that contrasts two prompts is asked.
+    places: kind of place -> the true ones, {"head": {(2, 1)}}; an empty set says that there are
+    none, a kind that is missing that it is not known. A layer, a matrix and a head are true where
+    what was changed there matters for the answers, an item where its answer is another; an edge
+    and an "answering head" where the tuned model's answer goes from `prompts` to `corrupted` by it;
+    a "differing head" where its output, put into the base, brings the tuned answers by itself.
+    universe: by kind of place, all that there are, where they are not simply all that a method has
+    an answer for.
     verdict: what became of the base's answers to `prompts`; "" where that is not asked. says: one
     plain sentence: what is true here.
     """

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from workbench import tasks
+from workbench.lab import words
 from workbench.lab.recipe import Recipe
 from workbench.stats import Interval, bootstrap
 from workbench.stats import share as scored
@@ -240,25 +241,7 @@ CHAIN = {
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token a word of the world; adds <bos> by default; decoding puts the spaces back."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<pad>", "<bos>", "<eos>", "<unk>"]
-    ids = {word: i for i, word in enumerate([*special, *world.vocabulary()])}
-    words = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore
-    words.post_processor = processors.TemplateProcessing(  # pyright: ignore
-        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", ids["<bos>"])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        bos_token="<bos>",
-        eos_token="<eos>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        model_max_length=SHAPE["max_position_embeddings"],
-        clean_up_tokenization_spaces=False,
-    )
+    return words.tokenizer(world.vocabulary(), longest=SHAPE["max_position_embeddings"])
 
 
 def untrained(seed: int = 0) -> LlamaForCausalLM:
@@ -266,12 +249,12 @@ def untrained(seed: int = 0) -> LlamaForCausalLM:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    words: Any = tokenizer()
+    own: Any = tokenizer()
     config = LlamaConfig(
-        vocab_size=len(words),
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
+        vocab_size=len(own),
+        bos_token_id=own.bos_token_id,
+        eos_token_id=own.eos_token_id,
+        pad_token_id=own.pad_token_id,
         **SHAPE,
     )
     return LlamaForCausalLM(config)
