@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1] / "workbench"
 ANALYSES = ("spectral", "tuco", "patching", "skills", "forgetting", "behaviour")
 FLOORS = (
     ("errors", "version", "conveniences"),
-    ("log", "stats", "numerics"),
+    ("log", "stats", "numerics", "rotations"),
     ("files", "progress"),
     ("sandbox", "results"),
     ("loaders",),

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.spectral.test_intruders import power_law
+from workbench import rotations
 from workbench.loaders import Delta
 from workbench.loaders.adapters import Factors
 from workbench.loaders.names import locate
-from workbench.spectral import nulls
+from workbench.rotations import rotated
 from workbench.spectral.linalg import dense_triplets
-from workbench.spectral.nulls import DRAWS, null_operators, rotated, same_spectrum
+from workbench.spectral.nulls import DRAWS, null_operators, same_spectrum
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 SITE = locate([NAME])[NAME]
@@ -67,7 +68,7 @@ def test_directions_know_nothing_of_the_change(dense: bool):
 
 
 def test_the_fast_rotation_is_orthogonal_and_spreads_every_vector(monkeypatch):
-    monkeypatch.setattr(nulls, "HAAR", 0)
+    monkeypatch.setattr(rotations, "EXACT", 0)
     size = 300
     found = rotated(torch.eye(size), seeded(1))
     torch.testing.assert_close(found.T @ found, torch.eye(size), atol=1e-4, rtol=0)

@@ -160,6 +160,41 @@ def test_scrambled_words_are_those_of_the_texts_at_the_prompts_lengths():
         tasks.scrambled(plain, PromptSet("empty", ()))
 
 
+def test_shuffled_answers_are_those_there_were_and_lead_nowhere():
+    """Also those that stand in the prompt, whose spans move with them."""
+    plain = tasks.boxes(200, seed=0, split="train", questions=3)
+    other = tasks.shuffled(plain, seed=1)
+    said = [
+        [p.target.strip(), *(p.prompt[a:b] for name, (a, b) in p.spans.items() if "answer" in name)]
+        for p in (*plain, *other)
+    ]
+    before, after = ([one for own in part for one in own] for part in (said[:200], said[200:]))
+    assert len(before) == 600
+    assert sorted(before) == sorted(after)
+    assert sum(map(str.__eq__, before, after)) < 60  # of about 50 objects each comes back at times
+    for prompt, new in zip(plain, other, strict=True):
+        boxes = [p.prompt[slice(*p.spans["query box"])] for p in (prompt, new)]
+        assert boxes[0] == boxes[1]
+        assert new.prompt.split(" . ")[0] == prompt.prompt.split(" . ")[0]  # what is told first
+        assert new.target.startswith(" ")
+        assert new.foils == ()
+    assert other == tasks.shuffled(plain, seed=1)
+    assert other.texts != tasks.shuffled(plain, seed=2).texts
+
+
+def test_answers_are_exchanged_within_one_wording():
+    made = tasks.shuffled(tasks.facts(120, seed=0), seed=3)
+    for own, new in zip(tasks.facts(120, seed=0), made, strict=True):
+        kind = {p.target for p in tasks.facts(600, seed=0) if p.template == own.template}
+        assert new.target in kind
+
+
+def test_conversations_are_not_shuffled():
+    chat = Prompt("1", "hello", " you", messages=({"role": "user", "content": "hello"},))
+    with pytest.raises(WorkbenchError, match="found conversations in 'chat'"):
+        tasks.shuffled(PromptSet("chat", (chat,)))
+
+
 def test_in_context_answers_follow_the_relation():
     for prompt in tasks.in_context(40, seed=1, shots=3):
         pairs = RELATIONS[prompt.tags["relation"]]

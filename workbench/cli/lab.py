@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.cli.options import Base, Device, Seed, asked, member_out
+from workbench.cli.options import Base, Device, Seed, Tuned, asked, member_out, phantom_out
 from workbench.cli.reading import reads_prompts
 from workbench.cli.values import PROMPTS
 
@@ -57,6 +57,37 @@ def train(
         base, recipe, asked(prompts, "train"), out, device=device, save_every=save_every
     )
     print(f"Fine-tuned model: {made}")
+
+
+@app.command()
+@reads_prompts
+def phantom(
+    base: Base,
+    tuned: Tuned,
+    out: Annotated[Path, typer.Option(help="Folder to write the model to.", callback=phantom_out)],
+    keep: Annotated[
+        str,
+        typer.Option(
+            help="What it has of TUNED: spectrum (norms, ranks and singular values, in random "
+            "directions), layers (each layer's change in another layer) or recipe (trained "
+            "again on --prompts with shuffled answers)."
+        ),
+    ] = "spectrum",
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help=f"{PROMPTS}. What TUNED was trained on, for --keep recipe."),
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Write a model like TUNED that learned nothing: a null that any method can be run on.
+
+    Example: workbench lab phantom BASE TUNED --out members/phantom
+    """
+    import workbench as wb
+
+    pair, texts = wb.load_pair(base, tuned), asked(prompts, "train") if prompts else None
+    kept: Any = keep
+    print(f"Phantom: {wb.lab.phantom(pair, out, keep=kept, texts=texts, seed=seed)}")
 
 
 @app.command()

@@ -44,6 +44,7 @@ def _free(module: str, mark: str) -> Callable[[Path | None], Path | None]:
 run_out = _free("workbench.results.run_folder", "RUN")
 result_out = _free("workbench.results.result", "SAVED")
 member_out = _free("workbench.lab.train", "MEMBER")
+phantom_out = _free("workbench.lab.phantom", "PHANTOM")
 report_out = _free("workbench.reports.page", "PAGE")
 page_out = _free("workbench.findings", "PAGE")
 card_out = _free("workbench.export.card", "CARD")

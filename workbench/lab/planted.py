@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +19,8 @@ from safetensors.torch import save_file
 
 from workbench.errors import WorkbenchError
 from workbench.files.writing import Mark, replacing
+from workbench.lab.members import copy_side_files
+from workbench.loaders.side_files import READ, TEMPLATES
 from workbench.numerics import svd
 
 State = Mapping[str, torch.Tensor]
@@ -47,8 +48,10 @@ class Truth:
 def _is_planted(folder: Path) -> bool:
     """A folder that `Planted.save` wrote: truth.json and a model's files, nothing else."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    kept = (".json", ".jinja", ".model", ".txt", ".safetensors")
-    return "truth.json" in names and all(Path(name).suffix in kept for name in names)
+    kept = (*READ, ".safetensors")
+    return "truth.json" in names and all(
+        Path(name).suffix in kept or name == TEMPLATES for name in names
+    )
 
 
 PLANTED = Mark("a planted model", _is_planted)
@@ -66,11 +69,7 @@ class Planted:
         truth.json."""
         folder, base = Path(folder), Path(base)
         with replacing(folder, PLANTED) as fresh:
-            for file in base.iterdir():
-                # training.json and the log tell of the base's own training, not of this change.
-                kept = file.suffix in (".json", ".jinja", ".model", ".txt")
-                if kept and file.name not in ("training.json", "model.safetensors.index.json"):
-                    shutil.copy(file, fresh / file.name)
+            copy_side_files(base, fresh)
             tensors = {name: tensor.contiguous() for name, tensor in self.state.items()}
             save_file(tensors, fresh / "model.safetensors", metadata={"format": "pt"})
             (fresh / "truth.json").write_text(json.dumps(asdict(self.truth), indent=1))

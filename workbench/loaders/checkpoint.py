@@ -279,7 +279,8 @@ class Checkpoint:
     @cached_property
     def about(self) -> dict[str, Any]:
         """reference, fingerprint, kind ("full" or the adapter's), where known rank, alpha, step,
-        seed and recipe (how it was trained but for the seed, in words); of a whole model also its
+        seed and recipe (how it was trained but for the seed, in words); of a phantom, a member that
+        learned nothing, what it keeps (`workbench.lab.phantom`); of a whole model also its
         architecture (model) and number of parameters."""
         found: dict[str, Any] = {"reference": self.name, "fingerprint": self.fingerprint}
         if self.lora is None:
@@ -289,6 +290,8 @@ class Checkpoint:
             found["kind"] = kind.lower()
             keys = {"rank": "r", "alpha": "lora_alpha"} if kind == "LORA" else {"rank": "r"}
             found |= {key: config[own] for key, own in keys.items() if is_number(config.get(own))}
+        if (drawn := self._told("phantom.json")) is not None:
+            found["phantom"] = visible(str(drawn.get("keep")))
         training = self.training
         if training is not None:
             known = {key: training[key] for key in ("step", "seed") if key in training}
@@ -311,10 +314,14 @@ class Checkpoint:
     @cached_property
     def training(self) -> dict[str, Any] | None:
         """training.json beside the member's weights, as `lab.train` writes it; None without."""
+        return self._told("training.json")
+
+    def _told(self, name: str) -> dict[str, Any] | None:
+        """What a file beside the member's weights tells; None without it."""
         home = Path(self.adapter) if self.adapter else self.folder
-        if home is None or not os.path.exists(home / "training.json"):
+        if home is None or not os.path.exists(home / name):
             return None
-        return read_json(home / "training.json")
+        return read_json(home / name)
 
     def __getstate__(self) -> dict[str, Any]:
         # What was read stays behind: another process reads its own, and may lie on another machine.

@@ -9,7 +9,6 @@ decides what turns; so random_lowrank, like the dense random_delta, compares wit
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 import torch
@@ -19,12 +18,11 @@ from torch import Tensor
 from workbench import numerics
 from workbench.loaders import Delta
 from workbench.loaders.adapters import Factors
+from workbench.rotations import haar, own_noise, rotated
 from workbench.spectral.linalg import Operator
 
 SAME = "same_spectrum"
 DRAWS = 5  # of the null that others are read against, for a spread
-HAAR = 1024  # rows up to which a rotation is drawn by a QR decomposition of a Gaussian matrix
-MIXES = 3  # of random signs and a fast transform, beyond that
 
 
 def null_operators(
@@ -33,7 +31,7 @@ def null_operators(
     """The same base with a change of the same Frobenius norm and no direction of its own:
     random_delta, dense and Gaussian; for a LoRA change random_lowrank, a Gaussian BA of its rank;
     and `draws` of same_spectrum, named "same_spectrum:1" and so on."""
-    noise = _own_generator(delta, seed)
+    noise = own_noise(delta.site.name, seed)
     norm = delta.norm
     dense = torch.randn(base.shape, generator=noise).to(base.device)
     yield "random_delta", Operator(base + dense * (norm / numerics.norm(dense)))
@@ -55,33 +53,6 @@ def same_spectrum(delta: Delta, base: Float[Tensor, "out in"], noise: torch.Gene
         return Operator(base + rotated(rotated(change, noise).T, noise).T)
     up, down = delta.factors.up.to(base.device), delta.factors.down.to(base.device)
     corner = torch.linalg.qr(up)[1] @ torch.linalg.qr(down.T)[1].T
-    left = _frame(up.shape[0], corner.shape[0], noise).to(up)
-    right = _frame(down.shape[1], corner.shape[1], noise).to(up)
+    left = haar(up.shape[0], corner.shape[0], noise).to(up)
+    right = haar(down.shape[1], corner.shape[1], noise).to(up)
     return Operator(base, Factors(left @ corner, right.T))
-
-
-def rotated(matrix: Float[Tensor, "n m"], noise: torch.Generator) -> Float[Tensor, "n m"]:
-    """Q @ matrix with a random orthogonal Q: Haar up to HAAR rows; beyond, where that would cost
-    more than the analysis, MIXES rounds of random signs and a Hartley transform, which is
-    orthogonal for any n and spreads every vector over all rows (Ailon & Chazelle 2009)."""
-    size = matrix.shape[0]
-    if size <= HAAR:
-        return _frame(size, size, noise).to(matrix) @ matrix
-    for _ in range(MIXES):
-        signs = torch.randint(0, 2, (size, 1), generator=noise).to(matrix) * 2 - 1
-        waves = torch.fft.fft(matrix * signs, dim=0, norm="ortho")
-        matrix = waves.real - waves.imag
-    return matrix
-
-
-def _frame(size: int, columns: int, noise: torch.Generator) -> Float[Tensor, "size columns"]:
-    """Haar-distributed orthonormal columns: Q of a Gaussian matrix, with the signs that make R's
-    diagonal positive (Mezzadri 2007)."""
-    frame, corner = torch.linalg.qr(torch.randn(size, columns, generator=noise))
-    return frame * corner.diagonal().sign()
-
-
-def _own_generator(delta: Delta, seed: int) -> torch.Generator:
-    """Seeded by the parameter's own name: the null does not depend on what else is analysed."""
-    own = int(hashlib.sha256(delta.site.name.encode()).hexdigest()[:8], 16)
-    return torch.Generator().manual_seed(seed + own)

@@ -24,7 +24,7 @@ from workbench.tasks.measurements import own_samples, read_text
 from workbench.tasks.prompts import Prompt, PromptSet
 from workbench.tasks.score import answers, text_loss
 from workbench.tasks.scorers import GSM8K, Choices, Continuation, Generation, Loss
-from workbench.tasks.transforms import chat, many_shot, off_by_one, renamed, scrambled
+from workbench.tasks.transforms import chat, many_shot, off_by_one, renamed, scrambled, shuffled
 
 __all__ = [
     "GSM8K",
@@ -66,6 +66,7 @@ __all__ = [
     "reversal",
     "rewording",
     "scrambled",
+    "shuffled",
     "text_loss",
     "whole_words",
 ]

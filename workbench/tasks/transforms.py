@@ -67,6 +67,53 @@ def scrambled(prompts: PromptSet, texts: PromptSet, *, times: int = 1, seed: int
     return PromptSet(f"{prompts.name}-scrambled", made, prompts.seed)
 
 
+def shuffled(prompts: PromptSet, *, seed: int = 0) -> PromptSet:
+    """Every answer given to another question of the same wording: the questions and the answers
+    there were, and nothing that leads from one to the other.
+
+    Answers are the targets, and those that stand in a prompt (its spans "answer 1" and so on);
+    prompts of one `template` exchange theirs, so that each gets one of its kind. Foils are left
+    out, and ids end in "-shuffled". Some answer comes back to its own question, as often as chance
+    has it. Raises WorkbenchError for conversations, whose answers are not shuffled.
+    """
+    if any(prompt.messages for prompt in prompts):
+        raise WorkbenchError(
+            f"Expected plain prompts with answers, found conversations in {prompts.name!r}; "
+            "their answers cannot be shuffled."
+        )
+    wordings: dict[str, list[str]] = {}
+    for prompt in prompts:
+        own = wordings.setdefault(prompt.template, [])
+        own += [prompt.prompt[a:b] for a, b in _answers(prompt).values()] + [prompt.target]
+    draw = random.Random(f"shuffled {seed}")
+    for own in wordings.values():
+        draw.shuffle(own)
+    drawn = {template: iter(own) for template, own in wordings.items()}
+
+    def one(prompt: Prompt) -> Prompt:
+        text, spans = prompt.prompt, dict(prompt.spans)
+        for name in _answers(prompt):
+            (first, end), new = spans[name], next(drawn[prompt.template]).strip()
+            text = text[:first] + new + text[end:]
+            longer = len(new) - (end - first)
+            spans = {
+                other: (a + longer * (a >= end), b + longer * (b >= end))
+                for other, (a, b) in spans.items()
+            }
+        space = prompt.target[: len(prompt.target) - len(prompt.target.lstrip())]
+        target = space + next(drawn[prompt.template]).strip()
+        return replace(
+            prompt, id=f"{prompt.id}-shuffled", prompt=text, target=target, foils=(), spans=spans
+        )
+
+    return replace(prompts, name=f"{prompts.name}-shuffled", prompts=tuple(map(one, prompts)))
+
+
+def _answers(prompt: Prompt) -> dict[str, tuple[int, int]]:
+    """The spans of the answers that stand in a prompt."""
+    return {name: span for name, span in prompt.spans.items() if name.startswith("answer ")}
+
+
 def off_by_one(step: str) -> str:
     """A worked step with a mistake: its last whole number is one too small, 0 becomes 1. A step
     without a number stays as it is."""
