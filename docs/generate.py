@@ -35,6 +35,7 @@ from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
 
 from workbench.cli.signatures import signatures
+from workbench.cli.verbs import verb_of
 from workbench.figures import Spec, style
 from workbench.figures.catalogue import drawings, everyone
 from workbench.figures.saving import metadata, png
@@ -87,23 +88,37 @@ def navigation(made: Pages) -> list[Any]:
 def papers() -> Pages:
     """Which call is from which paper: by the records, and by what the docstrings cite."""
     calls: dict[str, list[str]] = defaultdict(list)
-    for family in GROUP:
+    for family, group in GROUP.items():
         for sign in signatures(family):
-            link = f"[`{call(sign)}`](../{home(sign)})"
-            doc = documentation(sign)
-            for number in dict.fromkeys(ARXIV.findall(f"{sign.record.get('paper', '')} {doc}")):
+            link = f"[`{call(sign)}`](../{home(sign)}), `workbench {group} {verb_of(sign)}`"
+            doc = f"{sign.record.get('paper', '')} {documentation(sign)}"
+            for number in dict.fromkeys(ARXIV.findall(doc)):
+                calls[number].append(link)
+    for folder in FOLDERS:
+        for name, module in _public(folder).items():
+            link = f"[`wb.{folder}.{name}`](../reference/{folder}.md#{module}.{name})"
+            for number in dict.fromkeys(ARXIV.findall(_docstring(module, name))):
                 calls[number].append(link)
     names = _cited()
     rows = [
-        f"| {linked(f'arXiv {number}')} | {names.get(number, '')} | {', '.join(calls[number])} |"
+        f"| {linked(f'arXiv {number}')} | {names.get(number, '')} | {'<br>'.join(calls[number])} |"
         for number in sorted(calls)
     ]
     about = (
         "# Papers and the calls that follow them\n\nEvery paper that a method names as its source, "
-        "or takes a definition, a control or a caution from. Please cite the paper of each method "
-        "you use.\n\n| paper | authors | calls |\n|---|---|---|\n"
+        "or takes a definition, a control or a caution from, with the call from Python and the "
+        "verb of the command line. Please cite the paper of each method you use.\n\n"
+        "| paper | authors | calls |\n|---|---|---|\n"
     )
     return {"tables/papers.md": about + "\n".join(rows) + "\n"}
+
+
+def _docstring(module: str, name: str) -> str:
+    """Of a public function or class, in the file that defines it; "" for what is neither."""
+    path = (ROOT / Path(*module.split("."))).with_suffix(".py")
+    body = parsed(path).body if path.is_file() else []
+    own = [one for one in body if isinstance(one, ast.FunctionDef | ast.ClassDef)]
+    return next((ast.get_docstring(one) or "" for one in own if one.name == name), "")
 
 
 def _cited() -> dict[str, str]:
@@ -151,18 +166,23 @@ def reference() -> Pages:
     )
     made["reference/wb.md"] = _names("wb", about, _literal(init, "_HOME"))
     for folder in FOLDERS:
-        tree = parsed(PACKAGE / folder / "__init__.py")
-        homes = {
-            alias.name: str(node.module)
-            for node in tree.body
-            if isinstance(node, ast.ImportFrom)
-            for alias in node.names
-        }
-        public = {name: homes[name] for name in _literal(tree, "__all__")}
+        tree, public = parsed(PACKAGE / folder / "__init__.py"), _public(folder)
         title = folder if folder == "results" else f"wb.{folder}"
         about = readable((ast.get_docstring(tree) or "").replace("\n", " "))
         made[f"reference/{folder}.md"] = _names(title, about, public)
     return made
+
+
+def _public(folder: str) -> dict[str, str]:
+    """Public name of a folder -> the module it is defined in."""
+    tree = parsed(PACKAGE / folder / "__init__.py")
+    homes = {
+        alias.name: str(node.module)
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    return {name: homes[name] for name in _literal(tree, "__all__")}
 
 
 def _names(title: str, about: str, homes: Mapping[str, str]) -> str:
