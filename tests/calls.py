@@ -102,6 +102,9 @@ CALLS: dict[str, Call] = {
         p, device=device
     ),
     "spectral.similarity": lambda p, a, device="cpu", **_: wb.spectral.similarity(p, device=device),
+    "spectral.explained": lambda p, a, **run: wb.spectral.explained(
+        p, a.prompts, others=[a.others], **run
+    ),
     "spectral.scale": lambda p, a, batch_size=0, **run: wb.spectral.scale_intruders(
         p, a.prompts, texts=a.texts, lambdas=(0.0,), arms=("top", "random"), eps=0.9, **run
     ),

@@ -21,7 +21,9 @@ BATCHES = {"rtol": 1e-4, "atol": 2e-5}  # float32 sums in another order
 # Training steps are made of batches there: their size is a parameter of what is learned.
 TRAINED = {"forgetting.revive", "forgetting.verdict", "patching.mask"}
 FUNCTIONS = {one.key: one.function for one in ANALYSES}
-UNBATCHED = {key for key in CALLS if key.startswith("spectral.")}  # they take no batch size
+UNBATCHED = {
+    key for key in CALLS if "batch_size" not in inspect.signature(FUNCTIONS[key]).parameters
+}
 
 
 @pytest.fixture(scope="module")

@@ -81,6 +81,16 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
     "spectral.similarity": {
         "spectral/test_delta_spectrum.py::test_similarity_by_numpy": ("max_cosine",),
     },
+    "spectral.explained": {
+        "spectral/test_explained.py::test_every_number_by_plain_torch": (
+            "energy", "explained", "inputs",
+        ),
+    },
+    "spectral.subspaces": {
+        "spectral/test_subspaces.py::test_every_number_by_numpy": (
+            "overlap", "angle", "cosine", "sign_agreement", "norm", "replicated", "stock",
+        ),
+    },
     "spectral.scale": {
         "forgetting/test_retention.py::"
         "test_lambda_one_is_the_tuned_model_and_zero_removes_the_plant": (

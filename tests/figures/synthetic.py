@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 
@@ -144,6 +146,47 @@ def similarity(members: dict, size: int = 200) -> Result:
     return result("spectral.similarity", rows, members, tensors)
 
 
+def explained(members: dict) -> Result:
+    """Twice what random directions would do on the task, as they would on facts."""
+    rows = []
+    for member in members:
+        for task, energy in ((TASK, 2.0), ("facts", 1.0)):
+            about = {"member": member, "task": task}
+            measured = {"n": 40, "baseline": 1.0, "null_low": 0.7, "null_high": 1.4}
+            interval = {"value": energy, "low": 0.9 * energy, "high": 1.1 * energy}
+            rows.append(about | {"metric": "energy"} | measured | interval)
+            for layer in range(LAYERS):
+                for component in COMPONENTS:
+                    place = about | {"layer": layer, "component": component}
+                    rows.append(place | {"metric": "energy"} | measured | interval)
+                    for x in (1, 4, 16):
+                        share = {"x": float(x), "value": 0.1 * x**0.5, "baseline": x / SIZE}
+                        rows.append(place | share | {"metric": "explained"})
+                        rows.append(place | share | {"metric": "inputs"})
+    return result("spectral.explained", rows, members)
+
+
+def subspaces(members: dict) -> Result:
+    """Every two models share half of their output directions, and as many input ones as chance."""
+    rows = []
+    names = list(members)
+    for layer in range(LAYERS):
+        for component in COMPONENTS:
+            place = {"layer": layer, "component": component}
+            for first, second in combinations(names, 2):
+                about = place | {"first": first, "second": second}
+                for side, value in (("input", 0.1), ("output", 0.5)):
+                    null = {"baseline": 0.1, "null_low": 0.05, "null_high": 0.2}
+                    rows.append(about | {"side": side, "metric": "overlap", "value": value} | null)
+                rows.append(about | {"metric": "cosine", "value": 0.3, "baseline": 0.0})
+            for first in names if len(names) > 1 else ():
+                for side, value in (("input", 0.1), ("output", 0.4 + 0.05 * layer)):
+                    share = {"metric": "replicated", "value": value, "baseline": 0.1}
+                    rows.append(place | {"first": first, "side": side} | share)
+    rows.append({"metric": "stock", "value": 0.6, "baseline": 0.0, "n": len(names)})
+    return result("spectral.subspaces", rows, members)
+
+
 def scale(members: dict) -> Result:
     """The top intruder costs pre-training loss in proportion to lambda; the controls only harm."""
     arms = {"top": (9, 2), "all": (14, 9), "neighbour": (-20, 25), "random": (-2, 3)}
@@ -258,5 +301,9 @@ def scaling(members: dict) -> Result:
 
 def everything(members: dict) -> list[Result]:
     """One Result of every analysis that has figures."""
-    makers = (intruders, delta_spectrum, similarity, scale, retention, contribution, scaling)
+    makers = (
+        *(intruders, delta_spectrum, similarity, explained, subspaces, scale),
+        *(retention, contribution),
+        scaling,
+    )
     return [make(members) for make in makers]

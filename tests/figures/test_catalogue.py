@@ -81,7 +81,7 @@ def test_every_analysis_has_one_sentence_and_an_unknown_one_a_general_one():
     for made in [*everything(family(3)), *skills(family(3))]:
         assert figures.headline(made).endswith(".")
         # Of grafts put together the tasks are named, and of many overlaps the first.
-        if made.analysis not in ("skills.compose", "skills.overlap"):
+        if made.analysis not in ("skills.compose", "skills.overlap", "spectral.subspaces"):
             assert all(name in figures.headline(made) for name in made.members)
     other = result("another.analysis", [{"metric": "gap", "value": 1.0}], stepped())
     assert "1 values of gap" in figures.headline(other)

@@ -35,6 +35,7 @@ APART = ("measure", "outcome")  # each in units of its own: never along one axis
 # What `x` counts, by analysis; elsewhere the axis is called x.
 X = {
     "spectral.scale": "scale λ of the direction",
+    "spectral.explained": "leading directions of the inputs",
     "tuco.scaling": "scale α of the fine-tuning contribution",
     "forgetting.interpolate": "α from base (0) to fine-tuned model (1)",
     "forgetting.revive": "training steps",
@@ -82,6 +83,13 @@ LABELS = {
     "effective_rank": "effective rank (dimensions)",
     "stable_rank": "stable rank",
     "norm": "Frobenius norm of the change",
+    "energy": "output change over that of random directions",
+    "explained": "energy in the inputs' directions (share)",
+    "overlap": "overlap (0 to 1)",
+    "angle": "principal angle (degrees)",
+    "sign_agreement": "entries of equal sign (share)",
+    "replicated": "energy in the others' directions (share)",
+    "stock": "t of the centre, from base (0) to mean (1)",
     "relative_norm": "norm of the change / norm of the base",
     "tuco": "TuCo (0 to 1)",
     "token_tuco": "TuCo of each token",

@@ -1,14 +1,17 @@
-"""Spectral analyses: of the weights alone, but for `scale_intruders`, which runs the model."""
+"""Spectral analyses: of the weights alone, but for `explained` and `scale_intruders`, which run the
+model."""
 
 from workbench.spectral.delta_spectrum import delta_spectrum
+from workbench.spectral.explained import explained
 from workbench.spectral.intruders import intruders
 from workbench.spectral.scale import scale_intruders
 from workbench.spectral.similarity import similarity
+from workbench.spectral.subspaces import subspaces
 
 # In the order in which a report tells them.
-ANALYSES = (intruders, delta_spectrum, similarity, scale_intruders)
+ANALYSES = (intruders, delta_spectrum, similarity, explained, subspaces, scale_intruders)
 
-__all__ = ["delta_spectrum", "intruders", "scale_intruders", "similarity"]
+__all__ = ["delta_spectrum", "explained", "intruders", "scale_intruders", "similarity", "subspaces"]
 
 
 def __dir__() -> list[str]:
