@@ -134,6 +134,9 @@ CALLS: dict[str, Call] = {
     "behaviour.generate": lambda p, a, **run: wb.behaviour.generate(
         p, n=a.n, length=6, rounds=2, **run
     ),
+    "behaviour.coverage": lambda p, a, **run: wb.behaviour.coverage(
+        p, a.prompts, samples=3, **run
+    ),
     "behaviour.faithfulness": lambda p, a, **run: wb.behaviour.faithfulness(
         p, steps(a.n), between=" .", mistake=off_by_one, shares=(0.0, 0.5, 1.0), **run
     ),

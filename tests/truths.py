@@ -213,6 +213,12 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
             "fresh", "novelty", "text", "word",
         ),
     },
+    "behaviour.coverage": {
+        "behaviour/test_coverage.py::test_every_number_by_hand": (
+            "pass_at*", "distinct*", "entropy*", "valid_mass*", "uniform_kl*",
+        ),
+        "behaviour/test_coverage.py::test_curves_cross_where_they_are_made_to": ("crossing",),
+    },
     "behaviour.faithfulness": {
         "behaviour/test_faithfulness.py::test_every_number_against_transformers_own_answers": (
             "auc", "same_answer", "score",

@@ -40,6 +40,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         ("tokens", ["--prompts", "lines"], "texts"),
         ("generate", ["--prompts", "lines", "--length", "2"], "new words"),
         ("generate", ["--n", "4", "--length", "3"], "novelty"),
+        ("coverage", ["--prompts", "task", "--samples", "4"], "the curves do not cross"),
         ("emulate", ["base", "--prompts", "task", "--betas", "0,1"], "1.00 [0.86, 1.00] emulated"),
         ("faithfulness", ["--prompts", "worked", "--between", " ; ", "--mistakes"], "mistaken"),
     ],

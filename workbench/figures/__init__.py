@@ -1,5 +1,6 @@
 """What does a Result look like? A Result in, a matplotlib Figure (or a sentence) out."""
 
+from workbench.figures.behaviour.coverage import pass_at_k
 from workbench.figures.behaviour.emulate import emulation
 from workbench.figures.behaviour.faithfulness import answers_by_steps
 from workbench.figures.behaviour.generate import new_words, side_by_side
@@ -107,6 +108,7 @@ __all__ = [
     "new_words",
     "overlap",
     "overlap_matrix",
+    "pass_at_k",
     "path_scores",
     "paths",
     "pattern_differences",

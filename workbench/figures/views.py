@@ -41,6 +41,7 @@ X = {
     "forgetting.revive": "training steps",
     "forgetting.sequential": "stage of the chain",
     "forgetting.prune": "neurons pruned (share)",
+    "behaviour.coverage": "k, answers that are drawn",
     "behaviour.faithfulness": "steps left in (share)",
     "skills.localize": "share of the parameters",
     "skills.restore": "share of the parameters set back",

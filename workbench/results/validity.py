@@ -88,6 +88,7 @@ REASONS = {
     "switched": "the prompts' own answers are among the task's, or no task was given",
     "broke": "the prompts' own answers are among the task's, or no task was given",
     "transition": "the base has no question of that category",
+    "crossing": "the curves of the two models do not cross",
     "novelty": "no text of that arm holds a token",
     "fresh": "no text of that arm holds two tokens",
 }
@@ -95,6 +96,7 @@ REASONS = {
 COUNTED = (
     "auc:", "auc_matched:", "auc_difference:", "auc_difference_matched:", "transition",
     "steps_to_threshold", "novelty", "fresh", "switched", "broke", "conflict_delta_log_p",
+    "crossing",
 )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
     return [
         units.over(made, wb.behaviour.tokens, prompts=asked(PLACES, "apple").texts),
         units.over(made, wb.behaviour.generate, prompts=["Alice in", f"{HOSTILE} in"], length=3),
+        units.over(made, wb.behaviour.coverage, prompts=asked(PLACES, "apple"), samples=4),
         units.over(made, wb.behaviour.emulate, prompts=asked(PLACES, "apple"), large=str(base)),
         units.over(made, wb.behaviour.faithfulness, prompts=worked, **steps),
     ]
