@@ -137,6 +137,9 @@ CALLS: dict[str, Call] = {
     "behaviour.coverage": lambda p, a, **run: wb.behaviour.coverage(
         p, a.prompts, samples=3, **run
     ),
+    "behaviour.critical": lambda p, a, **run: wb.behaviour.critical(
+        p, replace(a.prompts, scorer=wb.tasks.Generation(length=4, extract=r"\S+")), most=1, **run
+    ),
     "behaviour.faithfulness": lambda p, a, **run: wb.behaviour.faithfulness(
         p, steps(a.n), between=" .", mistake=off_by_one, shares=(0.0, 0.5, 1.0), **run
     ),

@@ -219,6 +219,11 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "behaviour/test_coverage.py::test_curves_cross_where_they_are_made_to": ("crossing",),
     },
+    "behaviour.critical": {
+        "behaviour/test_critical.py::test_every_number_by_plain_torch": (
+            "flip*", "broken", "fixed", "score", "tokens",
+        ),
+    },
     "behaviour.faithfulness": {
         "behaviour/test_faithfulness.py::test_every_number_against_transformers_own_answers": (
             "auc", "same_answer", "score",

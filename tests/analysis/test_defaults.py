@@ -26,6 +26,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "behaviour.tokens": {"low_probability": 0.1, "low_entropy": 1, "show": 2},
     "behaviour.generate": {"n": 32, "length": 48, "alpha": 0.1, "rounds": 4},
     "behaviour.coverage": {"samples": 32, "temperature": 1, "top_p": 1},
+    "behaviour.critical": {"most": 4},
     "behaviour.faithfulness": {"shares": (0, 0.25, 0.5, 0.75, 1), "own_steps": 0},
     "behaviour.emulate": {"betas": (0, 0.5, 1, 1.5, 2)},
     "tuco.contribution": {"tokens": 2},

@@ -22,7 +22,7 @@ class Scripted(nn.Module):
     """Says one word with certainty: a function of the words that it was given, as many as there
     are. Keeps no cache."""
 
-    def __init__(self, says: Callable[[list[str]], str]) -> None:
+    def __init__(self, says: Callable[[list[str]], Any]) -> None:
         super().__init__()
         self.says = says
         self.home = nn.Parameter(torch.zeros(1))
@@ -32,6 +32,20 @@ class Scripted(nn.Module):
         for row, ids in enumerate(input_ids.tolist()):
             said = self.says(WORDS.convert_ids_to_tokens(ids))
             logits[row, -1, WORDS.convert_tokens_to_ids(said)] = 20.0
+        return SimpleNamespace(logits=logits)
+
+
+class Ranked(Scripted):
+    """As Scripted, behind every word of a text: says names the words in the order in which they are
+    likely, ten nats apart, or none where all are alike."""
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+        logits = torch.zeros(*input_ids.shape, len(WORDS))
+        for row, ids in enumerate(input_ids.tolist()):
+            given = WORDS.convert_ids_to_tokens(ids)
+            for place in range(len(given)):
+                for rank, word in enumerate(self.says(given[: place + 1])):
+                    logits[row, place, WORDS.convert_tokens_to_ids(word)] = 20.0 - 10 * rank
         return SimpleNamespace(logits=logits)
 
 
@@ -45,6 +59,6 @@ def table_value(result: Any, metric: str, **where: Any) -> float:
 
 
 __all__ = [
-    "APPLE", "BOOK_TEXTS", "JOBS", "PLACES", "WORDS", "Scripted", "asked", "boxes", "member",
+    "APPLE", "BOOK_TEXTS", "JOBS", "PLACES", "WORDS", "Ranked", "Scripted", "asked", "boxes", "member",
     "model", "mute", "no_gradients", "paired", "table_value",
 ]  # fmt: skip

@@ -64,24 +64,24 @@ def test_every_number_by_hand(tmp_path: Path):
         base, tuned = sharp(3.0), nudged(sharp(3.0), 0.02)
     # The answer is what is often drawn, so that some are right.
     given = PromptSet("drawn", tuple(
-        Prompt(p.id, p.prompt, " " + WORDS.decode([drawn(base, p, 3, 0.7, 5)[0]]), FOILS)
+        Prompt(p.id, p.prompt, f" {WORDS.decode([drawn(base, p, 3, 0.7, 5)[0]])}", FOILS)
         for p in ONE
     ))  # fmt: skip
     found = wb.behaviour.coverage(
         paired(base, tuned, tmp_path), given, samples=4, temperature=0.7, seed=5
     )
-    told: dict[str, Any] = {}
+    told: dict[Any, float] = {}
     for side, own in (("base", base), ("tuned", tuned)):
         said = [drawn(own, p, 4, 0.7, 5) for p in given]
         targets = [WORDS(p.target)["input_ids"][-1] for p in given]
         right = [s.count(t) for s, t in zip(said, targets, strict=True)]
         for k in (1, 2, 4):
-            wanted = np.mean([1 - math.comb(4 - c, k) / math.comb(4, k) for c in right])
+            wanted = float(np.mean([1 - math.comb(4 - c, k) / math.comb(4, k) for c in right]))
             assert table_value(found, "pass_at", side=side, x=k) == pytest.approx(wanted)
             told[side, k] = wanted
         p = torch.stack([logits(own, one.prompt).double().softmax(-1) for one in given])
         told[side, "entropy"] = float(-(p * p.log()).sum(-1).mean())
-        told[side, "distinct"] = np.mean([len({*s}) for s in said])
+        told[side, "distinct"] = float(np.mean([len({*s}) for s in said]))
         choices = [[WORDS(a)["input_ids"][-1] for a in (q.target, *q.foils)] for q in given]
         over = torch.stack([row[own] for row, own in zip(p, choices, strict=True)])
         told[side, "valid_mass"] = float(over.sum(-1).mean())
@@ -157,7 +157,7 @@ def test_the_estimate_is_that_of_the_probability(tmp_path: Path):
     with torch.no_grad():
         base = sharp(3.0)
         p = np.array([float(logits(base, one.prompt).double().softmax(-1).max()) for one in ONE])
-        likely = [" " + WORDS.decode([int(logits(base, one.prompt).argmax())]) for one in ONE]
+        likely = [f" {WORDS.decode([int(logits(base, one.prompt).argmax())])}" for one in ONE]
     given = PromptSet("likeliest", tuple(
         Prompt(one.id, one.prompt, word) for one, word in zip(ONE, likely, strict=True)
     ))  # fmt: skip

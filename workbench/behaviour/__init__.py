@@ -1,15 +1,16 @@
 """Behaviour: what the tuned model now says, token by token, text by text, step by step."""
 
 from workbench.behaviour.coverage import coverage
+from workbench.behaviour.critical import critical
 from workbench.behaviour.emulate import emulate
 from workbench.behaviour.faithfulness import faithfulness
 from workbench.behaviour.generate import generate
 from workbench.behaviour.tokens import tokens
 
 # In the order in which a report tells them.
-ANALYSES = (tokens, generate, coverage, faithfulness, emulate)
+ANALYSES = (tokens, generate, coverage, critical, faithfulness, emulate)
 
-__all__ = ["coverage", "emulate", "faithfulness", "generate", "tokens"]
+__all__ = ["coverage", "critical", "emulate", "faithfulness", "generate", "tokens"]
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,7 @@
 """What does a Result look like? A Result in, a matplotlib Figure (or a sentence) out."""
 
 from workbench.figures.behaviour.coverage import pass_at_k
+from workbench.figures.behaviour.critical import answers_flipped
 from workbench.figures.behaviour.emulate import emulation
 from workbench.figures.behaviour.faithfulness import answers_by_steps
 from workbench.figures.behaviour.generate import new_words, side_by_side
@@ -65,6 +66,7 @@ __all__ = [
     "Drawing",
     "Spec",
     "answers_by_steps",
+    "answers_flipped",
     "attribution_against_exact",
     "attribution_by_head",
     "bits_score",

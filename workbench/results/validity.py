@@ -89,6 +89,11 @@ REASONS = {
     "broke": "the prompts' own answers are among the task's, or no task was given",
     "transition": "the base has no question of that category",
     "crossing": "the curves of the two models do not cross",
+    "flip": "no text has a token before its answer",
+    "broken": "no text has both a right answer and a token before it",
+    "fixed": "no text has both a wrong answer and a token before it",
+    "flip_beyond_random": "no text has a token before its answer",
+    "flip_change": "no prompt has a token before its answer in both models' texts",
     "novelty": "no text of that arm holds a token",
     "fresh": "no text of that arm holds two tokens",
 }
@@ -96,7 +101,7 @@ REASONS = {
 COUNTED = (
     "auc:", "auc_matched:", "auc_difference:", "auc_difference_matched:", "transition",
     "steps_to_threshold", "novelty", "fresh", "switched", "broke", "conflict_delta_log_p",
-    "crossing",
+    "crossing", "flip", "broken", "fixed", "flip_beyond_random", "flip_change",
 )  # fmt: skip
 
 

@@ -190,7 +190,7 @@ def _written(
             **more,
         )
     rows = made[:, longest:].tolist()
-    return [_ended(tokenizer.decode(_before(row, model, tokenizer)), scorer.stop) for row in rows]
+    return [ended(tokenizer.decode(_before(row, model, tokenizer)), scorer.stop) for row in rows]
 
 
 class _Stopped:
@@ -235,7 +235,7 @@ def _before(ids: list[int], model: Any, tokenizer: Any) -> list[int]:
     return ids[: next((i for i, token in enumerate(ids) if token in over), len(ids))]
 
 
-def _ended(text: str, stop: Sequence[str]) -> str:
+def ended(text: str, stop: Sequence[str]) -> str:
     """The text before the first of these."""
     places = [text.find(one) for one in stop if one in text]
     return text[: min(places)] if places else text

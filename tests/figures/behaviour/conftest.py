@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from tests.behaviour.conftest import APPLE, PLACES, asked, member, mute
 from tests.tuco.conftest import write
 from workbench.results.result import Result
 from workbench.study import units
-from workbench.tasks import Prompt, PromptSet, off_by_one
+from workbench.tasks import Generation, Prompt, PromptSet, off_by_one
 
 HOSTILE = "$x_1$ <b>&\\"
 
@@ -31,10 +32,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
         Prompt(str(i), f"Alice in ; {i} ; {i + 1} ; Bob in", " apple") for i in range(6)
     ))  # fmt: skip
     steps: dict[str, Any] = {"between": " ; ", "filler": ".", "mistake": off_by_one}
+    found = replace(asked(PLACES, "apple"), scorer=Generation(length=3, extract=r"\S+"))
     return [
         units.over(made, wb.behaviour.tokens, prompts=asked(PLACES, "apple").texts),
         units.over(made, wb.behaviour.generate, prompts=["Alice in", f"{HOSTILE} in"], length=3),
         units.over(made, wb.behaviour.coverage, prompts=asked(PLACES, "apple"), samples=4),
+        units.over(made, wb.behaviour.critical, prompts=found, most=1),
         units.over(made, wb.behaviour.emulate, prompts=asked(PLACES, "apple"), large=str(base)),
         units.over(made, wb.behaviour.faithfulness, prompts=worked, **steps),
     ]
