@@ -183,4 +183,8 @@ CALLS: dict[str, Call] = {
         p, a.prompts, ranks=(1,), sparsities=(0.1,), random=1, **run
     ),
     "skills.calibration": lambda p, a, **run: wb.skills.calibration(p, a.prompts, **run),
+    "edits.repair": lambda p, a, **run: wb.edits.repair(
+        p, wb.tasks.boxes(8, seed=3, split="test", count=3), texts=(a.texts * 8)[:8],
+        arms=("movement",), strengths=(0.5,), **run
+    ),
 }  # fmt: skip

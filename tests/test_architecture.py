@@ -28,6 +28,7 @@ FLOORS = (
     ("lab",),
     ("analysis",),
     ANALYSES,
+    ("edits",),
     ("figures",),
     ("reports", "findings"),
     ("export",),
@@ -39,7 +40,7 @@ FLOORS = (
 FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
 # Drawn, written and read is what was kept: nothing from here on up to the studies sees a model.
 OF_RESULTS = ("figures", "reports", "findings", "export")
-OF_MODELS = ("loaders", "tasks", "models", "lab", "analysis", *ANALYSES)
+OF_MODELS = ("loaders", "tasks", "models", "lab", "analysis", *ANALYSES, "edits")
 
 
 def named(file: Path) -> str:

@@ -346,6 +346,15 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
             "ece_change", "ece_mass_change",
         ),
     },
+    "edits.repair": {
+        "edits/test_repair.py::test_rows_are_what_the_written_model_does": ("score", "loss"),
+        "edits/test_repair.py::test_the_reported_half_did_not_choose": (
+            "chosen_loss_change", "chosen_regained", "recommended",
+        ),
+        "edits/test_repair.py::test_what_was_planted_is_repaired_and_its_control_is_not": (
+            "chosen_score_change", "chosen_loss_beyond",
+        ),
+    },
     "skills.compose": {
         ROWS: SCORED,
         "skills/test_compose.py::test_disjoint_skills_add_up": ("interference",),

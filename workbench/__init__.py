@@ -18,6 +18,7 @@ from workbench.version import __version__
 if TYPE_CHECKING:
     from workbench import (
         behaviour,
+        edits,
         export,
         figures,
         forgetting,
@@ -59,7 +60,7 @@ _HOME = {
     "running": "workbench.analysis.running",
 }
 _PARTS = (
-    "behaviour", "export", "figures", "forgetting", "lab", "models", "patching", "skills",
+    "behaviour", "edits", "export", "figures", "forgetting", "lab", "models", "patching", "skills",
     "spectral", "tasks", "tuco",
 )  # fmt: skip
 
@@ -72,6 +73,7 @@ __all__ = [
     "WorkbenchError",
     "__version__",
     "behaviour",
+    "edits",
     "export",
     "figures",
     "forgetting",

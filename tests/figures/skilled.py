@@ -202,7 +202,29 @@ def single(layer: int, component: str, arm: str, value: float) -> Iterator[dict]
         }  # fmt: skip
 
 
+def repair(members: dict) -> Result:
+    """The entries that moved most, alone, give all of the loss back; a smaller change half."""
+    ends = (("tuned", None, 1.0), ("base", None, 0.0))
+    curves = [(arm, x, x) for arm in ("alpha", "movement") for x in (0.5, 0.75, 1.0)]
+    rows = []
+    for arm, x, gain in (*ends, *curves):
+        score = 1.0 if arm == "movement" else gain
+        told = {"arm": arm, "x": x, "n": N}
+        rows += [
+            told | {"task": TASK, "own": True, "metric": "score", "value": BASE + score * 0.7},
+            told | {"task": "pretraining", "own": False, "metric": "loss", "value": 2 + gain},
+        ]
+    for arm, x, moved in (("alpha", 1.0, 0.0), ("movement", 0.5, -0.5)):
+        found = {"value": moved, "low": moved - 0.1 * (moved < 0), "high": moved / 2, "n": N // 2}
+        told = {"arm": arm, "x": x, "task": "pretraining", "own": False}
+        rows.append(told | found | {"metric": "chosen_loss_change"})
+        kept = {"task": TASK, "own": True, "value": 0.0, "low": -0.04, "high": 0.04, "n": N // 2}
+        rows.append(told | kept | {"metric": "chosen_score_change"})
+        rows.append(told | {"metric": "recommended", "value": float(moved < 0)})
+    return result("edits.repair", of_every(members, rows), members)
+
+
 def skills(members: dict) -> list[Result]:
-    """One Result of every analysis of skills."""
-    makers = (localize, overlap, compose, restore, compression, calibration, blocks)
+    """One Result of every analysis of skills, and of edits."""
+    makers = (localize, overlap, compose, restore, compression, calibration, blocks, repair)
     return [make(members) for make in makers]

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from workbench.cli import config as run_config
-from workbench.cli import exporting, lab, skills
+from workbench.cli import edits, exporting, lab, skills
 from workbench.cli.options import (
     WHERE,
     Base,
@@ -52,8 +52,12 @@ GROUPS = {
     "skills": "How few of the changed parameters carry the new skill?",
     "forget": "What did fine-tuning make the model forget, and what is only hidden?",
     "behaviour": "How did the texts that the model writes change?",
+    "edit": "Which edit gives back what was forgotten? Measure it, and write it.",
 }
-BY_HAND = {"skills": {"graft": skills.graft, "compose": skills.compose}}
+BY_HAND = {
+    "skills": {"graft": skills.graft, "compose": skills.compose},
+    "edit": {"save": edits.save},
+}
 
 
 class Workbench(TyperGroup):

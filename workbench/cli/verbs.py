@@ -40,7 +40,7 @@ from workbench.cli.values import Form, form
 
 FAMILIES = {  # group of verbs -> family
     "spectral": "spectral", "tuco": "tuco", "patch": "patching", "skills": "skills",
-    "forget": "forgetting", "behaviour": "behaviour",
+    "forget": "forgetting", "behaviour": "behaviour", "edit": "edits",
 }  # fmt: skip
 PATH = "str | Path"  # an argument that is a file or a folder
 # What is called alike in every verb, whatever its docstring says.

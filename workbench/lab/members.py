@@ -27,8 +27,6 @@ from workbench.loaders.side_files import READ, TEMPLATES
 INDEX = "model.safetensors.index.json"
 # What tells of one folder's own making, or of weights that are not copied.
 OWN = ("training.json", "truth.json", "phantom.json", "adapter_config.json", "manifest.json")
-TRIES = 4  # of a scale with which a rounded change has its norm
-EXACT = 1e-6  # a deviation of a norm that float32 does not tell
 
 
 def copy_side_files(source: Path, folder: Path) -> None:
@@ -73,15 +71,24 @@ def adapter_of(
     return norms
 
 
-def whole_of(
-    pair: CheckpointPair, change: Callable[[str], Tensor | None], folder: Path
-) -> dict[str, float]:
-    """Write whole weights, in the shards of the member's own (of an adapter: its base's), where a
-    parameter of the base is itself plus `change(name)`; parameter -> the norm of that change as it
-    is stored.
+def plain_lora(pair: CheckpointPair) -> Lora | None:
+    """The member's adapter where two factors a module are all of it."""
+    lora = pair.tuned.lora
+    if not isinstance(lora, Lora) or not pair.shared_base or lora.rewrites or lora.stacks:
+        return None
+    pairs = ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"})
+    whole = lora.replaced or lora.tokens
+    return lora if not whole and all(set(own) in pairs for own in lora.parts.values()) else None
 
-    change: (out, in) or (n,), float64, of the rows that both sides have; None leaves a parameter
-    as the member has it. One shard is in memory at a time.
+
+def whole_of(
+    pair: CheckpointPair, made: Callable[[str, torch.dtype], Tensor | None], folder: Path
+) -> None:
+    """Write whole weights, in the shards of the member's own (of an adapter: its base's), where a
+    parameter of the base is `made(name, the precision it is stored in)`.
+
+    made: (out, in) or (n,), the rows that both sides have; None leaves a parameter as the member
+    has it. One shard is in memory at a time.
     """
     assert pair.tuned.folder is not None
     copy_side_files(pair.tuned.folder, folder)
@@ -94,7 +101,6 @@ def whole_of(
         if theirs in places and theirs not in second:
             wanted[stored_name(places[theirs])].append((name, theirs))
     files = sorted({stored.home[name] for name in wanted})
-    norms: dict[str, float] = {}
     shards: dict[str, str] = {}
     for number, file in enumerate(files, 1):
         shard = _called(number, len(files))
@@ -102,39 +108,18 @@ def whole_of(
         for name in (name for name in wanted if stored.home[name] == file):
             tensors[name] = tensor = stored[name].clone().contiguous()
             for own, theirs in wanted[name]:
-                moved = change(own)
-                if moved is None:
+                found = made(own, tensor.dtype)
+                if found is None:
                     continue
-                base = pair.delta(sites[own]).base
                 target = view({name: tensor}, places[theirs])
-                rounded, norms[own] = _rounded(base, moved, tensor.dtype)
-                conv = rounded.ndim == 2 and is_conv1d(theirs, pair.tuned.config)
-                rounded = rounded.T if conv else rounded
-                target = target[: len(rounded)]
-                target.copy_(rounded.reshape(target.shape))
+                conv = found.ndim == 2 and is_conv1d(theirs, pair.tuned.config)
+                found = found.T if conv else found
+                target = target[: len(found)]
+                target.copy_(found.reshape(target.shape))
         save_file(tensors, folder / shard, metadata={"format": "pt"})
         shards |= dict.fromkeys(tensors, shard)
     if len(files) > 1:
         _write_index(folder, shards, pair.tuned)
-    return norms
-
-
-def _rounded(base: Tensor, change: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
-    """base + s change at a precision, with the s near 1 by which the change keeps its norm, and the
-    norm it has."""
-    base, wanted, scale = base.double(), float(change.norm()), 1.0
-    best: tuple[float, Tensor, float] | None = None
-    for _ in range(TRIES):
-        made = (base + scale * change).to(dtype)
-        norm = float((made.double() - base).norm())
-        off = abs(norm / wanted - 1)
-        if best is None or off < best[0]:
-            best = (off, made, norm)
-        if off < EXACT or norm == 0:
-            break
-        scale *= wanted / norm
-    assert best is not None
-    return best[1], best[2]
 
 
 def _places(side: Checkpoint) -> dict[str, Where]:

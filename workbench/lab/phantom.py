@@ -35,7 +35,7 @@ from torch import Tensor
 from workbench.errors import WorkbenchError
 from workbench.files.reading import read_json
 from workbench.files.writing import OWN, Mark, replacing, require_free, writing
-from workbench.lab.members import adapter_of, whole_of
+from workbench.lab.members import adapter_of, plain_lora, whole_of
 from workbench.lab.recipe import Recipe
 from workbench.lab.train import train
 from workbench.loaders import Checkpoint, CheckpointPair
@@ -52,6 +52,8 @@ from workbench.tasks.transforms import shuffled
 Keep = Literal["spectrum", "layers", "recipe"]
 ABOUT = "phantom.json"
 FORMAT = 1  # of what is written; another number makes those in the cache anew
+TRIES = 4  # of a scale with which a rounded change has its norm
+EXACT = 1e-6  # a deviation of a norm that float32 does not tell
 CLOSE = 0.01  # a deviation of a norm above which a warning is given
 PHANTOM = Mark("a phantom", lambda folder: (folder / ABOUT).is_file())
 
@@ -98,7 +100,7 @@ def phantom(
         assert texts is not None
         _trained(pair, out, texts, about)
         return out
-    lora = _plain_lora(pair)
+    lora = plain_lora(pair)
     with replacing(out, PHANTOM) as fresh:
         if lora is not None:
             norms = _adapter(pair, lora, fresh, out, about)
@@ -204,7 +206,7 @@ def _require(pair: CheckpointPair, keep: str, texts: PromptSet | None) -> None:
             f"{pair.name} or its base is a model in memory, and a phantom is written like the "
             "member's files; save both with save_pretrained and give the folders."
         )
-    for side in () if _plain_lora(pair) else (pair.base, pair.tuned):
+    for side in () if plain_lora(pair) else (pair.base, pair.tuned):
         if kind := quantisation(side.config):
             raise WorkbenchError(
                 f"{side.name} is quantised ({kind}), and a phantom is drawn from plain weights; "
@@ -228,16 +230,6 @@ def _require_same(about: Mapping[str, Any], out: Path) -> None:
             f"{out} holds a phantom of another pair, kind or seed; remove the folder or choose "
             "another one."
         )
-
-
-def _plain_lora(pair: CheckpointPair) -> Lora | None:
-    """The member's adapter where two factors a module are all of it."""
-    lora = pair.tuned.lora
-    if not isinstance(lora, Lora) or not pair.shared_base or lora.rewrites or lora.stacks:
-        return None
-    pairs = ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"})
-    whole = lora.replaced or lora.tokens
-    return lora if not whole and all(set(own) in pairs for own in lora.parts.values()) else None
 
 
 def _drawn(
@@ -296,8 +288,35 @@ def _whole(
         column = found[:, None] if found.ndim == 1 else found
         return redirected(column, own_noise(name, about["seed"])).view_as(found)
 
-    made = whole_of(pair, change, fresh)
-    return {name: (pair.delta(sites[moved.get(name, name)]).norm, made[name]) for name in made}
+    norms: dict[str, float] = {}
+
+    def stored(name: str, dtype: torch.dtype) -> Tensor | None:
+        found = change(name)
+        if found is None:
+            return None
+        rounded, norms[name] = _rounded(pair.delta(sites[name]).base, found, dtype)
+        return rounded
+
+    whole_of(pair, stored, fresh)
+    return {name: (pair.delta(sites[moved.get(name, name)]).norm, norms[name]) for name in norms}
+
+
+def _rounded(base: Tensor, change: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
+    """base + s change at a precision, with the s near 1 by which the change keeps its norm, and the
+    norm it has."""
+    base, wanted, scale = base.double(), float(change.norm()), 1.0
+    best: tuple[float, Tensor, float] | None = None
+    for _ in range(TRIES):
+        made = (base + scale * change).to(dtype)
+        norm = float((made.double() - base).norm())
+        off = abs(norm / wanted - 1)
+        if best is None or off < best[0]:
+            best = (off, made, norm)
+        if off < EXACT or norm == 0:
+            break
+        scale *= wanted / norm
+    assert best is not None
+    return best[1], best[2]
 
 
 def _placed(site: Any) -> tuple[int | None, str]:

@@ -47,6 +47,7 @@ REASONS = {
     "choosing_gain": "the tuned model gains nothing on the prompts that choose",
     "recovery": "the loss cannot be distinguished from zero, so there is nothing to recover",
     "recovery_net": "the loss cannot be distinguished from zero, so there is nothing to recover",
+    "chosen_regained": "the loss did not rise for certain, so there is nothing to give back",
     "regained_share": "the loss cannot be distinguished from zero, or the control learns all",
     "recovered": "the loss cannot be distinguished from zero, so there is nothing to recover",
     "retention": "the base's own gain over random weights cannot be distinguished from zero",

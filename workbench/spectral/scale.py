@@ -93,20 +93,21 @@ def capped(found: Sequence[Found]) -> list[str]:
 
 def find(pair: CheckpointPair, k: int, eps: float, device: str) -> list[Found]:
     """Every matrix of the pair with an intruder, left side, paper's definition."""
-    kept = []
     sites = progress(pair.sites(), desc=f"intruders {pair.name}")
-    for site in sites:
-        delta = pair.delta(site)
-        if not delta.changed or not delta.base.any():
-            continue
-        tuned = dense_triplets(Operator.of(delta, device).formed()).supported()
-        base = base_triplets(delta.base, device).supported()
-        new = cosines(tuned, base, "left").max(0).values < eps
-        places = tuple(i for i in range(min(k, len(new))) if new[i])
-        if places:
-            others = tuple(i for i in range(len(new)) if not new[i])
-            kept.append(Found(delta, tuned, places, others))
-    return kept
+    found = (found_in(pair.delta(site), k, eps, device) for site in sites)
+    return [one for one in found if one is not None]
+
+
+def found_in(delta: Delta, k: int, eps: float, device: str) -> Found | None:
+    """The intruders of one matrix; None where it has none."""
+    if not delta.changed or not delta.base.any():
+        return None
+    tuned = dense_triplets(Operator.of(delta, device).formed()).supported()
+    base = base_triplets(delta.base, device).supported()
+    new = cosines(tuned, base, "left").max(0).values < eps
+    places = tuple(i for i in range(min(k, len(new))) if new[i])
+    others = tuple(i for i in range(len(new)) if not new[i])
+    return Found(delta, tuned, places, others) if places else None
 
 
 @analysis(

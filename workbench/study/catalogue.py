@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from workbench import behaviour, forgetting, patching, skills, spectral, tuco
+from workbench import behaviour, edits, forgetting, patching, skills, spectral, tuco
 from workbench.analysis.record import RECORDS, Analysis
 
-FAMILIES = (spectral, forgetting, behaviour, tuco, patching, skills)
+FAMILIES = (spectral, forgetting, behaviour, tuco, patching, skills, edits)
 _EVERY = {record.function: record for record in RECORDS.values()}
 # Every method there is, and those that a study of a family runs by itself.
 METHODS: tuple[Analysis, ...] = tuple(

@@ -1,0 +1,1 @@
+"""The figures of edits, a file for each analysis."""
