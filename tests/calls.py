@@ -154,6 +154,9 @@ CALLS: dict[str, Call] = {
     ),
     "patching.restore": lambda p, a, **run: wb.patching.restore(p, a.prompts, **run),
     "patching.lens": lambda p, a, **run: wb.patching.lens(p, a.prompts, top=1, **run),
+    "patching.drift": lambda p, a, **run: wb.patching.drift(
+        p, a.prompts, rewordings=a.prompts, **run
+    ),
     "patching.patterns": lambda p, a, **run: wb.patching.patterns(
         p, a.prompts, examples=1, **run
     ),

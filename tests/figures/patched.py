@@ -30,6 +30,23 @@ def lens(members: dict) -> Result:
     return result("patching.lens", rows, members)
 
 
+def drift(members: dict) -> Result:
+    """The states drift from layer 2 on, to half of what other prompts are apart."""
+    rows = []
+    for member in members:
+        for layer in range(-1, LAYERS):
+            about = {"member": member, "layer": layer, "side": CHANGE}
+            far = 5.0 * (layer > 1)
+            null = {"baseline": 10.0, "null_low": 9.0, "null_high": 11.0}
+            rows.append(about | {"metric": "frechet", "value": far, "n": 32} | null)
+            rows.append(about | {"metric": "cka", "value": 0.9, "n": 32, "baseline": 0.5})
+            rows.append(about | {"metric": "cosine"} | mean(0.8) | {"baseline": 0.3})
+            for side, value in (("base", -1.0), ("tuned", -0.5)):
+                for metric in ("uniformity", "alignment"):
+                    rows.append(about | {"side": side, "metric": metric} | mean(abs(value)))
+    return result("patching.drift", rows, members)
+
+
 def patterns(members: dict) -> Result:
     """Head 1 of layer 2 has moved, most of all in the second prompt."""
     rows, tensors = [], {}

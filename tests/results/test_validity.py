@@ -26,8 +26,8 @@ from workbench.study.catalogue import ANALYSES
 
 # What refuses one prompt, or a pair without a change, does so with a sentence.
 NEEDS_MORE = {
-    "forgetting.probe", "forgetting.prune", "tuco.scaling", "patching.circuit", "patching.groups",
-    "patching.mask", "skills.localize", "skills.blocks", "skills.restore",
+    "forgetting.probe", "forgetting.prune", "tuco.scaling", "patching.circuit", "patching.drift",
+    "patching.groups", "patching.mask", "skills.localize", "skills.blocks", "skills.restore",
 }  # fmt: skip
 NEEDS_A_CHANGE = {"skills.blocks", "skills.compression"}
 # Figures that cannot show a table without any number.

@@ -5,6 +5,7 @@ from workbench.patching.activation import activation
 from workbench.patching.attribution import attribution
 from workbench.patching.circuit import circuit, circuits_of
 from workbench.patching.cross_model import cross_model
+from workbench.patching.drift import drift
 from workbench.patching.groups import groups
 from workbench.patching.lens import lens
 from workbench.patching.mask import mask
@@ -17,6 +18,7 @@ ANALYSES = (
     cross_model,
     restore,
     lens,
+    drift,
     patterns,
     activation,
     attribution,
@@ -32,6 +34,7 @@ __all__ = [
     "circuit",
     "circuits_of",
     "cross_model",
+    "drift",
     "groups",
     "lens",
     "mask",

@@ -72,6 +72,7 @@ REASONS = {
     "auc_difference:": "a group has no prompt with both values",
     "auc_difference_matched:": "no two prompts of the two groups match",
     "relative_norm": ZERO,
+    "cka": "the states of all prompts are the same there",
     "energy": "no matrix changed",
     "effective_rank": STILL,
     "stable_rank": STILL,

@@ -205,6 +205,7 @@ class _Inputs:
         self.norms: dict[ParameterSite, NDArray[np.float64]] = {}
         self.moved: dict[ParameterSite, NDArray[np.float64]] = {}
         self.tokens = 0
+        self._found: dict[ParameterSite, tuple[Tensor, Tensor]] = {}
         self._mask, self._at, self._last = torch.empty(0), [0], (None, None)
 
     def read(
@@ -248,6 +249,21 @@ class _Inputs:
 
         return seen
 
+    def directions(self, owner: ParameterSite) -> tuple[Tensor, Tensor]:
+        """The leading directions of C, (d, at most the last of DIRECTIONS), and the share of its
+        trace in so many of them."""
+        from scipy.linalg import eigh
+
+        if owner not in self._found:
+            gram = self.grams[owner].double().cpu().numpy()
+            last = len(gram) - 1
+            first = max(0, last + 1 - DIRECTIONS[-1])
+            values, vectors = eigh(gram, subset_by_index=(first, last))
+            shares = values[::-1].clip(min=0).cumsum() / gram.trace()
+            leading = torch.from_numpy(vectors[:, ::-1].astype(np.float32))
+            self._found[owner] = leading, torch.from_numpy(shares)
+        return self._found[owner]
+
     def _sums(self, vectors: Tensor, places: Tensor) -> NDArray[np.float64]:
         """Sum of squares of each prompt's vectors."""
         total = torch.zeros(len(self._at), device=vectors.device)
@@ -283,14 +299,10 @@ def _rows(
         "metric": "energy", **ratios(*energy, seed=seed).first._asdict(), "baseline": 1.0,
         "null_low": low, "null_high": high,
     }  # fmt: skip
-    values, vectors = torch.linalg.eigh(gram)
-    leading = vectors.flip(1).float()
-    shares = (values.flip(0).clamp(min=0) / values.clamp(min=0).sum()).cumsum(0)
-    here = [p for p in DIRECTIONS if p < d]
-    # dW V: its columns are what each direction is turned into.
-    turned = applied(delta.to(torch.device("cpu")), leading[:, : here[-1]].T) if here else None
-    for p in here:
-        assert turned is not None
+    leading, shares = seen.directions(owner)
+    # dW V: what each direction is turned into, a row each.
+    turned = applied(delta.to(torch.device("cpu")), leading.T)
+    for p in (p for p in DIRECTIONS if p < d):
         value = float(turned[:p].double().square().sum()) / size
         yield about | {"x": float(p), "metric": "explained", "value": value, "baseline": p / d}
         yield about | {"x": float(p), "metric": "inputs", "value": float(shares[p - 1])}

@@ -184,7 +184,7 @@ class _Sums:
         self.names = names
         self.norms = dict.fromkeys(names, 0.0)
         self.products = dict.fromkeys(combinations(names, 2), 0.0)
-        self.signs = dict.fromkeys(combinations(names, 2), (0, 0))
+        self.signs: dict[tuple[str, str], tuple[int, int]] = dict.fromkeys(self.products, (0, 0))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         found = []
