@@ -176,6 +176,9 @@ CALLS: dict[str, Call] = {
     "skills.localize": lambda p, a, **run: wb.skills.localize(
         p, a.prompts, others=[a.others], sparsity=(0.01, 0.3), random=1, epochs=1, **run
     ),
+    "skills.alignment": lambda p, a, **run: wb.skills.alignment(
+        p, a.prompts, others=[a.others], **run
+    ),
     "skills.blocks": lambda p, a, **run: wb.skills.blocks(
         p, a.prompts, most=1, ranks=(1,), random=1, **run
     ),

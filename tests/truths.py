@@ -319,6 +319,11 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
             "epoch", "epochs",
         ),
     },
+    "skills.alignment": {
+        "skills/test_alignment.py::test_every_number_by_plain_torch": (
+            "cosine", "sign_agreement", "overlap", "relevance",
+        ),
+    },
     "skills.blocks": {
         ROWS: SCORED,
         "skills/test_blocks.py::test_every_arm_is_the_model_with_these_blocks": (

@@ -224,7 +224,30 @@ def repair(members: dict) -> Result:
     return result("edits.repair", of_every(members, rows), members)
 
 
+def alignment(members: dict) -> Result:
+    """Layer by layer nearer to the gradient; the largest entries are those of the gradient."""
+    rows = []
+    null = {"baseline": 0.5, "null_low": 0.49, "null_high": 0.51}
+    for layer in range(LAYERS):
+        for component in COMPONENTS:
+            place = {"layer": layer, "component": component}
+            for metric, value in (("sign_agreement", 0.5 + 0.05 * layer), ("cosine", 0.2)):
+                rows.append(place | {"metric": metric, "value": value} | null)
+            for arm, value in (("gradient", 0.4), ("principal", 0.1), ("magnitude", 0.05)):
+                share = {"metric": "overlap", "value": value, "n": 100} | null
+                rows.append(place | {"arm": arm} | share | {"baseline": 0.05})
+        rank = {"task": "facts", "value": -0.2, "low": -0.3, "high": -0.1, "n": 64}
+        random = {"baseline": 0.0, "null_low": -0.12, "null_high": 0.12}
+        rows.append({"layer": layer, "metric": "relevance"} | rank | random)
+    for metric in ("sign_agreement", "cosine"):
+        rows.append({"metric": metric, "value": 0.6} | null)
+    return result("skills.alignment", of_every(members, rows), members)
+
+
 def skills(members: dict) -> list[Result]:
     """One Result of every analysis of skills, and of edits."""
-    makers = (localize, overlap, compose, restore, compression, calibration, blocks, repair)
+    makers = (
+        *(localize, alignment, overlap, compose, restore, compression, calibration),
+        *(blocks, repair),
+    )
     return [make(members) for make in makers]

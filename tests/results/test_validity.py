@@ -29,7 +29,7 @@ NEEDS_MORE = {
     "forgetting.probe", "forgetting.prune", "tuco.scaling", "patching.circuit", "patching.drift",
     "patching.groups", "patching.mask", "skills.localize", "skills.blocks", "skills.restore",
 }  # fmt: skip
-NEEDS_A_CHANGE = {"skills.blocks", "skills.compression"}
+NEEDS_A_CHANGE = {"skills.alignment", "skills.blocks", "skills.compression"}
 # Figures that cannot show a table without any number.
 COUNTS = ("share", "transition", "reliability")  # Wilson's interval is wide where n is 1
 RATIOS = {  # metric -> the analyses whose value is NaN for a model against itself

@@ -1,5 +1,6 @@
 """How few parameters carry what fine-tuning taught? Masks of the change, and what they carry."""
 
+from workbench.skills.alignment import alignment
 from workbench.skills.blocks import blocks
 from workbench.skills.calibration import calibration
 from workbench.skills.compose import Skill, alike, compose
@@ -10,11 +11,12 @@ from workbench.skills.overlap import overlap
 from workbench.skills.restore import restore
 
 # In the order in which a report tells them.
-ANALYSES = (localize, blocks, restore, compression, calibration, compose, overlap)
+ANALYSES = (*(localize, alignment, blocks, restore, compression, calibration, compose, overlap),)
 
 __all__ = [
     "Graft",
     "Skill",
+    "alignment",
     "alike",
     "blocks",
     "calibration",
