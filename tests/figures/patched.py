@@ -56,6 +56,7 @@ def patterns(members: dict) -> Result:
                 value = 0.5 if (layer, head) == (2, 1) else 0.01 * layer
                 about = {"member": member, "layer": layer, "head": head, "side": CHANGE}
                 rows.append(about | {"position": "last token", "metric": "tvd"} | mean(value))
+                rows.append(about | {"position": "all tokens", "metric": "entropy"} | mean(-value))
         for number, change in enumerate((0.1, 0.9)):
             for x, token in enumerate(TOKENS):
                 about = {"member": member, "layer": 2, "head": 1, "side": CHANGE}

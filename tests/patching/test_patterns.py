@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.special import entr
 
 import workbench as wb
 from tests.conftest import adapter
@@ -12,7 +13,16 @@ from tests.patching.conftest import boxes, model, paired, planted, write
 from workbench.errors import WorkbenchError
 from workbench.lab import shipped
 from workbench.models import Layout, Site, hooks, merged
-from workbench.patching.patterns import ALL, FIRST, LAST, most_changed, over_queries, patterns
+from workbench.patching.patterns import (
+    ALL,
+    FIRST,
+    LAST,
+    entropy,
+    most_changed,
+    over_queries,
+    patterns,
+    reach,
+)
 from workbench.tasks import Prompt, PromptSet
 from workbench.tasks.batching import batch, rows
 
@@ -69,6 +79,7 @@ def test_by_hand(tmp_path):
     words = shipped.tokenizer()
     apart: dict[str, list[float]] = {LAST: [], ALL: []}
     paid: dict[tuple[str, str], list[float]] = {}
+    focused: dict[tuple[str, str, str], list[float]] = {}
     for row in rows(words, prompts):
         seen = {}
         for side, made in (("base", pair.base.load()), ("tuned", pair.tuned.load())):
@@ -77,11 +88,24 @@ def test_by_hand(tmp_path):
             seen[side] = kept[Site("pattern", LAYER)][0, HEAD]
             for place, (start, stop) in (row.spans | {FIRST: (0, 1)}).items():
                 paid.setdefault((side, place), []).append(float(seen[side][-1, start:stop].sum()))
+            p = seen[side].double().numpy()
+            back = np.arange(len(p))[:, None] - np.arange(len(p))
+            each = {"entropy": entr(p).sum(-1), "reach": (p * back).sum(-1)}
+            for metric, own in each.items():
+                focused.setdefault((metric, side, LAST), []).append(own[-1])
+                focused.setdefault((metric, side, ALL), []).append(own.mean())
         distance = (seen["tuned"] - seen["base"]).abs().sum(-1) / 2
         apart[LAST].append(float(distance[-1]))
         apart[ALL].append(float(distance.mean()))
     for position, values in apart.items():
         assert heads(found, position)[LAYER, HEAD] == pytest.approx(np.mean(values), abs=1e-5)
+    for (metric, side, position), values in focused.items():
+        own = heads(found, position, metric, side)[LAYER, HEAD]
+        assert own == pytest.approx(np.mean(values), abs=1e-5)
+        change = heads(found, position, metric)[LAYER, HEAD]
+        before = np.mean(focused[metric, "base", position])
+        after = np.mean(focused[metric, "tuned", position])
+        assert change == pytest.approx(after - before, abs=1e-5)
     rows_of = found.metric("attention")
     rows_of = rows_of[(rows_of["layer"] == LAYER) & (rows_of["head"] == HEAD)]
     told = rows_of.set_index(["side", "position"])
@@ -174,3 +198,13 @@ def test_attention_to_places_of_unequal_width_is_their_sum(tmp_path):
         found = patterns(pair, PromptSet("wide", tuple(made)), examples=0, batch_size=size)
         told = heads(found, "thing", "attention", "base")[LAYER]
         assert told == pytest.approx(torch.stack(wanted).mean(0).numpy(), abs=1e-5)
+
+
+def test_entropy_and_reach_by_hand():
+    """All on one key, and spread evenly: ln 4 nats; three tokens back at most, 1.5 on average."""
+    one, even = torch.zeros(4, 4), torch.zeros(4, 4)
+    one[:, 0], even[3] = 1, 0.25
+    assert entropy(one).tolist() == [0, 0, 0, 0]
+    assert reach(one).tolist() == [0, 1, 2, 3]
+    assert float(entropy(even)[3]) == pytest.approx(np.log(4))
+    assert float(reach(even)[3]) == pytest.approx(1.5)

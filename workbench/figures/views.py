@@ -76,6 +76,7 @@ LABELS = {
     "recovered:logit_difference": "share of the logit difference recovered",
     "recovered:log_probability": "share of the log-probability recovered",
     "krs": "KRS (knowledge recovery score)",
+    "reach": "mean attention distance (tokens)",
     "tvd": "total variation of attention (0 to 1)",
     "intruder": "intruder dimensions (1 or 0 each)",
     "intruder_energy": "energy in intruders (share)",

@@ -6,12 +6,19 @@ over the keys, apart by their total variation distance
     tvd = 1/2 sum over keys |tuned - base|           0: the same pattern, 1: no key in common
 
 averaged over prompts, at the last token and over all tokens (padding is none). The attention from
-the last token to each named place of a prompt is given too, for both models and paired.
+the last token to each named place of a prompt is given too, for both models and paired; and so is
+how focused a pattern p of the query token q is, by its entropy -sum p ln p (nats) and by its reach
+
+    reach = sum over keys p_k (q - k)                tokens back, the mean attention distance
+
+of which fine-tuning is said to lower both where a task is new (Jiang et al. 2026, arXiv 2603.18541,
+of attention between patches of an image).
 
 It misleads about *why*: a head's pattern changes when its own matrices did and when anything before
 it did, so a large distance does not mean a changed head (`restore` shows that). A pattern is not
 what a head writes: keys with small values take attention without effect, above all the first token.
-The first token's own distance is 0 by definition and is part of the mean over tokens.
+The first token's own distance is 0 by definition and is part of the mean over tokens. A head that
+rests on the first token has a long reach and a low entropy without looking at anything.
 """
 
 from __future__ import annotations
@@ -46,6 +53,18 @@ Patterns = dict[Site, Tensor]  # pattern site -> (batch, head, query, key)
 def distance(base: Tensor, tuned: Tensor) -> Tensor:
     """Total variation distance of two patterns, (..., query, key) -> (..., query)."""
     return (tuned.float() - base.float()).abs().sum(-1) / 2
+
+
+def entropy(pattern: Tensor) -> Tensor:
+    """Entropy over the keys in nats, (..., query, key) -> (..., query)."""
+    return torch.special.entr(pattern.float()).sum(-1)
+
+
+def reach(pattern: Tensor) -> Tensor:
+    """Mean distance to the keys in tokens, (..., query, key) -> (..., query)."""
+    places = torch.arange(pattern.shape[-1], device=pattern.device, dtype=torch.float32)
+    back = torch.arange(pattern.shape[-2], device=pattern.device)[:, None] - places
+    return (pattern.float() * back).sum(-1)
 
 
 def over_queries(distances: Tensor, inputs: Batch) -> dict[str, Tensor]:
@@ -98,8 +117,10 @@ def patterns(
     Returns a Result with columns side, layer, head, position, metric: `tvd` (0 to 1) at "last
     token" and over "all tokens", side "tuned - base"; `attention` from the last token to every
     named place that all prompts have, and to the "first token", for "base", "tuned" and paired for
-    "tuned - base". 95% bootstrap intervals over prompts, n. `example_tvd`: the distance at every
-    `token` (number x) of the example prompts, in the head with the largest `tvd` at the last token.
+    "tuned - base"; `entropy` (nats) and `reach` (tokens) at the same two positions as `tvd`, also
+    of both sides and paired. 95% bootstrap intervals over prompts, n. `example_tvd`: the distance
+    at every `token` (number x) of the example prompts, in the head with the largest `tvd` at the
+    last token.
     tensors, for example number i and each side: "i/SIDE/last", (layer, head, key), the patterns of
     the last token; "i/SIDE/head", (query, key), that head's whole pattern.
     """
@@ -168,6 +189,9 @@ class _Patterns(NamedTuple):
             for side, own in (("base", base[site]), ("tuned", tuned)):
                 for position, value in paid(own, inputs, self.names).items():
                     found["attention", side, position, site.layer] = value
+                for metric, focus in (("entropy", entropy(own)), ("reach", reach(own))):
+                    for position, value in over_queries(focus, inputs).items():
+                        found[metric, side, position, site.layer] = value
             return tuned.new_zeros(())  # the tuned side's patterns are not kept
 
         self._read(self.sides.tuned, inputs, compare)
@@ -217,11 +241,11 @@ def _layers(layout: Layout) -> list[int]:
 def _table(
     found: dict[tuple[str, str, str], np.ndarray], layers: list[int], seed: int
 ) -> pd.DataFrame:
-    """Means over prompts of every head of these layers, and the paired difference of what it pays
-    to places."""
+    """Means over prompts of every head of these layers, and the paired difference of what both
+    sides have."""
     both = dict(found)
     for metric, side, position in found:
-        if (metric, side) == ("attention", "tuned"):
+        if side == "tuned":
             change = found[metric, "tuned", position] - found[metric, "base", position]
             both[metric, "tuned - base", position] = change
     tables = []
@@ -240,7 +264,7 @@ def _table(
         spread = ratios(own, seed=seed)._asdict()
         null: Any = 0.0
         if side == "tuned":
-            null = found["attention", "base", position][layers].mean(-1).ravel()
+            null = found[metric, "base", position][layers].mean(-1).ravel()
         null = np.nan if side == "base" else null
         tables.append(about.assign(**spread, baseline=null))
     return pd.concat(tables, ignore_index=True)

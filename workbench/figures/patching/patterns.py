@@ -40,6 +40,21 @@ def pattern_differences(result: Result, ax: Axes | None = None) -> Figure:
 
 
 @style.styled
+def focus(result: Result, ax: Axes | None = None) -> Figure:
+    """Change of every head's attention entropy over all tokens, layers upwards, a map per model on
+    one colour scale; blue: more focused than in the base."""
+    table = result.metric("entropy")
+    table = table[(table["position"] == "all tokens") & (table["side"] == "tuned - base")]
+    looks = style.looks(result)
+    maps = [
+        Map(looks[member].label, by_head(own), looks[member].colour)
+        for member, own in table.groupby("member", sort=False)
+    ]
+    label = "change of entropy (nats);\n0: base against itself"
+    return heat_maps(ax, maps, legend=label, xlabel="head", counts=(table["n"], "prompts"))
+
+
+@style.styled
 def pattern_example(
     result: Result, ax: Axes | None = None, *, example: int | None = None
 ) -> Figure:
@@ -91,6 +106,18 @@ DRAWINGS = (
         "A pattern also changes when anything before the head changed, so a bright head need not "
         "have changed itself. Keys whose values are small, above all the first token, take "
         "attention without effect.",
+    ),
+    Drawing(
+        KEY,
+        "focus",
+        "How focused the heads are",
+        focus,
+        "Each cell is the change of a head's attention entropy, averaged over all tokens of the "
+        "prompts, in the fine-tuned model less in the base: below 0 the head attends to fewer "
+        "tokens than before.",
+        "A head that rests on the first token is focused without looking at anything. The entropy "
+        "of long prompts is larger, so compare models on the same prompts only.",
+        applies=has("entropy"),
     ),
     Drawing(
         KEY,
