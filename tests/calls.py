@@ -129,6 +129,9 @@ CALLS: dict[str, Call] = {
     "forgetting.revive": lambda p, a, **run: wb.forgetting.revive(
         p, a.prompts, a.lessons, steps=(1, 2), runs=1, **run
     ),
+    "forgetting.sharpness": lambda p, a, **run: wb.forgetting.sharpness(
+        p, a.prompts, sizes=(0.01,), random=1, **run
+    ),
     "forgetting.verdict": _verdict,
     "behaviour.tokens": lambda p, a, **run: wb.behaviour.tokens(p, a.prompts, show=1, **run),
     "behaviour.generate": lambda p, a, **run: wb.behaviour.generate(
@@ -139,6 +142,9 @@ CALLS: dict[str, Call] = {
     ),
     "behaviour.critical": lambda p, a, **run: wb.behaviour.critical(
         p, replace(a.prompts, scorer=wb.tasks.Generation(length=4, extract=r"\S+")), most=1, **run
+    ),
+    "behaviour.gain": lambda p, a, **run: wb.behaviour.gain(
+        p, a.prompts, a.lessons[:2], checked=1, directions=1, **run
     ),
     "behaviour.faithfulness": lambda p, a, **run: wb.behaviour.faithfulness(
         p, steps(a.n), between=" .", mistake=off_by_one, shares=(0.0, 0.5, 1.0), **run

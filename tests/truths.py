@@ -180,6 +180,12 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
         "forgetting/test_revive.py::test_steps_to_the_threshold_by_hand": ("steps_to_threshold",),
         "forgetting/test_revive.py::test_scores_by_hand": ("score",),
     },
+    "forgetting.sharpness": {
+        "forgetting/test_sharpness.py::test_every_number_by_plain_autograd": (
+            "kl", "loss_change", "score_change", "kl_difference", "loss_difference",
+            "gradient_norm",
+        ),
+    },
     "forgetting.verdict": {
         "forgetting/test_verdict.py::test_output_and_loss_against_plain_torch": ("evidence",),
         "forgetting/test_verdict.py::test_what_the_readings_support": ("verdict",),
@@ -222,6 +228,11 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
     "behaviour.critical": {
         "behaviour/test_critical.py::test_every_number_by_plain_torch": (
             "flip*", "broken", "fixed", "score", "tokens",
+        ),
+    },
+    "behaviour.gain": {
+        "behaviour/test_gain.py::test_every_number_by_plain_autograd": (
+            "gain*", "real_gain", "agreement", "rank_agreement", "sigma", "written",
         ),
     },
     "behaviour.faithfulness": {

@@ -22,11 +22,13 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "forgetting.revive": {
         "steps": (1, 2, 4, 8, 16, 32), "lr": 3e-4, "threshold": 0.9, "runs": 3,
     },
+    "forgetting.sharpness": {"sizes": (0.0003, 0.001, 0.003, 0.01), "random": 3},
     "forgetting.verdict": {"steps": (1, 2, 4, 8, 16, 32), "runs": 3},
     "behaviour.tokens": {"low_probability": 0.1, "low_entropy": 1, "show": 2},
     "behaviour.generate": {"n": 32, "length": 48, "alpha": 0.1, "rounds": 4},
     "behaviour.coverage": {"samples": 32, "temperature": 1, "top_p": 1},
     "behaviour.critical": {"most": 4},
+    "behaviour.gain": {"lr": 1e-3, "checked": 8, "directions": 4},
     "behaviour.faithfulness": {"shares": (0, 0.25, 0.5, 0.75, 1), "own_steps": 0},
     "behaviour.emulate": {"betas": (0, 0.5, 1, 1.5, 2)},
     "tuco.contribution": {"tokens": 2},

@@ -59,6 +59,6 @@ def table_value(result: Any, metric: str, **where: Any) -> float:
 
 
 __all__ = [
-    "APPLE", "BOOK_TEXTS", "JOBS", "PLACES", "WORDS", "Ranked", "Scripted", "asked", "boxes", "member",
-    "model", "mute", "no_gradients", "paired", "table_value",
+    "APPLE", "BOOK_TEXTS", "JOBS", "PLACES", "WORDS", "Ranked", "Scripted", "asked", "boxes",
+    "member", "model", "mute", "no_gradients", "paired", "table_value",
 ]  # fmt: skip

@@ -106,7 +106,7 @@ def test_every_number_by_plain_torch(tmp_path: Path):
         base, tuned = (model(tie_word_embeddings=False) for _ in range(2))
         nudged(tuned, 0.1)
     scorer = Generation(length=4, extract="[a-f]")
-    asked = boxes(6).prompts
+    asked = boxes(9).prompts
     first = [last_letter(greedy(base, WORDS(p.prompt)["input_ids"], 4)) for p in asked]
     given = PromptSet("texts", tuple(
         Prompt(p.id, p.prompt, f" {t or 'a'}" if i % 2 else " a")

@@ -4,13 +4,14 @@ from workbench.behaviour.coverage import coverage
 from workbench.behaviour.critical import critical
 from workbench.behaviour.emulate import emulate
 from workbench.behaviour.faithfulness import faithfulness
+from workbench.behaviour.gain import gain
 from workbench.behaviour.generate import generate
 from workbench.behaviour.tokens import tokens
 
 # In the order in which a report tells them.
-ANALYSES = (tokens, generate, coverage, critical, faithfulness, emulate)
+ANALYSES = (tokens, generate, coverage, critical, gain, faithfulness, emulate)
 
-__all__ = ["coverage", "critical", "emulate", "faithfulness", "generate", "tokens"]
+__all__ = ["coverage", "critical", "emulate", "faithfulness", "gain", "generate", "tokens"]
 
 
 def __dir__() -> list[str]:

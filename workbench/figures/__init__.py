@@ -4,6 +4,7 @@ from workbench.figures.behaviour.coverage import pass_at_k
 from workbench.figures.behaviour.critical import answers_flipped
 from workbench.figures.behaviour.emulate import emulation
 from workbench.figures.behaviour.faithfulness import answers_by_steps
+from workbench.figures.behaviour.gain import gains_of_examples
 from workbench.figures.behaviour.generate import new_words, side_by_side
 from workbench.figures.behaviour.tokens import coloured_text, token_landscape
 from workbench.figures.catalogue import CATALOGUE, draw, drawings, everyone, findings, headline
@@ -19,6 +20,7 @@ from workbench.figures.forgetting.prune import prune_scores
 from workbench.figures.forgetting.retention import forgetting_by_rank
 from workbench.figures.forgetting.revive import revival_curves
 from workbench.figures.forgetting.sequential import chain_matrix
+from workbench.figures.forgetting.sharpness import harmful_steps
 from workbench.figures.forgetting.transitions import item_transitions, transfer_matrix
 from workbench.figures.forgetting.verdict import verdict_grid
 from workbench.figures.patching.activation import layer_position
@@ -90,9 +92,11 @@ __all__ = [
     "forgetting_by_intruders",
     "forgetting_by_measure",
     "forgetting_by_rank",
+    "gains_of_examples",
     "graft_places",
     "graft_scores",
     "greedy_blocks",
+    "harmful_steps",
     "headline",
     "interval",
     "intruder_counts",

@@ -42,6 +42,7 @@ X = {
     "forgetting.sequential": "stage of the chain",
     "forgetting.prune": "neurons pruned (share)",
     "behaviour.coverage": "k, answers that are drawn",
+    "forgetting.sharpness": "length of the step, as a share of the parameters' norm",
     "behaviour.faithfulness": "steps left in (share)",
     "skills.localize": "share of the parameters",
     "skills.restore": "share of the parameters set back",

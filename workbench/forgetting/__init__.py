@@ -10,6 +10,7 @@ from workbench.forgetting.retention import retention
 from workbench.forgetting.revive import revive
 from workbench.forgetting.samples import samples
 from workbench.forgetting.sequential import sequential
+from workbench.forgetting.sharpness import sharpness
 from workbench.forgetting.verdict import verdict
 
 # In the order in which a report tells them.
@@ -22,6 +23,7 @@ ANALYSES = (
     probe,
     prune,
     revive,
+    sharpness,
     verdict,
     sequential,
     association,
@@ -29,7 +31,7 @@ ANALYSES = (
 
 __all__ = [
     "association", "conjugate", "interpolate", "knowledge", "probe", "prune", "retention", "revive",
-    "samples", "sequential", "verdict",
+    "samples", "sequential", "sharpness", "verdict",
 ]  # fmt: skip
 
 

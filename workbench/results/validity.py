@@ -96,6 +96,9 @@ REASONS = {
     "fixed": "no text has both a wrong answer and a token before it",
     "flip_beyond_random": "no text has a token before its answer",
     "flip_change": "no prompt has a token before its answer in both models' texts",
+    "agreement": "the gains that the gradients tell cannot be distinguished from zero",
+    "rank_agreement": "fewer than three examples were checked, or their gains are equal",
+    "written": "an example has no gradient there",
     "novelty": "no text of that arm holds a token",
     "fresh": "no text of that arm holds two tokens",
 }

@@ -36,6 +36,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
         (wb.forgetting.prune, {"task": OTHER, "shares": (0.01, 0.1), "random": 1}),
         (wb.forgetting.revive, {"lessons": nouns(60)} | quick),
         (wb.forgetting.conjugate, {"conjugates": behind, "task": OTHER}),
+        (wb.forgetting.sharpness, {"sizes": (0.003, 0.03), "random": 1}),
         (wb.forgetting.knowledge, {"sets": 2, "shots": 1, "between": " "}),
     )
     found = [units.over(made, call, prompts=PLAIN, **more) for call, more in calls]

@@ -1,0 +1,94 @@
+"""One step of gradient descent, taken and undone: the gradient of a loss on answers, and a model
+whose parameters have moved along it for as long as a block lasts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workbench.errors import WorkbenchError
+from workbench.loaders.devices import home, offloaded
+from workbench.tasks.batching import Encoded, encode, in_batches, pad_id, padded
+from workbench.tasks.prompts import Prompt
+
+Gradients = Mapping[str, Tensor]
+
+
+def answer_gradients(
+    model: Any, words: Any, prompts: Sequence[Prompt], batch_size: int = 32
+) -> tuple[float, dict[str, Tensor]]:
+    """Mean over the prompts of -log p(answer) in nats, its tokens summed, and its gradient by the
+    name that the model gives each parameter, float32; dropout is off. The model is as it was
+    afterwards. Raises WorkbenchError where parts of the model lie nowhere between their runs."""
+    if any(map(offloaded, model.modules())):
+        raise WorkbenchError(
+            "Expected a model whose parameters lie on a device, found some that are offloaded and "
+            'have no gradient; give one device, such as "cuda:0".'
+        )
+    own = dict(model.named_parameters())
+    coded = [encode(words, prompt) for prompt in prompts]
+    modes = [(module, module.training) for module in model.modules()]
+    before = [p.requires_grad for p in own.values()]
+    loss, total = 0.0, {name: torch.zeros_like(p, dtype=torch.float32) for name, p in own.items()}
+
+    def run(places: list[int]) -> tuple[float, tuple[Tensor, ...]]:
+        with torch.enable_grad():
+            nats = _nats(model, [coded[i] for i in places], pad_id(words)) / len(coded)
+            found = torch.autograd.grad(nats, list(own.values()), materialize_grads=True)
+        return nats.item(), found
+
+    try:
+        model.eval()
+        for parameter in own.values():
+            parameter.requires_grad_(True)
+        for _, (nats, found) in in_batches([len(one.ids) for one in coded], batch_size, run):
+            loss += nats
+            for name, one in zip(total, found, strict=True):
+                total[name] += one
+    finally:
+        for parameter, was in zip(own.values(), before, strict=True):
+            parameter.requires_grad_(was)
+        for module, training in modes:
+            module.training = training
+    return loss, total
+
+
+def _nats(model: Any, coded: Sequence[Encoded], fill: int) -> Tensor:
+    """Sum over texts of -log p of their scored tokens."""
+    ids, mask = padded([one.ids for one in coded], fill)
+    device = home(model)
+    logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
+    scored = torch.full_like(ids, -100)
+    for row, one in enumerate(coded):
+        scored[row, one.start : len(one.ids)] = ids[row, one.start : len(one.ids)]
+    kept = scored[:, 1:] != -100
+    said, targets = logits[:, :-1][kept.to(device)].float(), scored[:, 1:][kept].to(device)
+    return F.cross_entropy(said, targets, reduction="sum")
+
+
+def dot(first: Gradients, second: Gradients) -> float:
+    """The inner product over all parameters, summed in float64."""
+    parts = (float((first[n].double() * second[n].double()).sum()) for n in first)
+    return sum(parts)
+
+
+@contextlib.contextmanager
+def moved(model: Any, step: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
+    """`model` with step(name, parameter) added to each parameter, None adding nothing; its own
+    tensors are set aside, not written to, and come back bit for bit."""
+    own = dict(model.named_parameters())
+    kept = {name: parameter.data for name, parameter in own.items()}
+    try:
+        for name, parameter in own.items():
+            change = step(name, kept[name])
+            if change is not None:
+                parameter.data = (kept[name].float() + change).to(kept[name].dtype)
+        yield
+    finally:
+        for name, parameter in own.items():
+            parameter.data = kept[name]
