@@ -26,7 +26,8 @@ from tests.behaviour.conftest import (
     table_value,
 )
 from tests.conftest import nudged
-from workbench.behaviour.tokens import _displaced, measured
+from workbench.behaviour.token_rows import displaced, preferred
+from workbench.behaviour.tokens import measured
 from workbench.errors import WorkbenchError
 from workbench.tasks import Prompt, PromptSet, world
 
@@ -58,9 +59,14 @@ def test_base_against_itself_and_a_uniform_model(tmp_path: Path):
         flat: Any = model(tie_word_embeddings=False)
         flat.lm_head.weight.zero_()
     found = wb.behaviour.tokens(paired(flat, flat, tmp_path), TEXTS)
-    for metric in ("delta_log_p", "kl", "learnability", "conflict_share"):
+    for metric in (
+        "delta_log_p", "kl", "learnability", "conflict_share", "rose_share", "fell_share",
+        "rose_mass", "fell_mass",
+    ):  # fmt: skip
         assert table_value(found, metric) == 0
-    assert table_value(found, "entropy") == pytest.approx(math.log(len(WORDS)), rel=1e-6)
+    assert table_value(found, "entropy", arm="base") == pytest.approx(
+        math.log(len(WORDS)), rel=1e-6
+    )
     assert table_value(found, "log_p", arm="base") == pytest.approx(-math.log(len(WORDS)))
     assert (found.metric("token")["value"] == 0).all()
 
@@ -92,6 +98,10 @@ def whole(one: Any, prompt: Prompt, answer: str) -> float:
     return sum(float(row[token]) for row, token in zip(*said(one, prompt, answer), strict=True))
 
 
+def per_token(one: Any, prompt: Prompt, answer: str) -> float:
+    return whole(one, prompt, answer) / len(said(one, prompt, answer)[1])
+
+
 def test_every_number_against_plain_torch(tmp_path: Path):
     """Answers of one to three tokens, with foils, of models of which some tokens are conflicts."""
     with torch.no_grad():
@@ -121,39 +131,73 @@ def test_every_number_against_plain_torch(tmp_path: Path):
             conflicts_in |= {place} if conflict else set()
             mass = float(q.exp()[q.exp() < low_p].sum()) if sure else 0.0
             kl = float((p.exp() * (p - q)).sum())
-            tokens.append((float(q[token]), float(p[token]), entropy, kl, conflict, mass))
+            other = -float((p.exp() * p).sum())
+            tokens.append((float(q[token]), float(p[token]), entropy, kl, conflict, mass, other))
         foils = [
             math.log(sum(math.exp(whole(one, prompt, foil)) for foil in prompt.foils))
             for one in (base, tuned)
         ]
         own = whole(tuned, prompt, prompt.target) - whole(base, prompt, prompt.target)
         changes.append((own, foils[1] - foils[0]))
-    log_p, tuned_log_p, entropy, kl, conflict, mass = np.array(tokens).T
+    log_p, tuned_log_p, entropy, kl, conflict, mass, other = np.array(tokens).T
     delta, conflict = tuned_log_p - log_p, conflict.astype(bool)
+    forks = np.zeros(len(delta), dtype=bool)
+    forks[np.argsort(-(entropy + other))[: round(0.2 * len(delta))]] = True
+    above = np.array([
+        [np.mean([per_token(one, q, q.target) > per_token(one, q, f) for f in q.foils])
+         for q in prompts]
+        for one in (base, tuned)
+    ])  # fmt: skip
     chosen, rejected = np.array(changes).T
-    displaced = (chosen - rejected > 0) & (chosen < 0)
+    moved_off = (chosen - rejected > 0) & (chosen < 0)
     assert 0 < conflict.sum() < len(conflict)
-    assert 0 < displaced.sum() < len(displaced)
+    assert 0 < moved_off.sum() < len(moved_off)
     for metric, arm, value, baseline in (
         ("delta_log_p", None, delta.mean(), 0),
         ("kl", None, kl.mean(), 0),
         ("log_p", "base", log_p.mean(), np.nan),
         ("log_p", "tuned", tuned_log_p.mean(), log_p.mean()),
         ("entropy", "base", entropy.mean(), np.nan),
+        ("entropy", "tuned", other.mean(), entropy.mean()),
+        ("entropy_change", "all", (other - entropy).mean(), entropy.mean()),
+        ("entropy_change", "forks", (other - entropy)[forks].mean(), entropy[forks].mean()),
+        ("entropy_change", "elsewhere", (other - entropy)[~forks].mean(), entropy[~forks].mean()),
+        ("rose_share", None, (delta > 0).mean(), 0),
+        ("fell_share", None, (delta < 0).mean(), 0),
+        ("rose_mass", None, delta.clip(min=0).mean(), 0),
+        ("fell_mass", None, (-delta).clip(min=0).mean(), 0),
+        ("right_above_wrong", "base", above[0].mean(), 0.5),
+        ("right_above_wrong", "tuned", above[1].mean(), 0.5),
+        ("right_above_wrong_change", None, (above[1] - above[0]).mean(), above[0].mean()),
         ("learnability", None, (log_p.sum() - tuned_log_p.sum()) / log_p.sum(), 0),
         ("conflict_share", None, conflict.mean(), mass.mean()),
         ("conflict_delta_log_p", None, delta[conflict].mean(), delta[~conflict].mean()),
         ("chosen_change", None, chosen.mean(), 0),
         ("rejected_change", None, rejected.mean(), 0),
         ("margin_change", None, (chosen - rejected).mean(), 0),
-        ("displaced", None, displaced.mean(), 0),
+        ("displaced", None, moved_off.mean(), 0),
     ):
         rows = found.metric(metric)
         row = rows[rows["arm"] == arm].iloc[0] if arm else rows.iloc[0]
         assert row["value"] == pytest.approx(value, rel=1e-3, abs=1e-4), metric
         assert row["baseline"] == pytest.approx(baseline, rel=1e-3, abs=1e-4, nan_ok=True), metric
         wanted = len(conflicts_in) if metric == "conflict_delta_log_p" else len(prompts)
-        assert row["n"] == wanted, metric
+        if arm not in ("forks", "elsewhere"):
+            assert row["n"] == wanted, metric
+    p = np.exp(log_p)
+    for i in range(10):
+        here = (p >= i / 10) & (p < (i + 1) / 10)
+        if here.any():
+            at = {"x": (i + 0.5) / 10}
+            share, moved = (f"prior_{name}" for name in ("share", "delta_log_p"))
+            assert table_value(found, share, **at) == pytest.approx(here.mean())
+            assert table_value(found, moved, **at) == pytest.approx(delta[here].mean(), abs=1e-4)
+    assert found.metric("prior_share")["value"].sum() == pytest.approx(1)
+    texts = np.repeat(range(12), [i % 3 + 1 for i in range(12)])
+    for i, prompt in enumerate(prompts):
+        row = found.metric("item_learnability").set_index("prompt").loc[prompt.id]
+        assert row["value"] == pytest.approx(delta[texts == i].mean(), abs=1e-4)
+        assert row["baseline"] == pytest.approx(-log_p[texts == i].mean(), abs=1e-4)
     for name, values in (("log_p", log_p), ("delta", delta), ("entropy", entropy), ("kl", kl)):
         np.testing.assert_allclose(found.tensors[name], values, rtol=1e-3, atol=1e-3)
     assert found.tensors["text"].tolist() == [i for i in range(12) for _ in range(i % 3 + 1)]
@@ -190,10 +234,20 @@ def test_texts_of_the_base_meet_conflicts_as_often_as_expected(tmp_path: Path):
     assert row["low"] - 0.01 <= row["baseline"] <= row["high"] + 0.01
 
 
+def test_a_right_answer_scores_above_a_wrong_one_by_hand():
+    """Ties count half; foils of one prompt are averaged."""
+    scores = [np.array([[-1.0, -2.0, -1.0], [-1.0, -0.5, -0.7]]), np.array([[-3.0, -1.0]] * 2)]
+    rows = {(r["metric"], r.get("arm")): r for r in preferred(scores, False, 0)}
+    assert rows["right_above_wrong", "base"]["value"] == pytest.approx((0.75 + 0) / 2)
+    assert rows["right_above_wrong", "tuned"]["value"] == 0
+    assert rows["right_above_wrong_change", None]["value"] == pytest.approx(-0.375)
+    assert [*preferred([], False, 0)] == []
+
+
 def test_displacement_is_a_wider_margin_of_a_less_likely_answer():
     chosen = np.array([[-1.0, -1.0, -1.0], [-2.0, -0.5, -2.0]])  # base, tuned
     rejected = np.array([[-1.0, -1.0, -1.0], [-9.0, -3.0, -1.5]])
-    rows = {row["metric"]: row for row in _displaced(np.stack([chosen, rejected]), 0)}
+    rows = {row["metric"]: row for row in displaced(np.stack([chosen, rejected]), 0)}
     assert rows["displaced"]["value"] == pytest.approx(1 / 3)
     assert rows["margin_change"]["value"] == pytest.approx((7 + 2.5 - 0.5) / 3)
     assert rows["chosen_change"]["value"] == pytest.approx((-1 + 0.5 - 1) / 3)
@@ -232,6 +286,9 @@ def test_groups_are_what_each_would_show_alone(tmp_path: Path):
         assert own["group_delta_log_p", kind] == pytest.approx(table_value(alone, "delta_log_p"))
         assert own["group_kl", kind] == pytest.approx(table_value(alone, "kl"))
     gap = found.set_index("metric")["value"]["group_gap"]
+    apart = own["group_kl", "even"] - own["group_kl", "odd"]
+    kl_gap = found.set_index("metric")["value"]["group_kl_gap"]
+    assert kl_gap == pytest.approx(abs(apart))
     even, odd = (own["group_delta_log_p", kind] for kind in ("even", "odd"))
     assert gap == pytest.approx(abs(even - odd))  # answers of one token each
     with pytest.raises(WorkbenchError, match="No prompt of 's' has the tag 'subject'"):

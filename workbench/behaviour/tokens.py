@@ -5,9 +5,14 @@ For every scored token of the base's probability p, with H the entropy of the ba
 there, delta log p = log p_tuned - log p, and KL(tuned || base) of the two distributions. The plane
 of p and H is that of Diao et al. 2026, arXiv 2601.02151: a token of low p at low H is a confident
 conflict, in which the base was certain of another token. Learnability is the share of the base's
-loss that is gone, (L_base - L_tuned) / L_base (compare Mindermann et al. 2022, arXiv 2206.07137).
+loss that is gone, (L_base - L_tuned) / L_base (compare Mindermann et al. 2022, arXiv 2206.07137);
+of each text also the difference itself (Zhou et al. 2023, arXiv 2310.13008). The histogram of p
+tells whether the base was strong or weak on these texts (Li et al. 2025, arXiv 2510.00526v2), and
+where on it the change lies.
 On answers with foils: fine-tuning on preferences can widen the margin while the preferred answer
-itself becomes less likely (likelihood displacement, Razin et al. 2024, arXiv 2410.08847).
+itself becomes less likely (likelihood displacement, Razin et al. 2024, arXiv 2410.08847), and a
+tuned model can score a wrong answer above the right one, by the mean log p of its tokens (Wang et
+al. 2023, arXiv 2309.02144).
 
 It misleads on text that the base wrote: its tokens sometimes have low p by chance, so the share of
 conflicts is given with the share expected if the base itself had drawn every token from its own
@@ -16,7 +21,7 @@ distribution. The thresholds are round numbers, not the paper's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,13 +31,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workbench.analysis.record import analysis
+from workbench.behaviour import token_rows
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models.sides import named_dtype
 from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
-from workbench.stats import Interval, gaps, ratios
 from workbench.tasks.batching import Encoded, encode
 from workbench.tasks.prompts import Prompt, PromptSet
 from workbench.tasks.score import pieces, side_by_side
@@ -40,7 +45,6 @@ from workbench.tasks.score import pieces, side_by_side
 KEY = "behaviour.tokens"
 LOW_PROBABILITY = 0.1
 LOW_ENTROPY = 1.0  # nats
-ROUNDING = 1e-6  # nats of a float32 log-probability
 SHOWN = 60  # tokens of a text that are kept with their words
 Floats = NDArray[np.float64]
 
@@ -50,23 +54,25 @@ def measured(base: Tensor, tuned: Tensor, targets: Tensor, low: float) -> dict[s
 
     base, tuned: log-probabilities (tokens, vocabulary), float32. targets: (tokens,). log_p and
     tuned_log_p of the target, entropy of the base's distribution, kl = KL(tuned || base), all in
-    nats; tail: the base's own mass on tokens of a probability below `low`.
+    nats; tuned_entropy: of the tuned one; tail: the base's own mass on tokens of a probability
+    below `low`.
     """
-    p = base.exp()
+    p, q = base.exp(), tuned.exp()
     own, other = (side.gather(1, targets[:, None])[:, 0] for side in (base, tuned))
     return {
         "log_p": own,
         "tuned_log_p": other,
         "entropy": -torch.special.xlogy(p, p).sum(-1),
+        "tuned_entropy": -torch.special.xlogy(q, q).sum(-1),
         # Where a side gives nothing at all to a token, 0 log 0 is 0.
-        "kl": (tuned.exp() * (tuned - base).nan_to_num(0.0)).sum(-1),
+        "kl": (q * (tuned - base).nan_to_num(0.0)).sum(-1),
         "tail": torch.where(p < low, p, 0.0).sum(-1),
     }
 
 
 @analysis(
     "Which tokens became likelier, and was the base confident of other tokens there?",
-    paper="arXiv 2601.02151, 2410.08847",
+    paper="arXiv 2601.02151, 2410.08847, 2309.02144, 2310.13008, 2506.01939, 2510.00526",
     example="--prompts task.jsonl",
     passes=8,
     takes={"prompts": "task"},
@@ -94,16 +100,23 @@ def tokens(
     token, for the coloured text (their first 60 tokens; for a prompt these include the question).
     by: a tag of the prompts; the changes are also reported for each of its values.
 
-    Returns a Result with rows delta_log_p and kl (nats per token; baseline 0), log_p (arm "base",
-    "tuned"), entropy (of the base), learnability (0: nothing learned, 1: no loss left),
+    Returns a Result with rows delta_log_p and kl (nats per token; baseline 0), log_p and entropy
+    (arm "base", "tuned"), entropy_change (nats; arm "all", "forks", the fifth of the tokens at
+    which both models together are least decided, and "elsewhere"), rose_share and fell_share, of
+    the tokens, rose_mass and fell_mass, nats a token of the text, prior_share and prior_delta_log_p
+    (x: the base's probability of a token, in ten bins; baseline of the first: as many in each),
+    learnability (0: nothing learned, 1: no loss left), item_learnability of each text (column
+    prompt; nats per token, baseline: the base's loss),
     conflict_share (of the tokens; baseline: the share expected if the base had written them) and
     conflict_delta_log_p (of those tokens; baseline: the mean of all others). For answers with
     foils also chosen_change, rejected_change (the foils' whole probability) and margin_change, in
     nats per answer, and displaced, the share of prompts whose margin grew while the answer became
-    less likely. 95% bootstrap intervals over texts, weighted by their tokens; n: texts (of
-    conflicts: those that have one). With `by` also group_delta_log_p and group_kl of each of its
-    values (column group), and of the prompts' mean delta log p group_gap and group_gap_chance, see
-    `stats.gaps`. Rows token (prompt, position, token; value: delta log p;
+    less likely; and right_above_wrong (arm "base", "tuned", baseline 1/2), the chance that the
+    answer has a larger mean log p per token than a foil, with its change. 95% bootstrap intervals
+    over texts, weighted by their tokens; n: texts (of conflicts: those that have one). With `by`
+    also group_delta_log_p and group_kl of each of its values (column group), and of the prompts'
+    mean delta log p group_gap and group_gap_chance, of their KL group_kl_gap and
+    group_kl_gap_chance, see `stats.gaps`. Rows token (prompt, position, token; value: delta log p;
     probability: the base's) of the shown texts. tensors: log_p, delta, entropy, kl and text of
     every scored token. Raises WorkbenchError for no texts, or texts of fewer than two tokens.
     """
@@ -124,10 +137,20 @@ def tokens(
         coded, owners = _coded(models[0], words, given)
         read = _read(pair.name, models, words, coded, owners, low_probability, batch_size)
         shown = _shown(models, words, given[:show], low_probability)
-        pairs = _pairs(models, words, given, batch_size)
-    rows = [*_means(read, low_probability, low_entropy, seed), *_displaced(pairs, seed), *shown]
+        answered = _answered(models, words, given, batch_size)
+    names = [str(i) if isinstance(one, str) else one.id for i, one in enumerate(given)]
+    rows = [
+        *token_rows.means(read, low_probability, low_entropy, seed),
+        *token_rows.directions(read, seed),
+        *token_rows.entropies(read, seed),
+        *token_rows.priors(read, seed),
+        *token_rows.displaced(_together(answered), seed),
+        *token_rows.preferred([own / sizes for own, sizes in answered], pair.same, seed),
+        *token_rows.learned(read, names),
+        *shown,
+    ]
     if groups is not None:
-        rows += _grouped(read, groups, seed)
+        rows += token_rows.grouped(read, groups, seed)
     table = pd.DataFrame(rows)
     table.insert(0, "member", pair.name)
     table.insert(1, "task", getattr(prompts, "name", "texts"))
@@ -173,94 +196,38 @@ def _read(
     return read
 
 
-def _means(
-    read: Mapping[str, Floats], low_probability: float, low_entropy: float, seed: int
-) -> Iterator[dict[str, Any]]:
-    texts = read["text"].astype(int)
-
-    def row(metric: str, top: Any, bottom: Any = None, baseline: float = np.nan, **about: Any):
-        """A ratio of sums over tokens, resampled by text; None: per token."""
-        size = int(texts.max()) + 1
-        below = np.bincount(texts, bottom, size)
-        known = np.where(below != 0, 1.0, np.nan)
-        found = ratios(np.bincount(texts, top, size) * known, below * known, seed=seed).first
-        return about | {"metric": metric} | found._asdict() | {"baseline": baseline}
-
-    yield row("delta_log_p", read["delta"], baseline=0.0)
-    yield row("kl", read["kl"], baseline=0.0)
-    yield row("log_p", read["log_p"], arm="base")
-    yield row("log_p", read["tuned_log_p"], baseline=float(read["log_p"].mean()), arm="tuned")
-    yield row("entropy", read["entropy"], arm="base")
-    loss = -read["log_p"]
-    # A base that loses nothing has nothing to learn.
-    loss = loss if loss.mean() > ROUNDING else np.zeros_like(loss)
-    yield row("learnability", read["delta"], loss, baseline=0.0)
-    sure = read["entropy"] < low_entropy
-    conflict = sure & (read["log_p"] < np.log(low_probability))
-    expected = float(np.where(sure, read["tail"], 0.0).mean())
-    yield row("conflict_share", conflict.astype(float), baseline=expected)
-    others = read["delta"][~conflict]
-    yield row(
-        "conflict_delta_log_p", np.where(conflict, read["delta"], 0.0), conflict.astype(float),
-        baseline=float(others.mean()) if others.size else np.nan,
-    )  # fmt: skip
-
-
-def _grouped(
-    read: Mapping[str, Floats], groups: NDArray[np.str_], seed: int
-) -> Iterator[dict[str, Any]]:
-    """What changed by the values of a tag."""
-    texts, size = read["text"].astype(int), len(groups)
-    tokens = np.bincount(texts, minlength=size)
-    sums = {name: np.bincount(texts, read[name], size) for name in ("delta", "kl")}
-    for group in dict.fromkeys(groups.tolist()):
-        here = groups == group
-        for metric, name in (("delta_log_p", "delta"), ("kl", "kl")):
-            found = ratios(sums[name][here], tokens[here], seed=seed).first._asdict()
-            yield {"metric": f"group_{metric}", "group": group, "baseline": 0.0} | found
-    means = sums["delta"] / tokens
-    for row in gaps(np.zeros(size), means, groups, seed):
-        if row["metric"] != "gap_change":  # the base has no change, and so no gap of its own
-            yield row | {"metric": f"group_{row['metric']}"}
-
-
-def _pairs(
+def _answered(
     models: Sequence[Any], words: Any, given: Sequence[Prompt | str], batch_size: int
-) -> Floats | None:
-    """(2, 2, prompts): log p of answer and of all foils together, base and tuned; None where no
-    prompt has foils."""
+) -> list[tuple[Floats, NDArray[np.int64]]]:
+    """Of every prompt with foils log p of its answer and of each foil, base and tuned, (2, 1 +
+    foils), in nats, and the tokens of each, (1 + foils,)."""
     asked = [one for one in given if isinstance(one, Prompt) and one.foils]
-    if not asked:
-        return None
     coded, place = [], []
     for number, prompt in enumerate(asked):
-        for kind, answer in [(0, prompt.target), *((1, foil) for foil in prompt.foils)]:
+        for choice, answer in enumerate((prompt.target, *prompt.foils)):
             coded.append(encode(words, Prompt(prompt.id, prompt.prompt, answer)))
-            place.append((kind, number))
-    found = np.full((2, 2, len(asked)), -np.inf)
-    for index, sides in side_by_side(models, words, coded, batch_size):
-        one = coded[index]
+            place.append((number, choice))
+    found = [
+        (np.zeros((2, 1 + len(prompt.foils))), np.zeros(1 + len(prompt.foils), dtype=np.int64))
+        for prompt in asked
+    ]
+    for index, sides in side_by_side(models, words, coded, batch_size) if coded else ():
+        one, (number, choice) = coded[index], place[index]
         targets = torch.tensor(one.ids[one.start :])
+        log_p, sizes = found[number]
+        sizes[choice] = len(targets)
         for side, said in enumerate(sides):
-            kind, number = place[index]
-            own = float(said.cpu().gather(1, targets[:, None]).sum())
-            found[kind, side, number] = np.logaddexp(found[kind, side, number], own)
+            log_p[side, choice] = float(said.cpu().gather(1, targets[:, None]).sum())
     return found
 
 
-def _displaced(pairs: Floats | None, seed: int) -> Iterator[dict[str, Any]]:
-    if pairs is None:
-        return
-    chosen, rejected = pairs[:, 1] - pairs[:, 0]
-    margin = chosen - rejected
-    for metric, values in (
-        ("chosen_change", chosen),
-        ("rejected_change", rejected),
-        ("margin_change", margin),
-        ("displaced", ((margin > 0) & (chosen < 0)).astype(float)),
-    ):
-        found: Interval = ratios(values, seed=seed).first
-        yield {"metric": metric} | found._asdict() | {"baseline": 0.0}
+def _together(answered: Sequence[tuple[Floats, Any]]) -> Floats | None:
+    """(2, 2, prompts): log p of answer and of all foils together, base and tuned; None where no
+    prompt has foils."""
+    if not answered:
+        return None
+    both = [(own[:, 0], np.logaddexp.reduce(own[:, 1:], axis=1)) for own, _ in answered]
+    return np.array(both).transpose(1, 2, 0)
 
 
 def _shown(

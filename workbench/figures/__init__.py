@@ -6,7 +6,7 @@ from workbench.figures.behaviour.emulate import emulation
 from workbench.figures.behaviour.faithfulness import answers_by_steps
 from workbench.figures.behaviour.gain import gains_of_examples
 from workbench.figures.behaviour.generate import new_words, side_by_side
-from workbench.figures.behaviour.tokens import coloured_text, token_landscape
+from workbench.figures.behaviour.tokens import change_by_prior, coloured_text, token_landscape
 from workbench.figures.catalogue import CATALOGUE, draw, drawings, everyone, findings, headline
 from workbench.figures.compare.equivalence import cells, members_against_full
 from workbench.figures.compare.sensitivity import verdicts_by_margin
@@ -77,6 +77,7 @@ __all__ = [
     "by_layer",
     "cells",
     "chain_matrix",
+    "change_by_prior",
     "coloured_text",
     "composition",
     "conjugate_outcomes",

@@ -99,6 +99,7 @@ REASONS = {
     "agreement": "the gains that the gradients tell cannot be distinguished from zero",
     "rank_agreement": "fewer than three examples were checked, or their gains are equal",
     "written": "an example has no gradient there",
+    "entropy_change": "there is no such token",
     "novelty": "no text of that arm holds a token",
     "fresh": "no text of that arm holds two tokens",
 }

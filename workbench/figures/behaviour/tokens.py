@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from workbench.figures import marks, style, tensors
 from workbench.figures.drawing import Drawing, has
-from workbench.figures.member_panels import by_member
+from workbench.figures.member_panels import band, by_member, labelled
 from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
@@ -118,6 +118,26 @@ def coloured_text(result: Result, ax: Axes | None = None, *, prompt: str = "0") 
     return figure
 
 
+@style.styled
+def change_by_prior(result: Result, ax: Axes | None = None) -> Figure:
+    """The change of log p over the probability that the base gave a token, in ten bins, and below
+    it how many tokens each holds; a panel per fine-tuned model. Grey: no change, the base."""
+    figure, axes, panels = by_member(result, ax, 1.9, share=(True, True))
+    table = result.metric("prior_delta_log_p")
+    held = result.metric("prior_share")
+    for here, (member, look) in panels:
+        own = table[table["member"] == member].sort_values("x")
+        many = held[held["member"] == member].sort_values("x")["value"].to_numpy(float)
+        here.axhline(0, color=style.GREY, ls=":", lw=1, label="base")
+        here.plot(own["x"], own["value"], color=look.colour, lw=0.8)
+        here.scatter(own["x"], own["value"], s=4 + 120 * many, color=look.colour, zorder=3)
+        band(here, own, look.colour)
+        here.set_xlim(0, 1)
+        style.name(here, look)
+    what = ("log p, tuned − base (nats)", table)
+    return labelled(figure, axes, what, "probability of the token in the base", result, ax)
+
+
 def _lines(rows: pd.DataFrame) -> list[list[tuple[str, float]]]:
     """Words with their values, line by line; control characters are shown as a dot."""
     lines: list[list[tuple[str, float]]] = [[]]
@@ -147,6 +167,18 @@ DRAWINGS = (
         "share that the base's own texts would have.",
         "A token of the answer alone shows nothing about the rest of the text. Cells of fewer than "
         "three tokens are left out, and the edges of the box are round numbers.",
+    ),
+    Drawing(
+        KEY,
+        "prior",
+        "What the base thought of the tokens that changed",
+        change_by_prior,
+        "The tokens are sorted into ten bins by the probability that the base gave them. Each dot "
+        "is the mean change of log p in a bin, and as large as the share of the tokens it holds. "
+        "Dots on the left are tokens that the base found unlikely.",
+        "A token that the base gave almost all of the probability cannot become much likelier, so "
+        "the curve falls to the right for any model that learned the text.",
+        applies=has("prior_share"),
     ),
     Drawing(
         KEY,
