@@ -58,4 +58,5 @@ def test_every_named_test_is_there():
     assert {*TRUTHS} == {method.key for method in METHODS} | {
         "compare.equivalence",
         "compare.pareto",
+        "compare.robustness",
     }

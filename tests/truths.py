@@ -392,6 +392,12 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "findings/test_pareto.py::test_the_least_forgetting_at_a_score_by_hand": ("least",),
     },
+    "compare.robustness": {
+        "findings/test_robustness.py::test_what_a_member_has_more_is_found": ("point",),
+        "findings/test_robustness.py::test_the_line_by_numpy": (
+            "slope", "intercept", "correlation", "effective",
+        ),
+    },
     "compare.equivalence": {
         "findings/test_recipes.py::"
         "test_recipes_are_the_members_and_their_spread_stands_beside_them": ("spread",),

@@ -9,6 +9,7 @@ from workbench.figures.behaviour.generate import new_words, side_by_side
 from workbench.figures.behaviour.tokens import change_by_prior, coloured_text, token_landscape
 from workbench.figures.catalogue import CATALOGUE, draw, drawings, everyone, findings, headline
 from workbench.figures.compare.equivalence import cells, members_against_full
+from workbench.figures.compare.robustness import line_of_the_family
 from workbench.figures.compare.sensitivity import verdicts_by_margin
 from workbench.figures.drawing import Drawing
 from workbench.figures.forgetting.association import forgetting_by_measure
@@ -108,6 +109,7 @@ __all__ = [
     "layer_head",
     "layer_position",
     "lens_by_layer",
+    "line_of_the_family",
     "masks",
     "members_against_full",
     "metadata",

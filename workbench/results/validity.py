@@ -100,6 +100,7 @@ REASONS = {
     "rank_agreement": "fewer than three examples were checked, or their gains are equal",
     "written": "an example has no gradient there",
     "entropy_change": "there is no such token",
+    "effective": "the other models have one score on the task, so that no line is determined",
     "novelty": "no text of that arm holds a token",
     "fresh": "no text of that arm holds two tokens",
 }

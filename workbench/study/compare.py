@@ -15,6 +15,8 @@ from workbench.findings.equivalence import equivalence
 from workbench.findings.measures import ARMS
 from workbench.findings.pareto import KEY as CURVES
 from workbench.findings.pareto import pareto
+from workbench.findings.robustness import KEY as LINE
+from workbench.findings.robustness import robustness
 from workbench.forgetting import association, sequential
 from workbench.loaders import CheckpointPair, Family
 from workbench.log import quiet
@@ -190,11 +192,12 @@ def _fill(study: Study, run: Run) -> None:
     whole = [run.made[part.name] for part in parts if part.name in run.made]
     run.attempt(FIRST, equivalence, whole)
     run.attempt(CURVES, pareto, whole)
+    run.attempt(LINE, robustness, whole)
 
 
 def _ordered(made: Mapping[str, Result]) -> dict[str, Result]:
     """A chapter per method: as in the catalogue, what is followed along a run at the end."""
-    order = [FIRST, CURVES, *(analysis.key for analysis in ANALYSES)]
+    order = [FIRST, CURVES, LINE, *(analysis.key for analysis in ANALYSES)]
 
     def place_of(name: str) -> tuple[bool, int, str]:
         key = made[name].analysis
