@@ -33,7 +33,7 @@ FLOORS = (
     ("reports", "findings"),
     ("export",),
     ("study",),
-    ("demo",),
+    ("demo", "integrations"),
     ("__init__",),
     ("cli",),
 )

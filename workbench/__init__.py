@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         export,
         figures,
         forgetting,
+        integrations,
         lab,
         models,
         patching,
@@ -60,8 +61,8 @@ _HOME = {
     "running": "workbench.analysis.running",
 }
 _PARTS = (
-    "behaviour", "edits", "export", "figures", "forgetting", "lab", "models", "patching", "skills",
-    "spectral", "tasks", "tuco",
+    "behaviour", "edits", "export", "figures", "forgetting", "integrations", "lab", "models",
+    "patching", "skills", "spectral", "tasks", "tuco",
 )  # fmt: skip
 
 __all__ = [
@@ -77,6 +78,7 @@ __all__ = [
     "export",
     "figures",
     "forgetting",
+    "integrations",
     "lab",
     "load_family",
     "load_pair",

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -246,7 +246,14 @@ class Checkpoint:
             files = [*shard_files(self.folder), *([config] if config.exists() else [])]
             parts = [f"{f.name}:{cache.file_digest(f)}" for f in files]
             return cache.digest(part.encode() for part in parts)
-        return _digest_of(self.weights())
+        return self.content
+
+    @cached_property
+    def content(self) -> str:
+        """sha256 over names and numbers of the bare weights: one for a model in memory and for the
+        files it was loaded from, at the precision they have."""
+        found = self.weights()
+        return _digest_of(found, sorted(found))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -506,9 +513,9 @@ def is_adapter(path: str | Path) -> bool:
     return bool(adapter_files(folder)) or not has_weights(folder)
 
 
-def _digest_of(weights: Mapping[str, torch.Tensor]) -> str:
+def _digest_of(weights: Mapping[str, torch.Tensor], names: Iterable[str] | None = None) -> str:
     def chunks():
-        for name in weights:
+        for name in weights if names is None else names:
             yield name.encode()
             yield tensor_bytes(weights[name])
 

@@ -153,6 +153,8 @@ class CheckpointPair:
         same = self.tuned.reference is self.base.reference or self.tuned.bare == self.base
         if not same and self.base.folder is not None and self.tuned.folder is not None:
             same = self.base.adapter is None and self.tuned.folder.samefile(self.base.folder)
+        if not same and self.tuned.folder is None and self.base.lora is None:
+            return self.tuned.base_fingerprint == self.base.content
         return same or self.tuned.base_fingerprint == self.base.fingerprint
 
     @cached_property
