@@ -81,6 +81,11 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
     "spectral.similarity": {
         "spectral/test_delta_spectrum.py::test_similarity_by_numpy": ("max_cosine",),
     },
+    "spectral.directions": {
+        "spectral/test_directions.py::test_every_number_by_plain_torch": (
+            "sensitivity", "sigma", "word", "loss_change", "score_change",
+        ),
+    },
     "spectral.explained": {
         "spectral/test_explained.py::test_every_number_by_plain_torch": (
             "energy", "explained", "inputs",

@@ -166,6 +166,23 @@ def explained(members: dict) -> Result:
     return result("spectral.explained", rows, members)
 
 
+def directions(members: dict) -> Result:
+    """Every direction does what first order says; controls do nothing."""
+    rows = []
+    for member in members:
+        for layer in range(LAYERS):
+            told = 0.1 * layer
+            place = {"member": member, "layer": layer, "component": COMPONENTS[3], "rank": 0}
+            null = {"baseline": 0.0, "null_low": -0.05, "null_high": 0.05}
+            rows.append(place | {"metric": "sensitivity", "value": told} | null)
+            word = {"side": "writes", "x": 1.0, "token": f" word{layer}", "value": 0.4}
+            rows.append(place | {"metric": "word", "baseline": 0.2} | word)
+            for arm, value in (("direction", told), ("neighbour", 0.0), ("random", 0.0)):
+                spread = {"low": value - 0.02, "high": value + 0.02, "n": 20, "baseline": 0.0}
+                rows.append(place | {"arm": arm, "metric": "loss_change", "value": value} | spread)
+    return result("spectral.directions", rows, members)
+
+
 def subspaces(members: dict) -> Result:
     """Every two models share half of their output directions, and as many input ones as chance."""
     rows = []
@@ -302,8 +319,7 @@ def scaling(members: dict) -> Result:
 def everything(members: dict) -> list[Result]:
     """One Result of every analysis that has figures."""
     makers = (
-        *(intruders, delta_spectrum, similarity, explained, subspaces, scale),
-        *(retention, contribution),
-        scaling,
+        *(intruders, delta_spectrum, similarity, explained, subspaces, directions),
+        *(scale, retention, contribution, scaling),
     )
     return [make(members) for make in makers]

@@ -35,6 +35,7 @@ APART = ("measure", "outcome")  # each in units of its own: never along one axis
 # What `x` counts, by analysis; elsewhere the axis is called x.
 X = {
     "spectral.scale": "scale λ of the direction",
+    "spectral.directions": "place among the nearest tokens",
     "spectral.explained": "leading directions of the inputs",
     "tuco.scaling": "scale α of the fine-tuning contribution",
     "forgetting.interpolate": "α from base (0) to fine-tuned model (1)",
@@ -78,6 +79,7 @@ LABELS = {
     "recovered:logit_difference": "share of the logit difference recovered",
     "recovered:log_probability": "share of the log-probability recovered",
     "krs": "KRS (knowledge recovery score)",
+    "sensitivity": "first-order rise of the loss (nats)",
     "reach": "mean attention distance (tokens)",
     "tvd": "total variation of attention (0 to 1)",
     "intruder": "intruder dimensions (1 or 0 each)",

@@ -38,11 +38,11 @@ from workbench.loaders.experts import running
 from workbench.loaders.names import ParameterSite, align
 from workbench.models import Layout, Site
 from workbench.models.sides import named_dtype
+from workbench.models.task_gradient import Teacher
 from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
 from workbench.skills import rankings
-from workbench.skills.gradients import Teacher
 from workbench.stats import spearman
 from workbench.tasks import PromptSet
 

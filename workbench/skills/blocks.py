@@ -22,11 +22,11 @@ from workbench.loaders import CheckpointPair
 from workbench.loaders.names import ParameterSite
 from workbench.models import Edit, edit, truncated
 from workbench.models.edits import once
+from workbench.models.task_gradient import Teacher
 from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
 from workbench.skills.compression import width
-from workbench.skills.gradients import Teacher
 from workbench.skills.graft import count
 from workbench.skills.scoring import Reading, Readout, split
 from workbench.stats import ratios

@@ -23,6 +23,7 @@ from workbench.files.writing import Mark, says, writing
 from workbench.loaders import CheckpointPair
 from workbench.loaders.names import ParameterSite
 from workbench.models import Edit, edit
+from workbench.models.task_gradient import inside
 from workbench.results.result import Result
 
 KEY = "skills.localize"
@@ -173,14 +174,6 @@ def graft_of(name: str, masks: Masks) -> Graft:
     places = {n: m.flatten().nonzero()[:, 0].cpu().numpy() for n, m in masks.items()}
     sizes = {n: m.numel() for n, m in masks.items()}
     return Graft(name, {n: own for n, own in places.items() if len(own)}, sizes)
-
-
-def inside(pair: CheckpointPair) -> list[ParameterSite]:
-    """The parameters a graft is chosen among: everything in the blocks."""
-    sites = [site for site in pair.sites("all") if site.layer is not None]
-    if not sites:
-        raise WorkbenchError(f"{pair.name} has no parameters in numbered layers to graft.")
-    return sites
 
 
 def count(pair: CheckpointPair) -> int:

@@ -23,12 +23,13 @@ from workbench.loaders import CheckpointPair, Delta
 from workbench.loaders.names import ParameterSite
 from workbench.models import Edit, edit, only
 from workbench.models.edits import entries, truncated
+from workbench.models.task_gradient import Teacher
 from workbench.numerics import singular_values
 from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
 from workbench.skills import rankings
-from workbench.skills.gradients import Teacher, learn
+from workbench.skills.gradients import learn
 from workbench.skills.graft import (
     KEPT,
     KEY,

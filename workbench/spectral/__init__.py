@@ -1,7 +1,8 @@
-"""Spectral analyses: of the weights alone, but for `explained` and `scale_intruders`, which run the
-model."""
+"""Spectral analyses: of the weights alone, but for `explained`, `directions` and
+`scale_intruders`, which run the model."""
 
 from workbench.spectral.delta_spectrum import delta_spectrum
+from workbench.spectral.directions import directions
 from workbench.spectral.explained import explained
 from workbench.spectral.intruders import intruders
 from workbench.spectral.scale import scale_intruders
@@ -9,9 +10,25 @@ from workbench.spectral.similarity import similarity
 from workbench.spectral.subspaces import subspaces
 
 # In the order in which a report tells them.
-ANALYSES = (intruders, delta_spectrum, similarity, explained, subspaces, scale_intruders)
+ANALYSES = (
+    intruders,
+    delta_spectrum,
+    similarity,
+    explained,
+    subspaces,
+    directions,
+    scale_intruders,
+)
 
-__all__ = ["delta_spectrum", "explained", "intruders", "scale_intruders", "similarity", "subspaces"]
+__all__ = [
+    "delta_spectrum",
+    "directions",
+    "explained",
+    "intruders",
+    "scale_intruders",
+    "similarity",
+    "subspaces",
+]
 
 
 def __dir__() -> list[str]:
