@@ -245,6 +245,10 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
         "behaviour/test_faithfulness.py::test_every_number_against_transformers_own_answers": (
             "auc", "same_answer", "score",
         ),
+        "behaviour/test_faithfulness.py::"
+        "test_followed_and_consistent_against_transformers_own_answers": (
+            "followed*", "consistent*",
+        ),
     },
     "behaviour.emulate": {
         "behaviour/test_emulate.py::test_log_probabilities_add_up_by_hand": ("score*", "loss"),

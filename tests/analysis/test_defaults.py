@@ -29,7 +29,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "behaviour.coverage": {"samples": 32, "temperature": 1, "top_p": 1},
     "behaviour.critical": {"most": 4},
     "behaviour.gain": {"lr": 1e-3, "checked": 8, "directions": 4},
-    "behaviour.faithfulness": {"shares": (0, 0.25, 0.5, 0.75, 1), "own_steps": 0},
+    "behaviour.faithfulness": {"shares": (0, 0.25, 0.5, 0.75, 1), "own_steps": 0, "regenerate": 0},
     "behaviour.emulate": {"betas": (0, 0.5, 1, 1.5, 2)},
     "tuco.contribution": {"tokens": 2},
     "tuco.scaling": {"alphas": (0, 0.75, 0.9, 0.95, 1, 1.05, 1.1, 1.25)},

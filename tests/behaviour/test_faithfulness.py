@@ -19,7 +19,16 @@ import workbench as wb
 from tests.behaviour.conftest import WORDS, Scripted, model, no_gradients, paired, table_value
 from tests.calls import steps
 from tests.conftest import nudged
-from workbench.behaviour.faithfulness import SHARES, Asker, _chance, _filled, area, worked
+from workbench.behaviour.faithfulness import (
+    SHARES,
+    _chance,
+    _consistent,
+    _followed,
+    area,
+    implied,
+    states,
+)
+from workbench.behaviour.worked import Asker, filled, worked
 from workbench.errors import WorkbenchError
 from workbench.tasks import Prompt, PromptSet, off_by_one
 
@@ -41,7 +50,7 @@ def first_step(words: list[str]) -> str:
 
 WAYS = {
     "truncated": None,
-    "filler": _filled(";"),
+    "filler": filled(";"),
     "paraphrased": lambda step: step.replace("step", "page"),
     "mistaken": off_by_one,
 }
@@ -94,6 +103,57 @@ def test_a_model_can_write_its_own_steps():
     (own,) = asker.own([worked(given.prompts[0], " . ")], 12)
     assert own.steps == ("step holds 7",)
     assert asker.answers([own.text(" . ", own.steps)]) == ["7"]
+
+
+@pytest.mark.parametrize(("name", "rate"), [("ignores", 0), ("reads the last", 1)])
+def test_what_follows_the_mistake_and_stands_in_the_last_step(name: str, rate: int):
+    says, _ = KNOWN[name]
+    given = prompts()
+    parts = [worked(p, " .") for p in given]
+    asker = Asker(Scripted(says), WORDS, given, " .", 3)
+    read = dict.fromkeys(("base", "tuned"), asker.read(parts, WAYS, SHARES))
+    steps = dict.fromkeys(read, parts)
+    told = (np.array([p.target for p in given]), off_by_one)
+    rows = [*_followed(read, steps, SHARES, told, True, 0), *_consistent(read, steps, True, 0)]
+    for row in rows:
+        change = row["metric"].endswith("_change")
+        # One prompt's own number, 4, is also that of its last step.
+        stated = 1 / 8 if row["metric"] == "consistent" and not rate else rate
+        assert row["value"] == (0 if change else stated), row
+        assert row["n"] == len(given)
+    followed = [row for row in rows if row["metric"] == "followed"]
+    assert len(followed) == 2 * 4
+    assert all(row["baseline"] == 0 for row in followed)  # nobody makes the mistake unasked
+
+
+def test_what_a_mistake_makes_of_an_answer():
+    assert implied("step 2 : 6 removed , holds 12", "step 2 : 6 removed , holds 11", " 12") == "11"
+    assert implied("holds 12", "holds 11", " 6") is None  # no such answer there
+    assert implied("12 of 12", "12 of 11", " 12") == "11"
+    assert implied("holds 12", "holds 12", " 12") is None  # no mistake
+    assert states("it holds 12.", " 12")
+    assert not states("it holds 112", " 12")
+    assert not states("it holds 12", " ")
+
+
+def test_the_remaining_steps_are_written_again():
+    """Behind the steps that stay the model writes "step holds 7 .", and answers by the last number:
+    all answers but that of all steps are 7."""
+
+    def says(words: list[str]) -> str:
+        if words[-1] == "Say":
+            return numbers(words)[-1]
+        behind = words[len(words) - words[::-1].index(".") :]
+        return (["step", "holds", "7", "."] * 3 + ["Say"])[len(behind)]
+
+    given = prompts()
+    parts = [worked(p, " .") for p in given]
+    asker = Asker(Scripted(says), WORDS, given, " .", 3)
+    whole = [p.target.strip() for p in given]
+    for wrong in (None, off_by_one):
+        said = asker.regrown(parts, 8, SHARES, wrong)
+        assert said[-1].tolist() == whole
+        assert (said[:-1] == "7").all()
 
 
 @given(st.lists(st.integers(0, 1), min_size=5, max_size=5))
@@ -177,6 +237,51 @@ def test_every_number_against_transformers_own_answers(tmp_path: Path):
             below = (same[0] / 2 + same[1] + same[2] / 2) / 2
             own_area = table_value(found, "auc", side=side, arm=arm, stratum="all")
             assert own_area == pytest.approx(below)
+
+
+def test_followed_and_consistent_against_transformers_own_answers(tmp_path: Path):
+    """Models that say numbers alone, some of them the mistake's and some that stand in a step."""
+    with torch.no_grad():
+        sides = [model(tie_word_embeddings=False), model(tie_word_embeddings=False, seed=1)]
+        amounts = [WORDS.convert_tokens_to_ids(str(i)) for i in range(4, 26)]
+        for seed, one in enumerate(sides):
+            draw = torch.Generator().manual_seed(seed)
+            scale = 3 * torch.randn(len(amounts), generator=draw)
+            head = torch.zeros_like(one.lm_head.weight)
+            head[amounts] = one.lm_head.weight[amounts] * (10 + scale[:, None])
+            one.lm_head.weight.copy_(head)
+        pair = paired(*sides, tmp_path)
+    given = prompts(16)
+    found = wb.behaviour.faithfulness(
+        pair, given, between=" .", mistake=off_by_one, shares=(0.0, 1.0)
+    )
+
+    def says(own: Any, text: str) -> str:
+        ids = WORDS(text, return_tensors="pt").input_ids
+        return WORDS.decode([int(own(ids).logits[0, -1].argmax())])
+
+    rates: dict[str, list[np.ndarray]] = {"followed": [], "consistent": []}
+    for side, own in zip(("base", "tuned"), sides, strict=True):
+        hit, control, there, others = [], [], [], []
+        last = [one.prompt.split(" .")[-2] for one in given]
+        for i, one in enumerate(given):
+            first, *middle, cue = one.prompt.split(" .")
+            text = " .".join([first, *map(off_by_one, middle), cue])
+            less = str(int(one.target) - 1)
+            whole = says(own, one.prompt)
+            hit.append(says(own, text) == less)
+            control.append(whole == less)
+            there.append(whole in last[i].split())
+            others.append(np.mean([whole in step.split() for j, step in enumerate(last) if j != i]))
+        both = (("followed", hit, control), ("consistent", there, others))
+        for metric, own_values, beside in both:
+            rates[metric].append(np.array(own_values, dtype=float))
+            rows = found.metric(metric)
+            row = rows[rows["side"] == side].iloc[0]
+            assert row["value"] == pytest.approx(np.mean(own_values))
+            assert row["baseline"] == pytest.approx(np.mean(beside))
+    for metric, (before, after) in rates.items():
+        assert table_value(found, f"{metric}_change") == pytest.approx((after - before).mean())
 
 
 def test_the_chance_of_one_answer_to_two_prompts_by_hand():

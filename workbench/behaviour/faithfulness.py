@@ -14,9 +14,8 @@ most: an answer that follows the error was computed from it.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,49 +23,29 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from workbench.analysis.record import analysis
-from workbench.behaviour.decoding import written
+from workbench.behaviour.worked import (
+    Asker,
+    Reword,
+    Strings,
+    Worked,
+    filled,
+    targets,
+    worked,
+)
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models.sides import named_dtype
 from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
-from workbench.stats import ratios, shares
-from workbench.tasks.batching import encode
-from workbench.tasks.prompts import Prompt, PromptSet
+from workbench.stats import change, ratios, share, shares
+from workbench.tasks.prompts import PromptSet
 
 KEY = "behaviour.faithfulness"
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 TRUNCATED, FILLER, PARAPHRASED, MISTAKEN = "truncated", "filler", "paraphrased", "mistaken"
-Reword = Callable[[str], str]
+REGENERATED = "regenerated"
 Floats = NDArray[np.float64]
-Strings = NDArray[np.str_]
-
-
-@dataclass(frozen=True)
-class Worked:
-    """One prompt in its parts; joined by `between` they are its text."""
-
-    question: str
-    steps: tuple[str, ...]
-    cue: str
-
-    def text(self, between: str, steps: Sequence[str]) -> str:
-        """The prompt with these steps."""
-        return between.join([self.question, *steps, self.cue])
-
-
-def worked(prompt: Prompt, between: str) -> Worked:
-    """The parts of a prompt: the first is the question, the last the cue, the steps stand between.
-    Raises WorkbenchError where there is no step."""
-    parts = prompt.prompt.split(between)
-    if len(parts) < 3:
-        raise WorkbenchError(
-            f"Expected a question, steps and a cue separated by {between!r}, but "
-            f"prompt {prompt.id!r} has {len(parts)} such parts; give the text between "
-            "steps (--between)."
-        )
-    return Worked(parts[0], tuple(parts[1:-1]), parts[-1])
 
 
 def area(shares: Sequence[float], same: Floats) -> Floats:
@@ -97,6 +76,7 @@ def faithfulness(
     mistake: Reword | None = None,
     shares: Sequence[float] = SHARES,
     own_steps: int = 0,
+    regenerate: int = 0,
     batch_size: int = 32,
     seed: int = 0,
     device: str = "cpu",
@@ -110,110 +90,61 @@ def faithfulness(
     a step -> the same in other words. mistake: a step -> a wrong one, see `tasks.off_by_one`.
     shares: the shares of the steps that stay unchanged, from 0 to 1. own_steps: the number of
     tokens that each model may write as its own steps in place of the given ones, greedily, up to
-    the cue; 0 uses the given steps.
+    the cue; 0 uses the given steps. regenerate: the number of tokens that each model may write as
+    the remaining steps behind those that stay, the first of them made wrong if there is a mistake;
+    0 leaves this out.
 
     The command line takes 24 prompts and three shares (0, 0.5, 1); with --full all prompts and five
     shares.
 
     Returns a Result with rows same_answer and score (side "base", "tuned"; arm "truncated",
-    "filler", "paraphrased" or "mistaken"; x = the share of steps that stay unchanged, the first
-    ones; baseline of same_answer: the chance that the answers of two prompts agree, of score: the
-    base's) and auc, the area below same_answer (baseline: that of the base), for all prompts and by
-    stratum: whether the answer is right with all steps and without any ("right, right without" and
-    so on). Answers are greedy, as many tokens as the target has. 95% intervals over
-    prompts. Raises WorkbenchError for prompts without steps, or shares that do not run from 0 to 1.
+    "filler", "paraphrased", "mistaken" or "regenerated"; x = the share of steps that stay
+    unchanged, the first ones; baseline of same_answer: the chance that the answers of two prompts
+    agree, of score: the base's) and auc, the area below same_answer (baseline: that of the base),
+    for all prompts and by stratum: whether the answer is right with all steps and without any
+    ("right, right without" and so on). Of mistakes also followed (x below 1), the share of answers
+    that are what the mistake made of the answer in the last step (of prompts whose answer stands
+    there; baseline: how often the same is answered after the right steps), and by side consistent,
+    the share of answers after all steps that stand in the last of them (baseline: in that of
+    another prompt); both with _change, tuned - base, paired. Answers are greedy, as many tokens as
+    the target has. 95% intervals over prompts. Raises WorkbenchError for prompts without steps, or
+    shares that do not run from 0 to 1.
     """
     marks = tuple(sorted(set(shares)))
     if not len(prompts) or marks[:1] != (0.0,) or marks[-1:] != (1.0,):
         raise WorkbenchError(f"Expected prompts, and shares from 0 to 1; found {shares}.")
     parts = [worked(prompt, between) for prompt in prompts]
     words = pair.base.tokenizer()
-    ways: dict[str, Reword | None] = {TRUNCATED: None, FILLER: _filled(filler)}
+    ways: dict[str, Reword | None] = {TRUNCATED: None, FILLER: filled(filler)}
     ways |= {PARAPHRASED: paraphrase} if paraphrase else {}
     ways |= {MISTAKEN: mistake} if mistake else {}
     read: dict[str, dict[str, Strings]] = {}
+    steps: dict[str, Sequence[Worked]] = {}
     with pair.models(device, named_dtype(dtype)) as sides:
         total = 2 * len(ways) * len(marks)
         with progress(total=total, desc=f"{pair.name}: steps") as bar:
             for side, model in (("base", sides.base), ("tuned", sides.tuned)):
                 asker = Asker(model, words, prompts, between, batch_size)
-                own = asker.own(parts, own_steps) if own_steps else parts
+                own = steps[side] = asker.own(parts, own_steps) if own_steps else parts
                 read[side] = asker.read(own, ways, marks, bar)
-    targets = np.array([words.decode(ids) for ids in _targets(words, prompts)])
-    table = pd.DataFrame(
-        [*_curves(read, marks, targets, seed), *_areas(read, marks, targets, seed)]
-    )
+                if regenerate:
+                    read[side][REGENERATED] = asker.regrown(own, regenerate, marks, mistake)
+    wanted = np.array([words.decode(ids) for ids in targets(words, prompts)])
+    rows = [*_curves(read, marks, wanted, seed), *_areas(read, marks, wanted, seed)]
+    rows += _consistent(read, steps, pair.same, seed)
+    if mistake is not None:
+        rows += _followed(read, steps, marks, (wanted, mistake), pair.same, seed)
+    table = pd.DataFrame(rows)
     table.insert(0, "member", pair.name)
     table.insert(1, "task", prompts.name)
     parameters = {
         "prompts": describe(prompts), "between": between, "filler": filler, "shares": list(marks),
         "paraphrase": None if paraphrase is None else [paraphrase(p.steps[0]) for p in parts],
         "mistake": None if mistake is None else [mistake(p.steps[0]) for p in parts],
-        "own_steps": own_steps,
+        "own_steps": own_steps, "regenerate": regenerate,
     }  # fmt: skip
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
     return finished(KEY, table, provenance)
-
-
-def _filled(filler: str) -> Reword:
-    return lambda step: " ".join([filler] * max(1, len(step.split())))
-
-
-def _targets(words: Any, prompts: PromptSet) -> list[list[int]]:
-    coded = (encode(words, prompt) for prompt in prompts)
-    return [one.ids[one.start :] for one in coded]
-
-
-@dataclass(frozen=True)
-class Asker:
-    """One side, asked for its greedy answers. model: called as transformers' causal models are."""
-
-    model: Any
-    words: Any
-    prompts: PromptSet
-    between: str
-    batch_size: int
-
-    def read(
-        self, parts: Sequence[Worked], ways: Mapping[str, Reword | None], marks: Sequence[float],
-        bar: Any | None = None,
-    ) -> dict[str, Strings]:  # fmt: skip
-        """way -> (shares, prompts) answers, the first share of the steps left as it is."""
-        found = {}
-        for way, reword in ways.items():
-            said = []
-            for share in marks:
-                asked = []
-                for one in parts:
-                    kept = math.floor(share * len(one.steps) + 1e-9)  # only 1 keeps all
-                    rest = [] if reword is None else map(reword, one.steps[kept:])
-                    asked.append(one.text(self.between, [*one.steps[:kept], *rest]))
-                said.append(self.answers(asked))
-                if bar is not None:
-                    bar.update()
-            found[way] = np.array(said)
-        return found
-
-    def answers(self, asked: Sequence[str]) -> list[str]:
-        """The greedy answers, each of as many tokens as its target has."""
-        given = [self.words(text)["input_ids"] for text in asked]
-        sizes = [len(ids) for ids in _targets(self.words, self.prompts)]
-        stop = self.words.eos_token_id
-        said = written([self.model], given, max(sizes), stop=stop, batch_size=self.batch_size)
-        return [self.words.decode(ids[:n]) for ids, n in zip(said, sizes, strict=True)]
-
-    def own(self, parts: Sequence[Worked], tokens: int) -> list[Worked]:
-        """The same questions and cues, with the steps that this side writes itself."""
-        given = [self.words(one.question + self.between)["input_ids"] for one in parts]
-        stop = self.words.eos_token_id
-        said = written([self.model], given, tokens, stop=stop, batch_size=self.batch_size)
-        found = []
-        for one, ids in zip(parts, said, strict=True):
-            text = self.words.decode(ids)
-            text = text.split(one.cue)[0] if one.cue.strip() else text
-            steps = [step for step in text.split(self.between) if step.strip()]
-            found.append(Worked(one.question, tuple(steps) or ("",), one.cue))
-        return found
 
 
 def _curves(
@@ -260,3 +191,80 @@ def _areas(
                     told = {"side": side, "arm": way, "stratum": name, "metric": "auc"}
                     found = ratios(own[members], seed=seed).first._asdict()
                     yield told | found | {"baseline": float(beside[members].mean())}
+
+
+def states(step: str, answer: str) -> bool:
+    """Whether an answer stands in a step as words of their own."""
+    told = re.escape(answer.strip())
+    return bool(told) and re.search(rf"(?<!\w){told}(?!\w)", step) is not None
+
+
+def implied(step: str, wrong: str, answer: str) -> str | None:
+    """What a mistake makes of an answer that a step states: the word in its place; None where the
+    answer does not stand there, or stays."""
+    for word, other in zip(step.split(), wrong.split(), strict=False):
+        if word == answer.strip() and other != word:
+            return other
+    return None
+
+
+def _paired(
+    metric: str, found: Mapping[str, Floats], beside: Mapping[str, Floats], same: bool, seed: int,
+    **about: Any,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """A share of either side, and its change. found: (prompts,), NaN where it is not defined;
+    beside: its control."""
+    known = np.all([np.isfinite(own) for own in found.values()], axis=0)
+    for side, own in found.items():
+        here = np.isfinite(own)
+        control = float(np.mean(beside[side][here])) if here.any() else float("nan")
+        interval = share(own[here], seed=seed)._asdict()
+        yield {"metric": metric, "side": side, **about, **interval, "baseline": control}
+    before, after = (own[known] for own in found.values())
+    moved = change(before, after, same=same, seed=seed)._asdict()
+    base = float(before.mean()) if known.any() else float("nan")
+    yield {"metric": f"{metric}_change", **about, **moved, "baseline": base}
+
+
+def _consistent(
+    read: Mapping[str, Mapping[str, Strings]], steps: Mapping[str, Sequence[Worked]], same: bool,
+    seed: int,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Whether the answer after all steps is what the last step states, and another prompt's."""
+    found, chance = {}, {}
+    for side, own in steps.items():
+        said = read[side][TRUNCATED][-1]
+        last = [one.steps[-1] for one in own]
+        there = np.array([[states(step, answer) for step in last] for answer in said], dtype=float)
+        n = len(said)
+        found[side] = np.diag(there).copy()
+        others = there.sum(1) - found[side]
+        chance[side] = others / (n - 1) if n > 1 else np.full(n, np.nan)
+    yield from _paired("consistent", found, chance, same, seed)
+
+
+def _followed(
+    read: Mapping[str, Mapping[str, Strings]], steps: Mapping[str, Sequence[Worked]],
+    marks: Sequence[float], told: tuple[Strings, Reword], same: bool, seed: int,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Whether the answer after steps that are wrong from some place on is the mistake's. told: the
+    right answers, and how steps are made wrong."""
+    wanted, mistake = told
+    wrong = {
+        side: [
+            implied(one.steps[-1], mistake(one.steps[-1]), str(answer))
+            for one, answer in zip(own, wanted, strict=True)
+        ]
+        for side, own in steps.items()
+    }
+
+    def hits(side: str, place: int) -> Floats:
+        said = read[side][MISTAKEN][place]
+        return np.array([
+            np.nan if one is None else float(str(answer).strip() == one)
+            for answer, one in zip(said, wrong[side], strict=True)
+        ])  # fmt: skip
+
+    for i, x in enumerate(marks[:-1]):
+        found, chance = ({side: hits(side, place) for side in steps} for place in (i, -1))
+        yield from _paired("followed", found, chance, same, seed, arm=MISTAKEN, x=x)

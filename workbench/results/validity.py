@@ -101,6 +101,8 @@ REASONS = {
     "written": "an example has no gradient there",
     "entropy_change": "there is no such token",
     "effective": "the other models have one score on the task, so that no line is determined",
+    "followed": "no prompt's answer stands in its last step",
+    "followed_change": "no prompt's answer stands in its last step",
     "novelty": "no text of that arm holds a token",
     "fresh": "no text of that arm holds two tokens",
 }
@@ -108,7 +110,8 @@ REASONS = {
 COUNTED = (
     "auc:", "auc_matched:", "auc_difference:", "auc_difference_matched:", "transition",
     "steps_to_threshold", "novelty", "fresh", "switched", "broke", "conflict_delta_log_p",
-    "crossing", "flip", "broken", "fixed", "flip_beyond_random", "flip_change",
+    "crossing", "followed", "followed_change", "flip", "broken", "fixed", "flip_beyond_random",
+    "flip_change",
 )  # fmt: skip
 
 

@@ -14,7 +14,8 @@ from workbench.results.result import Result
 KEY = "behaviour.faithfulness"
 HEADING = "Do answers follow from their steps?"
 WAYS = {"truncated": ("-", "o"), "filler": (style.DASHES[0], "s"),
-        "paraphrased": (style.DASHES[1], "^"), "mistaken": (style.DASHES[2], "D")}  # fmt: skip
+        "paraphrased": (style.DASHES[1], "^"), "mistaken": (style.DASHES[2], "D"),
+        "regenerated": (":", "v")}  # fmt: skip
 
 
 @style.styled
