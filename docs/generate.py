@@ -46,8 +46,8 @@ from workbench.results.run_folder import load
 FOLDERS = ("tasks", "models", "lab", "results")  # public besides wb itself and the methods
 COPIED = {"report.png": "figures/report.png"}  # `make pictures` writes it
 HOW_TO = (
-    "own-model", "own-prompts", "figure-for-a-paper", "share-results", "seeds", "hand-over",
-    "cluster", "add-a-method", "add-an-architecture",
+    "own-model", "own-prompts", "figure-for-a-paper", "share-results", "seeds", "repair", "watch",
+    "hand-over", "cluster", "add-a-method", "add-an-architecture",
 )  # fmt: skip
 
 

@@ -192,7 +192,7 @@ def test_lightning_watches_alike(base: Path, tmp_path: Path):
         max_steps=40, callbacks=[watching], logger=CSVLogger(tmp_path), accelerator="cpu",
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(Module(), torch.utils.data.DataLoader(torch.arange(64).view(8, 8) + 3))
+    trainer.fit(Module(), torch.utils.data.DataLoader([*torch.arange(64).view(8, 8) + 3]))
     assert watching.watch.stopped
     assert trainer.global_step < 40
     (told,) = tmp_path.rglob("metrics.csv")

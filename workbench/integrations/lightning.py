@@ -34,7 +34,9 @@ class Callback(Base):
         super().__init__()
         self.watch, self.of = Watch(base, out, **options), of
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.is_global_zero:
             self._log(trainer, self.watch.step(self.of(pl_module), trainer.global_step))
         if self.watch.stopped:
