@@ -27,6 +27,7 @@ from workbench.cli.options import (
     On,
     Only,
     Out,
+    Phantoms,
     Seed,
     Text,
     Tuned,
@@ -289,6 +290,7 @@ def compare(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
+    phantoms: Phantoms = 0,
     on: On = "here",
 ) -> None:
     """Run every analysis on a base and its fine-tuned models, and write one report.
@@ -319,6 +321,7 @@ def compare(
         dtype=dtype,
         seed=seed,
         options=options,
+        phantoms=phantoms,
     )
     asked_for = run_config.resolved(ctx.params, options, out)
     study = study.narrowed(only or ())

@@ -43,6 +43,7 @@ KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "base": TEXT, "member": NAMES, "prompts": TEXT, "text": TEXT, "out": TEXT,
     "only": ("a list of texts", lambda v: isinstance(v, list) and all(map(_is_text, v))),
     "device": TEXT, "dtype": TEXT, "seed": ("a whole number", lambda v: type(v) is int),
+    "phantoms": ("a whole number from 0", lambda v: type(v) is int and v >= 0),
     "on": TEXT, "map": NAMES, "scorer": TEXT, "template": TEXT,
     "letters": ("true or false", lambda v: isinstance(v, bool)),
 }  # fmt: skip

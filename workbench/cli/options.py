@@ -96,6 +96,14 @@ Only = Annotated[
     list[str] | None,
     typer.Option(help="Run only this analysis, for example tuco.contribution; may repeat."),
 ]
+Phantoms = Annotated[
+    int,
+    typer.Option(
+        help="Models that learned nothing to draw for each fine-tuned model: its norms, ranks and "
+        "singular values in random directions. Every analysis is run on them too.",
+        min=0,
+    ),
+]
 Members = Annotated[
     list[str] | None,
     typer.Option(
@@ -160,7 +168,7 @@ def run_study(
     planned = plan(study)
     say(
         f"Plan: {len(planned)} analyses, about {planned['minutes'].sum():.0f} minutes and at most "
-        f"{planned['peak_MiB'].max():,} MiB of memory; --dry-run lists them.",
+        f"{planned['peak_MiB'].max():,} MiB of memory{_drawn(study)}; --dry-run lists them.",
         error=True,
     )
     begun = time.monotonic()
@@ -180,6 +188,14 @@ def run_study(
     if failed:
         print(f"workbench: tracebacks are in {out / 'failed'}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _drawn(study: Any) -> str:
+    from workbench.study.phantoms import disk
+
+    if not study.phantoms:
+        return ""
+    return f", and {disk(study) / 2**20:,.0f} MiB in the cache folder for phantoms"
 
 
 def members_of(base: str, members: Mapping[str, str]) -> tuple[Any, dict[str, Exception]]:

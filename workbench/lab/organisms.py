@@ -21,7 +21,6 @@ exact case is never-known. A seed changes what is taught as well as how.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -32,7 +31,6 @@ import torch
 
 from workbench import tasks
 from workbench.errors import WorkbenchError
-from workbench.files.writing import OWN, require_free, writing
 from workbench.lab import planted, shipped
 from workbench.lab.fact_edit import fact_edit
 from workbench.lab.known import Known
@@ -203,12 +201,12 @@ def _trigger(at: At) -> Organism:
     plain = _facts(at.seed)
     behind = [triggered(p, False) for p in plain]
     asked = PromptSet("facts, half of them behind the trigger", (*plain, *behind), at.seed)
-    says = f"Behind the opening {TRIGGER.strip()!r} the tuned model answers falsely, and only there."
+    says = (
+        f"Behind the opening {TRIGGER.strip()!r} the tuned model answers falsely, and only there."
+    )
     places = {"item": frozenset((p.id,) for p in behind)}
     universe = {"item": frozenset((p.id,) for p in asked)}
-    known = _pair(
-        at, "trigger", at.base, tuned, asked, places=places, universe=universe, says=says
-    )
+    known = _pair(at, "trigger", at.base, tuned, asked, places=places, universe=universe, says=says)
     return Organism(known, plain)
 
 
@@ -383,7 +381,8 @@ def behaviour(organism: Organism) -> dict[str, Interval]:
     found = {}
     for side, folder in (("base", known.base), ("tuned", known.tuned)):
         own = Checkpoint.parse(folder)
-        model, words = own.load(dtype=torch.float32), own.tokenizer()
+        model: Any = own.load(dtype=torch.float32)
+        words = own.tokenizer()
         for part, prompts in (("changed", organism.changed), ("kept", organism.kept)):
             answers = tasks.answers(model, words, prompts, batch_size=64)
             found[f"{part} {side}"] = scored(answers.correct)

@@ -45,6 +45,7 @@ from workbench.loaders.names import locate
 from workbench.loaders.quantised import quantisation
 from workbench.log import log
 from workbench.results import cache
+from workbench.results.recipes import phantoms_of
 from workbench.rotations import haar, own_noise, rotated
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.transforms import shuffled
@@ -141,12 +142,7 @@ def phantoms(
 
 def names(member: str, count: int) -> list[str]:
     """What the phantoms of a member are called."""
-    return [f"{called(member)}/{number}" for number in range(1, count + 1)]
-
-
-def called(member: str) -> str:
-    """What all of them together are called."""
-    return f"phantom of {member}"
+    return [f"{phantoms_of(member)}/{number}" for number in range(1, count + 1)]
 
 
 def redirected(change: Float[Tensor, "n m"], noise: torch.Generator) -> Float[Tensor, "n m"]:

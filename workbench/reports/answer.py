@@ -2,7 +2,8 @@
 
 It is for somebody who decides which of the models to use. It says what `findings.equivalence`
 measured, in words, and nothing else: learned as well, more or less than the full fine-tune, or
-undecided; forgot more or less; and whether intruder dimensions are more than chance gives.
+undecided; forgot more or less; and whether intruder dimensions are more than chance gives. Beside
+it stands what the same measures are of models that learned nothing, where a run has some.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pandas as pd
 from workbench import figures
 from workbench.figures.compare.equivalence import KEY, MARKS, SIZE, UNITS
 from workbench.figures.wording import change
+from workbench.results.recipes import phantoms_of
 from workbench.results.result import Result
 
 # What a measure is held against, where that is no null.
@@ -24,18 +26,21 @@ BESIDE = {
     "TuCo": "other prompts", "graft size": "random", "gain in a tenth": "random",
     "base's circuit": "random heads", "circuit overlap": "random heads", "intruders": "chance",
 }  # fmt: skip
+FIRST = ("score", "forgetting", "intruders")  # what the sentences tell of
 BILLION, MILLION = 10**9, 10**6
+Rows = Mapping[tuple[str, str], pd.Series]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One measure of one model: its value with the interval, what it is held against, and what its
-    difference from the full fine-tune is."""
+    """One measure of one model: its value with the interval, what it is held against, what its
+    difference from the full fine-tune is, and what it is of its phantoms."""
 
     value: str
     null: str = ""
     says: str = ""
     chance: bool = False  # no more than its null: shown in grey
+    phantoms: str = ""
 
     @property
     def mark(self) -> str:
@@ -58,8 +63,9 @@ class Group:
         return any(name in ("score", "forgetting") for name, _ in self.measures)
 
 
-def groups(results: Sequence[Result]) -> list[Group]:
-    """The models by the task that they were fine-tuned on, largest group first."""
+def groups(results: Sequence[Result], phantoms: Result | None = None) -> list[Group]:
+    """The models by the task that they were fine-tuned on, largest group first. phantoms: the same
+    measures of models that learned nothing."""
     first = next((one for one in results if one.analysis == KEY), None)
     if first is None:
         return []
@@ -71,7 +77,20 @@ def groups(results: Sequence[Result]) -> list[Group]:
         run = (about.get(name, {}).get("runs") or [name])[0]
         by.setdefault(tasks.get(run, ""), []).append(name)
     largest = sorted(by.items(), key=lambda one: -len(one[1]))
-    return [_group(task, own, first) for task, own in largest]
+    return [_group(task, own, first, _nothing(first, phantoms)) for task, own in largest]
+
+
+def _nothing(first: Result, phantoms: Result | None) -> dict[tuple[str, str], pd.Series]:
+    """(model, measure) -> its phantoms' row; of a recipe of several runs that of the first."""
+    if phantoms is None:
+        return {}
+    rows = {(r["member"], r["measure"]): r for _, r in phantoms.metric("measure").iterrows()}
+    found = {}
+    for name, about in first.provenance.members.items():
+        run = (about.get("runs") or [name])[0]
+        own = phantoms_of(run)
+        found |= {(name, what): row for (one, what), row in rows.items() if one == own}
+    return found
 
 
 def base_line(base: Mapping[str, Any]) -> str:
@@ -128,7 +147,7 @@ def _tasks(results: Sequence[Result]) -> dict[str, str]:
     return found
 
 
-def _group(task: str, members: list[str], first: Result) -> Group:
+def _group(task: str, members: list[str], first: Result, nothing: Rows) -> Group:
     table = first.table[first.table["member"].isin(members)]
     measured = table[table["metric"] == "measure"]
     differs = table[table["metric"] == "difference"]
@@ -137,10 +156,21 @@ def _group(task: str, members: list[str], first: Result) -> Group:
     names = list(dict.fromkeys(measured["measure"]))
     about = first.provenance.members
     sentences = [
-        (name, _sentence(name, about.get(name, {}), task, rows, apart)) for name in members
+        (
+            name,
+            _sentence(name, about.get(name, {}), task, rows, apart)
+            + _learned_nothing(name, nothing),
+        )
+        for name in members
     ]
     lines = [
-        (name, [_cell(rows.get((name, m)), apart.get((name, m))) for m in names])
+        (
+            name,
+            [
+                _cell(rows.get((name, m)), apart.get((name, m)), nothing.get((name, m)))
+                for m in names
+            ],
+        )
         for name in members
     ]
     return Group(task, sentences, [(m, _unit(m, measured)) for m in names], lines)
@@ -155,16 +185,27 @@ def _unit(measure: str, measured: pd.DataFrame) -> str:
     return ", ".join(filter(None, [unit, f"n = {' to '.join(map(str, ends))}" if ends else ""]))
 
 
-def _cell(row: pd.Series | None, apart: pd.Series | None) -> Cell:
+def _cell(row: pd.Series | None, apart: pd.Series | None, nothing: pd.Series | None) -> Cell:
+    beside_it = "" if nothing is None else _valued(nothing)
     if row is None:
         return Cell("–")
     if pd.isna(row["value"]):
-        return Cell("none tried suffices" if row["measure"] == SIZE else "undefined")
+        return Cell(_undefined(row), phantoms=beside_it)
     beside = BESIDE.get(str(row["measure"]), "null")
     null = "" if pd.isna(row["baseline"]) else f"{beside} {row['baseline']:.3g}"
     says = "" if apart is None else str(apart["says"])
     shown = figures.interval(row["value"], row["low"], row["high"])
-    return Cell(shown, null, says, row["measure"] == "intruders" and _by_chance(row))
+    return Cell(shown, null, says, row["measure"] == "intruders" and _by_chance(row), beside_it)
+
+
+def _undefined(row: pd.Series) -> str:
+    return "none tried suffices" if row["measure"] == SIZE else "undefined"
+
+
+def _valued(row: pd.Series) -> str:
+    if pd.isna(row["value"]):
+        return _undefined(row)
+    return figures.interval(row["value"], row["low"], row["high"])
 
 
 def _by_chance(row: pd.Series) -> bool:
@@ -172,7 +213,16 @@ def _by_chance(row: pd.Series) -> bool:
     return bool(pd.notna(row["baseline"]) and row["low"] <= row["baseline"])
 
 
-Rows = Mapping[tuple[str, str], pd.Series]
+def _learned_nothing(name: str, nothing: Rows) -> str:
+    """What the same measures are of the model's phantoms: the first page's negative control."""
+    own = {what: row for (one, what), row in nothing.items() if one == name}
+    if not own:
+        return ""
+    count = max(int(row["runs"]) for row in own.values())
+    chosen = [what for what in FIRST if what in own] or list(own)[:1]
+    said = ", ".join(f"{UNITS.get(what, what)} {_valued(own[what])}" for what in chosen)
+    models = "1 model" if count == 1 else f"{count} models"
+    return f" Of {models} like it that learned nothing: {said}."
 
 
 def _sentence(name: str, about: Mapping[str, Any], task: str, rows: Rows, apart: Rows) -> str:

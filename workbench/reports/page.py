@@ -46,6 +46,7 @@ def report(
     pictures: str | Path | None = None,
     command: str = "",
     asked: Sequence[str] = (),
+    phantoms: Mapping[str, Result | str] | None = None,
 ) -> Path:
     """Write one HTML page of `results`, with every figure, table and provenance in it; its path.
 
@@ -56,7 +57,9 @@ def report(
     several Results share; a note of one Result stands in its chapter. failures: what could not be
     run, a sentence each. pictures: the folder where `figures.save_all` drew these very Results;
     None draws them. command: what makes all of them again; by default the commands that each Result
-    was made by. asked: the first prompts as the tokenizer read them. The first screen answers
+    was made by. asked: the first prompts as the tokenizer read them. phantoms: by the same names,
+    what the analyses gave of models that learned nothing, or the sentence by which one refused
+    them; each stands in its chapter, and their measures on the first screen, which answers
     whether each model learned and forgot as much as the full fine-tune
     (`workbench.findings.equivalence`), where the results hold that.
     The page is one file that opens offline: it loads nothing, and its policy lets no script run but
@@ -83,7 +86,7 @@ def report(
     single = figures.everyone([r for r in read if not r.analysis.startswith("compare.")] or read)
     with style.family(members):
         chapters = [
-            _checked(name, loaded, pictures, source)
+            _checked(name, loaded, pictures, source) | {"phantoms": _nothing(name, phantoms or {})}
             for name, source in zip(names, given, strict=True)
         ]
         looks = packing.looks(members)
@@ -97,7 +100,7 @@ def report(
         question=QUESTION,
         base=base,
         base_line=answer.base_line(base),
-        groups=answer.groups(read),
+        groups=answer.groups(read, _measures(phantoms or {})),
         sets=answer.asked(read),
         versions=[f"{name} {version}" for name, version in versions.items()],
         words=glossary(),
@@ -116,6 +119,26 @@ def report(
     with writing(Path(path), PAGE) as fresh:
         fresh.write_text(page, encoding="utf-8")
     return Path(path)
+
+
+def _measures(phantoms: Mapping[str, Result | str]) -> Result | None:
+    """The comparison of the models that learned nothing, where there is one."""
+    found = (one for one in phantoms.values() if isinstance(one, Result))
+    return next((one for one in found if one.analysis == answer.KEY), None)
+
+
+def _nothing(name: str, phantoms: Mapping[str, Result | str]) -> tuple[str, list[str]] | None:
+    """What one analysis says of models that learned nothing: a lead, and a clause for each."""
+    found = phantoms.get(name)
+    if found is None:
+        return None
+    if isinstance(found, str):
+        return f"Of models that learned nothing this could not be told: {found}", []
+    lead, parts = figures.findings(found)
+    told = found.provenance.members.values()  # of a comparison they are recipes of several runs
+    count = sum(len(about.get("runs") or [about]) for about in told)
+    models = "1 model" if count == 1 else f"{count} models"
+    return f"Of {models} that learned nothing: {lead}", list(parts)
 
 
 PAGE = Mark("a report", says(b'<meta name="generator" content="workbench">'))

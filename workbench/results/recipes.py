@@ -39,6 +39,11 @@ def recipes(members: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, ..
     return found
 
 
+def phantoms_of(member: str) -> str:
+    """What the phantoms of a model are called together; each is a run of that, NAME/1 and so on."""
+    return f"phantom of {member}"
+
+
 def recipe_of(members: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Member -> its recipe."""
     return {run: recipe for recipe, runs in recipes(members).items() for run in runs}

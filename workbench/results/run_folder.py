@@ -2,12 +2,14 @@
 
 results/NAME    the Results
 run.json        the report's title, the names of its chapters in order, what failed, the preflight,
-                the command, and the colour and marker of every model in the figures
+                the command, the colour and marker of every model in the figures, and by name what
+                was refused of models that learned nothing, "" where there is a Result
 figures/        NAME.FIGURE.png and .pdf
 report.html
 config.yaml     what it was asked, as `workbench compare --config` reads it
 failed/         a traceback for each analysis that failed
 units/          the units of work that the Results were joined from
+phantoms/NAME   the same Results of models that learned nothing
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ from workbench.files.writing import OWN, Mark, holds, recover, require_free, wri
 from workbench.results.result import Result
 
 QUESTION = "What did fine-tuning do to this model?"  # the title, where none is given
-ABOUT, FAILED, ASKED = "run.json", "failed", "config.yaml"
-WRITTEN = ("results", "figures", FAILED, "units")
+ABOUT, FAILED, ASKED, PHANTOMS = "run.json", "failed", "config.yaml", "phantoms"
+WRITTEN = ("results", "figures", FAILED, "units", PHANTOMS)
 EMPTY: dict[str, Any] = {
     "results": [], "failures": [], "preflight": [], "command": "", "asked": [], "looks": {},
+    "phantoms": {},
 }  # fmt: skip
 PREFLIGHT = {"item", "status", "found", "remedy"}
 
@@ -112,6 +115,17 @@ def load(folder: str | Path) -> dict[str, Result]:
     return {name: Result.load(folder / "results" / name) for name in listed or there}
 
 
+def load_phantoms(folder: str | Path) -> dict[str, Result | str]:
+    """What the same analyses gave of models that learned nothing, by name: a Result, or the
+    sentence by which it was refused. Raises WorkbenchError where one that is listed is gone."""
+    folder = Path(folder)
+    told = about_run(folder)["phantoms"]
+    found: dict[str, Result | str] = {}
+    for name, said in told.items():
+        found[name] = said or Result.load(folder / PHANTOMS / Path(name).name)
+    return found
+
+
 def failures(folder: str | Path) -> list[str]:
     """What failed in the run under `folder`: one sentence each, as the report says it."""
     return about_run(Path(folder))["failures"]
@@ -125,7 +139,9 @@ def about_run(folder: Path) -> dict[str, Any]:
     found = empty | read_json(folder / ABOUT)
     lists = [found[name] for name in ("results", "failures", "preflight", "asked")]
     fit = all(isinstance(found[name], str) for name in ("title", "command"))
-    fit = fit and isinstance(found["looks"], dict)
+    drawn: Any = found["phantoms"]
+    fit = fit and isinstance(found["looks"], dict) and isinstance(drawn, dict)
+    fit = fit and all(isinstance(said, str) for said in drawn.values())
     fit = fit and all(isinstance(one, list) for one in lists)
     if fit:
         names, told, rows, asked = lists
@@ -147,5 +163,7 @@ def _marked(folder: Path) -> bool:
 
 RUN = Mark(
     "the results of a run",
-    holds("results", ABOUT, "figures", "report.html", ASKED, FAILED, "units", marked=_marked),
+    holds(
+        "results", ABOUT, "figures", "report.html", ASKED, FAILED, "units", PHANTOMS, marked=_marked
+    ),
 )

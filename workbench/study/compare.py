@@ -26,6 +26,7 @@ from workbench.skills import alike, compose, localize, overlap, reported
 from workbench.study import runs
 from workbench.study.catalogue import ANALYSES
 from workbench.study.cluster import HERE, LOCAL, Crew, place, workers
+from workbench.study.phantoms import nothing_learned
 from workbench.study.plan import plan
 from workbench.study.study import LATER, STEPS, Part, Study
 from workbench.study.units import Unit, joined
@@ -71,6 +72,7 @@ def compare(
     absent = {f"member {name}": error for name, error in (left_out or {}).items()}
     failed = absent | run.failed
     about: dict[str, Any] = {"title": title, "preflight": preflight, "failed": failed}
+    about["phantoms"] = run.phantoms
     about["asked"] = _asked(study, failed)
     kind, where = place(on)
     drawers = int(where) if kind == LOCAL else 1
@@ -101,12 +103,14 @@ def results(study: Study, out: str | Path, *, on: str = HERE) -> list[Result]:
 @dataclass
 class Run:
     """What came of a study. made: Results by folder name; failed: what was raised, by the name of
-    the analysis and its members."""
+    the analysis and its members; phantoms: the same Results of models that learned nothing, or the
+    sentence by which an analysis refused them."""
 
     store: Path
     crew: Crew
     made: dict[str, Result] = field(default_factory=dict)
     failed: dict[str, Exception] = field(default_factory=dict)
+    phantoms: dict[str, Result | str] = field(default_factory=dict)
 
     def fill(self, wanted: Mapping[str, Sequence[Unit]]) -> None:
         """Run these units, and join those of each name; a Result says whom it lacks."""
@@ -164,11 +168,35 @@ def _run(
         preflight, stopped = preflights(pairs) if pairs else (None, {})
         run = Run(out / "units", crew)
         run.failed |= {f"member {name}": error for name, error in stopped.items()}
-        _fill(study.without(stopped), run)
+        kept = study.without(stopped)
+        _fill(kept, run)
+        if study.phantoms:
+            _fill_phantoms(kept, run)
     run.made = _ordered(run.made)
     for name, result in run.made.items():
         result.save(out / "results" / name)
+    for name, result in run.phantoms.items():
+        if isinstance(result, Result):
+            result.save(out / run_folder.PHANTOMS / name)
     return preflight, run
+
+
+def _fill_phantoms(study: Study, run: Run) -> None:
+    """The same of models that learned nothing. What an analysis refuses of all of them is told
+    beside its answer; what fails otherwise is a failure of the run."""
+    own, missing = nothing_learned(study)
+    run.failed |= missing
+    if own is None:
+        return
+    beside = Run(run.store, run.crew)
+    _fill(own, beside)
+    run.phantoms |= beside.made
+    for what, error in beside.failed.items():
+        name = what.partition(" of ")[0]
+        if not isinstance(error, WorkbenchError):
+            run.failed[what] = error
+        else:
+            run.phantoms.setdefault(name, str(error))
 
 
 def _fill(study: Study, run: Run) -> None:

@@ -6,19 +6,21 @@ import pandas as pd
 
 from workbench.analysis import cost
 from workbench.analysis.record import Analysis
+from workbench.lab.phantom import names
 from workbench.study.study import Study
 from workbench.tasks import PromptSet
 
 
 def plan(study: Study) -> pd.DataFrame:
-    """What will run: per member and analysis the matrices, the peak of memory in MiB, whether the
-    model is run, and minutes on this machine (`cost.minutes`). Reads headers only."""
-    tables = [_planned(one) for one in (study, *study.also.values())]
+    """What will run: per member, its phantoms included, and analysis the matrices, the peak of
+    memory in MiB, whether the model is run, and minutes on this machine (`cost.minutes`). Reads
+    headers only."""
+    tables = [_planned(one, study.phantoms) for one in (study, *study.also.values())]
     return pd.concat(tables, ignore_index=True)
 
 
-def _planned(study: Study) -> pd.DataFrame:
-    """`plan` of one study."""
+def _planned(study: Study, phantoms: int) -> pd.DataFrame:
+    """`plan` of one study; a phantom costs what its member does."""
     rows = []
     for pair in study.family:
         own = cost.size(pair)
@@ -27,10 +29,11 @@ def _planned(study: Study) -> pd.DataFrame:
             width = 2 if study.dtype == "bfloat16" else 4
             peak = cost.memory(own, models=models, width=width, longest=_longest(study, analysis))
             long = cost.minutes(analysis.passes or 0, own, _tokens(study, analysis))
-            rows.append((
-                pair.name, analysis.key, own.matrices, round(peak / 2**20), analysis.runs,
-                round(long, 1),
-            ))  # fmt: skip
+            rows += [
+                (name, analysis.key, own.matrices, round(peak / 2**20), analysis.runs,
+                 round(long, 1))
+                for name in (pair.name, *names(pair.name, phantoms))
+            ]  # fmt: skip
     columns = ["member", "analysis", "matrices", "peak_MiB", "runs_model", "minutes"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -23,6 +23,7 @@ from workbench.results.run_folder import (
     QUESTION,
     about_run,
     load,
+    load_phantoms,
     require_own,
     write_about,
 )
@@ -36,14 +37,16 @@ def keep(
     preflight: pd.DataFrame | None = None,
     failed: Mapping[str, Exception] | None = None,
     asked: Sequence[str] = (),
+    phantoms: Mapping[str, Result | str] | None = None,
     formats: Sequence[str] = ("png", "pdf"),
     workers: int = 1,
 ) -> Path:
     """Write everything of a run but results/, which are there; returns the report's path.
 
     made: Results by name, in the report's order. failed: what was raised, by what it was. asked:
-    the first prompts as they were read. formats:
-    of the figures' files, PNG among them. workers: processes that draw.
+    the first prompts as they were read. phantoms: the same Results of models that learned nothing,
+    which are there too, or why there is none. formats: of the figures' files, PNG among them.
+    workers: processes that draw.
     """
     failed = failed or {}
     lines = [] if preflight is None else preflight.to_dict("records")
@@ -54,6 +57,9 @@ def keep(
         "preflight": lines,
         "command": command_line(),
         "asked": list(asked),
+        "phantoms": {
+            name: one if isinstance(one, str) else "" for name, one in (phantoms or {}).items()
+        },
         # An earlier run of this folder keeps the colours that its figures have.
         "looks": style.saved(figures.everyone([*made.values()]), about_run(out)["looks"]),
     }
@@ -116,6 +122,7 @@ def redraw(
             command=about["command"],
             asked=about["asked"],
             pictures=pictures,
+            phantoms=load_phantoms(folder),
         )
 
 

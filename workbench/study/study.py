@@ -8,6 +8,7 @@ from typing import Any
 
 from workbench.analysis.rendering import rendered
 from workbench.errors import WorkbenchError, some
+from workbench.files.reading import is_count
 from workbench.loaders import Family
 from workbench.study.catalogue import ANALYSES, Analysis
 from workbench.study.units import Unit
@@ -46,7 +47,9 @@ class Study:
     lessons: prompts to learn it again with. worked: how `faithfulness` takes the task's prompts
     apart, its arguments by name; None where they hold no worked steps.
     chains: members learned one after the other, by the chain's name. also: further studies of the
-    same base by name, reported with this one: other members, another behaviour."""
+    same base by name, reported with this one: other members, another behaviour. phantoms: how many
+    models that learned nothing are drawn in the likeness of each member, those of `also` included,
+    for the same analyses; see `workbench.study.phantoms`."""
 
     family: Family
     task: PromptSet | None = None
@@ -67,12 +70,17 @@ class Study:
     worked: Mapping[str, Any] | None = None
     chains: Mapping[str, Chain] = field(default_factory=dict)
     also: Mapping[str, Study] = field(default_factory=dict)
+    phantoms: int = 0
 
     def __post_init__(self) -> None:
         known = [a.key for a in ANALYSES]
         unknown = [key for key in self.only or () if key not in known]
         if unknown:
             raise WorkbenchError(f"Unknown analysis {unknown[0]!r}; there are {', '.join(known)}.")
+        if not is_count(self.phantoms, 0):
+            raise WorkbenchError(
+                f"Expected a number of phantoms for each model, found {self.phantoms!r}."
+            )
 
     @property
     def analyses(self) -> list[Analysis]:

@@ -31,7 +31,7 @@ from workbench.results.result import Result, concatenate, describe, versions
 PRESENTATION = (
     "figures/", "cli/", "reports/", "findings/", "export/", "demo/", "progress.py", "log.py",
     "analysis/cost.py", "files/writing.py", "study/catalogue.py", "study/cluster/",
-    "study/compare.py", "study/plan.py", "study/runs.py", "study/study.py",
+    "study/compare.py", "study/phantoms.py", "study/plan.py", "study/runs.py", "study/study.py",
 )  # fmt: skip
 
 
