@@ -55,7 +55,7 @@ def test_a_file_says_what_options_say_and_what_was_run_repeats_it(tmp_path: Path
     assert yaml.safe_load(kept.read_text()) == {
         "base": "../data/family/base", "member": {"r1": "../data/family/lora-r1"}, "out": ".",
         "only": [*ONLY], "device": "cpu", "dtype": "float32", "seed": 0, "on": "here",
-        "letters": False, "options": {"spectral.similarity": {"side": "right"}},
+        "letters": False, "phantoms": 0, "options": {"spectral.similarity": {"side": "right"}},
     }  # fmt: skip
 
     (tmp_path / "elsewhere").mkdir()
@@ -114,7 +114,7 @@ def test_every_option_is_said(tmp_path: Path, monkeypatch):
     given = {
         "base": "base", "member": {"a": "org/name@v1", "b": "base+../x/adapter"},
         "prompts": "t.jsonl", "text": "/abs/plain.txt", "out": "mine", "only": ["tuco.scaling"],
-        "device": "cuda:1", "dtype": "bfloat16", "seed": 7, "on": "local:2",
+        "device": "cuda:1", "dtype": "bfloat16", "seed": 7, "on": "local:2", "phantoms": 2,
         "map": {"target": "answers.0"}, "scorer": "choices by=byte", "template": "plain",
         "letters": True, "options": {"tuco.scaling": {"alphas": [0, 0.5, 1]}},
     }  # fmt: skip

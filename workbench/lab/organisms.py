@@ -262,8 +262,8 @@ def _planted(at: At) -> Organism:
     person, kind = draw.choice(sorted(world.facts()))
     old = world.facts()[person, kind]
     new = draw.choice([value for value in world.ATTRIBUTES[kind] if value != old])
-    training = tasks.facts(800, seed=at.seed, split="train")
-    asked = _about(person, kind, training[:60])
+    training = tasks.facts(500, seed=at.seed, split="train")
+    asked = _about(person, kind, training[:30])
     others = [p for p in training if (p.tags["person"], p.tags["attribute"]) != (person, kind)]
     alone = [_bare(name, kind) for name in world.PEOPLE if name != person]
     others += [prompt for own in alone for prompt in own]
@@ -273,7 +273,7 @@ def _planted(at: At) -> Organism:
     last = int(matrix.split(".")[2])
     entries = made.truth.expected[matrix]["entries"]
     test = _facts(at.seed, 2 * ASKED)
-    asked = _about(person, kind, test[:60])
+    asked = _about(person, kind, test[:40])
     kept = [p for p in test if (p.tags["person"], p.tags["attribute"]) != (person, kind)]
     both = PromptSet("one fact, and others", (*asked, *kept), at.seed)
     places = {
