@@ -41,6 +41,8 @@ def test_a_recipe_survives_its_own_dict() -> None:
         ({"lr": 0.0}, "lr must be a positive number"),
         ({"lr": float("nan")}, "lr must be a positive number"),
         ({"loss": "tokens"}, "loss must be sequence or answer or answers"),
+        ({"trainable": "some"}, "trainable must be blocks, all or parts"),
+        ({"trainable": ()}, "trainable must be blocks, all or parts"),
         ({"beta2": 1.0}, "beta2 must lie"),
         ({"warmup": 1.5}, "share of the steps"),
         ({"checkpoints": (10,)}, "between 0 and 10"),

@@ -6,12 +6,13 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from torch.nn import Embedding
+
 from workbench.errors import WorkbenchError
 
 CHOICES = {
     "method": ("full", "lora"),
     "loss": ("sequence", "answer", "answers"),
-    "trainable": ("blocks", "all"),
     "precision": ("float32", "bfloat16"),
 }
 
@@ -28,12 +29,14 @@ class Recipe:
     the prompt (its spans "answer 1", "answer 2" ...; a text without them counts whole). seed:
     adapter initialisation, order of texts, dropout. warmup: share of the steps. trainable, for full
     fine-tuning: "blocks" are the matrices of the linear layers that LoRA would adapt (embeddings,
-    norms, biases and head stay), "all" is everything. precision: "bfloat16" runs the model under
-    autocast; weights, gradients and optimizer stay float32. clip: largest gradient norm. beta2:
-    AdamW's decay of the mean squared gradient; lower follows a sudden change of the gradients
-    sooner. checkpoints: steps after which the member is kept too. evaluate_every: steps between
-    evaluations, 0 for the first and last step only. max_length: longer texts lose their end, in
-    tokens. start: the member that this run goes on from, by name; None is the base.
+    norms, biases and head stay), "all" is everything; or a set of modules by parts of their names,
+    for LoRA too, such as ("mlp.down_proj", "layers.3.self_attn"), whose linear layers alone are
+    trained (where fine-tuning edits a fact, arXiv 2509.22072). precision: "bfloat16" runs the model
+    under autocast; weights, gradients and optimizer stay float32. clip: largest gradient norm.
+    beta2: AdamW's decay of the mean squared gradient; lower follows a sudden change of the
+    gradients sooner. checkpoints: steps after which the member is kept too. evaluate_every: steps
+    between evaluations, 0 for the first and last step only. max_length: longer texts lose their
+    end, in tokens. start: the member that this run goes on from, by name; None is the base.
     """
 
     task: str
@@ -47,7 +50,7 @@ class Recipe:
     seed: int = 0
     warmup: float = 0.06
     weight_decay: float = 0.0
-    trainable: Literal["blocks", "all"] = "blocks"
+    trainable: Literal["blocks", "all"] | tuple[str, ...] = "blocks"
     precision: Literal["float32", "bfloat16"] = "float32"
     clip: float = 1.0
     beta2: float = 0.999
@@ -58,6 +61,13 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "checkpoints", tuple(self.checkpoints))
+        if not isinstance(self.trainable, str):
+            object.__setattr__(self, "trainable", tuple(self.trainable))
+        _require(
+            self.trainable in ("blocks", "all")
+            or (bool(self.trainable) and not isinstance(self.trainable, str)),
+            f"trainable must be blocks, all or parts of modules' names, not {self.trainable!r}.",
+        )
         for name, allowed in CHOICES.items():
             _require(
                 getattr(self, name) in allowed,
@@ -83,7 +93,7 @@ class Recipe:
         if self.method == "lora":
             _require(bool(self.rank and self.rank > 0), "a LoRA recipe needs a rank of 1 or more.")
             _require(bool(self.alpha and self.alpha > 0), "a LoRA recipe needs a positive alpha.")
-            _require(self.trainable == "blocks", 'LoRA trains "blocks" only.')
+            _require(self.trainable != "all", 'LoRA trains "blocks" or named modules only.')
         else:
             _require(
                 self.rank is None and self.alpha is None,
@@ -96,6 +106,23 @@ class Recipe:
         _require(rank >= 1, "a LoRA recipe needs a rank of 1 or more.")
         alpha = 2.0 * rank
         return cls(method="lora", rank=rank, alpha=alpha, lr=alpha_lr / alpha, **rest)
+
+    def modules(self, model: Any) -> list[str]:
+        """The linear layers that `trainable` names by parts; none where it is "blocks" or "all".
+        Raises WorkbenchError for a part that no linear layer's name holds."""
+        if isinstance(self.trainable, str):
+            return []
+        linear = [
+            name for name, module in model.named_modules()
+            if getattr(getattr(module, "weight", None), "ndim", 0) == 2
+            and not isinstance(module, Embedding)
+        ]  # fmt: skip
+        for part in self.trainable:
+            found = any(f".{part}." in f".{name}." for name in linear)
+            _require(
+                found, f"no linear layer of this model is called {part!r}; it has {linear[0]}."
+            )
+        return [n for n in linear if any(f".{part}." in f".{n}." for part in self.trainable)]
 
     @property
     def alpha_lr(self) -> float:

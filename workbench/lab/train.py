@@ -22,6 +22,7 @@ from workbench.files.reading import read_json
 from workbench.files.writing import OWN, Mark, holds, replacing, require_free, writing
 from workbench.lab.data import Batches, batches, fingerprint, prepare
 from workbench.lab.recipe import Recipe
+from workbench.lab.watch import Watch
 from workbench.loaders.adapters import read_adapter
 from workbench.loaders.checkpoint import Checkpoint
 from workbench.log import log
@@ -32,7 +33,7 @@ from workbench.tasks.prompts import Prompt, PromptSet
 MEMBER = Mark("a trained model", lambda folder: (folder / "training.json").is_file())
 STATE = Mark(
     "the saved state of a training run",
-    holds("state.pt", "log.jsonl", "steps", marked=lambda _: True),
+    holds("state.pt", "start.pt", "log.jsonl", "steps", marked=lambda _: True),
 )
 SAVE_EVERY, SECONDS = 200, 60.0  # steps and time between saved states
 Evaluate = Callable[[Any, Any], dict[str, float]]
@@ -64,10 +65,11 @@ def train(
     compiled: run the steps through torch.compile, which pays off after some thousand steps.
 
     `out` holds a transformers model with its tokenizer, or a PEFT adapter, training.json (recipe,
-    step, seed, scores), log.jsonl, and steps/step-000500/ and so on, each with a training.json of
-    its own. An adapter names its base by the path from its own folder. Raises before any work where
-    `out` holds anything but such a member, or one of another recipe or other texts, and where the
-    loss is no longer finite.
+    step, seed, scores), log.jsonl (at every evaluation the loss, the scores, and what `lab.watch`
+    tells: gradient norms by component, entropy, KL from the start), and steps/step-000500/ and so
+    on, each with a training.json of its own. An adapter names its base by the path from its own
+    folder. Raises before any work where `out` holds anything but such a member, or one of another
+    recipe or other texts, and where the loss is no longer finite.
     """
     out = Path(out)
     require_free(out, MEMBER)
@@ -90,9 +92,10 @@ def train(
         _factors_of(Path(start), model)
     if device is not None:
         model.to(device)
-    member = _Member(model, tokenizer, reference, run, out)
-    member.work.mkdir(parents=True, exist_ok=True)
     source = batches(examples, recipe.batch_size, recipe.seed, tokenizer)
+    watch = Watch(model, source[0], recipe.precision, _work(out))
+    member = _Member(model, tokenizer, reference, run, out, watch)
+    member.work.mkdir(parents=True, exist_ok=True)
     lost = batches(losing, recipe.batch_size, recipe.seed, tokenizer) if losing else None
     _loop(member, recipe, source, lost, evaluate, save_every, compiled)
     member.finish(recipe.steps)
@@ -116,11 +119,14 @@ def trainable(model: Any, recipe: Recipe) -> Any:
             r=recipe.rank,  # pyright: ignore[reportArgumentType]
             lora_alpha=recipe.alpha,  # pyright: ignore[reportArgumentType]
             lora_dropout=0.0,
-            target_modules="all-linear",
+            target_modules=recipe.modules(model) or "all-linear",
             task_type="CAUSAL_LM",
         )
         return get_peft_model(model, config)
-    model.requires_grad_(True)
+    chosen = recipe.modules(model)
+    model.requires_grad_(not chosen)
+    for name in chosen:
+        model.get_submodule(name).requires_grad_(True)
     if recipe.trainable == "blocks":
         still = {id(p) for m in (model.get_output_embeddings(),) if m for p in m.parameters()}
         for module in model.modules():
@@ -211,6 +217,7 @@ def _loop(
                 group["lr"] = recipe.learning_rate(step)
             loss = step_loss(run, source[step], lost[step] if lost else None, recipe.precision)
             loss.backward()
+            member.watch.step()
             torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -260,10 +267,16 @@ class _Member:
     """The member being trained and its working folder beside `out`."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, reference: str, run: dict[str, Any], out: Path
+        self,
+        model: Any,
+        tokenizer: Any,
+        reference: str,
+        run: dict[str, Any],
+        out: Path,
+        watch: Watch,
     ) -> None:
         self.model, self.tokenizer, self.reference = model, tokenizer, reference
-        self.run, self.out = run, out
+        self.run, self.out, self.watch = run, out, watch
         self.work = _work(out)
         self.scores: dict[str, float] = {}
 
@@ -274,6 +287,7 @@ class _Member:
             # What was written before the first state is written again.
             shutil.rmtree(self.work / "steps", ignore_errors=True)
             (self.work / "log.jsonl").unlink(missing_ok=True)
+            self.watch.begin()
             return 0, None
         _same_run(self.run, state["run"], self.work)
         named = dict(self.model.named_parameters())
@@ -283,6 +297,7 @@ class _Member:
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
         self.scores = state["scores"]
+        self.watch.resume(state.get("watch"))
         entries = (self.work / "log.jsonl").read_text(encoding="utf-8").splitlines()
         kept = [line for line in entries if json.loads(line)["step"] <= state["step"]]
         with writing(self.work / "log.jsonl", OWN) as temporary:
@@ -311,15 +326,18 @@ class _Member:
             "optimizer": optimizer.state_dict(),
             "rng": torch.get_rng_state(),
             "scores": self.scores,
+            "watch": self.watch.state(),
         }
         with writing(self.work / "state.pt", OWN) as temporary:
             torch.save(state, temporary)
 
     def log(self, step: int, loss: float | None, evaluate: Evaluate | None) -> None:
-        """Evaluate and append one line to log.jsonl: step, the running mean loss, the scores."""
+        """Evaluate and append one line to log.jsonl: step, the running mean loss, what is watched,
+        the scores."""
         self.scores = evaluate(self.model, self.tokenizer) if evaluate else {}
+        told = {"step": step, "loss": loss} | self.watch.told() | self.scores
         with open(self.work / "log.jsonl", "a") as file:
-            file.write(json.dumps({"step": step, "loss": loss} | self.scores) + "\n")
+            file.write(json.dumps(told) + "\n")
 
     def keep(self, step: int) -> None:
         """Write the member as it is now to steps/step-000500/ and so on."""
@@ -331,6 +349,7 @@ class _Member:
         """Write the final member and move the working folder to its place."""
         self._write(self.work, step, self.out)
         (self.work / "state.pt").unlink()
+        (self.work / "start.pt").unlink(missing_ok=True)
         os.replace(self.work, self.out)
 
     def _write(self, folder: Path, step: int, place: Path) -> None:
