@@ -152,6 +152,11 @@ def compression(members: dict) -> Result:
         for arm, gain in (("movement", 0.5), ("principal", 0.1), ("random", 0.0)):
             for s in SPARSITIES:
                 own += measured(gain * s / 0.1, arm=arm, sparsity=s, x=20 * s)
+        for share in (0.5, 0.8):
+            own += measured(share, arm="whole", sparsity=share, x=16 * share)
+            area = {"metric": "auroc", "value": share, "low": 0.4, "high": 0.9, "n": 2 * N}
+            about_it = {"arm": "whole", "sparsity": share, "task": "facts", "own": False}
+            own.append(about_it | area | {"baseline": 0.6})
         rows += [{"member": member} | row for row in own]
     return result("skills.compression", rows, members)
 

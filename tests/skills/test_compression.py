@@ -16,6 +16,7 @@ from tests.conftest import adapter
 from tests.patching.conftest import model
 from tests.skills.conftest import (
     APPLE,
+    JOBS,
     NAME,
     PLACES,
     asked,
@@ -287,3 +288,35 @@ def test_errors(wrong: dict, told: str, tmp_path: Path):
 def test_a_base_against_itself_has_nothing_to_compress(tmp_path: Path):
     with pytest.raises(wb.WorkbenchError, match="no change to compress"):
         compression(planted(tmp_path, {}), PROMPTS)
+
+
+def test_whole_matrices_are_truncated_and_all_of_them_is_the_tuned_model(tmp_path: Path):
+    """Share 1 is the tuned model's answers, a half those of a copy truncated by numpy; how well
+    confidence tells the sets apart, by counting pairs."""
+    tuned = changed({(APPLE, PLACES): 3.0}, noise=0.02)
+    pair = paired(mute(), tuned, tmp_path)
+    task, other = asked(PLACES, "apple", 8), asked(JOBS, "book", 6)
+    known = {"ranks": (1,), "sparsities": (0.5,), "random": 1}
+    found = wb.skills.compression(pair, task, others=[other], whole=(0.5, 1.0), **known)
+    words, table = pair.base.tokenizer(), found.table
+    for share in (0.5, 1.0):
+        copy = changed({(APPLE, PLACES): 3.0}, noise=0.02)
+        for name, parameter in copy.named_parameters():
+            if "layers" in name and parameter.ndim > 1:
+                u, s, vt = np.linalg.svd(parameter.detach().double().numpy(), full_matrices=False)
+                k = math.ceil(share * len(s))
+                parameter.copy_(torch.from_numpy((u[:, :k] * s[:k]) @ vt[:k]))
+        sides = [wb.tasks.answers(copy, words, one) for one in (task, other)]
+        rows = table[(table["arm"] == "whole") & (table["sparsity"] == share)]
+        for one, side in zip((task, other), sides, strict=True):
+            own = rows[(rows["metric"] == "log_probability") & (rows["task"] == one.name)]
+            assert own["value"].iloc[0] == pytest.approx(side["log_probability"].mean(), abs=1e-3)
+        sure = [side["confidence"].to_numpy(float) for side in sides]
+        above = np.mean([(a > b) + (a == b) / 2 for a in sure[0] for b in sure[1]])
+        (area,) = rows[rows["metric"] == "auroc"].to_dict("records")
+        assert area["value"] == pytest.approx(above, abs=0.05)
+        assert (area["task"], area["n"]) == (other.name, 14)
+    ends = table[table["metric"] == "auroc"].set_index("arm")["value"]
+    assert ends["whole"].iloc[-1] == pytest.approx(ends["tuned"], abs=0.03)
+    with pytest.raises(wb.WorkbenchError, match=r"whole in \(0, 1\]"):
+        wb.skills.compression(pair, task, whole=(0.0,), **known)

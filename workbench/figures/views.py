@@ -80,6 +80,7 @@ LABELS = {
     "recovered:log_probability": "share of the log-probability recovered",
     "krs": "KRS (knowledge recovery score)",
     "sensitivity": "first-order rise of the loss (nats)",
+    "auroc": "AUROC of the confidence, task against others",
     "reach": "mean attention distance (tokens)",
     "tvd": "total variation of attention (0 to 1)",
     "intruder": "intruder dimensions (1 or 0 each)",

@@ -10,11 +10,18 @@ theta_0 + P(delta), scored against the bits that P(delta) takes to store beside 
   principal  n entries where the base's best low-rank part is largest (LIFT, arXiv 2506.00772)
   random     n entries at random, averaged over seeds; counted alike, as the control
   tuned      16 an entry of every parameter that changed; adapter: 16 a number in a LoRA's own file
+  whole      no change but the fine-tuned matrices themselves, truncated: the largest share of the
+             singular values of each, at 16 r (out + in); asked for by `whole`
 N counts every entry of the base, and a parameter that did not change stores nothing. Vectors
 (norms, biases) are kept whole, 16 bits an entry, in every arm but the masks. A number counted as 16
 bits is used as it is, unrounded: a curve shows the method's own loss. It misleads as a comparison
 of published methods, which calibrate on data (BitDelta distils its scales, Delta-CoMe quantises
 with GPTQ) or train under their mask (LIFT); here all are applied afterwards, to the same change.
+
+Truncating W is said to tell prompts unlike the task's apart (SeTAR, Li et al. 2024, arXiv
+2406.12629, which chooses a share for each matrix by a greedy search; here all have the same):
+"auroc" is the chance that the model is more confident of the first token on one of the prompts than
+on one of another set, 1/2 if it cannot tell them apart.
 """
 
 from __future__ import annotations
@@ -33,12 +40,14 @@ from workbench.loaders import CheckpointPair, Delta
 from workbench.loaders.names import ParameterSite
 from workbench.models import Edit, edit, one_bit, tiered, truncated
 from workbench.models.edits import once, tiers_of
+from workbench.numerics import svd
 from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
 from workbench.skills import rankings
 from workbench.skills.graft import graft_of, top
-from workbench.skills.scoring import Readout
+from workbench.skills.scoring import Reading, Readout
+from workbench.stats import auc
 from workbench.tasks import PromptSet
 
 KEY = "skills.compression"
@@ -105,6 +114,7 @@ def compression(
     sparsities: Sequence[float] = SPARSITIES,
     random: int = 3,
     others: Sequence[PromptSet] = (),
+    whole: Sequence[float] = (),
     batch_size: int = 32,
     seed: int = 0,
     device: str = "cpu",
@@ -114,10 +124,11 @@ def compression(
 
     ranks: the ranks of arm "rank", at most the change's own. sparsities: the shares of N that a
     mask takes, at most all entries of the parameters that changed. random: the number of random
-    masks of each size. others: further prompt sets that are scored. dtype: "float32" or "bfloat16",
-    the precision in which the model runs; None means as stored. An adapter is merged in float32.
-    Each matrix's change is decomposed once; the factors of all, about as large as the model in
-    float32 (for an adapter: as large as the adapter), stay in memory.
+    masks of each size. others: further prompt sets that are scored. whole: the shares of singular
+    values that are left of the fine-tuned matrices themselves; none by default. dtype: "float32" or
+    "bfloat16", the precision in which the model runs; None means as stored. An adapter is merged in
+    float32. Each matrix's change is decomposed once; the factors of all, about as large as the
+    model in float32 (for an adapter: as large as the adapter), stay in memory.
 
     The command line takes 32 prompts, ranks 1, 4 and 16, sparsities 0.01 and 0.1 and 1 random draw;
     with --full all prompts, seven ranks, five sparsities and 3 draws.
@@ -125,7 +136,8 @@ def compression(
     Returns a Result with columns arm, rank or sparsity (as asked), x (stored bits over N), task,
     own (whether that set is `prompts`), metric: those of `Readout.rows`, each with a 95% interval
     over prompts; "bits", in total; "ratio", the bits of arm "tuned" over them; and "N", here
-    every parameter of both sides, outside the blocks too. Ends: "base" (0 bits), "tuned", and of a
+    every parameter of both sides, outside the blocks too. "auroc" of base, tuned and whole for each
+    of `others`, with a 95% interval, baseline the base's. Ends: "base" (0 bits), "tuned", and of a
     LoRA "adapter", the same model at the bits of its file.
     Raises WorkbenchError for a rank below 1, a sparsity outside (0, 1], or a pair without change.
     """
@@ -133,6 +145,8 @@ def compression(
         raise WorkbenchError(f"Expected ranks of at least 1, found {list(ranks)}.")
     if not all(0 < s <= 1 for s in sparsities):
         raise WorkbenchError(f"Expected sparsities in (0, 1], shares of N; found {sparsities}.")
+    if not all(0 < share <= 1 for share in whole):
+        raise WorkbenchError(f"Expected whole in (0, 1], shares of singular values; found {whole}.")
     if random < 1:
         raise WorkbenchError(f"Expected at least 1 random mask, found {random}.")
     held, sets = pair.held(device), (prompts, *others)
@@ -155,6 +169,8 @@ def compression(
     for arm, bits in ends:
         rows += readout.rows(readout.tuned, arm=arm, x=bits / total)
         rows += _sizes({"arm": arm, "x": bits / total}, bits, dense)
+    for arm, reading in (("base", readout.base), ("tuned", readout.tuned)):
+        rows += _told_apart(readout, reading, {"arm": arm})
     # Made one after the other, so that a decomposition is let go when its arms are done.
     ways = chain(
         _projected(held, changed, ranks), _masked(held, changed, total, sparsities, random, seed)
@@ -163,12 +179,17 @@ def compression(
         about = one.about | {"x": one.bits / total}
         rows += readout.rows(*(readout.read(make()) for make in one.edits), **about)
         rows += _sizes(about, one.bits, dense)
+    for one in progress(list(_whole(held, whole)), desc="whole matrices"):
+        about = one.about | {"x": one.bits / total}
+        reading = readout.read(one.edits[0]())
+        rows += readout.rows(reading, **about) + _sizes(about, one.bits, dense)
+        rows += _told_apart(readout, reading, about)
     table = pd.DataFrame(rows)
     table.insert(0, "member", pair.name)
     parameters = {
         "prompts": describe(prompts), "others": describe(list(others)), "ranks": list(ranks),
-        "sparsities": list(sparsities), "random": random, "batch_size": batch_size,
-        "weights": "merged",
+        "sparsities": list(sparsities), "random": random, "whole": list(whole),
+        "batch_size": batch_size, "weights": "merged",
     }  # fmt: skip
     about = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     return finished(KEY, table, pair.provenance(parameters=parameters, **about))
@@ -226,6 +247,39 @@ def _masked(
 
             edits = [lambda order=order, cut=cut: cut(order) for order in orders]
             yield _Stored({"arm": arm, "sparsity": sparsity}, mask_bits(size, entries), edits)
+
+
+def low_rank(matrix: Tensor, share: float) -> Tensor:
+    """The best approximation of a matrix by the largest `share` of its singular values."""
+    left, values, right = svd(matrix.float())
+    kept = math.ceil(share * len(values))
+    return (left[:, :kept] * values[:kept]) @ right[:kept]
+
+
+def _whole(pair: CheckpointPair, shares: Sequence[float]) -> Iterator[_Stored]:
+    """The fine-tuned model with its matrices truncated, whether they changed or not."""
+    names = {site.name for site in pair.sites()}
+    shapes = [pair.delta(site).base.shape for site in pair.sites()]
+    for share in sorted({*shares}):
+        bits = sum(rank_bits(shape, math.ceil(share * min(shape))) for shape in shapes)
+
+        def less(delta: Delta, share: float = share) -> Tensor:
+            return low_rank(delta.tuned, share) - delta.tuned.float()
+
+        cut = edit(pair, mask=lambda site: site.name in names, projection=less)
+        about = {"arm": "whole", "sparsity": share}
+        yield _Stored(about, bits, [lambda cut=cut: edit(pair) + cut])
+
+
+def _told_apart(
+    readout: Readout, reading: Reading, about: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """AUROC of the confidence of the first token, the task's prompts against each other set."""
+    own, *others = (one["confidence"].to_numpy(float) for one in reading)
+    first, *rest = (one["confidence"].to_numpy(float) for one in readout.base)
+    for prompts, here, before in zip(readout.sets[1:], others, rest, strict=True):
+        told = about | {"task": prompts.name, "own": False, "metric": "auroc"}
+        yield told | auc(own, here)._asdict() | {"baseline": auc(first, before).value}
 
 
 def _sizes(about: dict[str, Any], bits: float, dense: float) -> list[dict[str, Any]]:

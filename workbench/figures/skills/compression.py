@@ -71,6 +71,34 @@ def bits_score(result: Result, ax: Axes | None = None, *, metric: str = "score")
     return figure
 
 
+def has_whole(result: Result, *others: Result) -> bool:
+    """Whether the fine-tuned matrices themselves were truncated."""
+    return bool((result.table["arm"] == "whole").any())
+
+
+@style.styled
+def truncation(result: Result, ax: Axes | None = None) -> Figure:
+    """Score on the task and AUROC of the confidence against other prompts, over the share of the
+    singular values that is left; dashed: the base."""
+    figure, axes = style.panels(ax, 1, 2, width=style.WIDE * 0.75, height=2.4)
+    table = result.table[result.table["arm"] == "whole"].sort_values("sparsity")
+    shown = {"score": "score on the task", "auroc": "AUROC, task against others"}
+    for here, (metric, label) in zip(axes.flat, shown.items(), strict=True):
+        rows = table[table["metric"] == metric]
+        rows = rows[rows["own"].eq(True)] if metric == "score" else rows
+        rows = rows[rows["task"] == rows["task"].iloc[0]] if len(rows) else rows
+        for name, look in style.looks(result).items():
+            own = rows[rows["member"] == name]
+            marks.curve(here, own["sparsity"].to_numpy(float), own, look)
+        if len(rows):
+            here.axhline(rows["baseline"].iloc[0], color=style.GREY, ls=style.DASHES[0], lw=1,
+                         label="base")  # fmt: skip
+        here.set(xlabel="singular values left (share)", ylabel=label, ylim=(-0.03, 1.03))
+    style.legend(axes, outside=ax is None)
+    marks.counted(axes, table["n"], "prompts", outside=ax is None)
+    return figure
+
+
 DRAWINGS = (
     Drawing(
         KEY,
@@ -82,6 +110,18 @@ DRAWINGS = (
         "their places. Grey shows random entries, and the star is the adapter's own file.",
         "Values stored at 16 bits are counted and not rounded. Nothing here was calibrated on "
         "data, from which the published codecs gain.",
+    ),
+    Drawing(
+        KEY,
+        "truncation",
+        "When the fine-tuned matrices themselves are truncated",
+        truncation,
+        "The curves show the score on the task, and how well the model's confidence in its first "
+        "token tells the task's prompts from others (1/2: not at all), over the share of singular "
+        "values that is left of every matrix, with 95% intervals over prompts.",
+        "All matrices keep the same share here; a search for each matrix finds better ones. A "
+        "model that is sure of everything it has learned is not more right.",
+        applies=has_whole,
     ),
 )
 
