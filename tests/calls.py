@@ -146,6 +146,9 @@ CALLS: dict[str, Call] = {
     "behaviour.gain": lambda p, a, **run: wb.behaviour.gain(
         p, a.prompts, a.lessons[:2], checked=1, directions=1, **run
     ),
+    "behaviour.advantage": lambda p, a, **run: wb.behaviour.advantage(
+        p, steps(a.n), between=" .", **run
+    ),
     "behaviour.faithfulness": lambda p, a, **run: wb.behaviour.faithfulness(
         p, steps(a.n), between=" .", mistake=off_by_one, shares=(0.0, 0.5, 1.0), **run
     ),

@@ -241,6 +241,11 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
             "gain*", "real_gain", "agreement", "rank_agreement", "sigma", "written",
         ),
     },
+    "behaviour.advantage": {
+        "behaviour/test_advantage.py::test_every_number_by_plain_torch": (
+            "advantage*", "probability", "total*",
+        ),
+    },
     "behaviour.faithfulness": {
         "behaviour/test_faithfulness.py::test_every_number_against_transformers_own_answers": (
             "auc", "same_answer", "score",

@@ -1,5 +1,6 @@
 """Behaviour: what the tuned model now says, token by token, text by text, step by step."""
 
+from workbench.behaviour.advantage import advantage
 from workbench.behaviour.coverage import coverage
 from workbench.behaviour.critical import critical
 from workbench.behaviour.emulate import emulate
@@ -9,9 +10,18 @@ from workbench.behaviour.generate import generate
 from workbench.behaviour.tokens import tokens
 
 # In the order in which a report tells them.
-ANALYSES = (tokens, generate, coverage, critical, gain, faithfulness, emulate)
+ANALYSES = (tokens, generate, coverage, critical, gain, faithfulness, advantage, emulate)
 
-__all__ = ["coverage", "critical", "emulate", "faithfulness", "gain", "generate", "tokens"]
+__all__ = [
+    "advantage",
+    "coverage",
+    "critical",
+    "emulate",
+    "faithfulness",
+    "gain",
+    "generate",
+    "tokens",
+]
 
 
 def __dir__() -> list[str]:

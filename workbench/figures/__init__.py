@@ -1,5 +1,6 @@
 """What does a Result look like? A Result in, a matplotlib Figure (or a sentence) out."""
 
+from workbench.figures.behaviour.advantage import advantage_by_step
 from workbench.figures.behaviour.coverage import pass_at_k
 from workbench.figures.behaviour.critical import answers_flipped
 from workbench.figures.behaviour.emulate import emulation
@@ -68,6 +69,7 @@ __all__ = [
     "STYLES",
     "Drawing",
     "Spec",
+    "advantage_by_step",
     "answers_by_steps",
     "answers_flipped",
     "attribution_against_exact",

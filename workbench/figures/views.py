@@ -42,6 +42,7 @@ X = {
     "forgetting.revive": "training steps",
     "forgetting.sequential": "stage of the chain",
     "forgetting.prune": "neurons pruned (share)",
+    "behaviour.advantage": "worked steps",
     "behaviour.coverage": "k, answers that are drawn",
     "behaviour.tokens": "probability of the token in the base",
     "forgetting.sharpness": "length of the step, as a share of the parameters' norm",
