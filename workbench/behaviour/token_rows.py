@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.stats import Interval, change, gaps, ratios, share
+from workbench.stats import Interval, change, gaps, proportion, ratios, share
 
 ROUNDING = 1e-6  # nats of a float32 log-probability
 FORKS = 0.2  # of the tokens
@@ -89,8 +89,9 @@ def directions(read: Read, seed: int) -> Iterator[dict[str, Any]]:
     for name, moved in (("rose", delta), ("fell", -delta)):
         there = moved > ROUNDING
         for metric, values in (("share", there.astype(float)), ("mass", np.where(there, moved, 0))):
-            found = over_texts(texts, values, seed=seed)._asdict()
-            yield {"metric": f"{name}_{metric}", **found, "baseline": 0.0}
+            found = over_texts(texts, values, seed=seed)
+            found = proportion(found) if metric == "share" else found
+            yield {"metric": f"{name}_{metric}", **found._asdict(), "baseline": 0.0}
 
 
 def entropies(read: Read, seed: int) -> Iterator[dict[str, Any]]:
@@ -117,7 +118,7 @@ def priors(read: Read, seed: int) -> Iterator[dict[str, Any]]:
         if not here.any():
             continue
         at = {"x": (number + 0.5) / BINS}
-        found = over_texts(texts, here, seed=seed)._asdict()
+        found = proportion(over_texts(texts, here, seed=seed))._asdict()
         yield at | {"metric": "prior_share", **found, "baseline": 1 / BINS}
         found = over_texts(texts, read["delta"] * here, here, seed=seed)._asdict()
         yield at | {"metric": "prior_delta_log_p", **found, "baseline": 0.0}
