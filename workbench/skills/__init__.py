@@ -11,7 +11,7 @@ from workbench.skills.overlap import overlap
 from workbench.skills.restore import restore
 
 # In the order in which a report tells them.
-ANALYSES = (*(localize, alignment, blocks, restore, compression, calibration, compose, overlap),)
+ANALYSES = (localize, alignment, blocks, restore, compression, calibration, compose, overlap)
 
 __all__ = [
     "Graft",
