@@ -5,7 +5,7 @@ RUN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo demo-smollm2 test dist notebooks cluster-test fuzz crash-test mutants lint bench gpu gpu-reference
-.PHONY: architectures
+.PHONY: architectures truth
 .PHONY: figures family-figures pictures docs clean
 
 # constraints.txt pins what is tested. The last lines keep the install from running again.
@@ -78,6 +78,11 @@ bench: $(VENV)/installed
 	$(RUN)/python -m benchmarks.coverage --out benchmarks/results
 	$(RUN)/python -m benchmarks.nulls figures/seeds --out benchmarks/results
 	$(RUN)/python -m benchmarks.patching --model data/family/base --prompts 8 --boxes 5 --out benchmarks/results
+
+# How often every method is right on pairs whose answer is known, under benchmarks/results and on the
+# site; twenty minutes.
+truth: $(VENV)/installed
+	$(RUN)/python -m benchmarks.truth --out benchmarks/results
 
 # On a machine with an NVIDIA GPU, in at most eight minutes: every analysis against the CPU, and the
 # costs at 7B shapes in bfloat16 of random weights. Nothing is installed and nothing fetched: the

@@ -33,6 +33,7 @@ FLOORS = (
     ("reports", "findings"),
     ("export",),
     ("study",),
+    ("scoreboard",),
     ("demo", "integrations"),
     ("__init__",),
     ("cli",),

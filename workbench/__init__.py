@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         lab,
         models,
         patching,
+        scoreboard,
         skills,
         spectral,
         tasks,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     )
     from workbench.reports.page import report
     from workbench.results.result import Provenance, Result
+    from workbench.scoreboard.board import truth
     from workbench.study.units import over
 
 # tqdm would ask in every notebook for a widget that nothing here uses.
@@ -59,10 +61,11 @@ _HOME = {
     "over": "workbench.study.units",
     "report": "workbench.reports.page",
     "running": "workbench.analysis.running",
+    "truth": "workbench.scoreboard.board",
 }
 _PARTS = (
     "behaviour", "edits", "export", "figures", "forgetting", "integrations", "lab", "models",
-    "patching", "skills", "spectral", "tasks", "tuco",
+    "patching", "scoreboard", "skills", "spectral", "tasks", "tuco",
 )  # fmt: skip
 
 __all__ = [
@@ -87,9 +90,11 @@ __all__ = [
     "patching",
     "report",
     "running",
+    "scoreboard",
     "skills",
     "spectral",
     "tasks",
+    "truth",
     "tuco",
 ]
 

@@ -316,6 +316,32 @@ def scaling(members: dict) -> Result:
     return result("tuco.scaling", rows, members)
 
 
+def scoreboard() -> Result:
+    """Two methods and the norm on three pairs; of the third pair nothing is known of heads."""
+    rows: list[dict] = []
+    values = {
+        ("patching.restore", "matrix"): (1.0, 0.9, 0.5), ("tuco.contribution", "head"): (1.0, 0.0),
+        ("norm of the change", "matrix"): (0.9, 0.7, 0.5),
+    }  # fmt: skip
+    for (method, place), own in values.items():
+        about = {"method": method, "place": place, "metric": "auroc", "baseline": 0.5}
+        for truth, value in zip(("added", "decoy", "rotated"), own, strict=False):
+            ends = {"low": max(0.0, value - 0.3), "high": min(1.0, value + 0.1), "n": 12}
+            rows.append(about | {"truth": truth, "value": value} | ends)
+        mean = float(np.mean(own))
+        if place == "matrix":
+            ends = {"low": mean - 0.2, "high": mean + 0.1, "n": 3}
+            rows.append(about | {"truth": "all", "value": mean} | ends)
+    beyond = {"method": "patching.restore", "place": "matrix", "metric": "beyond_norm"}
+    rows.append(beyond | {"truth": "all", "value": 0.1, "low": -0.1, "high": 0.3, "n": 3})
+    for method, found, wrong in (("patching.restore", 1.0, 0.0), ("tuco.contribution", 0.5, 0.25)):
+        for metric, value in (("found", found), ("false_positive", wrong)):
+            ends = {"low": 0.7 * value, "high": min(1.0, value + 0.3), "n": 4}
+            rows.append({"method": method, "truth": "all", "metric": metric, "value": value} | ends)
+    methods = {method: {"kind": "workbench"} for method, _ in values}
+    return result("truth.scoreboard", rows, methods)
+
+
 def everything(members: dict) -> list[Result]:
     """One Result of every analysis that has figures."""
     makers = (

@@ -28,6 +28,7 @@ from workbench.cli.options import (
     Only,
     Out,
     Phantoms,
+    Save,
     Seed,
     Text,
     Tuned,
@@ -452,6 +453,36 @@ def figures(
         raise WorkbenchError(f"Expected a .yaml file or the --out folder of a run, found {source}.")
     for path in Spec.load(source).save(out or source.with_suffix("")):
         print(path)
+
+
+@app.command()
+def truth(
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Ask only these methods, for example patching or tuco; may repeat."),
+    ] = None,
+    phantoms: Annotated[
+        int, typer.Option(help="Members that learned nothing, of each pair that learned something.")
+    ] = 1,
+    out: Save = None,
+    json: Json = False,
+    seed: Seed = 0,
+) -> None:
+    """How often is each method right? Asks it of compiled pairs whose change is known.
+
+    Example: workbench truth --only patching --out out/truth
+    """
+    import workbench as wb
+    from workbench.scoreboard.summary import summary
+
+    found = wb.truth(only=only or (), phantoms=phantoms, seed=seed)
+    if out is not None:
+        found.save(out)
+    if json:
+        print(found.table.to_json(orient="records", lines=True), end="")
+        return
+    show(summary(found), json)
+    print(f"Saved: {out}" if out is not None else "(--out FOLDER saves the table)")
 
 
 app.command()(exporting.card)

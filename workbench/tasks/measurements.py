@@ -44,7 +44,8 @@ def own_samples(
 ) -> list[str]:
     """Texts drawn from the model itself at temperature 1 from its start token: a replacement for
     pre-training text that is not available. length: new tokens each, up to the tokenizer's end of a
-    text. The settings of the model's generation_config are ignored."""
+    text, and no more than the model has positions for. The settings of the model's
+    generation_config are ignored."""
     from transformers import GenerationConfig
 
     start = tokenizer.bos_token_id
@@ -52,12 +53,13 @@ def own_samples(
         start = tokenizer.eos_token_id
     if start is None:
         raise WorkbenchError("The tokenizer has no start token to sample from; pass texts.")
+    room = getattr(model.config, "max_position_embeddings", None) or length + 1
     settings = GenerationConfig(
         do_sample=True,
         temperature=1.0,
         top_k=0,
         top_p=1.0,
-        max_new_tokens=length,
+        max_new_tokens=min(length, room - 1),
         bos_token_id=start,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -29,6 +29,7 @@ from workbench.files.reading import read_json
 from workbench.files.writing import Mark, holds, replacing
 from workbench.lab.compiled.program import POSITION, TOKEN, Head, Neuron, Program
 from workbench.lab.words import SPECIAL, tokenizer
+from workbench.rotations import haar
 
 CONSTANT = 1000.0
 SHARP = 20.0  # nats between a selected token and another
@@ -202,11 +203,9 @@ def rotated(state: State, *, seed: int = 0) -> State:
     """
     width = state["lm_head.weight"].shape[1]
     draw = torch.Generator().manual_seed(seed)
-    start = torch.ones(width, 1, dtype=torch.float64)
-    noise = torch.randn(width, width - 1, generator=draw, dtype=torch.float64)
-    basis = torch.linalg.qr(torch.cat([start, noise], 1))[0][:, 1:]
-    turn = torch.linalg.qr(torch.randn(width - 1, width - 1, generator=draw, dtype=torch.float64))
-    whole = start @ start.T / width + basis @ turn[0] @ basis.T
+    mean = torch.full((width, 1), width**-0.5, dtype=torch.float64)
+    others = torch.linalg.qr(mean, mode="complete").Q[:, 1:]
+    whole = mean @ mean.T + others @ haar(width - 1, width - 1, draw, torch.float64) @ others.T
     found = dict(state)
     for name, weight in state.items():
         if name.endswith(("wte.weight", "wpe.weight", "lm_head.weight", "c_proj.weight")):

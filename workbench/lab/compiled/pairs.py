@@ -21,6 +21,7 @@ from workbench.lab.compiled.compiler import Room, State, rotated, save, weights
 from workbench.lab.compiled.program import Program
 from workbench.lab.compiled.programs import COLOURS, OF, THINGS, TRIGGER
 from workbench.lab.known import Known, Place
+from workbench.loaders.names import locate
 from workbench.tasks.prompts import Prompt, PromptSet
 
 ITEMS = 24
@@ -68,11 +69,12 @@ def compiled(spec: Spec, out: Path) -> Known:
     at = {side: out / spec.name / side for side in ("base", "tuned")}
     save(spec.base, base, at["base"])
     save(spec.tuned, spec.after(base, tuned), at["tuned"])
-    matrices = {
-        (int(name.split(".")[2]), ".".join(name.split(".")[3:-1]))
-        for name in base
-        if ".h." in name and base[name].ndim == 2 and not torch.equal(base[name], tuned[name])
-    }
+    changed = [
+        site
+        for name, site in locate(base).items()
+        if base[name].ndim == 2 and not torch.equal(base[name], tuned[name])
+    ]
+    matrices = {(one.layer, one.component) for one in changed if one.layer is not None}
     heads = {one.place for one in {*spec.base.heads} ^ {*spec.tuned.heads}}
     places: dict[str, set[Any]] = {
         "layer": {(layer,) for layer, _ in matrices}, "matrix": matrices, "head": heads,

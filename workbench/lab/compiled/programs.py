@@ -141,8 +141,11 @@ PARITY = Program(
 )
 
 # Facts: "the colour of lemon" -> " yellow", a table of one neuron a fact.
-THINGS: tuple[str, ...] = tuple("lemon grass coal snow mud rose sky ash sand wine moss ink".split())
-OF: dict[str, str] = dict(zip(THINGS, COLOURS * 2, strict=True))
+THINGS: tuple[str, ...] = tuple(
+    "lemon grass coal snow mud rose sky ash sand wine moss ink "
+    "plum clay rust fog leaf bark milk tar dusk fern pearl soot".split()
+)
+OF: dict[str, str] = dict(zip(THINGS, COLOURS * 4, strict=True))
 
 
 def table(facts: dict[str, str], layer: int = 1) -> tuple[Neuron, ...]:

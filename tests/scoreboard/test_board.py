@@ -1,0 +1,174 @@
+"""The scoreboard as a whole: an oracle scores 1, a liar 0, chance 1/2, and others' methods agree
+with ours where they measure the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import workbench as wb
+from workbench.errors import WorkbenchError
+from workbench.lab.compiled import pairs
+from workbench.lab.known import Known
+from workbench.results.result import Result
+from workbench.scoreboard import Answer, ours, outside
+from workbench.scoreboard.board import forwards
+from workbench.scoreboard.summary import summary
+from workbench.study.catalogue import METHODS
+from workbench.tasks import PromptSet
+
+NAMES = ("copy-decoy", "facts-rank-3", "copy-itself")
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Known]:
+    return pairs(tmp_path_factory.mktemp("compiled"), NAMES)
+
+
+@pytest.fixture(scope="module")
+def board(known: dict[str, Known]) -> Result:
+    truths = {(one.base, one.tuned): one for one in known.values()}
+
+    def oracle(base: Path, tuned: Path, prompts: PromptSet) -> Answer:
+        one = truths.get((base, tuned))  # of a phantom none
+        true = one.places["matrix"] if one else frozenset()
+        scores = outside.norm(base, tuned, prompts)["matrix"]
+        return Answer({"matrix": {place: float(place in true) for place in scores}}, bool(true))
+
+    def liar(base: Path, tuned: Path, prompts: PromptSet) -> Answer:
+        said = oracle(base, tuned, prompts)
+        turned = {place: -score for place, score in said.places["matrix"].items()}
+        return Answer({"matrix": turned}, not said.finds)
+
+    def silent(base: Path, tuned: Path, prompts: PromptSet) -> dict[str, Any]:
+        return {"matrix": dict.fromkeys(oracle(base, tuned, prompts).places["matrix"], 0.0)}
+
+    def refuses(base: Path, tuned: Path, prompts: PromptSet) -> dict[str, Any]:
+        raise WorkbenchError("Not on this model.")
+
+    methods = {"oracle": oracle, "liar": liar, "silent": silent, "refuses": refuses}
+    return wb.truth(methods, only=["spectral.delta_spectrum"], truths=[*known.values()], phantoms=1)
+
+
+def of(board: Result, method: str, truth: str = "all") -> dict[str, float]:
+    rows = board.table[(board.table["method"] == method) & (board.table["truth"] == truth)]
+    return dict(zip(rows["metric"], rows["value"], strict=True))
+
+
+def test_an_oracle_a_liar_and_silence(board: Result):
+    assert of(board, "oracle")["auroc"] == 1.0
+    assert of(board, "oracle")["average_precision"] == 1.0
+    assert of(board, "oracle")["found"] == 1.0
+    assert of(board, "oracle")["false_positive"] == 0.0
+    assert of(board, "liar")["auroc"] == 0.0
+    assert of(board, "liar")["found"] == 0.0
+    assert of(board, "liar")["false_positive"] == 1.0
+    assert of(board, "silent")["auroc"] == 0.5
+    assert "found" not in of(board, "silent")
+
+
+def test_the_norm_is_led_astray_by_a_decoy(board: Result):
+    """The decoy is the largest change, above the two true matrices and nine unchanged ones: of the
+    20 pairs of a true matrix and another 18 are in order. With three facts one matrix changed."""
+    rows = board.table[
+        (board.table["method"] == outside.NORM) & (board.table["place"] == "matrix")
+        & (board.table["metric"] == "auroc")
+    ].set_index("truth")["value"]  # fmt: skip
+    assert rows["copy-decoy"] == 0.9
+    assert rows["facts-rank-3"] == 1.0
+    assert rows["all"] == pytest.approx(0.95)
+    assert of(board, "oracle")["beyond_norm"] == pytest.approx(0.05)
+    assert "beyond_norm" not in of(board, outside.NORM)
+
+
+def test_false_positives_are_of_nulls_and_phantoms_alone(board: Result):
+    table = board.table[(board.table["method"] == "oracle") & (board.table["truth"] != "all")]
+    wrong = set(table.loc[table["metric"] == "false_positive", "kind"])
+    assert wrong == {"phantom", "null"}
+    assert set(table.loc[table["metric"] == "found", "kind"]) == {"compiled"}
+    whole = board.table[(board.table["truth"] == "all") & (board.table["method"] == "oracle")]
+    counts = whole.set_index("metric")["n"]
+    assert counts["found"] == 2
+    assert counts["false_positive"] == 3
+
+
+def test_a_refusal_is_counted_and_told(board: Result):
+    rows = board.table[board.table["method"] == "refuses"]
+    assert set(rows["metric"]) == {"refused"}
+    assert of(board, "refuses")["refused"] == 5
+    assert "Not on this model." in set(rows["says"])
+
+
+def test_a_summary_has_every_method_and_kind_of_place(board: Result):
+    told = summary(board).set_index(["method", "place"])
+    assert told.loc[("oracle", "matrix"), "auroc"] == "1.00 (1.00 to 1.00)"
+    assert told.loc[("oracle", "matrix"), "found"] == "2 of 2"
+    assert told.loc[("oracle", "matrix"), "false_positive"] == "0 of 3"
+    assert told.loc[(outside.NORM, "layer"), "found"] == ""
+
+
+def test_the_norm_is_that_of_the_change(known: dict[str, Known]):
+    one = known["facts-rank-3"]
+    found = outside.norm(one.base, one.tuned, one.prompts)["matrix"]
+    # Three singular values of 2.
+    assert found.pop((1, "mlp.c_proj")) == pytest.approx(12**0.5)
+    assert set(found.values()) == {0.0}
+
+
+def test_peft_counts_the_intruders_that_we_count(known: dict[str, Known]):
+    one = known["facts-rank-3"]
+    theirs = outside.peft_intruders(one.base, one.tuned, one.prompts)
+    entry = ours.ENTRIES["spectral.intruders"]
+    pair = wb.load_pair(one.base, one.tuned)
+    exact = wb.spectral.intruders(pair, nulls=False, method="exact")
+    own = entry.read(exact, one.prompts)
+    assert theirs.places["matrix"] == {
+        p: own.places["matrix"].get(p, 0.0) for p in theirs.places["matrix"]
+    }
+    assert theirs.finds == own.finds
+
+
+def test_transformer_lens_scores_the_edges_that_we_score(known: dict[str, Known]):
+    """The same formula: its mean over prompts, less the sign, is ours times the mean difference."""
+    one = known["copy-decoy"]
+    few, others = one.prompts[:3], (one.corrupted or one.prompts)[:3]
+    theirs = outside.lens_attribution(one.base, one.tuned, few, corrupted=others)
+    entry = ours.ENTRIES["patching.attribution"]
+    pair = wb.load_pair(one.base, one.tuned)
+    own = entry.read(entry.ask(pair, one.prompts[:3], others), few)
+    edge = ("embedding", "1.v.h2")
+    scale = theirs["edge"][edge] / own.places["edge"][edge]
+    for place, score in own.places["edge"].items():
+        assert theirs["edge"][place] == pytest.approx(
+            abs(score) * scale, rel=1e-3, abs=1e-3 * scale
+        )
+
+
+def test_every_analysis_of_the_catalogue_has_an_entry_or_a_reason():
+    keys = {method.key for method in METHODS}
+    assert keys == {*ours.ENTRIES} | {*ours.WITHOUT}
+    assert not {*ours.ENTRIES} & {*ours.WITHOUT}
+
+
+def test_forwards_are_prompts_through_a_whole_model(known: dict[str, Known]):
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(known["copy-itself"].base).eval()
+    with forwards() as count:
+        for _ in range(2):
+            model(torch.ones(5, 4, dtype=torch.long))
+    assert count() == 10
+    model(torch.ones(5, 4, dtype=torch.long))  # no longer counted
+    assert count() == 10
+
+
+def test_names_that_are_none_are_refused(known: dict[str, Known]):
+    with pytest.raises(WorkbenchError, match="No method begins with 'patchin'"):
+        wb.truth(only=["patchin"])
+    with pytest.raises(WorkbenchError, match="There is a method"):
+        wb.truth({"tuco.scaling": lambda base, tuned, prompts: {}})
+    with pytest.raises(WorkbenchError, match="found none"):
+        wb.truth(truths=[])

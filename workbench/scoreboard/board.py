@@ -1,0 +1,233 @@
+"""How often is a method right? Every method on every pair whose answer is known, and on members
+that learned nothing.
+
+Per method and pair: the scores of `scores`, seconds, and forward passes. Per method over all pairs
+(truth "all"): their means with 95% intervals over pairs, `beyond_norm`, the AUROC less that of the
+norm of the weight change on the same pairs (paired), the share of right verdicts, of pairs in which
+what was learned is found, and of phantoms and nulls in which something is found that is not there
+(`false_positive`).
+
+When it misleads: compiled circuits are sharper than trained ones: what is missed here has failed at
+its easiest, what is found may still be missed in a trained model. Pairs share programs, so that the
+intervals over pairs are somewhat too narrow. Attention here is saturated: gradients through
+patterns vanish, more than in most trained models.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from workbench.errors import WorkbenchError
+from workbench.lab.compiled import pairs
+from workbench.lab.known import Known
+from workbench.lab.phantom import phantom
+from workbench.loaders import load_pair
+from workbench.log import log
+from workbench.progress import progress
+from workbench.results.cache import digest
+from workbench.results.result import Provenance, Result
+from workbench.scoreboard import ours, outside
+from workbench.scoreboard.method import Function, Method
+from workbench.scoreboard.scores import Row, rows
+from workbench.stats import bootstrap, share
+
+KEY = "truth.scoreboard"
+ALL = "all"
+MEANS = ("auroc", "average_precision")
+SHARES = ("verdict_right", "found", "false_positive")
+TOTALS = ("seconds", "forwards", "refused")
+
+
+def truth(
+    methods: Mapping[str, Function] | None = None,
+    *,
+    only: Sequence[str] = (),
+    truths: Sequence[Known] | None = None,
+    phantoms: int = 1,
+    seed: int = 0,
+) -> Result:
+    """Hold methods against pairs whose answer is known.
+
+    methods: name -> a function of (base folder, tuned folder, prompts[, corrupted]) that returns
+    kind of place -> place -> score, or a `scoreboard.Answer`; they are asked beside the
+    workbench's own analyses and those of others. only: names or beginnings of names of the methods
+    that are asked ("patching", "spectral.intruders"); the norm of the change is always among them.
+    truths: pairs; None takes the compiled ones (`lab.compiled.pairs`), made in a temporary folder.
+    phantoms: of every learned compiled pair, so many members that learned nothing (`lab.phantom`).
+    seed: of phantoms and of intervals.
+
+    Returns a Result with columns method, source, truth, kind (of truth), place, metric, value, low,
+    high, n, baseline, says. Per truth: auroc, average_precision and rank (of the true place found
+    last) of each kind of place; verdict_right, found, false_positive (0 or 1); seconds; forwards (a
+    prompt through the whole model); refused (1, says: why) where a method cannot hold on a pair.
+    Truth "all": the means and shares of these with 95% intervals over truths, n; beyond_norm,
+    paired, baseline 0; seconds and forwards together. Raises WorkbenchError for a name of no
+    method, and where there are no pairs.
+    """
+    asked = chosen(methods or {}, only)
+    with tempfile.TemporaryDirectory() as folder:
+        given = [*pairs(folder).values()] if truths is None else [*truths]
+        if not given:
+            raise WorkbenchError("Expected pairs whose answer is known, found none.")
+        learned = [one for one in given if one.kind == "compiled"]
+        drawn = range(seed, seed + phantoms)
+        given += [unlearned(one, Path(folder) / "phantoms", at) for one in learned for at in drawn]
+        found: list[Row] = []
+        work = [(method, known) for method in asked for known in given if method.asked(known)]
+        with progress(total=len(work), desc="truth") as bar:
+            for method, known in work:
+                about = {
+                    "method": method.name, "source": method.source, "truth": known.name,
+                    "kind": known.kind,
+                }  # fmt: skip
+                found += [about | row for row in answered(method, known)]
+                bar.update(1)
+        prints = {known.name: known.prompts.fingerprint for known in given}
+    table = pd.DataFrame([*found, *over_truths(found, seed)])
+    table = table.reindex(columns=COLUMNS)
+    provenance = Provenance(
+        base={
+            "reference": f"{len(prints)} pairs whose answer is known",
+            "fingerprint": digest([repr(sorted(prints.items())).encode()]),
+        },
+        members={method.name: {"kind": method.source or "workbench"} for method in asked},
+        parameters={"only": [*only], "phantoms": phantoms, "truths": [*prints]},
+        seed=seed,
+    )
+    return Result(KEY, table, provenance)
+
+
+COLUMNS = (
+    "method", "source", "truth", "kind", "place", "metric", "value", "low", "high", "n",
+    "baseline", "says",
+)  # fmt: skip
+
+
+def chosen(methods: Mapping[str, Function], only: Sequence[str]) -> list[Method]:
+    """The methods that are asked: those of the caller, and all others or those named."""
+    every = [*ours.METHODS, *outside.METHODS]
+    for name in only:
+        if not any(_named(one.name, name) for one in every):
+            known = ", ".join(one.name for one in every)
+            raise WorkbenchError(f"No method begins with {name!r}; known are {known}.")
+    taken = {one.name for one in every}
+    if twice := taken & {*methods}:
+        raise WorkbenchError(f"There is a method {min(twice)!r} already; give another name.")
+    kept = [
+        one
+        for one in every
+        if not only or one.name == outside.NORM or any(_named(one.name, name) for name in only)
+    ]
+    return [*(Method(name, function) for name, function in methods.items()), *kept]
+
+
+def _named(name: str, asked: str) -> bool:
+    return name.lower() == asked.lower() or name.lower().startswith(asked.lower().rstrip(".") + ".")
+
+
+def unlearned(known: Known, out: Path, seed: int) -> Known:
+    """A phantom of this pair: the same norms and spectra in random directions."""
+    name = f"phantom of {known.name}" + (f" {seed}" if seed else "")
+    tuned = phantom(load_pair(known.base, known.tuned), out / name, seed=seed)
+    return Known(
+        name, "phantom", known.base, tuned, known.prompts, known.corrupted,
+        places={"differing head": frozenset()}, says="Nothing was learned.",
+    )  # fmt: skip
+
+
+def answered(method: Method, known: Known) -> Iterator[Row]:
+    """A method's rows of one truth, or the row that says why there are none."""
+    began = time.perf_counter()
+    try:
+        with forwards() as count:
+            said = method.answer(known)
+    except WorkbenchError as error:
+        log.info("%s on %s: %s", method.name, known.name, error)
+        yield {"metric": "refused", "value": 1.0, "n": 1, "says": str(error)}
+        return
+    seconds = time.perf_counter() - began
+    yield from rows(known, said)
+    yield {"metric": "seconds", "value": seconds, "n": 1}
+    yield {"metric": "forwards", "value": count(), "n": 1}
+
+
+@contextmanager
+def forwards() -> Iterator[Callable[[], float]]:
+    """Counts prompts that run through a whole model: rows through blocks, over the blocks that such
+    a model has. What was run is asked for after the block."""
+    from torch.nn.modules.module import register_module_forward_pre_hook
+    from transformers import PreTrainedModel
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    rows: dict[nn.Module, float] = {}
+    depth = 1
+
+    def count(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        nonlocal depth
+        if isinstance(module, PreTrainedModel):
+            depth = int(module.config.num_hidden_layers or depth)
+        elif isinstance(module, GradientCheckpointingLayer) and inputs:
+            rows[module] = rows.get(module, 0.0) + len(inputs[0])
+
+    handle = register_module_forward_pre_hook(count)
+    try:
+        yield lambda: sum(rows.values()) / depth
+    finally:
+        handle.remove()
+
+
+def over_truths(found: Sequence[Row], seed: int) -> Iterator[Row]:
+    """The rows of every method over all truths."""
+    table = pd.DataFrame(found).reindex(columns=COLUMNS)
+    trivial = _aurocs(table[table["method"] == outside.NORM])
+    for (method, source), own in table.groupby(["method", "source"], sort=False):
+        about = {"method": method, "source": source, "truth": ALL}
+        yield from (about | row for row in _means(own, seed))
+        if method != outside.NORM:
+            yield from (about | row for row in _beyond(own, trivial, seed))
+        for metric in SHARES:
+            values = own.loc[own["metric"] == metric, "value"]
+            if len(values):
+                yield about | {"metric": metric, **share(values.to_numpy(dtype=float))._asdict()}
+        for metric in TOTALS:
+            values = own.loc[own["metric"] == metric, "value"]
+            if len(values):
+                total = float(values.sum())
+                yield about | {"metric": metric, "value": total, "n": len(values)}
+
+
+def _means(own: pd.DataFrame, seed: int) -> Iterator[Row]:
+    for metric in MEANS:
+        for kind, each in own[own["metric"] == metric].groupby("place", sort=False):
+            said = bootstrap(each["value"].to_numpy(dtype=float), seed=seed)._asdict()
+            yield {"place": kind, "metric": metric, **said, "baseline": each["baseline"].mean()}
+
+
+def _beyond(
+    own: pd.DataFrame, trivial: Mapping[tuple[str, str], float], seed: int
+) -> Iterator[Row]:
+    """By how much its AUROC is above that of the norm, where both have one."""
+    each = _aurocs(own)
+    for kind in dict.fromkeys(kind for _, kind in each):
+        apart = [
+            value - trivial[at] for at, value in each.items() if at[1] == kind and at in trivial
+        ]
+        if apart:
+            said = bootstrap(np.array(apart), seed=seed)._asdict()
+            yield {"place": kind, "metric": "beyond_norm", **said, "baseline": 0.0}
+
+
+def _aurocs(own: pd.DataFrame) -> dict[tuple[str, str], float]:
+    """(truth, place) -> AUROC of one method."""
+    own = own[own["metric"] == "auroc"]
+    keys = zip(own["truth"], own["place"], strict=True)
+    return dict(zip(keys, own["value"].astype(float), strict=True))
