@@ -43,11 +43,13 @@ from workbench.findings import by_base, page, summary
 from workbench.findings.equivalence import KEY
 from workbench.results.run_folder import load
 
-FOLDERS = ("tasks", "models", "lab", "results", "scoreboard")  # public besides wb itself and the methods
+# Public besides wb itself and the methods.
+FOLDERS = ("tasks", "models", "lab", "results", "scoreboard", "integrations")
 COPIED = {"report.png": "figures/report.png"}  # `make pictures` writes it
 HOW_TO = (
-    "own-model", "own-prompts", "figure-for-a-paper", "share-results", "seeds", "repair", "watch",
-    "hand-over", "cluster", "add-a-method", "enter-a-method", "add-an-architecture",
+    "own-model", "own-prompts", "figure-for-a-paper", "share-results", "seeds", "phantoms",
+    "repair", "watch", "hand-over", "cluster", "add-a-method", "enter-a-method",
+    "add-an-architecture",
 )  # fmt: skip
 
 
