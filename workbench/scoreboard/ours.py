@@ -30,6 +30,15 @@ from workbench.tasks.prompts import PromptSet
 Ask = Callable[[CheckpointPair, PromptSet, PromptSet | None], Result]
 Read = str | Callable[[Result, PromptSet], Mapping[Place, float]]
 WITHOUT = {
+    "spectral.explained": "it says which inputs a change reads, and no truth names any.",
+    "spectral.subspaces": "it compares several models.",
+    "spectral.directions": "no truth names single directions of a change.",
+    "forgetting.sharpness": "how far a harmful step reaches is known of no pair.",
+    "behaviour.coverage": "compiled models are certain, so that drawn answers are all the same.",
+    "behaviour.critical": "no truth has answers of several tokens.",
+    "behaviour.gain": "which example taught what is known of no pair.",
+    "behaviour.advantage": "no truth has worked steps.",
+    "edits.repair": "which edit is best is known of no pair.",
     "forgetting.association": "it relates several models, and a truth is of one pair.",
     "forgetting.sequential": "it follows a chain of models, and a truth is of one pair.",
     "forgetting.samples": "it reads logs of other tools.",
@@ -88,11 +97,15 @@ def _fewer(kind: str, rows: str) -> Read:
     return lambda found, prompts: scored(found.table, kind, rows, -1.0)
 
 
-def _rises(found: Result, prompts: PromptSet) -> dict[Place, float]:
+def _rises(metric: str) -> Read:
     """By how much more the two sides differ after each layer than before it."""
-    rows = found.table.query("metric == 'kl'").sort_values("layer")
-    by_layer = dict(zip(rows["layer"].astype(int), rows["value"], strict=True))
-    return {(at,): value - by_layer.get(at - 1, 0.0) for at, value in by_layer.items() if at >= 0}
+
+    def read(found: Result, prompts: PromptSet) -> dict[Place, float]:
+        rows = found.table.query(f"metric == '{metric}'").sort_values("layer")
+        there = dict(zip(rows["layer"].astype(int), rows["value"], strict=True))
+        return {(at,): value - there.get(at - 1, 0.0) for at, value in there.items() if at >= 0}
+
+    return read
 
 
 def _turned(found: Result, prompts: PromptSet) -> dict[Place, float]:
@@ -206,7 +219,8 @@ ENTRIES: dict[str, Entry] = {
         {"matrix": f"arm == 'patch' and {RECOVERED}"},
         f"arm == 'patch' and {RECOVERED} and low > 0",
     ),
-    "patching.lens": Entry(lambda p, a, c: patching.lens(p, a, top=1), {"layer": _rises}),
+    "patching.lens": Entry(lambda p, a, c: patching.lens(p, a, top=1), {"layer": _rises("kl")}),
+    "patching.drift": Entry(lambda p, a, c: patching.drift(p, a), {"layer": _rises("frechet")}),
     "patching.patterns": Entry(
         lambda p, a, c: patching.patterns(p, a, examples=1),
         {"head": "metric == 'tvd' and position == 'last token'"},
@@ -237,6 +251,10 @@ ENTRIES: dict[str, Entry] = {
             p, a, sparsity=0.01, arms=("learned", "random"), random=1, epochs=2
         ),
         {"matrix": "arm == 'learned' and metric == 'entries'"},
+    ),
+    "skills.alignment": Entry(
+        lambda p, a, c: skills.alignment(p, a),
+        {"matrix": "metric == 'cosine' and component.notna()"},
     ),
     "skills.blocks": Entry(
         lambda p, a, c: skills.blocks(p, a, **FEW),
