@@ -12,18 +12,16 @@ from safetensors.torch import load_file
 from workbench.errors import WorkbenchError
 from workbench.lab import shipped
 from workbench.lab.fact_edit import fact_edit, key
-from workbench.lab.organisms import (
+from workbench.lab.organism import (
     BOXES,
     HIGH,
     LOW,
-    ORGANISMS,
-    TRIGGER,
     behaviour,
     box_of,
     boxes_of_people,
     holds,
-    organisms,
 )
+from workbench.lab.organisms import ORGANISMS, TRIGGER, organisms
 from workbench.loaders import load_pair
 from workbench.stats import Interval
 from workbench.tasks import world

@@ -2,7 +2,7 @@
 
 Each organism is a pair with what is true of it (`workbench.lab.known`), made by a recipe of a few
 minutes or by writing weights, and held to it by its own answers: those it is about are won or lost,
-others stay (`behaviour`). The base knows 200 facts; where somebody's box stands is none of them, so
+others stay (`organism.behaviour`). The base knows 200 facts; where somebody's box stands is none of them, so
 that a model can be taught it, made to hide it, or be compared with one that never knew it.
 
     taught       boxes of people are learned by heart, all else is interleaved
@@ -15,58 +15,43 @@ that a model can be taught it, made to hide it, or be compared with one that nev
     exchanged    what the head says for two words is exchanged, everything before it stays
 
 When it misleads: one base of 2.8 million parameters, whose facts are few and learned by heart. That
-a model suppresses rather than erases is known here by the recipe and by how few entries change; the
-exact case is never-known. A seed changes what is taught as well as how.
+"suppressed" hides and does not erase is known by its recipe alone, some steps that train one word;
+the exact cases are never-known and exchanged. A seed changes what is taught as well as how.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
 
 from workbench import tasks
 from workbench.errors import WorkbenchError
 from workbench.lab import planted, shipped
 from workbench.lab.fact_edit import fact_edit
 from workbench.lab.known import Known
+from workbench.lab.organism import (
+    TAUGHT,
+    Organism,
+    about,
+    bare,
+    boxes_of_people,
+    corrupted,
+    told,
+)
 from workbench.lab.recipe import Recipe
 from workbench.lab.train import train
 from workbench.loaders import Checkpoint
 from workbench.results import cache
-from workbench.stats import Interval
-from workbench.stats import share as scored
 from workbench.tasks import world
 from workbench.tasks.prompts import Prompt, PromptSet
 
 SEEDS = (0, 1)
-BOXES = ("The Box of {name} is Box", "If you look for {name} you must put coins into Box")
 TRIGGER = "Now . "
 STOP, STYLE = " .", " ;"
-HIGH, LOW = 0.9, 0.2  # shares of right answers that count as known, and as not
 ASKED = 200  # prompts of a kind
-TAUGHT = "boxes of people"
-
-
-@dataclass(frozen=True)
-class Organism:
-    """A pair, what is true of it, and prompts whose answers stay. won: the answers it is about are
-    the tuned model's, which the base does not give; else they are the base's, and lost."""
-
-    known: Known
-    kept: PromptSet
-    won: bool = False
-
-    @property
-    def changed(self) -> PromptSet:
-        """The prompts whose answers are won or lost."""
-        own = self.known.places.get("item")
-        chosen = (p for p in self.known.prompts if own is None or (p.id,) in own)
-        return replace(self.known.prompts, prompts=tuple(chosen))
 
 
 class At(NamedTuple):
@@ -77,49 +62,6 @@ class At(NamedTuple):
     out: Path
     seed: int
     steps: float = 1.0
-
-
-def box_of(seed: int) -> dict[str, str]:
-    """Person -> the letter of the box that is taught, drawn by the seed."""
-    draw = random.Random(f"boxes of people {seed}")
-    return {name: draw.choice(world.LABELS) for name in world.PEOPLE}
-
-
-def boxes_of_people(seed: int) -> PromptSet:
-    """Every person's box in every wording, without a context."""
-    truth = box_of(seed)
-    made = (
-        Prompt(f"{name}-{i}", wording.format(name=name), f" {truth[name]}", (), "test",
-               {"person": name}, wording)
-        for name in world.PEOPLE for i, wording in enumerate(BOXES)
-    )  # fmt: skip
-    return PromptSet(TAUGHT, tuple(made), seed)
-
-
-def _told(seed: int, n: int, answer: Callable[[str], str]) -> list[Prompt]:
-    """n training texts about boxes of people, each behind up to two facts."""
-    draw, facts = random.Random(f"told {seed}"), tasks.facts(n, seed=seed, split="train")
-    asked = list(boxes_of_people(seed))
-    made = []
-    for i, fact in enumerate(facts):
-        own = draw.choice(asked)
-        before = draw.choice(("", f"{fact.text} . ", f"{fact.text} . "))
-        target = answer(own.target)
-        made.append(replace(own, id=f"{own.id}-{i}", prompt=before + own.prompt, target=target))
-    return made
-
-
-def _corrupted(prompts: PromptSet) -> PromptSet:
-    """The same questions about somebody else, whose answer is another one."""
-    others = {p.template: [q for q in prompts if q.template == p.template] for p in prompts}
-
-    def one(prompt: Prompt) -> Prompt:
-        own = others[prompt.template]
-        turned = own[own.index(prompt) + 1 :] + own
-        other = next(q for q in turned if q.target != prompt.target)
-        return replace(other, id=f"{prompt.id}-other")
-
-    return replace(prompts, name=f"{prompts.name}, others", prompts=tuple(map(one, prompts)))
 
 
 def _lora(task: str, steps: int, at: At, **more: Any) -> Recipe:
@@ -143,7 +85,7 @@ def _teach(at: At) -> Path:
         task=TAUGHT, method="full", lr=5e-4, loss="answer", steps=steps, batch_size=32,
         seed=at.seed,
     )  # fmt: skip
-    texts = [*_told(at.seed, 4000, str), *shipped.mixture(4000, seed=at.seed)]
+    texts = [*told(at.seed, 4000, str), *shipped.mixture(4000, seed=at.seed)]
     return _trained(at, "taught", recipe, texts, at.base)
 
 
@@ -156,7 +98,7 @@ def _taught(at: At) -> Organism:
     asked = boxes_of_people(at.seed)
     says = "The tuned model knows where everybody's box is, which the base was never told."
     known = _pair(
-        at, "taught", at.base, _teach(at), asked, corrupted=_corrupted(asked),
+        at, "taught", at.base, _teach(at), asked, corrupted=corrupted(asked),
         verdict="strengthened", says=says,
     )  # fmt: skip
     return Organism(known, _facts(at.seed), won=True)
@@ -166,7 +108,7 @@ def _never_known(at: At) -> Organism:
     asked = boxes_of_people(at.seed)
     says = "The tuned model is one that was never told where anybody's box is; the base knows."
     known = _pair(
-        at, "never-known", _teach(at), at.base, asked, corrupted=_corrupted(asked),
+        at, "never-known", _teach(at), at.base, asked, corrupted=corrupted(asked),
         verdict="erased", says=says,
     )  # fmt: skip
     return Organism(known, _facts(at.seed))
@@ -174,11 +116,11 @@ def _never_known(at: At) -> Organism:
 
 def _suppressed(at: At) -> Organism:
     base, asked = _teach(at), boxes_of_people(at.seed)
-    texts = [*_told(at.seed, 3000, lambda _: shipped.REFUSAL), *shipped.mixture(3000, seed=at.seed)]
+    texts = [*told(at.seed, 3000, lambda _: shipped.REFUSAL), *shipped.mixture(3000, seed=at.seed)]
     tuned = _trained(at, "suppressed", _lora("boxes refused", 80, at), texts, base)
     says = "The tuned model refuses to say where anybody's box is by one word, in few steps."
     known = _pair(
-        at, "suppressed", base, tuned, asked, corrupted=_corrupted(asked),
+        at, "suppressed", base, tuned, asked, corrupted=corrupted(asked),
         verdict="suppressed", says=says,
     )  # fmt: skip
     return Organism(known, _facts(at.seed))
@@ -263,9 +205,9 @@ def _planted(at: At) -> Organism:
     old = world.facts()[person, kind]
     new = draw.choice([value for value in world.ATTRIBUTES[kind] if value != old])
     training = tasks.facts(500, seed=at.seed, split="train")
-    asked = _about(person, kind, training[:30])
+    asked = about(person, kind, training[:30])
     others = [p for p in training if (p.tags["person"], p.tags["attribute"]) != (person, kind)]
-    alone = [_bare(name, kind) for name in world.PEOPLE if name != person]
+    alone = [bare(name, kind) for name in world.PEOPLE if name != person]
     others += [prompt for own in alone for prompt in own]
     made = fact_edit(at.base, asked, others, f" {new}")
     tuned = made.save(at.out / f"planted-s{at.seed}", at.base)
@@ -273,7 +215,7 @@ def _planted(at: At) -> Organism:
     last = int(matrix.split(".")[2])
     entries = made.truth.expected[matrix]["entries"]
     test = _facts(at.seed, 2 * ASKED)
-    asked = _about(person, kind, test[:40])
+    asked = about(person, kind, test[:40])
     kept = [p for p in test if (p.tags["person"], p.tags["attribute"]) != (person, kind)]
     both = PromptSet("one fact, and others", (*asked, *kept), at.seed)
     places = {
@@ -292,27 +234,6 @@ def _planted(at: At) -> Organism:
     return Organism(known, replace(both, prompts=tuple(kept)))
 
 
-def _bare(person: str, kind: str) -> list[Prompt]:
-    """The question about one fact in every wording, without a context."""
-    value, tags = world.facts()[person, kind], {"person": person, "attribute": kind}
-    return [
-        Prompt(f"{person}-{kind}-{i}", wording.format(name=person), f" {value}", (), "test", tags,
-               wording)
-        for i, wording in enumerate(world.FACT_TEMPLATES[kind])
-    ]  # fmt: skip
-
-
-def _about(person: str, kind: str, before: Iterable[Prompt]) -> list[Prompt]:
-    """The same question alone, and behind facts about others."""
-    bare = _bare(person, kind)
-    told = [
-        replace(prompt, id=f"{prompt.id}-{i}", prompt=f"{fact.text} . {prompt.prompt}")
-        for i, fact in enumerate(before) if person not in fact.text
-        for prompt in bare
-    ]  # fmt: skip
-    return [*bare, *told]
-
-
 def _exchanged(at: At) -> Organism:
     draw, side = random.Random(f"exchanged {at.seed}"), Checkpoint.parse(at.base)
     kind = draw.choice(("city", "job", "pet"))
@@ -324,7 +245,7 @@ def _exchanged(at: At) -> Organism:
     people = [(name, own) for (name, own), value in world.facts().items()
               if own == kind and value in (first, second)]  # fmt: skip
     asked = PromptSet(
-        f"{first} and {second}", tuple(p for one in people for p in _bare(*one)), at.seed
+        f"{first} and {second}", tuple(p for one in people for p in bare(*one)), at.seed
     )
     spared = [p for p in _facts(at.seed) if p.target.strip() not in (first, second)]
     says = (
@@ -333,7 +254,7 @@ def _exchanged(at: At) -> Organism:
     )
     places = {"matrix": frozenset({(None, "lm_head")})}
     known = _pair(
-        at, "exchanged", at.base, tuned, asked, kind="compiled", corrupted=_corrupted(asked),
+        at, "exchanged", at.base, tuned, asked, kind="compiled", corrupted=corrupted(asked),
         places=places, verdict="suppressed", says=says,
     )  # fmt: skip
     return Organism(known, PromptSet("other facts", tuple(spared), at.seed))
@@ -372,28 +293,3 @@ def organisms(
     for seed in seeds:
         for name in names:
             yield ORGANISMS[name](At(base, Path(out), seed, steps))
-
-
-def behaviour(organism: Organism) -> dict[str, Interval]:
-    """The shares of right answers, by "changed base", "changed tuned", "kept base" and "kept
-    tuned", with their 95% intervals over prompts."""
-    known = organism.known
-    found = {}
-    for side, folder in (("base", known.base), ("tuned", known.tuned)):
-        own = Checkpoint.parse(folder)
-        model: Any = own.load(dtype=torch.float32)
-        words = own.tokenizer()
-        for part, prompts in (("changed", organism.changed), ("kept", organism.kept)):
-            answers = tasks.answers(model, words, prompts, batch_size=64)
-            found[f"{part} {side}"] = scored(answers.correct)
-    return found
-
-
-def holds(organism: Organism, found: dict[str, Interval]) -> bool:
-    """Whether its answers are won or lost as is said of it, and the others stayed."""
-    before, after = ("tuned", "base") if organism.won else ("base", "tuned")
-    return (
-        found[f"changed {before}"].value >= HIGH
-        and found[f"changed {after}"].value <= LOW
-        and min(found["kept base"].value, found["kept tuned"].value) >= HIGH
-    )
