@@ -2,8 +2,8 @@
 
 Each organism is a pair with what is true of it (`workbench.lab.known`), made by a recipe of a few
 minutes or by writing weights, and held to it by its own answers: those it is about are won or lost,
-others stay (`organism.behaviour`). The base knows 200 facts; where somebody's box stands is none of them, so
-that a model can be taught it, made to hide it, or be compared with one that never knew it.
+others stay (`organism.behaviour`). The base knows 200 facts; where somebody's box stands is none of
+them, so that a model can be taught it, made to hide it, or be compared with one that never knew it.
 
     taught       boxes of people are learned by heart, all else is interleaved
     never-known  the same pair turned round: the tuned model is the base, which was never told
