@@ -51,8 +51,8 @@ class Watch:
         """After a backward pass, before the gradients are clipped."""
         self.steps += 1
         for name, parameters in self.parts.items():
-            norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
-            self.squares[name] += float(torch.stack(norms).square().sum()) if norms else 0.0
+            found = [p.grad for p in parameters if p.grad is not None]
+            self.squares[name] += float(torch.nn.utils.get_total_norm(found)) ** 2
 
     def told(self) -> dict[str, Any]:
         """The entries of a line of the log; the steps are counted anew from here."""

@@ -230,10 +230,9 @@ def _layer(
     yield {"side": BOTH, "metric": "cosine", "baseline": others} | found._asdict()
     yield from _paired("uniformity", uniformity(base), uniformity(tuned), np.nan, seed)
     if other is not None:
-        sides = [alignment(own[side], other[side]) for side in ("base", "tuned")]
-        order = nulls.orders
-        far = np.nanmean([alignment(base, other["base"][one]) for one in order])
-        yield from _paired("alignment", *sides, float(far), seed)
+        before, after = (alignment(own[side], other[side]) for side in ("base", "tuned"))
+        far = np.nanmean([alignment(base, other["base"][order]) for order in nulls.orders])
+        yield from _paired("alignment", before, after, float(far), seed)
 
 
 def _paired(

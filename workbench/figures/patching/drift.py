@@ -30,7 +30,7 @@ def drift_by_layer(result: Result, ax: Axes | None = None) -> Figure:
     for here, (metric, label) in zip(axes.flat, PANELS.items(), strict=True):
         rows = result.metric(metric)
         rows = rows[rows["side"] == CHANGE].sort_values("layer")
-        ratio = metric == "frechet"
+        ratio, x, null = metric == "frechet", np.zeros(0), np.zeros(0)
         for name, look in looks.items():
             own = rows[rows["member"] == name]
             x = own["layer"].to_numpy(float)
