@@ -14,13 +14,13 @@ import workbench as wb
 from tests.calls import CALLS, Asked, write_pair
 from workbench.forgetting import side_answers
 from workbench.results.result import Result
-from workbench.study.catalogue import ANALYSES
+from workbench.study.catalogue import METHODS
 
 N, BATCH = 12, 6  # prompts of each kind, of unequal lengths
 BATCHES = {"rtol": 1e-4, "atol": 2e-5}  # float32 sums in another order
 # Training steps are made of batches there: their size is a parameter of what is learned.
 TRAINED = {"forgetting.revive", "forgetting.verdict", "patching.mask"}
-FUNCTIONS = {one.key: one.function for one in ANALYSES}
+FUNCTIONS = {one.key: one.function for one in METHODS}
 UNBATCHED = {
     key for key in CALLS if "batch_size" not in inspect.signature(FUNCTIONS[key]).parameters
 }

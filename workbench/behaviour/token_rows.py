@@ -23,6 +23,13 @@ Floats = NDArray[np.float64]
 Read = Mapping[str, Floats]  # every measurement, (tokens,)
 
 
+def shared(texts: NDArray[np.int64], there: Floats, seed: int) -> Interval:
+    """The share of tokens, with Wilson's width where the texts do not differ. there: (tokens,), 0
+    or 1."""
+    found = over_texts(texts, there, seed=seed)
+    return proportion(found) if found.n > 1 else found
+
+
 def over_texts(
     texts: NDArray[np.int64], top: Floats, bottom: Floats | None = None, *, seed: int
 ) -> Interval:
@@ -89,8 +96,11 @@ def directions(read: Read, seed: int) -> Iterator[dict[str, Any]]:
     for name, moved in (("rose", delta), ("fell", -delta)):
         there = moved > ROUNDING
         for metric, values in (("share", there.astype(float)), ("mass", np.where(there, moved, 0))):
-            found = over_texts(texts, values, seed=seed)
-            found = proportion(found) if metric == "share" else found
+            found = (
+                shared(texts, values, seed)
+                if metric == "share"
+                else over_texts(texts, values, seed=seed)
+            )
             yield {"metric": f"{name}_{metric}", **found._asdict(), "baseline": 0.0}
 
 
@@ -118,7 +128,7 @@ def priors(read: Read, seed: int) -> Iterator[dict[str, Any]]:
         if not here.any():
             continue
         at = {"x": (number + 0.5) / BINS}
-        found = proportion(over_texts(texts, here, seed=seed))._asdict()
+        found = shared(texts, here, seed)._asdict()
         yield at | {"metric": "prior_share", **found, "baseline": 1 / BINS}
         found = over_texts(texts, read["delta"] * here, here, seed=seed)._asdict()
         yield at | {"metric": "prior_delta_log_p", **found, "baseline": 0.0}
