@@ -166,6 +166,9 @@ CALLS: dict[str, Call] = {
     "patching.drift": lambda p, a, **run: wb.patching.drift(
         p, a.prompts, rewordings=a.prompts, **run
     ),
+    "patching.steer": lambda p, a, **run: wb.patching.steer(
+        p, a.prompts, layers=(1,), scales=(0.0, 1.0), random=2, shown=1, length=3, **run
+    ),
     "patching.patterns": lambda p, a, **run: wb.patching.patterns(
         p, a.prompts, examples=1, **run
     ),

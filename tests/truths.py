@@ -326,6 +326,12 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
             "frechet", "cka", "cosine", "uniformity", "alignment",
         ),
     },
+    "patching.steer": {
+        "patching/test_steer.py::test_every_number_by_plain_torch": (
+            "score", "log_probability", "logit_difference", "kl_tuned", "norm", "text",
+            "beyond_random:log_probability",
+        ),
+    },
     "patching.patterns": {
         "patching/test_patterns.py::test_by_hand": ("attention", "entropy", "reach", "tvd"),
         "patching/test_patterns.py::test_examples_hold_whole_patterns": ("example_tvd",),

@@ -47,6 +47,28 @@ def drift(members: dict) -> Result:
     return result("patching.drift", rows, members)
 
 
+def steer(members: dict) -> Result:
+    """Layer 2 steers with scale 1, all other layers and the random directions do nothing."""
+    rows = []
+    for member in members:
+        own = {"member": member}
+        rows.append(own | {"arm": "base", "metric": "log_probability"} | mean(-4.0))
+        rows.append(own | {"arm": "tuned", "metric": "log_probability"} | mean(-1.0))
+        for layer in range(LAYERS):
+            for scale in (0.0, 1.0, 2.0):
+                at = own | {"layer": layer, "x": scale, "metric": "log_probability"}
+                gain = 3.0 * (layer == 2) * (1 - abs(scale - 1))
+                rows.append(at | {"arm": "steered"} | mean(gain - 4.0))
+                rows.append(at | {"arm": "random"} | mean(-4.0))
+            at = own | {"layer": layer, "metric": "log_probability"}
+            rows.append(at | {"arm": "ablated"} | mean(-1.0 - 3.0 * (layer == 2)))
+            rows.append(at | {"arm": "ablated random"} | mean(-1.0))
+        at = own | {"arm": "best", "layer": 2, "x": 1.0}
+        rows.append(at | {"metric": "log_probability"} | mean(-1.0) | {"baseline": -4.0})
+        rows.append(at | {"metric": "beyond_random:log_probability"} | mean(3.0))
+    return result("patching.steer", rows, members)
+
+
 def patterns(members: dict) -> Result:
     """Head 1 of layer 2 has moved, most of all in the second prompt."""
     rows, tensors = [], {}

@@ -27,8 +27,8 @@ from workbench.study.catalogue import ANALYSES, METHODS
 # What refuses one prompt, or a pair without a change, does so with a sentence.
 NEEDS_MORE = {
     "forgetting.probe", "forgetting.prune", "tuco.scaling", "patching.circuit", "patching.drift",
-    "patching.groups", "patching.mask", "skills.localize", "skills.blocks", "skills.restore",
-    "forgetting.sharpness", "behaviour.advantage", "edits.repair",
+    "patching.groups", "patching.mask", "patching.steer", "skills.localize", "skills.blocks",
+    "skills.restore", "forgetting.sharpness", "behaviour.advantage", "edits.repair",
 }  # fmt: skip
 NEEDS_A_CHANGE = {"skills.alignment", "skills.blocks", "skills.compression"}
 # Figures that cannot show a table without any number.

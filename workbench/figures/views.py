@@ -52,6 +52,7 @@ X = {
     "skills.compression": "stored bits per parameter",
     "skills.calibration": "confidence",
     "patching.lens": "place among the likeliest tokens",
+    "patching.steer": "scale of the direction",
 }
 # Metrics in words with their units, where the name alone does not say them.
 LABELS = {
@@ -69,6 +70,7 @@ LABELS = {
     "item": "items: prompts and answers",
     "bits_per_byte": "bits per byte",
     "kl": "KL divergence from the base (nats)",
+    "kl_tuned": "KL of the tuned model from it (nats)",
     "log_p": "log p (nats/token)",
     "delta_log_p": "change of log p (nats/token)",
     "token": "change of log p (nats), tuned - base",

@@ -5,6 +5,7 @@ from workbench.patching.activation import activation
 from workbench.patching.attribution import attribution
 from workbench.patching.circuit import circuit, circuits_of
 from workbench.patching.cross_model import cross_model
+from workbench.patching.direction import Direction
 from workbench.patching.drift import drift
 from workbench.patching.groups import groups
 from workbench.patching.lens import lens
@@ -12,6 +13,7 @@ from workbench.patching.mask import mask
 from workbench.patching.path import path
 from workbench.patching.patterns import patterns
 from workbench.patching.restore import restore
+from workbench.patching.steer import steer
 
 # In the order in which a report tells them.
 ANALYSES = (
@@ -19,6 +21,7 @@ ANALYSES = (
     restore,
     lens,
     drift,
+    steer,
     patterns,
     activation,
     attribution,
@@ -29,6 +32,7 @@ ANALYSES = (
 )
 
 __all__ = [
+    "Direction",
     "activation",
     "attribution",
     "circuit",
@@ -41,6 +45,7 @@ __all__ = [
     "path",
     "patterns",
     "restore",
+    "steer",
 ]
 
 

@@ -30,24 +30,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
-from workbench.models import Layout, Site, capture
 from workbench.models.sides import Sides, named_dtype
-from workbench.models.trial import last_alone
-from workbench.progress import progress
+from workbench.patching.states import Floats, streams
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
 from workbench.stats import halves, ratios
 from workbench.tasks import PromptSet
-from workbench.tasks.batching import Row, batch, in_batches, pad_id, rows
+from workbench.tasks.batching import Row, pad_id, rows
 
 KEY = "patching.drift"
-Floats = NDArray[np.float64]
 SPLITS = 8  # random halves, and random pairings, of the nulls
 LEAST = 4  # prompts: two a half
 BOTH = "tuned - base"
@@ -165,29 +161,11 @@ def _states(
     run: Sides, given: Sequence[Row], fill: int, batch_size: int, device: str
 ) -> dict[str, list[Floats]]:
     """Side -> the states (prompts, width) at the last token, the embedding's first."""
-    depth = run.layout.layers
-    sites = [Site("resid_pre", 0, position=-1)]
-    sites += [Site("resid_post", layer, position=-1) for layer in range(depth)]
-    found: dict[str, list[Floats]] = {}
-    for side, model in (("base", run.base), ("tuned", run.tuned)):
-        kept: dict[Site, list[Any]] = {site: [None] * len(given) for site in sites}
-        layout = Layout(model)
-
-        def read(at: list[int], model: Any = model, layout: Layout = layout) -> Mapping[Site, Any]:
-            inputs = batch(given, at, device, fill)
-            with torch.no_grad(), capture(model, sites, at=inputs.index) as seen:
-                model(**inputs.inputs, use_cache=False, **last_alone(layout.root))
-            return seen
-
-        lengths = [len(row.fed) for row in given]
-        for at, seen in progress(
-            list(in_batches(lengths, batch_size, read)), desc=f"{side} states"
-        ):
-            for site in sites:
-                for place, state in zip(at, seen[site][:, 0].double().cpu().numpy(), strict=True):
-                    kept[site][place] = state
-        found[side] = [np.stack(states) for states in kept.values()]
-    return found
+    known: dict[str, Any] = {"fill": fill, "batch_size": batch_size, "device": device}
+    return {
+        side: [own[:, 0] for own in streams(model, given, **known, label=f"{side} states")]
+        for side, model in (("base", run.base), ("tuned", run.tuned))
+    }
 
 
 class _Nulls(NamedTuple):
