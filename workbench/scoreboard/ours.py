@@ -49,6 +49,7 @@ WITHOUT = {
     "behaviour.generate": "which texts should change is known of no pair.",
     "behaviour.faithfulness": "no truth has worked steps.",
     "behaviour.emulate": "it asks of a second, larger model.",
+    "patching.steer": "what a direction should do to a text is known of no pair.",
     "patching.groups": "it follows the base's circuit, which most compiled bases lack.",
     "patching.mask": "it takes counterfactuals of boxes.",
     "patching.path": "it takes the edges to be patched, and ranks none.",
