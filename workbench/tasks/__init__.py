@@ -20,6 +20,7 @@ from workbench.tasks.english import in_context, instructions, prose
 from workbench.tasks.entity_tracking import boxes, boxes_prompts, moves
 from workbench.tasks.family_tasks import arithmetic, copying, facts, ledger, narration, reversal
 from workbench.tasks.formats import read
+from workbench.tasks.known_circuits import greater_than, indirect_object
 from workbench.tasks.measurements import own_samples, read_text
 from workbench.tasks.prompts import Prompt, PromptSet
 from workbench.tasks.score import answers, text_loss
@@ -46,7 +47,9 @@ __all__ = [
     "corrupt",
     "desiderata",
     "facts",
+    "greater_than",
     "in_context",
+    "indirect_object",
     "instructions",
     "ledger",
     "leetspeak",
