@@ -163,6 +163,7 @@ CALLS: dict[str, Call] = {
     ),
     "patching.restore": lambda p, a, **run: wb.patching.restore(p, a.prompts, **run),
     "patching.lens": lambda p, a, **run: wb.patching.lens(p, a.prompts, top=1, **run),
+    "patching.contributions": lambda p, a, **run: wb.patching.contributions(p, a.prompts, **run),
     "patching.drift": lambda p, a, **run: wb.patching.drift(
         p, a.prompts, rewordings=a.prompts, **run
     ),

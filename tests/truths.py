@@ -321,6 +321,9 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "patching/test_lens.py::test_ranks_and_likeliest_tokens": ("top_token",),
     },
+    "patching.contributions": {
+        "patching/test_contributions.py::test_every_part_by_plain_torch": ("contribution",),
+    },
     "patching.drift": {
         "patching/test_drift.py::test_every_number_by_plain_torch": (
             "frechet", "cka", "cosine", "uniformity", "alignment",

@@ -69,6 +69,27 @@ def steer(members: dict) -> Result:
     return result("patching.steer", rows, members)
 
 
+def contributions(members: dict) -> Result:
+    """Head 1 of layer 2 adds two logits more in the tuned model; every MLP a little."""
+    rows = []
+    for member in members:
+        places = [("embedding", None, None, 0.2), ("bias", None, None, 0.1)]
+        for layer in range(LAYERS):
+            places += [("mlp_out", layer, None, 0.1 * layer), ("attn_out", layer, None, 0.0)]
+            places += [("head", layer, head, 0.5) for head in range(HEADS)]
+        for component, layer, head, base in places:
+            gain = 2.0 * ((layer, head) == (2, 1)) + 0.05 * (component == "mlp_out")
+            about = {"member": member, "component": component, "layer": layer, "head": head,
+                     "metric": "contribution"}  # fmt: skip
+            for side, value in (("base", base), ("tuned", base + gain), (CHANGE, gain)):
+                rows.append(about | {"side": side} | mean(value))
+        about = {"member": member, "side": CHANGE, "metric": "contribution"}
+        rows.append(about | {"component": "total"} | mean(2.2))
+        place = {"component": "head", "layer": 2, "head": 1, "arm": "picked"}
+        rows.append(about | place | mean(2.0))
+    return result("patching.contributions", rows, members)
+
+
 def patterns(members: dict) -> Result:
     """Head 1 of layer 2 has moved, most of all in the second prompt."""
     rows, tensors = [], {}

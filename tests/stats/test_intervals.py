@@ -15,6 +15,7 @@ from workbench.stats import (
     difference,
     edges,
     halves,
+    others,
     predicted,
     ratios,
     share_of,
@@ -200,3 +201,11 @@ def test_one_more_draw_by_hand():
     """Mean 5, variance 4, five draws: t(4) at .975 is 2.7764; 2.7764 sqrt(4 * 1.2) = 6.0828."""
     low, high = predicted(5.0, 4.0, 5)
     assert (float(low), float(high)) == pytest.approx((5 - 6.0828, 5 + 6.0828), abs=1e-3)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_others_are_taken_once_and_never_the_item_itself(n):
+    found = others(n, 3)
+    assert sorted(found) == list(range(n))
+    assert n == 1 or all(own != place for place, own in enumerate(found))
+    assert n < 7 or found != others(n, 4)

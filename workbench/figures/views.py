@@ -78,6 +78,7 @@ LABELS = {
     "text": "generated texts",
     "word": "words that became more frequent",
     "logit_difference": "logit difference (nats)",
+    "contribution": "direct contribution (logits)",
     "log_probability": "log-probability (nats)",
     "recovered:logit_difference": "share of the logit difference recovered",
     "recovered:log_probability": "share of the log-probability recovered",

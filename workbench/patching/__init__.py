@@ -4,6 +4,7 @@ within one model (clean and corrupt prompts) and across a pair (the same prompt)
 from workbench.patching.activation import activation
 from workbench.patching.attribution import attribution
 from workbench.patching.circuit import circuit, circuits_of
+from workbench.patching.contributions import contributions
 from workbench.patching.cross_model import cross_model
 from workbench.patching.direction import Direction
 from workbench.patching.drift import drift
@@ -20,6 +21,7 @@ ANALYSES = (
     cross_model,
     restore,
     lens,
+    contributions,
     drift,
     steer,
     patterns,
@@ -37,6 +39,7 @@ __all__ = [
     "attribution",
     "circuit",
     "circuits_of",
+    "contributions",
     "cross_model",
     "drift",
     "groups",

@@ -199,3 +199,11 @@ def halves(n: int, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Two random halves of n items, one to choose on and one to report on."""
     order = np.random.default_rng(seed).permutation(n)
     return order[: n // 2], order[n // 2 :]
+
+
+def others(n: int, seed: int) -> list[int]:
+    """Another one of n items for each, so that each is taken once; itself where it is alone."""
+    order = np.random.default_rng(seed).permutation(n)
+    found = np.empty(n, dtype=int)
+    found[order] = np.roll(order, 1)
+    return found.tolist()
