@@ -64,15 +64,15 @@ class Answer:
 class Method:
     """A method and what it can be asked. name: as in the table; of an analysis, its key. function:
     (base, tuned, prompts[, corrupted]) -> an `Answer`, or kind of place -> place -> score. kinds:
-    of place that it scores; None where only the answers show. finds, decides: whether it says that
-    anything was learned, and whether it gives verdicts. source: whose it is, "" for the
-    workbench's own."""
+    of place that it scores; None where only the answers show. finds: whether it says that anything
+    was learned. decides: the verdicts that it can give; one that only tells what is lost apart is
+    asked of what is lost. source: whose it is, "" for the workbench's own."""
 
     name: str
     function: Function
     kinds: tuple[str, ...] | None = None
     finds: bool = True
-    decides: bool = True
+    decides: tuple[str, ...] = VERDICTS[1:]
     source: str = "yours"
 
     def asked(self, known: Known) -> bool:
@@ -80,7 +80,7 @@ class Method:
         scored = {kind for kind, places in known.places.items() if places}
         if self.kinds is None or scored & {*self.kinds}:
             return True
-        return (self.finds and not known.learned) or (self.decides and bool(known.verdict))
+        return self.finds or known.verdict in self.decides
 
     def answer(self, known: Known) -> Answer:
         """What it says of a pair, of which it sees no more than models and prompts."""

@@ -64,12 +64,14 @@ WITHOUT = {
 class Entry:
     """ask: the call. places: kind of place -> the rows that score it, as a condition on the table
     (their values, the largest of a place) or a function of the Result. finds: a condition on the
-    rows by which it claims that something was learned. verdict: of the Result."""
+    rows by which it claims that something was learned. verdict: of the Result, and which there can
+    be."""
 
     ask: Ask
     places: Mapping[str, Read] = field(default_factory=dict)
     finds: str = ""
     verdict: Callable[[Result], str] | None = None
+    verdicts: tuple[str, ...] = ()
 
     def read(self, found: Result, prompts: PromptSet) -> Answer:
         table = found.table
@@ -164,6 +166,7 @@ def _returns(metric: str) -> Callable[[Result], str]:
     return read
 
 
+LOST = ("suppressed", "erased")
 RECOVERED = "metric == 'recovered:logit_difference'"
 FEW: dict[str, Any] = {"most": 1, "ranks": (1,), "random": 1}
 ENTRIES: dict[str, Entry] = {
@@ -180,7 +183,7 @@ ENTRIES: dict[str, Entry] = {
         lambda p, a, c: spectral.scale_intruders(
             p, a, texts=a.texts, lambdas=(0.0,), arms=("top", "random")
         ),
-        finds="metric == 'score_change_of_top_beyond' and high < 0",
+        finds="metric == 'score_change_of_top_beyond' and (low > 0 or high < 0)",
     ),
     "forgetting.retention": Entry(
         lambda p, a, c: forgetting.retention(p, [a], texts=a.texts),
@@ -188,19 +191,23 @@ ENTRIES: dict[str, Entry] = {
         "metric == 'score_change' and (low > 0 or high < 0)",
     ),
     "forgetting.probe": Entry(
-        lambda p, a, c: forgetting.probe(p, a, folds=2), verdict=_returns("retention_lost")
+        lambda p, a, c: forgetting.probe(p, a, folds=2), verdict=_returns("retention_lost"),
+        verdicts=LOST
     ),
     "forgetting.revive": Entry(
         lambda p, a, c: forgetting.revive(
             p, a[: len(a) // 2], a[len(a) // 2 :], steps=(1, 2, 4, 8), runs=1
         ),
         verdict=_returns("regained_share"),
+        verdicts=LOST,
     ),
-    "forgetting.verdict": Entry(lambda p, a, c: _verdict(p, a), verdict=_said),
+    "forgetting.verdict": Entry(
+        lambda p, a, c: _verdict(p, a), verdict=_said, verdicts=("kept", *LOST)
+    ),
     "behaviour.tokens": Entry(
         lambda p, a, c: behaviour.tokens(p, a, show=0),
         {"item": _texts},
-        "metric == 'delta_log_p' and low > 0",
+        "metric == 'delta_log_p' and (low > 0 or high < 0)",
     ),
     "tuco.contribution": Entry(
         lambda p, a, c: tuco.contribution(p, a, tokens=0),
@@ -208,7 +215,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     "tuco.scaling": Entry(
         lambda p, a, c: tuco.scaling(p, a, alphas=(0.0,)),
-        finds="metric == 'score_change' and x == 0 and high < 0",
+        finds="metric == 'score_change' and x == 0 and (low > 0 or high < 0)",
     ),
     "patching.cross_model": Entry(
         lambda p, a, c: patching.cross_model(p, a, sites="head", controls=1),
@@ -260,7 +267,7 @@ ENTRIES: dict[str, Entry] = {
     "skills.blocks": Entry(
         lambda p, a, c: skills.blocks(p, a, **FEW),
         {"matrix": _fewer("matrix", "arm == 'off' and metric == 'log_probability_change'")},
-        "arm == 'off' and metric == 'log_probability_change' and high < 0",
+        "arm == 'off' and metric == 'log_probability_change' and (low > 0 or high < 0)",
     ),
     "skills.restore": Entry(
         lambda p, a, c: skills.restore(p, a, shares=(0.5,), arms=("movement", "random"), random=1),
@@ -276,9 +283,7 @@ def _method(key: str, entry: Entry) -> Method:
         pair = load_pair(base, tuned)
         return entry.read(entry.ask(pair, prompts, corrupted), prompts)
 
-    return Method(
-        key, function, tuple(entry.places), bool(entry.finds), entry.verdict is not None, ""
-    )
+    return Method(key, function, tuple(entry.places), bool(entry.finds), entry.verdicts, "")
 
 
 METHODS = tuple(_method(key, entry) for key, entry in ENTRIES.items())

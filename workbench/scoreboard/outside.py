@@ -124,10 +124,10 @@ def _named(node: Any) -> str:
 
 
 METHODS = (
-    Method(NORM, norm, ("matrix", "layer"), finds=False, decides=False, source="trivial"),
-    Method("PEFT intruders", peft_intruders, ("matrix",), decides=False, source="PEFT"),
+    Method(NORM, norm, ("matrix", "layer"), finds=False, decides=(), source="trivial"),
+    Method("PEFT intruders", peft_intruders, ("matrix",), decides=(), source="PEFT"),
     Method(
         "TransformerLens attribution", lens_attribution, ("answering head", "edge"),
-        finds=False, decides=False, source="TransformerLens",
+        finds=False, decides=(), source="TransformerLens",
     ),
 )  # fmt: skip

@@ -36,8 +36,8 @@ def rows(known: Known, answer: Answer) -> Iterator[Row]:
     if answer.verdict and known.verdict:
         right = float(answer.verdict == known.verdict)
         yield {"metric": "verdict_right", "value": right, "n": 1, "says": answer.verdict}
-    if answer.finds is not None and (known.learned or not any(known.places.values())):
-        name = "found" if known.learned and known.verdict != "kept" else "false_positive"
+    if answer.finds is not None:
+        name = "found" if known.learned else "false_positive"
         yield {"metric": name, "value": float(answer.finds), "n": 1}
 
 

@@ -69,12 +69,12 @@ def compiled(spec: Spec, out: Path) -> Known:
     at = {side: out / spec.name / side for side in ("base", "tuned")}
     save(spec.base, base, at["base"])
     save(spec.tuned, spec.after(base, tuned), at["tuned"])
-    changed = [
-        site
+    sites = {
+        name: (site.layer, site.component)
         for name, site in locate(base).items()
-        if base[name].ndim == 2 and not torch.equal(base[name], tuned[name])
-    ]
-    matrices = {(one.layer, one.component) for one in changed if one.layer is not None}
+        if base[name].ndim == 2 and site.layer is not None
+    }
+    matrices = {site for name, site in sites.items() if not torch.equal(base[name], tuned[name])}
     heads = {one.place for one in {*spec.base.heads} ^ {*spec.tuned.heads}}
     places: dict[str, set[Any]] = {
         "layer": {(layer,) for layer, _ in matrices}, "matrix": matrices, "head": heads,
@@ -84,14 +84,22 @@ def compiled(spec: Spec, out: Path) -> Known:
         "item": None if spec.items is None else [(one,) for one in spec.items],
     }  # fmt: skip
     places |= {kind: {*given} for kind, given in stated.items() if given is not None}
-    every: set[Place] = {
-        (layer, head) for layer in range(spec.base.layers) for head in range(spec.base.width)
-    }
     clean, corrupt = spec.prompts
+    layers, width = range(spec.base.layers), range(spec.base.width)
+    universe: dict[str, frozenset[Place]] = {
+        kind: frozenset((layer, head) for layer in layers for head in width)
+        for kind in places
+        if kind.endswith("head")
+    }
+    universe |= {
+        "layer": frozenset((layer,) for layer in layers),
+        "matrix": frozenset(sites.values()),
+        "item": frozenset((prompt.id,) for prompt in clean),
+    }
     return Known(
         spec.name, spec.kind, at["base"], at["tuned"], clean, corrupt,
         places={kind: frozenset(found) for kind, found in places.items()},
-        universe={kind: frozenset(every) for kind in places if kind.endswith("head")},
+        universe=universe,
         verdict=spec.verdict, says=spec.says,
     )  # fmt: skip
 
