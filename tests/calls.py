@@ -170,6 +170,9 @@ CALLS: dict[str, Call] = {
     "patching.steer": lambda p, a, **run: wb.patching.steer(
         p, a.prompts, layers=(1,), scales=(0.0, 1.0), random=2, shown=1, length=3, **run
     ),
+    "patching.knockout": lambda p, a, **run: wb.patching.knockout(
+        p, a.prompts, arms=("mean", "resample") if a.n > 1 else ("mean",), **run
+    ),
     "patching.patterns": lambda p, a, **run: wb.patching.patterns(
         p, a.prompts, examples=1, **run
     ),

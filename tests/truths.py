@@ -335,6 +335,12 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
             "beyond_random:log_probability",
         ),
     },
+    "patching.knockout": {
+        "patching/test_knockout.py::test_every_number_by_plain_torch": (
+            "score", "log_probability", "logit_difference",
+        ),
+        "patching/test_knockout.py::test_a_picked_loss_by_hand": ("picked",),
+    },
     "patching.patterns": {
         "patching/test_patterns.py::test_by_hand": ("attention", "entropy", "reach", "tvd"),
         "patching/test_patterns.py::test_examples_hold_whole_patterns": ("example_tvd",),

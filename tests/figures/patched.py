@@ -90,6 +90,26 @@ def contributions(members: dict) -> Result:
     return result("patching.contributions", rows, members)
 
 
+def knockout(members: dict) -> Result:
+    """The tuned model needs head 1 of layer 2, and so that layer, three nats more than the base."""
+    rows = []
+    for member in members:
+        places = [("layer", layer, None, -1.0) for layer in range(LAYERS)]
+        places += [("mlp", layer, None, -0.2) for layer in range(LAYERS)]
+        places += [("head", i // HEADS, i % HEADS, -0.1) for i in range(LAYERS * HEADS)]
+        about = {"member": member, "arm": "mean"}
+        for component, layer, head, base in places:
+            more = -3.0 * (layer == 2 and component != "mlp" and head in (None, 1))
+            place = {"component": component, "layer": layer, "head": head}
+            for side, value in (("base", base), ("tuned", base + more), (CHANGE, more)):
+                own = about | place | {"side": side, "metric": "log_probability"}
+                rows.append(own | mean(value) | {"baseline": base})
+        for component, head in (("head", 1), ("layer", None)):
+            place = {"component": component, "layer": 2, "head": head, "side": CHANGE}
+            rows.append(about | place | {"metric": "picked"} | mean(-3.0))
+    return result("patching.knockout", rows, members)
+
+
 def patterns(members: dict) -> Result:
     """Head 1 of layer 2 has moved, most of all in the second prompt."""
     rows, tensors = [], {}

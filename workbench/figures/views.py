@@ -79,6 +79,7 @@ LABELS = {
     "word": "words that became more frequent",
     "logit_difference": "logit difference (nats)",
     "contribution": "direct contribution (logits)",
+    "picked": "change beyond the base's (nats), picked",
     "log_probability": "log-probability (nats)",
     "recovered:logit_difference": "share of the logit difference recovered",
     "recovered:log_probability": "share of the log-probability recovered",

@@ -9,6 +9,7 @@ from workbench.patching.cross_model import cross_model
 from workbench.patching.direction import Direction
 from workbench.patching.drift import drift
 from workbench.patching.groups import groups
+from workbench.patching.knockout import knockout
 from workbench.patching.lens import lens
 from workbench.patching.mask import mask
 from workbench.patching.path import path
@@ -24,6 +25,7 @@ ANALYSES = (
     contributions,
     drift,
     steer,
+    knockout,
     patterns,
     activation,
     attribution,
@@ -43,6 +45,7 @@ __all__ = [
     "cross_model",
     "drift",
     "groups",
+    "knockout",
     "lens",
     "mask",
     "path",
