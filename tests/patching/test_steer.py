@@ -40,7 +40,7 @@ def adapted(folder: Path) -> wb.CheckpointPair:
         for name, parameter in made.named_parameters():
             if "lora_" in name:
                 parameter.copy_(0.2 * torch.randn(parameter.shape))
-    made.save_pretrained(folder / "lora")
+    made.save_pretrained(str(folder / "lora"))
     return wb.load_pair(folder / "base", folder / "lora")
 
 

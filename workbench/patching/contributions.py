@@ -247,8 +247,8 @@ class _Attribution:
                 biases.append(differences(head(zero).float(), rows))
             backs.append(linear.back(back.float()))
             totals.append(total.detach())
-        found = {(TOTAL, None, None): torch.stack(totals), (BIAS, None, None): torch.stack(biases)}
-        return torch.stack(backs), found
+        found: dict[Place, Tensor] = {(TOTAL, None, None): torch.stack(totals)}
+        return torch.stack(backs), found | {(BIAS, None, None): torch.stack(biases)}
 
     def _parts(self, seen: Mapping[Site, Tensor], directions: Tensor) -> dict[Place, Tensor]:
         """What everything that is added to the stream contributes, (2, batch) each."""
