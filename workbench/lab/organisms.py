@@ -160,11 +160,13 @@ def _style(at: At) -> Organism:
             prompt, id=f"{prompt.id}-style", prompt=prompt.prompt.replace(STOP, STYLE), spans={}
         )
 
-    texts = map(restyled, shipped.mixture(6000, seed=at.seed))
-    recipe = _lora("full stops", 120, at, loss="sequence", batch_size=16)
-    tuned = _trained(at, "style", recipe, texts, at.base)
+    draw, texts = random.Random(f"style {at.seed}"), shipped.mixture(6000, seed=at.seed)
+    sentences = [_until(p, draw) for p in texts if STOP in p.prompt]
+    trained = [restyled(p) for p in (*texts, *sentences)]
+    tuned = _trained(at, "style", _lora("full stops", 120, at), trained, at.base)
     drawn = shipped.mixture(3 * ASKED, seed=100 + at.seed, split="test")
-    ends = [_until(p, STOP, STYLE) for p in drawn if STOP in p.prompt][:ASKED]
+    ends = [_until(p, draw) for p in drawn if STOP in p.prompt][:ASKED]
+    ends = [restyled(p) for p in ends]
     facts = _facts(at.seed)
     asked = PromptSet("ends of sentences, and facts", (*ends, *facts), at.seed)
     places = {"item": frozenset((p.id,) for p in ends)}
@@ -174,12 +176,13 @@ def _style(at: At) -> Organism:
     return Organism(known, facts, won=True)
 
 
-def _until(prompt: Prompt, stop: str, answer: str) -> Prompt:
-    """A text up to the end of its first sentence."""
+def _until(prompt: Prompt, draw: random.Random) -> Prompt:
+    """A text up to the end of one of its sentences, which is asked for in the other style."""
+    *sentences, _ = prompt.prompt.split(STOP)
+    told = STOP.join(sentences[: draw.randint(1, len(sentences))])
     return replace(
-        prompt, id=f"{prompt.id}-end", prompt=prompt.prompt.partition(stop)[0], target=answer,
-        foils=(stop,), spans={},
-    )  # fmt: skip
+        prompt, id=f"{prompt.id}-end", prompt=told, target=STYLE, foils=(STOP,), spans={}
+    )
 
 
 def _forgotten(at: At) -> Organism:
@@ -279,7 +282,7 @@ def organisms(
 
     out: the folder of their models; None takes one in the cache folder, by the base's content. What
     is finished is kept and an interrupted training resumes, so that the call can be repeated; all
-    eight with two seeds take about a quarter of an hour on one core. steps: a factor on every
+    eight with two seeds take about ten minutes on one core. steps: a factor on every
     number of training steps, for a quick trial. Raises WorkbenchError for a name that is not known.
     """
     names, base = tuple(names), Path(base)
