@@ -50,6 +50,8 @@ WITHOUT = {
     "behaviour.faithfulness": "no truth has worked steps.",
     "behaviour.emulate": "it asks of a second, larger model.",
     "patching.steer": "what a direction should do to a text is known of no pair.",
+    "patching.contributions": "what a head writes directly is compared with no truth yet.",
+    "patching.knockout": "which part is needed is compared with no truth yet.",
     "patching.groups": "it follows the base's circuit, which most compiled bases lack.",
     "patching.mask": "it takes counterfactuals of boxes.",
     "patching.path": "it takes the edges to be patched, and ranks none.",
