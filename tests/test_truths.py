@@ -59,4 +59,5 @@ def test_every_named_test_is_there():
         "compare.equivalence",
         "compare.pareto",
         "compare.robustness",
+        "truth.scoreboard",
     }

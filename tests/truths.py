@@ -429,6 +429,13 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
             "slope", "intercept", "correlation", "effective",
         ),
     },
+    "truth.scoreboard": {
+        "scoreboard/test_board.py::test_an_oracle_a_liar_and_silence": (
+            "auroc", "average_precision", "found", "false_positive",
+        ),
+        "scoreboard/test_board.py::test_the_norm_is_led_astray_by_a_decoy": ("beyond_norm",),
+        "scoreboard/test_board.py::test_a_refusal_is_counted_and_told": ("refused",),
+    },
     "compare.equivalence": {
         "findings/test_recipes.py::"
         "test_recipes_are_the_members_and_their_spread_stands_beside_them": ("spread",),
