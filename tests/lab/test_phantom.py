@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -261,7 +262,8 @@ def test_what_is_there_is_kept_and_nothing_else_overwritten(base, lora, tmp_path
     before = contents(out)
     assert phantom(pair, out) == out
     assert contents(out) == before
-    for other in ({"seed": 1}, {"keep": "layers"}):
+    others: list[dict[str, Any]] = [{"seed": 1}, {"keep": "layers"}]
+    for other in others:
         with pytest.raises(WorkbenchError, match="another pair, kind or seed"):
             phantom(pair, out, **other)
     with pytest.raises(WorkbenchError, match="does not hold a phantom"):

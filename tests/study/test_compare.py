@@ -254,6 +254,8 @@ def test_what_earlier_runs_left_stays_out_and_what_is_lost_is_told(family, run):
         ({"results": ["../../results/spectral.intruders"]}, "which is not in"),
         ({"results": [3]}, "was not written by a comparison"),
         ({"title": None}, "was not written by a comparison"),
+        ({"phantoms": ["spectral.intruders"]}, "was not written by a comparison"),
+        ({"phantoms": {"spectral.intruders": 3}}, "was not written by a comparison"),
         ({"preflight": [{"item": "a"}]}, "was not written by a comparison"),
         ({"preflight": "all", "failures": 3}, "was not written by a comparison"),
     ],
