@@ -206,7 +206,8 @@ CALLS: dict[str, Call] = {
     ),
     "skills.calibration": lambda p, a, **run: wb.skills.calibration(p, a.prompts, **run),
     "edits.repair": lambda p, a, **run: wb.edits.repair(
-        p, wb.tasks.boxes(8, seed=3, split="test", count=3), texts=(a.texts * 8)[:8],
-        arms=("movement",), strengths=(0.5,), **run
+        # As many as two halves need, of which one prompt has none.
+        p, wb.tasks.boxes(8 if a.n > 1 else 1, seed=3, split="test", count=3),
+        texts=(a.texts * 8)[:8], arms=("movement",), strengths=(0.5,), **run
     ),
 }  # fmt: skip

@@ -15,6 +15,8 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "spectral.scale": {
         "lambdas": (0, 0.1, 0.25, 0.3, 0.5, 0.7, 0.75, 0.9, 1, 1.5, 2), "k": 10, "eps": 0.5,
     },
+    "spectral.subspaces": {"k": 8},
+    "spectral.directions": {"k": 4, "most": 8, "words": 5},
     "forgetting.interpolate": {"alphas": tuple(i / 10 for i in range(11))},
     "forgetting.knowledge": {"sets": 10, "shots": 4, "samples": 16, "temperature": 0.5},
     "forgetting.probe": {"position": -1, "folds": 5},
@@ -43,10 +45,12 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "patching.groups": {"most": 8},
     "patching.mask": {"position": -1, "penalty": 0.01, "lr": 0.1, "epochs": 2},
     "patching.path": {"position": -1},
+    "patching.steer": {"scales": (0, 0.5, 1, 2), "random": 3, "shown": 3, "length": 24},
     "skills.localize": {
         "sparsity": (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3), "random": 5, "epochs": 20,
         "patience": 5, "rate": 0.3,
     },
+    "skills.alignment": {"share": 0.05},
     "skills.blocks": {"most": 12, "random": 3},
     "skills.restore": {"shares": (0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9), "random": 3},
     "skills.compression": {
@@ -54,6 +58,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
         "random": 3,
     },
     "skills.calibration": {"bins": 10},
+    "edits.repair": {"cost": 0.02, "k": 10, "eps": 0.5},
 }  # fmt: skip
 
 

@@ -76,7 +76,7 @@ def chosen(loss: Floats, score: Floats, cost: float = COST) -> int:
 
 @analysis(
     "Which edit gives back what was forgotten, at no cost to the learned task?",
-    paper="arXiv 2410.21228v3, 2109.01903",
+    paper="arXiv 2410.21228, 2109.01903",
     example="--prompts task.jsonl --texts wiki.txt --arms alpha,intruders",
     passes=60,
     takes={"prompts": "task", "others": "others", "texts": "texts"},

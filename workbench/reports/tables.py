@@ -35,6 +35,12 @@ LONG = 16  # rows above which a table is folded away
 MOST = 600  # rows above which a table is left to the Result's own file
 
 
+# Intervals of every matrix would be pages.
+OVER_MATRICES = ("spectral.explained",)
+# What the rows of a Result without a column `member` are of.
+PAIRED = ("first", "second", "method", "place")
+
+
 @dataclass(frozen=True)
 class Table:
     """A table as the page shows it: text in every cell."""
@@ -54,6 +60,8 @@ def tables(result: Result) -> Iterator[Table]:
     """The summary tables of one Result: per member, rounded; never its raw rows."""
     if result.analysis == KEY:
         yield _equivalent(result)
+    elif result.analysis in OVER_MATRICES:
+        yield _medians(result)
     elif result.analysis == "spectral.intruders":
         yield from _counts(result)
     elif result.analysis.startswith("patching."):
@@ -230,8 +238,12 @@ def _medians(result: Result) -> Table:
         if (table["metric"] == "effective_rank").any():
             table = changed_rows(table)
             caption += " over the matrices that changed"
-    spread = table.groupby(["metric", "member"], sort=False)["value"].quantile([0.5, 0.25, 0.75])
+    of = ["member"] if "member" in table else [name for name in PAIRED if name in table]
+    groups = table.groupby(["metric", *of], sort=False, dropna=False)
+    spread = groups["value"].quantile([0.5, 0.25, 0.75])
     text = spread.unstack().apply(lambda row: figures.interval(*row), axis=1)
+    if of != ["member"]:
+        return as_table(caption, text.rename("value").reset_index().fillna(""))
     wide = text.unstack().reindex(columns=result.members)
     return as_table(caption, wide.reset_index().fillna(""), models=result.members)
 

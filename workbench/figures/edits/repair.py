@@ -15,7 +15,8 @@ KEY = "edits.repair"
 HEADING = "Repairing the model"
 # Okabe & Ito; alpha, the control, in grey.
 LINES = {
-    "alpha": (style.GREY, "-"), "layers": ("#0072B2", "-"), "intruders": ("#D55E00", "-"),
+    "alpha": (style.GREY, style.DASHES[0]), "layers": ("#0072B2", "-"),
+    "intruders": ("#D55E00", "-"),
     "rank": ("#009E73", "-"), "movement": ("#CC79A7", "-"),
     "random": ("#CC79A7", style.DASHES[0]), "1-bit": ("#56B4E9", "-"), "tiers": ("#E69F00", "-"),
 }  # fmt: skip
@@ -39,7 +40,7 @@ def cost_and_gain(result: Result, ax: Axes | None = None) -> Figure:
         for arm, points in _curves(own).items():
             colour, dashes = LINES[arm]
             here.plot(points["score"], points["loss"], color=colour, marker="o", ms=2.5, lw=1.0,
-                      ls=dashes, label=arm)  # fmt: skip
+                      ls=dashes, zorder=2.5 if arm == "alpha" else 2, label=arm)  # fmt: skip
             picked = points[points["chosen"]]
             here.plot(picked["score"], picked["loss"], color=colour, marker="o", ms=7, mfc="none",
                       ls="", mew=1.0)  # fmt: skip
