@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -129,7 +130,7 @@ def test_every_figure_and_sentence_is_there(page):
     assert all(image["alt"].strip() for image in images)
     for one in made:
         lead, parts = figures.findings(one)
-        assert all(part in text for part in (lead, *parts))
+        assert all(part in unescape(text) for part in (lead, *parts))
     assert text.count("When it misleads:") == len(images)
     assert text.count("Said once.") == 1
     commands = {one.provenance.command for one in made}
