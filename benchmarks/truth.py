@@ -80,7 +80,10 @@ def main() -> None:
     whole = found.table[found.table["truth"] == ALL].dropna(axis=1, how="all")
     kept = {
         "machine": machine(), "seed": asked.seed, "phantoms": asked.phantoms,
-        "rows": whole.round(4).to_dict("records"),
+        "rows": [
+            {str(name): value for name, value in row.items() if value == value}  # NaN is no JSON
+            for row in whole.round(4).to_dict("records")
+        ],
     }  # fmt: skip
     save(asked.out, "truth", kept, lines(found))
 

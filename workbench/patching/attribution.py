@@ -17,7 +17,9 @@ It misleads if the metric is not linear between the two runs: saturated softmaxe
 attention patterns and early layers are understated, and effects of several places add up although
 the patches do not. So the strongest entries on a random half of the prompts, and as many random
 others, are patched exactly on the other half, and the table gives the rank correlation of the two
-there; trust the entries no further than it allows.
+there; trust the entries no further than it allows. On compiled pairs, all of whose attention is
+saturated, edges by which a value travels are found, and those that only move where a head attends
+are not (AUROC .75 on the pair that sorts; `make truth`).
 """
 
 from __future__ import annotations

@@ -16,7 +16,9 @@ of attention between patches of an image).
 
 It misleads about *why*: a head's pattern changes when its own matrices did and when anything before
 it did, so a large distance does not mean a changed head (`restore` shows that). A pattern is not
-what a head writes: keys with small values take attention without effect, above all the first token.
+what a head writes: keys with small values take attention without effect, above all the first token,
+and a head of which only what it writes has changed is not seen at all (AUROC .32 on the compiled
+pair where a head was made stronger; `make truth`).
 The first token's own distance is 0 by definition and is part of the mean over tokens. A head that
 rests on the first token has a long reach and a low entropy without looking at anything.
 """

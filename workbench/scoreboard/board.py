@@ -208,7 +208,7 @@ def over_truths(found: Sequence[Row], seed: int) -> Iterator[Row]:
 def _means(own: pd.DataFrame, seed: int) -> Iterator[Row]:
     for metric in MEANS:
         for kind, each in own[own["metric"] == metric].groupby("place", sort=False):
-            said = bootstrap(each["value"].to_numpy(dtype=float), seed=seed)._asdict()
+            said = share(each["value"].to_numpy(dtype=float), seed=seed)._asdict()
             yield {"place": kind, "metric": metric, **said, "baseline": each["baseline"].mean()}
 
 

@@ -5,7 +5,9 @@ over all left singular vectors u0_i of the base matrix; k = 10, eps = 0.5 (Shutt
 Torralba & Sharma, "LoRA vs Full Fine-tuning: An Illusion of Equivalence", arXiv 2410.21228,
 definition and Algorithm 1). It misleads if base singular values lie close together: noise then
 rotates the vectors inside their cluster, and each looks new. `cluster_projection` near 1 and a high
-`participation_ratio` show this case. Only the nulls show whether a count is large.
+`participation_ratio` show this case. Only the nulls show whether a count is large: on compiled
+pairs some vector is new in 10 of 15 that learned something and in 14 of 17 that learned nothing,
+and the norm of the change finds the changed matrices better (AUROC .99 against .81; `make truth`).
 """
 
 from __future__ import annotations
