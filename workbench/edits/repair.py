@@ -79,7 +79,6 @@ def chosen(loss: Floats, score: Floats, cost: float = COST) -> int:
     paper="arXiv 2410.21228, 2109.01903",
     example="--prompts task.jsonl --texts wiki.txt --arms alpha,intruders",
     passes=60,
-    takes={"prompts": "task", "others": "others", "texts": "texts"},
     quick={"arms": ("alpha", "intruders", "movement", "random")},
     few={"prompts": 48, "others": 24},
     quick_passes=40,
