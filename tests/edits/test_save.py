@@ -87,6 +87,20 @@ def test_a_lora_stays_a_lora_of_its_own_rank(base: Path, lora: Path, tmp_path: P
     assert again.delta(again.sites()[0]).factors is not None
 
 
+def test_a_small_change_keeps_its_rank(base: Path, tmp_path: Path):
+    """It lies little above what float32 rounds the weights by."""
+    folder = adapter(tiny("llama"), tmp_path / "small", r=2, lora_alpha=1e-5)
+    pair = wb.load_pair(base, folder)
+    assert max(delta.norm / delta.base_norm for delta in pair.deltas() if delta.changed) < 1e-4
+    out = save(edits(pair, "alpha")(0.5), tmp_path / "out")
+    about = json.loads((out / "edit.json").read_text())
+    assert (about["form"], about["rank"]) == ("adapter", 2)
+    own = wb.load_pair(base, out)
+    for delta in pair.deltas():
+        change = own.delta(_site(own, delta.site.name)).change
+        torch.testing.assert_close(change, 0.5 * delta.change, rtol=1e-4, atol=1e-12)
+
+
 def test_intruders_are_reduced_as_peft_reduces_them(base: Path, tmp_path: Path):
     """The same vectors and the same factor, held to the adapter's own rank, as peft does; and with
     all of the change, which has more directions, our own edit."""

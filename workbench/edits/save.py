@@ -148,9 +148,12 @@ def _factored(made: Edit, lora: Lora, rank: int | None) -> dict[str, tuple[Facto
     """Module -> the factors of its change, (out, in), and what they do not keep of it."""
     names = {f"{module}.weight": module for module in lora.modules}
     found = {}
-    for site, edited, base in _changes(made):
+    for site, _, base in _changes(made):
         module = names[made.pair.comparable[site.name]]
-        found[module] = split(edited.float() - base.float(), rank)
+        # Not edited - base, whose rounding is of full rank and can be large beside a small change.
+        parts = [part.change(site) for part in made.parts]
+        total = sum((one for one in parts if one is not None), torch.zeros(base.shape))
+        found[module] = split(total, rank)
     return found
 
 
