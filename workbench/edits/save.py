@@ -36,7 +36,7 @@ from workbench.numerics import svd
 ABOUT = "edit.json"
 FORMAT = 1
 EDITED = Mark("an edited model", lambda folder: (folder / ABOUT).is_file())
-EXACT = 1e-6  # of a change's norm: what float32 leaves behind the last direction of a low rank
+EXACT = 1e-5  # of a change's norm: what float32 leaves behind the last direction of a low rank
 Form = Literal["adapter", "weights"]
 
 
