@@ -16,7 +16,7 @@ from tests.behaviour.conftest import WORDS, boxes, model, paired, table_value
 from tests.conftest import nudged
 from workbench.behaviour.gain import _others, written
 from workbench.errors import WorkbenchError
-from workbench.models.gradients import answer_gradients, moved
+from workbench.models.gradient_step import answer_gradients, moved
 from workbench.tasks import Prompt, PromptSet, facts
 
 HELD = boxes(4)

@@ -41,7 +41,7 @@ from workbench.loaders import CheckpointPair
 from workbench.loaders.devices import home
 from workbench.loaders.names import ParameterSite, align, is_conv1d
 from workbench.models.edits import decomposed
-from workbench.models.gradients import Gradients, answer_gradients, dot, moved
+from workbench.models.gradient_step import Gradients, answer_gradients, dot, moved
 from workbench.models.sides import named_dtype
 from workbench.progress import progress
 from workbench.results.result import Result, describe

@@ -59,7 +59,8 @@ def save(
 
     What an earlier call wrote there is replaced, anything else is left alone. edit.json holds base
     and fine-tuned models with their fingerprints, the form, how many parameters changed, and
-    `lost`: the largest share of a change's norm that the rank or the stored precision did not keep.
+    `lost`: the largest share of a change's norm that was not kept, by the rank of an adapter or by
+    the stored precision of whole weights.
     Raises WorkbenchError before any work for a side that is in memory or quantised, an adapter that
     the edit of this model does not fit, and an `out` that holds anything else.
     """

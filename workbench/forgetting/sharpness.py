@@ -32,7 +32,7 @@ from workbench.errors import WorkbenchError
 from workbench.forgetting.answer_divergence import divergences
 from workbench.loaders import CheckpointPair
 from workbench.models import merged
-from workbench.models.gradients import Gradients, answer_gradients, dot, moved
+from workbench.models.gradient_step import Gradients, answer_gradients, dot, moved
 from workbench.models.sides import named_dtype
 from workbench.progress import progress
 from workbench.results.result import Result, describe

@@ -95,7 +95,7 @@ class Watch:
         self._spent, self._cost, self._measured = 0.0, 0.0, -1
         self._began = time.monotonic()
 
-    def step(self, model: nn.Module, step: int, tokenizer: Any = None) -> Values | None:
+    def step(self, model: nn.Module, step: int) -> Values | None:
         """Measure the model if that is due after this step, 1 the first; what was found, by name,
         or None."""
         return self._measure(model, step) if step % self.every == 0 and self._affordable() else None

@@ -22,7 +22,7 @@ from workbench.files.reading import read_json
 from workbench.files.writing import OWN, Mark, holds, replacing, require_free, writing
 from workbench.lab.data import Batches, batches, fingerprint, prepare
 from workbench.lab.recipe import Recipe
-from workbench.lab.watch import Watch
+from workbench.lab.training_log import TrainingLog
 from workbench.loaders.adapters import read_adapter
 from workbench.loaders.checkpoint import Checkpoint
 from workbench.log import log
@@ -65,7 +65,7 @@ def train(
     compiled: run the steps through torch.compile, which pays off after some thousand steps.
 
     `out` holds a transformers model with its tokenizer, or a PEFT adapter, training.json (recipe,
-    step, seed, scores), log.jsonl (at every evaluation the loss, the scores, and what `lab.watch`
+    step, seed, scores), log.jsonl (at every evaluation the loss, the scores and what `TrainingLog`
     tells: gradient norms by component, entropy, KL from the start), and steps/step-000500/ and so
     on, each with a training.json of its own. An adapter names its base by the path from its own
     folder. Raises before any work where `out` holds anything but such a member, or one of another
@@ -93,8 +93,8 @@ def train(
     if device is not None:
         model.to(device)
     source = batches(examples, recipe.batch_size, recipe.seed, tokenizer)
-    watch = Watch(model, source[0], recipe.precision, _work(out))
-    member = _Member(model, tokenizer, reference, run, out, watch)
+    diary = TrainingLog(model, source[0], recipe.precision, _work(out))
+    member = _Member(model, tokenizer, reference, run, out, diary)
     member.work.mkdir(parents=True, exist_ok=True)
     lost = batches(losing, recipe.batch_size, recipe.seed, tokenizer) if losing else None
     _loop(member, recipe, source, lost, evaluate, save_every, compiled)
@@ -217,7 +217,7 @@ def _loop(
                 group["lr"] = recipe.learning_rate(step)
             loss = step_loss(run, source[step], lost[step] if lost else None, recipe.precision)
             loss.backward()
-            member.watch.step()
+            member.diary.step()
             torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -273,10 +273,10 @@ class _Member:
         reference: str,
         run: dict[str, Any],
         out: Path,
-        watch: Watch,
+        diary: TrainingLog,
     ) -> None:
         self.model, self.tokenizer, self.reference = model, tokenizer, reference
-        self.run, self.out, self.watch = run, out, watch
+        self.run, self.out, self.diary = run, out, diary
         self.work = _work(out)
         self.scores: dict[str, float] = {}
 
@@ -287,7 +287,7 @@ class _Member:
             # What was written before the first state is written again.
             shutil.rmtree(self.work / "steps", ignore_errors=True)
             (self.work / "log.jsonl").unlink(missing_ok=True)
-            self.watch.begin()
+            self.diary.begin()
             return 0, None
         _same_run(self.run, state["run"], self.work)
         named = dict(self.model.named_parameters())
@@ -297,7 +297,7 @@ class _Member:
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
         self.scores = state["scores"]
-        self.watch.resume(state.get("watch"))
+        self.diary.resume(state.get("watch"))
         entries = (self.work / "log.jsonl").read_text(encoding="utf-8").splitlines()
         kept = [line for line in entries if json.loads(line)["step"] <= state["step"]]
         with writing(self.work / "log.jsonl", OWN) as temporary:
@@ -326,7 +326,7 @@ class _Member:
             "optimizer": optimizer.state_dict(),
             "rng": torch.get_rng_state(),
             "scores": self.scores,
-            "watch": self.watch.state(),
+            "watch": self.diary.state(),
         }
         with writing(self.work / "state.pt", OWN) as temporary:
             torch.save(state, temporary)
@@ -335,7 +335,7 @@ class _Member:
         """Evaluate and append one line to log.jsonl: step, the running mean loss, what is watched,
         the scores."""
         self.scores = evaluate(self.model, self.tokenizer) if evaluate else {}
-        told = {"step": step, "loss": loss} | self.watch.told() | self.scores
+        told = {"step": step, "loss": loss} | self.diary.told() | self.scores
         with open(self.work / "log.jsonl", "a") as file:
             file.write(json.dumps(told) + "\n")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,43 @@ def inside(pair: CheckpointPair) -> list[ParameterSite]:
     if not sites:
         raise WorkbenchError(f"{pair.name} has no parameters in numbered layers to graft.")
     return sites
+
+
+def gradients_of(
+    nats: Callable[[list[int]], Tensor],
+    parameters: Mapping[str, Tensor],
+    lengths: Sequence[int],
+    batch_size: int,
+) -> tuple[float, dict[str, Tensor]]:
+    """A loss that is summed over batches of texts, and its gradient by name, float32 in any model;
+    zero where a parameter has no part in it. Which parameters are trained is as it was afterwards.
+
+    nats: the loss of some texts, by place. lengths: of all texts, in tokens.
+    """
+    before = [p.requires_grad for p in parameters.values()]
+    loss, total = 0.0, []
+
+    def run(some: list[int]) -> tuple[float, tuple[Tensor, ...]]:
+        with torch.enable_grad():
+            own = nats(some)
+            found = torch.autograd.grad(own, list(parameters.values()), materialize_grads=True)
+        return own.item(), found
+
+    try:
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        for _, (own, found) in in_batches(lengths, batch_size, run):
+            loss += own
+            # The first batch is taken as it is.
+            if not total:
+                total = [one.float() for one in found]
+            else:
+                for sum_, one in zip(total, found, strict=True):
+                    sum_ += one
+    finally:
+        for parameter, was in zip(parameters.values(), before, strict=True):
+            parameter.requires_grad_(was)
+    return loss, dict(zip(parameters, total, strict=True))
 
 
 @dataclass
@@ -64,30 +101,12 @@ class Teacher:
         # Of a tensor that holds all experts of a layer the gradient is taken once.
         wanted = {name: own[name] for name in map(stored_name, lies)}
         chosen = [self.rows[i] for i in places]
-        loss, total = 0.0, []
 
-        def run(some: list[int]) -> tuple[float, list[Tensor]]:
-            with torch.enable_grad():
-                nats = self.nats([chosen[i] for i in some]) / len(chosen)
-                leaves = list(wanted.values())
-                return nats.item(), list(torch.autograd.grad(nats, leaves, materialize_grads=True))
+        def nats(some: list[int]) -> Tensor:
+            return self.nats([chosen[i] for i in some]) / len(chosen)
 
-        before = [p.requires_grad for p in wanted.values()]
-        try:
-            for parameter in wanted.values():
-                parameter.requires_grad_(True)
-            for _, (nats, found) in in_batches([len(r.fed) for r in chosen], self.batch_size, run):
-                loss += nats
-                # Sums are float32 in any model; the first batch is taken as it is.
-                if not total:
-                    total = [one.float() for one in found]
-                else:
-                    for sum_, one in zip(total, found, strict=True):
-                        sum_ += one
-        finally:
-            for parameter, was in zip(wanted.values(), before, strict=True):
-                parameter.requires_grad_(was)
-        whole = dict(zip(wanted, total, strict=True))
+        lengths = [len(row.fed) for row in chosen]
+        loss, whole = gradients_of(nats, wanted, lengths, self.batch_size)
         shaped = {}
         for site, where in zip(trained, lies, strict=True):
             own_part = view(whole, where)

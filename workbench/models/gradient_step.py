@@ -13,7 +13,8 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.loaders.devices import home, offloaded
-from workbench.tasks.batching import Encoded, encode, in_batches, pad_id, padded
+from workbench.models.task_gradient import gradients_of
+from workbench.tasks.batching import Encoded, encode, pad_id, padded
 from workbench.tasks.prompts import Prompt
 
 Gradients = Mapping[str, Tensor]
@@ -33,29 +34,16 @@ def answer_gradients(
     own = dict(model.named_parameters())
     coded = [encode(words, prompt) for prompt in prompts]
     modes = [(module, module.training) for module in model.modules()]
-    before = [p.requires_grad for p in own.values()]
-    loss, total = 0.0, {name: torch.zeros_like(p, dtype=torch.float32) for name, p in own.items()}
 
-    def run(places: list[int]) -> tuple[float, tuple[Tensor, ...]]:
-        with torch.enable_grad():
-            nats = _nats(model, [coded[i] for i in places], pad_id(words)) / len(coded)
-            found = torch.autograd.grad(nats, list(own.values()), materialize_grads=True)
-        return nats.item(), found
+    def nats(places: list[int]) -> Tensor:
+        return _nats(model, [coded[i] for i in places], pad_id(words)) / len(coded)
 
     try:
         model.eval()
-        for parameter in own.values():
-            parameter.requires_grad_(True)
-        for _, (nats, found) in in_batches([len(one.ids) for one in coded], batch_size, run):
-            loss += nats
-            for name, one in zip(total, found, strict=True):
-                total[name] += one
+        return gradients_of(nats, own, [len(one.ids) for one in coded], batch_size)
     finally:
-        for parameter, was in zip(own.values(), before, strict=True):
-            parameter.requires_grad_(was)
         for module, training in modes:
             module.training = training
-    return loss, total
 
 
 def _nats(model: Any, coded: Sequence[Encoded], fill: int) -> Tensor:

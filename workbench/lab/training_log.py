@@ -32,7 +32,7 @@ def by_component(model: Any) -> dict[str, list[Any]]:
     return dict(found)
 
 
-class Watch:
+class TrainingLog:
     """Of one run. batch: texts whose predictions are followed. folder: where the start's are kept
     while the run lasts."""
 

@@ -13,7 +13,7 @@ from workbench.errors import WorkbenchError
 from workbench.lab.data import batches, prepare
 from workbench.lab.recipe import Recipe
 from workbench.lab.train import batch_loss, train, trainable
-from workbench.lab.watch import Watch, by_component
+from workbench.lab.training_log import TrainingLog, by_component
 from workbench.loaders import Checkpoint
 
 FULL = Recipe(task="boxes", method="full", lr=1e-2, steps=4, batch_size=4, evaluate_every=2)
@@ -36,7 +36,7 @@ def begun(base_folder, texts, recipe):
 
 def test_gradient_norms_are_the_root_mean_square_of_all_layers(base_folder, texts, tmp_path):
     model, source = begun(base_folder, texts, FULL)
-    watch = Watch(model, source[0], "float32", tmp_path)
+    watch = TrainingLog(model, source[0], "float32", tmp_path)
     watch.begin()
     squares = []
     for step in range(2):
@@ -55,7 +55,7 @@ def test_gradient_norms_are_the_root_mean_square_of_all_layers(base_folder, text
 
 def test_entropy_and_kl_by_torch_and_nothing_moved_is_nothing(base_folder, texts, tmp_path):
     model, source = begun(base_folder, texts, FULL)
-    watch = Watch(model, source[0], "float32", tmp_path)
+    watch = TrainingLog(model, source[0], "float32", tmp_path)
     watch.begin()
     first = watch.told()
     assert first["kl"] == 0
