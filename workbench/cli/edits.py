@@ -12,7 +12,10 @@ from workbench.cli.printing import say
 from workbench.cli.reading import reads_prompts
 from workbench.cli.values import asked
 
-KIND = "alpha, layers, intruders, rank, movement, random, 1-bit or tiers (`edit repair` has more)"
+KIND = (
+    "alpha, layers, intruders, rank, movement, random, harmful, reweighted, 1-bit or tiers; "
+    "harmful and reweighted need --text"
+)
 
 
 @reads_prompts
@@ -49,6 +52,7 @@ def save(
     Example: workbench edit save BASE TUNED --kind alpha --strength 0.8 --out repaired
     """
     import workbench as wb
+    from workbench.edits.repair import choosing
     from workbench.edits.save import EDITED
     from workbench.files.writing import require_free
 
@@ -57,17 +61,19 @@ def save(
         raise wb.WorkbenchError(
             "Expected either --strength, or --prompts to choose one on; give one of the two."
         )
-    pair = wb.load_pair(base, tuned)
+    pair, given = wb.load_pair(base, tuned), texts(text)
     says: dict[str, Any] = {"kind": kind, "strength": strength}
     if prompts is not None:
         result = wb.edits.repair(
-            pair, asked(prompts), texts=texts(text), arms=(kind,), seed=seed, device=device
+            pair, asked(prompts), texts=given, arms=(kind,), seed=seed, device=device
         )
+        given = choosing(given, seed) if given else given
         strength, told = _recommended(result, kind)
         say(told)
         says |= {"strength": strength, "chosen": told}
     assert strength is not None
-    at = wb.edits.edits(pair, kind, wb.edits.Settings(seed=seed, device=device))
+    settings = wb.edits.Settings(seed=seed, device=device, texts=given or ())
+    at = wb.edits.edits(pair, kind, settings)
     made = wb.edits.save(at(strength), out, form=form, rank=rank, says=says)  # pyright: ignore
     say(f"Saved: {made} ({(made / 'README.md').read_text(encoding='utf-8').splitlines()[2]})")
 

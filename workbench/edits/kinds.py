@@ -8,20 +8,26 @@
     rank       the best rank-s approximation of each matrix's change (Eckart & Young 1936)
     movement   the share s of the entries in the blocks that moved most; the others are the base's
     random     a share s of them at random, the control of movement
+    harmful    the share s of them that harms given texts least, by g . delta, where g is the
+               gradient of the texts' loss at the fine-tuned model: the others are set back
+    reweighted s times those singular directions of each matrix's change that harm these texts, by
+               sigma u^T G v > 0, the others whole (after Spectral Surgery, arXiv 2603.03995, which
+               weighs the directions by a task's own gradient)
     1-bit      the signs of the change, and one scale a matrix (BitDelta, arXiv 2402.10193)
     tiers      its singular vectors at 8, 3 and 2 bits (Delta-CoMe, arXiv 2406.08903)
 
 At one strength (1; for rank, infinity) an edit is the fine-tuned model itself, bit for bit; the
 last two never are, and s scales what they keep. The control of every edit is alpha: one that gives
 back no more of what was lost, at the same score, than a smaller change does has found nothing of
-its own.
+its own. What harms texts is known to first order alone, and of a step that is small: setting back
+many entries, or long directions, can do other than g . delta says.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,10 +36,13 @@ from torch import Tensor
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Delta
 from workbench.loaders.names import ParameterSite
-from workbench.models import Edit, edit, one_bit, tiered, truncated
+from workbench.models import Edit, edit, merged, one_bit, tiered, truncated
 from workbench.models.edits import decomposed, once
+from workbench.models.task_gradient import text_gradients
 from workbench.skills import rankings
 from workbench.skills.graft import count, graft_of, inside, top
+from workbench.skills.restore import restored
+from workbench.spectral.directions import sensitivities
 from workbench.spectral.scale import direction, found_in
 
 At = Callable[[float], Edit]  # strength -> edit
@@ -43,33 +52,42 @@ RANKS = (1.0, 2.0, 4.0, 8.0)
 @dataclass(frozen=True)
 class Settings:
     """seed: of random entries. k, eps: which vectors are intruders, as in `spectral.intruders`.
-    device: where matrices are decomposed."""
+    device: where matrices are decomposed and gradients are taken. texts: like what was forgotten,
+    which say what harms it; the edit is to be judged on others."""
 
     seed: int = 0
     k: int = 10
     eps: float = 0.5
     device: str = "cpu"
+    texts: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Kind:
     """of: makes the edits of one pair, which share its decompositions. strength: what it says, in
     words. tried: the strengths that are tried where none is named. whole: the one that is the
-    fine-tuned model, None where none is. share: whether it is a share, at most 1."""
+    fine-tuned model, None where none is. share: whether it is a share, at most 1. reads: whether it
+    needs texts."""
 
     of: Callable[[CheckpointPair, Settings], At]
     strength: str
     tried: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9)
     whole: float | None = 1.0
     share: bool = False
+    reads: bool = False
 
 
 def edits(pair: CheckpointPair, kind: str, settings: Settings | None = None) -> At:
     """strength -> the Edit of this kind of a pair; what they share is computed once, when first
     needed. Raises WorkbenchError for a kind that is not known, and for a strength that means
-    nothing."""
-    known = require_kind(kind)
+    nothing, and for a kind that reads texts and is given none."""
+    known, settings = require_kind(kind), settings or Settings()
     pair.require_weights()
+    if known.reads and not settings.texts:
+        raise WorkbenchError(
+            f"An edit of kind {kind} is told by texts what was forgotten, and found none; give "
+            "text like the pre-training data (--text, or Settings(texts=...))."
+        )
     made: list[At] = []
 
     def at(strength: float) -> Edit:
@@ -77,7 +95,7 @@ def edits(pair: CheckpointPair, kind: str, settings: Settings | None = None) -> 
         if strength == known.whole:
             return edit(pair)
         if not made:
-            made.append(known.of(pair, settings or Settings()))
+            made.append(known.of(pair, settings))
         return made[0](strength)
 
     return at
@@ -165,6 +183,46 @@ def _largest(pair: CheckpointPair, scores: rankings.Scores) -> At:
     return at
 
 
+def _harmful(pair: CheckpointPair, settings: Settings) -> At:
+    slopes = _slopes(pair, settings)
+
+    def harm(site: ParameterSite) -> Tensor:
+        slope = slopes[site.name]
+        return (slope * pair.delta(site).change.to(slope)).clamp(min=0)
+
+    return lambda s: restored(pair, harm, 1 - s)
+
+
+def _reweighted(pair: CheckpointPair, settings: Settings) -> At:
+    slopes = _slopes(pair, settings)
+
+    kept: dict[str, Tensor | None] = {}
+
+    def along(delta: Delta) -> Tensor | None:
+        name = delta.site.name
+        if name not in kept:
+            kept[name] = _against(_on(delta, settings), slopes.pop(name, None))
+        own = kept[name]
+        return None if own is None else own.to(delta.base.device)
+
+    return lambda s: edit(pair) + edit(pair, s - 1, projection=along)
+
+
+def _against(delta: Delta, slope: Tensor | None) -> Tensor | None:
+    """The directions of a matrix's change without which the loss would fall, (out, in)."""
+    if slope is None or delta.change.ndim < 2:
+        return None
+    left, values, right = decomposed(delta)
+    bad = sensitivities(left, values, right, slope.to(left)) < 0
+    return (left[:, bad] * values[bad]) @ right[bad]
+
+
+def _slopes(pair: CheckpointPair, settings: Settings) -> dict[str, Tensor]:
+    """Of the loss of the texts at the fine-tuned model, by base name."""
+    model = merged(pair, settings.device)
+    return text_gradients(pair, model, settings.texts)
+
+
 def _one_bit(pair: CheckpointPair, settings: Settings) -> At:
     return lambda s: edit(pair, s, projection=one_bit())
 
@@ -185,6 +243,16 @@ KINDS: dict[str, Kind] = {
     "rank": Kind(_rank, "the rank of each matrix's change", RANKS, math.inf),
     "movement": Kind(_movement, "the share of entries that keep their change", share=True),
     "random": Kind(_random, "the share of entries that keep their change", share=True),
+    "harmful": Kind(
+        _harmful,
+        "the share of entries that keep their change",
+        (0.5, 0.8, 0.9, 0.99),
+        share=True,
+        reads=True,
+    ),
+    "reweighted": Kind(
+        _reweighted, "the factor on the directions that harm", (0.0, 0.25, 0.5, 0.75), reads=True
+    ),
     "1-bit": Kind(_one_bit, "the factor on the change at one bit an entry", (1.0,), None),
     "tiers": Kind(_tiers, "the factor on the change in tiers of bits", (1.0,), None),
 }

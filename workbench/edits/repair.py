@@ -5,7 +5,7 @@ like the pre-training data, and scores of other tasks. A strength is chosen on o
 prompts and texts, as the one whose loss is least among those whose score is no more than `cost`
 below the fine-tuned model's; the change is reported on the other half, where nothing was chosen.
 Sources of the edits: arXiv 2410.21228v3 (intruders), 2109.01903 (alpha), 2406.08903 and 2402.10193
-(compression), 2509.16596 (setting entries back).
+(compression), 2509.16596 (setting entries back), 2603.03995 (directions weighed by a gradient).
 
     regained = (loss(tuned) - loss(edited)) / (loss(tuned) - loss(base))
 
@@ -42,7 +42,7 @@ from workbench.tasks.prompts import PromptSet
 
 KEY = "edits.repair"
 TEXTS = "pretraining"
-ARMS = ("alpha", "layers", "intruders", "movement", "random", "rank")
+ARMS = ("alpha", "layers", "intruders", "movement", "random", "rank", "harmful", "reweighted")
 COST = 0.02  # of the score that a chosen edit may lose, as in `skills.restore`
 MARGIN = 0.05  # of the score: a repair that surely costs less is recommended, as in `findings`
 LEAST = 8  # prompts, and texts: a half of them chooses, the other reports
@@ -78,7 +78,7 @@ def chosen(loss: Floats, score: Floats, cost: float = COST) -> int:
     "Which edit gives back what was forgotten, at no cost to the learned task?",
     paper="arXiv 2410.21228, 2109.01903",
     example="--prompts task.jsonl --texts wiki.txt --arms alpha,intruders",
-    passes=60,
+    passes=80,
     quick={"arms": ("alpha", "intruders", "movement", "random")},
     few={"prompts": 48, "others": 24},
     quick_passes=40,
@@ -104,14 +104,15 @@ def repair(
     prompts: of the learned task, at least 8. others: further prompt sets, such as tasks that were
     lost, which are reported and do not choose. texts: at least 8 texts like the pre-training data;
     None takes texts sampled from the base. arms: kinds of edit: alpha, layers, intruders, rank,
-    movement, random, 1-bit or tiers; alpha, the control of the others, is always among them.
-    strengths: those that every arm tries; None takes each kind's own. cost: of the task's score
-    that a chosen edit may lose, on the half that chooses. k, eps: which vectors are intruders, as
-    in `spectral.intruders`. dtype: "float32" or "bfloat16", the precision in which the model runs.
-    An adapter is merged in float32 before it is edited.
+    movement, random, harmful, reweighted, 1-bit or tiers; alpha, the control of the others, is
+    always among them; what harms is read from the half of the texts that chooses. strengths: those
+    that every arm tries; None takes each kind's own. cost: of the task's score that a chosen edit
+    may lose, on the half that chooses. k, eps: which vectors are intruders, as in
+    `spectral.intruders`. dtype: "float32" or "bfloat16", the precision in which the model runs. An
+    adapter is merged in float32 before it is edited.
 
     The command line takes 48 prompts, 24 of each other set, and the arms alpha, intruders, movement
-    and random; with --full all prompts and six arms.
+    and random; with --full all prompts and eight arms.
 
     Returns a Result with columns arm, x (the strength), task, own (whether the task is `prompts`),
     metric: "score" and, of task "pretraining", "loss" (nats per token), with 95% intervals over all
@@ -140,7 +141,7 @@ def repair(
     model = merged(pair, device, precision or torch.float32)
     ends["tuned"] = tuned = measure(model)
     held = pair.held(device)
-    settings = Settings(seed, k, eps, device)
+    settings = Settings(seed, k, eps, device, choosing(texts, seed))
     curves = []
     for arm in arms:
         at = edits(held, arm, settings)
@@ -164,6 +165,11 @@ def repair(
     }  # fmt: skip
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
     return finished(KEY, table, provenance)
+
+
+def choosing(texts: Sequence[str], seed: int = 0) -> list[str]:
+    """The half of the texts that chooses a strength, and says what harms them."""
+    return [texts[i] for i in halves(len(texts), seed)[0]]
 
 
 def _require(

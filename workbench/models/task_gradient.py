@@ -1,4 +1,4 @@
-"""The task's answers as a loss on a running model, and its gradient at the model's parameters."""
+"""Answers or texts as a loss on a running model, and its gradient at the model's parameters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from workbench.loaders.devices import home, offloaded
 from workbench.loaders.experts import running, stored_name, view
 from workbench.loaders.names import ParameterSite, align, is_conv1d
 from workbench.tasks import PromptSet
-from workbench.tasks.batching import Row, batch, in_batches, pad_id, rows
+from workbench.tasks.batching import Row, batch, in_batches, pad_id, padded, rows
+from workbench.tasks.score import pieces
 
 
 def inside(pair: CheckpointPair) -> list[ParameterSite]:
@@ -64,6 +65,63 @@ def gradients_of(
     return loss, dict(zip(parameters, total, strict=True))
 
 
+def by_site(
+    pair: CheckpointPair,
+    model: Any,
+    nats: Callable[[list[int]], Tensor],
+    lengths: Sequence[int],
+    batch_size: int,
+) -> tuple[float, dict[str, Tensor]]:
+    """A loss as in `gradients_of` on a model of the base's architecture, and its gradient at every
+    parameter in the blocks by base name, each (out, in); zero of a buffer, which is not trained."""
+    own, stored, sites = dict(model.named_parameters()), running(model), inside(pair)
+    named = align([s.name for s in sites], list(stored))
+    trained = [s for s in sites if stored_name(stored[named[s.name]]) in own]
+    lies = [stored[named[s.name]] for s in trained]
+    # Of a tensor that holds all experts of a layer the gradient is taken once.
+    wanted = {name: own[name] for name in map(stored_name, lies)}
+    loss, whole = gradients_of(nats, wanted, lengths, batch_size)
+    shaped = {}
+    for site, where in zip(trained, lies, strict=True):
+        found = view(whole, where)
+        turned = found.T if is_conv1d(site.name, pair.tuned.config) else found
+        shaped[site.name] = turned.flatten(1) if turned.ndim > 2 else turned
+    for site in sites:
+        if site.name not in shaped:
+            shaped[site.name] = torch.zeros(pair.shape(site.name), device=home(model))
+    return loss, shaped
+
+
+def text_gradients(
+    pair: CheckpointPair, model: Any, texts: Sequence[str], batch_size: int = 8
+) -> dict[str, Tensor]:
+    """The gradient of the mean loss of texts, in nats a token, by base name, each (out, in), at the
+    parameters that the model has now. Texts longer than the model reads are cut, as they are where
+    their loss is measured (`tasks.score.text_loss`)."""
+    _require_at_home(model)
+    words = pair.base.tokenizer()
+    parts = [part.ids for part in pieces(model, words, texts)[0] if len(part.ids) > 1]
+    total, fill = sum(len(ids) - 1 for ids in parts), pad_id(words)
+
+    def nats(some: list[int]) -> Tensor:
+        ids, mask = (one.to(home(model)) for one in padded([parts[i] for i in some], fill))
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+        kept = mask[:, 1:].bool()
+        return F.cross_entropy(logits[kept].float(), ids[:, 1:][kept], reduction="sum") / total
+
+    return by_site(pair, model, nats, [len(ids) for ids in parts], batch_size)[1]
+
+
+def _require_at_home(model: Any) -> None:
+    """Raises WorkbenchError where parts of the model lie nowhere between their runs."""
+    if any(map(offloaded, model.modules())):
+        raise WorkbenchError(
+            "Expected all parameters on one device, since their gradients are taken, but some of "
+            'this model\'s are offloaded; give one device, such as "cuda:0", or leave out what '
+            "needs gradients."
+        )
+
+
 @dataclass
 class Teacher:
     """The task's answers as a loss on a model of the base's architecture."""
@@ -77,45 +135,21 @@ class Teacher:
         words = self.pair.base.tokenizer()
         self.rows: list[Row] = rows(words, self.prompts, answers=True)
         self.fill = pad_id(words)
-        self.sites = inside(self.pair)
-        config = self.pair.tuned.config
-        self._turned = {s.name for s in self.sites if is_conv1d(s.name, config)}
 
     def require_gradients(self) -> None:
         """Raises WorkbenchError where parts of the model lie nowhere between their runs."""
-        if any(map(offloaded, self.model.modules())):
-            raise WorkbenchError(
-                "Expected all parameters on one device, since their gradients are taken, but some "
-                'of this model\'s are offloaded; give one device, such as "cuda:0", or leave out '
-                "the arms that need gradients."
-            )
+        _require_at_home(self.model)
 
     def gradients(self, places: Sequence[int]) -> tuple[float, dict[str, Tensor]]:
         """Mean over these prompts of -log p(answer), nats, and its gradient by base name, each
         (out, in), at the parameters the model has now; none of a buffer, which is not trained."""
-        own = dict(self.model.named_parameters())
-        stored = running(self.model)
-        named = align([s.name for s in self.sites], list(stored))
-        trained = [s for s in self.sites if stored_name(stored[named[s.name]]) in own]
-        lies = [stored[named[s.name]] for s in trained]
-        # Of a tensor that holds all experts of a layer the gradient is taken once.
-        wanted = {name: own[name] for name in map(stored_name, lies)}
         chosen = [self.rows[i] for i in places]
 
         def nats(some: list[int]) -> Tensor:
             return self.nats([chosen[i] for i in some]) / len(chosen)
 
         lengths = [len(row.fed) for row in chosen]
-        loss, whole = gradients_of(nats, wanted, lengths, self.batch_size)
-        shaped = {}
-        for site, where in zip(trained, lies, strict=True):
-            own_part = view(whole, where)
-            turned = own_part.T if site.name in self._turned else own_part
-            shaped[site.name] = turned.flatten(1) if turned.ndim > 2 else turned
-        for site in self.sites:
-            if site.name not in shaped:
-                shaped[site.name] = torch.zeros(self.pair.shape(site.name), device=home(self.model))
-        return loss, shaped
+        return by_site(self.pair, self.model, nats, lengths, self.batch_size)
 
     def loss(self) -> float:
         """Mean over all prompts of -log p(answer), nats, at the parameters the model has now."""

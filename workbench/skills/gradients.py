@@ -21,7 +21,7 @@ from torch import Tensor
 from workbench.loaders.names import ParameterSite
 from workbench.models import edit
 from workbench.models.edits import Mask
-from workbench.models.task_gradient import Teacher
+from workbench.models.task_gradient import Teacher, inside
 from workbench.progress import progress
 from workbench.skills.graft import Masks, top
 
@@ -59,7 +59,7 @@ def learn(
     flips, k the size of `start`; later steps have the same scale. patience: epochs without a
     better mask until it stops.
     """
-    pair, sites = teacher.pair, teacher.sites
+    pair, sites = teacher.pair, inside(teacher.pair)
     state = {n: torch.where(m, -START, START) for n, m in start.items()}
     size = max(1, sum(int(m.sum()) for m in start.values()))
     best, found = judge(start), Learned(start, 0, 0, 0)

@@ -18,7 +18,9 @@ LINES = {
     "alpha": (style.GREY, style.DASHES[0]), "layers": ("#0072B2", "-"),
     "intruders": ("#D55E00", "-"),
     "rank": ("#009E73", "-"), "movement": ("#CC79A7", "-"),
-    "random": ("#CC79A7", style.DASHES[0]), "1-bit": ("#56B4E9", "-"), "tiers": ("#E69F00", "-"),
+    "random": ("#CC79A7", style.DASHES[0]), "harmful": ("#56B4E9", "-"),
+    "reweighted": ("#E69F00", "-"),
+    "1-bit": ("#56B4E9", style.DASHES[0]), "tiers": ("#E69F00", style.DASHES[0]),
 }  # fmt: skip
 ENDS = {"tuned": ("fine-tuned", "s"), "base": ("base", "D")}
 
