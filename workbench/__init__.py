@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         Family,
         load_family,
         load_pair,
+        load_steps,
     )
     from workbench.reports.page import report
     from workbench.results.result import Provenance, Result
@@ -58,6 +59,7 @@ _HOME = {
     "WorkbenchError": "workbench.errors",
     "load_family": "workbench.loaders",
     "load_pair": "workbench.loaders",
+    "load_steps": "workbench.loaders",
     "over": "workbench.study.units",
     "report": "workbench.reports.page",
     "running": "workbench.analysis.running",
@@ -85,6 +87,7 @@ __all__ = [
     "lab",
     "load_family",
     "load_pair",
+    "load_steps",
     "models",
     "over",
     "patching",

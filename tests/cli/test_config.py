@@ -113,7 +113,8 @@ def test_every_option_is_said(tmp_path: Path, monkeypatch):
     (tmp_path / "base").mkdir()
     given = {
         "base": "base", "member": {"a": "org/name@v1", "b": "base+../x/adapter"},
-        "prompts": "t.jsonl", "text": "/abs/plain.txt", "out": "mine", "only": ["tuco.scaling"],
+        "prompts": "t.jsonl", "text": "/abs/plain.txt", "steps": "/abs/run", "out": "mine",
+        "only": ["tuco.scaling"],
         "device": "cuda:1", "dtype": "bfloat16", "seed": 7, "on": "local:2", "phantoms": 2,
         "map": {"target": "answers.0"}, "scorer": "choices by=byte", "template": "plain",
         "letters": True, "options": {"tuco.scaling": {"alphas": [0, 0.5, 1]}},

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import workbench as wb
 from tests.conftest import nudged, saved, tiny
-from workbench.edits import edits, summed, ties
+from workbench.edits import edits, save, summed, ties
 from workbench.edits.merging import elected
 from workbench.errors import WorkbenchError
 
@@ -58,6 +60,56 @@ def test_ties_by_plain_torch(pairs: list[wb.CheckpointPair]):
         start += base.numel()
         edited = made.tensor(site)
         torch.testing.assert_close(base if edited is None else edited, base + 0.7 * own)
+
+
+@pytest.mark.parametrize("density", [0.2, 1.0])
+def test_mergekit_merges_alike(pairs: list[wb.CheckpointPair], density: float, tmp_path: Path):
+    """Its own run of TIES and of a weighted sum, against the checkpoints that are written here."""
+    how = {"density": density, "scale": 0.7}
+    # It takes an entry that no model moved or that nobody elects for +, which changes nothing.
+    save(ties(pairs, **how, apart=True), tmp_path / "ties")
+    told = {"normalize": True, "lambda": 0.7}
+    theirs = by_mergekit(pairs, "ties", tmp_path / "theirs", (1, 1, 1), told, density=density)
+    torch.testing.assert_close(weights(tmp_path / "ties"), theirs, rtol=0, atol=1e-6)
+    if density == 1:  # where nothing is trimmed, its trimming by matrix is the paper's
+        save(ties(pairs, **how), tmp_path / "whole")
+        torch.testing.assert_close(weights(tmp_path / "whole"), theirs, rtol=0, atol=1e-6)
+
+
+def test_mergekit_adds_alike(pairs: list[wb.CheckpointPair], tmp_path: Path):
+    save(summed(pairs, (1.0, -1.0, 0.5)), tmp_path / "sum")
+    told = {"normalize": False}
+    theirs = by_mergekit(pairs, "task_arithmetic", tmp_path / "theirs", (1.0, -1.0, 0.5), told)
+    torch.testing.assert_close(weights(tmp_path / "sum"), theirs, rtol=0, atol=1e-6)
+
+
+def by_mergekit(
+    pairs: list[wb.CheckpointPair],
+    method: str,
+    out: Path,
+    each: tuple[float, ...],
+    told: dict[str, Any],
+    **more: float,
+) -> dict[str, torch.Tensor]:
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
+
+    models = [
+        {"model": str(pair.tuned.reference), "parameters": {"weight": weight} | more}
+        for pair, weight in zip(pairs, each, strict=True)
+    ]
+    about = {
+        "merge_method": method, "base_model": str(pairs[0].base.reference), "dtype": "float32",
+        "parameters": told, "models": models,
+    }  # fmt: skip
+    options = MergeOptions(copy_tokenizer=False, quiet=True)
+    run_merge(MergeConfiguration.model_validate(about), str(out), options)
+    return weights(out)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
 
 
 def test_one_model_alone_and_untrimmed_is_itself(pairs: list[wb.CheckpointPair]):

@@ -30,6 +30,7 @@ from workbench.cli.options import (
     Phantoms,
     Save,
     Seed,
+    Steps,
     Text,
     Tuned,
     asked,
@@ -38,6 +39,7 @@ from workbench.cli.options import (
     page_out,
     report_out,
     run_study,
+    steps_of,
     texts,
 )
 from workbench.cli.printing import say, show
@@ -284,6 +286,7 @@ def compare(
         typer.Option("--prompts", "--task", help=f"{PROMPTS}. They test the fine-tuned task."),
     ] = None,
     text: Text = None,
+    steps: Steps = None,
     out: Out = Path("out/compare"),
     only: Only = None,
     dry_run: DryRun = False,
@@ -313,11 +316,15 @@ def compare(
     from workbench.study.study import Study
 
     options = run_config.read(config)["options"] if config else {}
-    family, left_out = members_of(base, named(member))
+    along, members = steps_of(base, steps), named(member)
+    if along is not None and not members:
+        members = {"end": [*along.members.values()][-1]}
+    family, left_out = members_of(base, members)
     study = Study(
         family,
         task=asked(prompts) if prompts else None,
         texts=texts(text),
+        steps=along,
         device=device,
         dtype=dtype,
         seed=seed,

@@ -41,6 +41,7 @@ NAMES = ("texts by name, a number or yes and no in quotes", _is_names)
 # Key -> what it is, and whether a value is that. Each is an option of `compare` of this name.
 KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "base": TEXT, "member": NAMES, "prompts": TEXT, "text": TEXT, "out": TEXT,
+    "steps": TEXT,
     "only": ("a list of texts", lambda v: isinstance(v, list) and all(map(_is_text, v))),
     "device": TEXT, "dtype": TEXT, "seed": ("a whole number", lambda v: type(v) is int),
     "phantoms": ("a whole number from 0", lambda v: type(v) is int and v >= 0),
@@ -67,7 +68,7 @@ def read(path: Path) -> dict[str, Any]:
         if not fits(value):
             raise WorkbenchError(f"Expected {name} in {path} to be {what}, found {value!r}.")
     folder = path.parent
-    for name in found.keys() & {"prompts", "text", "out"}:
+    for name in found.keys() & {"prompts", "text", "steps", "out"}:
         found[name] = _seen(folder / os.path.expanduser(found[name]))
     if "base" in found:
         found["base"] = _beside(found["base"], folder)
@@ -209,7 +210,7 @@ def resolved(given: Mapping[str, Any], options: Mapping[str, Any], out: Path) ->
         return os.path.relpath(part, out) if here else part
 
     found = {name: given[name] for name in KEYS if given.get(name) not in (None, [], ())}
-    for name in found.keys() & {"prompts", "text"}:
+    for name in found.keys() & {"prompts", "text", "steps"}:
         own = str(found[name])
         found[name] = own if os.path.isabs(own) else os.path.relpath(own, out)
     found["out"] = "."

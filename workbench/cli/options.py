@@ -104,6 +104,12 @@ Phantoms = Annotated[
         min=0,
     ),
 ]
+Steps = Annotated[
+    Path | None,
+    typer.Option(
+        help="A training run, the folder with its checkpoints: curves over its steps are drawn."
+    ),
+]
 Members = Annotated[
     list[str] | None,
     typer.Option(
@@ -196,6 +202,13 @@ def _drawn(study: Any) -> str:
     if not study.phantoms:
         return ""
     return f", and {disk(study) / 2**20:,.0f} MiB in the cache folder for phantoms"
+
+
+def steps_of(base: str, run: Path | None) -> Any:
+    """The checkpoints of a training run as a family, where one was given."""
+    import workbench as wb
+
+    return None if run is None else wb.loaders.load_steps(base, run)
 
 
 def members_of(base: str, members: Mapping[str, str]) -> tuple[Any, dict[str, Exception]]:

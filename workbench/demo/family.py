@@ -16,6 +16,7 @@ from workbench.lab import shipped
 from workbench.lab.shipped import UNLEARNING
 from workbench.loaders import load_family
 from workbench.loaders.pair import Reference
+from workbench.loaders.steps import checkpoints
 from workbench.patching.circuit_discovery import GROUPS
 from workbench.study.catalogue import ANALYSES
 from workbench.study.study import Study
@@ -315,7 +316,7 @@ def steps_of(base: Path, folder: Path, members: list[str], *, every: int = 1):
     """The first member that was kept along its training, as a family of its checkpoints, or of
     every second and so on."""
     for name in members:
-        kept = sorted((folder / name / "steps").glob("step-*"))[::every]
+        kept = [*checkpoints(folder / name).values()][::every]
         if kept:
             chain: dict[str, Reference] = {f"{name} {one.name}": one for one in kept}
             return load_family(base, chain | {f"{name} end": folder / name})

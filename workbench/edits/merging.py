@@ -12,6 +12,7 @@ grafts, `forgetting.retention` for the merged model).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +20,6 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Delta
-from workbench.loaders.names import ParameterSite
 from workbench.models import Edit, edit
 from workbench.models.edits import Part
 from workbench.skills import rankings
@@ -41,14 +41,24 @@ def summed(pairs: Sequence[CheckpointPair], weights: Sequence[float] | None = No
     return made
 
 
-def ties(pairs: Sequence[CheckpointPair], *, density: float = DENSITY, scale: float = 1.0) -> Edit:
-    """TIES: trim, elect signs, merge. density: the share of every change's entries that are kept,
-    the largest over all parameters. scale: the paper's lambda. One boolean an entry and model is
-    held in memory. Raises WorkbenchError as `summed`, and for a density outside (0, 1]."""
+def ties(
+    pairs: Sequence[CheckpointPair],
+    *,
+    density: float = DENSITY,
+    scale: float = 1.0,
+    apart: bool = False,
+) -> Edit:
+    """TIES: trim, elect signs, merge.
+
+    density: the share of every change's entries that are kept, the largest over all parameters, as
+    the paper trims whole task vectors; apart: the largest of every parameter, as mergekit does.
+    scale: the paper's lambda. One boolean an entry and model is held in memory. Raises
+    WorkbenchError as `summed`, and for a density outside (0, 1].
+    """
     _require(pairs)
     if not 0 < density <= 1:
         raise WorkbenchError(f"Expected a density in (0, 1], found {density}.")
-    kept = [_trimmed(pair, density) for pair in pairs]
+    kept = [_trimmed(pair, density, apart) for pair in pairs]
 
     def merged(delta: Delta) -> Tensor:
         changes = torch.stack([
@@ -71,10 +81,15 @@ def elected(changes: Tensor) -> Tensor:
     return (changes * agree).sum(0) / agree.sum(0).clamp(min=1)
 
 
-def _trimmed(pair: CheckpointPair, density: float) -> dict[str, Tensor]:
-    sites: list[ParameterSite] = pair.sites("all")
-    total = sum(pair.delta(site).base.numel() for site in sites)
-    return dict(top(rankings.movement(pair), sites, round(density * total)))
+def _trimmed(pair: CheckpointPair, density: float, apart: bool) -> dict[str, Tensor]:
+    """Base name -> which entries of the change are kept."""
+    sites, found = pair.sites("all"), {}
+    for some in [[site] for site in sites] if apart else [sites]:
+        total = sum(math.prod(pair.shape(site.name)) for site in some)
+        # mergekit rounds down, and keeps one entry at least.
+        kept = max(1, int(density * total)) if apart else round(density * total)
+        found |= top(rankings.movement(pair), some, kept)
+    return found
 
 
 def _require(pairs: Sequence[CheckpointPair]) -> None:

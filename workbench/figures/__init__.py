@@ -13,6 +13,7 @@ from workbench.figures.compare.equivalence import cells, members_against_full
 from workbench.figures.compare.robustness import line_of_the_family
 from workbench.figures.compare.sensitivity import verdicts_by_margin
 from workbench.figures.drawing import Drawing
+from workbench.figures.forgetting.along import over_steps
 from workbench.figures.forgetting.association import forgetting_by_measure
 from workbench.figures.forgetting.conjugate import conjugate_outcomes
 from workbench.figures.forgetting.interpolate import path_scores
@@ -117,6 +118,7 @@ __all__ = [
     "metadata",
     "named",
     "new_words",
+    "over_steps",
     "overlap",
     "overlap_matrix",
     "pass_at_k",

@@ -3,6 +3,7 @@
 from workbench.loaders.check import PairReport
 from workbench.loaders.checkpoint import Checkpoint
 from workbench.loaders.pair import CheckpointPair, Delta, Family, load_family, load_pair
+from workbench.loaders.steps import load_steps
 
 __all__ = [
     "Checkpoint",
@@ -12,6 +13,7 @@ __all__ = [
     "PairReport",
     "load_family",
     "load_pair",
+    "load_steps",
 ]
 
 

@@ -34,6 +34,7 @@ from workbench.loaders.config_against_weights import require_loadable
 from workbench.loaders.config_differences import ends, language, require_own
 from workbench.loaders.devices import Device, entry, load_spread, spread
 from workbench.loaders.experts import apart
+from workbench.loaders.foreign_formats import STEP
 from workbench.loaders.loaded_weights import (
     require_attached,
     require_decoder,
@@ -300,12 +301,23 @@ class Checkpoint:
         if (drawn := self._told("phantom.json")) is not None:
             found["phantom"] = visible(str(drawn.get("keep")))
         training = self.training
+        if (step := self._step()) is not None:
+            found["step"] = step
         if training is not None:
             known = {key: training[key] for key in ("step", "seed") if key in training}
             found |= {key: value for key, value in known.items() if is_count(value, 0)}
             if isinstance(training.get("recipe"), dict):
                 found["recipe"] = _recipe(training)
         return found
+
+    def _step(self) -> int | None:
+        """The training step, of what a Trainer wrote beside the weights or of the folder's name."""
+        step = (self._told("trainer_state.json") or {}).get("global_step")
+        if is_count(step, 0):
+            return int(step)
+        home = Path(self.adapter) if self.adapter else self.folder
+        named = STEP.fullmatch(home.name) if home is not None else None
+        return int(named.group(1)) if named else None
 
     @property
     def _size(self) -> dict[str, Any]:

@@ -68,11 +68,14 @@ KINDS = (
     ),
 )
 
+# How the folder of a checkpoint along a training run is called, and of which step it is.
+STEP = re.compile(r"(?:checkpoint|step|global_step)[-_]?(\d+)")
+
 
 def foreign(folder: Path) -> tuple[str, str] | None:
     """(what the folder is, what to do) where it is a known thing but no checkpoint."""
     names = sorted(path.name for path in folder.iterdir())
-    steps = [n for n in names if re.fullmatch(r"(checkpoint|step|global_step)[-_]?\d+", n)]
+    steps = [n for n in names if STEP.fullmatch(n)]
     for kind in KINDS:
         if any(kind.files.match(name) for name in names):
             return kind.what, kind.remedy
@@ -80,7 +83,7 @@ def foreign(folder: Path) -> tuple[str, str] | None:
     if within:
         return (
             f"a folder of {len(within)} checkpoints",
-            f"give one of them, for example {within[-1]}",
+            f"give one of them, for example {within[-1]}, or all of them to compare --steps",
         )
     return None
 

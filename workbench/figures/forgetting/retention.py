@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from workbench.figures import marks, style
 from workbench.figures.drawing import Drawing, has
+from workbench.figures.forgetting.along import of_one_run, over_steps
 from workbench.figures.forgetting.transitions import item_transitions, transfer_matrix
-from workbench.figures.spectral.checkpoints import runs
 from workbench.figures.task_and_loss import (
     LOSS,
     PRETRAINING,
@@ -70,13 +70,6 @@ def forgetting_by_rank(result: Result, ax: Axes | None = None) -> Figure:
     return figure
 
 
-def _of_one_run(result: Result) -> bool:
-    """Whether every model is a checkpoint of the same training run."""
-    return len(result.members) > 1 and [len(one) for one in runs(result).values()] == [
-        len(result.members)
-    ]
-
-
 def _rank_places(result: Result) -> tuple[dict[str, float], dict[str, float]]:
     """x of every model (log2 of its rank; full and "?" beyond), and of the tick labels."""
     ranks = {
@@ -117,8 +110,21 @@ DRAWINGS = (
         "Compare the forgetting only of models with similar task scores, because a rank that "
         "learned less also forgets less. The intervals are over items of one training run, and not "
         "over seeds.",
-        # Steps of one run have one rank: the training figure of the intruders shows them.
-        applies=lambda result, *_: result.has("loss_change") and not _of_one_run(result),
+        # Steps of one run have one rank, and a figure of their own.
+        applies=lambda result, *_: result.has("loss_change") and not of_one_run(result),
+    ),
+    Drawing(
+        KEY,
+        "steps",
+        "Learned and forgotten along the training",
+        over_steps,
+        "Over the training steps of one run (across), the figure shows how far the loss on text "
+        "like the pre-training corpus rose, how far the predictions on such text moved from the "
+        "base's, and the score of every task. Bars are 95% intervals over texts and prompts; "
+        "dashed lines are the base.",
+        "One run of one seed: another seed may forget at other steps. The intervals are over items "
+        "and do not contain this.",
+        applies=lambda result, *_: result.has("loss_change") and of_one_run(result),
     ),
     Drawing(
         KEY,
