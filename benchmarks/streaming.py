@@ -4,7 +4,8 @@ A base and a full fine-tune of 10 and of 40 GB are laid out as sharded safetenso
 headers, of 4096 x 4096 bfloat16 matrices. Their data are holes of sparse files, which read as
 zeros at the speed of memory and take no room on the disk, but for two matrices a side that hold
 numbers. Each size is read in a process of its own: the preflight (every parameter of both sides,
-once), the fingerprints (sha256 over every byte) and the spectrum of every change.
+once), the fingerprints (sha256 over every byte), the spectrum of every change, and an edited model
+(half of the change), which is written in full.
 
     python -m benchmarks.streaming --out benchmarks/results [--sizes 10 40] [--stages preflight]
 """
@@ -26,7 +27,7 @@ import torch
 from benchmarks.common import machine, table
 
 SIDE, PER_SHARD = 4096, 160  # bfloat16: 32 MiB a matrix, 5 GiB a shard
-STAGES = ["preflight", "fingerprints", "spectrum"]  # the spectrum takes the fingerprints too
+STAGES = ["preflight", "fingerprints", "spectrum", "edit"]  # the last two take the second too
 NUMBERS = ("model.layers.0.m0.weight", "model.layers.1.m0.weight")
 
 
@@ -74,6 +75,7 @@ def read(folder: Path, stages: list[str]) -> dict[str, Any]:
         "preflight": lambda: pair.check().require(),
         "fingerprints": lambda: (pair.base.fingerprint, pair.tuned.fingerprint),
         "spectrum": lambda: wb.spectral.delta_spectrum(pair),
+        "edit": lambda: wb.edits.save(wb.edits.edits(pair, "alpha")(0.5), folder / "edited"),
     }
     for name in stages:
         start = time.perf_counter()
@@ -134,7 +136,8 @@ def write(out: Path, found: dict[str, Any]) -> None:
         f"{host['cpu']}, {host['cores']} cores, torch {host['torch']}, {host['threads']} threads, "
         f"{host['date']}. A base and a full fine-tune of 4096 x 4096 bfloat16 matrices in sparse "
         "files: all zeros, which are read, hashed and compared like any numbers, but for two "
-        "matrices a side, of whose changes the singular values are taken. Peaks are of the "
+        "matrices a side, of whose changes the singular values are taken; half of the "
+        "change is written as a checkpoint of the same size. Peaks are of the "
         "process's resident set, mapped pages among them. The stages of a size may be of runs of "
         "their own, beside other work: compare peaks, not seconds; a peak counts the stages "
         "before it in its run.",

@@ -4,8 +4,8 @@ A LoRA stays a LoRA where its edited change is of low rank: its modules, and fac
 each module's new change, B = U sqrt(S) and A = sqrt(S) V^T, as peft's own
 `reduce_intruder_dimension` splits them. Everything else becomes whole weights, parameter by
 parameter in the shards and the precision of the fine-tuned model (of an adapter: its base's), so
-that memory holds one shard and no more; tokenizer, chat template and settings of generation go with
-it. edit.json says what was done, and README.md says it in words.
+that memory holds a few matrices and no more; tokenizer, chat template and settings of generation go
+with it. edit.json says what was done, and README.md says it in words.
 
 It misleads where an edit is smaller than the precision it is stored in: bfloat16 keeps 8 bits of an
 entry, so that much of a small edit of whole weights rounds away. edit.json says how much was lost.

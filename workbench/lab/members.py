@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from workbench.files.tensors import write_tensors
 from workbench.loaders import Checkpoint, CheckpointPair
 from workbench.loaders.adapters import Factors
 from workbench.loaders.adapters.lora import Lora
@@ -88,7 +89,7 @@ def whole_of(
     parameter of the base is `made(name, the precision it is stored in)`.
 
     made: (out, in) or (n,), the rows that both sides have; None leaves a parameter as the member
-    has it. One shard is in memory at a time.
+    has it. One stored tensor is in memory at a time.
     """
     assert pair.tuned.folder is not None
     copy_side_files(pair.tuned.folder, folder)
@@ -102,22 +103,26 @@ def whole_of(
             wanted[stored_name(places[theirs])].append((name, theirs))
     files = sorted({stored.home[name] for name in wanted})
     shards: dict[str, str] = {}
+
+    def filled(name: str) -> Tensor:
+        tensor = stored[name].clone().contiguous()
+        for own, theirs in wanted[name]:
+            found = made(own, tensor.dtype)
+            if found is None:
+                continue
+            target = view({name: tensor}, places[theirs])
+            conv = found.ndim == 2 and is_conv1d(theirs, pair.tuned.config)
+            found = found.T if conv else found
+            target = target[: len(found)]
+            target.copy_(found.reshape(target.shape))
+        return tensor
+
     for number, file in enumerate(files, 1):
         shard = _called(number, len(files))
-        tensors = {}
-        for name in (name for name in wanted if stored.home[name] == file):
-            tensors[name] = tensor = stored[name].clone().contiguous()
-            for own, theirs in wanted[name]:
-                found = made(own, tensor.dtype)
-                if found is None:
-                    continue
-                target = view({name: tensor}, places[theirs])
-                conv = found.ndim == 2 and is_conv1d(theirs, pair.tuned.config)
-                found = found.T if conv else found
-                target = target[: len(found)]
-                target.copy_(found.reshape(target.shape))
-        save_file(tensors, folder / shard, metadata={"format": "pt"})
-        shards |= dict.fromkeys(tensors, shard)
+        here = [name for name in wanted if stored.home[name] == file]
+        shapes = {name: (stored.info[name].dtype, stored.info[name].shape) for name in here}
+        write_tensors(folder / shard, shapes, filled)
+        shards |= dict.fromkeys(here, shard)
     if len(files) > 1:
         _write_index(folder, shards, pair.tuned)
 
