@@ -5,19 +5,24 @@ import itertools
 import json
 import shutil
 import signal
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import workbench as wb
 from workbench import tasks
 from workbench.errors import WorkbenchError
+from workbench.integrations import Watch
 from workbench.lab.build import scaled
 from workbench.lab.data import Batches, Example, fingerprint, prepare
 from workbench.lab.recipe import Recipe
 from workbench.lab.train import batch_loss, step_loss, train
 from workbench.loaders import Checkpoint
+from workbench.results import run_folder
 
 FULL = Recipe(task="boxes", method="full", lr=1e-2, steps=6, batch_size=4, evaluate_every=2)
 LORA = Recipe.lora(task="boxes", rank=2, alpha_lr=0.1, steps=6, batch_size=4, checkpoints=(2, 4))
@@ -108,6 +113,33 @@ def test_ctrl_c_saves_where_it_is_and_the_same_call_goes_on_from_there(
     whole = train(base_folder, FULL, texts, tmp_path / "whole", evaluate=lambda *_: {"task": 0.5})
     a, b = load_file(whole / "model.safetensors"), load_file(cut / "model.safetensors")
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("recipe", [LORA, FULL], ids=["lora", "full"])
+def test_a_watched_run_is_the_unwatched_one(recipe, base_folder, texts, tmp_path) -> None:
+    """Bit for bit, and its curve ends at the model that is written."""
+    plain = train(base_folder, recipe, texts, tmp_path / "plain")
+    watched = train(
+        base_folder, recipe, texts, tmp_path / "made", watch=watching(base_folder, tmp_path)
+    )
+    ours, theirs = (next(one.glob("*.safetensors")).read_bytes() for one in (plain, watched))
+    assert ours == theirs
+    kept = run_folder.load(tmp_path / "curves")["spectral.delta_spectrum.steps"]
+    assert kept.members == ["step 2", "step 4", "step 6"]
+    again = wb.spectral.delta_spectrum(wb.load_pair(base_folder, watched)).metric("norm")
+    last = kept.metric("norm").query("member == 'step 6'")
+    np.testing.assert_allclose(last["value"], again["value"], rtol=1e-3)
+
+
+def test_a_watch_ends_a_run(base_folder, texts, tmp_path) -> None:
+    made = train(base_folder, replace(LORA, steps=50), texts, tmp_path / "made",
+                 watch=watching(base_folder, tmp_path, stop="relative_norm > 0"))  # fmt: skip
+    assert json.loads((made / "training.json").read_text())["step"] == 2
+
+
+def watching(base, folder, **more):
+    given = {"every": 2, "budget": 1e9, "analyses": ("spectral.delta_spectrum",)}
+    return Watch(base, folder / "curves", **(given | more))
 
 
 def test_a_state_is_saved_every_minute(base_folder, texts, tmp_path, monkeypatch) -> None:

@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.cli.options import Base, Device, Seed, Tuned, asked, member_out, phantom_out
+from workbench.cli.options import (
+    Base,
+    Device,
+    Seed,
+    Text,
+    Tuned,
+    asked,
+    member_out,
+    phantom_out,
+    texts,
+)
 from workbench.cli.reading import reads_prompts
 from workbench.cli.values import PROMPTS
 
@@ -35,6 +45,15 @@ def train(
     loss: Annotated[
         str, typer.Option(help="Tokens that are trained: sequence (the whole text) or answer.")
     ] = "sequence",
+    watch: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to write curves over the training steps to: what is learned and "
+            "forgotten, measured on the model while it is trained, on the test prompts of "
+            "--prompts."
+        ),
+    ] = None,
+    text: Text = None,
     device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
@@ -43,6 +62,7 @@ def train(
     Example: workbench lab train BASE --prompts task.jsonl --out members/lora-r8 --rank 8
     """
     import workbench as wb
+    from workbench.integrations import Watch
     from workbench.lab import Recipe
 
     shared: dict[str, Any] = {
@@ -53,10 +73,16 @@ def train(
         recipe = Recipe(method="lora", rank=rank, alpha=2.0 * rank, **shared)
     else:
         recipe = Recipe(method="full", **shared)
+    watched = None
+    if watch is not None:
+        watched = Watch(base, watch, prompts=asked(prompts), texts=texts(text))
     made = wb.lab.train(
-        base, recipe, asked(prompts, "train"), out, device=device, save_every=save_every
-    )
+        base, recipe, asked(prompts, "train"), out, device=device, save_every=save_every,
+        watch=watched,
+    )  # fmt: skip
     print(f"Fine-tuned model: {made}")
+    if watched is not None:
+        print(f"Curves over its steps: {watch} ({watched.overhead:.1%} of the time)")
 
 
 @app.command()

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,15 @@ SAVE_EVERY, SECONDS = 200, 60.0  # steps and time between saved states
 Evaluate = Callable[[Any, Any], dict[str, float]]
 
 
+class Watching(Protocol):
+    """What a run calls of `workbench.integrations.Watch`."""
+
+    @property
+    def stopped(self) -> bool: ...
+    def step(self, model: Any, step: int) -> Any: ...
+    def finish(self, model: Any, step: int) -> Any: ...
+
+
 def train(
     base: str | Path | Any,
     recipe: Recipe,
@@ -52,6 +61,7 @@ def train(
     device: str | torch.device | None = None,
     save_every: int = SAVE_EVERY,
     compiled: bool = False,
+    watch: Watching | None = None,
 ) -> Path:
     """Fine-tune one model and write it to the folder `out`; returns `out`.
 
@@ -62,7 +72,9 @@ def train(
     -> scores, called before the first step, every `recipe.evaluate_every` steps and at the end.
     save_every: steps between saved states, of which there is one a minute at least, and one on
     ctrl-C; an interrupted run resumes from its last one, logs this, and ends in the same weights.
-    compiled: run the steps through torch.compile, which pays off after some thousand steps.
+    compiled: run the steps through torch.compile, which pays off after some thousand steps. watch:
+    a `workbench.integrations.Watch`, which measures the model while it is trained and may end the
+    run early; the weights are those of a run without.
 
     `out` holds a transformers model with its tokenizer, or a PEFT adapter, training.json (recipe,
     step, seed, scores), log.jsonl (at every evaluation the loss, the scores and what `TrainingLog`
@@ -97,8 +109,8 @@ def train(
     member = _Member(model, tokenizer, reference, run, out, diary)
     member.work.mkdir(parents=True, exist_ok=True)
     lost = batches(losing, recipe.batch_size, recipe.seed, tokenizer) if losing else None
-    _loop(member, recipe, source, lost, evaluate, save_every, compiled)
-    member.finish(recipe.steps)
+    done = _loop(member, recipe, source, lost, evaluate, save_every, compiled, watch)
+    member.finish(done)
     return out
 
 
@@ -187,7 +199,9 @@ def _loop(
     evaluate: Evaluate | None,
     save_every: int,
     compiled: bool,
-) -> None:
+    watch: Watching | None,
+) -> int:
+    """Returns how many steps were done: all, unless the watch ended the run."""
     model = member.model
     run = torch.compile(model, dynamic=True) if compiled else model
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -199,6 +213,7 @@ def _loop(
         fused=True,
     )
     start, mean = member.resume(optimizer)
+    done = start
     if start == 0:
         member.log(0, None, evaluate)
     else:
@@ -227,7 +242,9 @@ def _loop(
                     f"The loss is {value} at step {done}; lower the learning rate ({recipe.lr})."
                 )
             mean = value if mean is None else 0.98 * mean + 0.02 * value
-            last = done == recipe.steps
+            if watch is not None:
+                watch.step(model, done)
+            last = done == recipe.steps or (watch is not None and watch.stopped)
             if last or (recipe.evaluate_every and done % recipe.evaluate_every == 0):
                 member.log(done, mean, evaluate)
             bar.set_postfix(loss=f"{mean:.3f}", score=member.scores.get("task"))
@@ -240,6 +257,11 @@ def _loop(
             if asked and not last:
                 log.warning("%s stopped at step %d of %d.", member.out, done, recipe.steps)
                 raise KeyboardInterrupt
+            if last:
+                break
+    if watch is not None:
+        watch.finish(model, done)
+    return done
 
 
 @contextlib.contextmanager
