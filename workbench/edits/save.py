@@ -22,21 +22,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from workbench.edits.extract import extracted
 from workbench.errors import WorkbenchError
 from workbench.files.writing import Mark, replacing, require_free
 from workbench.lab.members import adapter_of, plain_lora, whole_of
 from workbench.loaders import CheckpointPair
 from workbench.loaders.adapters import Factors
+from workbench.loaders.adapters.factors import split
 from workbench.loaders.adapters.lora import Lora
 from workbench.loaders.names import ParameterSite
 from workbench.loaders.quantised import quantisation
 from workbench.models import Edit
-from workbench.numerics import svd
 
 ABOUT = "edit.json"
 FORMAT = 1
 EDITED = Mark("an edited model", lambda folder: (folder / ABOUT).is_file())
-EXACT = 1e-5  # of a change's norm: what float32 leaves behind the last direction of a low rank
 Form = Literal["adapter", "weights"]
 
 
@@ -52,7 +52,8 @@ def save(
 
     made: an edit of one pair, or of several over one base. form: "adapter", a LoRA over the base;
     "weights", whole weights; None writes an adapter where the fine-tuned model is a plain LoRA
-    whose edited change has at most half of the directions there could be. rank: of every module's
+    whose edited change has at most half of the directions there could be, and "adapter" makes a new
+    LoRA of any other model (`edits.extract`). rank: of every module's
     change in an adapter, which keeps the best of that rank; None keeps all of it, by as many
     directions as the module that needs most. says: what was done, by name, which is written into
     edit.json, for example {"kind": "alpha", "strength": 0.8}.
@@ -61,19 +62,14 @@ def save(
     and fine-tuned models with their fingerprints, the form, how many parameters changed, and
     `lost`: the largest share of a change's norm that was not kept, by the rank of an adapter or by
     the stored precision of whole weights.
-    Raises WorkbenchError before any work for a side that is in memory or quantised, an adapter that
-    the edit of this model does not fit, and an `out` that holds anything else.
+    Raises WorkbenchError before any work for a side that is in memory or quantised, and an `out`
+    that holds anything else, and for modules that no LoRA adapts.
     """
     pair, out = made.pair, Path(out)
     require_free(out, EDITED)
     _require(made, form, rank)
     lora = None if form == "weights" else plain_lora(pair)
     fitting = lora is not None and not _beside(made, lora)
-    if form == "adapter" and not fitting:
-        raise WorkbenchError(
-            f"The edited {pair.name} does not fit into an adapter: only a plain LoRA, edited in "
-            'the matrices that it adapts, stays one; write whole weights (form="weights").'
-        )
     factors = _factored(made, lora, rank) if fitting and lora is not None else None
     if factors is not None and form is None and rank is None and _full(factors):
         factors = None
@@ -83,31 +79,15 @@ def save(
         "form": "weights" if factors is None else "adapter",
     }  # fmt: skip
     with replacing(out, EDITED) as fresh:
-        if factors is None or lora is None:
-            about |= _whole(made, fresh)
-        else:
+        if factors is not None and lora is not None:
             about |= _adapter(pair, lora, factors, fresh, out)
+        elif form == "adapter":
+            about |= {"form": "adapter"} | extracted(made, fresh, out, rank)
+        else:
+            about |= _whole(made, fresh)
         (fresh / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
         (fresh / "README.md").write_text(_card(pair, about), encoding="utf-8")
     return out
-
-
-def split(change: Tensor, rank: int | None = None) -> tuple[Factors, float]:
-    """(B, A) of the best approximation of a change of that rank, the square roots of the singular
-    values in each, and the share of its norm that this does not keep; None: all of it.
-
-    change: (out, in), float32.
-    """
-    left, values, right = svd(change)
-    total = float(values.norm())
-    if not total:
-        return Factors(left[:, :0], right[:0]), 0.0
-    behind = values.square().flip(0).cumsum(0).flip(0).sqrt()  # norm from each direction on
-    needed = int((behind > EXACT * total).sum())
-    kept = needed if rank is None else min(rank, needed)
-    root = values[:kept].sqrt()
-    lost = float(behind[kept]) / total if kept < len(values) else 0.0
-    return Factors(left[:, :kept] * root, root[:, None] * right[:kept]), lost
 
 
 def _require(made: Edit, form: str | None, rank: int | None) -> None:

@@ -10,6 +10,7 @@ from workbench.findings.readings import (
     forgetting,
     localised,
     patching,
+    repair,
     skills,
     spectral,
     tuco,
@@ -22,6 +23,15 @@ from workbench.results.result import Result
 INTRUDERS_V1, INTRUDERS_V3 = "arXiv 2410.21228v1", "arXiv 2410.21228v3"
 TUCO, GRAFTS = "arXiv 2506.23423", "arXiv 2302.06600"
 CIRCUITS, MECHANISMS = "arXiv 2402.14811", "arXiv 2311.12786"
+
+# What repairs, its source and its kind of edit. The entries that harm are told by a gradient here;
+# there, the share to restore was chosen by the score.
+REPAIRS = (
+    ("Scaling the intruders down", INTRUDERS_V3, "intruders"),
+    ("Keeping the entries alone that moved most", GRAFTS, "movement"),
+    ("Setting back the entries that harm", "arXiv 2509.16596", "harmful"),
+    ("Scaling down the singular directions that harm", "arXiv 2603.03995", "reweighted"),
+)
 
 
 @dataclass(frozen=True)
@@ -225,5 +235,25 @@ CLAIMS = (
         "above 0, where the fine-tuned task certainly loses less than 0.05; a fall, or a certain "
         "loss of more, contradicts",
         forgetting.path,
+    ),
+    Claim(
+        "A smaller change gives back forgetting at no cost to the task",
+        "arXiv 2109.01903",
+        "share of the rise of the pre-training loss that is given back at the alpha chosen on the "
+        "other half of the prompts and texts",
+        "above 0, where the task's score certainly falls by less than 0.05",
+        repair.smaller,
+    ),
+    *(
+        Claim(
+            f"{what} gives back more than a smaller change does",
+            source,
+            "by how much lower the pre-training loss is than at the chosen alpha, nats a token, "
+            "strengths chosen on the other half of the prompts and texts (control: what that alpha "
+            "gives back)",
+            "above 0, where the task's score certainly falls by less than 0.05",
+            repair.beyond(arm),
+        )
+        for what, source, arm in REPAIRS
     ),
 )
