@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.cli.options import Base, Device, Seed, Text, Tuned, texts
+from workbench.cli.options import Base, Device, Seed, Tuned, texts
 from workbench.cli.printing import say
 from workbench.cli.reading import reads_prompts
 from workbench.cli.values import asked
 
 KIND = (
     "alpha, layers, intruders, rank, movement, random, harmful, reweighted, 1-bit or tiers; "
-    "harmful and reweighted need --text"
+    "harmful and reweighted need --texts"
 )
 
 
@@ -33,7 +33,15 @@ def save(
             help="Without --strength: prompts of the learned task, on half of which it is chosen."
         ),
     ] = None,
-    text: Text = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            "--texts",
+            "--text",
+            help="A file of text like the pre-training data, for --prompts and for kinds that read "
+            "it; default: texts sampled from the base.",
+        ),
+    ] = None,
     form: Annotated[
         str | None,
         typer.Option(help="adapter or weights. Default: an adapter where that holds the edit."),

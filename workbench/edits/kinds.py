@@ -86,7 +86,7 @@ def edits(pair: CheckpointPair, kind: str, settings: Settings | None = None) -> 
     if known.reads and not settings.texts:
         raise WorkbenchError(
             f"An edit of kind {kind} is told by texts what was forgotten, and found none; give "
-            "text like the pre-training data (--text, or Settings(texts=...))."
+            "text like the pre-training data (--texts, or Settings(texts=...))."
         )
     made: list[At] = []
 
