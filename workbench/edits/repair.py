@@ -169,7 +169,7 @@ def repair(
 
 def choosing(texts: Sequence[str], seed: int = 0) -> list[str]:
     """The half of the texts that chooses a strength, and says what harms them."""
-    return [texts[i] for i in halves(len(texts), seed)[0]]
+    return [texts[int(i)] for i in halves(len(texts), seed)[0]]
 
 
 def _require(

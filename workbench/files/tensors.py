@@ -42,4 +42,4 @@ def write_tensors(file: Path, shapes: Mapping[str, Shape], tensor: Callable[[str
             if made.dtype != dtype or tuple(made.shape) != shape:
                 raise TypeError(f"{name} is {made.dtype} {tuple(made.shape)}, not {dtype} {shape}")
             # As bytes, since numpy has no bfloat16.
-            out.write(memoryview(made.reshape(-1).view(torch.uint8).numpy()))
+            out.write(made.reshape(-1).view(torch.uint8).numpy().data)

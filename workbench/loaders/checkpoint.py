@@ -312,7 +312,7 @@ class Checkpoint:
 
     def _step(self) -> int | None:
         """The training step, of what a Trainer wrote beside the weights or of the folder's name."""
-        step = (self._told("trainer_state.json") or {}).get("global_step")
+        step: Any = (self._told("trainer_state.json") or {}).get("global_step")
         if is_count(step, 0):
             return int(step)
         home = Path(self.adapter) if self.adapter else self.folder
