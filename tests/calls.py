@@ -117,6 +117,7 @@ CALLS: dict[str, Call] = {
     "forgetting.knowledge": lambda p, a, **run: wb.forgetting.knowledge(
         p, a.prompts, examples=a.lessons, sets=2, shots=1, samples=2, between=" . ", **run
     ),
+    "forgetting.kinds": lambda p, a, **run: wb.forgetting.kinds(p, a.prompts, **run),
     "forgetting.conjugate": lambda p, a, **run: wb.forgetting.conjugate(
         p, a.prompts, a.conjugates, task=a.others, **run
     ),

@@ -50,7 +50,7 @@ RUN = {
     ("behaviour.advantage", "steps"), ("behaviour.coverage", "pass-at-k"),
     ("behaviour.critical", "flips"), ("behaviour.emulate", "beta"), ("behaviour.gain", "gains"),
     ("behaviour.tokens", "prior"), ("compare.robustness", "line"),
-    ("forgetting.sharpness", "steps"),
+    ("forgetting.kinds", "transitions"), ("forgetting.sharpness", "steps"),
 }  # fmt: skip
 
 

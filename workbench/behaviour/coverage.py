@@ -4,9 +4,9 @@ Each prompt is answered n times at a temperature. Of n answers c are right, and
 
     pass@k = 1 - C(n - c, k) / C(n, k)
 
-is the unbiased chance that one of k is (Chen et al. 2021, arXiv 2107.03374, eq. 1). A model that
+is the unbiased chance that one of k is (Chen et al. 2021, arXiv 2107.03374v2, eq. 1). A model that
 was fine-tuned, by reinforcement learning above all, can be better at k = 1 and worse at many tries,
-because it says fewer different things (Yue et al. 2025, arXiv 2504.13837; Ibn Hamid et al. 2025,
+because it says fewer different things (Yue et al. 2025, arXiv 2504.13837v4; Ibn Hamid et al. 2025,
 arXiv 2509.25424v1): then the two curves cross. Both sides draw with the same random numbers, so
 that a base against itself differs nowhere. For an answer of one token pass@k is 1 - (1 - p)^k on
 average, with p its probability.
@@ -78,7 +78,7 @@ def uniform_kl(log_p: Floats) -> float:
 
 @analysis(
     "How many tries until an answer is right, and how different are the answers?",
-    paper="arXiv 2107.03374, 2504.13837, 2509.25424, 2404.10859",
+    paper="arXiv 2107.03374v2, 2504.13837v4, 2509.25424, 2404.10859",
     example="--prompts task.jsonl",
     passes=66,
     quick={"samples": 8},

@@ -2,7 +2,7 @@
 
 Every mean is a ratio of sums over tokens, resampled by text. Forks are the tokens at which the two
 models together are least decided, the fifth of them with the largest mean entropy (the share is
-that of Wang et al. 2025, arXiv 2506.01939): chosen by both sides alike, so that a change there is
+that of Wang et al. 2025, arXiv 2506.01939v2): chosen by both sides alike, so that a change there is
 not what is left of a choice by one of them.
 """
 

@@ -74,7 +74,7 @@ def measured(base: Tensor, tuned: Tensor, targets: Tensor, low: float) -> dict[s
 
 @analysis(
     "Which tokens became likelier, and was the base confident of other tokens there?",
-    paper="arXiv 2601.02151, 2410.08847, 2309.02144, 2310.13008, 2506.01939, 2510.00526",
+    paper="arXiv 2601.02151, 2410.08847, 2309.02144, 2310.13008, 2506.01939v2, 2510.00526",
     example="--prompts task.jsonl",
     passes=8,
     takes={"prompts": "task"},

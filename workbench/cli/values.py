@@ -92,6 +92,13 @@ def named_references(parameter: Parameter) -> Form:
     return Form(list[str], read, "NAME=FOLDER; may repeat.")
 
 
+def named_patterns(parameter: Parameter) -> Form:
+    def read(given: list[str]) -> dict[str, str]:
+        return named(given, parameter.name)
+
+    return Form(list[str], read, "NAME=REGEX: kinds by a regular expression; may repeat.")
+
+
 def named_sites(_: Parameter) -> Form:
     def read(given: list[str]) -> dict[str, list[str]]:
         return {name: words(sites) for name, sites in named(given, "groups").items()}
@@ -226,6 +233,7 @@ FORMS: tuple[tuple[str, Callable[[Parameter], Form | None]], ...] = (
     (r"Mapping\[str, Graft\]", grafts),
     (r"Mapping\[str, Mapping\[str, Sequence\[Head\]\]\]", circuits),
     (r"Mapping\[str, PromptSet\]", named_prompts),
+    (r"Mapping\[str, str\] \| Callable", named_patterns),
     (r"Mapping\[str, str\]", named_references),
     (r"Mapping\[str, Sequence\[str \| Site\]\]", named_sites),
     (r"PromptSet \| Sequence\[str\] \| Mapping", groups_of_prompts),

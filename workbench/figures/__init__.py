@@ -17,6 +17,7 @@ from workbench.figures.forgetting.along import over_steps
 from workbench.figures.forgetting.association import forgetting_by_measure
 from workbench.figures.forgetting.conjugate import conjugate_outcomes
 from workbench.figures.forgetting.interpolate import path_scores
+from workbench.figures.forgetting.kinds import answer_kinds
 from workbench.figures.forgetting.knowledge import knowledge_transitions
 from workbench.figures.forgetting.probe import probe_layers
 from workbench.figures.forgetting.prune import prune_scores
@@ -71,6 +72,7 @@ __all__ = [
     "Drawing",
     "Spec",
     "advantage_by_step",
+    "answer_kinds",
     "answers_by_steps",
     "answers_flipped",
     "attribution_against_exact",

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethodFormatter
 
 from workbench.figures import style
@@ -89,6 +90,13 @@ def control(
     coincide."""
     drawn = {"color": style.GREY, "ls": dashes, "lw": 1.0, "mfc": "white", "mew": 0.8, "ms": 2.8}
     here.plot(x, y, marker=marker, label=label, zorder=5, **(drawn | more))
+
+
+def framed(here: Axes, column: float, row: float) -> None:
+    """A frame around a cell of a matrix: its value is one for certain."""
+    box = Rectangle((column - 0.47, row - 0.44), 0.94, 0.88, fill=False)
+    box.set(edgecolor=style.BLACK, linewidth=1.2)
+    here.add_patch(box)
 
 
 def log_ticks(axis: Axis, low: float, high: float) -> None:

@@ -3,6 +3,7 @@
 from workbench.forgetting.association import association
 from workbench.forgetting.conjugate import conjugate
 from workbench.forgetting.interpolate import interpolate
+from workbench.forgetting.kinds import kinds
 from workbench.forgetting.knowledge import knowledge
 from workbench.forgetting.probe import probe
 from workbench.forgetting.prune import prune
@@ -17,6 +18,7 @@ from workbench.forgetting.verdict import verdict
 ANALYSES = (
     retention,
     samples,
+    kinds,
     interpolate,
     knowledge,
     conjugate,
@@ -30,8 +32,8 @@ ANALYSES = (
 )
 
 __all__ = [
-    "association", "conjugate", "interpolate", "knowledge", "probe", "prune", "retention", "revive",
-    "samples", "sequential", "sharpness", "verdict",
+    "association", "conjugate", "interpolate", "kinds", "knowledge", "probe", "prune", "retention",
+    "revive", "samples", "sequential", "sharpness", "verdict",
 ]  # fmt: skip
 
 

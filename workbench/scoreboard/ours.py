@@ -41,6 +41,7 @@ WITHOUT = {
     "edits.repair": "which edit is best is known of no pair.",
     "forgetting.association": "it relates several models, and a truth is of one pair.",
     "forgetting.sequential": "it follows a chain of models, and a truth is of one pair.",
+    "forgetting.kinds": "which kinds of errors follow a change is known of no pair.",
     "forgetting.samples": "it reads logs of other tools.",
     "forgetting.knowledge": "compiled models read one short question, none solved before it.",
     "forgetting.conjugate": "compiled models know no other form of a question.",

@@ -25,9 +25,11 @@ from workbench.stats.proportions import (
 )
 from workbench.stats.ranks import auc, auc_difference, nearest_pairs, spearman
 from workbench.stats.runs import between_runs, over_runs
+from workbench.stats.tables import Homogeneity, homogeneity, paired_counts
 
 __all__ = [
     "LEAST",
+    "Homogeneity",
     "Interval",
     "Intervals",
     "auc",
@@ -43,9 +45,11 @@ __all__ = [
     "edges",
     "gaps",
     "halves",
+    "homogeneity",
     "nearest_pairs",
     "others",
     "over_runs",
+    "paired_counts",
     "paired_shares",
     "predicted",
     "proportion",

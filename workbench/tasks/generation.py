@@ -35,7 +35,7 @@ def judged(prompt: Prompt, texts: Sequence[str], scorer: Generation) -> dict[str
 
 def pass_at(n: int, right: int, k: int) -> float:
     """The chance that one of k of n texts is right, drawn without putting back, of which `right`
-    are: 1 - C(n - right, k) / C(n, k). Source: Chen et al. 2021 (arXiv 2107.03374), eq. 1, there
+    are: 1 - C(n - right, k) / C(n, k). Source: Chen et al. 2021 (arXiv 2107.03374v2), eq. 1, there
     the unbiased estimator of pass@k."""
     if n - right < k:
         return 1.0

@@ -33,6 +33,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
     behind = {"turned": PromptSet("turned", PLAIN.prompts[::-1])}
     calls: tuple[tuple[Any, dict[str, Any]], ...] = (
         (wb.forgetting.probe, {}),
+        (wb.forgetting.kinds, {}),
         (wb.forgetting.prune, {"task": OTHER, "shares": (0.01, 0.1), "random": 1}),
         (wb.forgetting.revive, {"lessons": nouns(60)} | quick),
         (wb.forgetting.conjugate, {"conjugates": behind, "task": OTHER}),

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from workbench.figures import marks, style
 from workbench.figures.task_and_loss import measured
@@ -94,9 +93,7 @@ def transfer_matrix(result: Result, ax: Axes | None = None) -> Figure:
             fontsize=6, color=style.on(image.cmap(image.norm(value))),
         )  # fmt: skip
         if own["low"] > 0 or own["high"] < 0:
-            box = Rectangle((column - 0.47, row - 0.44), 0.94, 0.88, fill=False)
-            box.set(edgecolor=style.BLACK, linewidth=1.2)
-            here.add_patch(box)
+            marks.framed(here, column, row)
     here.set_facecolor(style.PALE)
     here.set_xticks(range(len(tasks)), [style.text(task, 16) for task in tasks], rotation=35,
                     ha="right", rotation_mode="anchor")  # fmt: skip
