@@ -133,6 +133,9 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "forgetting.retention": {
         GREEDY: ("score", "score_change"),
+        "forgetting/test_paired.py::test_the_worst_group_is_picked_on_other_items": (
+            "group_worst*", "group_change_difference",
+        ),
         "forgetting/test_paired.py::test_a_table_by_hand": ("lost", "gained", "mcnemar", "item"),
         "forgetting/test_retention.py::test_losses_of_answers_and_bits_by_hand": (
             "answer_loss", "answer_loss_change", "bits_per_byte", "bits_per_byte_change",

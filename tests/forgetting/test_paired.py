@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+import workbench as wb
+from tests.models.conftest import no_gradients
 from workbench.errors import WorkbenchError
 from workbench.forgetting.paired import Paired, mcnemar, require_tags, rows, transitions
 from workbench.stats import bootstrap, gaps
@@ -151,6 +155,48 @@ def test_groups_are_told_apart_and_their_gap():
     assert found.loc[found["metric"] == "item", "group"].tolist() == [t["subject"] for t in tags]
 
 
+def test_the_worst_group_is_picked_on_other_items():
+    """Three groups of 16; "hard" falls from .75 to .25 in either half, the others keep .75."""
+    good, bad = np.tile([1, 1, 1, 0], 4), np.tile([1, 0, 0, 0], 4)
+    tags = [{"kind": name} for name in ("easy", "hard", "plain") for _ in range(16)]
+    one = items([*good] * 3, np.concatenate([good, bad, good]), tags=tags)
+    found = table(one, by="kind").set_index("metric")
+    half = np.random.default_rng(0).permutation(16)[8:]
+    assert found.loc["group_worst_score", "group"] == "hard"
+    assert found.loc["group_worst_score", "n"] == 8
+    assert found.loc["group_worst_score", "value"] == pytest.approx(bad[half].mean())
+    assert found.loc["group_worst_score", "baseline"] == pytest.approx(good[half].mean())
+    fell = (bad - good)[half].mean()
+    assert found.loc["group_worst_score_change", "value"] == pytest.approx(fell)
+    assert "group_change_difference" not in found.index
+    tags = [{"likeness": "like" if i < 16 else "unlike"} for i in range(32)]
+    two = items([*good] * 2, [*good, *bad], tags=tags)
+    row = table(two, by="likeness").set_index("metric").loc["group_change_difference"]
+    assert (row["group"], row["value"]) == ("like less unlike", pytest.approx(0.5))
+    assert row["low"] > 0
+
+
+def test_the_worst_of_equal_groups_is_no_worse_than_the_others():
+    """Picked and reported on the same items it would be: of 12 groups .27 instead of .5."""
+    found, biased = [], []
+    for seed in range(120):
+        right = (np.random.default_rng(seed).random(240) < 0.5).astype(float)
+        tags = [{"kind": str(i % 12)} for i in range(240)]
+        rows_ = table(items(right, right, tags=tags), by="kind", seed=seed, same=True)
+        found.append(value(rows_, "group_worst_score"))
+        biased.append(min(right[k::12].mean() for k in range(12)))
+    assert np.mean(found) == pytest.approx(0.5, abs=0.04)
+    assert np.mean(biased) < 0.35
+
+
+def test_clusters_are_not_split_between_picking_and_reporting():
+    tags = [{"kind": "ab"[i % 2], "of": str(i // 4)} for i in range(64)]
+    right = np.tile([1.0, 0], 32)
+    rows_ = table(items(right, right, tags=tags), by="kind", cluster="of").set_index("metric")
+    assert rows_.loc["group_worst_score", "group"] == "b"
+    assert rows_.loc["group_worst_score", "n"] == 16
+
+
 def test_equal_groups_have_the_gap_of_chance():
     """The gap of groups dealt at random lies in the range it is given, 19 times of 20 or so."""
     inside = 0
@@ -176,3 +222,25 @@ def test_a_tag_that_nothing_or_not_everything_has_is_refused():
         list(rows(one, by="kind"))
     with pytest.raises(WorkbenchError, match=r"Expected by to be a tag.*'subject'.*they have kind"):
         require_tags([replace(one, tags=({"kind": "a"},) * 2)], by="subject")
+
+
+def test_the_worst_answer_of_a_run_needs_no_tag(tmp_path: Path):
+    """`overruled` says book to what was an apple; the words of its members carry no tag."""
+    from tests.forgetting.conftest import nouns, overruled, pair
+    from workbench.cli import app
+
+    own = pair(tmp_path, overruled())
+    found = wb.forgetting.retention(own, [nouns(0, 40)], texts=["a book in a"], by="answer").table
+    (row,) = found[found["metric"] == "group_worst_score"].itertuples()
+    assert (row.group, row.value, row.baseline, row.n) == ("apple", 0, 1, 10)
+    (row,) = found[found["metric"] == "group_change_difference"].itertuples()
+    assert (row.group, row.value) == ("apple less book", -1)
+    prompts = str(nouns(0, 40).save(tmp_path / "nouns.jsonl"))
+    (tmp_path / "texts.txt").write_text("a book in a\n")
+    run = ["forget", "retention", str(tmp_path / "base"), str(tmp_path / "tuned"), "--prompts",
+           prompts, "--by", "answer", "--texts", str(tmp_path / "texts.txt")]  # fmt: skip
+    done = CliRunner().invoke(app, run, catch_exceptions=False)
+    assert "worst answer apple (score 0.00" in " ".join(done.output.split())
+
+
+__all__ = ["no_gradients"]

@@ -20,7 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import WorkbenchError
-from workbench.stats import Interval, bootstrap, change, gaps, share
+from workbench.stats import (
+    LEAST,
+    Interval,
+    bootstrap,
+    change,
+    difference,
+    gaps,
+    halves,
+    share,
+)
 from workbench.tasks.prompts import tagged
 
 Floats = NDArray[np.float64]
@@ -70,9 +79,11 @@ def rows(
     exact p that as many go either way (column changed: how many went), where items are right or
     wrong and stand alone. by: a tag: for each of its values, column group, group_score,
     group_score_change, group_lost and group_gained, and `stats.gaps` between those with 8 items or
-    more, which resamples the same clusters. same: both sides are one model, whose change is exactly
-    0. item: one row each (prompt, asked, expected, base_said, said; value: the tuned model's
-    score). Items without the tag `cluster` stand alone.
+    more, which resamples the same clusters; group_worst_score and group_worst_score_change, of the
+    group that the tuned model does worst on one half of the items, on the other half; and of two
+    groups group_change_difference, the change of the first less that of the second. same: both
+    sides are one model, whose change is exactly 0. item: one row each (prompt, asked, expected,
+    base_said, said; value: the tuned model's score). Items without the tag `cluster` stand alone.
     """
     of = one.clusters(cluster)
     yield from _means(one, slice(None), "", of, same, seed)
@@ -91,6 +102,7 @@ def rows(
                 yield row | {"group": group}
         for row in gaps(one.before, one.after, groups, seed, clusters=of):
             yield row | {"task": one.task, "metric": f"group_{row['metric']}"}
+        yield from _compared(one, groups, of, same, seed)
     for i, name in enumerate(one.ids):
         yield {
             "task": one.task, "metric": "item", "prompt": name, "value": one.after[i],
@@ -148,6 +160,40 @@ def _means(
 def row_of(task: str, metric: str, found: Interval, baseline: float) -> dict[str, Any]:
     """A row of a Result's table: a mean with its interval."""
     return {"task": task, "metric": metric, **found._asdict(), "baseline": baseline}
+
+
+def _compared(
+    one: Paired, groups: NDArray[np.str_], of: Any, same: bool, seed: int
+) -> Iterator[dict[str, Any]]:
+    """The worst group, picked on other items than those it is reported on, and two groups beside
+    each other."""
+    names = [name for name in dict.fromkeys(groups.tolist()) if (groups == name).sum() >= LEAST]
+    units = np.arange(len(groups)) if of is None else np.unique(of, return_inverse=True)[1]
+    first = np.zeros(int(units.max()) + 1, dtype=bool)
+    for name in names:  # each group is split, so that none is left out of either half
+        own = np.unique(units[groups == name])
+        first[own[halves(len(own), seed)[0]]] = True
+    chosen = first[units]
+    picked = {
+        name: one.after[chosen & (groups == name)].mean()
+        for name in names
+        if 0 < (chosen & (groups == name)).sum() < (groups == name).sum()
+    }
+    if len(picked) > 1:
+        worst = min(picked, key=lambda name: float(picked[name]))
+        here = np.flatnonzero(~chosen & (groups == worst))
+        found = _means(one, here, "group_worst_", None if of is None else of[here], same, seed)
+        for row in found:
+            if row["metric"].removeprefix("group_worst_") in ("score", "score_change"):
+                yield row | {"group": worst}
+    if len(names) == 2:
+        sides = []
+        for name in names:
+            at = groups == name
+            own = None if of is None else of[at]
+            sides.append(change(one.before[at], one.after[at], clusters=own, same=same, seed=seed))
+        told = {"group": f"{names[0]} less {names[1]}"}
+        yield row_of(one.task, "group_change_difference", difference(*sides), 0.0) | told
 
 
 def _binary(one: Paired) -> bool:

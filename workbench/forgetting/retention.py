@@ -36,6 +36,7 @@ from workbench.loaders import CheckpointPair
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
 from workbench.stats import bootstrap, change, gaps, share
+from workbench.tasks.groups import GROUPS
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.score import bytes_predicted, text_divergence
 from workbench.tasks.scorers import Loss
@@ -81,14 +82,15 @@ def retention(
     prompts: prompt sets, each scored by its own scorer, or by greedy exact match if it has none
     (`tasks.answers`). texts: held-out text like the base's pre-training data; None takes 64 samples
     of the base itself. task: prompts of the fine-tuned task, which are scored first, or the name of
-    one of the prompt sets; figures mark it. by: a tag of the prompts, for example subject; the
-    scores are also reported for each of its values. cluster: a tag that dependent items share, for
-    example passage; intervals then resample whole clusters. lm_eval: tasks of lm-evaluation-harness
-    that are run as well, if it is installed. metric: the metric of lm-eval that scores its tasks,
-    for example acc_norm; by default acc, exact_match or the first there is. limit: the number of
-    first items that are run of each task of lm-eval. include: a folder of your own tasks for
-    lm-eval (YAML). Runs the stored weights, adapters unmerged, in `dtype` ("float32" or
-    "bfloat16").
+    one of the prompt sets; figures mark it. by: a tag of the prompts, for example subject, or one
+    of answer, length, steps, turns and frequency, which need none (`tasks.groups.grouped`); the
+    scores are also reported for each of its values, and for the worst. cluster: a tag that
+    dependent items share, for example passage; intervals then resample whole clusters. lm_eval:
+    tasks of lm-evaluation-harness that are run as well, if it is installed. metric: the metric of
+    lm-eval that scores its tasks, for example acc_norm; by default acc, exact_match or the first
+    there is. limit: the number of first items that are run of each task of lm-eval. include: a
+    folder of your own tasks for lm-eval (YAML). Runs the stored weights, adapters unmerged, in
+    `dtype` ("float32" or "bfloat16").
 
     Returns a Result with a row per (task, metric), each with a 95% interval, paired over items,
     and n: score with the base's value as baseline, score_change, tuned - base, lost and
@@ -119,7 +121,7 @@ def retention(
             "lm-eval's tasks; name its tasks (--lm-eval), or leave it out."
         )
     scored = [one for one in prompts if not isinstance(one.scorer, Loss)]
-    asked = [_questions(one) for one in scored]
+    asked = [_questions(one, by) for one in scored]
     run: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype}
     theirs, notes = (), []
     if lm_eval:
@@ -174,11 +176,14 @@ def _starts(words: Any) -> bool:
     return words.bos_token_id is not None or words.eos_token_id is not None
 
 
-def _questions(one: PromptSet) -> Paired:
-    """A set as items that nobody has answered yet."""
+def _questions(one: PromptSet, by: str | None = None) -> Paired:
+    """A set as items that nobody has answered yet. by: a group that may need no tag."""
     unknown, nothing = np.full(len(one), np.nan), ("",) * len(one)
+    tags = [p.tags for p in one]
+    if by in GROUPS and not any(by in own for own in tags):
+        tags = [{**own, by: name} for own, name in zip(tags, one.tag(by), strict=True)]
     return Paired(
-        one.name, tuple(p.id for p in one), unknown, unknown, unknown, tuple(p.tags for p in one),
+        one.name, tuple(p.id for p in one), unknown, unknown, unknown, tuple(tags),
         tuple(p.prompt[-SHOWN:] for p in one), tuple(p.target for p in one), nothing, nothing,
     )  # fmt: skip
 

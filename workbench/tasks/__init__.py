@@ -20,6 +20,7 @@ from workbench.tasks.english import in_context, instructions, prose
 from workbench.tasks.entity_tracking import boxes, boxes_prompts, moves
 from workbench.tasks.family_tasks import arithmetic, copying, facts, ledger, narration, reversal
 from workbench.tasks.formats import read
+from workbench.tasks.groups import likeness
 from workbench.tasks.known_circuits import greater_than, indirect_object
 from workbench.tasks.measurements import own_samples, read_text
 from workbench.tasks.prompts import Prompt, PromptSet
@@ -53,6 +54,7 @@ __all__ = [
     "instructions",
     "ledger",
     "leetspeak",
+    "likeness",
     "many_shot",
     "moves",
     "narration",

@@ -18,6 +18,7 @@ from workbench.conveniences import convenience
 from workbench.errors import WorkbenchError
 from workbench.files.reading import is_count
 from workbench.files.writing import Mark, says, writing
+from workbench.tasks.groups import GROUPS, grouped
 from workbench.tasks.scorers import Continuation, Scorer, as_data
 
 Split = Literal["train", "validation", "test"]
@@ -193,16 +194,19 @@ class PromptSet:
         return replace(self, prompts=tuple(kept))
 
     def tag(self, name: str) -> NDArray[np.str_]:
-        """(prompts,) values of a tag. Raises WorkbenchError where a prompt has none of it."""
+        """(prompts,) values of a tag, or of a group by name where no prompt has it (`grouped`).
+        Raises WorkbenchError where a prompt has none of it."""
         ids, tags = [p.id for p in self.prompts], [p.tags for p in self.prompts]
         found = tagged(self.name, ids, tags, name)
+        if found is None:
+            found = grouped(self.prompts, name)
         if found is None:
             known = sorted({one for own in tags for one in own})
             raise WorkbenchError(
                 f"No prompt of {self.name!r} has the tag {name!r}; they have "
-                f"{', '.join(known) or 'none'}."
+                f"{', '.join(known) or 'none'}, and {', '.join(GROUPS)} need none."
             )
-        return found
+        return np.asarray(found)
 
     def save(self, path: str | Path) -> Path:
         """Write JSON lines: a first line with name and seed, and scorer and template where they are
