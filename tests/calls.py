@@ -150,6 +150,9 @@ CALLS: dict[str, Call] = {
     "behaviour.advantage": lambda p, a, **run: wb.behaviour.advantage(
         p, steps(a.n), between=" .", **run
     ),
+    "behaviour.reliance": lambda p, a, **run: wb.behaviour.reliance(
+        p, a.prompts, a.prompts, premises=("correct object",), **run
+    ),
     "behaviour.faithfulness": lambda p, a, **run: wb.behaviour.faithfulness(
         p, steps(a.n), between=" .", mistake=off_by_one, shares=(0.0, 0.5, 1.0), **run
     ),

@@ -255,6 +255,11 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
             "advantage*", "probability", "total*",
         ),
     },
+    "behaviour.reliance": {
+        "behaviour/test_reliance.py::test_every_number_by_plain_torch": (
+            "score*", "log_p", "reliance*",
+        ),
+    },
     "behaviour.faithfulness": {
         "behaviour/test_faithfulness.py::test_every_number_against_transformers_own_answers": (
             "auc", "same_answer", "score",

@@ -49,7 +49,8 @@ NEW_ROWS = {"patching.patterns", "skills.compression"}
 RUN = {
     ("behaviour.advantage", "steps"), ("behaviour.coverage", "pass-at-k"),
     ("behaviour.critical", "flips"), ("behaviour.emulate", "beta"), ("behaviour.gain", "gains"),
-    ("behaviour.tokens", "prior"), ("compare.robustness", "line"),
+    ("behaviour.reliance", "reliance"), ("behaviour.tokens", "prior"),
+    ("compare.robustness", "line"),
     ("forgetting.kinds", "transitions"), ("forgetting.sharpness", "steps"),
 }  # fmt: skip
 

@@ -323,8 +323,8 @@ def test_written_texts_are_those_of_plain_models(family: Family):
 # What only runs texts; of everything else of the catalogue the sentence is asked.
 RUNS = (
     "behaviour.advantage", "behaviour.coverage", "behaviour.critical", "behaviour.faithfulness",
-    "behaviour.generate", "behaviour.tokens", "forgetting.conjugate", "forgetting.kinds",
-    "forgetting.knowledge", "forgetting.retention",
+    "behaviour.generate", "behaviour.reliance", "behaviour.tokens", "forgetting.conjugate",
+    "forgetting.kinds", "forgetting.knowledge", "forgetting.retention",
 )  # fmt: skip
 
 

@@ -7,10 +7,13 @@ from workbench.behaviour.emulate import emulate
 from workbench.behaviour.faithfulness import faithfulness
 from workbench.behaviour.gain import gain
 from workbench.behaviour.generate import generate
+from workbench.behaviour.reliance import reliance
 from workbench.behaviour.tokens import tokens
 
 # In the order in which a report tells them.
-ANALYSES = (tokens, generate, coverage, critical, gain, faithfulness, advantage, emulate)
+ANALYSES = (
+    tokens, generate, coverage, critical, gain, faithfulness, advantage, reliance, emulate,
+)  # fmt: skip
 
 __all__ = [
     "advantage",
@@ -20,6 +23,7 @@ __all__ = [
     "faithfulness",
     "gain",
     "generate",
+    "reliance",
     "tokens",
 ]
 

@@ -7,6 +7,7 @@ from workbench.figures.behaviour.emulate import emulation
 from workbench.figures.behaviour.faithfulness import answers_by_steps
 from workbench.figures.behaviour.gain import gains_of_examples
 from workbench.figures.behaviour.generate import new_words, side_by_side
+from workbench.figures.behaviour.reliance import reliance_by_arm
 from workbench.figures.behaviour.tokens import change_by_prior, coloured_text, token_landscape
 from workbench.figures.catalogue import CATALOGUE, draw, drawings, everyone, findings, headline
 from workbench.figures.compare.equivalence import cells, members_against_full
@@ -132,6 +133,7 @@ __all__ = [
     "probe_layers",
     "prune_scores",
     "reliability",
+    "reliance_by_arm",
     "restoration",
     "revival_curves",
     "save_all",

@@ -84,6 +84,7 @@ LABELS = {
     "recovered:logit_difference": "share of the logit difference recovered",
     "recovered:log_probability": "share of the log-probability recovered",
     "krs": "KRS (knowledge recovery score)",
+    "reliance": "fall of the answer's log p (nats)",
     "sensitivity": "first-order rise of the loss (nats)",
     "auroc": "AUROC of the confidence, task against others",
     "reach": "mean attention distance (tokens)",

@@ -33,6 +33,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
     ))  # fmt: skip
     steps: dict[str, Any] = {"between": " ; ", "filler": ".", "mistake": off_by_one}
     found = replace(asked(PLACES, "apple"), scorer=Generation(length=3, extract=r"\S+"))
+    spanned = PromptSet("spans", tuple(
+        Prompt(str(i), f"Alice {i} Bob {i} in", " apple", spans={"who": (0, 5)}) for i in range(6)
+    ))  # fmt: skip
     return [
         units.over(made, wb.behaviour.tokens, prompts=asked(PLACES, "apple").texts),
         units.over(made, wb.behaviour.generate, prompts=["Alice in", f"{HOSTILE} in"], length=3),
@@ -40,6 +43,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
         units.over(made, wb.behaviour.critical, prompts=found, most=1),
         units.over(made, wb.behaviour.gain, prompts=found[:4], lessons=found[4:9], checked=2),
         units.over(made, wb.behaviour.advantage, prompts=worked, between=" ; "),
+        units.over(made, wb.behaviour.reliance, prompts=spanned, flipped=spanned),
         units.over(made, wb.behaviour.emulate, prompts=asked(PLACES, "apple"), large=str(base)),
         units.over(made, wb.behaviour.faithfulness, prompts=worked, **steps),
     ]
