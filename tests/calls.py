@@ -122,7 +122,7 @@ CALLS: dict[str, Call] = {
         p, a.prompts, a.conjugates, task=a.others, **run
     ),
     "forgetting.probe": lambda p, a, **run: wb.forgetting.probe(
-        p, a.prompts, label="boxes", folds=2, **run
+        p, a.prompts, label="boxes", folds=2, basis="vocabulary", k=4, **run
     ),
     "forgetting.prune": lambda p, a, **run: wb.forgetting.prune(
         p, a.prompts, a.others, shares=(0.02, 0.1), random=1, **run

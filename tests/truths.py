@@ -177,7 +177,7 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
     "forgetting.probe": {
         "forgetting/test_probe.py::test_every_number_by_hand": (
             "accuracy", "accuracy_change", "base_gain", "retention", "retention_lost",
-            "selectivity",
+            "selectivity", "kept", "kept_beyond_random",
         ),
     },
     "forgetting.kinds": {

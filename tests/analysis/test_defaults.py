@@ -19,7 +19,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "spectral.directions": {"k": 4, "most": 8, "words": 5},
     "forgetting.interpolate": {"alphas": tuple(i / 10 for i in range(11))},
     "forgetting.knowledge": {"sets": 10, "shots": 4, "samples": 16, "temperature": 0.5},
-    "forgetting.probe": {"position": -1, "folds": 5},
+    "forgetting.probe": {"position": -1, "folds": 5, "k": 16},
     "forgetting.prune": {"shares": (0.001, 0.003, 0.01, 0.03, 0.1), "random": 3},
     "forgetting.revive": {
         "steps": (1, 2, 4, 8, 16, 32), "lr": 3e-4, "threshold": 0.9, "runs": 3,

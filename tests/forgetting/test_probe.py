@@ -49,10 +49,12 @@ def test_every_number_by_hand():
     read = {
         "base": right(0.9, 0.9, 0.9), "tuned": right(0.5, 0.7, 0.8),
         "random weights": right(0.3, 0.3, 0.3), "base, shuffled": right(0.3, 0.4, 0.5),
-        "tuned, shuffled": right(0.5, 0.3, 0.4),
+        "tuned, shuffled": right(0.5, 0.3, 0.4), "base, vocabulary": right(0.8, 0.7, 0.9),
+        "tuned, vocabulary": right(0.4, 0.6, 0.3), "base, random directions": right(0.4, 0.2, 0.3),
+        "tuned, random directions": right(0.3, 0.3, 0.2),
     }  # fmt: skip
     rows = {(row["metric"], row["arm"], row["layer"]): row for row in _depths(read, 0.35, seed)}
-    assert len(rows) == 3 * (5 + 1 + 2)
+    assert len(rows) == 3 * (9 + 1 + 2 + 4)
     for depth in range(3):
         at = {arm: values[depth].mean() for arm, values in read.items()}
         for arm, wanted in at.items():
@@ -65,6 +67,14 @@ def test_every_number_by_hand():
         ):
             row = rows[metric, arm, depth - 1]
             assert (row["value"], row["baseline"]) == (pytest.approx(wanted), 0)
+        for arm in ("base", "tuned"):
+            words, random = at[f"{arm}, vocabulary"], at[f"{arm}, random directions"]
+            row = rows["kept", arm, depth - 1]
+            assert row["value"] == pytest.approx(words / at[arm])
+            assert row["baseline"] == pytest.approx(random / at[arm])
+            assert rows["kept_beyond_random", arm, depth - 1]["value"] == pytest.approx(
+                words - random
+            )
     choose, report = np.arange(0, n, 3), np.setdiff1d(np.arange(n), np.arange(0, n, 3))
     gains = [(read["base"][d] - read["random weights"][d])[choose].mean() for d in range(3)]
     depth = gains.index(max(gains))

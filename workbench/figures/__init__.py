@@ -20,7 +20,7 @@ from workbench.figures.forgetting.conjugate import conjugate_outcomes
 from workbench.figures.forgetting.interpolate import path_scores
 from workbench.figures.forgetting.kinds import answer_kinds
 from workbench.figures.forgetting.knowledge import knowledge_transitions
-from workbench.figures.forgetting.probe import probe_layers
+from workbench.figures.forgetting.probe import probe_layers, probe_vocabulary
 from workbench.figures.forgetting.prune import prune_scores
 from workbench.figures.forgetting.retention import forgetting_by_rank
 from workbench.figures.forgetting.revive import revival_curves
@@ -131,6 +131,7 @@ __all__ = [
     "pattern_example",
     "png",
     "probe_layers",
+    "probe_vocabulary",
     "prune_scores",
     "reliability",
     "reliance_by_arm",

@@ -10,6 +10,11 @@ It misleads if the probe learns the task itself, so there are two controls: a pr
 stream for shuffled labels (selectivity, Hewitt & Liang 2019, arXiv 1909.03368) and one of a model
 with random weights, which knows the words of the prompt and nothing else. The model need not use
 what a probe finds.
+
+How much of what a probe reads can be put in words? With basis="vocabulary" it also reads the state
+through k rows of the unembedding alone, those that explain the states best: the accuracy retention
+rate of Shen et al. 2025 (arXiv 2510.24105v1, of images) with words as the concepts and one k,
+beside k random directions. The final norm's gain is left out.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -33,6 +38,7 @@ from workbench.forgetting.side_answers import (
     require_prompts,
     streams,
 )
+from workbench.forgetting.vocabulary import at_random, explaining, unembedding
 from workbench.loaders import CheckpointPair
 from workbench.progress import progress
 from workbench.results.result import Result, describe
@@ -47,6 +53,7 @@ STRENGTHS = tuple(10.0**power for power in range(-1, 6))
 SHUFFLED = {"base": "base, shuffled", "tuned": "tuned, shuffled"}
 RANDOM = "random weights"
 BEST = "best layer"
+READOUTS = ("{}, vocabulary", "{}, random directions")
 Floats = NDArray[np.float64]
 Places = NDArray[np.intp]
 
@@ -83,7 +90,7 @@ def right(
 
 @analysis(
     "Can a lost answer still be read from the residual stream?",
-    paper="arXiv 1909.03368",
+    paper="arXiv 1909.03368, 2510.24105",
     example="--prompts facts.jsonl",
     passes=3,
     takes={"prompts": "task"},
@@ -97,6 +104,8 @@ def probe(
     group: Sequence[str] = (),
     position: int | str = -1,
     folds: int = 5,
+    basis: Literal["state", "vocabulary"] = "state",
+    k: int = 16,
     batch_size: int = 32,
     seed: int = 0,
     device: str = "cpu",
@@ -109,7 +118,8 @@ def probe(
     these are never split between training and test of a probe. Without tags, prompts with the same
     last sentence and answer are one group. Labels of fewer such groups than folds are left out.
     position: the token whose stream is read, by default the last of the prompt; the mean over a
-    named span. folds: the number of folds of the cross-validation.
+    named span. folds: the number of folds of the cross-validation. basis: "vocabulary" also reads
+    the state through k directions of the vocabulary. k: how many these are.
 
     Returns a Result with rows accuracy (arm "base", "tuned", their "shuffled" controls, "random
     weights"; layer, -1 for the embedding; baseline: the commonest label's share), accuracy_change
@@ -119,10 +129,15 @@ def probe(
     weights), 1 for a kept and 0 for an erased label; NaN where the interval of the base's own gain
     holds 0. retention_lost is the same on the prompts that the base answers right and the tuned
     model wrong, its layer chosen on all others (on half of these where there are none): what is
-    still there of what is lost. 95% intervals over prompts. Raises WorkbenchError for
-    fewer than two labels with enough prompts.
+    still there of what is lost. With basis="vocabulary" accuracy also of the arms "base,
+    vocabulary" and "base, random directions" (and of the tuned model), kept (arm base, tuned), the
+    accuracy through the vocabulary over that of the full state (baseline: through random
+    directions), and kept_beyond_random, the difference of the two accuracies, paired. 95% intervals
+    over prompts. Raises WorkbenchError for fewer than two labels with enough prompts.
     """
     require_prompts(prompts)
+    if k < 1:
+        raise WorkbenchError(f"Expected k of at least 1 direction, found {k}.")
     base, tuned = both(pair, batch_size, device, dtype)
     labels, given = _labels(base, prompts, label), prompts
     prompts, codes, groups, dropped = _enough(prompts, labels, _groups(prompts, group), folds)
@@ -133,6 +148,11 @@ def probe(
     seen[RANDOM] = streams(never, base.words, prompts, position, batch_size)
     asked = [(arm, arm, codes) for arm in seen]
     asked += [(control, arm, shuffled) for arm, control in SHUFFLED.items()]
+    if basis == "vocabulary":
+        for arm, side in (("base", base), ("tuned", tuned)):
+            for name, found in zip(READOUTS, _read_out(side, seen[arm], k, seed), strict=True):
+                seen[name.format(arm)] = found
+                asked.append((name.format(arm), name.format(arm), codes))
     total = len(asked) * len(seen["base"])
     with progress(total=total, desc=f"{pair.name}: probes") as bar:
         for arm, side, wanted in asked:
@@ -157,7 +177,8 @@ def probe(
     table.insert(1, "task", prompts.name)
     table["layer"] = table["layer"].astype("Int64")
     parameters = {"prompts": describe(given), "label": label or "answer",
-                  "group": list(group), "position": position, "folds": folds}  # fmt: skip
+                  "group": list(group), "position": position, "folds": folds,
+                **({"basis": basis, "k": k} if basis != "state" else {})}  # fmt: skip
     provenance = pair.provenance(parameters=parameters, seed=seed, device=str(device), dtype=dtype)
     if dropped:
         note = (
@@ -167,6 +188,18 @@ def probe(
         )
         provenance = provenance.with_notes((*provenance.notes, note))
     return finished(KEY, table, provenance)
+
+
+def _read_out(side: Side, states: Floats, k: int, seed: int) -> tuple[list[Floats], list[Floats]]:
+    """The states of every depth in the coordinates of k words, and of as many random directions."""
+    words = unembedding(side.model)
+    named, random = [], []
+    for own in states.astype(float):
+        frame, _ = explaining(own, words, k)
+        # Where no word explains anything, nothing is read.
+        named.append(own @ frame if frame.size else np.zeros((len(own), 1)))
+        random.append(own @ at_random(own.shape[1], max(1, frame.shape[1]), seed))
+    return named, random
 
 
 def _labels(base: Side, prompts: PromptSet, label: str | None) -> list[Any]:
@@ -232,6 +265,16 @@ def _depths(read: Mapping[str, Floats], common: float, seed: int):
     yield from rows("accuracy_change", "tuned", read["tuned"] - read["base"], 0.0)
     for arm, control in SHUFFLED.items():
         yield from rows("selectivity", arm, read[arm] - read[control], 0.0)
+    for arm in SHUFFLED:
+        words, random = (read.get(name.format(arm)) for name in READOUTS)
+        if words is None or random is None:
+            continue
+        yield from rows("kept_beyond_random", arm, words - random, 0.0)
+        kept, chance = (ratios(one, read[arm], seed=seed) for one in (words, random))
+        for depth in range(len(words)):
+            interval = {name: part[depth] for name, part in kept._asdict().items()}
+            told = {"arm": arm, "layer": depth - 1, "metric": "kept"}
+            yield told | interval | {"baseline": float(chance.value[depth])}
 
 
 def _best(read: Mapping[str, Floats], metric: str, choose: Places, report: Places, seed: int):

@@ -32,7 +32,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
     quick: dict[str, Any] = {"steps": (2, 8), "lr": 0.03, "runs": 2}
     behind = {"turned": PromptSet("turned", PLAIN.prompts[::-1])}
     calls: tuple[tuple[Any, dict[str, Any]], ...] = (
-        (wb.forgetting.probe, {}),
+        (wb.forgetting.probe, {"basis": "vocabulary", "k": 2}),
         (wb.forgetting.kinds, {}),
         (wb.forgetting.prune, {"task": OTHER, "shares": (0.01, 0.1), "random": 1}),
         (wb.forgetting.revive, {"lessons": nouns(60)} | quick),

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench.figures import marks, style
-from workbench.figures.drawing import Drawing
+from workbench.figures.drawing import Drawing, has
 from workbench.figures.member_panels import band, by_member, labelled
 from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
@@ -52,6 +52,31 @@ def probe_layers(result: Result, ax: Axes | None = None) -> Figure:
     )
 
 
+@style.styled
+def probe_vocabulary(result: Result, ax: Axes | None = None) -> Figure:
+    """The share of the probe's accuracy that a readout through words keeps at every depth, base and
+    tuned model; a panel per model. Dashed: through as many random directions."""
+    figure, axes, panels = by_member(result, ax, 1.9, share=(True, True))
+    table = result.metric("kept").assign(x=lambda rows: rows["layer"].astype(float))
+    for here, (member, look) in panels:
+        own = table[table["member"] == member].sort_values("x")
+        for arm, label, colour, marker, dashes in (
+            ("base", "base", style.BLACK, "o", style.DASHES[0]),
+            ("tuned", "tuned model", look.colour, look.marker, style.DASHES[1]),
+        ):
+            line = own[own["arm"] == arm]
+            here.plot(line["x"], line["value"], color=colour, lw=1.2, label=label, marker=marker,
+                      ms=3)  # fmt: skip
+            band(here, line, colour, layers=True)
+            marks.control(here, line["x"], line["baseline"], dashes,
+                          f"{arm}, random directions", marker="")  # fmt: skip
+        marks.layer_ticks(here, own["x"].unique(), named=marks.layer_name)
+        here.axhline(1, color=style.GREY, lw=0.6, zorder=0)
+        style.name(here, look)
+    what = ("accuracy through words\nover that of the full state", table)
+    return labelled(figure, axes, what, "layer (resid_post; emb: embedding)", result, ax)
+
+
 DRAWINGS = (
     Drawing(
         KEY,
@@ -65,6 +90,18 @@ DRAWINGS = (
         "A probe can find what the model does not use, and it can learn what the words of the "
         "prompt reveal. The dotted line is a model of random weights and the dashed line is a "
         "probe for shuffled labels.",
+    ),
+    Drawing(
+        KEY,
+        "vocabulary",
+        "How much of it can be put in words",
+        probe_vocabulary,
+        "The lines show which share of the probe's accuracy is left if it sees the state through a "
+        "few rows of the unembedding alone, those that explain the states best. Dashed: through as "
+        "many random directions.",
+        "Any directions along which the states vary much keep accuracy, whether a reader would "
+        "name the answer by these words or not: compare with the random ones, at a small k.",
+        applies=has("kept"),
     ),
 )
 
