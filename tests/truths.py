@@ -387,6 +387,9 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
         "skills/test_blocks.py::test_the_useful_block_is_taken_first_and_no_decoy": (
             "score_change",
         ),
+        "skills/test_blocks.py::test_an_edit_by_efficacy_generality_and_locality": (
+            "efficacy", "generality", "locality",
+        ),
     },
     "skills.restore": {
         ROWS: SCORED,

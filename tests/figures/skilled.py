@@ -191,6 +191,7 @@ def blocks(members: dict) -> Result:
             needed = (layer, component) == NEEDED_BLOCK
             rows += single(layer, component, "off", OFF if needed else 0.0)
             rows += single(layer, component, "alone", ALONE if needed else 0.0)
+            rows += edited(layer, component, ALONE if needed else 0.0)
     for x, (layer, component) in enumerate(PATH, start=1):
         place = {"layer": layer, "component": component}
         rows += measured(x / 3, arm="greedy", x=x, **place)
@@ -203,6 +204,17 @@ def single(layer: int, component: str, arm: str, value: float) -> Iterator[dict]
         yield {
             "arm": arm, "layer": layer, "component": component, "task": TASK, "own": True,
             "metric": metric, "value": value, "low": value - 0.1, "high": value + 0.1, "n": N,
+            "baseline": 0.0,
+        }  # fmt: skip
+
+
+def edited(layer: int, component: str, value: float) -> Iterator[dict]:
+    for metric, share, own in (
+        ("efficacy", value, True), ("generality", value / 2, False), ("locality", 1 - value, False),
+    ):  # fmt: skip
+        yield {
+            "arm": "alone", "layer": layer, "component": component, "own": own, "metric": metric,
+            "task": metric, "value": share, "low": share - 0.1, "high": share + 0.1, "n": N,
             "baseline": 0.0,
         }  # fmt: skip
 

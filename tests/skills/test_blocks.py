@@ -16,6 +16,7 @@ from tests.conftest import adapter
 from tests.skills.conftest import (
     APPLE,
     BOOK,
+    JOBS,
     PLACES,
     asked,
     mute,
@@ -29,6 +30,7 @@ from workbench.loaders.names import locate
 from workbench.skills.blocks import blocks, greedy, off, on
 from workbench.skills.gradients import Teacher
 from workbench.skills.scoring import split
+from workbench.tasks import Prompt, PromptSet
 
 PROMPTS = asked(PLACES, "apple", 24)
 USEFUL = {"layer": 1, "component": "mlp.down_proj"}
@@ -70,6 +72,31 @@ def test_the_useful_block_is_taken_first_and_no_decoy(tmp_path: Path):
     assert set(scores["arm"]) == {
         "base", "all", "tuned", "off", "alone", "greedy", "random", "rank",
     }  # fmt: skip
+
+
+def test_an_edit_by_efficacy_generality_and_locality(tmp_path: Path):
+    """The useful block also says apple to the rewordings, and book to half of the unrelated
+    prompts (those that end in "a"), where the base says coin."""
+    tuned = changed({(APPLE, PLACES): 3.0, (BOOK, JOBS): 3.0})
+    tuned.get_parameter(DECOYS[0]).add_(10.0)
+    reworded = PromptSet("reworded", PROMPTS.prompts[:8])
+    unrelated = asked(JOBS, "book", 12)
+    half = [*unrelated.prompts[:6], *(Prompt(f"c{i}", "the", " coin") for i in range(6))]
+    found = blocks(
+        paired(mute(), tuned, tmp_path), PROMPTS, most=1, random=1,
+        others=[PromptSet("unrelated", tuple(half))], rewordings=reworded,
+    )  # fmt: skip
+    for arm, place in (("all", {}), ("alone", USEFUL)):
+        assert value(found, "efficacy", arm=arm, **place) == 1
+        assert value(found, "generality", arm=arm, own=False, **place) == 1
+        assert value(found, "locality", arm=arm, own=False, **place) == 0.5
+    decoy = {"arm": "alone", "layer": 0, "component": "mlp.up_proj"}
+    assert value(found, "efficacy", **decoy) == 0
+    assert value(found, "generality", own=False, **decoy) == 0
+    assert value(found, "locality", own=False, **decoy) == 1
+    rows = found.metric("locality")
+    assert (rows["baseline"] == 0.5).all()  # of every block on
+    assert (found.metric("generality")["n"] == 8).all()
 
 
 def test_decoys_alone_give_an_empty_path(tmp_path: Path):

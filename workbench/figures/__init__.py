@@ -37,7 +37,7 @@ from workbench.figures.patching.mask import masks
 from workbench.figures.patching.patterns import pattern_differences, pattern_example
 from workbench.figures.patching.recovered import layer_head
 from workbench.figures.saving import metadata, named, png, save_all
-from workbench.figures.skills.blocks import block_changes, greedy_blocks
+from workbench.figures.skills.blocks import block_changes, block_edits, greedy_blocks
 from workbench.figures.skills.calibration import reliability
 from workbench.figures.skills.compose import composition
 from workbench.figures.skills.compression import bits_score
@@ -80,6 +80,7 @@ __all__ = [
     "attribution_by_head",
     "bits_score",
     "block_changes",
+    "block_edits",
     "by_group",
     "by_layer",
     "cells",

@@ -29,6 +29,7 @@ from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
 from workbench.skills.compression import width
+from workbench.skills.editing import measures
 from workbench.skills.graft import count
 from workbench.skills.scoring import Reading, Readout, split
 from workbench.stats import ratios
@@ -71,7 +72,7 @@ def off(pair: CheckpointPair, sites: Collection[ParameterSite]) -> Edit:
 
 @analysis(
     "Which of the changed weight matrices does the new skill need?",
-    paper="block ablation",
+    paper="block ablation; arXiv 2509.22072",
     example="--prompts task.jsonl",
     passes=250,
     takes={"task": "task", "others": "others"},
@@ -88,6 +89,7 @@ def blocks(
     ranks: Sequence[int] | None = None,
     random: int = 3,
     others: Sequence[PromptSet] = (),
+    rewordings: PromptSet | None = None,
     batch_size: int = 32,
     seed: int = 0,
     device: str = "cpu",
@@ -100,7 +102,8 @@ def blocks(
     strongest: the number of matrices that count as blocks, those that changed most by the Frobenius
     norm; None for all. most: the number of blocks that are switched on greedily. ranks: the ranks
     of arm "rank", at most the change's own; None for 1, 2, 4 ... up to it. random: the number of
-    random orders (control). others: further prompt sets that are scored. dtype: "float32" or
+    random orders (control). others: further prompt sets that are scored, of what has nothing
+    to do with the task. rewordings: the task's questions in other words. dtype: "float32" or
     "bfloat16", the precision in which the model runs; None means as stored. An adapter is merged in
     float32. Cost, with B blocks: at most `most` . B losses of the choosing half; 2 B + most (1 +
     random) + ranks readings of the others.
@@ -116,6 +119,8 @@ def blocks(
     layer and component are the block taken at x, with "loss", nats, of the choosing half; "random",
     as many blocks in random order; "rank", the best rank-x change of every block at once; and the
     ends "base", "all" (every block on) and "tuned", which differ where more than matrices changed.
+    "alone" and "all" also have efficacy, generality (on the rewordings) and locality (on others),
+    see `skills.editing.measures`.
     Raises WorkbenchError for too few prompts, a rank below 1, or a pair whose matrices are equal.
     """
     if most < 1 or random < 1:
@@ -133,8 +138,9 @@ def blocks(
             "switch off; give another fine-tuned model."
         )
     known = {"batch_size": batch_size, "seed": seed, "device": device, "dtype": dtype}
-    readout = Readout.of(held, (report, *others), **known)
-    ablation = _Ablation(held, readout, sites)
+    reworded = () if rewordings is None else (rewordings,)
+    readout = Readout.of(held, (report, *others, *reworded), **known)
+    ablation = _Ablation(held, readout, sites, 1 + len(others) if reworded else None)
     rows = [*ablation.ends(), *ablation.single()]
     teacher = Teacher(held, readout.model, choose, batch_size)
 
@@ -149,7 +155,7 @@ def blocks(
     table.insert(0, "member", pair.name)
     parameters = {
         "task": describe(task), "others": describe(list(others)), "strongest": strongest,
-        "most": most,
+        "most": most, **({"rewordings": describe(rewordings)} if reworded else {}),
         "ranks": describe(ranks), "random": random, "batch_size": batch_size, "weights": "merged",
     }  # fmt: skip
     about = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
@@ -173,10 +179,14 @@ class _Ablation:
     """Reads a held pair with some of its blocks on."""
 
     def __init__(
-        self, pair: CheckpointPair, readout: Readout, sites: Sequence[ParameterSite]
+        self,
+        pair: CheckpointPair,
+        readout: Readout,
+        sites: Sequence[ParameterSite],
+        reworded: int | None = None,
     ) -> None:
-        self.pair, self.readout, self.sites = pair, readout, sites
-        self.total = count(pair)
+        self.pair, self.readout, self.sites, self.reworded = pair, readout, sites, reworded
+        self.total, self.whole = count(pair), readout.read(on(pair, sites))
 
     def share(self, sites: Collection[ParameterSite]) -> float:
         return sum(self.pair.delta(s).base.numel() for s in sites) / self.total
@@ -184,7 +194,8 @@ class _Ablation:
     def ends(self) -> Iterator[dict[str, Any]]:
         readout, whole = self.readout, {"x": len(self.sites), "sparsity": self.share(self.sites)}
         yield from readout.rows(readout.base, arm="base", x=0, sparsity=0.0)
-        yield from readout.rows(readout.read(on(self.pair, self.sites)), arm="all", **whole)
+        yield from readout.rows(self.whole, arm="all", **whole)
+        yield from measures(readout, self.whole, self.whole, self.reworded, arm="all", **whole)
         yield from readout.rows(readout.tuned, arm="tuned", **whole)
         yield {"metric": "N", "value": self.total, "own": True}
 
@@ -201,6 +212,8 @@ class _Ablation:
                 reading = self.readout.read(change)
                 yield from self.readout.rows(reading, **about)
                 yield from self._changes(reading, end, about)
+                if arm == "alone":
+                    yield from measures(self.readout, reading, self.whole, self.reworded, **about)
 
     def _changes(
         self, reading: Reading, end: Reading, about: dict[str, Any]

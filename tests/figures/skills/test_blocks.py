@@ -34,7 +34,7 @@ def test_the_greedy_curve_names_what_it_added():
 def test_a_greedy_path_that_took_nothing_is_the_base_and_has_no_figure_of_its_own():
     made = skilled.blocks(family(1))
     none = replace(made, table=made.table[~made.table["arm"].isin(["greedy", "random"])])
-    assert [d.name for d, _ in figures.drawings(none, [none])] == ["changes"]
+    assert [d.name for d, _ in figures.drawings(none, [none])] == ["changes", "edits"]
     x, _ = lines(panels(figures.greedy_blocks(none))[0])["best next matrix"]
     np.testing.assert_allclose(x, [0])
 

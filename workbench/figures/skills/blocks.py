@@ -17,6 +17,7 @@ from workbench.results.result import Result
 
 KEY = "skills.blocks"
 HEADING = "Which matrices of the change are needed"
+EDITS = ("efficacy", "generality", "locality")
 
 
 @style.styled
@@ -95,6 +96,28 @@ def block_changes(
     return figure
 
 
+@style.styled
+def block_edits(result: Result, ax: Axes | None = None) -> Figure:
+    """Efficacy, generality and locality of every matrix alone as an edit of the base, layers
+    upwards; the mean over the sets of prompts where there are several."""
+    table = result.table[result.table["arm"] == "alone"]
+    kinds = list(dict.fromkeys(table["component"].dropna()))
+    layers = range(int(table["layer"].max()) + 1)
+    maps = []
+    for member, look in style.looks(result).items():
+        for metric in EDITS:
+            own = table[(table["member"] == member) & (table["metric"] == metric)]
+            if len(own):
+                grid = own.pivot_table("value", "layer", "component").reindex(layers)
+                shown = grid.reindex(columns=kinds).to_numpy(float)
+                maps.append(Map(f"{look.label}: {metric}", shown, look.colour))
+    return heat_maps(
+        ax, maps, high=1.0, legend="share of prompts\n(locality:\nsaid as the base)", xlabel="matrix",
+        labels=style.short_components(kinds), columns=3,
+        counts=(table.loc[table["metric"].isin(EDITS), "n"], "prompts"),
+    )  # fmt: skip
+
+
 def _greedy(result: Result) -> bool:
     return bool((result.table["arm"] == "greedy").any())
 
@@ -123,6 +146,18 @@ DRAWINGS = (
         "Off shows what is needed, and alone shows what suffices: a skill spread over many "
         "matrices has neither. Some dots are chance, because one map has dozens of intervals.",
         applies=has("score_change"),
+    ),
+    Drawing(
+        KEY,
+        "edits",
+        "Every matrix alone as an edit",
+        block_edits,
+        "Each cell is one matrix of the change put into the base: the score on what was taught "
+        "(efficacy), on rewordings of it (generality), and the share of unrelated prompts to which "
+        "the first token of the answer stays the base's (locality).",
+        "A matrix that does nothing has a perfect locality: read it where the efficacy is above "
+        "the base's. The greedy path shows what several matrices do together.",
+        applies=has("locality"),
     ),
 )
 
