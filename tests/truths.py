@@ -180,6 +180,11 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
             "selectivity", "kept", "kept_beyond_random",
         ),
     },
+    "edits.siblings": {
+        "edits/test_siblings.py::test_every_number_by_plain_torch": (
+            "score", "score_change", "log_probability", "energy", "beyond_random",
+        ),
+    },
     "forgetting.kinds": {
         "forgetting/test_kinds.py::test_every_number_by_hand": (
             "share*", "transition", "net", "item",

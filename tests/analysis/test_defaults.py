@@ -58,6 +58,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
         "random": 3,
     },
     "skills.calibration": {"bins": 10},
+    "edits.siblings": {"k": 8, "random": 3},
     "edits.repair": {"cost": 0.02, "k": 10, "eps": 0.5},
 }  # fmt: skip
 

@@ -51,8 +51,8 @@ RUN = {
     ("behaviour.critical", "flips"), ("behaviour.emulate", "beta"), ("behaviour.gain", "gains"),
     ("behaviour.reliance", "reliance"), ("behaviour.tokens", "prior"),
     ("compare.robustness", "line"),
-    ("forgetting.kinds", "transitions"), ("forgetting.probe", "vocabulary"),
-    ("forgetting.sharpness", "steps"),
+    ("edits.siblings", "parts"), ("forgetting.kinds", "transitions"),
+    ("forgetting.probe", "vocabulary"), ("forgetting.sharpness", "steps"),
 }  # fmt: skip
 
 

@@ -4,11 +4,12 @@ from workbench.edits.kinds import KINDS, Settings, edits
 from workbench.edits.merging import summed, ties
 from workbench.edits.repair import repair
 from workbench.edits.save import save
+from workbench.edits.siblings import siblings
 
 # In the order in which a report tells them.
-ANALYSES = (repair,)
+ANALYSES = (repair, siblings)
 
-__all__ = ["KINDS", "Settings", "edits", "repair", "save", "summed", "ties"]
+__all__ = ["KINDS", "Settings", "edits", "repair", "save", "siblings", "summed", "ties"]
 
 
 def __dir__() -> list[str]:

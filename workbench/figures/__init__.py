@@ -15,6 +15,7 @@ from workbench.figures.compare.robustness import line_of_the_family
 from workbench.figures.compare.sensitivity import verdicts_by_margin
 from workbench.figures.drawing import Drawing
 from workbench.figures.forgetting.along import over_steps
+from workbench.figures.edits.siblings import replicated_parts
 from workbench.figures.forgetting.association import forgetting_by_measure
 from workbench.figures.forgetting.conjugate import conjugate_outcomes
 from workbench.figures.forgetting.interpolate import path_scores
@@ -136,6 +137,7 @@ __all__ = [
     "prune_scores",
     "reliability",
     "reliance_by_arm",
+    "replicated_parts",
     "restoration",
     "revival_curves",
     "save_all",

@@ -39,6 +39,7 @@ WITHOUT = {
     "behaviour.gain": "which example taught what is known of no pair.",
     "behaviour.advantage": "no truth has worked steps.",
     "behaviour.reliance": "no truth names a part of the prompt.",
+    "edits.siblings": "it compares several models.",
     "edits.repair": "which edit is best is known of no pair.",
     "forgetting.association": "it relates several models, and a truth is of one pair.",
     "forgetting.sequential": "it follows a chain of models, and a truth is of one pair.",

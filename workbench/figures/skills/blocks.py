@@ -112,7 +112,8 @@ def block_edits(result: Result, ax: Axes | None = None) -> Figure:
                 shown = grid.reindex(columns=kinds).to_numpy(float)
                 maps.append(Map(f"{look.label}: {metric}", shown, look.colour))
     return heat_maps(
-        ax, maps, high=1.0, legend="share of prompts\n(locality:\nsaid as the base)", xlabel="matrix",
+        ax, maps, high=1.0, xlabel="matrix",
+        legend="share of prompts\n(locality:\nsaid as the base)",
         labels=style.short_components(kinds), columns=3,
         counts=(table.loc[table["metric"].isin(EDITS), "n"], "prompts"),
     )  # fmt: skip
