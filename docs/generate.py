@@ -18,6 +18,7 @@ from typing import Any
 
 import nbformat
 from docstrings import ARXIV, linked, readable
+from measurements import PARTS
 from method_pages import (
     GROUP,
     PACKAGE,
@@ -55,7 +56,16 @@ HOW_TO = (
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what is generated to what is written, and state the navigation of both."""
-    made = methods() | papers() | findings() | reference() | notebooks() | benchmarks() | figures()
+    made = (
+        methods()
+        | papers()
+        | measurements()
+        | findings()
+        | reference()
+        | notebooks()
+        | benchmarks()
+        | figures()
+    )
     for path, content in made.items():
         files.append(File.generated(config, path, content=content))
     glossary = (ROOT / "workbench" / "reports" / "glossary.md").read_text(encoding="utf-8")
@@ -113,6 +123,36 @@ def papers() -> Pages:
         "| paper | authors | calls |\n|---|---|---|\n"
     )
     return {"tables/papers.md": about + "\n".join(rows) + "\n"}
+
+
+def measurements() -> Pages:
+    """What papers measure, and the call of each."""
+    known = {
+        sign.module: f"[`{call(sign)}`](../{home(sign)}), `workbench {group} {verb_of(sign)}`"
+        for family, group in GROUP.items()
+        for sign in signatures(family)
+    }
+
+    def told(name: str) -> str:
+        if name in known:
+            return known[name]
+        folder, _, own = name.partition(".")
+        return f"[`wb.{name}`](../reference/{folder}.md#{_public(folder)[own]}.{own})"
+
+    text = [
+        "# Measurements of the literature",
+        "What papers on fine-tuning measure, with the call from Python and the verb of the "
+        "command line that measure it here. The page of each method has its definition, its null "
+        "and its sources; the [table of papers](papers.md) lists them by number.",
+    ]
+    for part, rows in PARTS.items():
+        text += [f"## {part}", "| source | what is measured | calls | how |\n|---|---|---|---|"]
+        text[-1] += "".join(
+            f"\n| {one.source} | {one.quantity} | {'<br>'.join(map(told, one.calls)) or 'none'} "
+            f"| {one.how} |"
+            for one in rows
+        )
+    return {"tables/measurements.md": "\n\n".join(text) + "\n"}
 
 
 def _docstring(module: str, name: str) -> str:

@@ -4,8 +4,10 @@ somewhere, nothing comes from another machine, and what the pages tell people to
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -324,6 +326,26 @@ def test_the_glossary_has_every_word():
     )  # fmt: skip
     text = (ROOT / "workbench/reports/glossary.md").read_text(encoding="utf-8")
     assert [word for word in words if f"\n**{word}" not in text] == []
+
+
+def test_every_measurement_of_the_literature_names_a_call_or_says_why_not():
+    import workbench as wb
+
+    known = {method.key for method in METHODS}
+    for rows in runpy.run_path(str(DOCS / "measurements.py"))["PARTS"].values():
+        for row in rows:
+            assert row.calls or row.how, row.source
+            for name in row.calls:
+                folder, _, own = name.partition(".")
+                assert name in known or own in getattr(wb, folder).__all__, name
+            options = set(re.findall(r"`(\w+)=", row.how))
+            taken = {
+                parameter
+                for method in METHODS
+                if method.key in row.calls
+                for parameter in inspect.signature(method.function).parameters
+            }
+            assert options <= taken, row.source
 
 
 def test_readme_and_contributing_lead_here():

@@ -9,7 +9,7 @@ log-probability of the right answer, in nats, summed over its tokens,
 
 is 0 for what the model does not use. Deleting any words moves an answer, so the control of a
 premise is as many words taken out elsewhere, outside every named span. Input deletion is the
-occlusion of Zeiler & Fergus 2014 (arXiv 1311.2901v3, section 4.2), here on text.
+occlusion of Zeiler & Fergus 2014 (arXiv 1311.2901, section 4.2), here on text.
 
 It misleads where a changed prompt is unlike any text: what is then lost is fluency. A twin whose
 answer is not the same measures something else.

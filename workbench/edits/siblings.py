@@ -10,7 +10,7 @@ edits of the base are
     random        the same with as many random directions, scaled to the norm of `replicated`
 
 and, of all models at once, their mean, and the centre-close point theta_0 + t (mean - theta_0) with
-the t of Model Stock (Jang et al. 2024, arXiv 2403.19522v1, eq. 4-5). The same part in every run is
+the t of Model Stock (Jang et al. 2024, arXiv 2403.19522, eq. 4-5). The same part in every run is
 what the task, the data's order and the start decide; the random part of equal norm says what any
 part as large would do. Matrices alone are edited; what else changed is left the base's.
 
