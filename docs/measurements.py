@@ -53,7 +53,7 @@ WEIGHTS = (
     ),
     Measurement(
         "SeTAR", "scores under truncation of the weights themselves, and AUROC of the confidence "
-        "in and out of distribution", ("skills.compression",), "`whole=`",
+        "in and out of distribution", ("skills.compression",), "`whole=`, `greedy_matrices=`; by energy it is not told",
     ),
     Measurement(
         "Component-wise gradient clipping", "gradient norms by component along a run",

@@ -55,7 +55,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "skills.restore": {"shares": (0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9), "random": 3},
     "skills.compression": {
         "ranks": (1, 2, 4, 8, 16, 32, 64), "sparsities": (0.001, 0.01, 0.05, 0.1, 0.2),
-        "random": 3,
+        "random": 3, "greedy_matrices": 0,
     },
     "skills.calibration": {"bins": 10},
     "edits.siblings": {"k": 8, "random": 3},

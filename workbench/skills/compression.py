@@ -19,7 +19,7 @@ of published methods, which calibrate on data (BitDelta distils its scales, Delt
 with GPTQ) or train under their mask (LIFT); here all are applied afterwards, to the same change.
 
 Truncating W is said to tell prompts unlike the task's apart (SeTAR, Li et al. 2024, arXiv
-2406.12629, which chooses a share for each matrix by a greedy search; here all have the same):
+2406.12629, which chooses a share for each matrix by a greedy search, as `greedy_matrices` does):
 "auroc" is the chance that the model is more confident of the first token on one of the prompts than
 on one of another set, 1/2 if it cannot tell them apart.
 """
@@ -40,14 +40,13 @@ from workbench.loaders import CheckpointPair, Delta
 from workbench.loaders.names import ParameterSite
 from workbench.models import Edit, edit, one_bit, tiered, truncated
 from workbench.models.edits import once, tiers_of
-from workbench.numerics import svd
 from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
 from workbench.skills import rankings
 from workbench.skills.graft import graft_of, top
-from workbench.skills.scoring import Reading, Readout
-from workbench.stats import auc
+from workbench.skills.scoring import Readout
+from workbench.skills.truncation import Truncation, greedily, told_apart
 from workbench.tasks import PromptSet
 
 KEY = "skills.compression"
@@ -115,6 +114,7 @@ def compression(
     random: int = 3,
     others: Sequence[PromptSet] = (),
     whole: Sequence[float] = (),
+    greedy_matrices: int = 0,
     batch_size: int = 32,
     seed: int = 0,
     device: str = "cpu",
@@ -125,7 +125,9 @@ def compression(
     ranks: the ranks of arm "rank", at most the change's own. sparsities: the shares of N that a
     mask takes, at most all entries of the parameters that changed. random: the number of random
     masks of each size. others: further prompt sets that are scored. whole: the shares of singular
-    values that are left of the fine-tuned matrices themselves; none by default. dtype: "float32" or
+    values that are left of the fine-tuned matrices themselves; none by default. greedy_matrices:
+    how many of the last matrices also get a share of their own among `whole`, or stay whole, chosen
+    on one half of the prompts and reported on the other; 0 leaves this out. dtype: "float32" or
     "bfloat16", the precision in which the model runs; None means as stored. An adapter is merged in
     float32. Each matrix's change is decomposed once; the factors of all, about as large as the
     model in float32 (for an adapter: as large as the adapter), stay in memory.
@@ -138,7 +140,9 @@ def compression(
     over prompts; "bits", in total; "ratio", the bits of arm "tuned" over them; and "N", here
     every parameter of both sides, outside the blocks too. "auroc" of base, tuned and whole for each
     of `others`, with a 95% interval, baseline the base's. Ends: "base" (0 bits), "tuned", and of a
-    LoRA "adapter", the same model at the bits of its file.
+    LoRA "adapter", the same model at the bits of its file. Of greedy_matrices the arms "greedy"
+    (with share by layer and component), "dealt at random", the same shares among the same matrices
+    as control, and "tuned, reported half", all of the half that did not choose.
     Raises WorkbenchError for a rank below 1, a sparsity outside (0, 1], or a pair without change.
     """
     if any(rank < 1 for rank in ranks):
@@ -149,6 +153,11 @@ def compression(
         raise WorkbenchError(f"Expected whole in (0, 1], shares of singular values; found {whole}.")
     if random < 1:
         raise WorkbenchError(f"Expected at least 1 random mask, found {random}.")
+    if greedy_matrices and not any(share < 1 for share in whole):
+        raise WorkbenchError(
+            f"Expected shares below 1 to choose from for {greedy_matrices} matrices, found "
+            f"{list(whole)}; give whole, for example 0.5,0.9."
+        )
     held, sets = pair.held(device), (prompts, *others)
     changed = [s for s in held.sites("all") if held.delta(s).changed]
     if not changed:
@@ -170,7 +179,7 @@ def compression(
         rows += readout.rows(readout.tuned, arm=arm, x=bits / total)
         rows += _sizes({"arm": arm, "x": bits / total}, bits, dense)
     for arm, reading in (("base", readout.base), ("tuned", readout.tuned)):
-        rows += _told_apart(readout, reading, {"arm": arm})
+        rows += told_apart(readout, reading, {"arm": arm})
     # Made one after the other, so that a decomposition is let go when its arms are done.
     ways = chain(
         _projected(held, changed, ranks), _masked(held, changed, total, sparsities, random, seed)
@@ -183,12 +192,15 @@ def compression(
         about = one.about | {"x": one.bits / total}
         reading = readout.read(one.edits[0]())
         rows += readout.rows(reading, **about) + _sizes(about, one.bits, dense)
-        rows += _told_apart(readout, reading, about)
+        rows += told_apart(readout, reading, about)
+    if greedy_matrices:
+        rows += greedily(readout, prompts, whole, greedy_matrices)
     table = pd.DataFrame(rows)
     table.insert(0, "member", pair.name)
     parameters = {
         "prompts": describe(prompts), "others": describe(list(others)), "ranks": list(ranks),
         "sparsities": list(sparsities), "random": random, "whole": list(whole),
+        **({"greedy_matrices": greedy_matrices} if greedy_matrices else {}),
         "batch_size": batch_size, "weights": "merged",
     }  # fmt: skip
     about = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
@@ -249,37 +261,15 @@ def _masked(
             yield _Stored({"arm": arm, "sparsity": sparsity}, mask_bits(size, entries), edits)
 
 
-def low_rank(matrix: Tensor, share: float) -> Tensor:
-    """The best approximation of a matrix by the largest `share` of its singular values."""
-    left, values, right = svd(matrix.float())
-    kept = math.ceil(share * len(values))
-    return (left[:, :kept] * values[:kept]) @ right[:kept]
-
-
 def _whole(pair: CheckpointPair, shares: Sequence[float]) -> Iterator[_Stored]:
     """The fine-tuned model with its matrices truncated, whether they changed or not."""
-    names = {site.name for site in pair.sites()}
-    shapes = [pair.delta(site).base.shape for site in pair.sites()]
+    truncation, sites = Truncation(pair), pair.sites()
+    shapes = [pair.delta(site).base.shape for site in sites]
     for share in sorted({*shares}):
         bits = sum(rank_bits(shape, math.ceil(share * min(shape))) for shape in shapes)
-
-        def less(delta: Delta, share: float = share) -> Tensor:
-            return low_rank(delta.tuned, share) - delta.tuned.float()
-
-        cut = edit(pair, mask=lambda site: site.name in names, projection=less)
         about = {"arm": "whole", "sparsity": share}
-        yield _Stored(about, bits, [lambda cut=cut: edit(pair) + cut])
-
-
-def _told_apart(
-    readout: Readout, reading: Reading, about: dict[str, Any]
-) -> Iterator[dict[str, Any]]:
-    """AUROC of the confidence of the first token, the task's prompts against each other set."""
-    own, *others = (one["confidence"].to_numpy(float) for one in reading)
-    first, *rest = (one["confidence"].to_numpy(float) for one in readout.base)
-    for prompts, here, before in zip(readout.sets[1:], others, rest, strict=True):
-        told = about | {"task": prompts.name, "own": False, "metric": "auroc"}
-        yield told | auc(own, here)._asdict() | {"baseline": auc(first, before).value}
+        cut = dict.fromkeys(sites, share)
+        yield _Stored(about, bits, [lambda cut=cut: truncation.edit(cut)])
 
 
 def _sizes(about: dict[str, Any], bits: float, dense: float) -> list[dict[str, Any]]:

@@ -119,8 +119,8 @@ DRAWINGS = (
         "The curves show the score on the task, and how well the model's confidence in its first "
         "token tells the task's prompts from others (1/2: not at all), over the share of singular "
         "values that is left of every matrix, with 95% intervals over prompts.",
-        "All matrices keep the same share here; a search for each matrix finds better ones. A "
-        "model that is sure of everything it has learned is not more right.",
+        "All matrices keep the same share here; greedy_matrices chooses one for each. A model "
+        "that is sure of everything it has learned is not more right.",
         applies=has_whole,
     ),
 )
