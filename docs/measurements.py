@@ -53,11 +53,12 @@ WEIGHTS = (
     ),
     Measurement(
         "SeTAR", "scores under truncation of the weights themselves, and AUROC of the confidence "
-        "in and out of distribution", ("skills.compression",), "`whole=`, `greedy_matrices=`; by energy it is not told",
+        "in and out of distribution", ("skills.compression",), "`whole=`, `greedy_matrices=`; the "
+        "energy score is not measured",
     ),
     Measurement(
         "Component-wise gradient clipping", "gradient norms by component along a run",
-        ("lab.train",), "in log.jsonl of every run",
+        ("lab.train",), "in log.jsonl of every run; `workbench lab log` draws it",
     ),
     Measurement(
         "Spectral surgery", "what single directions of a change write, read and do",
@@ -165,7 +166,7 @@ MEMBERS = (
     ),
     Measurement(
         "Proximal fine-tuning", "KL to the base and entropy along a run", ("lab.train",),
-        "in log.jsonl of every run",
+        "in log.jsonl of every run; `workbench lab log` draws it",
     ),
     Measurement(
         "Learning from the undesirable", "how far one harmful step moves both models",

@@ -173,3 +173,23 @@ def sets(
 
     for path in write(out):
         print(path)
+
+
+@app.command()
+def log(
+    run: Annotated[Path, typer.Argument(help="A folder that lab train wrote.")],
+    out: Annotated[Path, typer.Option(help="The picture to write, a .png or .pdf.")],
+) -> None:
+    """Draw a training run: loss, entropy, KL from the start, and gradient norms by component.
+
+    Example: workbench lab log members/lora-r8 --out run.png
+    """
+    from workbench.errors import WorkbenchError
+    from workbench.figures.training import training_run
+
+    if out.exists() or out.suffix not in (".png", ".pdf"):
+        raise WorkbenchError(
+            f"Expected --out to be a new .png or .pdf file, found {out}; give another name."
+        )
+    training_run(run).savefig(out)
+    print(f"Picture: {out}")

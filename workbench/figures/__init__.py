@@ -57,6 +57,7 @@ from workbench.figures.spectral.intruders import (
 from workbench.figures.spectral.scale import scale_sweep
 from workbench.figures.spectral.similarity import similarity_matrix
 from workbench.figures.style import family
+from workbench.figures.training import training_run
 from workbench.figures.tuco.contribution import (
     tuco_against_output,
     tuco_by_group,
@@ -147,6 +148,7 @@ __all__ = [
     "similarity_matrix",
     "strongest",
     "token_landscape",
+    "training_run",
     "training_steps",
     "transfer_matrix",
     "tuco_against_output",
