@@ -116,8 +116,8 @@ def siblings(
             if made is None:
                 found = answers(model, words, prompts, batch_size=batch_size)
             else:
-                with made.on(model) as edited:
-                    found = answers(edited, words, prompts, batch_size=batch_size)
+                with made.on(model):
+                    found = answers(model, words, prompts, batch_size=batch_size)
         return found[["correct", "log_probability"]].to_numpy(float).T
 
     t = stock_ratio(_cosine(pairs), len(names))

@@ -7,6 +7,7 @@ before), the entropy of the predictions and their KL from the start: what `lab.t
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,19 +83,26 @@ def training_run(folder: str | Path, ax: Axes | None = None) -> Figure:
     if parts:
         _gradients(axes.flat[len(shown)], steps, norms, parts)
     style.blank(axes, count)
+    style.legend(axes, outside=ax is None)
     return figure
 
 
 def _gradients(
     here: Axes, steps: np.ndarray, norms: list[dict[str, float]], parts: list[str]
 ) -> None:
-    for number, (part, name) in enumerate(zip(parts, style.short_components(parts), strict=True)):
+    """A colour for each component, a dash for each factor of its LoRA."""
+    names = [re.sub(r"^(self_attn|mlp|attn)\.|_proj|lora_", "", part) for part in parts]
+    colours = list(dict.fromkeys(name.partition(".")[0] for name in names))
+    factors = list(dict.fromkeys(name.partition(".")[2] for name in names))
+    for part, name in zip(parts, names, strict=True):
+        component, _, factor = name.partition(".")
+        place, dash = colours.index(component), factors.index(factor)
         values = np.array([one.get(part, np.nan) for one in norms], dtype=float)
-        here.plot(steps, values, color=CYCLE[number % len(CYCLE)], lw=1,
-                  ls=LINES[number // len(CYCLE) % len(LINES)], label=name)  # fmt: skip
+        here.plot(steps, values, color=CYCLE[place % len(CYCLE)], lw=1,
+                  ls=LINES[(dash + place // len(CYCLE)) % len(LINES)],
+                  label=f"{component} {factor}".strip())  # fmt: skip
     here.set_yscale("log")
     here.set(xlabel="step", ylabel=f"gradient norm {marks.LOG}")
-    here.legend(fontsize=5, ncols=2, loc="upper right")
 
 
 def _numbers(lines: list[dict[str, Any]], name: str) -> np.ndarray:

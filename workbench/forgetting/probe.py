@@ -143,7 +143,10 @@ def probe(
     prompts, codes, groups, dropped = _enough(prompts, labels, _groups(prompts, group), folds)
     shuffled = _shuffled(codes, groups, seed)
     read: dict[str, Floats] = {}
-    seen = {"base": base.streams(prompts, position), "tuned": tuned.streams(prompts, position)}
+    seen: dict[str, Any] = {
+        "base": base.streams(prompts, position),
+        "tuned": tuned.streams(prompts, position),
+    }
     never = fresh(base.model, seed)
     seen[RANDOM] = streams(never, base.words, prompts, position, batch_size)
     asked = [(arm, arm, codes) for arm in seen]

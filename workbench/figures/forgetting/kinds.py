@@ -83,11 +83,11 @@ def sentence(result: Result) -> Findings:
         net = own[own["metric"] == "net"]
         if test["changed"] and len(net):
             row = net.loc[net["value"].abs().idxmax()]
-            ends, numbers = [row["category"], row["to_category"]], [row["value"]]
-            numbers += [row["low"], row["high"]]
-            if row["value"] < 0:
-                ends, numbers = ends[::-1], [-row["value"], -row["high"], -row["low"]]
-            net_share = interval(*numbers, ".2f")
+            ends = [row["category"], row["to_category"]]
+            value, low, high = (float(row[name]) for name in ("value", "low", "high"))
+            if value < 0:
+                ends, value, low, high = ends[::-1], -value, -high, -low
+            net_share = interval(value, low, high, ".2f")
             said += f", most from {ends[0]} to {ends[1]}, {net_share} of all net of the way back"
         parts.append(said)
     return "The kinds of answers, item by item", parts
