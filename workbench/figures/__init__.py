@@ -14,8 +14,8 @@ from workbench.figures.compare.equivalence import cells, members_against_full
 from workbench.figures.compare.robustness import line_of_the_family
 from workbench.figures.compare.sensitivity import verdicts_by_margin
 from workbench.figures.drawing import Drawing
-from workbench.figures.forgetting.along import over_steps
 from workbench.figures.edits.siblings import replicated_parts
+from workbench.figures.forgetting.along import over_steps
 from workbench.figures.forgetting.association import forgetting_by_measure
 from workbench.figures.forgetting.conjugate import conjugate_outcomes
 from workbench.figures.forgetting.interpolate import path_scores
