@@ -200,7 +200,7 @@ def path_costs(
     from workbench.patching.sweep import Side
 
     sides = Side(model, clean), Side(model, dirty)
-    _, cost = effects(*sides, words, shuffled=False, device=device)
+    cost = effects(*sides, words, shuffled=False, device=device).forwards
     heads = layout.layers * layout.heads
     return {"path_heads": heads, "path_forwards": cost, "path_naive": 2 * heads + 2}
 

@@ -51,7 +51,7 @@ def partners(n: int = 4, **more: Any) -> tuple[list, list]:
 def job(made: Any, chosen: list, steps: int = 1, own: tuple | None = None, **more: Any) -> Job:
     clean, dirty = own or partners(**more)
     ends = Side(made, dirty), Side(made, clean)
-    return Job(*ends, chosen, WORDS, MEASURE, steps, False, 16, "cpu")
+    return Job(*ends, chosen, WORDS, MEASURE, None, steps, False, 16, "cpu")
 
 
 def patch_values(table: Any, metric: str = "attribution", arm: str = "patch") -> torch.Tensor:
@@ -94,12 +94,12 @@ def test_it_is_exact_where_the_model_is_linear():
     made = model()
     made.model.norm = torch.nn.Identity()
     chosen = patches.patches(Layout(made), ["2.mlp_out@-1", "2.resid_post@-1"])
-    table, _ = job(made, chosen).table(2, 0)
+    table, _ = (own := job(made, chosen)).table(own.attributed(), 2, 0)
     exact = patch_values(table, "exact")
     torch.testing.assert_close(patch_values(table, arm="picked"), exact, atol=1e-5, rtol=1e-5)
     assert patch_values(table)[1] == pytest.approx(1, abs=1e-5)
     # With the norm the same patches bend.
-    bent, _ = job(model(), chosen).table(2, 0)
+    bent, _ = (own := job(model(), chosen)).table(own.attributed(), 2, 0)
     assert (patch_values(bent, arm="picked") - patch_values(bent, "exact")).abs().max() > 1e-3
 
 

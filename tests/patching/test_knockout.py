@@ -155,7 +155,7 @@ def test_what_is_taken_out_in_a_parallel_model():
 
 def test_unknown_words_and_a_prompt_alone_are_refused(tmp_path):
     pair = paired(model(), nudged(model(), seed=1), tmp_path)
-    with pytest.raises(wb.WorkbenchError, match="Expected arms of zero, mean, resample"):
+    with pytest.raises(wb.WorkbenchError, match="Expected arms of zero, mean, mean_position"):
         wb.patching.knockout(pair, boxes(4), arms=("none",))
     with pytest.raises(wb.WorkbenchError, match="Expected components of head, mlp, layer"):
         wb.patching.knockout(pair, boxes(4), components=())

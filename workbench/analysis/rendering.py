@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from workbench.loaders import Checkpoint, CheckpointPair, Family
 from workbench.loaders.tokenizer_files import chat_template
 from workbench.results.result import Result
+from workbench.tasks.marks import are_marked, marked
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.transforms import is_chat, told
 
@@ -25,14 +26,24 @@ def rendered(arguments: dict[str, Any]) -> tuple[str, ...]:
     it is run, put in its place; what was done, in sentences.
 
     The tokenizers are those of the pair among the arguments, or of a family's base and its first
-    member. Raises WorkbenchError where the template that is asked for is not there.
+    member. Marks in the text become places first (`tasks.marked`). Raises WorkbenchError where the
+    template that is asked for is not there.
     """
+    notes: list[str] = []
+
+    def unmarked(prompts: PromptSet) -> PromptSet:
+        if not are_marked(prompts):
+            return prompts
+        notes.append(f"{prompts.name}: what [[...]] marks is a place of each prompt, without them.")
+        return marked(prompts)
+
+    for name, value in arguments.items():
+        arguments[name] = _each(value, unmarked)
     sets = list(_sets(list(arguments.values())))
     if not any(prompts.template or is_chat(prompts) for prompts in sets):
-        return ()
+        return tuple(dict.fromkeys(notes))
     by_template = any(is_chat(prompts) and prompts.template != "plain" for prompts in sets)
     base, tuned = _sides(arguments) if by_template else (None, None)
-    notes: list[str] = []
 
     def made(prompts: PromptSet) -> PromptSet:
         found, said = told(prompts, base, tuned)

@@ -121,12 +121,18 @@ def grafts(_: Parameter) -> Form:
 
 def circuits(_: Parameter) -> Form:
     def read(path: Path) -> dict[str, Any]:
-        from workbench.patching import circuits_of
+        from workbench.patching import circuits_of, load_circuits
         from workbench.results import Result
 
+        if path.is_file():
+            return dict(load_circuits(path))
         return {f"theirs: {name}": own for name, own in circuits_of(Result.load(path)).items()}
 
-    return Form(Path, read, "A saved result of `patch circuit` whose circuits are judged as well.")
+    told = (
+        "Circuits that are judged as well: a JSON file of one's own, or a saved result of "
+        "`patch circuit`."
+    )
+    return Form(Path, read, told)
 
 
 def results(_: Parameter) -> Form:
@@ -231,7 +237,7 @@ def text(parameter: Parameter) -> Form:
 # The first whose pattern begins an annotation.
 FORMS: tuple[tuple[str, Callable[[Parameter], Form | None]], ...] = (
     (r"Mapping\[str, Graft\]", grafts),
-    (r"Mapping\[str, Mapping\[str, Sequence\[Head\]\]\]", circuits),
+    (r"Mapping\[str, Mapping\[str, Sequence\[Head", circuits),
     (r"Mapping\[str, PromptSet\]", named_prompts),
     (r"Mapping\[str, str\] \| Callable", named_patterns),
     (r"Mapping\[str, str\]", named_references),

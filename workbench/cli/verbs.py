@@ -212,7 +212,7 @@ def _more(signature: Signature) -> str:
     for parameter in signature.parameters:
         if parameter.name in quick:
             shown = _shown(parameter.default)
-            typed = f"--{parameter.name.replace('_', '-')}"
+            typed = _typed(parameter, signature)
             default, every = _literal(parameter.default), f"all {parameter.name}"
             if isinstance(default, bool):
                 parts.append(typed if default else typed.replace("--", "--no-"))
@@ -233,7 +233,7 @@ def _typed(parameter: Parameter, signature: Signature) -> str:
     sets = [one for one in signature.parameters if one.needed and one.kind.startswith("PromptSet")]
     if sets and sets[0] is parameter:
         return "--prompts"
-    return f"--{parameter.name.replace('_', '-')}"
+    return f"--{parameter.name.strip('_').replace('_', '-')}"
 
 
 def _by_name(parameter: Parameter, smaller: Any) -> inspect.Parameter:

@@ -4,6 +4,7 @@ within one model (clean and corrupt prompts) and across a pair (the same prompt)
 from workbench.patching.activation import activation
 from workbench.patching.attribution import attribution
 from workbench.patching.circuit import circuit, circuits_of
+from workbench.patching.circuit_files import load_circuits, save_circuits
 from workbench.patching.contributions import contributions
 from workbench.patching.cross_model import cross_model
 from workbench.patching.direction import Direction
@@ -12,8 +13,10 @@ from workbench.patching.groups import groups
 from workbench.patching.knockout import knockout
 from workbench.patching.lens import lens
 from workbench.patching.mask import mask
+from workbench.patching.metrics import Metric
 from workbench.patching.path import path
 from workbench.patching.patterns import patterns
+from workbench.patching.per_prompt import PerPrompt, per_prompt
 from workbench.patching.restore import restore
 from workbench.patching.steer import steer
 
@@ -37,6 +40,8 @@ ANALYSES = (
 
 __all__ = [
     "Direction",
+    "Metric",
+    "PerPrompt",
     "activation",
     "attribution",
     "circuit",
@@ -47,10 +52,13 @@ __all__ = [
     "groups",
     "knockout",
     "lens",
+    "load_circuits",
     "mask",
     "path",
     "patterns",
+    "per_prompt",
     "restore",
+    "save_circuits",
     "steer",
 ]
 

@@ -25,18 +25,31 @@ from workbench.loaders import CheckpointPair
 from workbench.models import Layout
 from workbench.models.sides import named_dtype
 from workbench.patching import patches as places
+from workbench.patching import places as meant
 from workbench.patching import sweep as shared
 from workbench.patching.answered import answered
+from workbench.patching.metrics import Asked, measures, metric_of
 from workbench.patching.patches import Patch, Position, Where
+from workbench.patching.per_prompt import stored_sweep
+from workbench.patching.replacements import (
+    ABLATIONS,
+    CORRUPTED,
+    OTHER,
+    Replacement,
+    Running,
+    With,
+    require_with,
+)
 from workbench.patching.strongest import controlled
 from workbench.patching.sweep import Side
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
 from workbench.tasks import Prompt, PromptSet, corrupt
-from workbench.tasks.batching import Row
+from workbench.tasks.batching import Row, pad_id
 
 Direction = Literal["denoising", "noising"]
 SIDES = ("base", "tuned")
+KNOWN = (CORRUPTED, OTHER, *ABLATIONS)
 KEY = "patching.activation"
 
 
@@ -58,7 +71,9 @@ def activation(
     positions: Sequence[Position] | Position = "named",
     sides: Sequence[str] = SIDES,
     direction: Direction = "denoising",
+    with_: With = "corrupted",
     window: int = 1,
+    metric: Asked | None = None,
     controls: int = 5,
     batch_size: int = 32,
     seed: int = 0,
@@ -73,9 +88,16 @@ def activation(
     is replaced: kinds of sites, "neuron", kinds joined by "+", or single sites (see
     `patching.patches`). positions: "named" (every named place the prompts share, and the last
     token), "all" (all tokens at once), "each" (every token in turn, for prompts of one length), or
-    a list of these, of names and of counts. sides: the models that are patched: base, tuned.
+    a list of these, of names, of counts and of places as in `patching.places` ("subject:last",
+    "city<-country"). sides: the models that are patched: base, tuned.
     direction: "denoising" puts clean activations into the corrupt run, "noising" the reverse.
-    window: the number of layers that are replaced together. controls: the number of strongest
+    with_: what the clean run is patched with: "corrupted", its partner's activations, or "zero",
+    "mean", "mean_position", "resample" or "other" (the other model's on the same prompt) of
+    `patching.replacements`; these are put into the clean run, whatever the direction.
+    window: the number of layers that are replaced together. metric: what picks and sorts, a name of
+    `patching.metrics` ("logit_difference foil=mean", "log_probability", "probability", "rank",
+    "kl", "score") or a function metric(logits, batch) -> (rows,); None for the logit difference,
+    or without foils the log-probability. controls: the number of strongest
     patches of each component that are picked on a random half of the prompts, reported on the other
     half, and repeated there with the activations of a prompt that has another answer. dtype:
     "float32" or "bfloat16"; None means as stored. large: run even if the plan takes over an hour,
@@ -84,38 +106,53 @@ def activation(
     The command line takes 24 prompts of a file, with --full all of them.
 
     Returns a Result with columns side, component, layer, head, neuron, position, arm, metric. Arm
-    "patch": `logit_difference`, `log_probability` (nats), `score` (fraction right), and
-    `recovered:` each of them (0 corrupt, 1 clean; paired ratio of sums); "picked" and "shuffled":
-    the strongest patches on the other half, with their own and with another prompt's activations;
-    "random": what a random place of the component gives; "destination" and "source": the unpatched
-    runs. 95% intervals over prompts, n. The notes state the cost. Raises WorkbenchError for
-    partners that do not fit.
+    "patch": `logit_difference`, `log_probability` (nats), `score` (fraction right), `metric` where
+    it is another, and `recovered:` each of them (0 corrupt, 1 clean; paired ratio of sums);
+    "picked" and "shuffled": the strongest patches on the other half, with their own and with
+    another prompt's activations; "random": what a random place of the component gives;
+    "destination" and "source": the unpatched runs. 95% intervals over prompts, n. tensors: the
+    values of every single prompt, see `patching.per_prompt`. The notes state the cost. Raises
+    WorkbenchError for partners that do not fit.
     """
     if direction not in ("denoising", "noising"):
         raise WorkbenchError(f"Expected direction denoising or noising, found {direction!r}.")
+    require_with(with_, KNOWN)
     require_sides(sides)
     prompts = asked(prompts)
     words = pair.base.tokenizer()
+    judge = metric_of(metric, words)
     clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
-    tables, notes = [], []
+    tables, notes, tensors = [], [], {}
     with pair.models(device, named_dtype(dtype)) as run:
         where = places.default_positions(clean) if positions == "named" else positions
+        named = meant.asked(where, sites)
         chosen = places.patches(
             Layout(run.tuned), sites, places.resolved(clean, where), window=window
         )
         shared.require_some(chosen)
         for side in sides:
-            model = run.base if side == "base" else run.tuned
+            model, other = (run.base, run.tuned)[:: 1 if side == "base" else -1]
             runs = Side(model, clean), Side(model, dirty)
-            source, destination = runs if direction == "denoising" else runs[::-1]
+            denoising = direction == "denoising" and with_ == CORRUPTED
+            source, destination = runs if denoising else runs[::-1]
+            ours, theirs = meant.placed(named, destination.rows, source.rows)
+            source, destination = Side(model, theirs), Side(model, ours)
+            stands = None
+            if with_ != CORRUPTED:
+                kinds = [site for patch in chosen for site in patch.sites]
+                how = Running(pad_id(words), batch_size, device)
+                stands = Replacement.of(
+                    with_, model, ours, kinds, how, giver=(other, ours), seed=seed
+                )
             options: dict[str, Any] = {
                 "batch_size": batch_size, "device": device, "label": f"patch {side}",
-                "large": large,
+                "large": large, "metric": judge, "replaced": stands,
             }  # fmt: skip
-            table, told = _one_side(
-                destination, source, chosen, words, direction, controls, seed, options
+            table, told, values = _one_side(
+                destination, source, chosen, words, denoising, controls, seed, options
             )
             tables.append(table.assign(side=side))
+            tensors |= stored_sweep(side, values)
             notes += [f"{pair.name}, {side}: {note}" for note in told]
         notes.append(f"{pair.name}: {run.described}")
     table = pd.concat(tables, ignore_index=True)
@@ -123,11 +160,12 @@ def activation(
     parameters = {
         "prompts": describe(prompts), "corrupted": describe(corrupted), "sites": describe(sites),
         "positions": describe(positions), "sides": list(sides), "direction": direction,
-        "window": window, "tokens": tokens_of(clean, words),
+        "with_": with_, "window": window, "metric": describe(metric),
+        "tokens": tokens_of(clean, words),
     }  # fmt: skip
     known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **known)
-    return finished(KEY, table, provenance.with_notes((*provenance.notes, *notes)))
+    return finished(KEY, table, provenance.with_notes((*provenance.notes, *notes)), tensors)
 
 
 def _one_side(
@@ -135,20 +173,22 @@ def _one_side(
     source: Side,
     chosen: Sequence[Patch],
     words: Any,
-    direction: str,
+    denoising: bool,
     controls: int,
     seed: int,
     options: dict[str, Any],
-) -> tuple[pd.DataFrame, list[str]]:
-    """One model's rows and notes."""
+) -> tuple[pd.DataFrame, list[str], shared.Sweep]:
+    """One model's rows and notes, and the sweep they are of."""
+    metric = options["metric"]
+    asked = measures(metric)
 
     def scale(made: shared.Sweep) -> tuple[shared.Values, shared.Values]:
         zero, one = made.destination, made.source
-        return (zero, one) if direction == "denoising" else (one, zero)
+        return (zero, one) if denoising else (one, zero)
 
     def rows_of(made: shared.Sweep, patches: Sequence[Patch], arm: str) -> pd.DataFrame:
         zero, one = scale(made)
-        return shared.summary(made, patches, zero=zero, one=one, arm=arm, seed=seed)
+        return shared.summary(made, patches, zero=zero, one=one, arm=arm, seed=seed, measures=asked)
 
     def shuffled(patches: Sequence[Patch]) -> shared.Sweep:
         return shared.sweep(destination, source, patches, words, shuffled=True, **options)
@@ -157,12 +197,14 @@ def _one_side(
     zero, one = scale(made)
     table = rows_of(made, chosen, "patch")
     beside, told = controlled(
-        made, chosen, table, rows_of, shuffled, zero=zero, most=controls, seed=seed
-    )
-    parts = [table, shared.plain(made, seed=seed), shared.random_site(table), *beside]
+        made, chosen, table, rows_of, shuffled, zero=zero, most=controls, seed=seed,
+        metric=metric,
+    )  # fmt: skip
+    plain = shared.plain(made, seed=seed, measures=asked)
+    parts = [table, plain, shared.random_site(table), *beside]
     cost = f"{len(chosen)} patches cost {made.forwards:.1f} plain forward passes of the prompts."
-    notes = [cost, *told, *shared.meaningful(zero, one, "Clean and corrupt runs", seed)]
-    return pd.concat(parts, ignore_index=True), notes
+    said = shared.meaningful(zero, one, "Clean and corrupt runs", seed, measures=asked)
+    return pd.concat(parts, ignore_index=True), [cost, *told, *said], made
 
 
 def asked(prompts: PromptSet | Sequence[Prompt]) -> PromptSet:
@@ -199,7 +241,7 @@ def partners(
                 "partner the same target."
             )
     # Both runs are scored against one set of foils.
-    dirty = [replace(b, foils=a.foils) for a, b in zip(clean, dirty, strict=True)]
+    dirty = [replace(b, foils=a.foils, wrong=a.wrong) for a, b in zip(clean, dirty, strict=True)]
     return clean, dirty, corrupted
 
 

@@ -43,12 +43,15 @@ from workbench.models.sides import Sides, named_dtype
 from workbench.models.sites import pick
 from workbench.patching import edges as graph
 from workbench.patching import patches as places
+from workbench.patching import places as meant
 from workbench.patching import sweep as shared
 from workbench.patching.activation import SIDES, asked, partners, tokens_of
 from workbench.patching.answered import answered
 from workbench.patching.cross_model import with_answers
 from workbench.patching.edges import EMBEDDING
+from workbench.patching.metrics import Asked, Metric, metric_of, require_smooth
 from workbench.patching.patches import COLUMNS, Patch, Position, Where
+from workbench.patching.per_prompt import stored
 from workbench.patching.strongest import halves, said_of_halves
 from workbench.patching.sweep import Side
 from workbench.patching.sweep_plan import Plan, counted
@@ -64,9 +67,11 @@ EDGES = 2000  # of the strongest, in the table
 
 
 class Observed(NamedTuple):
-    """One run. metric: (batch,). values, slopes: whole site -> activation, and the gradient of its
-    prompt's metric there (empty unless asked for), shapes as in Site."""
+    """One run. logits: (batch, answer, vocabulary). metric: (batch,). values, slopes: whole site ->
+    activation, and the gradient of its prompt's metric there (empty unless asked for), shapes as in
+    Site."""
 
+    logits: Tensor
     metric: Tensor
     values: dict[Site, Tensor]
     slopes: dict[Site, Tensor]
@@ -82,6 +87,14 @@ class Attributed(NamedTuple):
     zero: np.ndarray
     one: np.ndarray
 
+    def kept(self, side: str, measure: str) -> dict[str, np.ndarray]:
+        """The tensors of single prompts: effects under "attribution", the metric in the two runs
+        under its own name."""
+        runs = stored(side, "destination", {measure: self.zero})
+        runs |= stored(side, "source", {measure: self.one})
+        edges = {"edge_attribution": self.edges} if len(self.edges) else {}
+        return runs | stored(side, "patch", {"attribution": self.effects} | edges)
+
 
 def observe(
     model: Any,
@@ -91,10 +104,13 @@ def observe(
     *,
     slopes: bool = True,
     stream: Tensor | None = None,
+    metric: Metric | None = None,
+    reference: Tensor | None = None,
 ) -> Observed:
     """Run `inputs` once and, for the slopes, backwards once, for all whole sites together.
 
-    measure: of `sweep.measured`. stream: (batch, token, width), instead of the embedding.
+    measure: of `metrics.measured`, or of `metric` by its name, with the `reference`'s logits; the
+    run's own where there is no reference. stream: (batch, token, width), instead of the embedding.
     """
     values: dict[Site, Tensor] = {}
     zeros: dict[Site, Tensor] = {}
@@ -115,14 +131,15 @@ def observe(
         answers_only(Layout(model), predictors(inputs)),
     ):
         logits = model(**inputs.inputs, use_cache=False).logits
-        metric = shared.measured(logits[None], inputs)[measure][0]
+        goal = logits.detach() if reference is None else reference
+        scored = shared.measured(logits[None], inputs, goal, metric)[measure][0]
         found: Sequence[Tensor] = ()
         if slopes:
             # Rows do not see each other, so that the sum's gradient is every row's own.
             found = torch.autograd.grad(
-                metric.nansum(), list(zeros.values()), allow_unused=True, materialize_grads=True
+                scored.nansum(), list(zeros.values()), allow_unused=True, materialize_grads=True
             )
-    return Observed(metric.detach(), values, dict(zip(zeros, found, strict=False)))
+    return Observed(logits.detach(), scored.detach(), values, dict(zip(zeros, found, strict=False)))
 
 
 def first_order(
@@ -142,7 +159,7 @@ def first_order(
             index = None if place.position is None else inputs.index(place.position)
             return pick(place, kept[place.whole], index).float()
 
-        return (at(*source) - at(*destination)) * at(destination[0], slopes)
+        return (meant.taken(place, at(*source)) - at(*destination)) * at(destination[0], slopes)
 
     found = []
     for patch in patches:
@@ -177,6 +194,7 @@ def attribution(
     across: bool = False,
     steps: int = 1,
     edges: bool = False,
+    metric: Asked | None = None,
     exact: int = 20,
     batch_size: int = 16,
     seed: int = 0,
@@ -192,9 +210,9 @@ def attribution(
     base on the same prompts, side "tuned->base", as in `cross_model`; sides may then be empty, and
     prompts may be plain texts. steps: the number of steps of integrated gradients; 1 is the
     gradient in the corrupt run. edges: also score what every head and MLP sends to every later one
-    (`patching.edges`; not for side "tuned->base"). exact: the number of strongest entries, and of
-    random others, that are patched exactly. More than one step, and edges, need partners that are
-    as long as their prompts.
+    (`patching.edges`; not for side "tuned->base"). metric: what is attributed, as in `activation`,
+    one that has a gradient. exact: the number of strongest entries, and of random others, that are
+    patched exactly. More than one step, and edges, need partners that are as long as their prompts.
 
     The command line takes 24 prompts of a file, with --full all of them.
 
@@ -205,30 +223,40 @@ def attribution(
     pick the strongest (arm "picked": their attribution there); with edges `edge_attribution`,
     `edge_exact` and `edge_rank_correlation`. Arms "shuffled": the top entries there with the
     activations of a prompt of another answer; "random": what a random place of the component gives.
-    Raises WorkbenchError for partners that do not fit and combinations that have no meaning.
+    tensors: each prompt's effect in the metric itself, not a share, as in `activation`; edges in
+    the order of `patching.edges.links`. Raises WorkbenchError for partners that do not fit,
+    combinations that have no meaning and metrics without a gradient.
     """
     _require(sides, across, steps, sites)
     words = pair.base.tokenizer()
+    judge = metric_of(metric, words)
+    require_smooth(judge, "Attribution")
     if sides:
         prompts = asked(prompts)
         clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
     else:
         clean = dirty = answered(words, prompts)
-    measure = "logit_difference" if any(row.foils for row in dirty) else "log_probability"
-    tables, notes = [], []
+    usual = "logit_difference" if any(row.foils for row in dirty) else "log_probability"
+    measure = usual if judge is None else judge.name
+    tables, notes, tensors = [], [], {}
     with pair.models(device, named_dtype(dtype)) as run:
         if not sides:
             options = (words, batch_size, device)
             clean, said = with_answers(run.tuned, "tuned", clean, *options)
             dirty, notes = clean, [f"{pair.name}: {note}" for note in said]
         where = places.default_positions(clean) if positions == "named" else positions
+        named = meant.asked(where, sites)
         chosen = places.patches(Layout(run.tuned), sites, places.resolved(clean, where))
-        settings = (chosen, words, measure, steps)
-        for side, ends in _ends(run, clean, dirty, sides, across).items():
+        settings = (chosen, words, measure, judge, steps)
+        for side, (into, out) in _ends(run, clean, dirty, sides, across).items():
+            ours, theirs = meant.placed(named, into.rows, out.rows)
+            ends = Side(into.model, ours), Side(out.model, theirs)
             job = Job(*ends, *settings, edges and side != ACROSS, batch_size, device)
             job.plan(exact).require(f"attribution {side}", device, large)
-            table, told = job.table(exact, seed)
+            made = job.attributed()
+            table, told = job.table(made, exact, seed)
             tables.append(table.assign(side=side))
+            tensors |= made.kept(side, measure)
             notes += [f"{pair.name}, {side}: {note}" for note in told]
         notes.append(f"{pair.name}: {run.described}")
     table = pd.concat(tables, ignore_index=True)
@@ -236,11 +264,12 @@ def attribution(
     parameters = {
         "prompts": describe(prompts), "corrupted": describe(corrupted), "sites": describe(sites),
         "positions": describe(positions), "sides": list(sides), "across": across, "steps": steps,
-        "edges": edges, "exact": exact, "measure": measure, "tokens": tokens_of(clean, words),
+        "edges": edges, "exact": exact, "measure": measure, "metric": describe(metric),
+        "tokens": tokens_of(clean, words),
     }  # fmt: skip
     known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **known)
-    return finished(KEY, table, provenance.with_notes((*provenance.notes, *notes)))
+    return finished(KEY, table, provenance.with_notes((*provenance.notes, *notes)), tensors)
 
 
 def _require(sides: Sequence[str], across: bool, steps: int, sites: Any) -> None:
@@ -279,6 +308,7 @@ class Job(NamedTuple):
     patches: Sequence[Patch]
     words: Any
     measure: str
+    metric: Metric | None
     steps: int
     edges: bool
     batch_size: int
@@ -318,11 +348,13 @@ class Job(NamedTuple):
         layout = Layout(self.destination.model)
         kinds = {site.whole for patch in self.patches for site in patch.sites}
         kinds |= {EMBEDDING, *(graph.needed(layout) if self.edges else ())}
-        goal = observe(self.source.model, there, kinds, self.measure, slopes=False)
-        start = observe(self.destination.model, here, kinds, self.measure, slopes=self.steps == 1)
+        goal = self._observe(self.source.model, there, kinds, None, slopes=False)
+        start = self._observe(
+            self.destination.model, here, kinds, goal.logits, slopes=self.steps == 1
+        )
         others, alone = shared.turned(shared.shuffle(self.source.rows), at)
         turned = batch(self.source.rows, others, self.device, fill)
-        away = observe(self.source.model, turned, kinds, self.measure, slopes=False)
+        away = self._observe(self.source.model, turned, kinds, None, slopes=False)
         ends = (there, goal.values), (here, start.values)
         effects = shuffled = links = torch.zeros(())
         for step in self._path(start, goal, here, kinds):
@@ -342,6 +374,18 @@ class Job(NamedTuple):
         )
         return effects, shuffled, links, start.metric, goal.metric
 
+    def _observe(
+        self,
+        model: Any,
+        inputs: Batch,
+        kinds: Collection[Site],
+        reference: Tensor | None,
+        **how: Any,
+    ) -> Observed:
+        """One run, judged by this job's metric; without a reference it is its own."""
+        known = {"metric": self.metric, "reference": reference}
+        return observe(model, inputs, kinds, self.measure, **known, **how)
+
     def _path(
         self, start: Observed, goal: Observed, here: Batch, kinds: Collection[Site]
     ) -> Iterator[Observed]:
@@ -352,11 +396,10 @@ class Job(NamedTuple):
         ends = start.values[EMBEDDING], goal.values[EMBEDDING]
         for step in range(self.steps):
             stream = torch.lerp(*ends, (step + 0.5) / self.steps)
-            yield observe(self.destination.model, here, kinds, self.measure, stream=stream)
+            yield self._observe(self.destination.model, here, kinds, goal.logits, stream=stream)
 
-    def table(self, exact: int, seed: int) -> tuple[pd.DataFrame, list[str]]:
+    def table(self, made: Attributed, exact: int, seed: int) -> tuple[pd.DataFrame, list[str]]:
         """Every row of this side, and notes."""
-        made = self.attributed()
         gap = made.one - made.zero
         table = _rows(self.patches, shared.shares(made.effects, gap, seed), "attribution")
         pick, report = halves(gap.size, seed)
@@ -379,10 +422,11 @@ class Job(NamedTuple):
             f"{self.steps} backward passes of the prompts.",
             *([said_of_halves(pick, report, "The strongest entries")] if top else []),
             *shared.meaningful(
-                {**_nothing(gap), self.measure: made.zero},
-                {**_nothing(gap), self.measure: made.one},
+                {self.measure: made.zero},
+                {self.measure: made.one},
                 "The two runs",
                 seed,
+                measures=[self.measure],
             ),
         ]
         if self.edges:
@@ -409,6 +453,7 @@ class Job(NamedTuple):
         )
         made = shared.sweep(
             *(here, there, again, self.words),
+            metric=self.metric,
             batch_size=self.batch_size,
             device=self.device,
             label=f"exact, {group}",
@@ -471,8 +516,9 @@ class Job(NamedTuple):
                 for side in (self.source, self.destination)
             )
             logits = torch.cat([here.logits, graph.exact_logits(there, here, chosen)])
-            metric = shared.measured(logits, here.inputs)[self.measure]
-            return metric[1:] - metric[:1]
+            known = (here.inputs, there.logits[0], self.metric)
+            scored = shared.measured(logits, *known)[self.measure]
+            return scored[1:] - scored[:1]
 
         lengths = [len(self.destination.rows[i].fed) for i in report]
         for at, change in in_batches(lengths, self.batch_size, run):
@@ -493,8 +539,3 @@ def _rows(patches: Sequence[Patch], found: Any, metric: str) -> pd.DataFrame:
     columns = pd.DataFrame([patch.about for patch in patches])
     columns = columns.reindex(columns=pd.Index(COLUMNS))
     return columns.assign(arm="patch", metric=metric, **found._asdict(), baseline=0.0)
-
-
-def _nothing(like: np.ndarray) -> dict[str, np.ndarray]:
-    """Measures that were not taken."""
-    return dict.fromkeys(shared.MEASURES, np.full_like(like, np.nan))

@@ -1,7 +1,8 @@
 """Is it the base's own circuit that the fine-tuned model uses, and does the circuit suffice?
 
 A circuit is a set of heads in groups, each group at its own position in the prompt. Every head is
-mean-ablated (its z replaced by the mean over other prompts at the same token) at every token, but a
+ablated (by default its z is replaced by the mean over other prompts at the same token) at every
+token, but a
 circuit's heads where their group acts; MLPs stay. With F the mean score and M the whole model,
 
     faithfulness = F(C) / F(M)                         for accuracy, as in the paper
@@ -35,11 +36,25 @@ from workbench.loaders import CheckpointPair
 from workbench.models import Layout, Site
 from workbench.models.rerun import Outside, Rerun, Write
 from workbench.models.sides import named_dtype
+from workbench.patching import places as meant
 from workbench.patching import sweep as shared
-from workbench.patching.activation import SIDES, asked, partners, require_sides
+from workbench.patching.activation import KNOWN, SIDES, asked, partners, require_sides
 from workbench.patching.circuit_discovery import GROUPS, Circuit, Group, discover, heads, nearest
+from workbench.patching.circuit_files import placed
+from workbench.patching.metrics import Asked, Metric, measures, metric_of
 from workbench.patching.patches import Position, require_one_width
 from workbench.patching.path import Head
+from workbench.patching.per_prompt import stored
+from workbench.patching.replacements import (
+    MEAN,
+    MEAN_POSITION,
+    OTHER,
+    Replacement,
+    Running,
+    Standing,
+    With,
+    require_with,
+)
 from workbench.patching.sweep import Side
 from workbench.patching.sweep_plan import counted
 from workbench.progress import progress
@@ -53,6 +68,7 @@ from workbench.tasks.batching import Batch, Row, batch, in_batches, pad_id
 KEY = "patching.circuit"
 MEASURES = ("score", "logit_difference")
 RANDOM = 10
+RUNS = ("model", "all ablated", "circuit", "random")
 Keep = Literal["position", "everywhere"]
 KEEP: tuple[Keep, ...] = get_args(Keep)
 Kept = Mapping[Head, frozenset[Position]]  # head -> where it is kept; None: everywhere
@@ -73,12 +89,14 @@ def circuit(
     prompts: PromptSet,
     *,
     corrupted: PromptSet | None = None,
-    circuits: Mapping[str, Circuit] | None = None,
+    circuits: Mapping[str, Mapping[str, Sequence[Head | str]]] | None = None,
     sides: Sequence[str] = SIDES,
     paths: Sequence[Group] = GROUPS,
     depth: int | None = None,
     most: int = 8,
     keep: Keep = "position",
+    metric: Asked | None = None,
+    with_: With = "mean",
     random: int = RANDOM,
     minimal: bool = True,
     batch_size: int = 32,
@@ -90,43 +108,55 @@ def circuit(
     """Find the circuit of each side, and judge every circuit in both sides.
 
     prompts: boxes prompts with answers; a random half finds the circuits, the other half judges
-    them. corrupted: as in `activation`. circuits: name -> group -> [(layer, head), ...], further
-    circuits to judge, for instance those of other models (`circuits_of`). sides: the models in
+    them. corrupted: as in `activation`. circuits: name -> group -> [(layer, head) or
+    "LAYER.HEAD@PLACE", ...], further circuits to judge: one's own (`load_circuits`), or those of
+    other models (`circuits_of`). sides: the models in
     which circuits are found and judged: base, tuned. paths: the groups that are looked for, in
     order; those of `circuit_discovery.GROUPS`. depth: the number of groups that are looked for,
     from the logits back; None for all. most: the largest number of heads in a group. keep: where a
     circuit's heads stay active, at their group's "position" (the paper's definition), or
-    "everywhere". random: the number of random circuits of the same size, at the same positions.
-    minimal: judge each head and group by leaving it out. dtype: "float32" or "bfloat16"; None means
-    as stored. large: as in `activation`; the plan counts the most heads that can be found.
+    "everywhere". metric: as in `activation`; what circuits are found and, beside the usual two,
+    judged by. with_: what stands for an ablated head's z: "mean", over the other half's prompts, at
+    each token where all are of one length; "zero", "mean_position", "resample", "corrupted" or
+    "other", as in `activation`. random: the number of random circuits of the same size, at the same
+    positions. minimal: judge each head and group by leaving it out. dtype: "float32" or "bfloat16";
+    None means as stored. large: as in `activation`; the plan counts the most heads that can be
+    found.
 
     The command line takes 16 prompts of a file, the first group, 3 random circuits and no
     minimality; with --full all prompts, six groups, 10 and minimality.
 
     Returns a Result with columns side (judged in), circuit (found in, "base" or "tuned", or its
     name), group, layer, head, arm, metric. `effect` and `logit_change`: the path effects the
-    circuits were found by; `chosen`: its heads; `size`; `score` and `logit_difference` with their
-    `faithfulness:` (arms "patch" and "random", of size-matched ones), `incompleteness:`,
-    `minimality:` (per head); `shared`, `jaccard`: overlap of two circuits ("base & tuned"), its
-    baseline the mean of random ones of the two sizes. 95% intervals over prompts, or over the
-    circuits for arm "random". Raises WorkbenchError without prompts to split in two.
+    circuits were found by; `chosen`: its heads; `size`; `score`, `logit_difference` and the
+    `metric` with their `faithfulness:` (arms "patch" and "random", of size-matched ones),
+    `incompleteness:`, `minimality:` (per head); `shared`, `jaccard`: overlap of two circuits ("base
+    & tuned"), its baseline the mean of random ones of the two sizes. 95% intervals over prompts, or
+    over the circuits for arm "random". tensors "per_prompt/SIDE/CIRCUIT, RUN/METRIC", (1 or runs,
+    prompts), for the runs of `RUNS`. Raises WorkbenchError without prompts to split in two.
     """
     if len(prompts) < 8:
         raise WorkbenchError(f"Expected at least 8 prompts, to split in two; found {len(prompts)}.")
     require_sides(sides)
+    require_with(with_, KNOWN)
     looked = nearest(paths, depth)
     if keep not in KEEP:
         raise WorkbenchError(f"Expected keep {' or '.join(KEEP)}, found {keep!r}.")
     prompts = asked(prompts)
     words = pair.base.tokenizer()
+    asking = metric_of(metric, words)
     clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
     at = {group.name: group.position for group in paths} if keep == "position" else {}
-    _require_placed(circuits or {}, at, clean)
+    theirs = {name: placed(own) for name, own in (circuits or {}).items()}
+    named = meant.asked([place for _, at in theirs.values() for place in at.values()])
+    clean, _ = meant.placed(named, clean, clean)
+    for own, places in theirs.values():
+        _require_placed(own, at | places, clean)
     order = np.random.default_rng(seed).permutation(len(clean))
     find, judge = order[: len(order) // 2].tolist(), order[len(order) // 2 :].tolist()
     options: dict[str, Any] = {"batch_size": batch_size, "device": device}
-    known: dict[str, Circuit] = dict(circuits or {})
-    tables, notes = [], []
+    known: dict[str, Circuit] = {name: own for name, (own, _) in theirs.items()}
+    tables, notes, tensors = [], [], {}
     with pair.models(device, named_dtype(dtype)) as run:
         models = {"base": run.base, "tuned": run.tuned}
         total = len(every_head(run.layout))
@@ -143,16 +173,22 @@ def circuit(
         for side in SIDES:
             one, other = (Side(models[side], [rows[i] for i in find]) for rows in (clean, dirty))
             own, table, cost = discover(
-                one, other, words, groups=looked, most=most, seed=seed, **options
+                one, other, words, groups=looked, most=most, metric=asking, seed=seed, **options
             )
             known[side] = own
             tables += [table.assign(side=side, circuit=side), _chosen(own, side)]
             notes.append(f"{pair.name}: finding {side}'s circuit cost {cost:.1f} forward passes.")
         for side in sides:
-            judged = _Judge.of(models[side], clean, find, judge, words, options)
+            model, other = (run.base, run.tuned)[:: 1 if side == "base" else -1]
+            giver = (other, clean) if with_ == OTHER else (model, dirty)
+            how = Running(pad_id(words), batch_size, device)
+            judged = _Judge.of(model, clean, (find, judge), with_, giver, how, asking)
             for name, own in known.items():
-                table = _judged(judged, own, at, random, minimal, seed)
+                where = at | theirs[name][1] if name in theirs else at
+                table, made = _judged(judged, own, where, random, minimal, seed)
                 tables.append(table.assign(side=side, circuit=name))
+                for which, values in made.items():
+                    tensors |= stored(side, f"{name}, {which}", values)
     tables.append(overlaps(known, total, seed))
     table = pd.concat(tables, ignore_index=True)
     # An empty circuit's rows would make every value an object.
@@ -161,11 +197,12 @@ def circuit(
     parameters = {
         "prompts": describe(prompts), "corrupted": describe(corrupted), "sides": list(sides),
         "circuits": describe(circuits), "paths": [group.name for group in looked], "most": most,
-        "keep": keep, "random": random, "minimal": minimal,
+        "keep": keep, "metric": describe(metric), "with_": with_, "random": random, "minimal":
+        minimal,
     }  # fmt: skip
     about = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **about)
-    return finished(KEY, table, provenance.with_notes((*provenance.notes, *notes)))
+    return finished(KEY, table, provenance.with_notes((*provenance.notes, *notes)), tensors)
 
 
 def circuits_of(result: Result) -> dict[str, dict[str, list[Head]]]:
@@ -189,71 +226,63 @@ def every_head(layout: Layout) -> list[Head]:
 
 
 class _Judge(NamedTuple):
-    """One model whose heads can be ablated. means: per layer the mean z over the other half's
-    prompts, (1, token or 1, head, d_head)."""
+    """One model whose heads can be ablated."""
 
     model: Any
     rows: Sequence[Row]
-    means: dict[int, Tensor]
-    words: Any
-    options: dict[str, Any]
+    replaced: Replacement
+    metric: Metric | None = None
 
     @classmethod
     def of(
         cls,
         model: Any,
         clean: Sequence[Row],
-        find: Sequence[int],
-        judge: Sequence[int],
-        words: Any,
-        options: dict[str, Any],
+        split: tuple[Sequence[int], Sequence[int]],
+        how: str,
+        giver: tuple[Any, Sequence[Row]],
+        where: Running,
+        metric: Metric | None = None,
     ) -> _Judge:
-        """Means at each token where all prompts are of one length, else over all tokens."""
-        sources = [clean[i] for i in find]
-        aligned = len({len(row.fed) for row in clean}) == 1
-        sums: list[Tensor] = []
-        count = 0
+        """split: the prompts that means are over, and those that judge."""
+        find, judge = ([clean[i] for i in half] for half in split)
+        sites = [Site("z", layer) for layer in Layout(model).where("z")]
+        if how == MEAN and len({len(row.fed) for row in clean}) == 1:
+            how = MEAN_POSITION
+        given = (giver[0], [giver[1][i] for i in split[1]])
+        rows = find if how in (MEAN, MEAN_POSITION) else judge
+        return cls(
+            model, judge, Replacement.of(how, model, rows, sites, where, giver=given), metric
+        )
 
-        def run(places: list[int]) -> list[Tensor]:
-            inputs = batch(sources, places, options["device"], pad_id(words))
-            layers = Layout(model).where("z")
-            seen = Rerun(model, inputs, [Site("z", layer) for layer in layers])
-            keep = inputs.mask[:, :, None, None]
-            axes = (0,) if aligned else (0, 1)
-            return [
-                (seen.kept[Site("z", layer)].float() * keep).sum(axes, keepdim=True)
-                for layer in layers
-            ]
-
-        for places, found in in_batches(
-            [len(row.fed) for row in sources], options["batch_size"], run
-        ):
-            sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
-            count += len(places) if aligned else sum(len(sources[i].fed) for i in places)
-        means = {layer: s / count for layer, s in zip(Layout(model).where("z"), sums, strict=True)}
-        return cls(model, [clean[i] for i in judge], means, words, options)
+    @property
+    def measures(self) -> list[str]:
+        """By which it judges."""
+        return measures(self.metric, MEASURES)
 
     @property
     def every(self) -> list[Head]:
         return every_head(Layout(self.model))
 
     def ablated(self, runs: Sequence[Kept]) -> dict[str, np.ndarray]:
-        """metric -> (runs, prompts), with these heads mean-ablated but where they are kept."""
-        found = {m: np.zeros((len(runs), len(self.rows))) for m in MEASURES}
-        many = self.options["batch_size"]
+        """metric -> (runs, prompts), with these heads ablated but where they are kept."""
+        found = {m: np.zeros((len(runs), len(self.rows))) for m in self.measures}
+        where = self.replaced.where
+        many = where.batch_size
+        sites = [Site("z", layer) for layer in Layout(self.model).where("z")]
 
         def run(places: list[int]) -> dict[str, Tensor]:
-            once = Rerun(
-                self.model, batch(self.rows, places, self.options["device"], pad_id(self.words))
-            )
+            once = Rerun(self.model, batch(self.rows, places, where.device, where.fill), sites)
+            stand = self.replaced.beside(once, places)
             step = max(1, many // len(places))
             scores = []
             for begin in range(0, len(runs), step):
-                some = [self._patch(one, once.inputs) for one in runs[begin : begin + step]]
+                some = [_patch(one, once.inputs, stand) for one in runs[begin : begin + step]]
                 logits = once.again(some) if all(some) else _each(once, some)
-                scores.append(shared.measured(logits, once.inputs))
+                known = (once.inputs, once.logits[0], self.metric)
+                scores.append(shared.measured(logits, *known))
                 bar.update(len(some) * len(places))
-            return {m: _joined([score[m] for score in scores]) for m in MEASURES}
+            return {m: _joined([score[m] for score in scores]) for m in self.measures}
 
         total = len(runs) * len(self.rows)
         with progress(total=total, desc="circuits") as bar:
@@ -263,13 +292,15 @@ class _Judge(NamedTuple):
                     found[metric][:, places] = value.cpu().numpy()
         return found
 
-    def _patch(self, run: Kept, inputs: Batch) -> dict[Site, Write]:
-        patch: dict[Site, Write] = {}
-        for (layer, head), positions in run.items():
-            mean = self.means[layer][:, :, head]
-            kept = _tokens(inputs, positions) if positions else None
-            patch[Site("z", layer, head)] = mean if kept is None else Outside(mean, kept)
-        return patch
+
+def _patch(run: Kept, inputs: Batch, stand: Standing) -> dict[Site, Write]:
+    """What stands for these heads, but where they are kept."""
+    patch: dict[Site, Write] = {}
+    for (layer, head), positions in run.items():
+        site = Site("z", layer, head)
+        kept = _tokens(inputs, positions) if positions else None
+        patch[site] = stand.read(site) if kept is None else Outside(stand.read(site), kept)
+    return patch
 
 
 def _tokens(inputs: Batch, positions: Iterable[Position]) -> Tensor:
@@ -306,11 +337,9 @@ def places_of(circuit: Circuit, at: Mapping[str, Position]) -> dict[Head, frozen
     return dict(sorted(found.items()))
 
 
-def _require_placed(
-    circuits: Mapping[str, Circuit], at: Mapping[str, Position], rows: Sequence[Row]
-) -> None:
+def _require_placed(circuit: Circuit, at: Mapping[str, Position], rows: Sequence[Row]) -> None:
     """Raises where a group of a given circuit acts at a place that the prompts do not have."""
-    for group in {name for circuit in circuits.values() for name, own in circuit.items() if own}:
+    for group in [name for name, own in circuit.items() if own]:
         position = at.get(group)
         if isinstance(position, str):
             require_one_width(rows, position)
@@ -323,8 +352,9 @@ def _judged(
     random: int,
     minimal: bool,
     seed: int,
-) -> pd.DataFrame:
-    """Faithfulness, incompleteness and minimality of one circuit in one model."""
+) -> tuple[pd.DataFrame, dict[str, dict[str, np.ndarray]]]:
+    """Faithfulness, incompleteness and minimality of one circuit in one model; and what each prompt
+    scored, by run (`RUNS`) and metric."""
     where, every = places_of(circuit, at), judge.every
     own = list(where)
     draw = np.random.default_rng(seed)
@@ -346,11 +376,12 @@ def _judged(
     runs += [dict.fromkeys(part, frozenset()) for part in parts]  # the model without K
     made = judge.ablated(runs)
     tables = [pd.DataFrame([{"metric": "size", "value": float(len(own)), "n": len(every)}])]
-    for metric in MEASURES:
+    for metric in judge.measures:
         whole, none, kept = made[metric][0], made[metric][1], made[metric][2]
         drawn = made[metric][3 : 3 + random]
         less = made[metric][3 + random : 3 + random + len(parts)]
         without = made[metric][3 + random + len(parts) :]
+        # Of a share of right answers 0 is none at all, as in the paper.
         floor = np.zeros_like(none) if metric == "score" else none
         kinds = {"circuit": kept, "model": whole, "all ablated": none}
         for arm, values in kinds.items():
@@ -376,7 +407,14 @@ def _judged(
             names = [{"group": group} for group in groups]
             names += [{"layer": layer, "head": head} for layer, head in singles]
             tables.append(pd.concat([pd.DataFrame(names), lost], axis=1))
-    return pd.concat(tables, ignore_index=True)
+    places = dict(zip(RUNS, (slice(0, 1), slice(1, 2), slice(2, 3), slice(3, 3 + random)),
+                      strict=True))  # fmt: skip
+    kept = {
+        name: {metric: values[own] for metric, values in made.items()}
+        for name, own in places.items()
+        if random or name != RUNS[-1]
+    }
+    return pd.concat(tables, ignore_index=True), kept
 
 
 def _rows(

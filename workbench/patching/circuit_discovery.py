@@ -19,8 +19,9 @@ import pandas as pd
 from workbench.errors import WorkbenchError
 from workbench.models import Site
 from workbench.patching import sweep as shared
+from workbench.patching.metrics import Metric
 from workbench.patching.patches import Patch, Position
-from workbench.patching.path import Head, Part, effects
+from workbench.patching.path import Head, Part, changes_of, effects
 from workbench.patching.sweep import Side
 from workbench.tasks.batching import Row
 
@@ -62,6 +63,7 @@ def discover(
     groups: Sequence[Group] = GROUPS,
     most: int = 8,
     least: float = 0.02,
+    metric: Metric | None = None,
     seed: int = 0,
     **options: Any,
 ) -> tuple[dict[str, list[Head]], pd.DataFrame, float]:
@@ -71,20 +73,27 @@ def discover(
     A head belongs to a group where patching it lowers the logit difference by at least `least` of
     the clean mean, its 95% interval lies below 0, and it is among the `most` strongest. (The mean
     relative change of the probability, which the paper sorts by, is carried by the few prompts the
-    model is least sure of.) options: batch_size, device. A group whose receivers were not found, or
-    whose named place the prompts do not have, is empty, and so are those behind it.
+    model is least sure of.) metric: what stands for the logit difference; one of which less is
+    better must rise, and of another than the logit difference `least` is a part of what separates
+    the clean from the corrupt runs. options: batch_size, device. A group whose receivers were not
+    found, or whose named place the prompts do not have, is empty, and so are those behind it.
     """
     places = [*clean.rows, *dirty.rows]
     named = [group for group in groups if _placed(group, places)]
     wanted = [Patch((Site("z", 0, position=group.position),)) for group in named]
     shared.require_aligned(clean.rows, dirty.rows, wanted)
-    plain = shared.sweep(clean, dirty, [], words, **options)
-    if not all(row.foils for row in places):
+    name = "logit_difference" if metric is None else metric.name
+    plain = shared.sweep(clean, dirty, [], words, metric=metric, **options)
+    if name == "logit_difference" and not all(row.foils for row in places):
         raise WorkbenchError(
             "A circuit is found by the logit difference, which needs foils; give every prompt some "
-            "wrong answers."
+            "wrong answers, or another metric."
         )
-    scale = float(np.nanmean(plain.destination["logit_difference"]))
+    scale = float(np.nanmean(plain.destination[name]))
+    if name != "logit_difference":
+        scale -= float(np.nanmean(plain.source[name]))
+    change = next(one for one, of in changes_of(metric).items() if of == name)
+    worse = -1 if metric is not None and metric.lower else 1
     circuit: dict[str, list[Head]] = {}
     tables, cost = [], plain.forwards
     for group in groups:
@@ -95,20 +104,23 @@ def discover(
             continue
         if group not in named:
             continue
-        table, forwards = effects(
+        made = effects(
             *(clean, dirty, words),
             receivers=receivers,
             part=group.part,
             position=group.position,
+            metric=metric,
             shuffled=False,
             seed=seed,
             **options,
         )
-        cost += forwards
+        cost += made.forwards
+        table = made.table
         tables.append(table.assign(group=group.name))
-        own = table[(table["metric"] == "logit_change") & (table["arm"] == "patch")]
-        strong = own[(own["value"] <= -least * abs(scale)) & (own["high"] < 0)]
-        for row in strong.sort_values("value").head(most).itertuples():
+        own = table[(table["metric"] == change) & (table["arm"] == "patch")]
+        loss, certain = worse * own["value"], (worse * own[["low", "high"]]).max(axis=1)
+        strong = own.assign(loss=loss)[(loss <= -least * abs(scale)) & (certain < 0)]
+        for row in strong.sort_values("loss").head(most).itertuples():
             circuit[group.name].append((int(row.layer), int(row.head)))  # pyright: ignore
     return circuit, pd.concat(tables, ignore_index=True), cost
 

@@ -32,10 +32,21 @@ from workbench.models import Layout, Site
 from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
 from workbench.patching import patches as places
+from workbench.patching import places as meant
 from workbench.patching import sweep as shared
 from workbench.patching.answered import answered
 from workbench.patching.best import KRS, best_of
+from workbench.patching.metrics import Asked, Metric, measures, metric_of
 from workbench.patching.patches import Patch, Position, Where
+from workbench.patching.per_prompt import stored_sweep
+from workbench.patching.replacements import (
+    ABLATIONS,
+    OTHER,
+    Replacement,
+    Running,
+    With,
+    require_with,
+)
 from workbench.patching.strongest import controlled, headline_metric
 from workbench.patching.sweep import Side
 from workbench.results.result import Result, describe
@@ -47,6 +58,7 @@ Direction = Literal["tuned->base", "base->tuned"]
 DIRECTIONS = ("tuned->base", "base->tuned")
 KEY = "patching.cross_model"
 RANDOM_SETS = 10
+KNOWN = (OTHER, *ABLATIONS)
 
 
 @analysis(
@@ -70,6 +82,8 @@ def cross_model(
     cumulative: bool = False,
     answer: Literal["target", "base"] = "target",
     answer_tokens: int = 8,
+    metric: Asked | None = None,
+    with_: With = "other",
     controls: int = 5,
     batch_size: int = 32,
     seed: int = 0,
@@ -88,32 +102,39 @@ def cross_model(
     window: an odd number of layers that are replaced together (paper: 5). cumulative: replace every
     layer up to each. answer: "target", the prompts' own, or "base": what the base itself answers,
     `answer_tokens` greedy tokens (for unlearning). answer_tokens: the number of greedy tokens of
-    answer "base". controls, dtype, large: as in `activation`.
+    answer "base". with_: what is put into the destination: "other", the source's activations, or
+    "zero", "mean", "mean_position" or "resample" (of `patching.replacements`), of the destination's
+    own; the source is then the other end of the scale alone. metric, controls, dtype, large: as in
+    `activation`.
 
     The command line takes 24 prompts of a file, with --full all of them.
 
     Returns a Result with columns direction, component, layer, head, neuron, position, group, arm,
-    metric. Arm "patch": `score`, `logit_difference`, `log_probability`, `recovered:` each of them,
-    `krs`, `kl_krs`, `agreement` (top-1, with the source, on every answer token); arms "picked",
-    "shuffled", "random", "destination", "source" as in `activation`. Arm "best", without groups:
-    the patch of each component that recovered most on one half of the prompts, on the other half,
-    once by the logit difference (else the log-probability) and once by krs, with
-    `beyond_random:` and `beyond_shuffled:` each of them, less the mean over the component's patches
-    (baseline of the first) and less the same patch with another prompt's activations, paired.
-    Undefined shares are NaN. Raises WorkbenchError for unknown sites or directions.
+    metric. Arm "patch": `score`, `logit_difference`, `log_probability`, the `metric` where it is
+    another, `recovered:` each of them, `krs`, `kl_krs`, `agreement` (top-1, with the source, on
+    every answer token); arms "picked", "shuffled", "random", "destination", "source" as in
+    `activation`. Arm "best", without groups: the patch of each component that recovered most on one
+    half of the prompts, on the other half, once by the metric (the logit difference, else the
+    log-probability) and once by krs, with `beyond_random:` and `beyond_shuffled:` each of them,
+    less the mean over the component's patches (baseline of the first) and less the same patch with
+    another prompt's activations, paired. Undefined shares are NaN. tensors: as in `activation`.
+    Raises WorkbenchError for unknown sites or directions.
     """
     asked = DIRECTIONS if direction == "both" else (direction,)
     if not set(asked) <= set(DIRECTIONS):
         raise WorkbenchError(
             f'Expected direction "tuned->base", "base->tuned" or "both", found {direction!r}.'
         )
+    require_with(with_, KNOWN)
     require_answer(answer, answer_tokens)
     words = pair.base.tokenizer()
-    tables, notes = [], []
+    judge = metric_of(metric, words)
+    tables, notes, tensors = [], [], {}
     with pair.models(device, named_dtype(dtype)) as run:
         given = answered(words, prompts)
         layout = Layout(run.tuned)
         where = places.default_positions(given) if positions == "named" else positions
+        named = meant.asked(where, sites, groups)
         at = places.resolved(given, where)
         if groups is None:
             chosen, random = (
@@ -124,17 +145,26 @@ def cross_model(
             chosen = places.grouped(layout, groups, added=True)
             random = random_groups(layout, chosen, seed)
         shared.require_some(chosen)
-        shared.require_aligned(given, given, chosen)
+        shared.require_aligned(*meant.placed(named, given, given), chosen)
         if answer == "base":
             given = continued(run.base, given, answer_tokens, words, batch_size, device)
         for one in asked:
             models = (run.base, run.tuned) if one == "tuned->base" else (run.tuned, run.base)
             side = one.partition("->")[0]
             own, said = with_answers(models[1], side, given, words, batch_size, device)
-            destination, source = (Side(model, own) for model in models)
-            runs = _Runs(destination, source, words, batch_size, device, f"CMAP {one}", large)
-            table, told = runs.table(chosen, random, controls, seed)
+            ours, theirs = meant.placed(named, own, own)
+            destination, source = Side(models[0], ours), Side(models[1], theirs)
+            runs = _Runs(
+                destination, source, words, batch_size, device, f"CMAP {one}", large, judge
+            )
+            if with_ != OTHER:
+                kinds = [site for patch in (*chosen, *random) for site in patch.sites]
+                how = Running(pad_id(words), batch_size, device)
+                stands = Replacement.of(with_, *destination, kinds, how, seed=seed)
+                runs = runs._replace(replaced=stands)
+            table, told, made = runs.table(chosen, random, controls, seed)
             tables.append(table.assign(direction=one))
+            tensors |= stored_sweep(one, made)
             notes += [f"{pair.name}, {one}: {note}" for note in (*said, *told)]
         notes.append(f"{pair.name}: {run.described}")
     table = pd.concat(tables, ignore_index=True)
@@ -143,10 +173,11 @@ def cross_model(
         "prompts": describe(prompts), "sites": describe(sites), "direction": direction,
         "positions": describe(positions), "groups": describe(groups), "window": window,
         "cumulative": cumulative, "answer": answer, "answer_tokens": answer_tokens,
+        "with_": with_, "metric": describe(metric),
     }  # fmt: skip
     known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **known)
-    return finished(KEY, table, provenance.with_notes((*provenance.notes, *notes)))
+    return finished(KEY, table, provenance.with_notes((*provenance.notes, *notes)), tensors)
 
 
 class _Runs(NamedTuple):
@@ -159,11 +190,15 @@ class _Runs(NamedTuple):
     device: str
     label: str
     large: bool
+    metric: Metric | None = None
+    replaced: Replacement | None = None
 
     def sweep(self, chosen: Sequence[Patch], *, shuffled: bool = False) -> shared.Sweep:
         return shared.sweep(
             *(self.destination, self.source, chosen, self.words),
             shuffled=shuffled,
+            metric=self.metric,
+            replaced=self.replaced,
             batch_size=self.batch_size,
             device=self.device,
             label=self.label,
@@ -172,8 +207,9 @@ class _Runs(NamedTuple):
 
     def table(
         self, chosen: Sequence[Patch], random: Sequence[Patch], controls: int, seed: int
-    ) -> tuple[pd.DataFrame, list[str]]:
-        """Every arm's rows, and notes."""
+    ) -> tuple[pd.DataFrame, list[str], shared.Sweep]:
+        """Every arm's rows, notes, and the sweep they are of."""
+        asked = measures(self.metric)
 
         def rows_of(made: shared.Sweep, patches: Sequence[Patch], arm: str) -> pd.DataFrame:
             return shared.summary(
@@ -182,12 +218,13 @@ class _Runs(NamedTuple):
                 one=made.source,
                 arm=arm,
                 seed=seed,
+                measures=asked,
                 restored=True,
             )
 
         made = self.sweep(chosen)
         table = rows_of(made, chosen, "patch")
-        parts = [table, shared.plain(made, seed=seed)]
+        parts = [table, shared.plain(made, seed=seed, measures=asked)]
         if random:
             drawn = rows_of(self.sweep(random), random, "random")
             parts.append(shared.random_site(drawn, by=("component", "group")))
@@ -202,15 +239,16 @@ class _Runs(NamedTuple):
             zero=made.destination,
             most=controls,
             seed=seed,
+            metric=self.metric,
         )
         parts += beside
         if beside and not random:
-            metrics = (headline_metric(table), KRS)
+            metrics = (headline_metric(table, self.metric), KRS)
             parts.append(best_of(made, chosen, metrics, shuffled, seed=seed))
         cost = f"{len(chosen)} patches cost {made.forwards:.1f} plain forward passes."
-        what = "The two sides"
-        notes = [cost, *told, *shared.meaningful(made.destination, made.source, what, seed)]
-        return pd.concat(parts, ignore_index=True), notes
+        ends = made.destination, made.source
+        said = shared.meaningful(*ends, "The two sides", seed, measures=asked)
+        return pd.concat(parts, ignore_index=True), [cost, *told, *said], made
 
 
 def require_answer(answer: str, tokens: int) -> None:

@@ -53,7 +53,7 @@ class Link(NamedTuple):
         }
 
 
-class _Group(NamedTuple):
+class Group(NamedTuple):
     """Receivers that the same senders precede, and how many layers' heads and MLPs those are."""
 
     receivers: list[Site]
@@ -61,20 +61,22 @@ class _Group(NamedTuple):
     mlps: int
 
 
-def _groups(layout: Layout) -> list[_Group]:
+def groups(layout: Layout) -> list[Group]:
+    """All receivers, in the order of the model and of `scores`."""
     made = []
     for layer in range(layout.layers):
         for kind in READ:
             heads = layout.heads if kind == "q" else layout.kv_heads
             own = [Site(kind, layer, head) for head in range(heads)]
-            made.append(_Group(own, layer, layer))
+            made.append(Group(own, layer, layer))
         before = layer if layout.parallel else layer + 1
-        made.append(_Group([Site("mlp_out", layer)], before, layer))
+        made.append(Group([Site("mlp_out", layer)], before, layer))
     last = Site("resid_post", layout.layers - 1)
-    return [*made, _Group([last], layout.layers, layout.layers)]
+    return [*made, Group([last], layout.layers, layout.layers)]
 
 
-def _senders(layout: Layout, group: _Group) -> list[Site]:
+def senders(layout: Layout, group: Group) -> list[Site]:
+    """What precedes a group: the embedding, heads, MLPs."""
     heads = [Site("z", layer, h) for layer in range(group.heads) for h in range(layout.heads)]
     return [EMBEDDING, *heads, *(Site("mlp_out", layer) for layer in range(group.mlps))]
 
@@ -96,8 +98,8 @@ def links(layout: Layout) -> list[Link]:
             )
     return [
         Link(sender, receiver)
-        for group in _groups(layout)
-        for sender in _senders(layout, group)
+        for group in groups(layout)
+        for sender in senders(layout, group)
         for receiver in group.receivers
     ]
 
@@ -121,7 +123,7 @@ def scores(
     layout = Layout(model)
     found = []
     with torch.enable_grad(), _as_run(model):
-        for group in _groups(layout):
+        for group in groups(layout):
             first = group.receivers[0]
             if first.kind == "resid_post":
                 pulled = slopes[first][None]
@@ -135,20 +137,20 @@ def scores(
 def _pulled(layout: Layout, site: Site, values: Values, slope: Tensor) -> Tensor:
     """The gradient at the receivers' input, (receivers, batch, token, width), through the norm and
     through each head's own rows of the projection."""
-    stream = values[_stream(layout, site)]
+    stream = values[stream_of(layout, site)]
     times = 1 if site.kind == "mlp_out" else slope.shape[2]
     given = stream.detach().repeat(times, 1, 1).requires_grad_()
     wanted = slope[None]
     if site.kind != "mlp_out":
         own = torch.eye(times, device=slope.device, dtype=slope.dtype)
         wanted = slope[None] * own[:, None, None, :, None]
-    made = _reader(layout, site)(given)
+    made = reader(layout, site)(given)
     (found,) = torch.autograd.grad(made, given, wanted.flatten(0, 1).to(made.dtype))
     return found.unflatten(0, (times, -1))
 
 
 def _sent(
-    layout: Layout, group: _Group, pulled: Tensor, source: Values, destination: Values
+    layout: Layout, group: Group, pulled: Tensor, source: Values, destination: Values
 ) -> Tensor:
     """(senders, receivers, batch): every sender's difference along these gradients."""
 
@@ -181,9 +183,9 @@ def exact_logits(there: Rerun, here: Rerun, chosen: Sequence[Link], size: int = 
         patches = []
         for link in chosen[begin : begin + size]:
             place = link.receiver
-            stream = here.kept[_stream(here.layout, place.whole)] + _difference(there, here, link)
+            stream = here.kept[stream_of(here.layout, place.whole)] + _difference(there, here, link)
             with torch.no_grad(), _as_run(here.model):
-                value = _reader(here.layout, place.whole)(stream)
+                value = reader(here.layout, place.whole)(stream)
             patches.append({place: value if place.head is None else value[..., place.head, :]})
         found.append(here.again(patches))
     return torch.cat(found)
@@ -197,7 +199,7 @@ def _difference(there: Rerun, here: Rerun, link: Link) -> Tensor:
     return there.kept[site] - here.kept[site]
 
 
-def _stream(layout: Layout, receiver: Site) -> Site:
+def stream_of(layout: Layout, receiver: Site) -> Site:
     """Where a receiver reads the stream."""
     if receiver.kind == "resid_post":
         return receiver
@@ -205,7 +207,7 @@ def _stream(layout: Layout, receiver: Site) -> Site:
     return Site("resid_mid" if mid else "resid_pre", receiver.layer)
 
 
-def _reader(layout: Layout, receiver: Site) -> Callable[[Tensor], Tensor]:
+def reader(layout: Layout, receiver: Site) -> Callable[[Tensor], Tensor]:
     """What a receiver makes of the stream, (batch, token, width) -> the site's tensor."""
     if receiver.kind == "resid_post":
         return lambda stream: stream

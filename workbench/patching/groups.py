@@ -22,6 +22,7 @@ from workbench.models.sides import named_dtype
 from workbench.patching.activation import asked, partners
 from workbench.patching.circuit_discovery import GROUPS, Group, discover, nearest, sites
 from workbench.patching.cross_model import Direction, cross_model
+from workbench.patching.metrics import Asked, metric_of
 from workbench.patching.sweep import Side
 from workbench.results.result import Result, describe
 from workbench.tasks import PromptSet
@@ -47,6 +48,7 @@ def groups(
     paths: Sequence[Group] = GROUPS,
     depth: int | None = None,
     most: int = 8,
+    metric: Asked | None = None,
     batch_size: int = 32,
     seed: int = 0,
     device: str = "cpu",
@@ -56,7 +58,8 @@ def groups(
 
     prompts: boxes prompts with answers. corrupted: as in `activation`. direction: as in
     `cross_model`. paths: the groups that are looked for, in order. depth: as in `circuit`. most:
-    the largest number of heads in a group. dtype: "float32" or "bfloat16"; None means as stored.
+    the largest number of heads in a group. metric: as in `circuit`. dtype: "float32" or "bfloat16";
+    None means as stored.
 
     The command line takes 32 prompts of a file and the first group, with --full all prompts and six
     groups.
@@ -70,13 +73,15 @@ def groups(
     paths = nearest(paths, depth)
     prompts = asked(prompts)
     words = pair.base.tokenizer()
+    judge = metric_of(metric, words)
     clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
     order = np.random.default_rng(seed).permutation(len(clean))
     find, judge = order[: len(order) // 2].tolist(), order[len(order) // 2 :].tolist()
     options: dict[str, Any] = {"batch_size": batch_size, "device": device}
     with pair.models(device, named_dtype(dtype)) as run:
         one, other = (Side(run.base, [rows[i] for i in find]) for rows in (clean, dirty))
-        found, _, cost = discover(one, other, words, groups=paths, most=most, seed=seed, **options)
+        how: dict[str, Any] = {"groups": paths, "most": most, "metric": judge, "seed": seed}
+        found, _, cost = discover(one, other, words, **how, **options)
     chosen: dict[str, Sequence[Any]] = dict(sites(found, paths))
     if not chosen:
         raise WorkbenchError(
@@ -89,6 +94,7 @@ def groups(
         *(pair, judged),
         groups=chosen,
         direction=direction,
+        metric=metric,
         seed=seed,
         dtype=dtype,
         large=True,

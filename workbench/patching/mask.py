@@ -33,6 +33,8 @@ from workbench.models.sides import named_dtype
 from workbench.models.sites import Kind
 from workbench.patching.activation import SIDES, require_sides
 from workbench.patching.patches import Patch, Position, require_equal
+from workbench.patching.places import asked as places_of
+from workbench.patching.places import placed, taken
 from workbench.patching.sweep import require_aligned, require_batches
 from workbench.patching.sweep_plan import Plan, counted
 from workbench.progress import progress
@@ -112,6 +114,7 @@ def mask(
             "judged on one token; draw the pairs with tokenizer=, which uses only "
             "words of one token."
         )
+    ours, theirs = placed(places_of([position]), ours, theirs)
     if position is None:
         require_equal([*ours, *theirs], "A mask over every token")
     require_aligned(ours, theirs, [Patch((Site("z", 0, position=position),))])
@@ -189,9 +192,9 @@ class _Masked(NamedTuple):
         ])  # fmt: skip
 
         def mixed(site: Site) -> Callable[[Tensor], Tensor]:
-            taken, keep = source.read(site), soft(self.layers.index(site.layer))
+            given, keep = taken(site, source.read(site)), soft(self.layers.index(site.layer))
             keep = keep[:, None] if self.component == "head" else keep
-            return lambda own: keep * own + (1 - keep) * taken.to(own.dtype)
+            return lambda own: keep * own + (1 - keep) * given.to(own.dtype)
 
         with replace(self.model, {site: mixed(site) for site in sites}, at=inputs.index):
             logits = self.model(**inputs.inputs, use_cache=False).logits

@@ -129,7 +129,7 @@ def require_one_width(rows: Sequence[Row], name: str) -> None:
         raise WorkbenchError(
             f"Span {name!r} has {few} tokens in prompt {one!r} and {many} in "
             f"{other!r}; a patch needs the same number in all prompts and their "
-            "partners: choose words of as many tokens, or another place (-1)."
+            f"partners: choose words of as many tokens, or a rule ({name}:last, {name}:first)."
         )
 
 

@@ -20,7 +20,7 @@ than one thing at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -35,8 +35,20 @@ from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
 from workbench.models.sites import Kind
 from workbench.patching import sweep as shared
-from workbench.patching.activation import SIDES, asked, partners, require_sides
+from workbench.patching.activation import KNOWN, SIDES, asked, partners, require_sides
+from workbench.patching.metrics import Asked, Metric, metric_of
 from workbench.patching.patches import Patch, Position
+from workbench.patching.per_prompt import stored
+from workbench.patching.places import asked as places_of
+from workbench.patching.places import placed, taken
+from workbench.patching.replacements import (
+    CORRUPTED,
+    Replacement,
+    Running,
+    Standing,
+    With,
+    require_with,
+)
 from workbench.patching.sweep import Side
 from workbench.patching.sweep_plan import counted, share
 from workbench.progress import progress
@@ -69,6 +81,8 @@ def path(
     part: Part = "v",
     position: Position = -1,
     senders: Sequence[Head] | None = None,
+    metric: Asked | None = None,
+    with_: With = "corrupted",
     sides: Sequence[str] = SIDES,
     batch_size: int = 32,
     seed: int = 0,
@@ -78,51 +92,75 @@ def path(
 ) -> Result:
     """Measure the effect of every sender head on the answer, through the receivers alone.
 
-    prompts, corrupted, sides, dtype, large: as in `activation`. receivers: "logits", or (layer,
-    query head) pairs whose `part` receives (a key-value head, for k and v, if several queries share
-    one). part: which input of the receiving heads changes: q, k or v. position: the token of sender
-    and receivers; None for every token. senders: the sending heads; None for every head before the
-    last receiver.
+    prompts, corrupted, metric, sides, dtype, large: as in `activation`. with_: what the sender's z
+    is replaced by, as in `activation`. receivers: "logits", or
+    (layer, query head) pairs whose `part` receives (a key-value head, for k and v, if several
+    queries share one). part: which input of the receiving heads changes: q, k or v. position: the
+    token of sender and receivers; None for every token. senders: the sending heads; None for every
+    head before the last receiver.
 
     The command line takes 16 prompts of a file, with --full all of them.
 
     Returns a Result with columns side, layer, head, position, arm, metric. Arm "patch": `effect`
     (mean relative change of the answer's probability, over prompts whose probability is not below
-    e^-20) and `logit_change` (of the logit difference); "shuffled": with the z of another prompt's
-    corrupt run; "random": what a random sender gives. 95% intervals over prompts, n. The notes
-    state the cost in forward passes. Raises WorkbenchError for heads a model does not have.
+    e^-20), `logit_change` (of the logit difference) and `change:METRIC` (of another metric);
+    "shuffled": with the z of another prompt's corrupt run; "random": what a random sender gives.
+    95% intervals over prompts, n. The notes state the cost in forward passes. tensors: as in
+    `activation`. Raises WorkbenchError for heads a model does not have.
     """
+    require_with(with_, KNOWN)
     require_sides(sides)
     prompts = asked(prompts)
     words = pair.base.tokenizer()
+    judge = metric_of(metric, words)
     clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
-    tables, notes = [], []
+    clean, dirty = placed(places_of([position]), clean, dirty)
+    tables, notes, tensors = [], [], {}
     with pair.models(device, named_dtype(dtype)) as run:
         for side in sides:
-            model = run.base if side == "base" else run.tuned
-            table, forwards = effects(
+            model, other = (run.base, run.tuned)[:: 1 if side == "base" else -1]
+            stands = None
+            if with_ != CORRUPTED:
+                how = Running(pad_id(words), batch_size, device)
+                heads = [Site("z", layer) for layer in run.layout.where("z")]
+                known = (with_, model, clean, heads, how)
+                stands = Replacement.of(*known, giver=(other, clean), seed=seed)
+            made = effects(
                 *(Side(model, clean), Side(model, dirty), words),
                 receivers=receivers,
                 part=part,
                 position=position,
                 senders=senders,
+                metric=judge,
+                replaced=stands,
                 batch_size=batch_size,
                 seed=seed,
                 device=device,
                 large=large,
             )
-            tables.append(table.assign(side=side))
-            notes.append(f"{pair.name}, {side}: cost {forwards:.1f} plain forward passes.")
+            tables.append(made.table.assign(side=side))
+            for (arm, name), values in made.values.items():
+                tensors |= stored(side, arm, {name: values})
+            notes.append(f"{pair.name}, {side}: cost {made.forwards:.1f} plain forward passes.")
     table = pd.concat(tables, ignore_index=True)
     table.insert(0, "member", pair.name)
     parameters = {
         "prompts": describe(prompts), "corrupted": describe(corrupted), "part": part,
         "receivers": describe(receivers), "position": position, "senders": describe(senders),
-        "sides": list(sides),
+        "sides": list(sides), "with_": with_, "metric": describe(metric),
     }  # fmt: skip
     known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **known)
-    return finished(KEY, table, provenance.with_notes((*provenance.notes, *notes)))
+    return finished(KEY, table, provenance.with_notes((*provenance.notes, *notes)), tensors)
+
+
+class Effects(NamedTuple):
+    """One model's path effects. values: (arm, metric) -> (senders, prompts), those that are known.
+    forwards: their cost in plain forward passes over all prompts."""
+
+    table: pd.DataFrame
+    values: dict[tuple[str, str], np.ndarray]
+    forwards: float
 
 
 def effects(
@@ -134,13 +172,16 @@ def effects(
     part: Part = "v",
     position: Position = -1,
     senders: Sequence[Head] | None = None,
+    metric: Metric | None = None,
+    replaced: Replacement | None = None,
     shuffled: bool = True,
     batch_size: int = 32,
     seed: int = 0,
     device: str = "cpu",
     large: bool | None = None,
-) -> tuple[pd.DataFrame, float]:
-    """The table of one model, and its cost in plain forward passes over all prompts. large: as in
+) -> Effects:
+    """Every sender's effect in one model. metric: one more measure, whose reference is the clean
+    run. replaced: what the senders' z is replaced by, None for the corrupt run's. large: as in
     `sweep`."""
     layout = Layout(clean.model)
     into = _received(layout, receivers, part, position)
@@ -158,9 +199,9 @@ def effects(
     size, fill = len(clean.rows), pad_id(words)
     kinds = {Site(kind, layer) for kind in MIXING for layer in layout.where(kind)}
     found = {
-        (arm, metric): np.full((len(senders), size), np.nan)
+        (arm, name): np.full((len(senders), size), np.nan)
         for arm in ("patch", "shuffled")
-        for metric in ("effect", "logit_change")
+        for name in ("effect", *changes_of(metric))
     }
     spent = 0.0
     arms = {"patch": False} | ({"shuffled": True} if shuffled else {})
@@ -179,17 +220,21 @@ def effects(
 
     def run(places: list[int]) -> tuple[float, dict[str, dict[str, Tensor]]]:
         own = Rerun(clean.model, batch(clean.rows, places, device, fill), kinds)
-        before = shared.measured(own.logits, own.inputs)
-        scores, runs = {}, [own]
+        before = shared.measured(own.logits, own.inputs, own.logits[0], metric)
+        scores: dict[str, dict[str, Tensor]] = {}
+        runs: list[Rerun | Standing] = [own]
         for arm, turned in arms.items():
             others, alone = shared.turned(turn if turned else range(size), places)
-            runs.append(Rerun(dirty.model, batch(dirty.rows, others, device, fill), kinds))
+            if replaced is not None and not turned:
+                runs.append(replaced.beside(own, places))
+            else:
+                runs.append(Rerun(dirty.model, batch(dirty.rows, others, device, fill), kinds))
             after = [
                 _patched(own, runs[-1], senders[i : i + many], into, position)
                 for many in [max(1, batch_size // len(places))]
                 for i in range(0, len(senders), many)
             ]
-            scores[arm] = _changes(before, after, own, alone)
+            scores[arm] = _changes(before, after, own, alone, metric)
         return sum(one.forwards for one in runs), scores
 
     with bar:
@@ -198,15 +243,26 @@ def effects(
         ):
             spent += forwards * len(places) / size
             for arm, changes in scores.items():
-                for metric, value in changes.items():
-                    found[arm, metric][:, places] = value.cpu().numpy()
+                for name, value in changes.items():
+                    found[arm, name][:, places] = value.cpu().numpy()
             bar.update(len(places) * len(senders) * len(arms))
-    return _table(found, senders, position, seed, arms), spent
+    known = {
+        (arm, name): value for (arm, name), value in found.items()
+        # Where nothing at all is known one arm says so, by NaN.
+        if arm in arms and (not np.isnan(value).all() or (arm, name) == ("patch", "effect"))
+    }  # fmt: skip
+    return Effects(_table(known, senders, position, seed), known, spent)
+
+
+def changes_of(metric: Metric | None) -> dict[str, str]:
+    """The name of each change in a table -> the measure that changes."""
+    own = {} if metric is None or metric.name == "logit_difference" else {metric.name}
+    return {"logit_change": "logit_difference"} | {f"change:{name}": name for name in own}
 
 
 def _patched(
     own: Rerun,
-    other: Rerun,
+    other: Rerun | Standing,
     senders: Sequence[Head],
     into: Sequence[Site],
     position: Position,
@@ -224,7 +280,7 @@ def _patched(
             for one in own.layout.where(kind)
             if one > layer
         ]
-        patch = {site: other.read(site)}
+        patch = {site: taken(site, other.read(site))}
         patches.append(patch | {one: own.read(one) for one in frozen})
     # Receivers that no sender of these comes before are as they were.
     reached = [site for site in into if site.layer > min(senders)[0]]
@@ -235,15 +291,22 @@ def _patched(
 
 
 def _changes(
-    before: dict[str, Tensor], after: Sequence[Tensor], own: Rerun, alone: Tensor
+    before: dict[str, Tensor],
+    after: Sequence[Tensor],
+    own: Rerun,
+    alone: Tensor,
+    metric: Metric | None,
 ) -> dict[str, Tensor]:
     """metric -> (senders, batch), NaN where a prompt is `alone`, (batch,)."""
-    scores = [shared.measured(logits, own.inputs) for logits in after]
-    gain, logit = (
-        [score[m] - before[m] for score in scores] for m in ("log_probability", "logit_difference")
+    scores = [shared.measured(logits, own.inputs, own.logits[0], metric) for logits in after]
+
+    def change(measure: str) -> Tensor:
+        return torch.cat([score[measure] - before[measure] for score in scores])
+
+    effect = (
+        change("log_probability").expm1().masked_fill(before["log_probability"] < LEAST, torch.nan)
     )
-    effect = torch.cat(gain).expm1().masked_fill(before["log_probability"] < LEAST, torch.nan)
-    found = {"effect": effect, "logit_change": torch.cat(logit)}
+    found = {"effect": effect} | {name: change(of) for name, of in changes_of(metric).items()}
     alone = alone.to(effect.device)
     return {metric: value.masked_fill(alone, torch.nan) for metric, value in found.items()}
 
@@ -253,18 +316,12 @@ def _table(
     senders: Sequence[Head],
     position: Position,
     seed: int,
-    arms: Sequence[str] | dict[str, bool],
 ) -> pd.DataFrame:
     columns = pd.DataFrame(senders, columns=pd.Index(["layer", "head"])).astype("Int64")
     columns["position"] = "all" if position is None else str(position)
-    known = {
-        (arm, metric): value for (arm, metric), value in found.items()
-        # Where nothing at all is known one arm says so, by NaN.
-        if arm in arms and (not np.isnan(value).all() or (arm, metric) == ("patch", "effect"))
-    }  # fmt: skip
     tables = [
         columns.assign(arm=arm, metric=metric, baseline=0.0, **ratios(value, seed=seed)._asdict())
-        for (arm, metric), value in known.items()
+        for (arm, metric), value in found.items()
     ]
     table = pd.concat(tables, ignore_index=True)
     random = shared.random_site(table[table["arm"] == "patch"], by=("position",))

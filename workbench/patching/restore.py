@@ -37,7 +37,9 @@ from workbench.patching.cross_model import (
     require_answer,
     with_answers,
 )
+from workbench.patching.metrics import Asked, measures, metric_of
 from workbench.patching.patches import Patch
+from workbench.patching.per_prompt import stored_sweep
 from workbench.patching.sweep_plan import plan
 from workbench.progress import progress
 from workbench.results.result import Result, describe
@@ -68,6 +70,7 @@ def restore(
     window: int = 1,
     answer: Literal["target", "base"] = "target",
     answer_tokens: int = 8,
+    metric: Asked | None = None,
     batch_size: int = 32,
     seed: int = 0,
     device: str = "cpu",
@@ -79,7 +82,8 @@ def restore(
     prompts: as in `cross_model`. direction: from which model the parameters are taken, and into
     which they are put. components: what is restored together: "layer" (all matrices of a layer),
     "matrix" (each matrix alone), or names such as mlp.down_proj (each alone). window: an odd number
-    of layers that are restored together. answer, answer_tokens: as in `cross_model`. An adapter is
+    of layers that are restored together. answer, answer_tokens: as in `cross_model`. metric: as
+    in `activation`. An adapter is
     merged in float32. dtype: "float32" or "bfloat16"; None means as stored. large: as in
     `activation`.
 
@@ -99,6 +103,7 @@ def restore(
     base: Any = pair.base.load(device, kind)
     tuned: Any = merged(pair, device, kind or base.dtype).eval()
     destination, source = (base, tuned) if direction == "tuned->base" else (tuned, base)
+    judge = metric_of(metric, words)
     given = answered(words, prompts)
     if answer == "base":
         given = continued(base, given, answer_tokens, words, batch_size, device)
@@ -117,7 +122,11 @@ def restore(
         inputs = batch(given, some, device, fill)
         goal = Rerun(source, inputs, prefix=False).logits
         here = Rerun(destination, inputs, prefix=False)
-        return here, goal[0], [shared.measured(one, inputs, goal[0]) for one in (here.logits, goal)]
+        return (
+            here,
+            goal[0],
+            [shared.measured(one, inputs, goal[0], judge) for one in (here.logits, goal)],
+        )
 
     def keep(values: shared.Values, some: list[int], scores: dict[str, Tensor]) -> None:
         for metric, value in scores.items():
@@ -131,7 +140,7 @@ def restore(
             with _restored(destination, pair, place.mask, direction):
                 for some, here, goal in batches:
                     again = here.again([{}], layer=place.start)
-                    keep(values, some, shared.measured(again, here.inputs, goal))
+                    keep(values, some, shared.measured(again, here.inputs, goal, judge))
                     bar.update(len(some))
 
     waiting: list[tuple[list[int], Rerun, Tensor]] = []
@@ -152,20 +161,26 @@ def restore(
         zero=made.destination,
         one=made.source,
         seed=seed,
+        measures=measures(judge),
         restored=True,
     )
+    plain = shared.plain(made, seed=seed, measures=measures(judge))
     random = shared.random_site(table[table["layer"].notna()])
-    table = pd.concat([table, shared.plain(made, seed=seed), random], ignore_index=True)
+    table = pd.concat([table, plain, random], ignore_index=True)
     table.insert(0, "member", pair.name)
     parameters = {
         "prompts": describe(prompts), "direction": direction, "components": describe(components),
         "window": window, "answer": answer, "answer_tokens": answer_tokens,
+        "metric": describe(metric),
     }  # fmt: skip
     known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **known)
-    told = (*said, *shared.meaningful(made.destination, made.source, "The two sides", seed))
+    ends = made.destination, made.source
+    gaps = shared.meaningful(*ends, "The two sides", seed, measures=measures(judge))
+    told = (*said, *gaps)
     notes = (*provenance.notes, *(f"{pair.name}, {direction}: {note}" for note in told))
-    return finished(KEY, table.assign(direction=direction), provenance.with_notes(notes))
+    provenance, table = provenance.with_notes(notes), table.assign(direction=direction)
+    return finished(KEY, table, provenance, stored_sweep(direction, made))
 
 
 class _Place(NamedTuple):

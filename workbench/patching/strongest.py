@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from workbench import stats
+from workbench.patching.metrics import Metric
 from workbench.patching.patches import Patch
 from workbench.patching.sweep import Sweep, Values
 from workbench.stats import ratios
@@ -27,11 +28,12 @@ def said_of_halves(pick: Sequence[int], report: Sequence[int], what: str) -> str
     return f"{what} were picked on {len(pick)} prompts; their rows report the other {len(report)}."
 
 
-def headline_metric(table: pd.DataFrame) -> str:
-    """The recovered measure to sort by: the logit difference, or without foils the answer's
-    log-probability."""
+def headline_metric(table: pd.DataFrame, metric: Metric | None = None) -> str:
+    """The recovered measure to sort by: the metric that was asked for, else the logit difference,
+    or without foils the answer's log-probability."""
     known = set(table["metric"])
-    names = [f"recovered:{m}" for m in ("logit_difference", "log_probability")]
+    asked = [] if metric is None else [metric.name]
+    names = [f"recovered:{m}" for m in (*asked, "logit_difference", "log_probability")]
     return next(name for name in names if name in known)
 
 
@@ -59,6 +61,7 @@ def controlled(
     zero: Values,
     most: int,
     seed: int,
+    metric: Metric | None = None,
 ) -> tuple[list[pd.DataFrame], list[str]]:
     """The strongest patches of each component, picked on one half of the prompts by the measure of
     the table's headline: their rows on the other half (arm "picked"), the same with another
@@ -66,7 +69,7 @@ def controlled(
 
     rows_of: (sweep, its patches, arm) -> rows; shuffled: the sweep of these patches so taken.
     """
-    headline = headline_metric(table)
+    headline = headline_metric(table, metric)
     if not table.loc[table["metric"] == headline, "value"].notna().any():
         return [], []
     pick, report = halves(made.destination["score"].size, seed)

@@ -19,7 +19,10 @@ from torch import Tensor
 from workbench.errors import WorkbenchError
 from workbench.models import Layout, Site
 from workbench.models.rerun import Plus, Rerun
+from workbench.patching import places as meant
+from workbench.patching.metrics import MEASURES, SCORED, Metric, measured
 from workbench.patching.patches import COLUMNS, Patch, require_one_width
+from workbench.patching.replacements import Replacement, Standing
 from workbench.patching.sweep_plan import plan
 from workbench.progress import progress
 from workbench.stats import Intervals, ratios
@@ -28,8 +31,6 @@ from workbench.tasks.batching import Batch, Row, batch, in_batches, pad_id
 
 Values = dict[str, np.ndarray]  # metric -> (prompts,) or (patches, prompts)
 Scores = dict[str, Tensor]  # metric -> (patches, batch)
-MEASURES = ("logit_difference", "log_probability", "score")
-SCORED = ("score", "agreement")
 ROUNDING = 1e-5  # of a float32 logit or log-probability, both of the size of tens
 ERROR = 1e-7  # of a squared error over a vocabulary of logits, or of a KL
 CANCELS = 0.01
@@ -62,66 +63,6 @@ class Sweep(NamedTuple):
         return Sweep(here, there, made, self.forwards)
 
 
-def measured(logits: Tensor, inputs: Batch, reference: Tensor | None = None) -> dict[str, Tensor]:
-    """Measures of every patch and prompt, each (patches, batch), from logits (patches, batch,
-    answer, vocabulary) at the answer's predictors.
-
-    score: whether greedy decoding gives the whole answer, of choices whether it is likelier than
-    every foil. logit_difference: the answer's first
-    token less the best foil (NaN without foils). log_probability: nats, of the whole answer. With a
-    reference, logits (batch, answer, vocabulary) of another run: squared_error, summed over answer
-    tokens and vocabulary; kl, KL(reference || run) in nats, the mean over answer tokens; agreement,
-    whether every most likely token is the reference's. Where one side has more tokens, error and
-    divergence are over those that both have.
-    """
-    answer, counted, foils = _targets(inputs)
-    scores = logits.float()
-    best = scores.argmax(-1)
-    log_p = scores.log_softmax(-1)
-    own = log_p.gather(-1, answer.expand(*log_p.shape[:-1])[..., None])[..., 0]
-    first = scores[:, :, 0]
-    right = first.gather(-1, answer[:, :1].expand(len(first), -1, 1))[..., 0]
-    wrong = first.gather(-1, foils.clamp(min=0).expand(len(first), -1, -1))
-    wrong = wrong.masked_fill(foils < 0, -torch.inf).amax(-1)
-    greedy = ((best == answer) | ~counted).all(-1)
-    chooses = torch.tensor([row.choice for row in inputs.rows], device=greedy.device)
-    found = {
-        "score": torch.where(chooses, right > wrong, greedy).float(),
-        "logit_difference": torch.where(wrong.isfinite(), right - wrong, torch.nan),
-        "log_probability": (own * counted).sum(-1),
-    }
-    if reference is not None:
-        goal = reference.float()
-        shared = min(scores.shape[-1], goal.shape[-1])
-        both = (scores[..., :shared], goal[..., :shared])
-        error = (both[0] - both[1]).square().sum(-1)
-        shared_log_p, goal_log_p = (one.log_softmax(-1) for one in both)
-        divergence = (goal_log_p.exp() * (goal_log_p - shared_log_p)).sum(-1).clamp(min=0)
-        found |= {
-            "squared_error": (error * counted).sum(-1),
-            "kl": (divergence * counted).sum(-1) / counted.sum(-1),
-            "agreement": ((best == goal.argmax(-1)) | ~counted).all(-1).float(),
-        }
-    return found
-
-
-def _targets(inputs: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """answer (batch, a) padded with zeros, counted (batch, a) bool, foils (batch, f) padded with
-    -1."""
-    rows = inputs.rows
-    longest = max(len(row.answer) for row in rows)
-    most = max(1, *(len(row.foils) for row in rows))
-    answer = torch.zeros(len(rows), longest, dtype=torch.long)
-    counted = torch.zeros(len(rows), longest, dtype=torch.bool)
-    foils = torch.full((len(rows), most), -1)
-    for i, row in enumerate(rows):
-        answer[i, : len(row.answer)] = torch.tensor(row.answer)
-        counted[i, : len(row.answer)] = True
-        foils[i, : len(row.foils)] = torch.tensor(row.foils, dtype=torch.long)
-    where = inputs.ids.device
-    return answer.to(where), counted.to(where), foils.to(where)
-
-
 def sweep(
     destination: Side,
     source: Side,
@@ -129,6 +70,8 @@ def sweep(
     tokenizer: Any,
     *,
     shuffled: bool = False,
+    metric: Metric | None = None,
+    replaced: Replacement | None = None,
     batch_size: int = 32,
     device: str = "cpu",
     label: str = "patches",
@@ -137,11 +80,13 @@ def sweep(
     """Every patch of the source's activations into the destination's run of every prompt.
 
     shuffled: take each prompt's activations from another prompt of its length and another answer
-    (the control; NaN where there is none), see `shuffle`. batch_size: prompts, and rows where
-    several patches of few prompts share a forward pass. large: run it however long its plan says
-    that it takes (`patching.plan`, told before); None for a part of another job, without a plan.
-    Raises where places of prompts and partners do not fit, and RuntimeError where a patch of a
-    run's own values changed anything.
+    (the control; NaN where there is none), see `shuffle`. metric: one more measure; its reference
+    is the source's run. replaced: what is put into the destination's run in place of the source's
+    activations (but for `shuffled`), the source being the other end of the scale alone. batch_size:
+    prompts, and rows where several patches of few prompts share a forward pass. large: run it
+    however long its plan says that it takes (`patching.plan`, told before); None for a part of
+    another job, without a plan. Raises where places of prompts and partners do not fit, and
+    RuntimeError where a patch of a run's own values changed anything.
     """
     require_aligned(destination.rows, source.rows, patches)
     require_batches(batch_size)
@@ -163,24 +108,28 @@ def sweep(
 
     def run(places: list[int]) -> tuple[float, Scores, Scores, list[tuple[list[int], Scores]]]:
         there = Rerun(source.model, batch(source.rows, places, device, fill), kinds)
-        here = Rerun(destination.model, batch(destination.rows, places, device, fill))
-        runs, alone = [here, there], torch.zeros(len(places), dtype=torch.bool)
+        own = kinds if replaced is not None and turn is None else ()
+        here = Rerun(destination.model, batch(destination.rows, places, device, fill), own)
+        runs: list[Rerun | Standing] = [here, there]
+        alone = torch.zeros(len(places), dtype=torch.bool)
         if turn is not None:
             others, alone = turned(turn, places)
             runs.append(Rerun(source.model, batch(source.rows, others, device, fill), kinds))
+        elif replaced is not None:
+            runs.append(replaced.beside(here, places))
         alone = alone.to(there.logits.device)
         reference, found = there.logits[0], []
         order = sorted(range(len(patches)), key=lambda i: _entry(patches[i], here.inputs))
         for chunk in _chunks(order, max(1, batch_size // len(places))):
             values = [_values(runs[-1], here, patches[i]) for i in chunk]
             logits = here.again(values)
-            scores = measured(logits, here.inputs, reference)
+            scores = measured(logits, here.inputs, reference, metric)
             scores = {m: v.masked_fill(alone, torch.nan) for m, v in scores.items()}
             found.append((chunk, scores))
         _require_null(here, patches, fill, device)
         # Scores alone: the plain runs of a batch go before those of the next are made.
-        plain = measured(here.logits, here.inputs, reference)
-        ends = measured(there.logits, there.inputs, reference)
+        plain = measured(here.logits, here.inputs, reference, metric)
+        ends = measured(there.logits, there.inputs, reference, metric)
         return sum(one.forwards for one in runs), plain, ends, found
 
     with bar:
@@ -188,12 +137,12 @@ def sweep(
             [len(row.fed) for row in destination.rows], batch_size, run
         ):
             for values, scores in ((made.destination, plain), (made.source, ends)):
-                for metric, value in scores.items():
-                    kept = values.setdefault(metric, np.full(size, np.nan))
+                for name, value in scores.items():
+                    kept = values.setdefault(name, np.full(size, np.nan))
                     kept[places] = value[0].cpu().numpy()
             for chunk, scores in found:
-                for metric, value in scores.items():
-                    kept = made.patched.setdefault(metric, np.full((len(patches), size), np.nan))
+                for name, value in scores.items():
+                    kept = made.patched.setdefault(name, np.full((len(patches), size), np.nan))
                     kept[np.ix_(chunk, places)] = value.cpu().numpy()
             spent += forwards * len(places) / size
             bar.update(len(places) * len(patches))
@@ -333,11 +282,13 @@ def differs(gap: np.ndarray, seed: int = 0) -> bool:
     return bool(found.low[0] > 0 or found.high[0] < 0)
 
 
-def meaningful(zero: Values, one: Values, what: str, seed: int = 0) -> list[str]:
+def meaningful(
+    zero: Values, one: Values, what: str, seed: int = 0, *, measures: Sequence[str] = MEASURES
+) -> list[str]:
     """A note for each measure in which the two plain runs do not differ reliably: shares of that
     difference say nothing then."""
     notes = []
-    for measure in MEASURES:
+    for measure in measures:
         gap = one[measure] - zero[measure]
         if np.isnan(gap).all():
             continue
@@ -352,16 +303,16 @@ def meaningful(zero: Values, one: Values, what: str, seed: int = 0) -> list[str]
     return notes
 
 
-def _values(there: Rerun, here: Rerun, patch: Patch) -> dict[Site, Tensor | Plus]:
+def _values(there: Rerun | Standing, here: Rerun, patch: Patch) -> dict[Site, Tensor | Plus]:
     """What the source has at the patch's sites."""
     if not patch.added:
-        return {site: there.read(site) for site in patch.sites}
+        return {site: meant.taken(site, there.read(site)) for site in patch.sites}
     # The source's z through the source's projection: z is replaced, and what the two projections
     # make of it otherwise is added to what the run has there, once for each head and token.
     found: dict[Site, Tensor | Plus] = {}
     counted: dict[Site, list[Site]] = {}
     for site in sorted(set(patch.sites), key=lambda site: site.position is not None):
-        found[site] = value = there.read(site)
+        found[site] = value = meant.taken(site, there.read(site))
         before = counted.setdefault(replace(site, position=None), [])
         more = there.added(site, value) - here.added(site, value)
         more = more * _fresh(here.inputs, site, before).to(more)[..., None]
@@ -434,6 +385,9 @@ def require_aligned(ours: Sequence[Row], theirs: Sequence[Row], patches: Sequenc
     for position in dict.fromkeys(site.position for patch in patches for site in patch.sites):
         if isinstance(position, int):
             _require_counted(ours, theirs, position)
+        elif position is not None and position.endswith(meant.MEAN):
+            require_one_width(ours, position)
+            require_one_width(theirs, position)
         elif position is not None:
             require_one_width([*ours, *theirs], position)
 
@@ -454,9 +408,10 @@ def _require_counted(ours: Sequence[Row], theirs: Sequence[Row], position: int) 
 
 def _require_null(here: Rerun, patches: Sequence[Patch], fill: int, device: str) -> None:
     """A patch of a run's own values must change nothing, bit for bit: one patch of each component,
-    on the batch's first prompt."""
+    on the batch's first prompt. (The mean over a place is none of its own values.)"""
     first = batch(here.inputs.rows, [0], device, fill)
-    for patch in {patch.about["component"]: patch for patch in patches}.values():
+    plain = [patch for patch in patches if not any(map(meant.is_mean, patch.sites))]
+    for patch in {patch.about["component"]: patch for patch in plain}.values():
         own = Rerun(here.model, first, {site.whole for site in patch.sites})
         same = own.again([_values(own, own, patch)], whole=True)
         if not torch.equal(same, own.logits):

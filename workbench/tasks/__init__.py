@@ -22,6 +22,7 @@ from workbench.tasks.family_tasks import arithmetic, copying, facts, ledger, nar
 from workbench.tasks.formats import read
 from workbench.tasks.groups import likeness
 from workbench.tasks.known_circuits import greater_than, indirect_object
+from workbench.tasks.marks import marked
 from workbench.tasks.measurements import own_samples, read_text
 from workbench.tasks.prompts import Prompt, PromptSet
 from workbench.tasks.score import answers, text_loss
@@ -56,6 +57,7 @@ __all__ = [
     "leetspeak",
     "likeness",
     "many_shot",
+    "marked",
     "moves",
     "narration",
     "off_by_one",

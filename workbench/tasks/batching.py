@@ -40,8 +40,9 @@ class Encoded(NamedTuple):
 class Row:
     """One prompt to run. spans: name -> (first, last + 1) token numbers. answer: the target's
     tokens, which are fed behind the prompt up to the last (none for a plain text). foils: the first
-    token of each foil that differs from the answer's. choice: the answer is right where it is
-    likelier than every foil, and need not be the likeliest token of all."""
+    token of each foil that differs from the answer's. wrong: all tokens of each foil. choice: the
+    answer is right where it is likelier than every foil, and need not be the likeliest token of
+    all."""
 
     name: str
     ids: list[int]
@@ -49,6 +50,7 @@ class Row:
     answer: tuple[int, ...] = ()
     foils: tuple[int, ...] = ()
     choice: bool = False
+    wrong: tuple[tuple[int, ...], ...] = ()
 
     @property
     def fed(self) -> list[int]:
@@ -127,8 +129,9 @@ def rows(
         spans = {name: _tokens(offsets, *span) for name, span in prompt.spans.items()}
         row = Row(prompt.id, ids.ids[: ids.start], spans)
         if answers:
-            own, foils = tuple(ids.ids[ids.start :]), foil_tokens(tokenizer, prompt, ids)
-            row = replace(row, answer=own, foils=foils)
+            own, wrong = tuple(ids.ids[ids.start :]), foil_answers(tokenizer, prompt)
+            foils = tuple(one[0] for one in wrong if one[0] != own[0])
+            row = replace(row, answer=own, foils=foils, wrong=wrong)
         made.append(row)
     texts = {row.name: [*row.ids, *row.answer] for row in made}
     look_at(tokenizer, texts, [one for one in prompts if not isinstance(one, str)])
@@ -262,11 +265,14 @@ def encode(tokenizer: Any, prompt: Prompt) -> Encoded:
 
 def foil_tokens(tokenizer: Any, prompt: Prompt, encoded: Encoded) -> tuple[int, ...]:
     """The first token of each foil, where it differs from the target's."""
-    firsts = []
-    for foil in prompt.foils:
-        other = encode(tokenizer, Prompt(prompt.id, prompt.prompt, foil))
-        firsts.append(other.ids[other.start])
+    firsts = (foil[0] for foil in foil_answers(tokenizer, prompt))
     return tuple(token for token in firsts if token != encoded.ids[encoded.start])
+
+
+def foil_answers(tokenizer: Any, prompt: Prompt) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each foil behind the prompt."""
+    coded = (encode(tokenizer, Prompt(prompt.id, prompt.prompt, foil)) for foil in prompt.foils)
+    return tuple(tuple(one.ids[one.start :]) for one in coded)
 
 
 def pad_id(tokenizer: Any) -> int:

@@ -12,11 +12,18 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 HEADED = ("z", "head", "q", "k", "v", "pattern")
+SCORE = "recovered:score"
 RECOVERED = "recovered:logit_difference", "recovered:log_probability"
 
 
 def metric_of(result: Result) -> str:
-    """The recovered logit difference; without foils the log-probability."""
+    """The recovered metric that was asked for; else the logit difference, without foils the
+    log-probability."""
+    asked = f"recovered:{result.provenance.parameters.get('metric')}"
+    known = list(dict.fromkeys(result.table["metric"]))
+    own = [m for m in known if m.startswith("recovered:") and m not in (*RECOVERED, SCORE)]
+    if asked in known or own:
+        return asked if asked in known else own[0]
     return next((m for m in RECOVERED if result.has(m)), RECOVERED[1])
 
 
