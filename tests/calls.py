@@ -189,6 +189,9 @@ CALLS: dict[str, Call] = {
     "patching.circuit": lambda p, a, **run: wb.patching.circuit(
         p, a.prompts, most=2, random=2, **run
     ),
+    "patching.edge_circuits": lambda p, a, **run: wb.patching.edge_circuits(
+        p, a.prompts, fractions=(0.1, 1.0), steps=1, random=1, **run
+    ),
     "patching.groups": lambda p, a, **run: wb.patching.groups(p, a.prompts, most=2, **run),
     "patching.mask": lambda p, a, batch_size=0, **run: wb.patching.mask(
         p, desiderata("object value", a.n, seed=0, count=4), epochs=1, batch_size=4, **run

@@ -325,6 +325,15 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
         "patching/test_circuits.py::"
         "test_a_head_belongs_to_a_group_by_how_much_it_lowers_the_answer": ("chosen",),
     },
+    "patching.edge_circuits": {
+        "patching/test_edge_circuits.py::"
+        "test_a_planted_circuit_is_found_and_is_faithful_where_it_is": (
+            "faithfulness", "cpr", "cmd", "size", "edge_attribution",
+        ),
+        "patching/test_edge_circuits.py::test_a_moved_head_changes_more_edges_than_nodes": (
+            "edge_change", "node_change",
+        ),
+    },
     "patching.path": {
         "patching/test_circuits.py::test_paths_by_hand": ("logit_change", "score"),
         "patching/test_circuits.py::test_effect_is_the_papers_score": ("effect",),

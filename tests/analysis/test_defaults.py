@@ -42,6 +42,10 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "patching.activation": {"window": 1, "controls": 5},
     "patching.attribution": {"steps": 1, "exact": 20},
     "patching.circuit": {"most": 8, "random": 10},
+    "patching.edge_circuits": {
+        "fractions": (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0), "steps": 5,
+        "random": 3,
+    },
     "patching.groups": {"most": 8},
     "patching.mask": {"position": -1, "penalty": 0.01, "lr": 0.1, "epochs": 2},
     "patching.path": {"position": -1},

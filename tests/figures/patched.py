@@ -110,6 +110,34 @@ def knockout(members: dict) -> Result:
     return result("patching.knockout", rows, members)
 
 
+def edge_circuits(members: dict) -> Result:
+    """Each side's own circuit is the whole answer from 2% of the edges on, the base's in the tuned
+    model from 20%; half of the small circuit's edges changed, and a fifth of its nodes."""
+    rows = []
+    for member in members:
+        about = {"member": member}
+        for share, own, other in ((0.005, 0.6, 0.1), (0.02, 1.0, 0.4), (0.2, 1.0, 0.9), (1, 1, 1)):
+            at = about | {"x": share, "metric": "faithfulness"}
+            for side, circuit in (("base", "base"), ("base", "tuned"), ("tuned", "tuned"),
+                                  ("tuned", "base")):  # fmt: skip
+                held = at | {"side": side, "circuit": circuit}
+                value = own if side == circuit else other
+                rows.append(held | {"arm": "patch"} | mean(value))
+                rows.append(held | {"arm": "without"} | mean(1 - value))
+            for side in ("base", "tuned"):
+                rows.append(at | {"side": side, "arm": "random"} | mean(0.9 * share))
+            for metric, value in (("edge_change", 0.5 * (1 - share)), ("node_change", 0.2)):
+                change = about | {"x": share, "side": CHANGE, "metric": metric}
+                value = value if share < 1 else 0.0
+                rows.append(change | {"arm": "patch"} | mean(value) | {"baseline": value / 4})
+                rows.append(change | {"arm": "null"} | mean(value / 4))
+        for circuit, value in (("tuned", 0.97), ("base", 0.8)):
+            area = about | {"side": "tuned", "circuit": circuit, "arm": "patch"}
+            rows.append(area | {"metric": "cpr"} | mean(value))
+            rows.append(area | {"metric": "cmd"} | mean(1 - value))
+    return result("patching.edge_circuits", rows, members)
+
+
 def patterns(members: dict) -> Result:
     """Head 1 of layer 2 has moved, most of all in the second prompt."""
     rows, tensors = [], {}

@@ -27,8 +27,9 @@ from workbench.study.catalogue import ANALYSES, METHODS
 # What refuses one prompt, or a pair without a change, does so with a sentence.
 NEEDS_MORE = {
     "forgetting.probe", "forgetting.prune", "tuco.scaling", "patching.circuit", "patching.drift",
-    "patching.groups", "patching.mask", "patching.steer", "skills.localize", "skills.blocks",
-    "skills.restore", "forgetting.sharpness", "behaviour.advantage", "edits.repair",
+    "patching.edge_circuits", "patching.groups", "patching.mask", "patching.steer",
+    "skills.localize", "skills.blocks", "skills.restore", "forgetting.sharpness",
+    "behaviour.advantage", "edits.repair",
 }  # fmt: skip
 NEEDS_A_CHANGE = {"skills.alignment", "skills.blocks", "skills.compression"}
 # Whose items are entries, neurons or matrices, however many prompts there are.

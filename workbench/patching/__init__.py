@@ -9,6 +9,7 @@ from workbench.patching.contributions import contributions
 from workbench.patching.cross_model import cross_model
 from workbench.patching.direction import Direction
 from workbench.patching.drift import drift
+from workbench.patching.edge_circuits import edge_circuits
 from workbench.patching.groups import groups
 from workbench.patching.knockout import knockout
 from workbench.patching.lens import lens
@@ -33,6 +34,7 @@ ANALYSES = (
     activation,
     attribution,
     circuit,
+    edge_circuits,
     groups,
     mask,
     path,
@@ -49,6 +51,7 @@ __all__ = [
     "contributions",
     "cross_model",
     "drift",
+    "edge_circuits",
     "groups",
     "knockout",
     "lens",

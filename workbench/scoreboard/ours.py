@@ -253,6 +253,12 @@ ENTRIES: dict[str, Entry] = {
             "edge": "arm == 'patch' and metric == 'edge_attribution'",
         },
     ),
+    "patching.edge_circuits": Entry(
+        lambda p, a, c: patching.edge_circuits(
+            p, a, corrupted=c, fractions=(0.02, 1.0), steps=1, random=1
+        ),
+        {"edge": "side == 'tuned' and metric == 'edge_attribution'"},
+    ),
     "patching.circuit": Entry(
         lambda p, a, c: patching.circuit(
             p, a, corrupted=c, sides=("tuned",), depth=1, most=2, random=1, minimal=False
