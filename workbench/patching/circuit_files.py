@@ -96,8 +96,9 @@ def _parsed(text: str) -> tuple[Head, Position]:
     found = HEAD.fullmatch(text)
     assert found is not None  # of `_text`
     layer, head, place = found.groups()
-    counted = place is not None and re.fullmatch(r"-?\d+", place)
-    return (int(layer), int(head)), int(place) if counted else place
+    if place is not None and re.fullmatch(r"-?\d+", place):
+        return (int(layer), int(head)), int(place)
+    return (int(layer), int(head)), place
 
 
 def _short(text: str) -> Head | str:

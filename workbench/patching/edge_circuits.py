@@ -119,28 +119,24 @@ def edge_circuits(
     judge = metric_of(metric, words)
     require_smooth(judge, "EAP")
     clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
-    whole = Patch((EMBEDDING,))
-    shared.require_aligned(clean, dirty, [whole])
+    shared.require_aligned(clean, dirty, [Patch((EMBEDDING,))])
     usual = "logit_difference" if any(row.foils for row in dirty) else "log_probability"
     measure = usual if judge is None else judge.name
     find, report = halves(len(clean), seed)
+    how = _How(words, measure, judge, batch_size, device)
     sides: dict[str, _Side] = {}
+    judged: dict[str, dict[tuple[str, str], Floats]] = {}
     with pair.models(device, named_dtype(dtype)) as run:
+        models = {"base": run.base, "tuned": run.tuned}
         links = graph.links(run.layout)
         sizes = [max(1, round(share * len(links))) for share in fractions]
-        for side, model in (("base", run.base), ("tuned", run.tuned)):
-            ends = [[rows[i] for i in find] for rows in (dirty, clean)]
-            job = Job(
-                *(Side(model, rows) for rows in ends),
-                *([whole], words, measure, judge, steps, True, batch_size, device),
-            )
-            made = job.attributed()
-            sides[side] = _Side(made.edges, made.one - made.zero)
+        for side, model in models.items():
+            one, other = (Side(model, [rows[i] for i in find]) for rows in (clean, dirty))
+            sides[side] = _scored(one, other, how, steps)
         circuits = {side: _top(own.scores.mean(1), sizes) for side, own in sides.items()}
-        judged: dict[str, dict[tuple[str, str], Floats]] = {}
-        for side, model in (("base", run.base), ("tuned", run.tuned)):
-            ends = [Side(model, [rows[i] for i in report]) for rows in (clean, dirty)]
-            job = _Judge(*ends, words, measure, judge, batch_size, device)
+        for side, model in models.items():
+            one, other = (Side(model, [rows[i] for i in report]) for rows in (clean, dirty))
+            job = _Judge(one, other, how)
             judged[side] = job.run(circuits, random, seed, f"edges, {side}")
         notes = [f"{pair.name}: {run.described}"]
     notes.append(f"{pair.name}: {said_of_halves(find, report, 'The edges')}")
@@ -170,16 +166,29 @@ class _Side(NamedTuple):
     gap: Floats
 
 
-class _Judge(NamedTuple):
-    """One model and the prompts that judge circuits."""
+class _How(NamedTuple):
+    """How sides are run, and the metric by its name; metric: None where it is a usual one."""
 
-    clean: Side
-    dirty: Side
     words: Any
     measure: str
     metric: Metric | None
     batch_size: int
     device: str
+
+
+def _scored(clean: Side, dirty: Side, how: _How, steps: int) -> _Side:
+    """Every edge's score on each of these prompts."""
+    settings = (how.words, how.measure, how.metric, steps, True, how.batch_size, how.device)
+    made = Job(dirty, clean, [Patch((EMBEDDING,))], *settings).attributed()
+    return _Side(made.edges, made.one - made.zero)
+
+
+class _Judge(NamedTuple):
+    """One model and the prompts that judge circuits."""
+
+    clean: Side
+    dirty: Side
+    how: _How
 
     def run(
         self, circuits: Mapping[str, Sequence[Any]], random: int, seed: int, label: str
@@ -206,7 +215,7 @@ class _Judge(NamedTuple):
                 return made
 
             lengths = [len(row.fed) for row in self.clean.rows]
-            for at, found in in_batches(lengths, self.batch_size, batched):
+            for at, found in in_batches(lengths, self.how.batch_size, batched):
                 values[:, at] = found
         made, begin = {}, 0
         for key, own in masks.items():
@@ -218,8 +227,10 @@ class _Judge(NamedTuple):
 
     def _batch(self, at: list[int], runs: Sequence[NDArray[np.bool_]]) -> Floats:
         """(runs, batch) of the metric."""
-        fill = pad_id(self.words)
-        here, there = (batch(side.rows, at, self.device, fill) for side in (self.clean, self.dirty))
+        fill = pad_id(self.how.words)
+        here, there = (
+            batch(side.rows, at, self.how.device, fill) for side in (self.clean, self.dirty)
+        )
         wanted = graph.needed(Layout(self.clean.model))
         corrupt = Rerun(self.dirty.model, there, wanted, prefix=False)
         whole = Rerun(self.clean.model, here, [EMBEDDING], prefix=False)
@@ -227,14 +238,14 @@ class _Judge(NamedTuple):
         found = []
         for mask in runs:
             logits = edges.logits(torch.from_numpy(mask))[None]
-            scored = shared.measured(logits, here, whole.logits[0], self.metric)
-            found.append(scored[self.measure][0].double().cpu().numpy())
+            scored = shared.measured(logits, here, whole.logits[0], self.how.metric)
+            found.append(scored[self.how.measure][0].double().cpu().numpy())
         return np.stack(found)
 
 
 def area(fractions: Floats, values: Floats) -> Floats:
     """The integral by trapezoids of values (..., sizes) over the sizes as shares of all edges."""
-    return np.trapezoid(values, fractions, axis=-1)
+    return np.asarray(np.trapezoid(values, fractions, axis=-1))
 
 
 def changed(ours: NDArray[np.integer], theirs: NDArray[np.integer]) -> float:

@@ -73,14 +73,14 @@ def groups(
     paths = nearest(paths, depth)
     prompts = asked(prompts)
     words = pair.base.tokenizer()
-    judge = metric_of(metric, words)
+    asking = metric_of(metric, words)
     clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
     order = np.random.default_rng(seed).permutation(len(clean))
     find, judge = order[: len(order) // 2].tolist(), order[len(order) // 2 :].tolist()
     options: dict[str, Any] = {"batch_size": batch_size, "device": device}
     with pair.models(device, named_dtype(dtype)) as run:
         one, other = (Side(run.base, [rows[i] for i in find]) for rows in (clean, dirty))
-        how: dict[str, Any] = {"groups": paths, "most": most, "metric": judge, "seed": seed}
+        how: dict[str, Any] = {"groups": paths, "most": most, "metric": asking, "seed": seed}
         found, _, cost = discover(one, other, words, **how, **options)
     chosen: dict[str, Sequence[Any]] = dict(sites(found, paths))
     if not chosen:

@@ -162,7 +162,8 @@ def _named(text: str, words: Any) -> Metric:
     if name not in (DIFFERENCE, *PLAIN):
         known = ", ".join((DIFFERENCE, *PLAIN))
         raise WorkbenchError(f"Expected a metric of {known}, found {text!r}.")
-    settings = dict(one.partition("=")[::2] for one in given)
+    parts = [one.partition("=") for one in given]
+    settings = {key: value for key, _, value in parts}
     has = SETTINGS if name == DIFFERENCE else ()
     unknown = [one for one in settings if one not in has]
     if unknown:

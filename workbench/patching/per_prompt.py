@@ -133,7 +133,7 @@ def per_prompt(
     sides = list(dict.fromkeys(own for own, _, _ in kept))
     if side is None and len(sides) == 1:
         side = sides[0]
-    if (side, arm, metric) not in kept:
+    if side is None or (side, arm, metric) not in kept:
         known = sorted(f"{own}, {which}, {name}" for own, which, name in kept)
         raise WorkbenchError(
             f"{result.analysis} keeps no values of single prompts of side {side}, arm {arm}, "
