@@ -9,7 +9,8 @@ import torch
 
 import workbench as wb
 from tests.patching.conftest import MOVER, READER, copier, paired, said
-from workbench.cli.values import circuits as form
+from workbench.cli.signatures import signatures
+from workbench.cli.values import form
 from workbench.errors import WorkbenchError
 from workbench.patching.circuit_files import FORMAT, load_circuits, placed, save_circuits
 
@@ -29,7 +30,10 @@ def test_a_found_circuit_is_judged_again_from_its_file(pair, tmp_path):
     found = wb.patching.circuit(pair, said(16), **prompts, **OPTIONS)
     own = wb.patching.circuits_of(found)
     file = save_circuits(own, tmp_path / "own.json")
-    loaded = form(None).read(file)  # type: ignore[arg-type]
+    (asked,) = (one for one in signatures("patching") if one.name == "circuit")
+    option = form(next(one for one in asked.parameters if one.name == "circuits"))
+    assert option is not None
+    loaded = option.read(file)
     assert loaded == {
         name: {group: list(heads) for group, heads in groups.items()}
         for name, groups in own.items()

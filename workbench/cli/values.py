@@ -237,7 +237,7 @@ def text(parameter: Parameter) -> Form:
 # The first whose pattern begins an annotation.
 FORMS: tuple[tuple[str, Callable[[Parameter], Form | None]], ...] = (
     (r"Mapping\[str, Graft\]", grafts),
-    (r"Mapping\[str, Mapping\[str, Sequence\[Head", circuits),
+    (r"Mapping\[str, Mapping\[str, Sequence\[", circuits),
     (r"Mapping\[str, PromptSet\]", named_prompts),
     (r"Mapping\[str, str\] \| Callable", named_patterns),
     (r"Mapping\[str, str\]", named_references),
