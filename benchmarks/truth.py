@@ -1,18 +1,27 @@
 """How often is every method right? The scoreboard as a table for people.
 
     python -m benchmarks.truth --out benchmarks/results [--only NAME]... [--phantoms 1] [--seed 0]
+        [--draws 40] [--organisms FOLDER]
 
-All methods, the workbench's and those of others, on every compiled pair and on phantoms of these;
-`workbench.scoreboard.board` says what is counted.
+All methods, the workbench's and those of others, on every compiled pair and on phantoms of these,
+and on trained organisms, of which so many prompts are asked as a method can be asked quickly;
+`workbench.scoreboard.board` says what is counted. Organisms are made where they are not there yet.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 import workbench as wb
 from benchmarks.common import machine, save, table
+from workbench.lab.known import Known
+from workbench.lab.organism import behaviour, holds
+from workbench.lab.organisms import organisms
+from workbench.lab.shipped_organisms import shipped_organisms
 from workbench.log import quiet
 from workbench.results.result import Result
 from workbench.scoreboard.board import ALL
@@ -20,12 +29,63 @@ from workbench.scoreboard.ours import WITHOUT
 from workbench.scoreboard.outside import NORM
 from workbench.scoreboard.summary import summary
 
+FAMILY = Path("data/family")
+ASKED = 12  # prompts of an organism
 
-def lines(found: Result) -> list[str]:
-    """The page: a row for each method, where the norm is better, what is refused, and what has no
-    truth yet."""
+
+def trained(folder: Path | None) -> list[Known]:
+    """The shipped members and the organisms of every recipe whose answers bear out what is said of
+    them, with a few prompts each."""
+    every = [*shipped_organisms(FAMILY), *organisms(FAMILY / "base", folder)]
+    return [one.known.few(ASKED) for one in every if holds(one, behaviour(one))]
+
+
+def lines(found: Result, organisms: Result) -> list[str]:
+    """The page: a row for each method, on compiled pairs and on organisms, where the norm is
+    better, pair by pair, what is refused, and what has no truth."""
+    return [
+        "# How often is a method right?", "",
+        "Every method on compiled pairs, whose change is known since every weight was written by "
+        "construction, and on phantoms of them: members whose change has the same norms and "
+        "singular values in random directions. auroc: the chance that a true place has a higher "
+        "score than another (0.5: chance), its mean over pairs with a 95% interval; beyond_norm: "
+        "less that of the norm of the weight change, paired; beyond_phantom: the share of pairs "
+        "whose highest score is above that of their own phantom (0.5: it says as much of a change "
+        "that learned nothing); found and false_positive: pairs in which the method says by its "
+        "own rule that something was learned, where it was and where it was not, or, of methods "
+        "that only give verdicts, verdicts that claim what is not there; verdict_right: of kept, "
+        "suppressed, erased and overconfident; coverage: of stated 95% intervals for a mean over "
+        "prompts, the share that holds the mean over all prompts. forwards: prompts through a "
+        "whole model. Attention is saturated in these models, and circuits are sharper than "
+        "trained ones. `make truth` makes this table anew.", "",
+        *_summary(found), "",
+        f"## Where the {NORM} is better", "", *_worse(found), "",
+        "## Trained organisms", "",
+        f"The same of {_pairs_of(organisms)} models trained by recipe from the shipped base, each "
+        f"asked {ASKED} of its prompts, and of a phantom of each. Places inside a model are known "
+        "of those alone whose weights were written; of the others it is known which prompts they "
+        "are about, and what became of the answers.", "",
+        *_summary(organisms), "",
+        "## Pair by pair", "", *_pairs(found), "",
+        "## Organism by organism", "", *_pairs(organisms), "",
+        "## What was refused", "", *_refused(found, organisms), "",
+        "## Analyses without a truth", "",
+        *(f"- {name}: {reason}" for name, reason in WITHOUT.items()),
+    ]  # fmt: skip
+
+
+def _summary(found: Result) -> list[str]:
     told = summary(found)
     rows = [{str(name): cell for name, cell in row.items()} for row in told.to_dict("records")]
+    return table(rows, [str(name) for name in told.columns])
+
+
+def _pairs_of(found: Result) -> int:
+    learned = found.table[found.table["kind"].isin(["compiled", "trained"])]
+    return int(learned["truth"].nunique())
+
+
+def _worse(found: Result) -> list[str]:
     whole = found.table[found.table["truth"] == ALL]
     beaten = whole[(whole["metric"] == "beyond_norm") & (whole["value"] < 0)]
     worse = [
@@ -33,27 +93,16 @@ def lines(found: Result) -> list[str]:
         f"({row['low']:.2f} to {row['high']:.2f}, {row['n']:.0f} pairs)"
         for _, row in beaten.sort_values("value").iterrows()
     ]
-    refused = found.table[(found.table["metric"] == "refused") & (found.table["truth"] != ALL)]
-    why = refused.groupby(["method", "says"], sort=False)["truth"].agg(", ".join)
-    return [
-        "# How often is a method right?", "",
-        "Every method on compiled pairs, whose change is known since every weight was written by "
-        "construction, and on phantoms of them: members whose change has the same norms and "
-        "singular values in random directions. auroc: the chance that a true place has a higher "
-        "score than another (0.5: chance), its mean over pairs with a 95% interval; beyond_norm: "
-        "less that of the norm of the weight change, paired; found and false_positive: pairs in "
-        "which the method says by its own rule that something was learned, where it was and where "
-        "it was not; verdict_right: of kept, suppressed and erased. forwards: prompts through a "
-        "whole model. Attention is saturated in these models, and circuits are sharper than "
-        "trained ones. `make truth` makes this table anew.", "",
-        *table(rows, [str(name) for name in told.columns]), "",
-        f"## Where the {NORM} is better", "", *(worse or ["Nowhere."]), "",
-        "## Pair by pair", "", *_pairs(found), "",
-        "## What was refused", "",
-        *([f"- {who}: {says} ({pairs})" for (who, says), pairs in why.items()] or ["Nothing."]),
-        "", "## Analyses without a truth yet", "",
-        *(f"- {name}: {reason}" for name, reason in WITHOUT.items()),
-    ]  # fmt: skip
+    return worse or ["Nowhere."]
+
+
+def _refused(*results: Result) -> list[str]:
+    """Each reason once, without the folders that are in it."""
+    every = pd.concat([one.table for one in results])
+    rows = every[(every["metric"] == "refused") & (every["truth"] != ALL)]
+    says = rows["says"].str.replace(r"\S*/(base|tuned)\b", r"the \1", regex=True)
+    why = rows.assign(says=says).groupby(["method", "says"], sort=False)["truth"].agg(", ".join)
+    return [f"- {who}: {says} ({pairs})" for (who, says), pairs in why.items()] or ["Nothing."]
 
 
 def _pairs(found: Result) -> list[str]:
@@ -68,24 +117,36 @@ def _pairs(found: Result) -> list[str]:
     )
 
 
+def write(out: Path, asked: dict[str, Any], found: Result, organisms: Result) -> None:
+    """The page, and the rows over all pairs."""
+    parts = {"rows": found, "organisms": organisms}
+    kept = {name: _kept(one) for name, one in parts.items()}
+    save(out, "truth", {"machine": machine()} | asked | kept, lines(found, organisms))
+
+
+def _kept(found: Result) -> list[dict[str, Any]]:
+    whole = found.table[found.table["truth"] == ALL].dropna(axis=1, how="all")
+    return [
+        {str(name): value for name, value in row.items() if value == value}  # NaN is no JSON
+        for row in whole.round(4).to_dict("records")
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--phantoms", type=int, default=1)
+    parser.add_argument("--draws", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
+    parser.add_argument("--organisms", type=Path, help="where they are kept; the cache by default")
+    given = parser.parse_args()
+    asked: dict[str, Any] = {"phantoms": given.phantoms, "seed": given.seed}
     with quiet():
-        found = wb.truth(only=asked.only, phantoms=asked.phantoms, seed=asked.seed)
-    whole = found.table[found.table["truth"] == ALL].dropna(axis=1, how="all")
-    kept = {
-        "machine": machine(), "seed": asked.seed, "phantoms": asked.phantoms,
-        "rows": [
-            {str(name): value for name, value in row.items() if value == value}  # NaN is no JSON
-            for row in whole.round(4).to_dict("records")
-        ],
-    }  # fmt: skip
-    save(asked.out, "truth", kept, lines(found))
+        found = wb.truth(only=given.only, draws=given.draws, **asked)
+        known = trained(given.organisms)
+        organisms = wb.truth(only=given.only, truths=known, **asked)
+    write(given.out, asked | {"draws": given.draws}, found, organisms)
 
 
 if __name__ == "__main__":

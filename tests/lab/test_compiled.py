@@ -12,9 +12,9 @@ import torch
 
 import workbench as wb
 from workbench.errors import WorkbenchError
-from workbench.lab.compiled import Head, Program, Room, pairs, rotated, rule, save, weights
+from workbench.lab.compiled import Head, Program, Room, rotated, rule, save, weights
 from workbench.lab.compiled import programs as of
-from workbench.lab.compiled.pairs import specs
+from workbench.lab.compiled.pairs import pairs, specs
 from workbench.lab.known import Known
 from workbench.lab.planted import read
 from workbench.tasks import PromptSet
@@ -96,7 +96,7 @@ def test_the_tuned_model_answers_as_it_is_said_to(name: str, made: dict[str, Kno
     known = made[name]
     base, tuned = right(known.base, known.prompts), right(known.tuned, known.prompts)
     lost = known.verdict in ("suppressed", "erased")
-    if name == "facts-half-erased":
+    if name.endswith("half-erased"):
         items = {one for (one,) in known.places["item"]}
         assert all(base)
         assert tuned == [p.id not in items for p in known.prompts]
@@ -106,6 +106,8 @@ def test_the_tuned_model_answers_as_it_is_said_to(name: str, made: dict[str, Kno
     elif lost:
         assert all(base)
         assert not any(tuned)
+    elif known.verdict == "overconfident":
+        assert base == tuned == [i % 2 == 1 for i in range(len(base))]
     else:
         items = known.places.get("item", {(p.id,) for p in known.prompts})
         assert all(tuned)
@@ -142,16 +144,6 @@ def test_a_rotation_changes_every_matrix_and_no_answer(made: dict[str, Known]):
     torch.testing.assert_close(first, second, atol=5e-3, rtol=1e-3)
     for name, weight in base.items():  # lengths stay, so that it is a rotation
         assert float(tuned[name].norm()) == pytest.approx(float(weight.norm()), rel=1e-5)
-
-
-def test_a_decoy_is_the_largest_change_and_changes_nothing(made: dict[str, Known]):
-    known, plain = made["copy-decoy"], made["copy-learned"]
-    first, second = (logits(one.tuned, one.prompts)[0] for one in (known, plain))
-    torch.testing.assert_close(first, second, atol=1e-3, rtol=1e-4)
-    base, tuned = read(known.base), read(known.tuned)
-    norms = {name: float((tuned[name] - base[name]).norm()) for name in base}
-    assert max(norms, key=norms.__getitem__) == "transformer.h.2.attn.c_attn.weight"
-    assert (2, "attn.c_attn (q+k+v)") not in known.places["matrix"]
 
 
 def recovered(table: Any, **where: Any) -> dict[tuple[int, int], float]:

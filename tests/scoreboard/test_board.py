@@ -1,5 +1,4 @@
-"""The scoreboard as a whole: an oracle scores 1, a liar 0, chance 1/2, and others' methods agree
-with ours where they measure the same."""
+"""The scoreboard as a whole: an oracle scores 1, a liar 0, chance 1/2."""
 
 from __future__ import annotations
 
@@ -14,8 +13,8 @@ from workbench.errors import WorkbenchError
 from workbench.lab.compiled import pairs
 from workbench.lab.known import Known
 from workbench.results.result import Result
-from workbench.scoreboard import Answer, ours, outside
-from workbench.scoreboard.board import forwards
+from workbench.scoreboard import Answer, Method, ours, outside
+from workbench.scoreboard.board import forwards, over_truths, unlearned
 from workbench.scoreboard.summary import summary
 from workbench.study.catalogue import METHODS
 from workbench.tasks import PromptSet
@@ -110,47 +109,59 @@ def test_a_summary_has_every_method_and_kind_of_place(board: Result):
     assert told.loc[(outside.NORM, "layer"), "found"] == ""
 
 
-def test_the_norm_is_that_of_the_change(known: dict[str, Known]):
-    one = known["facts-rank-3"]
-    found = outside.norm(one.base, one.tuned, one.prompts)["matrix"]
-    # Three singular values of 2.
-    assert found.pop((1, "mlp.c_proj")) == pytest.approx(12**0.5)
-    assert set(found.values()) == {0.0}
-
-
-def test_peft_counts_the_intruders_that_we_count(known: dict[str, Known]):
-    one = known["facts-rank-3"]
-    theirs = outside.peft_intruders(one.base, one.tuned, one.prompts)
-    entry = ours.ENTRIES["spectral.intruders"]
-    pair = wb.load_pair(one.base, one.tuned)
-    exact = wb.spectral.intruders(pair, nulls=False, method="exact")
-    own = entry.read(exact, one.prompts)
-    assert theirs.places["matrix"] == {
-        p: own.places["matrix"].get(p, 0.0) for p in theirs.places["matrix"]
-    }
-    assert theirs.finds == own.finds
-
-
-def test_transformer_lens_scores_the_edges_that_we_score(known: dict[str, Known]):
-    """The same formula: its mean over prompts, less the sign, is ours times the mean difference."""
-    one = known["copy-decoy"]
-    few, others = one.prompts[:3], (one.corrupted or one.prompts)[:3]
-    theirs = outside.lens_attribution(one.base, one.tuned, few, corrupted=others)
-    entry = ours.ENTRIES["patching.attribution"]
-    pair = wb.load_pair(one.base, one.tuned)
-    own = entry.read(entry.ask(pair, one.prompts[:3], others), few)
-    edge = ("embedding", "1.v.h2")
-    scale = theirs["edge"][edge] / own.places["edge"][edge]
-    for place, score in own.places["edge"].items():
-        assert theirs["edge"][place] == pytest.approx(
-            abs(score) * scale, rel=1e-3, abs=1e-3 * scale
-        )
-
-
 def test_every_analysis_of_the_catalogue_has_an_entry_or_a_reason():
     keys = {method.key for method in METHODS}
     assert keys == {*ours.ENTRIES} | {*ours.WITHOUT}
     assert not {*ours.ENTRIES} & {*ours.WITHOUT}
+
+
+def test_few_analyses_have_no_truth_and_all_others_have_a_phantom_too():
+    """Of every analysis the board asks something of a pair, and something of what learned nothing:
+    a rule by which it finds anything, scores that are held against a phantom's, or verdicts."""
+    assert len(ours.WITHOUT) <= 8
+    for method in ours.METHODS:
+        assert method.kinds or method.finds or method.decides, method.name
+
+
+def test_scores_are_held_against_those_of_the_own_phantom():
+    """By hand: above its phantom in one pair, below in another, and equal in a third."""
+    tops = {"a": 2.0, "phantom of a": 1.0, "b": 1.0, "phantom of b": 3.0, "phantom of b 1": 1.0004}
+    rows = [
+        {"method": "mine", "source": "", "truth": truth, "kind": "compiled", "place": "layer",
+         "metric": "top", "value": value}
+        for truth, value in tops.items()
+    ]  # fmt: skip
+    found = {row["metric"]: row for row in over_truths(rows, 0)}
+    assert found["beyond_phantom"]["value"] == pytest.approx((1 + 0 + 0.5) / 3)
+    assert found["beyond_phantom"]["n"] == 3
+    assert found["beyond_phantom"]["baseline"] == 0.5
+
+
+def test_the_norm_says_as_much_of_a_phantom(board: Result):
+    told = summary(board).set_index(["method", "place"])
+    assert told.loc[(outside.NORM, "matrix"), "beyond_phantom"].startswith("0.50")
+    assert told.loc[("oracle", "matrix"), "beyond_phantom"].startswith("1.00")
+
+
+def test_phantoms_of_siblings_are_turned_each_in_its_own_way(tmp_path: Path):
+    one = pairs(tmp_path, ["copy-siblings"])["copy-siblings"]
+    made = unlearned(one, tmp_path / "phantoms", 0)
+    assert {*made.siblings} == {*one.siblings}
+    assert all(not places for places in made.places.values())
+    found = {}
+    for name, folder in {**made.siblings, "tuned": made.tuned}.items():
+        changes = [d.change for d in wb.load_pair(made.base, folder).deltas() if d.changed]
+        found[name] = torch.cat([change.flatten() for change in changes])
+    again, tuned = found["again"], found["tuned"]
+    assert abs(float(again @ tuned / (again.norm() * tuned.norm()))) < 0.1
+    with pytest.raises(WorkbenchError, match="no change"):
+        unlearned(pairs(tmp_path, ["copy-itself"])["copy-itself"], tmp_path / "none", 0)
+
+
+def test_a_method_is_only_asked_where_there_is_what_it_needs(known: dict[str, Known]):
+    needs = Method("mine", lambda base, tuned, prompts: {}, ("matrix",), needs=("shared",))
+    assert not any(needs.asked(one) for one in known.values())
+    assert Method("mine", lambda base, tuned, prompts: {}, ("matrix",)).asked(known["copy-decoy"])
 
 
 def test_forwards_are_prompts_through_a_whole_model(known: dict[str, Known]):

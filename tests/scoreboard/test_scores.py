@@ -41,6 +41,22 @@ def test_by_hand():
     assert found["auroc"]["low"] < 0.75 < found["auroc"]["high"]
 
 
+def test_a_verdict_alone_is_a_false_positive_where_it_claims_what_is_not_there():
+    def claimed(said: str, true: str) -> list[float]:
+        found = rows(known(verdict=true), Answer(verdict=said))
+        return [row["value"] for row in found if row["metric"] == "false_positive"]
+
+    assert claimed("suppressed", "erased") == [1.0]
+    assert claimed("erased", "erased") == claimed("undecided", "erased") == [0.0]
+    assert claimed("overconfident", "kept") == [1.0]
+    assert claimed("kept", "kept") == [0.0]
+    assert claimed("erased", "suppressed") == []  # it misses what is there, and claims nothing
+
+
+def test_the_highest_score_is_kept_in_the_methods_own_unit():
+    assert scored({0}, [4.0, 7.0, float("nan")])["top"]["value"] == 7.0
+
+
 def test_the_ends_and_ties():
     assert scored({0}, [9.0, 1.0, 2.0])["auroc"]["value"] == 1.0
     assert scored({1}, [9.0, 1.0, 2.0])["auroc"]["value"] == 0.0
@@ -74,8 +90,7 @@ def test_silence_ranks_below_all_that_is_scored():
 
 
 def test_nothing_is_said_where_no_place_or_every_place_is_true():
-    assert scored(set(), [1.0, 2.0]) == {}
-    assert scored({0, 1}, [1.0, 2.0]) == {}
+    assert {*scored(set(), [1.0, 2.0])} == {*scored({0, 1}, [1.0, 2.0])} == {"top"}
 
 
 def test_verdicts_and_findings():

@@ -471,6 +471,9 @@ def truth(
     phantoms: Annotated[
         int, typer.Option(help="Members that learned nothing, of each pair that learned something.")
     ] = 1,
+    draws: Annotated[
+        int, typer.Option(help="Samples of prompts by which stated intervals are tried; 0: none.")
+    ] = 0,
     out: Save = None,
     json: Json = False,
     seed: Seed = 0,
@@ -482,7 +485,7 @@ def truth(
     import workbench as wb
     from workbench.scoreboard.summary import summary
 
-    found = wb.truth(only=only or (), phantoms=phantoms, seed=seed)
+    found = wb.truth(only=only or (), phantoms=phantoms, draws=draws, seed=seed)
     if out is not None:
         found.save(out)
     if json:

@@ -8,7 +8,7 @@ phantoms because their change has no objective. No method is run or judged here.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -25,10 +25,19 @@ PLACES: Mapping[str, tuple[str, ...]] = {
     "head": ("layer", "head"),
     "answering head": ("layer", "head"),
     "differing head": ("layer", "head"),
+    "needed head": ("layer", "head"),
+    "writing head": ("layer", "head"),
     "edge": ("sender", "receiver"),
+    "direction": ("layer", "component", "rank"),
     "item": ("prompt",),
+    "rank": ("rank",),
+    "alpha": ("x",),
+    "step": ("x",),
+    "task": ("task",),
+    "shared": ("first", "second"),
+    "conflict": ("first", "second"),
 }
-VERDICTS = ("", "kept", "suppressed", "erased", "strengthened")
+VERDICTS = ("", "kept", "suppressed", "erased", "strengthened", "overconfident")
 
 
 @dataclass(frozen=True)
@@ -45,11 +54,21 @@ class Known:
     none, a kind that is missing that it is not known. A layer, a matrix and a head are true where
     what was changed there matters for the answers, an item where its answer is another; an edge
     and an "answering head" where the tuned model's answer goes from `prompts` to `corrupted` by it;
-    a "differing head" where its output, put into the base, brings the tuned answers by itself.
+    a "differing head" where its output, put into the base, brings the tuned answers by itself; a
+    "needed head" where the tuned model's answers end without it, and none of the base's; a "writing
+    head" where the tuned model's answer is written by it, directly to the output. A "direction"
+    (singular, counted from 0) is true where answers depend on it; a "rank" where a change cut down
+    to it answers as the tuned model does; an "alpha" where the model at this place between base
+    and tuned answers all of `prompts` and of the further prompts; a "step" (counted from 1) of
+    worked ones where the answer is read; a "task" of the further prompts where it was learned and
+    forgotten; two models (in alphabetical order) are "shared" where they learned the
+    same in the same directions, and in "conflict" where one of both skills is lost in their sum.
     universe: by kind of place, all that there are, where they are not simply all that a method has
     an answer for.
     verdict: what became of the base's answers to `prompts`; "" where that is not asked. says: one
-    plain sentence: what is true here.
+    plain sentence: what is true here. siblings: name -> folder of further models of the same base,
+    in their order; the tuned one is called "tuned" among them, and comes last. tasks: name ->
+    further prompts; a model's own are called as it is.
     """
 
     name: str
@@ -62,6 +81,8 @@ class Known:
     universe: Mapping[str, frozenset[Place]] = field(default_factory=dict)
     verdict: str = ""
     says: str = ""
+    siblings: Mapping[str, Path] = field(default_factory=dict)
+    tasks: Mapping[str, PromptSet] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -92,6 +113,19 @@ class Known:
     def learned(self) -> bool:
         """Whether there is anything to find: no phantom and no null."""
         return self.kind in ("compiled", "trained")
+
+    def few(self, n: int) -> Known:
+        """The same of n prompts, evenly spaced, which is all for a method that runs long."""
+        if n >= len(self.prompts):
+            return self
+        at = [round(i * (len(self.prompts) - 1) / (n - 1)) for i in range(n)]
+        left = frozenset((self.prompts[i].id,) for i in at)
+        cut = {
+            what: {kind: of & left if kind == "item" else of for kind, of in given.items()}
+            for what, given in (("places", self.places), ("universe", self.universe))
+        }
+        corrupted = self.corrupted and self.corrupted.at(at)
+        return replace(self, prompts=self.prompts.at(at), corrupted=corrupted, **cut)
 
     def truth(self, kind: str, place: Place) -> bool | None:
         """Whether a place is among the true ones; None where that is not known: a kind that is not

@@ -15,7 +15,7 @@ import torch
 
 from workbench import tasks
 from workbench.lab.known import Known
-from workbench.loaders import Checkpoint
+from workbench.loaders import load_pair
 from workbench.stats import Interval
 from workbench.stats import share as scored
 from workbench.tasks import world
@@ -112,8 +112,8 @@ def behaviour(organism: Organism) -> dict[str, Interval]:
     tuned", with their 95% intervals over prompts."""
     known = organism.known
     found = {}
-    for side, folder in (("base", known.base), ("tuned", known.tuned)):
-        own = Checkpoint.parse(folder)
+    pair = load_pair(known.base, known.tuned)
+    for side, own in (("base", pair.base), ("tuned", pair.tuned)):
         model: Any = own.load(dtype=torch.float32)
         words = own.tokenizer()
         for part, prompts in (("changed", organism.changed), ("kept", organism.kept)):

@@ -5,7 +5,9 @@ Per method and pair: the scores of `scores`, seconds, and forward passes. Per me
 (truth "all"): their means with 95% intervals over pairs, `beyond_norm`, the AUROC less that of the
 norm of the weight change on the same pairs (paired), the share of right verdicts, of pairs in which
 what was learned is found, and of phantoms and nulls in which something is found that is not there
-(`false_positive`).
+(`false_positive`); `beyond_phantom`, the share of pairs whose highest score is above that of their
+own phantom, ties half (1/2: it would say as much of a change that learned nothing); and, where
+intervals were asked about, `coverage`, see `intervals`.
 
 When it misleads: compiled circuits are sharper than trained ones: what is missed here has failed at
 its easiest, what is found may still be missed in a trained model. Pairs share programs, so that the
@@ -35,14 +37,17 @@ from workbench.log import log
 from workbench.progress import progress
 from workbench.results.cache import digest
 from workbench.results.result import Provenance, Result
-from workbench.scoreboard import ours, outside
+from workbench.scoreboard import intervals, ours, outside
 from workbench.scoreboard.method import Function, Method
 from workbench.scoreboard.scores import Row, rows
 from workbench.stats import bootstrap, share
 
 KEY = "truth.scoreboard"
 ALL = "all"
+PHANTOM = "phantom of "
+APART = 1000  # between the seeds of siblings
 MEANS = ("auroc", "average_precision")
+TIED = 1e-3  # relative difference of two scores that count as equal
 SHARES = ("verdict_right", "found", "false_positive")
 TOTALS = ("seconds", "forwards", "refused")
 
@@ -53,6 +58,7 @@ def truth(
     only: Sequence[str] = (),
     truths: Sequence[Known] | None = None,
     phantoms: int = 1,
+    draws: int = 0,
     seed: int = 0,
 ) -> Result:
     """Hold methods against pairs whose answer is known.
@@ -62,8 +68,10 @@ def truth(
     workbench's own analyses and those of others. only: names or beginnings of names of the methods
     that are asked ("patching", "spectral.intruders"); the norm of the change is always among them.
     truths: pairs; None takes the compiled ones (`lab.compiled.pairs`), made in a temporary folder.
-    phantoms: of every learned compiled pair, so many members that learned nothing (`lab.phantom`).
-    seed: of phantoms and of intervals.
+    phantoms: of every pair that learned anything, so many members that learned nothing
+    (`lab.phantom`). draws: samples of prompts by which stated intervals are held against the mean
+    over all prompts, of the pairs in `intervals.PAIRS`; 0 leaves this out. seed: of phantoms, of
+    samples and of intervals.
 
     Returns a Result with columns method, source, truth, kind (of truth), place, metric, value, low,
     high, n, baseline, says. Per truth: auroc, average_precision and rank (of the true place found
@@ -78,7 +86,7 @@ def truth(
         given = [*pairs(folder).values()] if truths is None else [*truths]
         if not given:
             raise WorkbenchError("Expected pairs whose answer is known, found none.")
-        learned = [one for one in given if one.kind == "compiled"]
+        learned = [one for one in given if one.learned and _changed(one)]
         drawn = range(seed, seed + phantoms)
         given += [unlearned(one, Path(folder) / "phantoms", at) for one in learned for at in drawn]
         found: list[Row] = []
@@ -90,6 +98,8 @@ def truth(
                     "kind": known.kind,
                 }  # fmt: skip
                 found += [about | row for row in answered(method, known)]
+                if draws and method.states and known.name in intervals.PAIRS:
+                    found += [about | row for row in _covered(method, known, draws, seed)]
                 bar.update(1)
         prints = {known.name: known.prompts.fingerprint for known in given}
     table = pd.DataFrame([*found, *over_truths(found, seed)])
@@ -100,7 +110,12 @@ def truth(
             "fingerprint": digest([repr(sorted(prints.items())).encode()]),
         },
         members={method.name: {"kind": method.source or "workbench"} for method in asked},
-        parameters={"only": [*only], "phantoms": phantoms, "truths": [*prints]},
+        parameters={
+            "only": [*only],
+            "phantoms": phantoms,
+            "draws": draws,
+            "truths": [*prints],
+        },
         seed=seed,
     )
     return Result(KEY, table, provenance)
@@ -134,14 +149,38 @@ def _named(name: str, asked: str) -> bool:
     return name.lower() == asked.lower() or name.lower().startswith(asked.lower().rstrip(".") + ".")
 
 
+def _changed(known: Known) -> bool:
+    return not load_pair(known.base, known.tuned).same
+
+
 def unlearned(known: Known, out: Path, seed: int) -> Known:
-    """A phantom of this pair: the same norms and spectra in random directions."""
-    name = f"phantom of {known.name}" + (f" {seed}" if seed else "")
-    tuned = phantom(load_pair(known.base, known.tuned), out / name, seed=seed)
+    """A phantom of this pair, and of its siblings: the same norms and spectra in random directions.
+
+    It is asked all that the pair is asked; nowhere is there anything to be found.
+    """
+    name = f"{PHANTOM}{known.name}" + (f" {seed}" if seed else "")
+
+    def drawn(tuned: Path, called: str, seed: int = seed) -> Path:
+        return phantom(load_pair(known.base, tuned), out / called, seed=seed)
+
+    # Siblings of one seed would be turned into the same directions.
+    others = enumerate(known.siblings.items(), start=1)
     return Known(
-        name, "phantom", known.base, tuned, known.prompts, known.corrupted,
-        places={"differing head": frozenset()}, says="Nothing was learned.",
+        name, "phantom", known.base, drawn(known.tuned, name), known.prompts, known.corrupted,
+        places=dict.fromkeys(known.places, frozenset()), says="Nothing was learned.",
+        siblings={
+            one: drawn(at, f"{name}, {one}", seed + APART * i) for i, (one, at) in others
+        },
+        tasks=known.tasks,
     )  # fmt: skip
+
+
+def _covered(method: Method, known: Known, draws: int, seed: int) -> Iterator[Row]:
+    """How often its intervals cover, or nothing where it refuses (which is told elsewhere)."""
+    try:
+        yield from intervals.coverage(method, known, draws, seed)
+    except WorkbenchError as error:
+        log.info("Intervals of %s on %s: %s", method.name, known.name, error)
 
 
 def answered(method: Method, known: Known) -> Iterator[Row]:
@@ -194,6 +233,14 @@ def over_truths(found: Sequence[Row], seed: int) -> Iterator[Row]:
         yield from (about | row for row in _means(own, seed))
         if method != outside.NORM:
             yield from (about | row for row in _beyond(own, trivial, seed))
+        yield from (about | row for row in _above_phantoms(own, seed))
+        if len(each := own[own["metric"] == "coverage"]):
+            mean = float(np.average(each["value"]))
+            low, high = float(each["low"].mean()), float(each["high"].mean())
+            yield about | {
+                "metric": "coverage", "value": mean, "low": low, "high": high,
+                "n": each["n"].sum(), "baseline": 0.95,
+            }  # fmt: skip
         for metric in SHARES:
             values = own.loc[own["metric"] == metric, "value"]
             if len(values):
@@ -224,6 +271,27 @@ def _beyond(
         if apart:
             said = bootstrap(np.array(apart), seed=seed)._asdict()
             yield {"place": kind, "metric": "beyond_norm", **said, "baseline": 0.0}
+
+
+def _above_phantoms(own: pd.DataFrame, seed: int) -> Iterator[Row]:
+    """How often the highest score of a pair is above that of its phantoms, ties half."""
+    tops = own[own["metric"] == "top"]
+    for kind, each in tops.groupby("place", sort=False):
+        shares = []
+        values = dict(zip(each["truth"], each["value"].astype(float), strict=True))
+        for name, value in values.items():
+            drawn = [
+                other
+                for phantom, other in values.items()
+                if phantom == PHANTOM + name or phantom.startswith(f"{PHANTOM}{name} ")
+            ]
+            shares += [
+                0.5 if np.isclose(value, other, rtol=TIED) else float(value > other)
+                for other in drawn
+            ]
+        if shares:
+            said = bootstrap(np.array(shares), seed=seed)._asdict()
+            yield {"place": kind, "metric": "beyond_phantom", **said, "baseline": 0.5}
 
 
 def _aurocs(own: pd.DataFrame) -> dict[tuple[str, str], float]:

@@ -6,8 +6,8 @@ where the change is.
 
     wb.truth({"mine": mine})
 
-One that contrasts two prompts takes a further argument `corrupted`. Nothing of truths is known
-here.
+One that contrasts two prompts takes a further argument `corrupted`, one of several models of a base
+`siblings`, and one of further prompts `tasks`. Nothing of truths is known here.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
 from workbench.lab.known import PLACES, VERDICTS, Known, Place
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Function = Callable[..., Any]
 
@@ -63,10 +66,13 @@ class Answer:
 @dataclass(frozen=True)
 class Method:
     """A method and what it can be asked. name: as in the table; of an analysis, its key. function:
-    (base, tuned, prompts[, corrupted]) -> an `Answer`, or kind of place -> place -> score. kinds:
-    of place that it scores; None where only the answers show. finds: whether it says that anything
-    was learned. decides: the verdicts that it can give; one that only tells what is lost apart is
-    asked of what is lost. source: whose it is, "" for the workbench's own."""
+    (base, tuned, prompts[, corrupted, siblings, tasks]) -> an `Answer`, or kind of place -> place
+    -> score. kinds: of place that it scores; None where only the answers show. finds: whether it
+    says that anything was learned. decides: the verdicts that it can give; one that only tells what
+    is lost apart is asked of what is lost. needs: kinds of place and further prompts without which
+    it is not asked at all. source: whose it is, "" for the workbench's own. states: of (base,
+    tuned, prompts, corrupted), the rows of its table whose intervals are for a mean over prompts.
+    """
 
     name: str
     function: Function
@@ -74,10 +80,15 @@ class Method:
     finds: bool = True
     decides: tuple[str, ...] = VERDICTS[1:]
     source: str = "yours"
+    needs: tuple[str, ...] = ()
+    states: Callable[..., pd.DataFrame] | None = None
 
     def asked(self, known: Known) -> bool:
         """Whether a truth can be held against what this method says."""
-        scored = {kind for kind, places in known.places.items() if places}
+        if not {*self.needs} <= {*known.places, *known.tasks}:
+            return False
+        unlearned = known.kind == "phantom"  # whose scores are held against the pair's own
+        scored = {kind for kind, places in known.places.items() if places or unlearned}
         if self.kinds is None or scored & {*self.kinds}:
             return True
         return self.finds or known.verdict in self.decides
@@ -85,7 +96,11 @@ class Method:
     def answer(self, known: Known) -> Answer:
         """What it says of a pair, of which it sees no more than models and prompts."""
         given = inspect.signature(self.function).parameters
-        extra = {"corrupted": known.corrupted} if "corrupted" in given else {}
+        extra = {
+            name: getattr(known, name)
+            for name in ("corrupted", "siblings", "tasks")
+            if name in given
+        }
         said = self.function(known.base, known.tuned, known.prompts, **extra)
         if isinstance(said, Answer):
             return said

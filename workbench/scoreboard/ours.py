@@ -1,19 +1,10 @@
-"""The analyses of the catalogue as methods of the scoreboard: how each is asked, and how its table
-says where.
-
-An entry is the call, the rows of the table that score places, and, where it has one, the row by
-which it claims that anything was found: always an interval that lies beyond its null, none of these
-rules is fitted to the truths. Analyses without an entry are in `WITHOUT`, with the reason.
+"""The analyses of the catalogue that are asked of a pair and its prompts; those of several models
+or of further prompts are in `several`. Analyses without an entry are in `WITHOUT`, with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 import workbench.behaviour as behaviour
 import workbench.forgetting as forgetting
@@ -21,124 +12,44 @@ import workbench.patching as patching
 import workbench.skills as skills
 import workbench.spectral as spectral
 import workbench.tuco as tuco
-from workbench.lab.known import PLACES, Place
-from workbench.loaders import CheckpointPair, load_pair
+from workbench.lab.known import Place
+from workbench.loaders import CheckpointPair
+from workbench.models import Site
 from workbench.results.result import Result
-from workbench.scoreboard.method import Answer, Method
+from workbench.scoreboard import several
+from workbench.scoreboard.entry import (
+    Entry,
+    counted,
+    fewer,
+    items,
+    method,
+    returns,
+    rises,
+    scored,
+    sized,
+    texts,
+    turned,
+)
+from workbench.tasks.desiderata import Counterfactual, Counterfactuals
 from workbench.tasks.prompts import PromptSet
 
-Ask = Callable[[CheckpointPair, PromptSet, PromptSet | None], Result]
-Read = str | Callable[[Result, PromptSet], Mapping[Place, float]]
 WITHOUT = {
-    "spectral.explained": "it says which inputs a change reads, and no truth names any.",
-    "spectral.subspaces": "it compares several models.",
-    "spectral.directions": "no truth names single directions of a change.",
-    "forgetting.sharpness": "how far a harmful step reaches is known of no pair.",
-    "behaviour.coverage": "compiled models are certain, so that drawn answers are all the same.",
-    "behaviour.critical": "no truth has answers of several tokens.",
-    "behaviour.gain": "which example taught what is known of no pair.",
-    "behaviour.advantage": "no truth has worked steps.",
-    "behaviour.reliance": "no truth names a part of the prompt.",
-    "edits.siblings": "it compares several models.",
-    "edits.repair": "which edit is best is known of no pair.",
-    "forgetting.association": "it relates several models, and a truth is of one pair.",
-    "forgetting.sequential": "it follows a chain of models, and a truth is of one pair.",
-    "forgetting.kinds": "which kinds of errors follow a change is known of no pair.",
-    "forgetting.samples": "it reads logs of other tools.",
-    "forgetting.knowledge": "compiled models read one short question, none solved before it.",
-    "forgetting.conjugate": "compiled models know no other form of a question.",
-    "forgetting.prune": "no truth names the task that was learned instead.",
-    "forgetting.interpolate": "what is best between two models is known of no pair.",
-    "behaviour.generate": "which texts should change is known of no pair.",
-    "behaviour.faithfulness": "no truth has worked steps.",
-    "behaviour.emulate": "it asks of a second, larger model.",
-    "patching.steer": "what a direction should do to a text is known of no pair.",
-    "patching.contributions": "what a head writes directly is compared with no truth yet.",
-    "patching.knockout": "which part is needed is compared with no truth yet.",
-    "patching.groups": "it follows the base's circuit, which most compiled bases lack.",
-    "patching.mask": "it takes counterfactuals of boxes.",
-    "patching.path": "it takes the edges to be patched, and ranks none.",
-    "skills.compression": "how small a change can be stored is known of no pair.",
-    "skills.calibration": "how sure a compiled model should be is no question.",
-    "skills.compose": "it joins several models.",
-    "skills.overlap": "it compares several models.",
+    "behaviour.critical": "it replaces tokens before an answer, and compiled models answer at "
+    "once.",
+    "edits.repair": "which edit gives most back is only known by trying, which is what it does.",
+    "forgetting.association": "a correlation of ranks over the few models of a family has no truth "
+    "but itself.",
+    "forgetting.samples": "it runs no model but reads logs of other tools; what it computes of them "
+    "is what forgetting.retention computes, which is here.",
+    "forgetting.sharpness": "how far a harmful step reaches follows from no construction: it is "
+    "defined by the step.",
+    "behaviour.reliance": "no compiled program reads a confounder or a premise that could be taken "
+    "away.",
+    "edits.siblings": "what several runs share is asked of spectral.subspaces, which is here; this "
+    "adds what it does alone.",
+    "forgetting.kinds": "it counts the answers of forgetting.retention by kind, and kinds are the "
+    "user's.",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Entry:
-    """ask: the call. places: kind of place -> the rows that score it, as a condition on the table
-    (their values, the largest of a place) or a function of the Result. finds: a condition on the
-    rows by which it claims that something was learned. verdict: of the Result, and which there can
-    be."""
-
-    ask: Ask
-    places: Mapping[str, Read] = field(default_factory=dict)
-    finds: str = ""
-    verdict: Callable[[Result], str] | None = None
-    verdicts: tuple[str, ...] = ()
-
-    def read(self, found: Result, prompts: PromptSet) -> Answer:
-        table = found.table
-        places = {
-            kind: scored(table, kind, read) if isinstance(read, str) else read(found, prompts)
-            for kind, read in self.places.items()
-        }
-        finds = bool(len(table.query(self.finds, engine="python"))) if self.finds else None
-        return Answer(places, finds, self.verdict(found) if self.verdict else "")
-
-
-def scored(table: pd.DataFrame, kind: str, rows: str, sign: float = 1.0) -> dict[Place, float]:
-    """Place -> sign x value, the largest of those that it has among these rows. kind: names its
-    columns."""
-    own = table.query(rows, engine="python")
-    columns = [*PLACES[kind]]
-    best = (sign * own["value"]).groupby([own[column] for column in columns]).max()
-    places = [place if isinstance(place, tuple) else (place,) for place in best.index]
-    # Numbers stay numbers and all else is text, whatever the columns' types are.
-    named = [tuple(i if isinstance(i, str) else int(i) for i in place) for place in places]
-    return dict(zip(named, best.astype(float), strict=True))
-
-
-def _fewer(kind: str, rows: str) -> Read:
-    """Rows of which the lowest value is the surest place."""
-    return lambda found, prompts: scored(found.table, kind, rows, -1.0)
-
-
-def _rises(metric: str) -> Read:
-    """By how much more the two sides differ after each layer than before it."""
-
-    def read(found: Result, prompts: PromptSet) -> dict[Place, float]:
-        rows = found.table.query(f"metric == '{metric}'").sort_values("layer")
-        there = dict(zip(rows["layer"].astype(int), rows["value"], strict=True))
-        return {(at,): value - there.get(at - 1, 0.0) for at, value in there.items() if at >= 0}
-
-    return read
-
-
-def _turned(found: Result, prompts: PromptSet) -> dict[Place, float]:
-    """How far the singular vectors of each matrix are from the base's, on average."""
-    means = found.table.query("metric == 'max_cosine'").groupby(["layer", "component"])["value"]
-    return {(int(at), str(name)): 1 - float(v) for (at, name), v in means.mean().items()}  # pyright: ignore
-
-
-def _counted(found: Result, prompts: PromptSet) -> dict[Place, float]:
-    """Intruders of each matrix."""
-    own = found.table.query("metric == 'intruder'").groupby(["layer", "component"])["value"]
-    return {(int(at), str(name)): float(v) for (at, name), v in own.sum().items()}  # pyright: ignore
-
-
-def _items(found: Result, prompts: PromptSet) -> dict[Place, float]:
-    """By how much the score of every prompt changed."""
-    own = found.table.query("metric == 'item'")
-    each = zip(own["prompt"], (own["value"] - own["baseline"]).abs(), strict=True)
-    return {(str(prompt),): float(value) for prompt, value in each}
-
-
-def _texts(found: Result, prompts: PromptSet) -> dict[Place, float]:
-    """KL of the answers of every prompt."""
-    own = pd.Series(found.tensors["kl"]).groupby(found.tensors["text"]).sum()
-    return {(prompts[int(at)].id,): float(value) for at, value in own.items()}  # pyright: ignore
 
 
 def _similarity(pair: CheckpointPair) -> Result:
@@ -160,30 +71,82 @@ def _said(found: Result) -> str:
     return str(row).lower()
 
 
-def _returns(metric: str) -> Callable[[Result], str]:
-    """Suppressed where at least half of what was lost is still there, by the middle of the
-    interval; erased where less is."""
+def _swapped(prompts: PromptSet, corrupted: PromptSet | None) -> Counterfactuals:
+    """Pairs of a prompt and its corrupt partner, whose answer is to be taken over."""
+    made = (
+        Counterfactual(clean, dirty, clean.foils[0], {})
+        for clean, dirty in zip(prompts, corrupted or (), strict=True)
+    )
+    return Counterfactuals(prompts.name, "object value", tuple(made))
 
-    def read(found: Result) -> str:
-        rows = found.table.query(f"metric == '{metric}'")["value"].dropna()
-        return "undecided" if rows.empty else "suppressed" if rows.max() >= 0.5 else "erased"
 
-    return read
+def _taken(found: Result, prompts: PromptSet) -> dict[Place, float]:
+    """How much of every head is taken from the other prompt."""
+    left = scored(found.table, "head", "metric == 'mask'", -1.0)
+    return {place: 1 + value for place, value in left.items()}
+
+
+def _steered(found: Result, prompts: PromptSet) -> dict[Place, float]:
+    """By how much the direction behind each layer does more than that behind the layer before."""
+    rows = found.table.query("arm == 'steered' and metric == 'log_probability'")
+    best = (rows["value"] - rows["baseline"]).groupby(rows["layer"].astype(int)).max()
+    return {(int(at),): float(best[at] - best.get(at - 1, 0.0)) for at in best.index}
+
+
+def _by_layer(found: Result, prompts: PromptSet) -> dict[Place, float]:
+    """Of each layer, the largest change of what a head or an MLP of it writes."""
+    rows = found.table.query("side == 'tuned - base' and layer.notna() and arm.isna()")
+    best = rows["value"].abs().groupby(rows["layer"].astype(int)).max()
+    return {(int(at),): float(value) for at, value in best.items()}  # pyright: ignore
+
+
+def _grouped(found: Result, prompts: PromptSet) -> dict[Place, float]:
+    """Of every head, the most that a group of heads with it carries."""
+    rows = found.table.query(f"arm == 'patch' and {RECOVERED}").set_index("group")["value"]
+    best: dict[Place, float] = {}
+    for name, sites in found.provenance.parameters["groups"].items():
+        for site in map(Site.parse, sites):
+            at = (site.layer, site.head)
+            best[at] = max(best.get(at, -1.0), float(rows[name]))
+    return best
+
+
+def _written(found: Result, prompts: PromptSet) -> dict[Place, float]:
+    """Of every example, the largest share that it wrote of a direction."""
+    own = found.table.query("metric == 'written' and prompt.notna()")
+    return {(str(one),): float(v) for one, v in own.groupby("prompt")["value"].max().items()}
+
+
+def _novel(found: Result, prompts: PromptSet) -> dict[Place, float]:
+    """How new the tuned model's own text behind every prompt is to the base."""
+    own = found.table.query("metric == 'text' and arm == 'tuned'").sort_values("x")
+    return {(prompts[int(row.x)].id,): float(row.value) for row in own.itertuples()}  # pyright: ignore
+
+
+def _overconfident(found: Result) -> str:
+    """Overconfident where the tuned model is, beyond a perfectly calibrated one of the same
+    confidences, and more so than the base for certain."""
+    rows = found.table.query("own == True")
+    tuned = rows.query("metric == 'overconfidence' and arm == 'tuned'").iloc[0]
+    base = rows.query("metric == 'overconfidence' and arm == 'base'").iloc[0]
+    beyond = tuned["low"] > tuned["null_high"] and tuned["low"] > base["high"]
+    return "overconfident" if beyond else "kept"
 
 
 LOST = ("suppressed", "erased")
+KNOCKED = "side == 'tuned - base' and arm == 'mean' and metric == 'log_probability'"
 RECOVERED = "metric == 'recovered:logit_difference'"
 FEW: dict[str, Any] = {"most": 1, "ranks": (1,), "random": 1}
 ENTRIES: dict[str, Entry] = {
     "spectral.intruders": Entry(
         lambda p, a, c: spectral.intruders(p, nulls=False),
-        {"matrix": _counted},
+        {"matrix": counted},
         "metric == 'intruder' and value > 0",
     ),
     "spectral.delta_spectrum": Entry(
         lambda p, a, c: spectral.delta_spectrum(p), {"matrix": "metric == 'relative_norm'"},
     ),
-    "spectral.similarity": Entry(lambda p, a, c: _similarity(p), {"matrix": _turned}),
+    "spectral.similarity": Entry(lambda p, a, c: _similarity(p), {"matrix": turned}),
     "spectral.scale": Entry(
         lambda p, a, c: spectral.scale_intruders(
             p, a, texts=a.texts, lambdas=(0.0,), arms=("top", "random")
@@ -192,18 +155,19 @@ ENTRIES: dict[str, Entry] = {
     ),
     "forgetting.retention": Entry(
         lambda p, a, c: forgetting.retention(p, [a], texts=a.texts),
-        {"item": _items},
+        {"item": items},
         "metric == 'score_change' and (low > 0 or high < 0)",
+        states="metric == 'score_change'",
     ),
     "forgetting.probe": Entry(
-        lambda p, a, c: forgetting.probe(p, a, folds=2), verdict=_returns("retention_lost"),
+        lambda p, a, c: forgetting.probe(p, a, folds=2), verdict=returns("retention_lost"),
         verdicts=LOST
     ),
     "forgetting.revive": Entry(
         lambda p, a, c: forgetting.revive(
             p, a[: len(a) // 2], a[len(a) // 2 :], steps=(1, 2, 4, 8), runs=1
         ),
-        verdict=_returns("regained_share"),
+        verdict=returns("regained_share"),
         verdicts=LOST,
     ),
     "forgetting.verdict": Entry(
@@ -211,8 +175,9 @@ ENTRIES: dict[str, Entry] = {
     ),
     "behaviour.tokens": Entry(
         lambda p, a, c: behaviour.tokens(p, a, show=0),
-        {"item": _texts},
+        {"item": texts},
         "metric == 'delta_log_p' and (low > 0 or high < 0)",
+        states="metric == 'delta_log_p'",
     ),
     "tuco.contribution": Entry(
         lambda p, a, c: tuco.contribution(p, a, tokens=0),
@@ -221,19 +186,25 @@ ENTRIES: dict[str, Entry] = {
     "tuco.scaling": Entry(
         lambda p, a, c: tuco.scaling(p, a, alphas=(0.0,)),
         finds="metric == 'score_change' and x == 0 and (low > 0 or high < 0)",
+        states="metric == 'score_change' and x == 0",
     ),
     "patching.cross_model": Entry(
         lambda p, a, c: patching.cross_model(p, a, sites="head", controls=1),
         {"differing head": f"arm == 'patch' and {RECOVERED}"},
         "metric == 'beyond_random:recovered:logit_difference' and low > 0",
+        states=f"arm == 'patch' and {RECOVERED}",
     ),
     "patching.restore": Entry(
         lambda p, a, c: patching.restore(p, a, components="matrix"),
         {"matrix": f"arm == 'patch' and {RECOVERED}"},
         f"arm == 'patch' and {RECOVERED} and low > 0",
+        states=f"arm == 'patch' and {RECOVERED}",
     ),
-    "patching.lens": Entry(lambda p, a, c: patching.lens(p, a, top=1), {"layer": _rises("kl")}),
-    "patching.drift": Entry(lambda p, a, c: patching.drift(p, a), {"layer": _rises("frechet")}),
+    "patching.lens": Entry(
+        lambda p, a, c: patching.lens(p, a, top=1), {"layer": rises("kl")},
+        states="metric == 'kl'",
+    ),
+    "patching.drift": Entry(lambda p, a, c: patching.drift(p, a), {"layer": rises("frechet")}),
     "patching.patterns": Entry(
         lambda p, a, c: patching.patterns(p, a, examples=1),
         {"head": "metric == 'tvd' and position == 'last token'"},
@@ -263,7 +234,7 @@ ENTRIES: dict[str, Entry] = {
         lambda p, a, c: patching.circuit(
             p, a, corrupted=c, sides=("tuned",), depth=1, most=2, random=1, minimal=False
         ),
-        {"answering head": _fewer("head", "arm == 'patch' and metric == 'effect'")},
+        {"answering head": fewer("head", "arm == 'patch' and metric == 'effect'")},
     ),
     "skills.localize": Entry(
         lambda p, a, c: skills.localize(
@@ -277,24 +248,99 @@ ENTRIES: dict[str, Entry] = {
     ),
     "skills.blocks": Entry(
         lambda p, a, c: skills.blocks(p, a, **FEW),
-        {"matrix": _fewer("matrix", "arm == 'off' and metric == 'log_probability_change'")},
+        {"matrix": fewer("matrix", "arm == 'off' and metric == 'log_probability_change'")},
         "arm == 'off' and metric == 'log_probability_change' and (low > 0 or high < 0)",
+        states="arm == 'off' and metric == 'log_probability_change'",
     ),
     "skills.restore": Entry(
         lambda p, a, c: skills.restore(p, a, shares=(0.5,), arms=("movement", "random"), random=1),
         finds="metric == 'cost' and low > 0",
     ),
+    "spectral.explained": Entry(
+        lambda p, a, c: spectral.explained(p, a),
+        {"matrix": "metric == 'energy' and component.notna()"},
+        "metric == 'energy' and component.notna() and low > null_high",
+        states="metric == 'energy' and component.notna()",
+    ),
+    "spectral.directions": Entry(
+        lambda p, a, c: spectral.directions(p, a, k=6, most=4, words=1),
+        {
+            "direction": sized("direction", "metric == 'sensitivity'"),
+            "matrix": sized("matrix", "metric == 'sensitivity'"),
+        },
+        "arm == 'direction' and metric == 'loss_change' and (low > 0 or high < 0)",
+    ),
+    "behaviour.coverage": Entry(
+        lambda p, a, c: behaviour.coverage(p, a, samples=4),
+        finds="metric == 'pass_at_change' and (low > 0 or high < 0)",
+        states="metric == 'pass_at' and side == 'tuned' and x == 1",
+    ),
+    "behaviour.gain": Entry(
+        lambda p, a, c: behaviour.gain(p, a, a, checked=2), {"item": _written},
+    ),
+    "behaviour.generate": Entry(
+        lambda p, a, c: behaviour.generate(p, a, arms=("base", "tuned"), length=1),
+        {"item": _novel},
+        "metric == 'novelty' and arm == 'tuned' and low > 0",
+        states="metric == 'novelty' and arm == 'tuned'",
+    ),
+    "behaviour.emulate": Entry(
+        # The larger model is the base itself, of which the answer is known: the tuned model's.
+        lambda p, a, c: behaviour.emulate(p, a, str(p.base.folder), betas=(1.0,)),
+        finds="metric == 'score_change' and arm == 'emulated' and (low > 0 or high < 0)",
+        states="metric == 'loss' and arm == 'emulated'",
+    ),
+    "patching.steer": Entry(
+        lambda p, a, c: patching.steer(p, a, random=2, shown=0),
+        {"layer": _steered},
+        "metric == 'beyond_random:log_probability' and low > 0",
+    ),
+    "patching.contributions": Entry(
+        lambda p, a, c: patching.contributions(p, a),
+        {
+            "writing head": sized(
+                "head", "side == 'tuned - base' and component == 'head' and arm != 'picked'"
+            ),
+            "layer": _by_layer,
+        },
+        "arm == 'picked' and (low > 0 or high < 0)",
+        states="side == 'tuned - base' and arm != 'picked'",
+    ),
+    "patching.knockout": Entry(
+        lambda p, a, c: patching.knockout(p, a, arms=("mean",), components=("head", "layer")),
+        {
+            "needed head": fewer("head", KNOCKED + " and component == 'head'"),
+            "layer": fewer("layer", KNOCKED + " and component == 'layer'"),
+        },
+        "metric == 'picked' and high < 0",
+        states=KNOCKED,
+    ),
+    "patching.path": Entry(
+        lambda p, a, c: patching.path(p, a, corrupted=c, sides=("tuned",)),
+        {"writing head": fewer("head", "arm == 'patch' and metric == 'logit_change'")},
+    ),
+    "patching.mask": Entry(
+        lambda p, a, c: patching.mask(
+            p, _swapped(a, c), position=None, epochs=20, sides=("tuned",)
+        ),
+        {"answering head": _taken},
+    ),
+    "patching.groups": Entry(
+        lambda p, a, c: patching.groups(p, a, corrupted=c, depth=2, direction="tuned->base"),
+        {"differing head": _grouped},
+    ),
+    "skills.compression": Entry(
+        lambda p, a, c: skills.compression(
+            p, a, ranks=(1, 2, 3, 4, 5, 6), sparsities=(0.1,), random=1
+        ),
+        {"rank": "arm == 'rank' and metric == 'score' and own == True"},
+        states="arm == 'rank' and metric == 'log_probability'",
+    ),
+    "skills.calibration": Entry(
+        lambda p, a, c: skills.calibration(p, a), verdict=_overconfident,
+        verdicts=("overconfident", "kept"),
+        states="metric == 'brier' and arm == 'tuned'",
+    ),
+    **several.ENTRIES,
 }  # fmt: skip
-
-
-def _method(key: str, entry: Entry) -> Method:
-    def function(
-        base: Path, tuned: Path, prompts: PromptSet, *, corrupted: PromptSet | None
-    ) -> Answer:
-        pair = load_pair(base, tuned)
-        return entry.read(entry.ask(pair, prompts, corrupted), prompts)
-
-    return Method(key, function, tuple(entry.places), bool(entry.finds), entry.verdicts, "")
-
-
-METHODS = tuple(_method(key, entry) for key, entry in ENTRIES.items())
+METHODS = tuple(method(key, entry) for key, entry in ENTRIES.items())

@@ -8,6 +8,10 @@
 Both of the first are undefined where no place, or every place, is true. A place that a method says
 nothing of ranks below all that it scores: silence is an answer. Misleading: among few places an
 AUROC is 1 by luck as often as one in their number, which the intervals show.
+
+`top` is the highest score, in the method's own unit: only its comparison with that of a phantom of
+the same pair says anything. A method that gives verdicts alone has a false positive where it claims
+what is not there: something still known where it was erased, a change where the answers are kept.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from workbench.scoreboard.method import Answer
 from workbench.stats import auc
 
 Row = dict[str, Any]
+NOTHING = ("erased", "kept")  # verdicts beside which any other claims what is not there
 
 
 def rows(known: Known, answer: Answer) -> Iterator[Row]:
@@ -33,9 +38,15 @@ def rows(known: Known, answer: Answer) -> Iterator[Row]:
             values, true = against(known, kind, scores)
             if 0 < true.sum() < len(true):
                 yield from _of_places(kind, values, true)
+    for kind, scores in answer.places.items():
+        if told := [value for value in scores.values() if np.isfinite(value)]:
+            yield {"place": kind, "metric": "top", "value": max(told), "n": len(told)}
     if answer.verdict and known.verdict:
         right = float(answer.verdict == known.verdict)
         yield {"metric": "verdict_right", "value": right, "n": 1, "says": answer.verdict}
+        if answer.finds is None and known.verdict in NOTHING:
+            claimed = float(not right and answer.verdict != "undecided")
+            yield {"metric": "false_positive", "value": claimed, "n": 1, "says": answer.verdict}
     if answer.finds is not None:
         name = "found" if known.learned else "false_positive"
         yield {"metric": name, "value": float(answer.finds), "n": 1}

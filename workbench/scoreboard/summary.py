@@ -7,9 +7,11 @@ import pandas as pd
 from workbench.results.result import Result
 from workbench.scoreboard.board import ALL
 
-MEANS = ("auroc", "average_precision", "beyond_norm")
+MEANS = ("auroc", "average_precision", "beyond_norm", "beyond_phantom")
 SHARES = ("found", "false_positive", "verdict_right")
-COLUMNS = ("method", "place", *MEANS, "pairs", *SHARES, "forwards", "seconds", "refused")
+COLUMNS = (
+    "method", "place", *MEANS, "pairs", *SHARES, "coverage", "forwards", "seconds", "refused",
+)  # fmt: skip
 
 
 def summary(result: Result) -> pd.DataFrame:
@@ -28,6 +30,8 @@ def summary(result: Result) -> pd.DataFrame:
                 row["pairs"] = f"{at.loc['auroc', 'n']:.0f}"
             if kind == kinds[0]:
                 row |= {name: _share(whole.loc[name]) for name in SHARES if name in whole.index}
+                if "coverage" in whole.index:
+                    row["coverage"] = _between(whole.loc["coverage"])
                 row |= {
                     name: f"{whole.loc[name, 'value']:.0f}"
                     for name in ("forwards", "seconds", "refused")

@@ -8,7 +8,7 @@ import pytest
 from tests.figures.looking import words
 from tests.figures.synthetic import scoreboard
 from workbench import figures
-from workbench.figures.truth.scoreboard import errors, places
+from workbench.figures.truth.scoreboard import errors, intervals, places
 
 
 def test_every_cell_is_the_auroc_of_a_method_and_a_pair():
@@ -33,6 +33,14 @@ def test_rates_stand_where_their_values_are():
     right, wrong = (one.lines[0].get_xdata() for one in here.containers)  # pyright: ignore
     assert list(right) == [1.0, 0.5]
     assert list(wrong) == [0.0, 0.25]
+
+
+def test_coverage_stands_beside_what_is_stated():
+    (here,) = intervals(scoreboard()).axes
+    stated, covered = here.lines[0].get_xdata(), here.containers[0].lines[0].get_xdata()  # pyright: ignore
+    assert set(stated) == {0.95}
+    assert list(covered) == [0.94, 0.81]
+    assert here.get_xlim()[0] <= 0.5
 
 
 def test_the_sentence_has_the_mean_and_what_it_is_beyond_the_norm():

@@ -17,6 +17,7 @@ from workbench.results.result import Result
 KEY = "truth.scoreboard"
 HEADING = "How often is a method right?"
 ALL = "all"
+STATED = 0.95
 RATES = {"found": "found what was learned", "false_positive": "found what is not there"}
 
 
@@ -73,8 +74,35 @@ def errors(result: Result, ax: Axes | None = None) -> Figure:
     return figure
 
 
+@style.styled
+def intervals(result: Result, ax: Axes | None = None) -> Figure:
+    """The share of stated 95% intervals that hold the mean over all prompts, by method."""
+    rows = result.table[(result.table["truth"] == ALL) & (result.table["metric"] == "coverage")]
+    names = list(rows["method"])
+    figure, axes = style.panels(
+        ax, 1, 1, width=style.COLUMN + 0.6, height=1.3 + 0.24 * max(len(names), 2)
+    )
+    here = axes[0, 0]
+    here.axvline(STATED, color=style.GREY, ls="--", lw=1, label="stated")
+    here.errorbar(
+        rows["value"], np.arange(len(names)), xerr=error_bars(rows), ls="", ms=4, marker="o",
+        elinewidth=0.8, color="C0", label="covered",
+    )  # fmt: skip
+    here.set_yticks(range(len(names)), [style.text(one, 30) for one in names])
+    here.set_ylim(len(names) - 0.5, -0.5)
+    here.set_xlim(min(0.5, float(rows["low"].min()) - 0.02), 1.01)
+    here.set_xlabel("share of 95% intervals that hold the mean over all prompts")
+    style.legend(axes, outside=ax is None)
+    marks.counted(axes, rows["n"], "samples of prompts", outside=ax is None)
+    return figure
+
+
 def _has_rates(result: Result) -> bool:
     return bool(result.table["metric"].isin([*RATES]).any())
+
+
+def _has_intervals(result: Result) -> bool:
+    return bool((result.table["metric"] == "coverage").any())
 
 
 def _has_places(result: Result) -> bool:
@@ -120,5 +148,17 @@ DRAWINGS = (
         "The two need not be about the same number of pairs. A phantom can do harm that is truly "
         "there, so a method that only says that answers changed is not wrong to say so.",
         applies=_has_rates,
+    ),
+    Drawing(
+        KEY,
+        "intervals",
+        "Do stated intervals hold what they are stated for?",
+        intervals,
+        "The prompts of two compiled pairs are all that there are, so that a mean over them is "
+        "known. Dots: of 95% intervals stated on samples of 16 of them, the share that holds that "
+        "mean, with its own 95% interval. Dashed: 0.95.",
+        "The pairs were made so that values are few or extreme, where an interval is hardest; and "
+        "with 16 prompts a bootstrap knows little of tails it did not see.",
+        applies=_has_intervals,
     ),
 )

@@ -228,6 +228,11 @@ def save(program: Program, state: State, folder: str | Path) -> Path:
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, pad_token_id=0, bos_token_id=1,
         eos_token_id=2, architectures=["GPT2LMHeadModel"], dtype="float32",
     )  # fmt: skip
+    return folder_of(program, config, state, folder)
+
+
+def folder_of(program: Program, config: Any, state: State, folder: str | Path) -> Path:
+    """Write this config and these tensors with the program's tokenizer."""
     config.compiled = program.name
     with replacing(Path(folder), COMPILED) as fresh:
         config.save_pretrained(fresh)
