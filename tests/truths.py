@@ -467,6 +467,12 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "scoreboard/test_board.py::test_the_norm_is_led_astray_by_a_decoy": ("beyond_norm",),
         "scoreboard/test_board.py::test_a_refusal_is_counted_and_told": ("refused",),
+        "scoreboard/test_board.py::test_scores_are_held_against_those_of_the_own_phantom": (
+            "beyond_phantom",
+        ),
+        "scoreboard/test_intervals.py::test_a_bootstrap_covers_and_half_of_it_does_not": (
+            "coverage",
+        ),
     },
     "compare.equivalence": {
         "findings/test_recipes.py::"

@@ -49,3 +49,20 @@ def test_only_compiled_and_trained_pairs_learned_something():
 def test_bad_records_are_refused_in_a_sentence(about: dict[str, Any], message: str):
     with pytest.raises(WorkbenchError, match=message):
         known(**about)
+
+
+def test_a_few_prompts_keep_their_partners_and_what_is_true_of_them():
+    prompts = PromptSet("ten", tuple(Prompt(str(i), f"x {i}", " y") for i in range(10)))
+    other = PromptSet("others", tuple(Prompt(str(i), f"z {i}", " y") for i in range(10)))
+    items = {(str(i),) for i in range(5)}
+    one = known(
+        prompts=prompts, corrupted=other, places={"item": items, "layer": {(1,)}},
+        universe={"item": {(str(i),) for i in range(10)}},
+    )  # fmt: skip
+    few = one.few(4)
+    assert [p.id for p in few.prompts] == ["0", "3", "6", "9"]
+    assert few.corrupted is not None
+    assert [p.prompt for p in few.corrupted] == ["z 0", "z 3", "z 6", "z 9"]
+    assert few.places == {"item": {("0",), ("3",)}, "layer": {(1,)}}
+    assert few.universe["item"] == {("0",), ("3",), ("6",), ("9",)}
+    assert one.few(10) is one

@@ -16,7 +16,7 @@ from workbench.errors import WorkbenchError
 from workbench.tasks.prompts import PromptSet
 
 Kind = Literal["compiled", "trained", "phantom", "null"]
-Place = tuple[int | str | None, ...]
+Place = tuple[int | float | str | None, ...]
 # The kinds of place, and what the tuple of one holds. Edges are named as in `patching.attribution`,
 # components and layers as in a table of any analysis; layer is None outside the blocks.
 PLACES: Mapping[str, tuple[str, ...]] = {

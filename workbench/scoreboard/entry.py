@@ -14,13 +14,11 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.lab.known import PLACES, Place
 from workbench.loaders import load_pair
 from workbench.results.result import Result
 from workbench.scoreboard.method import Answer, Method
+from workbench.scoreboard.reading import Read, scored
 from workbench.tasks.prompts import PromptSet
-
-Read = str | Callable[[Result, PromptSet], Mapping[Place, float]]
 
 
 @dataclass(frozen=True)
@@ -48,83 +46,6 @@ class Entry:
         }
         finds = bool(len(table.query(self.finds, engine="python"))) if self.finds else None
         return Answer(places, finds, self.verdict(found) if self.verdict else "")
-
-
-def scored(table: pd.DataFrame, kind: str, rows: str, sign: float = 1.0) -> dict[Place, float]:
-    """Place -> sign x value, the largest of those that it has among these rows. kind: names its
-    columns."""
-    own = table.query(rows, engine="python")
-    columns = [*PLACES[kind]]
-    best = (sign * own["value"]).groupby([own[column] for column in columns]).max()
-    return dict(zip(map(_named, best.index), best.astype(float), strict=True))
-
-
-def _named(place: Any) -> Place:
-    """Numbers stay numbers, whole ones as such, and all else is text, whatever the columns' types
-    are."""
-    place = place if isinstance(place, tuple) else (place,)
-    return tuple(i if isinstance(i, str) else int(i) if i == int(i) else float(i) for i in place)
-
-
-def fewer(kind: str, rows: str) -> Read:
-    """Rows of which the lowest value is the surest place."""
-    return lambda found, prompts: scored(found.table, kind, rows, -1.0)
-
-
-def sized(kind: str, rows: str) -> Read:
-    """Rows whose value says most where it is far from 0, in whichever direction."""
-
-    def read(found: Result, prompts: PromptSet) -> dict[Place, float]:
-        return scored(found.table.assign(value=found.table["value"].abs()), kind, rows)
-
-    return read
-
-
-def rises(metric: str) -> Read:
-    """By how much more the two sides differ after each layer than before it."""
-
-    def read(found: Result, prompts: PromptSet) -> dict[Place, float]:
-        rows = found.table.query(f"metric == '{metric}'").sort_values("layer")
-        there = dict(zip(rows["layer"].astype(int), rows["value"], strict=True))
-        return {(at,): value - there.get(at - 1, 0.0) for at, value in there.items() if at >= 0}
-
-    return read
-
-
-def turned(found: Result, prompts: PromptSet) -> dict[Place, float]:
-    """How far the singular vectors of each matrix are from the base's, on average."""
-    means = found.table.query("metric == 'max_cosine'").groupby(["layer", "component"])["value"]
-    return {(int(at), str(name)): 1 - float(v) for (at, name), v in means.mean().items()}  # pyright: ignore
-
-
-def counted(found: Result, prompts: PromptSet) -> dict[Place, float]:
-    """Intruders of each matrix."""
-    own = found.table.query("metric == 'intruder'").groupby(["layer", "component"])["value"]
-    return {(int(at), str(name)): float(v) for (at, name), v in own.sum().items()}  # pyright: ignore
-
-
-def items(found: Result, prompts: PromptSet) -> dict[Place, float]:
-    """By how much the score of every prompt changed."""
-    own = found.table.query("metric == 'item'")
-    each = zip(own["prompt"], (own["value"] - own["baseline"]).abs(), strict=True)
-    return {(str(prompt),): float(value) for prompt, value in each}
-
-
-def texts(found: Result, prompts: PromptSet) -> dict[Place, float]:
-    """KL of the answers of every prompt."""
-    own = pd.Series(found.tensors["kl"]).groupby(found.tensors["text"]).sum()
-    return {(prompts[int(at)].id,): float(value) for at, value in own.items()}  # pyright: ignore
-
-
-def returns(metric: str) -> Callable[[Result], str]:
-    """Suppressed where at least half of what was lost is still there, by the middle of the
-    interval; erased where less is."""
-
-    def read(found: Result) -> str:
-        rows = found.table.query(f"metric == '{metric}'")["value"].dropna()
-        return "undecided" if rows.empty else "suppressed" if rows.max() >= 0.5 else "erased"
-
-    return read
 
 
 def method(key: str, entry: Entry) -> Method:

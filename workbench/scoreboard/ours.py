@@ -12,23 +12,26 @@ import workbench.patching as patching
 import workbench.skills as skills
 import workbench.spectral as spectral
 import workbench.tuco as tuco
-from workbench.lab.known import Place
 from workbench.loaders import CheckpointPair
-from workbench.models import Site
 from workbench.results.result import Result
 from workbench.scoreboard import several
-from workbench.scoreboard.entry import (
-    Entry,
+from workbench.scoreboard.entry import Entry, method
+from workbench.scoreboard.reading import (
+    by_layer,
     counted,
     fewer,
+    grouped,
     items,
-    method,
+    novel,
+    overconfident,
     returns,
     rises,
-    scored,
     sized,
+    steered,
+    taken,
     texts,
     turned,
+    written,
 )
 from workbench.tasks.desiderata import Counterfactual, Counterfactuals
 from workbench.tasks.prompts import PromptSet
@@ -39,8 +42,8 @@ WITHOUT = {
     "edits.repair": "which edit gives most back is only known by trying, which is what it does.",
     "forgetting.association": "a correlation of ranks over the few models of a family has no truth "
     "but itself.",
-    "forgetting.samples": "it runs no model but reads logs of other tools; what it computes of them "
-    "is what forgetting.retention computes, which is here.",
+    "forgetting.samples": "it runs no model but reads logs of other tools; what it computes of "
+    "them is what forgetting.retention computes, which is here.",
     "forgetting.sharpness": "how far a harmful step reaches follows from no construction: it is "
     "defined by the step.",
     "behaviour.reliance": "no compiled program reads a confounder or a premise that could be taken "
@@ -78,59 +81,6 @@ def _swapped(prompts: PromptSet, corrupted: PromptSet | None) -> Counterfactuals
         for clean, dirty in zip(prompts, corrupted or (), strict=True)
     )
     return Counterfactuals(prompts.name, "object value", tuple(made))
-
-
-def _taken(found: Result, prompts: PromptSet) -> dict[Place, float]:
-    """How much of every head is taken from the other prompt."""
-    left = scored(found.table, "head", "metric == 'mask'", -1.0)
-    return {place: 1 + value for place, value in left.items()}
-
-
-def _steered(found: Result, prompts: PromptSet) -> dict[Place, float]:
-    """By how much the direction behind each layer does more than that behind the layer before."""
-    rows = found.table.query("arm == 'steered' and metric == 'log_probability'")
-    best = (rows["value"] - rows["baseline"]).groupby(rows["layer"].astype(int)).max()
-    return {(int(at),): float(best[at] - best.get(at - 1, 0.0)) for at in best.index}
-
-
-def _by_layer(found: Result, prompts: PromptSet) -> dict[Place, float]:
-    """Of each layer, the largest change of what a head or an MLP of it writes."""
-    rows = found.table.query("side == 'tuned - base' and layer.notna() and arm.isna()")
-    best = rows["value"].abs().groupby(rows["layer"].astype(int)).max()
-    return {(int(at),): float(value) for at, value in best.items()}  # pyright: ignore
-
-
-def _grouped(found: Result, prompts: PromptSet) -> dict[Place, float]:
-    """Of every head, the most that a group of heads with it carries."""
-    rows = found.table.query(f"arm == 'patch' and {RECOVERED}").set_index("group")["value"]
-    best: dict[Place, float] = {}
-    for name, sites in found.provenance.parameters["groups"].items():
-        for site in map(Site.parse, sites):
-            at = (site.layer, site.head)
-            best[at] = max(best.get(at, -1.0), float(rows[name]))
-    return best
-
-
-def _written(found: Result, prompts: PromptSet) -> dict[Place, float]:
-    """Of every example, the largest share that it wrote of a direction."""
-    own = found.table.query("metric == 'written' and prompt.notna()")
-    return {(str(one),): float(v) for one, v in own.groupby("prompt")["value"].max().items()}
-
-
-def _novel(found: Result, prompts: PromptSet) -> dict[Place, float]:
-    """How new the tuned model's own text behind every prompt is to the base."""
-    own = found.table.query("metric == 'text' and arm == 'tuned'").sort_values("x")
-    return {(prompts[int(row.x)].id,): float(row.value) for row in own.itertuples()}  # pyright: ignore
-
-
-def _overconfident(found: Result) -> str:
-    """Overconfident where the tuned model is, beyond a perfectly calibrated one of the same
-    confidences, and more so than the base for certain."""
-    rows = found.table.query("own == True")
-    tuned = rows.query("metric == 'overconfidence' and arm == 'tuned'").iloc[0]
-    base = rows.query("metric == 'overconfidence' and arm == 'base'").iloc[0]
-    beyond = tuned["low"] > tuned["null_high"] and tuned["low"] > base["high"]
-    return "overconfident" if beyond else "kept"
 
 
 LOST = ("suppressed", "erased")
@@ -276,11 +226,11 @@ ENTRIES: dict[str, Entry] = {
         states="metric == 'pass_at' and side == 'tuned' and x == 1",
     ),
     "behaviour.gain": Entry(
-        lambda p, a, c: behaviour.gain(p, a, a, checked=2), {"item": _written},
+        lambda p, a, c: behaviour.gain(p, a, a, checked=2), {"item": written},
     ),
     "behaviour.generate": Entry(
         lambda p, a, c: behaviour.generate(p, a, arms=("base", "tuned"), length=1),
-        {"item": _novel},
+        {"item": novel},
         "metric == 'novelty' and arm == 'tuned' and low > 0",
         states="metric == 'novelty' and arm == 'tuned'",
     ),
@@ -292,7 +242,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     "patching.steer": Entry(
         lambda p, a, c: patching.steer(p, a, random=2, shown=0),
-        {"layer": _steered},
+        {"layer": steered},
         "metric == 'beyond_random:log_probability' and low > 0",
     ),
     "patching.contributions": Entry(
@@ -301,7 +251,7 @@ ENTRIES: dict[str, Entry] = {
             "writing head": sized(
                 "head", "side == 'tuned - base' and component == 'head' and arm != 'picked'"
             ),
-            "layer": _by_layer,
+            "layer": by_layer,
         },
         "arm == 'picked' and (low > 0 or high < 0)",
         states="side == 'tuned - base' and arm != 'picked'",
@@ -323,11 +273,11 @@ ENTRIES: dict[str, Entry] = {
         lambda p, a, c: patching.mask(
             p, _swapped(a, c), position=None, epochs=20, sides=("tuned",)
         ),
-        {"answering head": _taken},
+        {"answering head": taken},
     ),
     "patching.groups": Entry(
         lambda p, a, c: patching.groups(p, a, corrupted=c, depth=2, direction="tuned->base"),
-        {"differing head": _grouped},
+        {"differing head": grouped},
     ),
     "skills.compression": Entry(
         lambda p, a, c: skills.compression(
@@ -337,7 +287,7 @@ ENTRIES: dict[str, Entry] = {
         states="arm == 'rank' and metric == 'log_probability'",
     ),
     "skills.calibration": Entry(
-        lambda p, a, c: skills.calibration(p, a), verdict=_overconfident,
+        lambda p, a, c: skills.calibration(p, a), verdict=overconfident,
         verdicts=("overconfident", "kept"),
         states="metric == 'brier' and arm == 'tuned'",
     ),

@@ -16,7 +16,8 @@ import workbench.spectral as spectral
 from workbench.lab.known import Place
 from workbench.loaders import CheckpointPair, Family, load_family
 from workbench.results.result import Result
-from workbench.scoreboard.entry import Entry, returns, scored
+from workbench.scoreboard.entry import Entry
+from workbench.scoreboard.reading import returns, scored
 from workbench.skills import rankings
 from workbench.skills.compose import Skill
 from workbench.skills.graft import Graft, count, graft_of, inside, top
@@ -59,12 +60,13 @@ def _composed(pair: CheckpointPair, siblings: Siblings, tasks: Tasks) -> Result:
     """Every two of the models that have prompts of their own."""
     models = family(pair, siblings)
     grafts = {name: _graft(models[name], name) for name in models.members}
-    tables = []
-    for first, second in combinations(sorted(models.members), 2):
-        both = [Skill(name, tasks[name], grafts[name]) for name in (first, second)]
-        found = skills.compose(models, both)
-        tables.append(found.table.assign(first=first, second=second))
-    return Result("skills.compose", pd.concat(tables, ignore_index=True), found.provenance)
+    found = {}
+    for both in combinations(sorted(models.members), 2):
+        own = [Skill(name, tasks[name], grafts[name]) for name in both]
+        found[both] = skills.compose(models, own)
+    tables = [one.table.assign(first=a, second=b) for (a, b), one in found.items()]
+    provenance = next(iter(found.values())).provenance
+    return Result("skills.compose", pd.concat(tables, ignore_index=True), provenance)
 
 
 def _overlapping(pair: CheckpointPair, prompts: PromptSet, siblings: Siblings) -> Result:
