@@ -107,20 +107,25 @@ def _refused(*results: Result) -> list[str]:
 
 def _pairs(found: Result) -> list[str]:
     """AUROC of every method and kind of place, a column a pair."""
-    rows = found.table[(found.table["metric"] == "auroc") & (found.table["truth"] != ALL)]
-    rows = rows.assign(method=rows["method"] + ", " + rows["place"])
-    grid = rows.pivot_table(index="method", columns="truth", values="value", sort=False)
-    cells = grid.map(lambda value: "" if value != value else f"{value:.2f}").reset_index()
+    cells = _grid(found).map(lambda value: "" if value != value else f"{value:.2f}").reset_index()
     return table(
         [{str(k): v for k, v in row.items()} for row in cells.to_dict("records")],
         [str(name) for name in cells.columns],
     )
 
 
+def _grid(found: Result) -> pd.DataFrame:
+    """AUROC by "method, kind of place" and pair."""
+    rows = found.table[(found.table["metric"] == "auroc") & (found.table["truth"] != ALL)]
+    rows = rows.assign(method=rows["method"] + ", " + rows["place"])
+    return rows.pivot_table(index="method", columns="truth", values="value", sort=False)
+
+
 def write(out: Path, asked: dict[str, Any], found: Result, organisms: Result) -> None:
     """The page, and the rows over all pairs."""
     parts = {"rows": found, "organisms": organisms}
     kept = {name: _kept(one) for name, one in parts.items()}
+    kept |= {"auroc": _grid(found).round(4).apply(lambda row: row.dropna().to_dict(), 1).to_dict()}
     save(out, "truth", {"machine": machine()} | asked | kept, lines(found, organisms))
 
 
