@@ -88,7 +88,7 @@ def test_between_the_two_all_is_known_and_at_the_ends_half(made: dict[str, Known
     assert share(known.base, known.prompts) == share(known.tuned, known.tasks["lost"]) == 0.0
     base, tuned = read(known.base), read(known.tuned)
     half = {name: (base[name] + tuned[name]) / 2 for name in base}
-    both = known.tasks | {"won": known.prompts}
+    both = {**known.tasks, "won": known.prompts}
     assert all(_said(half, replace(known, tasks=both), name) for name in both)
 
 

@@ -43,7 +43,7 @@ def _table(facts: Mapping[str, str], strength: Mapping[str, float] | float = 1.0
     """The program of facts with this table, what it adds so strong (of each thing)."""
 
     def neuron(thing: str, colour: str) -> of.Neuron:
-        own = strength if isinstance(strength, float) else strength[thing]
+        own = strength[thing] if isinstance(strength, Mapping) else strength
         return of.when(1, {TOKEN: thing}, {("answer", colour): own})
 
     return replace(of.FACTS, neurons=tuple(neuron(*fact) for fact in facts.items()))
