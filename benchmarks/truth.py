@@ -40,7 +40,7 @@ def trained(folder: Path | None) -> list[Known]:
     return [one.known.few(ASKED) for one in every if holds(one, behaviour(one))]
 
 
-def lines(found: Result, organisms: Result) -> list[str]:
+def lines(found: Result, organisms: Result | None) -> list[str]:
     """The page: a row for each method, on compiled pairs and on organisms, where the norm is
     better, pair by pair, what is refused, and what has no truth."""
     return [
@@ -60,17 +60,24 @@ def lines(found: Result, organisms: Result) -> list[str]:
         "trained ones. `make truth` makes this table anew.", "",
         *_summary(found), "",
         f"## Where the {NORM} is better", "", *_worse(found), "",
+        *(_trained(organisms) if organisms is not None else []),
+        "## Pair by pair", "", *_pairs(found), "",
+        "## What was refused", "", *_refused(found), "",
+        "## Analyses without a truth", "",
+        *(f"- {name}: {reason}" for name, reason in WITHOUT.items()),
+    ]  # fmt: skip
+
+
+def _trained(organisms: Result) -> list[str]:
+    return [
         "## Trained organisms", "",
         f"The same of {_pairs_of(organisms)} models trained by recipe from the shipped base, each "
         f"asked {ASKED} of its prompts, and of a phantom of each. Places inside a model are known "
         "of those alone whose weights were written; of the others it is known which prompts they "
         "are about, and what became of the answers.", "",
         *_summary(organisms), "",
-        "## Pair by pair", "", *_pairs(found), "",
-        "## Organism by organism", "", *_pairs(organisms), "",
-        "## What was refused", "", *_refused(found, organisms), "",
-        "## Analyses without a truth", "",
-        *(f"- {name}: {reason}" for name, reason in WITHOUT.items()),
+        "### Organism by organism", "", *_pairs(organisms), "",
+        "### What was refused", "", *_refused(organisms), "",
     ]  # fmt: skip
 
 
@@ -96,9 +103,9 @@ def _worse(found: Result) -> list[str]:
     return worse or ["Nowhere."]
 
 
-def _refused(*results: Result) -> list[str]:
+def _refused(found: Result) -> list[str]:
     """Each reason once, without the folders that are in it."""
-    every = pd.concat([one.table for one in results])
+    every = found.table
     rows = every[(every["metric"] == "refused") & (every["truth"] != ALL)]
     says = rows["says"].str.replace(r"\S*/(base|tuned)\b", r"the \1", regex=True)
     why = rows.assign(says=says).groupby(["method", "says"], sort=False)["truth"].agg(", ".join)
@@ -121,9 +128,9 @@ def _grid(found: Result) -> pd.DataFrame:
     return rows.pivot_table(index="method", columns="truth", values="value", sort=False)
 
 
-def write(out: Path, asked: dict[str, Any], found: Result, organisms: Result) -> None:
+def write(out: Path, asked: dict[str, Any], found: Result, organisms: Result | None) -> None:
     """The page, and the rows over all pairs."""
-    parts = {"rows": found, "organisms": organisms}
+    parts = {"rows": found} | ({"organisms": organisms} if organisms is not None else {})
     kept = {name: _kept(one) for name, one in parts.items()}
     kept |= {"auroc": _grid(found).round(4).apply(lambda row: row.dropna().to_dict(), 1).to_dict()}
     save(out, "truth", {"machine": machine()} | asked | kept, lines(found, organisms))
@@ -145,12 +152,15 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--organisms", type=Path, help="where they are kept; the cache by default")
+    parser.add_argument("--compiled-only", action="store_true", help="no organisms")
     given = parser.parse_args()
     asked: dict[str, Any] = {"phantoms": given.phantoms, "seed": given.seed}
     with quiet():
         found = wb.truth(only=given.only, draws=given.draws, **asked)
-        known = trained(given.organisms)
-        organisms = wb.truth(only=given.only, truths=known, **asked)
+        organisms = None
+        if not given.compiled_only:
+            known = trained(given.organisms)
+            organisms = wb.truth(only=given.only, truths=known, **asked)
     write(given.out, asked | {"draws": given.draws}, found, organisms)
 
 
