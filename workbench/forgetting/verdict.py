@@ -19,9 +19,9 @@ revival find the capability, or one of them and the conjugates do, and neither p
 finds nothing. It is ERASED if probe and revival find nothing, and conjugates, if they were asked,
 find nothing either. Everything else is UNDECIDED, and the sentence states what is missing.
 Conjugates that recover nothing are no evidence against a suppression: they may have been the wrong
-ones. It errs to the side of UNDECIDED: on three compiled pairs that lost their answers, of 12
-prompts and without a model that never knew, it decides none, where probe and revival by themselves
-tell suppressed from erased on all three (`make truth`).
+ones. It errs to the side of UNDECIDED: of 11 compiled pairs, asked 12 prompts and without a model
+that never knew, it is right on 5, all of them kept, and decides none that lost its answers, where
+revival by itself tells suppressed from erased on all (`make truth`).
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ from workbench.results.result import Provenance, Result
 from workbench.scoreboard import intervals, ours, outside
 from workbench.scoreboard.method import Function, Method
 from workbench.scoreboard.scores import Row, rows
-from workbench.stats import bootstrap, share
+from workbench.stats import bootstrap, share, wilson
 
 KEY = "truth.scoreboard"
 ALL = "all"
@@ -235,12 +235,8 @@ def over_truths(found: Sequence[Row], seed: int) -> Iterator[Row]:
             yield from (about | row for row in _beyond(own, trivial, seed))
         yield from (about | row for row in _above_phantoms(own, seed))
         if len(each := own[own["metric"] == "coverage"]):
-            mean = float(np.average(each["value"]))
-            low, high = float(each["low"].mean()), float(each["high"].mean())
-            yield about | {
-                "metric": "coverage", "value": mean, "low": low, "high": high,
-                "n": each["n"].sum(), "baseline": 0.95,
-            }  # fmt: skip
+            said = wilson(float((each["value"] * each["n"]).sum()), float(each["n"].sum()))
+            yield about | {"metric": "coverage", **said._asdict(), "baseline": 0.95}
         for metric in SHARES:
             values = own.loc[own["metric"] == metric, "value"]
             if len(values):

@@ -23,7 +23,7 @@ import pandas as pd
 from workbench.lab.known import Known
 from workbench.scoreboard.method import Method
 from workbench.scoreboard.scores import Row
-from workbench.stats import bootstrap
+from workbench.stats import wilson
 from workbench.tasks.prompts import PromptSet
 
 PAIRS = ("facts-faded", "facts-half-erased")  # graded values, and values that are 0 or 1
@@ -50,8 +50,8 @@ def coverage(method: Method, known: Known, draws: int, seed: int) -> Iterator[Ro
     varies = np.nanmax(values, 0) - np.nanmin(values, 0) > 2 * size
     held = ((low - size <= true) & (true <= high + size))[:, varies]
     if held.size:
-        found = bootstrap(held.mean(1), seed=seed)._asdict()
-        yield {"metric": "coverage", **found, "n": draws, "baseline": 0.95}
+        found = wilson(float(held.mean(1).sum()), draws)._asdict()
+        yield {"metric": "coverage", **found, "baseline": 0.95}
 
 
 def _keyed(table: pd.DataFrame) -> pd.DataFrame:

@@ -18,6 +18,7 @@ KEY = "truth.scoreboard"
 HEADING = "How often is a method right?"
 ALL = "all"
 STATED = 0.95
+READ = 22  # columns of which numbers in the cells can be read
 RATES = {"found": "found what was learned", "false_positive": "found what is not there"}
 
 
@@ -36,7 +37,8 @@ def places(result: Result, ax: Axes | None = None) -> Figure:
     here = axes[0, 0]
     image = here.imshow(grid, cmap=style.DIVERGING, vmin=0, vmax=1, aspect="auto")
     here.set_facecolor(style.PALE)
-    annotate(here, image, ".2f")
+    if len(truths) <= READ:
+        annotate(here, image, ".2f")
     here.axvline(len(truths) - 1.5, color="w", lw=2)
     here.set_xticks(range(len(truths)), [style.text(one, 24) for one in truths], rotation=50,
                     ha="right", rotation_mode="anchor", fontsize=6)  # fmt: skip
@@ -91,7 +93,7 @@ def intervals(result: Result, ax: Axes | None = None) -> Figure:
     here.set_yticks(range(len(names)), [style.text(one, 30) for one in names])
     here.set_ylim(len(names) - 0.5, -0.5)
     here.set_xlim(min(0.5, float(rows["low"].min()) - 0.02), 1.01)
-    here.set_xlabel("share of 95% intervals that hold the mean over all prompts")
+    here.set_xlabel("share of 95% intervals that cover")
     style.legend(axes, outside=ax is None)
     marks.counted(axes, rows["n"], "samples of prompts", outside=ax is None)
     return figure
