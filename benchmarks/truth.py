@@ -25,7 +25,7 @@ from workbench.lab.shipped_organisms import shipped_organisms
 from workbench.log import quiet
 from workbench.results.result import Result
 from workbench.scoreboard.board import ALL
-from workbench.scoreboard.ours import WITHOUT
+from workbench.scoreboard.ours import METHODS, WITHOUT
 from workbench.scoreboard.outside import NORM
 from workbench.scoreboard.summary import summary
 
@@ -63,6 +63,7 @@ def lines(found: Result, organisms: Result | None) -> list[str]:
         *(_trained(organisms) if organisms is not None else []),
         "## Pair by pair", "", *_pairs(found), "",
         "## What was refused", "", *_refused(found), "",
+        *_left_out(found),
         "## Analyses without a truth", "",
         *(f"- {name}: {reason}" for name, reason in WITHOUT.items()),
     ]  # fmt: skip
@@ -79,6 +80,14 @@ def _trained(organisms: Result) -> list[str]:
         "### Organism by organism", "", *_pairs(organisms), "",
         "### What was refused", "", *_refused(organisms), "",
     ]  # fmt: skip
+
+
+def _left_out(found: Result) -> list[str]:
+    """The methods that this run did not ask."""
+    missing = [one.name for one in METHODS if one.name not in {*found.table["method"]}]
+    return (
+        ["## Not asked in this run", "", *(f"- {name}" for name in missing), ""] if missing else []
+    )
 
 
 def _summary(found: Result) -> list[str]:

@@ -5,7 +5,7 @@ is bright where fine-tuning left the base's directions unchanged, and a row is d
 vector resembles no base vector. Row order is the tuned sigma, so a row that is merely displaced is
 bright off the diagonal. It misleads where the base's singular values are equal, whose vectors are
 arbitrary: of compiled tables, whose rows are all alike, an unchanged matrix looks turned and the
-changed one does not (AUROC .09 to .35 on three of 15 pairs; `make truth`).
+changed one does not (AUROC .09 where three facts were rewritten; `make truth`).
 """
 
 from __future__ import annotations
