@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -174,6 +175,17 @@ def test_forwards_are_prompts_through_a_whole_model(known: dict[str, Known]):
     assert count() == 10
     model(torch.ones(5, 4, dtype=torch.long))  # no longer counted
     assert count() == 10
+
+
+def test_processes_find_what_one_finds(board: Result, known: dict[str, Known]):
+    again = wb.truth(only=["spectral.delta_spectrum"], truths=[*known.values()], workers=2)
+    for method in ("spectral.delta_spectrum", outside.NORM):
+        one, other = (
+            found.table[(found.table["method"] == method) & (found.table["metric"] != "seconds")]
+            for found in (board, again)
+        )
+        pd.testing.assert_frame_equal(*(part.reset_index(drop=True) for part in (one, other)),
+                                      check_dtype=False)  # fmt: skip
 
 
 def test_names_that_are_none_are_refused(known: dict[str, Known]):

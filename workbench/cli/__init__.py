@@ -474,6 +474,7 @@ def truth(
     draws: Annotated[
         int, typer.Option(help="Samples of prompts by which stated intervals are tried; 0: none.")
     ] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that ask; 0: one a core, at most 8.")] = 0,
     out: Save = None,
     json: Json = False,
     seed: Seed = 0,
@@ -483,9 +484,11 @@ def truth(
     Example: workbench truth --only patching --out out/truth
     """
     import workbench as wb
+    from workbench.loaders.devices import cores
     from workbench.scoreboard.summary import summary
 
-    found = wb.truth(only=only or (), phantoms=phantoms, draws=draws, seed=seed)
+    workers = workers or min(8, cores())
+    found = wb.truth(only=only or (), phantoms=phantoms, draws=draws, workers=workers, seed=seed)
     if out is not None:
         found.save(out)
     if json:

@@ -17,12 +17,16 @@ patterns vanish, more than in most trained models.
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -59,6 +63,7 @@ def truth(
     truths: Sequence[Known] | None = None,
     phantoms: int = 1,
     draws: int = 0,
+    workers: int = 1,
     seed: int = 0,
 ) -> Result:
     """Hold methods against pairs whose answer is known.
@@ -70,8 +75,9 @@ def truth(
     truths: pairs; None takes the compiled ones (`lab.compiled.pairs`), made in a temporary folder.
     phantoms: of every pair that learned anything, so many members that learned nothing
     (`lab.phantom`). draws: samples of prompts by which stated intervals are held against the mean
-    over all prompts, of the pairs in `intervals.PAIRS`; 0 leaves this out. seed: of phantoms, of
-    samples and of intervals.
+    over all prompts, of the pairs in `intervals.PAIRS`; 0 leaves this out. workers: processes
+    that ask; with several a script must call this under `if __name__ == "__main__":`, and `methods`
+    are asked in this process. seed: of phantoms, of samples and of intervals.
 
     Returns a Result with columns method, source, truth, kind (of truth), place, metric, value, low,
     high, n, baseline, says. Per truth: auroc, average_precision and rank (of the true place found
@@ -89,18 +95,10 @@ def truth(
         learned = [one for one in given if one.learned and _changed(one)]
         drawn = range(seed, seed + phantoms)
         given += [unlearned(one, Path(folder) / "phantoms", at) for one in learned for at in drawn]
-        found: list[Row] = []
         work = [(method, known) for method in asked for known in given if method.asked(known)]
-        with progress(total=len(work), desc="truth") as bar:
-            for method, known in work:
-                about = {
-                    "method": method.name, "source": method.source, "truth": known.name,
-                    "kind": known.kind,
-                }  # fmt: skip
-                found += [about | row for row in answered(method, known)]
-                if draws and method.states and known.name in intervals.PAIRS:
-                    found += [about | row for row in _covered(method, known, draws, seed)]
-                bar.update(1)
+        answers = _answers(work, _Asked(draws, seed), workers)
+        bar = progress(answers, total=len(work), desc="truth")
+        found = [row for some in bar for row in some]
         prints = {known.name: known.prompts.fingerprint for known in given}
     table = pd.DataFrame([*found, *over_truths(found, seed)])
     table = table.reindex(columns=COLUMNS)
@@ -125,6 +123,63 @@ COLUMNS = (
     "method", "source", "truth", "kind", "place", "metric", "value", "low", "high", "n",
     "baseline", "says",
 )  # fmt: skip
+
+
+class _Asked(NamedTuple):
+    """What is asked of a method on a pair beside its answer: see `truth`."""
+
+    draws: int
+    seed: int
+
+    def __call__(self, method: Method, known: Known) -> list[Row]:
+        about = {
+            "method": method.name, "source": method.source, "truth": known.name,
+            "kind": known.kind,
+        }  # fmt: skip
+        found = [about | row for row in answered(method, known)]
+        if self.draws and method.states and known.name in intervals.PAIRS:
+            found += [about | row for row in _covered(method, known, self.draws, self.seed)]
+        return found
+
+
+def _answers(
+    work: Sequence[tuple[Method, Known]], ask: _Asked, workers: int
+) -> Iterator[list[Row]]:
+    """The rows of each piece of work, in its order; methods that come with the package are asked by
+    so many processes."""
+    if workers < 2:
+        yield from (ask(method, known) for method, known in work)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, _quietly) as pool:
+        coming = [
+            pool.submit(_by_name, ask, method.name, known) if method.name in _packaged() else None
+            for method, known in work
+        ]
+        try:
+            for (method, known), future in zip(work, coming, strict=True):
+                yield ask(method, known) if future is None else future.result()
+        finally:  # what was broken off is not finished first
+            pool.shutdown(cancel_futures=True)
+
+
+def _packaged() -> dict[str, Method]:
+    return {one.name: one for one in (*ours.METHODS, *outside.METHODS)}
+
+
+def _by_name(ask: _Asked, name: str, known: Known) -> list[Row]:
+    """In a process of its own, to which a method's functions cannot be sent."""
+    return ask(_packaged()[name], known)
+
+
+def _quietly() -> None:
+    """Of a process that asks: small models gain nothing by threads, and no bars beside each
+    other."""
+    import torch
+
+    torch.set_num_threads(1)
+    log.setLevel(logging.WARNING)
+    os.environ["TQDM_DISABLE"] = "1"
 
 
 def chosen(methods: Mapping[str, Function], only: Sequence[str]) -> list[Method]:
