@@ -367,7 +367,9 @@ def _joined(links: Sequence[graph.Link]) -> NDArray[np.int64]:
 
 def _strongest(sides: Mapping[str, _Side], links: Sequence[graph.Link], seed: int) -> pd.DataFrame:
     """The strongest edges of either side as shares of clean - corrupt, and their difference."""
-    shares = {side: own.scores / np.nanmean(own.gap) for side, own in sides.items()}
+    # Of a model whose metric the corruption does not move there is no share.
+    gaps = {side: float(np.nanmean(own.gap)) or np.nan for side, own in sides.items()}
+    shares = {side: own.scores / gaps[side] for side, own in sides.items()}
     size = np.max([np.abs(ratios(own, draws=1).value) for own in shares.values()], axis=0)
     kept = np.argsort(-np.nan_to_num(size), kind="stable")[:LISTED]
     names = pd.DataFrame([links[i].named for i in kept])

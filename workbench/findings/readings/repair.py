@@ -39,10 +39,11 @@ def beyond(arm: str) -> Read:
                 continue
             own, alpha = rows[arm], rows["alpha"]
             more = own["loss_beyond"]
-            turned = {"value": -more["value"], "low": -more["high"], "high": -more["low"]}
+            # 0 less, since no reading is a -0.
+            turned = {"value": 0 - more["value"], "low": 0 - more["high"], "high": 0 - more["low"]}
             found = turned | {"n": more["n"]}
             holds = above(found["low"], found["high"], 0) if _kept(own) else None
-            yield reading(member, found, -alpha["loss_change"]["value"], holds, _at(more))
+            yield reading(member, found, 0 - alpha["loss_change"]["value"], holds, _at(more))
 
     return read
 
