@@ -128,6 +128,7 @@ def test_intruders_are_reduced_as_peft_reduces_them(base: Path, tmp_path: Path):
     whole = save(made, tmp_path / "whole", form="adapter")
     torch.testing.assert_close(plain(whole), edited(made), **CLOSE)
     assert json.loads((whole / "adapter_config.json").read_text())["r"] > 2
+    assert len(json.loads((whole / "edit.json").read_text())["models"]) == 1  # of two parts
     assert json.loads((out / "edit.json").read_text())["lost"] > 1e-3
 
 

@@ -75,7 +75,8 @@ def save(
         factors = None
     about: dict[str, Any] = {
         "format": FORMAT, "done": dict(says or {}), "base": pair.base.about,
-        "models": [part.pair.tuned.about for part in made.parts],
+        "models": [*{part.pair.tuned.fingerprint: part.pair.tuned.about
+                     for part in made.parts}.values()],
         "form": "weights" if factors is None else "adapter",
     }  # fmt: skip
     with replacing(out, EDITED) as fresh:

@@ -93,7 +93,7 @@ def by_site(
 
 
 def text_gradients(
-    pair: CheckpointPair, model: Any, texts: Sequence[str], batch_size: int = 8
+    pair: CheckpointPair, model: Any, texts: Sequence[str], batch_size: int = 4
 ) -> dict[str, Tensor]:
     """The gradient of the mean loss of texts, in nats a token, by base name, each (out, in), at the
     parameters that the model has now. Texts longer than the model reads are cut, as they are where
