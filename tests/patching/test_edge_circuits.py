@@ -12,6 +12,7 @@ import workbench as wb
 from tests.patching.conftest import MOVER, READER, boxes, copier, model, paired, said
 from workbench.errors import WorkbenchError
 from workbench.lab import shipped
+from workbench.lab.compiled import pairs
 from workbench.models import Layout
 from workbench.models.rerun import Rerun
 from workbench.patching import edges as graph
@@ -194,3 +195,17 @@ def test_what_cannot_be_is_refused(tmp_path):
         wb.patching.edge_circuits(pair, said(4))
     with pytest.raises(WorkbenchError, match="EAP follows gradients"):
         wb.patching.edge_circuits(pair, said(16), metric="score", **some)
+
+
+def test_a_compiled_models_edges_are_found_where_its_base_has_none(tmp_path):
+    """The base's metric does not move, so that it has no shares; the tuned model's two edges are
+    known by construction, and the two strongest."""
+    known = pairs(tmp_path, ["two-steps-learned"])["two-steps-learned"]
+    found = wb.patching.edge_circuits(
+        wb.load_pair(known.base, known.tuned), known.prompts, corrupted=known.corrupted,
+        fractions=(1.0,), steps=1, random=0,
+    ).table  # fmt: skip
+    edges = found[(found["metric"] == "edge_attribution") & (found["side"] == "tuned")]
+    first = edges.sort_values("value", ascending=False).head(len(known.places["edge"]))
+    assert {*zip(first["sender"], first["receiver"], strict=True)} == known.places["edge"]
+    np.testing.assert_allclose(first["value"], 1, atol=1e-3)

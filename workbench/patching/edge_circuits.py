@@ -370,7 +370,8 @@ def _strongest(sides: Mapping[str, _Side], links: Sequence[graph.Link], seed: in
     # Of a model whose metric the corruption does not move there is no share.
     gaps = {side: float(np.nanmean(own.gap)) or np.nan for side, own in sides.items()}
     shares = {side: own.scores / gaps[side] for side, own in sides.items()}
-    size = np.max([np.abs(ratios(own, draws=1).value) for own in shares.values()], axis=0)
+    # The larger of both, or the one there is.
+    size = np.fmax.reduce([np.abs(ratios(own, draws=1).value) for own in shares.values()])
     kept = np.argsort(-np.nan_to_num(size), kind="stable")[:LISTED]
     names = pd.DataFrame([links[i].named for i in kept])
 
