@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 import workbench as wb
+from tests.patching.dictionaries import drawn, saved
 from workbench.lab import shipped
 from workbench.results.result import Result
 from workbench.tasks import Prompt, PromptSet, desiderata, facts, off_by_one, permutation, world
@@ -21,6 +23,7 @@ SHAPE = {
     "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128,
     "attn_implementation": "eager",
 }  # fmt: skip
+FOLDER = tempfile.TemporaryDirectory()  # of what calls read beside the pair
 
 
 def write_pair(folder: Path) -> wb.CheckpointPair:
@@ -83,6 +86,12 @@ class Asked:
     @cached_property
     def conjugates(self) -> dict[str, PromptSet]:
         return {"permuted": permutation(world.OBJECTS)(self.prompts)}
+
+
+@cache
+def _dictionary(width: int) -> str:
+    """A random sparse dictionary of the stream behind layer 1, in a folder of this process."""
+    return saved(Path(FOLDER.name) / f"sae-{width}", drawn(width, 2 * width))
 
 
 Call = Callable[..., Result]
@@ -170,6 +179,9 @@ CALLS: dict[str, Call] = {
     "patching.contributions": lambda p, a, **run: wb.patching.contributions(p, a.prompts, **run),
     "patching.drift": lambda p, a, **run: wb.patching.drift(
         p, a.prompts, rewordings=a.prompts, **run
+    ),
+    "patching.dictionary": lambda p, a, **run: wb.patching.dictionary(
+        p, a.prompts, _dictionary(p.base.config["hidden_size"]), shown=2, **run
     ),
     "patching.steer": lambda p, a, **run: wb.patching.steer(
         p, a.prompts, layers=(1,), scales=(0.0, 1.0), random=2, shown=1, length=3, **run

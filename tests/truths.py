@@ -357,6 +357,11 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
             "frechet", "cka", "cosine", "uniformity", "alignment",
         ),
     },
+    "patching.dictionary": {
+        "patching/test_dictionary.py::test_every_number_by_plain_torch": (
+            "fvu", "l0", "change_explained", "changed", "activation", "kl_tuned",
+        ),
+    },
     "patching.steer": {
         "patching/test_steer.py::test_every_number_by_plain_torch": (
             "score", "log_probability", "logit_difference", "kl_tuned", "norm", "text",

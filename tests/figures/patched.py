@@ -185,3 +185,26 @@ def attribution(members: dict) -> Result:
     whole = dict.fromkeys(("layer", "head"), "Int64")
     table = made.table.assign(neuron=np.nan).astype(whole | {"neuron": "Int64"})
     return Result(made.analysis, table, made.provenance)
+
+
+def dictionary(members: dict) -> Result:
+    """Latent 7 rises by 3, 12 falls by 1, the others stay within the band; fvu rises by .1."""
+    rows = []
+    for member in members:
+        about = {"member": member, "layer": 2, "component": "resid_post"}
+        for side, value in (("base", 0.2), ("tuned", 0.3), (CHANGE, 0.1)):
+            rows.append(about | {"side": side, "metric": "fvu"} | mean(value, 0.02))
+            rows.append(about | {"side": side, "metric": "l0"} | mean(40 * value, 1.0))
+        part = mean(0.7) | {"baseline": 0.8}
+        rows.append(about | {"side": CHANGE, "metric": "change_explained"} | part)
+        rows.append(
+            about | {"side": CHANGE, "metric": "changed", "value": 2.0, "n": 32, "baseline": 0.0}
+        )
+        for latent, change in ((7, 3.0), (12, -1.0), (30, 0.3), (4, -0.2)):
+            null = {"baseline": 0.1, "null_low": -0.5, "null_high": 0.5}
+            for side, value in (("base", 1.0), ("tuned", 1.0 + change), (CHANGE, change)):
+                own = about | {"side": side, "latent": latent, "metric": "activation"}
+                rows.append(own | mean(value) | (null if side == CHANGE else {}))
+        for arm, value in (("base", 1.0), ("latents", 0.3), ("error", 0.8), ("both", 0.1)):
+            rows.append(about | {"arm": arm, "metric": "kl_tuned"} | mean(value))
+    return result("patching.dictionary", rows, members)

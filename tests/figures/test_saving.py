@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.figures.patched import contributions, drift, edge_circuits, knockout, patterns, steer
+from tests.figures.patched import (
+    contributions,
+    dictionary,
+    drift,
+    edge_circuits,
+    knockout,
+    patterns,
+    steer,
+)
 from tests.figures.skilled import blocks, skills
 from tests.figures.synthetic import everything, family, intruders, kept_items, scoreboard
 from workbench import figures
@@ -74,7 +82,7 @@ def kept() -> dict[str, Result]:
     items = kept_items(family(3))
     made = {"skills.blocks": blocks(family(1)), "forgetting.retention.items": items}
     made["forgetting.samples"] = replace(items, analysis="forgetting.samples")
-    made_up = (drift, steer, contributions, knockout, edge_circuits, patterns)
+    made_up = (dictionary, drift, steer, contributions, knockout, edge_circuits, patterns)
     patched = [make(family(3)) for make in made_up]
     for one in (*everything(family(3)), *skills(family(3)), *patched, scoreboard()):
         if one.analysis not in found or one.analysis in NEW_ROWS:

@@ -18,7 +18,8 @@ from workbench.results.result import Result
 VALUES = ("member", "metric", "value", "low", "high", "n", "baseline")
 # What is a place within a model, a text or a run: rows with and without one are not of one view.
 PLACES = (
-    "x", "layer", "component", "expert", "head", "neuron", "position", "prompt", "rank", "bin",
+    "x", "layer", "component", "expert", "head", "neuron", "latent", "position", "prompt",
+    "rank", "bin",
 )  # fmt: skip
 # What names a row, in the order in which a reader would ask for it. A column that tells no two rows
 # apart that those before it do not is shown on hovering alone.

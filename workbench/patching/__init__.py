@@ -7,6 +7,7 @@ from workbench.patching.circuit import circuit, circuits_of
 from workbench.patching.circuit_files import load_circuits, save_circuits
 from workbench.patching.contributions import contributions
 from workbench.patching.cross_model import cross_model
+from workbench.patching.dictionary import dictionary
 from workbench.patching.direction import Direction
 from workbench.patching.drift import drift
 from workbench.patching.edge_circuits import edge_circuits
@@ -19,6 +20,7 @@ from workbench.patching.path import path
 from workbench.patching.patterns import patterns
 from workbench.patching.per_prompt import PerPrompt, per_prompt
 from workbench.patching.restore import restore
+from workbench.patching.sae import SAE
 from workbench.patching.steer import steer
 
 # In the order in which a report tells them.
@@ -28,6 +30,7 @@ ANALYSES = (
     lens,
     contributions,
     drift,
+    dictionary,
     steer,
     knockout,
     patterns,
@@ -41,6 +44,7 @@ ANALYSES = (
 )
 
 __all__ = [
+    "SAE",
     "Direction",
     "Metric",
     "PerPrompt",
@@ -50,6 +54,7 @@ __all__ = [
     "circuits_of",
     "contributions",
     "cross_model",
+    "dictionary",
     "drift",
     "edge_circuits",
     "groups",

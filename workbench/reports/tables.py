@@ -27,7 +27,17 @@ SCORES = (
     "score", "score_change", "lost", "gained", "lost_adjusted", "gained_adjusted", "mcnemar",
     "chance",
 )  # fmt: skip
-PLACES = ("side", "direction", "component", "group", "layer", "head", "neuron", "position")
+PLACES = (
+    "side",
+    "direction",
+    "component",
+    "group",
+    "layer",
+    "head",
+    "neuron",
+    "latent",
+    "position",
+)
 STRONGEST = ("krs", "recovered:logit_difference", "recovered:log_probability")
 SHOWN = 6  # places per member and side
 X = {"spectral.scale": "lambda", "tuco.scaling": "alpha"}

@@ -39,6 +39,7 @@ from workbench.tasks.prompts import PromptSet
 WITHOUT = {
     "behaviour.critical": "it replaces tokens before an answer, and compiled models answer at "
     "once.",
+    "patching.dictionary": "its dictionary is trained by others, and none was on a compiled base.",
     "edits.repair": "which edit gives most back is only known by trying, which is what it does.",
     "forgetting.association": "a correlation of ranks over the few models of a family has no truth "
     "but itself.",
