@@ -109,7 +109,8 @@ def print_groups(result: Any) -> None:
             for _, row in own.iterrows():
                 name = visible(row["group"])
                 say(f"  {name:{width}}  {change(row, form)}, n = {row['n']:.0f}", " " * 4)
-    for _, row in result.metric("group_worst_score").iterrows():
+    worst = result.table[result.table["metric"] == "group_worst_score"]
+    for _, row in worst.iterrows():
         about = f"score {change(row, '.2f')}, base {row['baseline']:.2f}, n = {row['n']:.0f}"
         name = visible(f"{row['task']}: worst {by} {row['group']}")
         print()
