@@ -48,7 +48,8 @@ from workbench.results.run_folder import load
 FOLDERS = ("tasks", "models", "lab", "results", "scoreboard", "integrations")
 COPIED = {"report.png": "figures/report.png"}  # `make pictures` writes it
 HOW_TO = (
-    "own-model", "own-prompts", "figure-for-a-paper", "share-results", "seeds", "phantoms",
+    "own-model", "own-prompts", "changed-heads", "steer", "own-circuit", "sparse-dictionary",
+    "figure-for-a-paper", "share-results", "seeds", "phantoms",
     "repair", "watch", "hand-over", "cluster", "add-a-method", "enter-a-method",
     "add-an-architecture",
 )  # fmt: skip

@@ -19,6 +19,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 NAMES = (
     "01_first_look", "02_intruder_dimensions", "03_tuco", "04_where_does_it_live", "05_grafts",
     "06_forgetting", "07_your_own_model", "08_hand_over",
+    "09_a_whole_walk",
 )  # fmt: skip
 DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 CELL = 600  # seconds, after which a cell hangs
