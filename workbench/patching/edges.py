@@ -13,8 +13,8 @@ stream is a sum. `exact_logits` makes an edge in earnest: v reads the corrupt st
 difference added, everything else follows. It misleads where attribution does (saturated softmaxes),
 and a query edge and a key edge that matter only together look like nothing each.
 
-Gradients are pulled back through the output projections, so that no head's contribution to the
-stream, (batch, token, head, width), is ever formed.
+What every head adds to the stream is formed for a few prompts at a time, so that memory is bounded
+and an edge costs one product over tokens and width.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from workbench.models.sites import Kind
 Values = Mapping[Site, Tensor]  # whole site -> (batch, token, ...)
 EMBEDDING = Site("resid_pre", 0)
 READ: tuple[Kind, ...] = ("q", "k", "v")
+ROOM = 1 << 26  # numbers of all senders' differences that are in memory at once (256 MiB)
 
 
 class Link(NamedTuple):
@@ -120,59 +121,83 @@ def scores(
     source, destination: the activations of the clean and the corrupt run. values, slopes: those of
     the run whose gradient is taken, the corrupt one itself or one between the two.
     """
-    layout = Layout(model)
-    found = []
+    layout, size = Layout(model), len(values[EMBEDDING])
+    each = len(senders(layout, groups(layout)[-1])) * values[EMBEDDING][0].numel()
+    rows = max(1, ROOM // each)
+    parts = [slice(begin, begin + rows) for begin in range(0, size, rows)]
     with torch.enable_grad(), _as_run(model):
-        for group in groups(layout):
-            first = group.receivers[0]
-            if first.kind == "resid_post":
-                pulled = slopes[first][None]
-            else:
-                pulled = _pulled(layout, first.whole, values, slopes[first.whole])
-            sent = _sent(layout, group, pulled, source, destination)
-            found.append(sent.flatten(0, 1))
+        given = (source, destination, values, slopes)
+        found = [
+            _scored(layout, *({site: full[part] for site, full in own.items()} for own in given))
+            for part in parts
+        ]
+    return torch.cat(found, dim=1)
+
+
+def _scored(
+    layout: Layout, source: Values, destination: Values, values: Values, slopes: Values
+) -> Tensor:
+    """`scores` of some prompts, whose senders' differences are all in memory."""
+    heads, mlps = _sent(layout, source, destination)
+    embedded = (source[EMBEDDING] - destination[EMBEDDING]).float()[None]
+    found = []
+    for group in groups(layout):
+        first = group.receivers[0]
+        if first.kind == "resid_post":
+            pulled = slopes[first][None]
+        else:
+            pulled = _pulled(layout, first.whole, values, slopes[first.whole])
+        sent = torch.cat([embedded, *heads[: group.heads], *mlps[: group.mlps]])
+        # One product of matrices for each prompt: (senders, token x width) by (.., receivers).
+        left, right = (own.transpose(0, 1).flatten(2) for own in (sent, pulled.float()))
+        found.append((left @ right.mT).permute(1, 2, 0).flatten(0, 1))
     return torch.cat(found)
 
 
 def _pulled(layout: Layout, site: Site, values: Values, slope: Tensor) -> Tensor:
     """The gradient at the receivers' input, (receivers, batch, token, width), through the norm and
     through each head's own rows of the projection."""
-    stream = values[stream_of(layout, site)]
-    times = 1 if site.kind == "mlp_out" else slope.shape[2]
-    given = stream.detach().repeat(times, 1, 1).requires_grad_()
-    wanted = slope[None]
-    if site.kind != "mlp_out":
-        own = torch.eye(times, device=slope.device, dtype=slope.dtype)
-        wanted = slope[None] * own[:, None, None, :, None]
-    made = reader(layout, site)(given)
-    (found,) = torch.autograd.grad(made, given, wanted.flatten(0, 1).to(made.dtype))
-    return found.unflatten(0, (times, -1))
+    stream = values[stream_of(layout, site)].detach()
+    if site.kind == "mlp_out":
+        given = stream.requires_grad_()
+        (found,) = torch.autograd.grad(reader(layout, site)(given), given, slope)
+        return found[None]
+    rows = _matrix(layout, site, stream).unflatten(-1, slope.shape[2:])
+    inside = torch.einsum("bthd,whd->hbtw", slope.float(), rows).to(stream.dtype)
+    given = stream.repeat(len(inside), 1, 1).requires_grad_()
+    made = norm_of(layout, site)(given)
+    (found,) = torch.autograd.grad(made, given, inside.flatten(0, 1).to(made.dtype))
+    return found.unflatten(0, (len(inside), -1))
 
 
-def _sent(
-    layout: Layout, group: Group, pulled: Tensor, source: Values, destination: Values
-) -> Tensor:
-    """(senders, receivers, batch): every sender's difference along these gradients."""
+def _sent(layout: Layout, source: Values, destination: Values) -> tuple[list[Tensor], list[Tensor]]:
+    """What the heads and the MLPs of every layer add to the stream in one run, less what they add
+    in the other, (senders, batch, token, width) each."""
 
     def change(site: Site) -> Tensor:
         return (source[site] - destination[site]).float()
 
-    def along(site: Site) -> Tensor:
-        return (change(site) * pulled.float()).sum((-2, -1))[None]
-
-    found = [along(EMBEDDING)]
-    for layer in range(group.heads):
+    heads = []
+    for layer in range(layout.layers):
         site = Site("z", layer)
-        project: Any = layout.module(site)
-        flat = torch.zeros_like(destination[site].flatten(-2)).repeat(len(pulled), 1, 1)
-        flat.requires_grad_()
-        made = project(flat)
-        (back,) = torch.autograd.grad(made, flat, pulled.flatten(0, 1).to(made.dtype))
-        back = layout.view(site, back, len(back)).unflatten(0, (len(pulled), -1)).float()
-        back = back * layout.scale(Site("attn_out", layer))
-        found.append((change(site) * back).sum((2, 4)).permute(2, 0, 1))
-    found += [along(Site("mlp_out", layer)) for layer in range(group.mlps)]
-    return torch.cat(found)
+        own = change(site)
+        rows = _matrix(layout, site, source[site]).unflatten(0, own.shape[2:])
+        rows = rows * layout.scale(Site("attn_out", layer))
+        heads.append(torch.einsum("bthd,hdw->hbtw", own, rows))
+    return heads, [change(Site("mlp_out", layer))[None] for layer in range(layout.layers)]
+
+
+def _matrix(layout: Layout, site: Site, like: Tensor) -> Tensor:
+    """The matrix (in, out) by which a projection multiplies, whatever it is made of, its output as
+    the site shows it. like: what it is given, (batch, token, ...)."""
+    module: Any = layout.module(site)
+    width = like[0, 0].numel()
+    with torch.no_grad():
+        given = torch.eye(width, device=like.device, dtype=like.dtype)[:, None]
+        made = module(torch.cat([given, torch.zeros_like(given[:1])]))
+        made = layout.view(site, made, width + 1) if site.kind in READ else made
+    flat = made.flatten(1).float()
+    return flat[:-1] - flat[-1]
 
 
 def exact_logits(there: Rerun, here: Rerun, chosen: Sequence[Link], size: int = 16) -> Tensor:
@@ -211,9 +236,7 @@ def reader(layout: Layout, receiver: Site) -> Callable[[Tensor], Tensor]:
     """What a receiver makes of the stream, (batch, token, width) -> the site's tensor."""
     if receiver.kind == "resid_post":
         return lambda stream: stream
-    part, block = layout.parts(receiver.layer), layout.block(receiver.layer)
-    own = part.norm2 if receiver.kind == "mlp_out" else part.norm1
-    norm = block.get_submodule(own) if own else torch.nn.Identity()
+    norm = norm_of(layout, receiver)
     module: Any = layout.module(receiver)
 
     def read(stream: Tensor) -> Tensor:
@@ -222,6 +245,13 @@ def reader(layout: Layout, receiver: Site) -> Callable[[Tensor], Tensor]:
         return layout.view(receiver, made, len(stream))
 
     return read
+
+
+def norm_of(layout: Layout, receiver: Site) -> torch.nn.Module:
+    """The norm between the stream and a receiver."""
+    part, block = layout.parts(receiver.layer), layout.block(receiver.layer)
+    own = part.norm2 if receiver.kind == "mlp_out" else part.norm1
+    return block.get_submodule(own) if own else torch.nn.Identity()
 
 
 def _as_run(model: Any) -> contextlib.AbstractContextManager[None]:
