@@ -61,7 +61,7 @@ def test_every_parameter_is_an_option(one: Signature):
         return
     for parameter in one.parameters[1:]:
         stands = {"task": "--prompts", "pairs": "--kind"}.get(parameter.name)
-        typed = {f"--{parameter.name.replace('_', '-')}", parameter.name, stands}
+        typed = {f"--{parameter.name.strip('_').replace('_', '-')}", parameter.name, stands}
         assert parameter.name in UNSAID or typed & there, parameter
 
 
