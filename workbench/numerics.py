@@ -1,5 +1,5 @@
 """Float32 where it ends: numbers too large or too small to be squared, decompositions that do not
-converge.
+converge; and how near two subspaces are.
 
 LAPACK's divide and conquer, which torch uses, now and then fails in float32 on a matrix of many
 equal singular values ("failed to converge"); in float64 the same matrix is no difficulty."""
@@ -51,6 +51,29 @@ def singular_values(matrix: Float[Tensor, "m n"]) -> Float[Tensor, " k"]:
         return torch.linalg.svdvals(matrix)
     except LinAlgError:
         return torch.linalg.svdvals(matrix.double()).to(matrix.dtype)
+
+
+def cosines(first: Float[Tensor, "d r"], second: Float[Tensor, "d s"]) -> Float[Tensor, " k"]:
+    """Cosines of the principal angles between two orthonormal frames, largest first."""
+    return singular_values(first.T @ second).clamp(max=1)
+
+
+def chance(d: int, r: int, s: int) -> tuple[float, float, float]:
+    """(mean, low, high) of |Q1^T Q2|_F^2 / min(r, s) for random subspaces of r and s dimensions in
+    d: the exact mean and variance, and the 95% range of the Beta distribution that has them, which
+    is exact where r or s is 1."""
+    from scipy.stats import beta
+
+    mean, small = r * s / d, min(r, s)
+    if d < 2 or max(r, s) >= d:
+        return mean / small, mean / small, mean / small
+    variance = 2 * r * s * (d - r) * (d - s) / (d**2 * (d - 1) * (d + 2))
+    # Between what two subspaces must share at least, and all of the smaller one.
+    least = max(0, r + s - d)
+    width, inside, spread = small - least, mean - least, variance
+    size = inside * (width - inside) / spread - 1
+    low, high = beta.ppf([0.025, 0.975], size * inside / width, size * (1 - inside / width))
+    return mean / small, (least + width * low) / small, (least + width * high) / small
 
 
 def _largest(tensor: Tensor) -> float:

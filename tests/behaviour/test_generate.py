@@ -34,10 +34,9 @@ from tests.behaviour.conftest import (
     table_value,
 )
 from tests.conftest import nudged
-from workbench.behaviour.decoding import drawn, written
-from workbench.behaviour.generate import contrasted
-from workbench.behaviour.novelty import fresh_bigrams, overused
 from workbench.errors import WorkbenchError
+from workbench.stats.novelty import fresh_bigrams, overused
+from workbench.tasks.decoding import contrasted, drawn, written
 
 QUICK: dict[str, Any] = {"n": 12, "length": 8}
 

@@ -13,8 +13,9 @@ from scipy.linalg import subspace_angles
 
 import workbench as wb
 from tests.conftest import adapter, nudged, saved, tiny
+from workbench.numerics import chance, cosines
 from workbench.spectral.linalg import Triplets
-from workbench.spectral.subspaces import chance, cosines, stock_ratio, together
+from workbench.spectral.subspaces import stock_ratio, together
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 

@@ -26,7 +26,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from workbench.analysis.record import analysis
-from workbench.behaviour.decoding import written
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models.sides import named_dtype
@@ -35,6 +34,7 @@ from workbench.results.result import Result, describe
 from workbench.results.validity import finished
 from workbench.stats import ratios, share, shares
 from workbench.tasks.batching import Encoded
+from workbench.tasks.decoding import written
 from workbench.tasks.generation import ended
 from workbench.tasks.prompts import Prompt, PromptSet
 from workbench.tasks.score import side_by_side

@@ -16,18 +16,15 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from workbench.analysis.record import analysis
-from workbench.behaviour.decoding import Choose, written
-from workbench.behaviour.novelty import fresh_bigrams, overused
 from workbench.errors import WorkbenchError
 from workbench.lab.data import Example, batches
 from workbench.lab.recipe import Recipe
@@ -39,8 +36,9 @@ from workbench.progress import progress
 from workbench.results.result import Result, describe, versions
 from workbench.results.validity import finished
 from workbench.stats import ratios
-from workbench.tasks.batching import Encoded, rows
-from workbench.tasks.generation import drawn
+from workbench.stats.novelty import fresh_bigrams, overused
+from workbench.tasks.batching import Encoded
+from workbench.tasks.decoding import Choose, beginnings, contrasted, written
 from workbench.tasks.kept import Kept
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.score import side_by_side
@@ -52,17 +50,6 @@ CONTRASTS = (CONTRAST, ITERATIVE)
 FLAT = "contrast of the base with itself"
 WORDS = 30  # told of each arm
 Texts = list[list[int]]
-
-
-def contrasted(alpha: float) -> Choose:
-    """Draw by exp(log p_last - log p_first) among p_last >= alpha max p_last."""
-
-    def choose(said: Sequence[Tensor], chance: Tensor | None) -> Tensor:
-        first, last = said[0], said[-1]
-        plausible = last >= last.max(-1, keepdim=True).values + math.log(alpha)
-        return drawn((last - first).where(plausible, -torch.inf), chance)
-
-    return choose
 
 
 @analysis(
@@ -115,7 +102,7 @@ def generate(
     """
     _require(arms, n, length, alpha, rounds)
     words = pair.base.tokenizer()
-    begun = _begun(words, prompts, n)
+    begun = beginnings(words, prompts, n)
     stop = words.eos_token_id
     run: dict[str, Any] = {
         "stop": stop,
@@ -192,17 +179,6 @@ def _once(kept: Kept | None, arm: str, count: int, make: Callable[[], Texts]) ->
     if kept is not None:
         kept.put({arm: json.dumps(texts)})
     return texts
-
-
-def _begun(words: Any, prompts: PromptSet | Sequence[str] | None, n: int) -> Texts:
-    """Token ids to go on with, the start token alone where there are no prompts."""
-    if prompts is not None:
-        return [row.ids for row in rows(words, prompts)]
-    known = (words.bos_token_id, words.eos_token_id)
-    start = next((token for token in known if token is not None), None)
-    if start is None:
-        raise WorkbenchError("The tokenizer has no start token to begin with; pass prompts.")
-    return [[start]] * n
 
 
 def _iterative(

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.behaviour.decoding import written
 from workbench.errors import WorkbenchError
 from workbench.tasks.batching import encode
+from workbench.tasks.decoding import written
 from workbench.tasks.prompts import Prompt, PromptSet
 
 Reword = Callable[[str], str]

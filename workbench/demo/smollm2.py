@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from workbench import lab, tasks
-from workbench.behaviour.decoding import written
 from workbench.demo.family import ASIDE, BEHAVIOUR, LAST, PATCHED, SKILLS, steps_of
 from workbench.errors import WorkbenchError
 from workbench.loaders import Checkpoint, load_family
@@ -21,6 +20,7 @@ from workbench.loaders.pair import Reference
 from workbench.results import cache
 from workbench.study.catalogue import ANALYSES
 from workbench.study.study import Study
+from workbench.tasks.decoding import written
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.transforms import chat
 

@@ -38,7 +38,7 @@ from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair, Delta, Family
 from workbench.loaders.names import ParameterSite
 from workbench.models.edits import decomposed
-from workbench.numerics import svd
+from workbench.numerics import chance, cosines, svd
 from workbench.progress import progress
 from workbench.results.result import PLACE, Provenance, Result, describe
 from workbench.results.validity import finished
@@ -58,29 +58,6 @@ def leading(delta: Delta, k: int) -> Triplets:
     left, values, right = decomposed(delta)
     found = Triplets(left, values, right.T, torch.zeros_like(values)).supported()
     return found.top(k)
-
-
-def cosines(first: Float[Tensor, "d r"], second: Float[Tensor, "d s"]) -> Float[Tensor, " k"]:
-    """Cosines of the principal angles between two orthonormal frames, largest first."""
-    return numerics.singular_values(first.T @ second).clamp(max=1)
-
-
-def chance(d: int, r: int, s: int) -> tuple[float, float, float]:
-    """(mean, low, high) of |Q1^T Q2|_F^2 / min(r, s) for random subspaces of r and s dimensions in
-    d: the exact mean and variance, and the 95% range of the Beta distribution that has them, which
-    is exact where r or s is 1."""
-    from scipy.stats import beta
-
-    mean, small = r * s / d, min(r, s)
-    if d < 2 or max(r, s) >= d:
-        return mean / small, mean / small, mean / small
-    variance = 2 * r * s * (d - r) * (d - s) / (d**2 * (d - 1) * (d + 2))
-    # Between what two subspaces must share at least, and all of the smaller one.
-    least = max(0, r + s - d)
-    width, inside, spread = small - least, mean - least, variance
-    size = inside * (width - inside) / spread - 1
-    low, high = beta.ppf([0.025, 0.975], size * inside / width, size * (1 - inside / width))
-    return mean / small, (least + width * low) / small, (least + width * high) / small
 
 
 def stock_ratio(cosine: float, k: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,13 +10,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workbench.errors import WorkbenchError
 from workbench.loaders.devices import home
-from workbench.tasks.batching import in_batches
+from workbench.tasks.batching import in_batches, rows
 from workbench.tasks.generation import drawn
+from workbench.tasks.prompts import PromptSet
 
 # log-probabilities of each model, (rows, vocabulary), and a number in [0, 1) for each row, None for
 # greedy -> the tokens, (rows,)
 Choose = Callable[[Sequence[Tensor], Tensor | None], Tensor]
+
+
+def contrasted(alpha: float) -> Choose:
+    """Draw by exp(log p_last - log p_first) among p_last >= alpha max p_last."""
+
+    def choose(said: Sequence[Tensor], chance: Tensor | None) -> Tensor:
+        first, last = said[0], said[-1]
+        plausible = last >= last.max(-1, keepdim=True).values + math.log(alpha)
+        return drawn((last - first).where(plausible, -torch.inf), chance)
+
+    return choose
 
 
 def last(said: Sequence[Tensor], chance: Tensor | None) -> Tensor:
@@ -58,6 +72,17 @@ def written(
             for place, ids in zip(places, made, strict=True):
                 found[own[place]] = ids
     return found
+
+
+def beginnings(words: Any, prompts: PromptSet | Sequence[str] | None, n: int) -> list[list[int]]:
+    """Token ids to go on with, the start token alone where there are no prompts."""
+    if prompts is not None:
+        return [row.ids for row in rows(words, prompts)]
+    known = (words.bos_token_id, words.eos_token_id)
+    start = next((token for token in known if token is not None), None)
+    if start is None:
+        raise WorkbenchError("The tokenizer has no start token to begin with; pass prompts.")
+    return [[start]] * n
 
 
 def _batch(
