@@ -176,6 +176,14 @@ CALLS: dict[str, Call] = {
     ),
     "patching.restore": lambda p, a, **run: wb.patching.restore(p, a.prompts, **run),
     "patching.lens": lambda p, a, **run: wb.patching.lens(p, a.prompts, top=1, **run),
+    "patching.das": lambda p, a, batch_size=0, **run: wb.patching.das(
+        p, desiderata("object value", a.n, seed=0, count=4), k=2, layers=(1,), steps=2, random=1,
+        batch_size=4, **run
+    ),
+    "patching.difference": lambda p, a, **run: wb.patching.difference(
+        # As many as four quarters need, of which one text has none.
+        p, (a.texts * 8)[: 8 if a.n > 1 else 1], k=2, length=3, top=2, random=2, **run
+    ),
     "patching.contributions": lambda p, a, **run: wb.patching.contributions(p, a.prompts, **run),
     "patching.drift": lambda p, a, **run: wb.patching.drift(
         p, a.prompts, rewordings=a.prompts, **run

@@ -352,6 +352,24 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
     "patching.contributions": {
         "patching/test_contributions.py::test_every_part_by_plain_torch": ("contribution",),
     },
+    "patching.das": {
+        "patching/test_das.py::test_scores_by_plain_torch": (
+            "score", "log_probability", "overlap",
+        ),
+    },
+    "patching.difference": {
+        "patching/test_difference.py::test_every_number_by_plain_torch": (
+            "constant", "norm", "component_share", "up", "down", "percentile", "found",
+        ),
+        "patching/test_difference.py::test_texts_that_were_written_by_plain_torch": (
+            "text", "reference_words",
+        ),
+        "patching/test_difference.py::test_a_planted_constant_difference_is_read_and_steers": (
+            "new_words", "word",
+        ),
+        "patching/test_difference.py::"
+        "test_a_model_that_repeats_says_the_token_whose_state_it_is_given": ("repeated",),
+    },
     "patching.drift": {
         "patching/test_drift.py::test_every_number_by_plain_torch": (
             "frechet", "cka", "cosine", "uniformity", "alignment",

@@ -50,6 +50,10 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "patching.mask": {"position": -1, "penalty": 0.01, "lr": 0.1, "epochs": 2},
     "patching.path": {"position": -1},
     "patching.dictionary": {"shown": 20},
+    "patching.das": {"k": 8, "position": -1, "steps": 100, "lr": 0.01, "random": 5},
+    "patching.difference": {
+        "k": 5, "n": 64, "strength": 1.0, "length": 32, "top": 20, "random": 8,
+    },
     "patching.steer": {"scales": (0, 0.5, 1, 2), "random": 3, "shown": 3, "length": 24},
     "skills.localize": {
         "sparsity": (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3), "random": 5, "epochs": 20,

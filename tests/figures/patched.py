@@ -30,6 +30,45 @@ def lens(members: dict) -> Result:
     return result("patching.lens", rows, members)
 
 
+def das(members: dict) -> Result:
+    """Found in both models, and of no use in the other behind layer 3."""
+    rows = []
+    for member in members:
+        for layer in (1, 3):
+            for side in ("base", "tuned", "base->tuned", "tuned->base"):
+                value = 0.2 if "->" in side and layer == 3 else 0.9
+                about = {"member": member, "layer": layer, "side": side, "metric": "score"}
+                for arm, own in (("learned", value), ("shuffled", 0.1)):
+                    rows.append(about | {"arm": arm} | mean(own) | {"baseline": 0.05})
+            null = {"baseline": 0.12, "null_low": 0.09, "null_high": 0.16, "n": 8}
+            about = {"member": member, "layer": layer, "arm": "learned", "metric": "overlap"}
+            rows.append(about | null | {"side": "base and tuned", "value": 0.3})
+            rows.append(about | null | {"side": "base, twice", "value": 0.4})
+    return result("patching.das", rows, members)
+
+
+def difference(members: dict) -> Result:
+    """A constant part from layer 2 on, which says coins and step; random directions say nothing."""
+    rows = []
+    for member in members:
+        own = {"member": member, "arm": "difference"}
+        for layer in range(LAYERS):
+            at, there = own | {"layer": layer}, float(layer > 1)
+            null = {"baseline": 0.0, "null_low": -0.05, "null_high": 0.05}
+            rows.append(at | {"metric": "constant"} | mean(0.1 + 0.3 * there) | null)
+            rows.append(at | {"metric": "norm", "value": 1 + there, "n": 32, "baseline": 9.0})
+            share = {"metric": "found", "side": "lens"}
+            rows.append(at | share | mean(0.5 * there) | {"n": 16, "baseline": 0.05})
+            for place, token in enumerate(["coins", "step", "lines", "night"], 1):
+                said = {"metric": "up", "side": "lens", "x": float(place), "token": token}
+                rows.append(at | said | {"value": 9.0 / place, "baseline": 4.0})
+        for place, word in enumerate(["step", "coins", "removed"]):
+            told = {"metric": "word", "x": float(place), "word": word, "value": 9.0 - place}
+            rows.append({"member": member, "arm": "contrast", "layer": 2} | told)
+        rows.append(own | {"layer": 2, "metric": "new_words"} | mean(0.4))
+    return result("patching.difference", rows, members)
+
+
 def drift(members: dict) -> Result:
     """The states drift from layer 2 on, to half of what other prompts are apart."""
     rows = []

@@ -16,7 +16,9 @@ from PIL import Image
 
 from tests.figures.patched import (
     contributions,
+    das,
     dictionary,
+    difference,
     drift,
     edge_circuits,
     knockout,
@@ -82,8 +84,10 @@ def kept() -> dict[str, Result]:
     items = kept_items(family(3))
     made = {"skills.blocks": blocks(family(1)), "forgetting.retention.items": items}
     made["forgetting.samples"] = replace(items, analysis="forgetting.samples")
-    made_up = (dictionary, drift, steer, contributions, knockout, edge_circuits, patterns)
-    patched = [make(family(3)) for make in made_up]
+    makers = (
+        dictionary, drift, das, difference, steer, contributions, knockout, edge_circuits, patterns,
+    )  # fmt: skip
+    patched = [make(family(3)) for make in makers]
     for one in (*everything(family(3)), *skills(family(3)), *patched, scoreboard()):
         if one.analysis not in found or one.analysis in NEW_ROWS:
             made[f"{one.analysis}.made-up"] = one

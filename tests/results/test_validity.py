@@ -26,9 +26,9 @@ from workbench.study.catalogue import ANALYSES, METHODS
 
 # What refuses one prompt, or a pair without a change, does so with a sentence.
 NEEDS_MORE = {
-    "forgetting.probe", "forgetting.prune", "tuco.scaling", "patching.circuit",
-    "patching.dictionary", "patching.drift", "patching.edge_circuits", "patching.groups",
-    "patching.mask", "patching.steer",
+    "forgetting.probe", "forgetting.prune", "tuco.scaling", "patching.circuit", "patching.das",
+    "patching.dictionary", "patching.difference", "patching.drift", "patching.edge_circuits",
+    "patching.groups", "patching.mask", "patching.steer",
     "skills.localize", "skills.blocks", "skills.restore", "forgetting.sharpness",
     "behaviour.advantage", "edits.repair",
 }  # fmt: skip

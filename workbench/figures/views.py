@@ -53,6 +53,7 @@ X = {
     "skills.compression": "stored bits per parameter",
     "skills.calibration": "confidence",
     "patching.lens": "place among the likeliest tokens",
+    "patching.difference": "place among the tokens",
     "patching.steer": "scale of the direction",
 }
 # Metrics in words with their units, where the name alone does not say them.

@@ -7,7 +7,9 @@ from workbench.patching.circuit import circuit, circuits_of
 from workbench.patching.circuit_files import load_circuits, save_circuits
 from workbench.patching.contributions import contributions
 from workbench.patching.cross_model import cross_model
+from workbench.patching.das import das
 from workbench.patching.dictionary import dictionary
+from workbench.patching.difference import difference
 from workbench.patching.direction import Direction
 from workbench.patching.drift import drift
 from workbench.patching.edge_circuits import edge_circuits
@@ -28,6 +30,7 @@ ANALYSES = (
     cross_model,
     restore,
     lens,
+    difference,
     contributions,
     drift,
     dictionary,
@@ -40,6 +43,7 @@ ANALYSES = (
     edge_circuits,
     groups,
     mask,
+    das,
     path,
 )
 
@@ -54,7 +58,9 @@ __all__ = [
     "circuits_of",
     "contributions",
     "cross_model",
+    "das",
     "dictionary",
+    "difference",
     "drift",
     "edge_circuits",
     "groups",

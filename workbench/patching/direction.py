@@ -29,6 +29,7 @@ from workbench.models import Layout, Site, replace
 from workbench.results.result import Result
 
 KEY = "patching.steer"
+MEASURE = (KEY, "patching.difference")  # whose Results hold directions
 SAVED = Mark("a saved direction", says(b'"__metadata__"', b'"site":'))
 
 
@@ -96,15 +97,15 @@ class Direction:
 
     @classmethod
     def of(cls, result: Result, member: str, layer: int) -> Direction:
-        """The direction that `steer` measured behind a layer. Raises WorkbenchError where the
-        Result has none."""
+        """The direction that `steer` or `difference` measured behind a layer. Raises WorkbenchError
+        where the Result has none."""
         own = f"{member}/" if len(result.members) > 1 else ""
         found = result.tensors.get(f"{own}{tensor_key(layer)}")
-        if result.analysis != KEY or member not in result.members or found is None:
+        if result.analysis not in MEASURE or member not in result.members or found is None:
             raise WorkbenchError(
-                f"Expected a result of {KEY} with a direction of {member} behind layer {layer}, "
-                f"found {result.analysis} of {', '.join(result.members)}; give one that measured "
-                "this layer."
+                f"Expected a result of {' or '.join(MEASURE)} with a direction of {member} "
+                f"behind layer {layer}, found {result.analysis} of {', '.join(result.members)}; "
+                "give one that measured this layer."
             )
         return cls(f"{member}, layer {layer}", Site("resid_post", layer), found)
 
@@ -126,3 +127,10 @@ def without(stream: Tensor, unit: Tensor) -> Tensor:
     """The stream (..., width) less its part along a unit vector (width,)."""
     along = unit.to(stream)
     return stream - (stream @ along)[..., None] * along
+
+
+def equals(vector: NDArray[np.float32], draws: int, seed: int) -> NDArray[np.float32]:
+    """(draws, width) vectors in random directions, of the norm of `vector` (width,)."""
+    made = np.random.default_rng(seed).standard_normal((draws, len(vector)))
+    made *= np.linalg.norm(vector) / np.linalg.norm(made, axis=1, keepdims=True)
+    return made.astype(np.float32)

@@ -35,6 +35,7 @@ from workbench.models.rerun import Rerun
 from workbench.models.sides import Sides, named_dtype
 from workbench.patching.answered import answered
 from workbench.patching.cross_model import with_answers
+from workbench.patching.reading import heads_differ, seen_through
 from workbench.patching.sweep import measured
 from workbench.progress import progress
 from workbench.results.result import Result, describe
@@ -53,12 +54,6 @@ def depths(layout: Layout) -> list[Site]:
     """The streams that are read at the last token: the embedding's, then every layer's."""
     layers = [Site("resid_post", layer, position=-1) for layer in range(layout.layers)]
     return [Site("resid_pre", 0, position=-1), *layers]
-
-
-def seen_through(stream: Tensor, run: Rerun) -> Tensor:
-    """Logits (1, batch, 1, vocabulary) of a stream at the last token, (batch, 1, width), as `run`'s
-    model would give them had its last layer put it out: its own norm, head, scaling and caps."""
-    return run.again([{Site("resid_post", run.layout.layers - 1, position=-1): stream}])
 
 
 def rank(logits: Tensor, answer: Tensor) -> Tensor:
@@ -105,7 +100,7 @@ def lens(
     given = [replace(row, answer=row.answer[:1]) for row in answered(words, prompts)]
     with pair.models(device, named_dtype(dtype)) as run:
         given, said = with_answers(run.tuned, "tuned", given, words, batch_size, device)
-        job = _Lens(run, given, words, _heads_differ(run), top, device)
+        job = _Lens(run, given, words, heads_differ(run), top, device)
         values, tokens = job.run(batch_size)
         notes = [f"{pair.name}: {note}" for note in (*said, run.described)]
     table = pd.concat([_table(values, seed), pd.DataFrame(tokens)], ignore_index=True)
@@ -211,15 +206,3 @@ def _table(values: dict[tuple[str, str], np.ndarray], seed: int) -> pd.DataFrame
         if side != "base":
             add(f"{side} - base", metric, own - base, 0.0)
     return pd.concat(tables, ignore_index=True)
-
-
-def _heads_differ(run: Sides) -> bool:
-    """Whether fine-tuning changed the final norm or the head (or the embedding it is tied to)."""
-    layout = run.layout
-    head: Any = layout.root.get_output_embeddings()
-    named = {id(module): name for name, module in layout.root.named_modules()}
-    behind = [name for name in (layout.structure.norm, named[id(head)]) if name]
-    embed: Any = layout.root.get_input_embeddings()
-    if getattr(head, "base_layer", head).weight is getattr(embed, "base_layer", embed).weight:
-        behind.append(named[id(embed)])
-    return any(name == p or name.startswith(f"{p}.") for name in run.elsewhere for p in behind)

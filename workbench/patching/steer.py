@@ -37,7 +37,7 @@ from workbench.models.rerun import Plus, Rerun, Writes
 from workbench.models.sides import Sides, named_dtype
 from workbench.patching.answered import answered
 from workbench.patching.cross_model import with_answers
-from workbench.patching.direction import KEY, Direction, tensor_key, without
+from workbench.patching.direction import KEY, Direction, equals, tensor_key, without
 from workbench.patching.states import streams
 from workbench.patching.sweep import measured, require_batches
 from workbench.progress import progress
@@ -57,13 +57,6 @@ BASE, TUNED, STEERED, RANDOM, ABLATED, ABLATED_RANDOM, BEST = (
 METRICS = ("score", "log_probability", "logit_difference", "kl")
 SCALES = (0.0, 0.5, 1.0, 2.0)
 LEAST = 4  # prompts: two a half
-
-
-def equals(vector: NDArray[np.float32], draws: int, seed: int) -> NDArray[np.float32]:
-    """(draws, width) vectors in random directions, of the norm of `vector` (width,)."""
-    made = np.random.default_rng(seed).standard_normal((draws, len(vector)))
-    made *= np.linalg.norm(vector) / np.linalg.norm(made, axis=1, keepdims=True)
-    return made.astype(np.float32)
 
 
 @analysis(

@@ -53,6 +53,8 @@ WITHOUT = {
     "adds what it does alone.",
     "forgetting.kinds": "it counts the answers of forgetting.retention by kind, and kinds are the "
     "user's.",
+    "patching.das": "it takes counterfactuals, and no truth names a subspace.",
+    "patching.difference": "it says words, and no truth names any.",
 }  # fmt: skip
 
 

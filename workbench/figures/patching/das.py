@@ -1,0 +1,94 @@
+"""Is the same variable in the same subspace? Interchange accuracy in both models."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from workbench.figures import marks, style
+from workbench.figures.drawing import Drawing, has
+from workbench.figures.wording import Findings, change
+from workbench.results.result import Result
+
+KEY = "patching.das"
+HEADING = "Variables in subspaces"
+LOOKS = {
+    "base": style.Look("#0072B2", "o", "base's, in the base"),
+    "tuned": style.Look("#D55E00", "s", "tuned model's, in the tuned model"),
+    "base->tuned": style.Look("#009E73", "^", "base's, in the tuned model"),
+    "tuned->base": style.Look("#CC79A7", "D", "tuned model's, in the base"),
+}
+
+
+@style.styled
+def accuracies(result: Result, ax: Axes | None = None) -> Figure:
+    """Interchange accuracy behind every layer, of the model that the subspace was trained in and of
+    the other; a panel per fine-tuned model. Dashed: random subspaces; dotted: trained on answers
+    dealt to other pairs."""
+    looks, table = style.looks(result), result.metric("score")
+    rows, columns = style.grid_shape(len(looks), 3)
+    figure, axes = style.panels(
+        *(ax, rows, columns),
+        width=style.COLUMN if columns == 1 else style.WIDE,
+        height=1.9 * rows + 0.9,
+        share=(True, True),
+    )
+    for here, (member, look) in zip(axes.flat, looks.items(), strict=False):
+        own = table[table["member"] == member]
+        for side, own_look in LOOKS.items():
+            told = own[(own["side"] == side) & (own["arm"] == "learned")].sort_values("layer")
+            marks.curve(here, told["layer"].to_numpy(float), told, own_look, layers=True)
+        at = own[own["side"] == "tuned"].sort_values("layer")
+        told, dealt = (at[at["arm"] == arm] for arm in ("learned", "shuffled"))
+        x = told["layer"].to_numpy(float)
+        marks.control(here, x, told["baseline"], style.DASHES[0], "random subspaces")
+        marks.control(here, x, dealt["value"], style.DASHES[1], "trained on shuffled answers")
+        marks.layer_ticks(here, table["layer"].dropna().unique())
+        here.set_ylim(-0.03, 1.03)
+        style.name(here, look)
+    for here in axes[-1]:
+        here.set_xlabel("layer")
+    style.first_column(axes, "interchange accuracy")
+    style.blank(axes, len(looks))
+    style.legend(axes, outside=ax is None)
+    marks.counted(axes, table["n"], "pairs", outside=ax is None)
+    return figure
+
+
+DRAWINGS = (
+    Drawing(
+        KEY,
+        "accuracy",
+        "One variable's subspace in both models",
+        accuracies,
+        "The curves show the share of held-out pairs whose answer follows the source prompt's "
+        "variable when a subspace of the stream is exchanged behind that layer: the subspace that "
+        "was trained in the same model, and the one that was trained in the other. Controls, in "
+        "the tuned model, are random subspaces (dashed) and a subspace trained on answers dealt to "
+        "other pairs (dotted). Bands are 95% intervals over pairs.",
+        "A trained subspace can bring the answer without being what the model uses. A low accuracy "
+        "may mean too few steps or dimensions: compare with the whole state in the table.",
+        applies=has("score"),
+    ),
+)
+
+
+def sentence(result: Result) -> Findings:
+    """The accuracies behind the layer whose subspace is best in the base."""
+    table, parts = result.metric("score"), []
+    overlaps = result.metric("overlap")
+    for member in result.members:
+        own = table[(table["member"] == member) & (table["arm"] == "learned")]
+        base = own[own["side"] == "base"].reset_index(drop=True)
+        layer = base.loc[base["value"].idxmax(), "layer"]
+        at = own[own["layer"] == layer].set_index("side")
+        near = overlaps[(overlaps["member"] == member) & (overlaps["layer"] == layer)]
+        near = near.set_index("side")["value"]
+        parts.append(
+            f"{member}: {change(at.loc['base'], '.2f')} in the base behind layer {layer}, and "
+            f"{change(at.loc['base->tuned'], '.2f')} with the same subspace in the tuned model, "
+            f"whose own gives {change(at.loc['tuned'], '.2f')} (random subspaces "
+            f"{at.loc['tuned', 'baseline']:.2f}; overlap {near['base and tuned']:.2f}, of two "
+            f"trainings in the base {near['base, twice']:.2f})"
+        )
+    return f"Interchange accuracy of a learned subspace ({int(table['n'].max())} pairs)", parts
