@@ -38,7 +38,7 @@ def das(members: dict) -> Result:
             for side in ("base", "tuned", "base->tuned", "tuned->base"):
                 value = 0.2 if "->" in side and layer == 3 else 0.9
                 about = {"member": member, "layer": layer, "side": side, "metric": "score"}
-                for arm, own in (("learned", value), ("shuffled", 0.1)):
+                for arm, own in (("learned", value), ("shuffled", 0.1), ("all", 0.95)):
                     rows.append(about | {"arm": arm} | mean(own) | {"baseline": 0.05})
             null = {"baseline": 0.12, "null_low": 0.09, "null_high": 0.16, "n": 8}
             about = {"member": member, "layer": layer, "arm": "learned", "metric": "overlap"}

@@ -16,8 +16,10 @@ that are compared begin from the same random start.
 Placebos: random subspaces of k dimensions, and one that was trained on answers dealt to other
 pairs. It misleads where a subspace steers the answer without being what the model uses: a part
 that is silent otherwise can be woken by it (Makelov et al. 2023, arXiv 2311.17030), so that a high
-accuracy is no proof. Once the answers are right nothing draws the subspace on towards all of the
-variable, and two trainings overlap little: what one model's subspace does in the other says more.
+accuracy is no proof. A variable of many values needs many dimensions and pairs: hold the accuracy
+against that of the whole state (arm "all"). Once the answers are right nothing draws the subspace
+on towards all of the variable, and two trainings overlap little: what one model's subspace does in
+the other says more.
 """
 
 from __future__ import annotations

@@ -20,4 +20,4 @@ def test_every_side_is_drawn(count: int):
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [0.9, 0.9])
     said = figures.headline(made)
     assert "0.90 [0.80, 1.00] in the base" in said
-    assert "random subspaces 0.05" in said
+    assert "the whole state 0.95 in the base; random subspaces 0.05" in said

@@ -82,13 +82,16 @@ def sentence(result: Result) -> Findings:
         base = own[own["side"] == "base"].reset_index(drop=True)
         layer = base.loc[base["value"].idxmax(), "layer"]
         at = own[own["layer"] == layer].set_index("side")
+        whole = table[(table["member"] == member) & (table["arm"] == "all")]
+        whole = whole[(whole["side"] == "base") & (whole["layer"] == layer)]["value"].iloc[0]
         near = overlaps[(overlaps["member"] == member) & (overlaps["layer"] == layer)]
         near = near.set_index("side")["value"]
         parts.append(
             f"{member}: {change(at.loc['base'], '.2f')} in the base behind layer {layer}, and "
             f"{change(at.loc['base->tuned'], '.2f')} with the same subspace in the tuned model, "
-            f"whose own gives {change(at.loc['tuned'], '.2f')} (random subspaces "
-            f"{at.loc['tuned', 'baseline']:.2f}; overlap {near['base and tuned']:.2f}, of two "
-            f"trainings in the base {near['base, twice']:.2f})"
+            f"whose own gives {change(at.loc['tuned'], '.2f')} (the whole "
+            f"state {whole:.2f} in the base; random subspaces {at.loc['tuned', 'baseline']:.2f}; "
+            f"overlap {near['base and tuned']:.2f}, of two trainings in the base "
+            f"{near['base, twice']:.2f})"
         )
     return f"Interchange accuracy of a learned subspace ({int(table['n'].max())} pairs)", parts
