@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from workbench.scoreboard import ours, outside
+
 TRUTH = Path(__file__).parents[2] / "benchmarks" / "results" / "truth.json"
 
 
@@ -117,3 +119,14 @@ def test_every_docstring_that_cites_the_table_is_looked_at():
         and "`make truth`" in path.read_text()
     }
     assert citing == {*SAID}
+
+
+TRUTHS = {"auroc", "found", "verdict_right"}
+PHANTOMS = {"beyond_phantom", "false_positive"}
+
+
+@pytest.mark.parametrize("method", [one.name for one in (*ours.METHODS, *outside.METHODS)])
+def test_the_committed_table_holds_every_method_against_a_truth_and_a_phantom(method: str):
+    told = {one["metric"] for one in truth()["rows"] if one["method"] == method}
+    assert told & TRUTHS
+    assert told & PHANTOMS

@@ -209,7 +209,8 @@ class _Reading:
     ) -> None:  # fmt: skip
         self.words, self.given, self.top, self.seed = words, given, top, seed
         rest = {"fill": known["fill"], "device": known["device"], "size": known["batch_size"]}
-        row = repeating(words, [token for own in given for token in own.ids[1:]])
+        room = getattr(run.base.config, "max_position_embeddings", None)
+        row = repeating(words, [token for own in given for token in own.ids[1:]], room)
         heads = [model.get_output_embeddings().weight for model in (run.base, run.tuned)]
         rest["known"] = min(len(words), *(len(head) for head in heads))
         self.tokens = [token for token in tokens if token < rest["known"]]

@@ -47,17 +47,23 @@ def heads_differ(run: Sides) -> bool:
     return any(name == p or name.startswith(f"{p}.") for name in run.elsewhere for p in behind)
 
 
-def repeating(words: Any, spoken: Sequence[int]) -> Row:
+def repeating(words: Any, spoken: Sequence[int], room: int | None = None) -> Row:
     """The prompt whose last token stands for what is to be repeated: that of the paper, or, where
-    the tokenizer does not know its words, three tokens of `spoken` said twice each and a fourth."""
+    the tokenizer does not know its words or the model has no places for them, three tokens of
+    `spoken` said twice each (as many as there are places for) and a fourth. room: the model's
+    places; None: any number."""
     ids = words(REPEAT)["input_ids"]
     stop = words.eos_token_id
     ids = ids[:-1] if stop is not None and ids[-1:] == [stop] else ids
-    if words.unk_token_id is None or words.unk_token_id not in ids:
+    known = words.unk_token_id is None or words.unk_token_id not in ids
+    if known and (room is None or len(ids) <= room):
         return Row("repeat", ids)
     start = [] if words.bos_token_id is None else [words.bos_token_id]
     few = (list(dict.fromkeys(spoken)) * 4)[:4]
-    return Row("repeat", [*start, *(token for own in few[:3] for token in (own, own)), few[3]])
+    twice = [token for own in few[:3] for token in (own, own)]
+    if room is not None:
+        twice = twice[: 2 * max(0, (room - len(start) - 1) // 2)]
+    return Row("repeat", [*start, *twice, few[3]])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +73,7 @@ class SAE:
     def to(self, device: str) -> SAE:
         """The same on a device."""
         moved = {name: own.to(device) for name, own in self.weights.items()}
-        return SAE(**(self.__dict__ | {"weights": moved}))
+        return replace(self, weights=moved)
 
     def read(self, states: Tensor) -> Read:
         """Latents and reconstruction of states (tokens, d_in), in float32."""

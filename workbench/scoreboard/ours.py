@@ -51,10 +51,8 @@ WITHOUT = {
     "away.",
     "edits.siblings": "what several runs share is asked of spectral.subspaces, which is here; this "
     "adds what it does alone.",
-    "forgetting.kinds": "it counts the answers of forgetting.retention by kind, and kinds are the "
-    "user's.",
-    "patching.das": "it takes counterfactuals, and no truth names a subspace.",
-    "patching.difference": "it says words, and no truth names any.",
+    "patching.das": "it is trained on counterfactuals of a variable, which no pair states; its tests "
+    "hold it against subspaces planted by hand.",
 }  # fmt: skip
 
 
@@ -111,6 +109,9 @@ ENTRIES: dict[str, Entry] = {
         {"item": items},
         "metric == 'score_change' and (low > 0 or high < 0)",
         states="metric == 'score_change'",
+    ),
+    "forgetting.kinds": Entry(
+        lambda p, a, c: forgetting.kinds(p, a), finds="metric == 'homogeneity' and value < 0.05",
     ),
     "forgetting.probe": Entry(
         lambda p, a, c: forgetting.probe(p, a, folds=2), verdict=returns("retention_lost"),
@@ -176,6 +177,11 @@ ENTRIES: dict[str, Entry] = {
             "answering head": "arm == 'patch' and metric == 'attribution'",
             "edge": "arm == 'patch' and metric == 'edge_attribution'",
         },
+    ),
+    "patching.difference": Entry(
+        # Of what it says nothing is known; that the states differ alike on any text, it claims.
+        lambda p, a, c: patching.difference(p, n=16, length=4, random=4, top=5, seed=0),
+        finds="metric == 'constant' and arm == 'difference' and low > null_high",
     ),
     "patching.edge_circuits": Entry(
         lambda p, a, c: patching.edge_circuits(
