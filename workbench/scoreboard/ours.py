@@ -51,8 +51,8 @@ WITHOUT = {
     "away.",
     "edits.siblings": "what several runs share is asked of spectral.subspaces, which is here; this "
     "adds what it does alone.",
-    "patching.das": "it is trained on counterfactuals of a variable, which no pair states; its tests "
-    "hold it against subspaces planted by hand.",
+    "patching.das": "it is trained on counterfactuals of a variable, which no pair states; its "
+    "tests hold it against subspaces planted by hand.",
 }  # fmt: skip
 
 
