@@ -18,6 +18,8 @@ from workbench.study.catalogue import METHODS
 
 N, BATCH = 12, 6  # prompts of each kind, of unequal lengths
 BATCHES = {"rtol": 1e-4, "atol": 2e-5}  # float32 sums in another order
+# Its areas' intervals are ratios whose resampled gap can be near 0, which enlarges that rounding.
+ENLARGED = {"patching.edge_circuits": {"rtol": 1e-3}}
 # Training steps are made of batches there: their size is a parameter of what is learned.
 TRAINED = {"forgetting.revive", "forgetting.verdict", "patching.mask"}
 FUNCTIONS = {one.key: one.function for one in METHODS}
@@ -73,7 +75,8 @@ def test_again(key: str, pair: wb.CheckpointPair, first):
 @pytest.mark.parametrize("key", [key for key in CALLS if key not in TRAINED | UNBATCHED])
 def test_in_other_batches(key: str, pair: wb.CheckpointPair, first):
     for size in (1, N + 5):
-        alike(made(pair, key, batch_size=size).table, first(key).table, **BATCHES)
+        near = BATCHES | ENLARGED.get(key, {})
+        alike(made(pair, key, batch_size=size).table, first(key).table, **near)
 
 
 def test_lengths_are_unequal():

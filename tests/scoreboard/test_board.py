@@ -119,7 +119,7 @@ def test_every_analysis_of_the_catalogue_has_an_entry_or_a_reason():
 def test_few_analyses_have_no_truth_and_all_others_have_a_phantom_too():
     """Of every analysis the board asks something of a pair, and something of what learned nothing:
     a rule by which it finds anything, scores that are held against a phantom's, or verdicts."""
-    assert len(ours.WITHOUT) <= 8
+    assert len(ours.WITHOUT) <= 9
     for method in ours.METHODS:
         assert method.kinds or method.finds or method.decides, method.name
 

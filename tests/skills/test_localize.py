@@ -116,7 +116,7 @@ def teacher(tmp_path: Path) -> Teacher:
 
 def test_the_gradient_of_the_mask_is_that_of_the_functional_edit(teacher: Teacher):
     """d loss / dS by autograd through theta_0 + gamma(S) delta, against the closed form."""
-    pair, sites = teacher.pair, teacher.sites
+    pair, sites = teacher.pair, inside(teacher.pair)
     draw = torch.Generator().manual_seed(0)
     start = {s.name: torch.rand(pair.delta(s).base.shape, generator=draw) < 0.5 for s in sites}
     state = {s.name: torch.randn(pair.delta(s).base.shape, generator=draw) for s in sites}
@@ -151,7 +151,7 @@ def test_the_gradient_of_the_mask_is_that_of_the_functional_edit(teacher: Teache
 def test_a_step_of_the_mask_by_hand(teacher: Teacher):
     """T begins at +-START, goes down its slope so that the k steepest flips move by the rate on
     average, no further than 2 START, and is rounded; the start is judged first."""
-    pair, sites, rate = teacher.pair, teacher.sites, 40.0
+    pair, sites, rate = teacher.pair, inside(teacher.pair), 40.0
     start = only_entries(pair, USEFUL, (WRONG, PLACES), (BOOK, PLACES), (APPLE, DEAD))
     begin = {n: torch.where(m, -START, START) for n, m in start.items()}
     words = shipped.tokenizer()
