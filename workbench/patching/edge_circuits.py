@@ -143,6 +143,7 @@ def edge_circuits(
     tables = [_curves(judged, sizes, len(links), seed), _changes(sides, sizes, links, seed)]
     tables.append(_strongest(sides, links, seed))
     table = pd.concat(tables, ignore_index=True)
+    table = table.astype(dict.fromkeys(("value", "low", "high"), float))  # areas came as objects
     table.insert(0, "member", pair.name)
     tensors: dict[str, NDArray[np.floating]] = {}
     for side, own in sides.items():
