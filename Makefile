@@ -76,6 +76,7 @@ bench: $(VENV)/installed
 	$(RUN)/python -m benchmarks.precision --out benchmarks/results
 	$(RUN)/python -m benchmarks.scoring --out benchmarks/results
 	$(RUN)/python -m benchmarks.coverage --out benchmarks/results
+	$(RUN)/python -m benchmarks.watch --out benchmarks/results
 	$(RUN)/python -m benchmarks.nulls figures/seeds --out benchmarks/results
 	$(RUN)/python -m benchmarks.patching --model data/family/base --prompts 8 --boxes 5 --out benchmarks/results
 	$(RUN)/python -m benchmarks.patching_peers --model data/family/base --shape 135m --out benchmarks/results
