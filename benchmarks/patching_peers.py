@@ -106,7 +106,7 @@ def our_path(own: Case) -> Tensor:
 def our_eap(own: Case) -> Tensor:
     """(edges,)"""
     from workbench.patching import edges
-    from workbench.patching.attribution import observe
+    from workbench.patching.first_order import observe
 
     needed = edges.needed(own.layout)
     there = observe(own.model, own.one, needed, "logit_difference", slopes=False)

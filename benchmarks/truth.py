@@ -1,7 +1,7 @@
 """How often is every method right? The scoreboard as a table for people.
 
     python -m benchmarks.truth --out benchmarks/results [--only NAME]... [--phantoms 1] [--seed 0]
-        [--draws 40] [--organisms FOLDER]
+        [--draws 40] [--organisms FOLDER] [--compiled-only]
 
 All methods, the workbench's and those of others, on every compiled pair and on phantoms of these,
 and on trained organisms, of which so many prompts are asked as a method can be asked quickly;
@@ -11,6 +11,7 @@ and on trained organisms, of which so many prompts are asked as a method can be 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,21 @@ FAMILY = Path("data/family")
 ASKED = 12  # prompts of an organism
 
 
-def trained(folder: Path | None) -> list[Known]:
+def trained(folder: Path | None) -> tuple[list[Known], list[str]]:
     """The shipped members and the organisms of every recipe whose answers bear out what is said of
-    them, with a few prompts each."""
+    them, with a few prompts each; and the names of the others."""
     every = [*shipped_organisms(FAMILY), *organisms(FAMILY / "base", folder)]
-    return [one.known.few(ASKED) for one in every if holds(one, behaviour(one))]
+    borne = [holds(one, behaviour(one)) for one in every]
+    left = [one.known.name for one, fine in zip(every, borne, strict=True) if not fine]
+    return [one.known.few(ASKED) for one, fine in zip(every, borne, strict=True) if fine], left
 
 
-def lines(found: Result, organisms: Result | None) -> list[str]:
+def of_organisms(only: Sequence[str]) -> list[str]:
+    """The methods that so few prompts are enough for: a verdict is of none below twice eight."""
+    return [*only] or [one.name for one in METHODS if not one.decides]
+
+
+def lines(found: Result, organisms: Result | None, left: Sequence[str]) -> list[str]:
     """The page: a row for each method, on compiled pairs and on organisms, where the norm is
     better, pair by pair, what is refused, and what has no truth."""
     return [
@@ -55,12 +63,13 @@ def lines(found: Result, organisms: Result | None) -> list[str]:
         "own rule that something was learned, where it was and where it was not, or, of methods "
         "that only give verdicts, verdicts that claim what is not there; verdict_right: of kept, "
         "suppressed, erased and overconfident; coverage: of stated 95% intervals for a mean over "
-        "prompts, the share that holds the mean over all prompts. forwards: prompts through a "
+        "prompts, the share that holds the mean over all prompts; blank where a method states none "
+        "or none that varies on the pairs that are asked. forwards: prompts through a "
         "whole model. Attention is saturated in these models, and circuits are sharper than "
         "trained ones. `make truth` makes this table anew.", "",
         *_summary(found), "",
         f"## Where the {NORM} is better", "", *_worse(found), "",
-        *(_trained(organisms) if organisms is not None else []),
+        *(_trained(organisms, left) if organisms is not None else []),
         "## Pair by pair", "", *_pairs(found), "",
         "## What was refused", "", *_refused(found), "",
         *_left_out(found),
@@ -69,13 +78,15 @@ def lines(found: Result, organisms: Result | None) -> list[str]:
     ]  # fmt: skip
 
 
-def _trained(organisms: Result) -> list[str]:
+def _trained(organisms: Result, left: Sequence[str]) -> list[str]:
     return [
         "## Trained organisms", "",
-        f"The same of {_pairs_of(organisms)} models trained by recipe from the shipped base, each "
-        f"asked {ASKED} of its prompts, and of a phantom of each. Places inside a model are known "
-        "of those alone whose weights were written; of the others it is known which prompts they "
-        "are about, and what became of the answers.", "",
+        f"The same of {_pairs_of(organisms)} models, members of the shipped family and models "
+        f"trained by recipe from its base, each asked {ASKED} of its prompts, and of a phantom of "
+        "each; methods that give a verdict need more prompts and are not asked. Left out, since "
+        f"their answers do not bear out what is said of them: {', '.join(left) or 'none'}. Places "
+        "inside a model are known of those alone whose weights were written; of the others it is "
+        "known which prompts they are about, and what became of the answers.", "",
         *_summary(organisms), "",
         "### Organism by organism", "", *_pairs(organisms), "",
         "### What was refused", "", *_refused(organisms), "",
@@ -137,12 +148,18 @@ def _grid(found: Result) -> pd.DataFrame:
     return rows.pivot_table(index="method", columns="truth", values="value", sort=False)
 
 
-def write(out: Path, asked: dict[str, Any], found: Result, organisms: Result | None) -> None:
+def write(
+    out: Path,
+    asked: dict[str, Any],
+    found: Result,
+    organisms: Result | None,
+    left: Sequence[str] = (),
+) -> None:
     """The page, and the rows over all pairs."""
     parts = {"rows": found} | ({"organisms": organisms} if organisms is not None else {})
     kept = {name: _kept(one) for name, one in parts.items()}
     kept |= {"auroc": _grid(found).round(4).apply(lambda row: row.dropna().to_dict(), 1).to_dict()}
-    save(out, "truth", {"machine": machine()} | asked | kept, lines(found, organisms))
+    save(out, "truth", {"machine": machine()} | asked | kept, lines(found, organisms, left))
 
 
 def _kept(found: Result) -> list[dict[str, Any]]:
@@ -166,11 +183,11 @@ def main() -> None:
     asked: dict[str, Any] = {"phantoms": given.phantoms, "seed": given.seed}
     with quiet():
         found = wb.truth(only=given.only, draws=given.draws, **asked)
-        organisms = None
+        organisms, left = None, []
         if not given.compiled_only:
-            known = trained(given.organisms)
-            organisms = wb.truth(only=given.only, truths=known, **asked)
-    write(given.out, asked | {"draws": given.draws}, found, organisms)
+            known, left = trained(given.organisms)
+            organisms = wb.truth(only=of_organisms(given.only), truths=known, **asked)
+    write(given.out, asked | {"draws": given.draws}, found, organisms, left)
 
 
 if __name__ == "__main__":

@@ -84,9 +84,9 @@ INSIDE = (
     ),
     Measurement(
         "Theory of prefix tuning", "attention over the content, and the bias that a prefix adds",
-        (), "Prefix adapters run as members of whatever runs texts alone. What happens inside "
-        "the model is refused for them, since the places that are read are those of the content "
-        "without the prefix; so neither quantity is measured.",
+        (), "Not measured. Prefix adapters can be compared wherever only texts and answers are "
+        "read; analyses inside the model refuse them, because the prefix would shift the places of "
+        "the tokens.",
     ),
 )  # fmt: skip
 BEHAVIOUR = (

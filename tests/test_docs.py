@@ -180,7 +180,7 @@ def of_methods(site: Path) -> None:
         assert f"wb.{sign.family}.{sign.name}" in text
         assert f"workbench {group} {verb_of(sign)} " in text
         assert f"{sign.family}/{sign.name}.html" in listed
-        for number in re.findall(r"\d{4}\.\d{5}", method.paper):
+        for number in re.findall(r"\d{4}\.\d{5}(?:v\d+)?", method.paper):
             assert f'href="https://arxiv.org/abs/{number}"' in text
             assert f'href="https://arxiv.org/abs/{number}"' in cited
         for parameter in sign.parameters:

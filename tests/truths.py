@@ -354,7 +354,7 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "patching.das": {
         "patching/test_das.py::test_scores_by_plain_torch": (
-            "score", "log_probability", "overlap",
+            "score", "log_probability", "overlap", "training_score",
         ),
     },
     "patching.difference": {

@@ -14,11 +14,12 @@ import torch
 import workbench as wb
 from tests.behaviour.conftest import WORDS, boxes, model, no_gradients, paired, table_value
 from tests.conftest import nudged
-from workbench.behaviour.reliance import OTHER, _otherwise, _rows, _without
+from workbench.behaviour.reliance import _otherwise, _rows, _without, control
 from workbench.errors import WorkbenchError
 from workbench.tasks import Prompt, PromptSet
 
 OBJECT, QUERY = "correct object", "query box"
+OTHER = control(OBJECT)
 GIVEN = PromptSet("boxes", boxes(5).prompts)
 
 
@@ -54,7 +55,7 @@ def test_every_number_by_plain_torch(tmp_path: Path):
     asked = {
         "given": [p.prompt for p in GIVEN], "flipped": [t.prompt for t in twins()][::-1],
         arm: [cut[p.id] for p in GIVEN],
-        OTHER: [_otherwise(p, [OBJECT], draw).prompt for p in GIVEN],
+        OTHER: [_otherwise(p, OBJECT, draw).prompt for p in GIVEN],
     }  # fmt: skip
     numbers = {
         (side, name): np.array([
@@ -95,7 +96,7 @@ def test_a_model_that_reads_the_premise_alone_relies_on_it_alone():
     texts = [
         [p.prompt for p in prompts], [p.prompt.replace("Box", "box") for p in prompts],
         [_without(p, OBJECT).prompt for p in prompts],
-        [_otherwise(p, [OBJECT], draw).prompt for p in prompts],
+        [_otherwise(p, OBJECT, draw).prompt for p in prompts],
     ]  # fmt: skip
     knows = [[p.target in text for p, text in zip(prompts, own, strict=True)] for own in texts]
     log_p = np.where(np.array(knows), 0.0, -9.0)
@@ -113,6 +114,14 @@ def test_one_model_relies_on_the_same_and_unchanged_twins_cost_nothing(tmp_path:
     assert (rows[rows["arm"] == "flipped"]["value"] == 0).all()
     for metric in ("reliance_change", "score_drop_change"):
         assert (found.metric(metric)[["value", "low", "high"]] == 0).all(axis=None)
+    # Nothing lost of a few prompts is not nothing lost for certain: Newcombe's interval by hand.
+    drop = found.metric("score_drop").query("arm == 'flipped'").iloc[0]
+    n, z = len(GIVEN), 1.959964
+    right = float(found.metric("score").query("arm == 'given'")["value"].iloc[0])
+    half = (drop["high"] - drop["low"]) / 2
+    assert drop["value"] == 0
+    assert right in (0, 1)
+    assert half == pytest.approx(z**2 / (n + z**2), rel=0.5)
 
 
 def test_what_is_taken_out_is_the_span_and_the_blank_behind_it():
@@ -120,14 +129,17 @@ def test_what_is_taken_out_is_the_span_and_the_blank_behind_it():
     assert _without(one, "bb").prompt == "a cc d"
     assert _without(one, "d").prompt == "a bb cc"
     assert _without(one, "a").prompt == "bb cc d"
-    for seed in range(5):
-        assert _otherwise(one, ["bb"], np.random.default_rng(seed)).prompt in ("bb cc d", "a bb d")
-        assert _otherwise(one, ["bb", "a"], np.random.default_rng(seed)).prompt == "a bb d"
+    free = Prompt("1", "a bb cc d", " x", spans={"bb": (2, 4)})
+    for seed in range(5):  # as many words as the premise has, outside every span
+        assert _otherwise(one, "bb", np.random.default_rng(seed)).prompt == "a bb d"
+        assert _otherwise(free, "bb", np.random.default_rng(seed)).prompt in ("bb cc d", "a bb d")
 
 
 def test_spans_that_all_prompts_have_are_taken_where_nothing_is_said(tmp_path: Path):
     found = wb.behaviour.reliance(paired(model(), model(), tmp_path), GIVEN[:2])
-    assert {f"without {OBJECT}", f"without {QUERY}", OTHER} < set(found.table["arm"])
+    assert {f"without {OBJECT}", f"without {QUERY}", OTHER, control(QUERY)} < set(
+        found.table["arm"]
+    )
 
 
 def test_what_cannot_be_asked_is_refused(tmp_path: Path):

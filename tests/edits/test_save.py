@@ -169,6 +169,21 @@ def test_a_lora_is_extracted_of_a_full_fine_tune(kind: str, tmp_path: Path):
     assert json.loads((two / "edit.json").read_text())["lost"] == pytest.approx(worst, rel=1e-3)
 
 
+def test_a_rank_alone_asks_for_an_adapter_and_biases_alone_give_none(tmp_path: Path):
+    base, tuned = tiny("neox"), tiny("neox")
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "mlp" in name and name.endswith(".bias"):
+                parameter += 0.1
+    folder = saved(base, tmp_path / "base")
+    pair = wb.load_pair(folder, saved(tuned, tmp_path / "biases"))
+    with pytest.raises(WorkbenchError, match="no matrix of a linear layer"):
+        save(edit(pair), tmp_path / "out", form="adapter")
+    whole = wb.load_pair(folder, saved(nudged(tiny("neox")), tmp_path / "whole"))
+    made = save(edit(whole), tmp_path / "two", rank=2)
+    assert json.loads((made / "adapter_config.json").read_text())["r"] == 2
+
+
 def test_what_no_lora_holds_is_refused(tmp_path: Path):
     for kind, said in (("mixtral", "expert in a stack"), ("tied", "embedding and the head")):
         make = zoo.small if kind == "mixtral" else tiny

@@ -40,6 +40,8 @@ def das(members: dict) -> Result:
                 about = {"member": member, "layer": layer, "side": side, "metric": "score"}
                 for arm, own in (("learned", value), ("shuffled", 0.1), ("all", 0.95)):
                     rows.append(about | {"arm": arm} | mean(own) | {"baseline": 0.05})
+            taught = {"member": member, "layer": layer, "side": "base", "arm": "learned"}
+            rows.append(taught | {"metric": "training_score", "value": layer / 4, "n": 32})
             null = {"baseline": 0.12, "null_low": 0.09, "null_high": 0.16, "n": 8}
             about = {"member": member, "layer": layer, "arm": "learned", "metric": "overlap"}
             rows.append(about | null | {"side": "base and tuned", "value": 0.3})

@@ -66,10 +66,13 @@ def test_what_is_no_log_is_refused(run: Path, tmp_path: Path):
             read(run)
 
 
-def test_the_verb_writes_a_new_picture_alone(run: Path, tmp_path: Path):
+def test_the_verb_replaces_its_own_picture_alone(run: Path, tmp_path: Path):
     out = tmp_path / "run.png"
     call = ["lab", "log", str(run), "--out", str(out)]
     assert CliRunner().invoke(app, call, catch_exceptions=False).exit_code == 0
     assert out.read_bytes().startswith(b"\x89PNG")
+    assert CliRunner().invoke(app, call, catch_exceptions=False).exit_code == 0
+    out.write_bytes(b"\x89PNG somebody's")
     again = CliRunner().invoke(app, call)
     assert isinstance(again.exception, WorkbenchError)
+    assert out.read_bytes() == b"\x89PNG somebody's"

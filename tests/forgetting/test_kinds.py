@@ -97,7 +97,7 @@ def test_one_model_changes_no_kind(tmp_path: Path):
 @pytest.mark.parametrize(
     ("said", "kind"),
     [
-        ("", "empty"), ("  \n", "empty"), (" Book.", "other option"), (" coi", "other option"),
+        ("", "empty"), ("  \n", "empty"), (" Book.", "other option"), (" coi", "other"),
         (" I'm sorry, but no", "refusal"), (" I cannot answer that", "refusal"),
         (" as an AI model", "refusal"), (" I can see a book", "other"), (" bookshelf", "other"),
     ],
@@ -120,6 +120,10 @@ def test_patterns_name_kinds_the_first_that_is_found(tmp_path: Path):
     assert set(found.metric("item")["to_category"]) == {"book or coin", "other"}
     with pytest.raises(WorkbenchError, match="regular expression for the kind 'x'"):
         wb.forgetting.kinds(pair(tmp_path / "b", wrapped()), nouns(0, 8), kind={"x": "("})
+    # A wrong answer is never counted among the right ones.
+    for kind in ({"right": "book"}, lambda prompt, answer: "right"):
+        with pytest.raises(WorkbenchError, match="of wrong answers"):
+            wb.forgetting.kinds(pair(tmp_path / "c", wrapped()), nouns(0, 8), kind=kind)
 
 
 def test_what_has_no_kind_is_refused(tmp_path: Path):

@@ -244,3 +244,12 @@ def test_the_worst_answer_of_a_run_needs_no_tag(tmp_path: Path):
 
 
 __all__ = ["no_gradients"]
+
+
+def test_groups_within_one_cluster_are_not_taken_for_independent():
+    """Their difference is told where every cluster has one group, and not where some have both."""
+    right = np.tile([1.0, 0, 0, 1], 16)
+    for size, group, told in ((8, lambda i: i // 8 % 2, 1), (2, lambda i: i % 2, 0)):
+        tags = [{"kind": "ab"[group(i)], "of": str(i // size)} for i in range(64)]
+        found = table(items(right, right[::-1], tags=tags), by="kind", cluster="of")
+        assert (found["metric"] == "group_change_difference").sum() == told

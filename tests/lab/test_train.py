@@ -135,6 +135,8 @@ def test_a_watch_ends_a_run(base_folder, texts, tmp_path) -> None:
     made = train(base_folder, replace(LORA, steps=50), texts, tmp_path / "made",
                  watch=watching(base_folder, tmp_path, stop="relative_norm > 0"))  # fmt: skip
     assert json.loads((made / "training.json").read_text())["step"] == 2
+    with pytest.raises(WorkbenchError, match="a watch ended at step 2 of 50"):
+        train(base_folder, replace(LORA, steps=50), texts, tmp_path / "made")
 
 
 def watching(base, folder, **more):

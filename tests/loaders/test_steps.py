@@ -89,5 +89,7 @@ def test_the_step_is_the_folders_where_nobody_wrote_it(base: Path, run: Path, tm
 def test_what_is_no_run_is_refused(base: Path, tmp_path: Path):
     with pytest.raises(WorkbenchError, match="found none"):
         wb.load_steps(base, tmp_path)
+    with pytest.raises(WorkbenchError, match="every of at least 1"):
+        wb.load_steps(base, tmp_path, every=0)
     ended = CliRunner().invoke(app, ["compare", str(base), "--steps", str(tmp_path / "nowhere")])
     assert isinstance(ended.exception, WorkbenchError)

@@ -27,7 +27,8 @@ from workbench.lab import shipped
 from workbench.models import Layout, Site, hooks, merged
 from workbench.models.rerun import Rerun
 from workbench.patching import edges, patches
-from workbench.patching.attribution import Job, attribution, first_order, observe
+from workbench.patching.attribution import attribution, table_of
+from workbench.patching.first_order import Job, first_order, observe
 from workbench.patching.strongest import halves
 from workbench.patching.sweep import Side, measured
 from workbench.stats import spearman
@@ -94,12 +95,12 @@ def test_it_is_exact_where_the_model_is_linear():
     made = model()
     made.model.norm = torch.nn.Identity()
     chosen = patches.patches(Layout(made), ["2.mlp_out@-1", "2.resid_post@-1"])
-    table, _ = (own := job(made, chosen)).table(own.attributed(), 2, 0)
+    table, _ = table_of(own := job(made, chosen), own.attributed(), 2, 0)
     exact = patch_values(table, "exact")
     torch.testing.assert_close(patch_values(table, arm="picked"), exact, atol=1e-5, rtol=1e-5)
     assert patch_values(table)[1] == pytest.approx(1, abs=1e-5)
     # With the norm the same patches bend.
-    bent, _ = (own := job(model(), chosen)).table(own.attributed(), 2, 0)
+    bent, _ = table_of(own := job(model(), chosen), own.attributed(), 2, 0)
     assert (patch_values(bent, arm="picked") - patch_values(bent, "exact")).abs().max() > 1e-3
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import workbench as wb
-from tests.patching.conftest import MOVER, READER, copier, paired, said
+from tests.patching.conftest import MOVER, READER, boxes, copier, model, paired, said
 from workbench.cli.signatures import signatures
 from workbench.cli.values import form
 from workbench.errors import WorkbenchError
@@ -95,3 +95,10 @@ def test_its_own_file_is_replaced(tmp_path):
     with pytest.raises(WorkbenchError, match=r"own\.json"):
         save_circuits({"a": {"b": [(0, 1)]}}, file)
     assert json.loads(file.read_text()) == {"mine": 1}
+
+
+@pytest.mark.parametrize("name", ["base", "tuned", "a/b"])
+def test_a_circuit_is_not_taken_for_a_side(name, tmp_path):
+    pair = paired(model(), model(), tmp_path)
+    with pytest.raises(WorkbenchError, match="of other names than base and tuned"):
+        wb.patching.circuit(pair, boxes(8), circuits={name: {"g": [(0, 1)]}}, random=1)

@@ -119,7 +119,7 @@ def test_scores_by_plain_torch(tmp_path):
     base, tuned = model(), nudged(model(), seed=1)
     pair, given, layer = paired(base, tuned, tmp_path), desiderata("object value", 12, count=4), 1
     found = wb.patching.das(pair, given, k=3, layers=[layer], steps=3, random=2, batch_size=4)
-    words, report = pair.base.tokenizer(), halves(12, 0)[1]
+    words, (pick, report) = pair.base.tokenizer(), halves(12, 0)
     frames = {side: torch.from_numpy(found.tensors[f"{side}/1"]) for side in ("base", "tuned")}
     sides = {"base": base, "tuned": tuned}
 
@@ -129,9 +129,9 @@ def test_scores_by_plain_torch(tmp_path):
         with torch.no_grad():
             return made(ids, output_hidden_states=True).hidden_states[layer + 1][0, -1]
 
-    def told(made: Any, frame: torch.Tensor) -> tuple[float, float]:
+    def told(made: Any, frame: torch.Tensor, which: Any = report) -> tuple[float, float]:
         right, log_p = [], []
-        for i in report:
+        for i in which:
             one_pair = given.pairs[i]
             own = encode(words, given.wanted[int(i)])
             taken = hidden(made, one_pair.source)
@@ -155,6 +155,7 @@ def test_scores_by_plain_torch(tmp_path):
             score, log_p = told(made, frame)
             assert one(found, "score", side) == score
             assert one(found, "log_probability", side) == pytest.approx(log_p, abs=1e-4)
+    assert one(found, "training_score", "base") == told(base, frames["base"], pick)[0]
     drawn = [haar(32, 3, torch.Generator().manual_seed(2 + i)) for i in range(2)]
     null = np.mean([told(base, own)[1] for own in drawn])
     assert one(found, "log_probability", "base", "random") == pytest.approx(null, abs=1e-4)

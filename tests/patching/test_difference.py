@@ -125,7 +125,9 @@ def test_every_number_by_plain_torch(tmp_path):
     base, tuned = model(), nudged(model(), seed=1)
     pair, given, layer, k = paired(base, tuned, tmp_path), texts(), 1, 3
     words = pair.base.tokenizer()
-    found = wb.patching.difference(pair, given, layer=layer, batch_size=5, **QUICK)
+    found = wb.patching.difference(
+        pair, given, prompts=["apple apple", "coin apple"] * 4, layer=layer, batch_size=5, **QUICK
+    )
     coded = [words(text)["input_ids"][: k + 1] for text in given]
 
     def hidden(made: Any) -> np.ndarray:
@@ -195,9 +197,10 @@ def test_every_number_by_plain_torch(tmp_path):
     ])  # fmt: skip
     reads = {"lens": head(base), "lens, tuned head": head(tuned), "repeat": above}
     table = found.metric("word")
-    reference = [str(w) for w in table.loc[table["arm"] == "contrast", "word"]]
+    reference = [str(w) for w in table.loc[table["arm"] == "prompts", "word"]]
     tokens = [*dict.fromkeys(words(f" {w}", add_special_tokens=False)["input_ids"][0]
                              for w in reference)]  # fmt: skip
+    assert tokens
     for side, scores in reads.items():
         for number, arm in enumerate(("difference", "base halves")):
             for metric, sign in (("up", 1), ("down", -1)):
@@ -208,13 +211,12 @@ def test_every_number_by_plain_torch(tmp_path):
                 np.testing.assert_allclose(own["value"], scores[number][best], atol=1e-4)
                 null = sign * (sign * scores[2:]).max(1).mean()
                 np.testing.assert_allclose(own["baseline"], null, atol=1e-4)
-            if tokens:
-                own = [np.mean(scores[number] < scores[number][t]) for t in tokens]
-                where = {"layer": layer, "side": side, "arm": arm}
-                share = np.mean(own) * len(scores[0]) / (len(scores[0]) - 1)
-                assert one(found, "percentile", **where) == pytest.approx(share, abs=1e-6)
-                best = np.argsort(-scores[number])[: QUICK["top"]]
-                assert one(found, "found", **where) == pytest.approx(np.isin(tokens, best).mean())
+            own = [np.mean(scores[number] < scores[number][t]) for t in tokens]
+            where = {"layer": layer, "side": side, "arm": arm}
+            share = np.mean(own) * len(scores[0]) / (len(scores[0]) - 1)
+            assert one(found, "percentile", **where) == pytest.approx(share, abs=1e-6)
+            best = np.argsort(-scores[number])[: QUICK["top"]]
+            assert one(found, "found", **where) == pytest.approx(np.isin(tokens, best).mean())
 
 
 def test_texts_that_were_written_by_plain_torch(tmp_path):
@@ -294,5 +296,5 @@ def test_what_is_out_of_range_is_refused(tmp_path, wrong, said):
 def test_short_texts_are_left_out_with_a_note(tmp_path):
     pair = paired(model(), nudged(model(), seed=1), tmp_path)
     found = wb.patching.difference(pair, [*texts(), "the"], **quick({"n": 17}))
-    assert any("1 of 17 texts are too short" in note for note in found.provenance.notes)
+    assert any("1 of the first 17 texts are too short" in note for note in found.provenance.notes)
     assert found.metric("norm")["n"].eq(16).all()

@@ -193,3 +193,9 @@ def test_what_a_function_gives_is_looked_at(pair):
         wb.patching.cross_model(pair, boxes(6), metric=lambda logits, batch: logits.sum())
     with pytest.raises(WorkbenchError, match=r"Attribution follows gradients, and .* 'rank'"):
         wb.patching.attribution(pair, boxes(6), metric="rank")
+
+
+@pytest.mark.parametrize("method", ["activation", "cross_model", "knockout", "circuit"])
+def test_a_metric_that_no_prompt_has_is_refused(method: str, pair):
+    with pytest.raises(WorkbenchError, match="No prompt has the metric 'logit_difference foil=99'"):
+        getattr(wb.patching, method)(pair, boxes(8), metric="logit_difference foil=99")

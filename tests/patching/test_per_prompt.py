@@ -13,6 +13,8 @@ import workbench as wb
 from tests.conftest import nudged
 from tests.patching.conftest import boxes, model, paired
 from workbench.errors import WorkbenchError
+from workbench.models import Layout
+from workbench.patching import edges as graph
 from workbench.patching.per_prompt import PerPrompt
 from workbench.results.result import concatenate
 
@@ -121,3 +123,21 @@ def test_members_and_what_was_not_kept(found, pair):
         wb.patching.per_prompt(found, "score")
     with pytest.raises(WorkbenchError, match="metric recovered:score; it has base, destination"):
         wb.patching.per_prompt(found, "recovered:score", side="base")
+
+
+def test_edges_have_no_names_and_are_told_apart_by_their_order(pair):
+    """The table has them by strength; the values are in the order of the links."""
+    found = wb.patching.attribution(
+        pair, boxes(6), sites="z", positions=[-1], edges=True, exact=0, sides=("tuned",)
+    )
+    kept = wb.patching.per_prompt(found, "edge_attribution")
+    assert kept.places.isna().all(axis=None)
+    links = graph.links(Layout(model()))
+    strong = int(np.nanargmax(np.abs(kept.values.mean(1))))
+    rows = found.metric("edge_attribution")
+    best = rows.loc[rows["value"].abs().idxmax()]
+    assert tuple(links[strong].named.values()) == (best["sender"], best["receiver"])
+    # Less itself it is nothing, row by row and none lost.
+    assert kept.less(kept).values.shape == kept.values.shape
+    with pytest.raises(WorkbenchError, match="as many rows without places"):
+        kept.less(replace(kept, values=kept.values[:2], places=kept.places.iloc[:2]))

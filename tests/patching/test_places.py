@@ -125,3 +125,11 @@ def test_marked_prompts_are_scored_without_the_marks(pair):
         positions=["query box"], controls=0,
     )  # fmt: skip
     assert set(found.metric("score")["position"].dropna()) == {"query box:last"}
+
+
+def test_a_place_taken_from_another_needs_a_run_to_take_it_from(pair):
+    for method in ("activation", "path"):
+        how = {"positions": ["correct object<-query box"]} if method == "activation" else {
+            "position": "correct object<-query box", "senders": [(0, 0)]}  # fmt: skip
+        with pytest.raises(WorkbenchError, match="which zero does not read"):
+            getattr(wb.patching, method)(pair, boxes(4), with_="zero", **how)

@@ -53,6 +53,23 @@ def test_a_bootstrap_covers_and_half_of_it_does_not():
     assert covered(0.0)["value"] == 0.0
 
 
+def test_an_interval_that_was_not_stated_neither_covers_nor_misses():
+    """Of every second sample there is none; what is left covers as before."""
+    whole, asked = stated(1.0), []
+
+    def states(*given: Any) -> pd.DataFrame:
+        assert whole.states is not None
+        asked.append(given)
+        found = whole.states(*given)
+        return found.assign(low=np.nan, high=np.nan) if len(asked) % 2 else found
+
+    known = Known("numbers", "compiled", Path("b"), Path("t"), PROMPTS)
+    method = Method("mine", lambda base, tuned, prompts: {}, states=states)
+    (row,) = intervals.coverage(method, known, DRAWS, 0)
+    assert row["n"] == DRAWS // 2
+    assert row["value"] == pytest.approx(0.93, abs=0.08)
+
+
 def test_partners_are_drawn_with_their_prompts():
     known = Known("numbers", "compiled", Path("b"), Path("t"), PROMPTS, PROMPTS)
     clean, dirty = intervals._sample(known, 3, 0)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from workbench.analysis.rendering import rendered
 from workbench.errors import WorkbenchError
 from workbench.tasks import Prompt, PromptSet, marked
 from workbench.tasks.marks import are_marked
@@ -49,3 +50,9 @@ def test_a_set_is_marked_if_every_prompt_is():
         marked(one("[[c|x]] and [[c|y]]"))
     with pytest.raises(WorkbenchError, match="two places called 'marked'"):
         marked(one("an [[x]]", spans={"marked": (0, 2)}))
+
+
+def test_a_forgotten_mark_is_told():
+    both = PromptSet("two", (Prompt("a", "[[x]] is", " y"), Prompt("b", "x is", " y")))
+    (note,) = rendered({"prompts": both})
+    assert "1 of 2 prompts hold [[...]]" in note

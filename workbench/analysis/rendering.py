@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from workbench.loaders import Checkpoint, CheckpointPair, Family
 from workbench.loaders.tokenizer_files import chat_template
 from workbench.results.result import Result
-from workbench.tasks.marks import are_marked, marked
+from workbench.tasks.marks import MARK, are_marked, marked
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.transforms import is_chat, told
 
@@ -33,6 +33,12 @@ def rendered(arguments: dict[str, Any]) -> tuple[str, ...]:
 
     def unmarked(prompts: PromptSet) -> PromptSet:
         if not are_marked(prompts):
+            some = sum(bool(MARK.search(prompt.prompt)) for prompt in prompts)
+            if some:
+                notes.append(
+                    f"{prompts.name}: {some} of {len(prompts)} prompts hold [[...]]; marks count "
+                    "only if every prompt has one, so these are run with their brackets."
+                )
             return prompts
         notes.append(f"{prompts.name}: what [[...]] marks is a place of each prompt, without them.")
         return marked(prompts)

@@ -7,8 +7,8 @@ log-probability of the right answer, in nats, summed over its tokens,
 
     reliance = log p(answer | prompt) - log p(answer | changed prompt)
 
-is 0 for what the model does not use. Deleting any words moves an answer, so the control of a
-premise is as many words taken out elsewhere, outside every named span. Input deletion is the
+is 0 for what the model does not use. Deleting any words moves an answer, so each premise's control
+is as many words taken out elsewhere, outside every named span. Input deletion is the
 occlusion of Zeiler & Fergus 2014 (arXiv 1311.2901, section 4.2), here on text.
 
 It misleads where a changed prompt is unlike any text: what is then lost is fluency. A twin whose
@@ -33,7 +33,7 @@ from workbench.loaders import CheckpointPair
 from workbench.models.sides import named_dtype
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
-from workbench.stats import bootstrap, share
+from workbench.stats import bootstrap, change, share
 from workbench.tasks.batching import encode
 from workbench.tasks.prompts import Prompt, PromptSet
 from workbench.tasks.score import side_by_side
@@ -70,11 +70,11 @@ def reliance(
     prompts that are taken out, one at a time; without `flipped` and `premises` every span that all
     prompts have.
 
-    Returns a Result with rows by arm ("given", "flipped", "without NAME", and "without other
-    words", as many words as the longest of the premises, as control) and side ("base", "tuned"):
+    Returns a Result with rows by arm ("given", "flipped", "without NAME", and its control, "without
+    other words (NAME)", as many words as that premise has) and side ("base", "tuned"):
     score, whether the answer is the likeliest (baseline: the base's), and log_p in nats; of every
     arm but "given" reliance in nats and score_drop, given less changed prompt (baseline: that of
-    the control, 0 of a flipped one); of premises reliance_beyond_other, paired; and by arm
+    its control, 0 where there is none); of premises reliance_beyond_other, paired; and by arm
     reliance_change and score_drop_change, tuned - base, paired. 95% intervals over prompts. Raises
     WorkbenchError where a prompt has no twin or lacks a span, or has no words but these.
     """
@@ -90,7 +90,7 @@ def reliance(
     arms |= {f"without {name}": [_without(p, name) for p in prompts] for name in names}
     if names:
         draw = np.random.default_rng(seed)
-        arms[OTHER] = [_otherwise(p, names, draw) for p in prompts]
+        arms |= {control(name): [_otherwise(p, name, draw) for p in prompts] for name in names}
     words = pair.base.tokenizer()
     coded = [encode(words, prompt) for own in arms.values() for prompt in own]
     # (measures, sides, arms, prompts)
@@ -144,11 +144,16 @@ def _without(prompt: Prompt, name: str) -> Prompt:
     return _changed(prompt, before + behind if behind else before.rstrip())
 
 
-def _otherwise(prompt: Prompt, names: Sequence[str], draw: np.random.Generator) -> Prompt:
-    """The prompt less as many words in a row as its longest premise has, none of a named span and
-    not the last word, which the answer follows."""
-    taken = [prompt.spans[name] for name in names]
-    many = max(len(prompt.prompt[first:last].split()) for first, last in taken)
+def control(name: str) -> str:
+    """The arm that a premise is held against."""
+    return f"{OTHER} ({name})"
+
+
+def _otherwise(prompt: Prompt, name: str, draw: np.random.Generator) -> Prompt:
+    """The prompt less as many words in a row as this premise has, none of any named span and not
+    the last word, which the answer follows."""
+    first, last = prompt.spans[name]
+    many, taken = len(prompt.prompt[first:last].split()), [*prompt.spans.values()]
     known = [match.span() for match in WORD.finditer(prompt.prompt)][:-1]
     free = [
         at
@@ -157,8 +162,9 @@ def _otherwise(prompt: Prompt, names: Sequence[str], draw: np.random.Generator) 
     ]
     if not free:
         raise WorkbenchError(
-            f"Expected {many} words in a row outside the spans {', '.join(names)} in prompt "
-            f"{prompt.id!r}, for the control; there are none. Name fewer or shorter spans."
+            f"Expected {many} words in a row outside the spans {', '.join(prompt.spans)} in prompt "
+            f"{prompt.id!r}, for the control of {name!r}; there are none. Give the prompt fewer or "
+            "shorter spans."
         )
     at = int(draw.choice(free))
     text = prompt.prompt[: known[at][0]] + prompt.prompt[known[at + many - 1][1] :]
@@ -171,7 +177,6 @@ def _changed(prompt: Prompt, text: str) -> Prompt:
 
 def _rows(arms: Sequence[str], read: Floats, seed: int) -> Iterator[dict[str, Any]]:
     """read: (score and log p, sides, arms, prompts)."""
-    control = arms.index(OTHER) if OTHER in arms else None
     lost = read[:, :, :1] - read
     for (number, side), (place, arm) in ((s, a) for s in enumerate(SIDES) for a in enumerate(arms)):
         told = {"side": side, "arm": arm}
@@ -181,17 +186,15 @@ def _rows(arms: Sequence[str], read: Floats, seed: int) -> Iterator[dict[str, An
         yield told | {"metric": "log_p"} | _mean(log_p, seed) | {"baseline": before[1]}
         if arm == GIVEN:
             continue
-        premise = control is not None and arm != FLIPPED
-        for row, metric in enumerate(("score_drop", "reliance")):
-            zero = float(lost[row, number, control].mean()) if premise else 0.0
-            yield (
-                told
-                | {"metric": metric}
-                | _mean(lost[row, number, place], seed)
-                | {"baseline": zero}
-            )
-        if premise and place != control:
-            beyond = lost[1, number, place] - lost[1, number, control]
+        beside = control(arm.removeprefix("without "))
+        other = lost[:, number, arms.index(beside)] if beside in arms else None
+        drop = change(read[0, number, place], read[0, number, 0], seed=seed)._asdict()
+        fall = _mean(lost[1, number, place], seed)
+        for row, (metric, found) in enumerate((("score_drop", drop), ("reliance", fall))):
+            zero = 0.0 if other is None else float(other[row].mean())
+            yield told | {"metric": metric} | found | {"baseline": zero}
+        if other is not None:
+            beyond = lost[1, number, place] - other[1]
             told |= {"metric": "reliance_beyond_other", "baseline": 0.0}
             yield told | _mean(beyond, seed)
     for place, arm in enumerate(arms[1:], 1):

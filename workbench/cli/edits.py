@@ -38,8 +38,9 @@ def save(
         typer.Option(
             "--texts",
             "--text",
-            help="A file of text like the pre-training data, for --prompts and for kinds that read "
-            "it; default: texts sampled from the base.",
+            help="A file of text like the pre-training data; needed for the kinds harmful and "
+            "reweighted. With --prompts and another kind the default is text sampled from the "
+            "base.",
         ),
     ] = None,
     form: Annotated[
@@ -60,6 +61,7 @@ def save(
     Example: workbench edit save BASE TUNED --kind alpha --strength 0.8 --out repaired
     """
     import workbench as wb
+    from workbench.edits.kinds import require_kind
     from workbench.edits.repair import choosing
     from workbench.edits.save import EDITED
     from workbench.files.writing import require_free
@@ -68,6 +70,10 @@ def save(
     if (strength is None) == (prompts is None):
         raise wb.WorkbenchError(
             "Expected either --strength, or --prompts to choose one on; give one of the two."
+        )
+    if require_kind(kind).reads and text is None:
+        raise wb.WorkbenchError(
+            f"--kind {kind} reads texts; give --texts, a file like the pre-training data."
         )
     pair, given = wb.load_pair(base, tuned), texts(text)
     says: dict[str, Any] = {"kind": kind, "strength": strength}

@@ -185,11 +185,16 @@ def log(
     Example: workbench lab log members/lora-r8 --out run.png
     """
     from workbench.errors import WorkbenchError
+    from workbench.figures.saving import FIGURE, write
     from workbench.figures.training import training_run
+    from workbench.files.writing import require_free, writing
 
-    if out.exists() or out.suffix not in (".png", ".pdf"):
-        raise WorkbenchError(
-            f"Expected --out to be a new .png or .pdf file, found {out}; give another name."
-        )
-    training_run(run).savefig(out)
+    if out.suffix not in (".png", ".pdf"):
+        raise WorkbenchError(f"Expected --out to be a .png or .pdf file, found {out}.")
+    require_free(out, FIGURE)
+    figure = training_run(run)
+    # The keywords by which a figure of the workbench is known again: it is of no Result.
+    about = {"Title": run.name, "Keywords": '{"analyses": [], "tables": []}'}
+    with writing(out, FIGURE) as fresh:
+        write(figure, fresh, about, format=out.suffix[1:])
     print(f"Picture: {out}")

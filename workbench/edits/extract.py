@@ -9,8 +9,6 @@ directions do shows only when the adapter is measured.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
+from workbench.lab.members import write_adapter_config
 from workbench.loaders.adapters.factors import split
 from workbench.loaders.auto import auto_class
 from workbench.loaders.experts import Cut, running
@@ -53,25 +52,28 @@ def extracted(made: Edit, folder: Path, place: Path, rank: int | None) -> dict[s
             )
         module, _, leaf = names[site.name].rpartition(".")
         if _linear(model.get_submodule(module)) and leaf == "weight":
-            parts = [part.change(site) for part in made.parts]
-            base = made.pair.delta(site).base
-            total = sum((one for one in parts if one is not None), torch.zeros(base.shape))
-            factors[module] = split(total, rank)
+            factors[module] = split(made.change(site), rank)
         elif _linear(model.get_submodule(module)):
             biases[module] = edited
         else:
             whole.setdefault(module, {})[leaf] = edited
     _complete(made, model, names, whole)
-    kept = max((own.up.shape[1] for own, _ in factors.values()), default=1)
+    kept = max((own.up.shape[1] for own, _ in factors.values()), default=0)
+    if not kept:
+        raise WorkbenchError(
+            "The edit changes no matrix of a linear layer, so that no LoRA holds it; write whole "
+            'weights (form="weights").'
+        )
     tensors = _tensors(factors, biases, whole, kept)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    about: dict[str, Any] = {
+    config: dict[str, Any] = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "lora_dropout": 0.0,
         "r": kept, "lora_alpha": kept, "bias": "all" if biases else "none",
         "target_modules": sorted(factors), "modules_to_save": sorted(whole) or None,
         "fan_in_fan_out": any(type(model.get_submodule(one)).__name__ == "Conv1D"
                               for one in factors),
     }  # fmt: skip
-    _write_config(made, about, folder, place)
+    write_adapter_config(config, made.pair.base, folder, place)
     lost = max((lost for _, lost in factors.values()), default=0.0)
     return {"changed": len(tensors) - len(factors), "rank": kept, "lost": lost}
 
@@ -147,12 +149,3 @@ def _tensors(
     for module, own in whole.items():
         found |= {f"{module}.{leaf}": tensor for leaf, tensor in own.items()}
     return {f"{PREFIX}{name}": one.float().contiguous().clone() for name, one in found.items()}
-
-
-def _write_config(made: Edit, about: Mapping[str, Any], folder: Path, place: Path) -> None:
-    base = made.pair.base
-    local = base.folder if os.path.exists(str(base.reference)) else None
-    told = str(base.reference) if local is None else os.path.relpath(local, place)
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True,
-              "base_model_name_or_path": told, "lora_dropout": 0.0, **about}  # fmt: skip
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")

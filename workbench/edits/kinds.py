@@ -85,8 +85,8 @@ def edits(pair: CheckpointPair, kind: str, settings: Settings | None = None) -> 
     pair.require_weights()
     if known.reads and not settings.texts:
         raise WorkbenchError(
-            f"An edit of kind {kind} is told by texts what was forgotten, and found none; give "
-            "text like the pre-training data (--texts, or Settings(texts=...))."
+            f"Expected texts that tell the {kind} edit what was forgotten, found none; give text "
+            "like the pre-training data (--texts, or Settings(texts=...))."
         )
     made: list[At] = []
 

@@ -62,8 +62,8 @@ def save(
     and fine-tuned models with their fingerprints, the form, how many parameters changed, and
     `lost`: the largest share of a change's norm that was not kept, by the rank of an adapter or by
     the stored precision of whole weights.
-    Raises WorkbenchError before any work for a side that is in memory or quantised, and an `out`
-    that holds anything else, and for modules that no LoRA adapts.
+    Raises WorkbenchError before any work for a side that is in memory or quantised and an `out`
+    that holds anything else; also for modules that no LoRA adapts.
     """
     pair, out = made.pair, Path(out)
     require_free(out, EDITED)
@@ -82,7 +82,7 @@ def save(
     with replacing(out, EDITED) as fresh:
         if factors is not None and lora is not None:
             about |= _adapter(pair, lora, factors, fresh, out)
-        elif form == "adapter":
+        elif form == "adapter" or rank is not None:
             about |= {"form": "adapter"} | extracted(made, fresh, out, rank)
         else:
             about |= _whole(made, fresh)
@@ -112,30 +112,24 @@ def _require(made: Edit, form: str | None, rank: int | None) -> None:
                 )
 
 
-def _changes(made: Edit) -> Iterator[tuple[ParameterSite, Tensor, Tensor]]:
-    """Every parameter that is not the base's: (site, edited, base)."""
-    for site in made.pair.sites("all"):
-        edited = made.tensor(site)
-        if edited is not None:
-            yield site, edited, made.pair.delta(site).base
+def _changed(made: Edit) -> Iterator[ParameterSite]:
+    """Where an edited parameter is not the base's."""
+    return (site for site in made.pair.sites("all") if made.tensor(site) is not None)
 
 
 def _beside(made: Edit, lora: Lora) -> bool:
     """Whether more is edited than what the adapter adapts."""
     adapted = {f"{module}.weight" for module in lora.modules}
-    return any(made.pair.comparable[site.name] not in adapted for site, _, _ in _changes(made))
+    return any(made.pair.comparable[site.name] not in adapted for site in _changed(made))
 
 
 def _factored(made: Edit, lora: Lora, rank: int | None) -> dict[str, tuple[Factors, float]]:
     """Module -> the factors of its change, (out, in), and what they do not keep of it."""
     names = {f"{module}.weight": module for module in lora.modules}
     found = {}
-    for site, _, base in _changes(made):
+    for site in _changed(made):
         module = names[made.pair.comparable[site.name]]
-        # Not edited - base, whose rounding is of full rank and can be large beside a small change.
-        parts = [part.change(site) for part in made.parts]
-        total = sum((one for one in parts if one is not None), torch.zeros(base.shape))
-        found[module] = split(total, rank)
+        found[module] = split(made.change(site), rank)
     return found
 
 

@@ -12,7 +12,9 @@ edits of the base are
 and, of all models at once, their mean, and the centre-close point theta_0 + t (mean - theta_0) with
 the t of Model Stock (Jang et al. 2024, arXiv 2403.19522, eq. 4-5). The same part in every run is
 what the task, the data's order and the start decide; the random part of equal norm says what any
-part as large would do. Matrices alone are edited; what else changed is left the base's.
+part as large would do. Of the parts matrices alone are edited, and what else changed is left the
+base's (arm "matrices", all of their change, is the end to compare parts with); the mean and the
+centre-close point are of the whole change, with one t for all of it.
 
 It misleads for members that share a start or the order of their data: then more replicates than the
 task asks for. Few siblings have few directions between them, which may leave out what the task

@@ -38,6 +38,8 @@ GREY = "#767676"  # base, nulls and controls
 PALE = "#ececec"  # cells without a value
 MAP = "viridis"
 DIVERGING = "RdBu_r"  # centred on 0
+# Of curves that are no models, tasks and components: Okabe & Ito.
+CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", BLACK)
 DASHES = ((0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))  # how controls are distinguished
 RC: Any = {  # matplotlib types the keys of an rc mapping as literals
     "font.size": SMALL,

@@ -24,7 +24,6 @@ WATCHED = {
     "entropy": "entropy (nats)",
     "kl": "KL from the start (nats)",
 }
-CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito
 LINES = ("-", "--", ":", "-.")
 
 
@@ -98,8 +97,8 @@ def _gradients(
         component, _, factor = name.partition(".")
         place, dash = colours.index(component), factors.index(factor)
         values = np.array([one.get(part, np.nan) for one in norms], dtype=float)
-        here.plot(steps, values, color=CYCLE[place % len(CYCLE)], lw=1,
-                  ls=LINES[(dash + place // len(CYCLE)) % len(LINES)],
+        here.plot(steps, values, color=style.CYCLE[place % len(style.CYCLE)], lw=1,
+                  ls=LINES[(dash + place // len(style.CYCLE)) % len(LINES)],
                   label=f"{component} {factor}".strip())  # fmt: skip
     here.set_yscale("log")
     here.set(xlabel="step", ylabel=f"gradient norm {marks.LOG}")

@@ -70,7 +70,7 @@ class Options:
 
     def _option(self, answer: str, said: str) -> bool:
         if isinstance(self.scorer, Continuation):
-            return any(one.startswith(said) for one in self.known)
+            return any(one == said or one.startswith(f"{said} ") for one in self.known)
         if isinstance(self.scorer, Generation):
             return _plain(self.scorer.found(answer) or "") in self.known
         return said in self.known
@@ -82,6 +82,10 @@ class Patterns:
 
     def __init__(self, patterns: Mapping[str, str]) -> None:
         self.patterns: dict[str, re.Pattern[str]] = {}
+        if RIGHT in patterns:
+            raise WorkbenchError(
+                f"Expected kinds of wrong answers, found {RIGHT!r}; give it another name."
+            )
         for name, pattern in patterns.items():
             try:
                 self.patterns[name] = re.compile(pattern)
@@ -123,7 +127,8 @@ def kinds(
     prompts: prompts with answers, whose scorer says which are right. kind: how wrong answers are
     classified: a regular expression for each kind, of which the first that is found counts, or a
     function of a prompt and a wrong answer that names its kind; None tells another option of the
-    task, a refusal, an empty answer and any other apart.
+    task, a refusal, an empty answer and any other apart; of continuations only the first words are
+    known, so that refusals are told apart only where answers are written (`tasks.Generation`).
 
     Returns a Result with rows share, of the answers of a kind (side "base", "tuned"; category;
     baseline: the base's), and share_change, paired; transition, the share of the base's answers of
@@ -170,6 +175,11 @@ def _kinds(prompts: PromptSet, read: pd.DataFrame, named: Classifier) -> Iterato
             raise WorkbenchError(
                 f"Expected the kind of an answer to be a text, found {kind!r} for prompt "
                 f"{prompt.id!r}; return the kind's name."
+            )
+        if kind == RIGHT and not score:
+            raise WorkbenchError(
+                f"Expected a kind of wrong answers, found {RIGHT!r} for the wrong answer to prompt "
+                f"{prompt.id!r}; give it another name."
             )
         yield kind
 

@@ -186,7 +186,7 @@ def _compared(
         for row in found:
             if row["metric"].removeprefix("group_worst_") in ("score", "score_change"):
                 yield row | {"group": worst}
-    if len(names) == 2:
+    if len(names) == 2 and not _mixed(groups, names, of):
         sides = []
         for name in names:
             at = groups == name
@@ -194,6 +194,11 @@ def _compared(
             sides.append(change(one.before[at], one.after[at], clusters=own, same=same, seed=seed))
         told = {"group": f"{names[0]} less {names[1]}"}
         yield row_of(one.task, "group_change_difference", difference(*sides), 0.0) | told
+
+
+def _mixed(groups: NDArray[np.str_], names: Sequence[str], of: Any) -> bool:
+    """Whether some cluster has items of both groups, which are then not independent."""
+    return of is not None and bool({*of[groups == names[0]]} & {*of[groups == names[1]]})
 
 
 def _binary(one: Paired) -> bool:

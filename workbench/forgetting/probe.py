@@ -38,7 +38,7 @@ from workbench.forgetting.side_answers import (
     require_prompts,
     streams,
 )
-from workbench.forgetting.vocabulary import at_random, explaining, unembedding
+from workbench.forgetting.vocabulary import explaining, turned, unembedding
 from workbench.loaders import CheckpointPair
 from workbench.progress import progress
 from workbench.results.result import Result, describe
@@ -131,13 +131,17 @@ def probe(
     model wrong, its layer chosen on all others (on half of these where there are none): what is
     still there of what is lost. With basis="vocabulary" accuracy also of the arms "base,
     vocabulary" and "base, random directions" (and of the tuned model), kept (arm base, tuned), the
-    accuracy through the vocabulary over that of the full state (baseline: through random
-    directions), and kept_beyond_random, the difference of the two accuracies, paired. 95% intervals
-    over prompts. Raises WorkbenchError for fewer than two labels with enough prompts.
+    accuracy through the vocabulary over that of the full state (baseline: through directions
+    chosen in the same way from the vocabulary turned at random), and kept_beyond_random, the
+    difference of the two accuracies, paired. 95% intervals over prompts. Raises WorkbenchError for
+    fewer than two labels with enough prompts.
     """
     require_prompts(prompts)
-    if k < 1:
-        raise WorkbenchError(f"Expected k of at least 1 direction, found {k}.")
+    if k < 1 or basis not in ("state", "vocabulary"):
+        raise WorkbenchError(
+            'Expected basis "state" or "vocabulary" and k of at least 1 direction, found '
+            f"{basis!r} and {k}."
+        )
     base, tuned = both(pair, batch_size, device, dtype)
     labels, given = _labels(base, prompts, label), prompts
     prompts, codes, groups, dropped = _enough(prompts, labels, _groups(prompts, group), folds)
@@ -194,15 +198,16 @@ def probe(
 
 
 def _read_out(side: Side, states: Floats, k: int, seed: int) -> tuple[list[Floats], list[Floats]]:
-    """The states of every depth in the coordinates of k words, and of as many random directions."""
+    """The states of every depth in the coordinates of k words, and of as many directions chosen in
+    the same way from the vocabulary turned at random."""
     words = unembedding(side.model)
-    named, random = [], []
-    for own in states.astype(float):
-        frame, _ = explaining(own, words, k)
-        # Where no word explains anything, nothing is read.
-        named.append(own @ frame if frame.size else np.zeros((len(own), 1)))
-        random.append(own @ at_random(own.shape[1], max(1, frame.shape[1]), seed))
-    return named, random
+    found: tuple[list[Floats], list[Floats]] = ([], [])
+    for rows, made in zip((words, turned(words, seed)), found, strict=True):
+        for own in states.astype(float):
+            frame, _ = explaining(own, rows, k)
+            # Where no row explains anything, nothing is read.
+            made.append(own @ frame if frame.size else np.zeros((len(own), 1)))
+    return found
 
 
 def _labels(base: Side, prompts: PromptSet, label: str | None) -> list[Any]:

@@ -1,15 +1,19 @@
-"""A few directions of the vocabulary that explain hidden states best, and as many at random.
+"""A few directions of the vocabulary that explain hidden states best, and their control.
 
 The rows of the unembedding are directions that can be read as words. From them k are taken one
 after the other, each the one along which the states, less what the words before it explain, vary
 most (orthogonal least squares over a dictionary; Chen, Billings & Luo 1989). No label is seen, so
-that nothing is learned of what the states are then asked for.
+that nothing is learned of what the states are then asked for. The control chooses in the same way
+from the vocabulary turned at random: as many rows, of the same norms and angles, that name nothing.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from workbench.rotations import haar
 
 Floats = NDArray[np.float64]
 
@@ -37,10 +41,10 @@ def explaining(states: Floats, words: Floats, k: int) -> tuple[Floats, list[int]
     return basis, taken
 
 
-def at_random(width: int, k: int, seed: int) -> Floats:
-    """An orthonormal basis (width, k) of k random directions."""
-    drawn = np.random.default_rng([seed, width, k]).standard_normal((width, k))
-    return np.linalg.qr(drawn)[0]
+def turned(words: Floats, seed: int) -> Floats:
+    """The rows in a random rotation (Haar) of their space."""
+    turn = haar(words.shape[1], words.shape[1], torch.Generator().manual_seed(seed))
+    return words @ turn.numpy().astype(float)
 
 
 def unembedding(model: object) -> Floats:

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from workbench.errors import WorkbenchError
 from workbench.files.writing import OWN, Mark, finished, replacing, require_free, writing
 from workbench.lab import shipped
+from workbench.lab.member_in_training import MEMBER
 from workbench.lab.recipe import Recipe
-from workbench.lab.train import MEMBER, train
+from workbench.lab.train import train
 from workbench.loaders import Checkpoint
 from workbench.results.result import versions
 

@@ -67,8 +67,8 @@ class Known:
     an answer for.
     verdict: what became of the base's answers to `prompts`; "" where that is not asked. says: one
     plain sentence: what is true here. siblings: name -> folder of further models of the same base,
-    in their order; the tuned one is called "tuned" among them, and comes last. tasks: name ->
-    further prompts; a model's own are called as it is.
+    in their order, without the tuned one, which is called "tuned" beside them and comes last.
+    tasks: name -> further prompts; a model's own are called as it is.
     """
 
     name: str
@@ -85,6 +85,11 @@ class Known:
     tasks: Mapping[str, PromptSet] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if "tuned" in self.siblings:
+            raise WorkbenchError(
+                f"{self.name!r} has a sibling called 'tuned', which is what the tuned model is "
+                "called; give another name."
+            )
         if self.kind not in get_args(Kind):
             raise WorkbenchError(
                 f"{self.name!r} is of kind {self.kind!r}; use one of {', '.join(get_args(Kind))}."
@@ -116,9 +121,11 @@ class Known:
 
     def few(self, n: int) -> Known:
         """The same of n prompts, evenly spaced, which is all for a method that runs long."""
+        if n < 1:
+            raise WorkbenchError(f"Expected at least 1 prompt, found {n}.")
         if n >= len(self.prompts):
             return self
-        at = [round(i * (len(self.prompts) - 1) / (n - 1)) for i in range(n)]
+        at = [round(i * (len(self.prompts) - 1) / max(n - 1, 1)) for i in range(n)]
         left = frozenset((self.prompts[i].id,) for i in at)
         cut = {
             what: {kind: of & left if kind == "item" else of for kind, of in given.items()}

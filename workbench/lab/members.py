@@ -65,11 +65,19 @@ def adapter_of(
         up, down = (one.T for one in stored) if lora.is_embedding(module) else stored
         norms[module] = Factors(up * scale, down).norm
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    write_adapter_config(lora.config, base, folder, place)
+    return norms
+
+
+def write_adapter_config(
+    config: Mapping[str, Any], base: Checkpoint, folder: Path, place: Path
+) -> None:
+    """adapter_config.json over this base, whose path is told from `place`, where the folder will
+    stand."""
     local = base.folder if os.path.exists(str(base.reference)) else None
     told = str(base.reference) if local is None else os.path.relpath(local, place)
-    config = {**lora.config, "base_model_name_or_path": told}
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    return norms
+    whole = {**config, "base_model_name_or_path": told}
+    (folder / "adapter_config.json").write_text(json.dumps(whole, indent=2), encoding="utf-8")
 
 
 def plain_lora(pair: CheckpointPair) -> Lora | None:

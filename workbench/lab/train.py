@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
-import os
-import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 
-from workbench.errors import WorkbenchError, reason
+from workbench.errors import WorkbenchError
 from workbench.files.reading import read_json
-from workbench.files.writing import OWN, Mark, holds, replacing, require_free, writing
+from workbench.files.writing import require_free
 from workbench.lab.data import Batches, batches, fingerprint, prepare
+from workbench.lab.member_in_training import (
+    MEMBER,
+    STATE,
+    Evaluate,
+    Member,
+    require_same_run,
+    work_folder,
+)
 from workbench.lab.recipe import Recipe
 from workbench.lab.training_log import TrainingLog
 from workbench.loaders.adapters import read_adapter
@@ -29,14 +34,7 @@ from workbench.log import log
 from workbench.progress import progress
 from workbench.tasks.prompts import Prompt, PromptSet
 
-# A member is never trained over: it is kept, where it is of the same recipe.
-MEMBER = Mark("a trained model", lambda folder: (folder / "training.json").is_file())
-STATE = Mark(
-    "the saved state of a training run",
-    holds("state.pt", "start.pt", "log.jsonl", "steps", marked=lambda _: True),
-)
 SAVE_EVERY, SECONDS = 200, 60.0  # steps and time between saved states
-Evaluate = Callable[[Any, Any], dict[str, float]]
 
 
 class Watching(Protocol):
@@ -74,7 +72,7 @@ def train(
     ctrl-C; an interrupted run resumes from its last one, logs this, and ends in the same weights.
     compiled: run the steps through torch.compile, which pays off after some thousand steps. watch:
     a `workbench.integrations.Watch`, which measures the model while it is trained and may end the
-    run early; the weights are those of a run without.
+    run early; up to there the weights are those of a run without it.
 
     `out` holds a transformers model with its tokenizer, or a PEFT adapter, training.json (recipe,
     step, seed, scores), log.jsonl (at every evaluation the loss, the scores and what `TrainingLog`
@@ -85,7 +83,7 @@ def train(
     """
     out = Path(out)
     require_free(out, MEMBER)
-    require_free(_work(out), STATE)
+    require_free(work_folder(out), STATE)
     whole = recipe.method == "full" and start is not None
     model, tokenizer, reference = _load(start if whole else base, tokenizer)
     examples = prepare(tokenizer, texts, recipe.loss, recipe.max_length)
@@ -96,7 +94,14 @@ def train(
     if start is not None:
         run["start"] = Checkpoint.parse(start).fingerprint
     if (out / "training.json").is_file():
-        _same_run(run, read_json(out / "training.json"), out)
+        known = read_json(out / "training.json")
+        require_same_run(run, known, out)
+        done = known.get("step", recipe.steps)
+        if done < recipe.steps and watch is None:
+            raise WorkbenchError(
+                f"{out} holds a run that a watch ended at step {done} of {recipe.steps}; remove "
+                "the folder or choose another one."
+            )
         return out
     torch.manual_seed(recipe.seed)
     model = trainable(model, recipe)
@@ -105,18 +110,13 @@ def train(
     if device is not None:
         model.to(device)
     source = batches(examples, recipe.batch_size, recipe.seed, tokenizer)
-    diary = TrainingLog(model, source[0], recipe.precision, _work(out))
-    member = _Member(model, tokenizer, reference, run, out, diary)
+    diary = TrainingLog(model, source[0], recipe.precision, work_folder(out))
+    member = Member(model, tokenizer, reference, run, out, diary)
     member.work.mkdir(parents=True, exist_ok=True)
     lost = batches(losing, recipe.batch_size, recipe.seed, tokenizer) if losing else None
     done = _loop(member, recipe, source, lost, evaluate, save_every, compiled, watch)
     member.finish(done)
     return out
-
-
-def _work(out: Path) -> Path:
-    """Where a member is while it is trained."""
-    return out.parent / f".{out.name}.training"
 
 
 def trainable(model: Any, recipe: Recipe) -> Any:
@@ -192,7 +192,7 @@ def updates(model: Any, recipe: Recipe, source: Batches) -> Iterator[int]:
 
 
 def _loop(
-    member: _Member,
+    member: Member,
     recipe: Recipe,
     source: Batches,
     lost: Batches | None,
@@ -285,113 +285,6 @@ def _deferred() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
-class _Member:
-    """The member being trained and its working folder beside `out`."""
-
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        reference: str,
-        run: dict[str, Any],
-        out: Path,
-        diary: TrainingLog,
-    ) -> None:
-        self.model, self.tokenizer, self.reference = model, tokenizer, reference
-        self.run, self.out, self.diary = run, out, diary
-        self.work = _work(out)
-        self.scores: dict[str, float] = {}
-
-    def resume(self, optimizer: torch.optim.Optimizer) -> tuple[int, float | None]:
-        """Take up the saved state, if there is one; returns (steps done, running mean loss)."""
-        state = self._state(self.work / "state.pt")
-        if state is None:
-            # What was written before the first state is written again.
-            shutil.rmtree(self.work / "steps", ignore_errors=True)
-            (self.work / "log.jsonl").unlink(missing_ok=True)
-            self.diary.begin()
-            return 0, None
-        _same_run(self.run, state["run"], self.work)
-        named = dict(self.model.named_parameters())
-        with torch.no_grad():
-            for name, tensor in state["weights"].items():
-                named[name].copy_(tensor)
-        optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"])
-        self.scores = state["scores"]
-        self.diary.resume(state.get("watch"))
-        entries = (self.work / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        kept = [line for line in entries if json.loads(line)["step"] <= state["step"]]
-        with writing(self.work / "log.jsonl", OWN) as temporary:
-            temporary.write_text("".join(line + "\n" for line in kept))
-        return state["step"], state["mean"]
-
-    def _state(self, path: Path) -> dict[str, Any] | None:
-        """The saved state; None where there is none, or no whole one."""
-        if not path.is_file():
-            return None
-        try:
-            state = torch.load(path, weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file
-            log.warning(
-                "%s cannot be read (%s), so the training starts again.", path, reason(error)
-            )
-            return None
-        return state
-
-    def save_state(self, step: int, mean: float, optimizer: torch.optim.Optimizer) -> None:
-        state = {
-            "run": self.run,
-            "step": step,
-            "mean": mean,
-            "weights": {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad},
-            "optimizer": optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
-            "scores": self.scores,
-            "watch": self.diary.state(),
-        }
-        with writing(self.work / "state.pt", OWN) as temporary:
-            torch.save(state, temporary)
-
-    def log(self, step: int, loss: float | None, evaluate: Evaluate | None) -> None:
-        """Evaluate and append one line to log.jsonl: step, the running mean loss, what is watched,
-        the scores."""
-        self.scores = evaluate(self.model, self.tokenizer) if evaluate else {}
-        told = {"step": step, "loss": loss} | self.diary.told() | self.scores
-        with open(self.work / "log.jsonl", "a") as file:
-            file.write(json.dumps(told) + "\n")
-
-    def keep(self, step: int) -> None:
-        """Write the member as it is now to steps/step-000500/ and so on."""
-        place = Path("steps") / f"step-{step:06d}"
-        with replacing(self.work / place, OWN) as folder:
-            self._write(folder, step, self.out / place)
-
-    def finish(self, step: int) -> None:
-        """Write the final member and move the working folder to its place."""
-        self._write(self.work, step, self.out)
-        (self.work / "state.pt").unlink()
-        (self.work / "start.pt").unlink(missing_ok=True)
-        os.replace(self.work, self.out)
-
-    def _write(self, folder: Path, step: int, place: Path) -> None:
-        """`place` is where the folder will stand, from which the base's path is told."""
-        if hasattr(self.model, "peft_config"):
-            local = Path(self.reference).exists()
-            told = os.path.relpath(self.reference, place) if local else self.reference
-            config = self.model.peft_config["default"]
-            config.base_model_name_or_path = told
-            # peft keeps it as a set, whose order is another one in every process.
-            config.target_modules = sorted(config.target_modules)
-            self.model.save_pretrained(folder, save_embedding_layers=False)
-            (folder / "README.md").unlink(missing_ok=True)
-        else:
-            self.model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
-        about = self.run | {"step": step, "seed": self.run["recipe"]["seed"], "scores": self.scores}
-        (folder / "training.json").write_text(json.dumps(about, indent=1))
-
-
 def _factors_of(folder: Path, model: Any) -> None:
     """Give a PEFT model the factors of an adapter of the same shape."""
     from peft import set_peft_model_state_dict
@@ -419,14 +312,3 @@ def _load(base: str | Path | Any, tokenizer: Any) -> tuple[Any, Any, str]:
     if tokenizer is None:
         raise WorkbenchError("A model in memory needs its tokenizer too; pass tokenizer=.")
     return copy.deepcopy(base), tokenizer, str(base.config._name_or_path or "base")
-
-
-def _same_run(ours: dict[str, Any], theirs: dict[str, Any], place: Path) -> None:
-    # A recipe written before it had all of today's entries has their default values.
-    theirs = theirs | {"recipe": Recipe.from_dict(theirs["recipe"]).as_dict()}
-    for what in ("recipe", "texts", "forget"):
-        if ours.get(what) != theirs.get(what):
-            raise WorkbenchError(
-                f"{place} holds a training run with another {what}; remove the folder "
-                "or choose another one."
-            )

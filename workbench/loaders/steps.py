@@ -29,6 +29,8 @@ def load_steps(base: Reference, run: str | Path, *, every: int = 1) -> Family:
     model "end". every: 2 takes every second checkpoint, and so on, and always the last. Raises
     WorkbenchError where there is no checkpoint.
     """
+    if every < 1:
+        raise WorkbenchError(f"Expected every of at least 1, found {every}.")
     found, run = checkpoints(run), Path(run)
     if not found:
         raise WorkbenchError(

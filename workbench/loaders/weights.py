@@ -18,26 +18,17 @@ from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError, reason
 from workbench.files.reading import MIB, read_json
+from workbench.files.tensors import DTYPES
 from workbench.loaders.experts import Where, stored_name
 from workbench.loaders.foreign_formats import foreign, pointers
 from workbench.loaders.headers import safetensors_header
 from workbench.loaders.staging import STORED
 
-SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
+SAFETENSORS_DTYPES = {name: DTYPES[name] for name in ("F64", "F32", "F16", "BF16")}
 # Indices and masks, which an adapter may have beside its numbers.
-WHOLE_DTYPES = {
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+WHOLE_DTYPES = {name: DTYPES[name] for name in ("I64", "I32", "I16", "I8", "U8", "BOOL")}
 # Numbers that mean something only times a scale that is another tensor.
-SCALED_DTYPES = {
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
-}  # fmt: skip
+SCALED_DTYPES = {name: own for name, own in DTYPES.items() if name.startswith("F8_")}
 # Numbers of 8 bits and less mean something only times a scale that is another tensor.
 SCALED = ("F8_", "F6_", "F4")
 

@@ -114,6 +114,14 @@ class Edit:
                 total = start.float().to(change.device) + change
         return total
 
+    def change(self, site: ParameterSite) -> Tensor:
+        """What the edit adds to the base's parameter, float32 on the CPU, (out, in) or (n,): its
+        parts' sum. Not `tensor` less the base, whose rounding is of full rank, and can be large
+        beside a small change."""
+        parts = [part.change(site) for part in self.parts]
+        nothing = torch.zeros(self.pair.delta(site).base.shape)
+        return sum((one.cpu() for one in parts if one is not None), nothing)
+
     def tensors(self) -> dict[str, Tensor]:
         """Base name -> edited parameter, for every parameter that is not the base's."""
         for part in self.parts:

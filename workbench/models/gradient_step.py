@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.errors import WorkbenchError
-from workbench.loaders.devices import home, offloaded
-from workbench.models.task_gradient import gradients_of
+from workbench.loaders.devices import home
+from workbench.models.task_gradient import gradients_of, require_gradients
 from workbench.tasks.batching import Encoded, encode, pad_id, padded
 from workbench.tasks.prompts import Prompt
 
@@ -26,11 +25,7 @@ def answer_gradients(
     """Mean over the prompts of -log p(answer) in nats, its tokens summed, and its gradient by the
     name that the model gives each parameter, float32; dropout is off. The model is as it was
     afterwards. Raises WorkbenchError where parts of the model lie nowhere between their runs."""
-    if any(map(offloaded, model.modules())):
-        raise WorkbenchError(
-            "Expected a model whose parameters lie on a device, found some that are offloaded and "
-            'have no gradient; give one device, such as "cuda:0".'
-        )
+    require_gradients(model)
     own = dict(model.named_parameters())
     coded = [encode(words, prompt) for prompt in prompts]
     modes = [(module, module.training) for module in model.modules()]

@@ -98,7 +98,7 @@ def text_gradients(
     """The gradient of the mean loss of texts, in nats a token, by base name, each (out, in), at the
     parameters that the model has now. Texts longer than the model reads are cut, as they are where
     their loss is measured (`tasks.score.text_loss`)."""
-    _require_at_home(model)
+    require_gradients(model)
     words = pair.base.tokenizer()
     parts = [part.ids for part in pieces(model, words, texts)[0] if len(part.ids) > 1]
     total, fill = sum(len(ids) - 1 for ids in parts), pad_id(words)
@@ -112,7 +112,7 @@ def text_gradients(
     return by_site(pair, model, nats, [len(ids) for ids in parts], batch_size)[1]
 
 
-def _require_at_home(model: Any) -> None:
+def require_gradients(model: Any) -> None:
     """Raises WorkbenchError where parts of the model lie nowhere between their runs."""
     if any(map(offloaded, model.modules())):
         raise WorkbenchError(
@@ -135,10 +135,6 @@ class Teacher:
         words = self.pair.base.tokenizer()
         self.rows: list[Row] = rows(words, self.prompts, answers=True)
         self.fill = pad_id(words)
-
-    def require_gradients(self) -> None:
-        """Raises WorkbenchError where parts of the model lie nowhere between their runs."""
-        _require_at_home(self.model)
 
     def gradients(self, places: Sequence[int]) -> tuple[float, dict[str, Tensor]]:
         """Mean over these prompts of -log p(answer), nats, and its gradient by base name, each

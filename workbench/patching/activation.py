@@ -126,6 +126,8 @@ def activation(
     with pair.models(device, named_dtype(dtype)) as run:
         where = places.default_positions(clean) if positions == "named" else positions
         named = meant.asked(where, sites)
+        if with_ != CORRUPTED:
+            meant.require_one_run(named, with_)
         chosen = places.patches(
             Layout(run.tuned), sites, places.resolved(clean, where), window=window
         )

@@ -24,10 +24,8 @@ are not (AUROC .75 on the pair that sorts; `make truth`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace as replace_site
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,10 +35,9 @@ from torch import Tensor
 from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
-from workbench.models import Layout, Site, replace
-from workbench.models.rerun import Rerun, answers_only, predictors
+from workbench.models import Layout
+from workbench.models.rerun import Rerun
 from workbench.models.sides import Sides, named_dtype
-from workbench.models.sites import pick
 from workbench.patching import edges as graph
 from workbench.patching import patches as places
 from workbench.patching import places as meant
@@ -48,130 +45,20 @@ from workbench.patching import sweep as shared
 from workbench.patching.activation import SIDES, asked, partners, tokens_of
 from workbench.patching.answered import answered
 from workbench.patching.cross_model import with_answers
-from workbench.patching.edges import EMBEDDING
-from workbench.patching.metrics import Asked, Metric, metric_of, require_smooth
+from workbench.patching.first_order import Attributed, Job
+from workbench.patching.metrics import Asked, metric_of, require_smooth
 from workbench.patching.patches import COLUMNS, Patch, Position, Where
-from workbench.patching.per_prompt import stored
 from workbench.patching.strongest import halves, said_of_halves
 from workbench.patching.sweep import Side
-from workbench.patching.sweep_plan import Plan, counted
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
 from workbench.stats import ratios, spearman
 from workbench.tasks import PromptSet
-from workbench.tasks.batching import Batch, Row, batch, in_batches, pad_id
+from workbench.tasks.batching import Row, batch, in_batches, pad_id
 
 KEY = "patching.attribution"
 ACROSS = "tuned->base"
 EDGES = 2000  # of the strongest, in the table
-
-
-class Observed(NamedTuple):
-    """One run. logits: (batch, answer, vocabulary). metric: (batch,). values, slopes: whole site ->
-    activation, and the gradient of its prompt's metric there (empty unless asked for), shapes as in
-    Site."""
-
-    logits: Tensor
-    metric: Tensor
-    values: dict[Site, Tensor]
-    slopes: dict[Site, Tensor]
-
-
-class Attributed(NamedTuple):
-    """First-order effects on the metric itself. effects, shuffled: (patches, prompts); edges:
-    (edges, prompts). zero, one: (prompts,), the metric in the destination's and source's runs."""
-
-    effects: np.ndarray
-    shuffled: np.ndarray
-    edges: np.ndarray
-    zero: np.ndarray
-    one: np.ndarray
-
-    def kept(self, side: str, measure: str) -> dict[str, np.ndarray]:
-        """The tensors of single prompts: effects under "attribution", the metric in the two runs
-        under its own name."""
-        runs = stored(side, "destination", {measure: self.zero})
-        runs |= stored(side, "source", {measure: self.one})
-        edges = {"edge_attribution": self.edges} if len(self.edges) else {}
-        return runs | stored(side, "patch", {"attribution": self.effects} | edges)
-
-
-def observe(
-    model: Any,
-    inputs: Batch,
-    sites: Collection[Site],
-    measure: str,
-    *,
-    slopes: bool = True,
-    stream: Tensor | None = None,
-    metric: Metric | None = None,
-    reference: Tensor | None = None,
-) -> Observed:
-    """Run `inputs` once and, for the slopes, backwards once, for all whole sites together.
-
-    measure: of `metrics.measured`, or of `metric` by its name, with the `reference`'s logits; the
-    run's own where there is no reference. stream: (batch, token, width), instead of the embedding.
-    """
-    values: dict[Site, Tensor] = {}
-    zeros: dict[Site, Tensor] = {}
-
-    def keep(site: Site, full: Tensor) -> Tensor:
-        full = stream if stream is not None and site == EMBEDDING else full
-        values[site] = full.detach()
-        if not slopes:
-            return full
-        # Adding zero changes no value, and the gradient of what is added is the activation's.
-        zeros[site] = torch.zeros_like(full, requires_grad=True)
-        return full + zeros[site]
-
-    wanted = {*sites, *([] if stream is None else [EMBEDDING])}
-    with (
-        torch.set_grad_enabled(slopes),
-        replace(model, {site: partial(keep, site) for site in wanted}),
-        answers_only(Layout(model), predictors(inputs)),
-    ):
-        logits = model(**inputs.inputs, use_cache=False).logits
-        goal = logits.detach() if reference is None else reference
-        scored = shared.measured(logits[None], inputs, goal, metric)[measure][0]
-        found: Sequence[Tensor] = ()
-        if slopes:
-            # Rows do not see each other, so that the sum's gradient is every row's own.
-            found = torch.autograd.grad(
-                scored.nansum(), list(zeros.values()), allow_unused=True, materialize_grads=True
-            )
-    return Observed(logits.detach(), scored.detach(), values, dict(zip(zeros, found, strict=False)))
-
-
-def first_order(
-    patches: Sequence[Patch],
-    source: tuple[Batch, Mapping[Site, Tensor]],
-    destination: tuple[Batch, Mapping[Site, Tensor]],
-    slopes: Mapping[Site, Tensor],
-) -> Tensor:
-    """sum (source - destination) . slope over each patch's tokens and features, (patches, batch).
-
-    source, destination: a batch and its activations by whole site.
-    """
-    products: dict[Site, Tensor] = {}
-
-    def product(place: Site) -> Tensor:
-        def at(inputs: Batch, kept: Mapping[Site, Tensor]) -> Tensor:
-            index = None if place.position is None else inputs.index(place.position)
-            return pick(place, kept[place.whole], index).float()
-
-        return (meant.taken(place, at(*source)) - at(*destination)) * at(destination[0], slopes)
-
-    found = []
-    for patch in patches:
-        total = torch.zeros(len(destination[0].rows), device=destination[0].ids.device)
-        for site in patch.sites:
-            place = replace_site(site, head=None, neuron=None)
-            if place not in products:
-                products[place] = product(place)
-            own = pick(replace_site(site, position=None), products[place], None)
-            total = total + own.flatten(1).sum(1)
-        found.append(total)
-    return torch.stack(found)
 
 
 @analysis(
@@ -254,7 +141,7 @@ def attribution(
             job = Job(*ends, *settings, edges and side != ACROSS, batch_size, device)
             job.plan(exact).require(f"attribution {side}", device, large)
             made = job.attributed()
-            table, told = job.table(made, exact, seed)
+            table, told = table_of(job, made, exact, seed)
             tables.append(table.assign(side=side))
             tensors |= made.kept(side, measure)
             notes += [f"{pair.name}, {side}: {note}" for note in told]
@@ -300,230 +187,132 @@ def _ends(
     return ends | ({ACROSS: (Side(run.base, clean), Side(run.tuned, clean))} if across else {})
 
 
-class Job(NamedTuple):
-    """One destination and source, ready to be attributed and checked."""
+def table_of(job: Job, made: Attributed, exact: int, seed: int) -> tuple[pd.DataFrame, list[str]]:
+    """Every row of this side, and notes."""
+    gap = made.one - made.zero
+    table = _rows(job.patches, shared.shares(made.effects, gap, seed), "attribution")
+    pick, report = halves(gap.size, seed)
+    sizes = ratios(made.effects[:, pick], draws=1).value  # defined where no share of the gap is
+    groups = strongest_and_random(sizes, exact, seed)
+    top = groups["top"]
+    again = [job.patches[i] for i in top]
+    parts = [table, shared.random_site(table)]
+    if top:
+        shuffled = made.shuffled[np.ix_(top, report)]
+        turned = shared.shares(shuffled, gap[report], seed)
+        parts.append(_rows(again, turned, "attribution").assign(arm="shuffled", group="top"))
+    parts += [
+        _checked(job, made.effects, own, report, name, seed) for name, own in groups.items() if own
+    ]
+    notes = [
+        f"{len(job.patches)} patches cost {2 + (job.steps > 1) + job.steps} forward and "
+        f"{job.steps} backward passes of the prompts.",
+        *([said_of_halves(pick, report, "The strongest entries")] if top else []),
+        *shared.meaningful(
+            {job.measure: made.zero},
+            {job.measure: made.one},
+            "The two runs",
+            seed,
+            measures=[job.measure],
+        ),
+    ]
+    if job.edges:
+        links, told = _edges(job, made.edges, gap, pick, report, exact, seed)
+        parts.append(links)
+        notes.append(told)
+    whole = pd.concat(parts, ignore_index=True)
+    return whole.astype(dict.fromkeys(("layer", "head", "neuron"), "Int64")), notes
 
-    destination: Side
-    source: Side
-    patches: Sequence[Patch]
-    words: Any
-    measure: str
-    metric: Metric | None
-    steps: int
-    edges: bool
-    batch_size: int
-    device: str
 
-    def plan(self, exact: int) -> Plan:
-        """The plain and the shuffled runs, a run back for every step, and the exact patches."""
-        model, given = self.destination.model, self.destination.rows
-        kinds = {site.whole for patch in self.patches for site in patch.sites}
-        forwards = 3.0 + 3 * self.steps + exact * (2 + 2 * self.edges)
-        known = (kinds, self.words, self.batch_size, self.device)
-        return counted(model, given, len(self.patches), forwards, *known, gradients=True)
+def _checked(
+    job: Job,
+    effects: np.ndarray,
+    own: Sequence[int],
+    report: Sequence[int],
+    group: str,
+    seed: int,
+) -> pd.DataFrame:
+    """These patches made in earnest on the reporting prompts, their attribution there, and how
+    both order them. effects: first-order, (patches, prompts)."""
+    again = [job.patches[i] for i in own]
+    here, there = (
+        Side(side.model, [side.rows[i] for i in report]) for side in (job.destination, job.source)
+    )
+    made = shared.sweep(
+        *(here, there, again, job.words),
+        metric=job.metric,
+        batch_size=job.batch_size,
+        device=job.device,
+        label=f"exact, {group}",
+        large=None,
+    )
+    zero, one = made.destination, made.source
+    found = shared.summary(made, again, zero=zero, one=one, seed=seed, measures=[job.measure])
+    found = found[found["metric"] == f"recovered:{job.measure}"].assign(metric="exact")
+    estimated = effects[np.ix_(own, report)]
+    gap = one[job.measure] - zero[job.measure]
+    picked = _rows(again, shared.shares(estimated, gap, seed), "attribution")
+    change = ratios(made.patched[job.measure] - zero[job.measure]).value
+    agreement = spearman(ratios(estimated).value, change, seed=seed)
+    row = {"arm": "patch", "metric": "rank_correlation"} | agreement._asdict()
+    parts = [found, picked.assign(arm="picked"), pd.DataFrame([row])]
+    return pd.concat(parts, ignore_index=True).assign(group=group)
 
-    def attributed(self) -> Attributed:
-        """Every patch's first-order effect on every prompt."""
-        # Edges are summed over all tokens, and all tokens' embeddings are interpolated.
-        whole = [Patch((EMBEDDING,))] if self.edges or self.steps > 1 else []
-        shared.require_aligned(self.destination.rows, self.source.rows, [*self.patches, *whole])
-        links = graph.links(Layout(self.destination.model)) if self.edges else []
-        size = len(self.destination.rows)
-        shape = (len(self.patches), size)
-        made = Attributed(
-            *(np.full(shape, np.nan), np.full(shape, np.nan), np.full((len(links), size), np.nan)),
-            *(np.full(size, np.nan), np.full(size, np.nan)),
+
+def _edges(
+    job: Job,
+    effects: np.ndarray,
+    gap: np.ndarray,
+    pick: Sequence[int],
+    report: Sequence[int],
+    exact: int,
+    seed: int,
+) -> tuple[pd.DataFrame, str]:
+    """The strongest edges' rows, some made in earnest, and a note on how many are left out."""
+    links = graph.links(Layout(job.destination.model))
+    names = pd.DataFrame([link.named for link in links])
+    found = shared.shares(effects, gap, seed)
+    table = names.assign(metric="edge_attribution", **found._asdict())
+    sizes = ratios(effects[:, pick], draws=1).value
+    groups = strongest_and_random(sizes, exact, seed)
+    kept = strongest_and_random(sizes, EDGES, seed)["top"]
+    parts = [table.iloc[kept]]
+    for group, own in groups.items():
+        if not own:
+            continue
+        changes = _exact_edges(job, [links[i] for i in own], report)
+        values = shared.shares(changes, gap[report], seed)
+        estimated = ratios(effects[np.ix_(own, report)], draws=1).value
+        agreement = spearman(estimated, ratios(changes).value, seed=seed)._asdict()
+        rows = names.iloc[own].assign(metric="edge_exact", **values._asdict())
+        agreed = pd.DataFrame([{"metric": "edge_rank_correlation"} | agreement])
+        # The random ones are not among the strongest, and stand in no other row.
+        also = table.iloc[[i for i in own if i not in kept]]
+        parts += [part.assign(group=group) for part in (rows, agreed, also)]
+    table = pd.concat(parts, ignore_index=True).assign(component="edge", arm="patch")
+    return table, f"the table has the {len(kept)} strongest of {len(links)} edges."
+
+
+def _exact_edges(job: Job, chosen: Sequence[graph.Link], report: Sequence[int]) -> np.ndarray:
+    """What each edge made in earnest changes the metric by, (edges, reporting prompts)."""
+    found = np.full((len(chosen), len(report)), np.nan)
+    wanted = graph.needed(Layout(job.destination.model))
+
+    def run(at: list[int]) -> Tensor:
+        places = [report[i] for i in at]
+        there, here = (
+            Rerun(side.model, batch(side.rows, places, job.device, pad_id(job.words)), wanted)
+            for side in (job.source, job.destination)
         )
-        lengths = [len(row.fed) for row in self.destination.rows]
-        for at, found in in_batches(lengths, self.batch_size, self._batch):
-            for kept, value in zip(made, found, strict=True):
-                kept[..., at] = value.cpu().numpy()
-        return made
+        logits = torch.cat([here.logits, graph.exact_logits(there, here, chosen)])
+        known = (here.inputs, there.logits[0], job.metric)
+        scored = shared.measured(logits, *known)[job.measure]
+        return scored[1:] - scored[:1]
 
-    def _batch(self, at: list[int]) -> tuple[Tensor, ...]:
-        """As Attributed, for the prompts at these numbers."""
-        fill = pad_id(self.words)
-        there = batch(self.source.rows, at, self.device, fill)
-        here = batch(self.destination.rows, at, self.device, fill)
-        layout = Layout(self.destination.model)
-        kinds = {site.whole for patch in self.patches for site in patch.sites}
-        kinds |= {EMBEDDING, *(graph.needed(layout) if self.edges else ())}
-        goal = self._observe(self.source.model, there, kinds, None, slopes=False)
-        start = self._observe(
-            self.destination.model, here, kinds, goal.logits, slopes=self.steps == 1
-        )
-        others, alone = shared.turned(shared.shuffle(self.source.rows), at)
-        turned = batch(self.source.rows, others, self.device, fill)
-        away = self._observe(self.source.model, turned, kinds, None, slopes=False)
-        ends = (there, goal.values), (here, start.values)
-        effects = shuffled = links = torch.zeros(())
-        for step in self._path(start, goal, here, kinds):
-            effects = effects + first_order(self.patches, *ends, step.slopes)
-            shuffled = shuffled + first_order(
-                self.patches, (turned, away.values), ends[1], step.slopes
-            )
-            if self.edges:
-                links = links + graph.scores(
-                    self.destination.model, goal.values, start.values, step.values, step.slopes
-                )
-        shuffled = shuffled.masked_fill(alone.to(shuffled.device), torch.nan)
-        unknown = start.metric.isnan()
-        effects, shuffled, links = (
-            (part / self.steps).masked_fill(unknown, torch.nan)
-            for part in (effects, shuffled, links)
-        )
-        return effects, shuffled, links, start.metric, goal.metric
-
-    def _observe(
-        self,
-        model: Any,
-        inputs: Batch,
-        kinds: Collection[Site],
-        reference: Tensor | None,
-        **how: Any,
-    ) -> Observed:
-        """One run, judged by this job's metric; without a reference it is its own."""
-        known = {"metric": self.metric, "reference": reference}
-        return observe(model, inputs, kinds, self.measure, **known, **how)
-
-    def _path(
-        self, start: Observed, goal: Observed, here: Batch, kinds: Collection[Site]
-    ) -> Iterator[Observed]:
-        """The runs whose gradients are averaged: the destination's own, or those on the way."""
-        if self.steps == 1:
-            yield start
-            return
-        ends = start.values[EMBEDDING], goal.values[EMBEDDING]
-        for step in range(self.steps):
-            stream = torch.lerp(*ends, (step + 0.5) / self.steps)
-            yield self._observe(self.destination.model, here, kinds, goal.logits, stream=stream)
-
-    def table(self, made: Attributed, exact: int, seed: int) -> tuple[pd.DataFrame, list[str]]:
-        """Every row of this side, and notes."""
-        gap = made.one - made.zero
-        table = _rows(self.patches, shared.shares(made.effects, gap, seed), "attribution")
-        pick, report = halves(gap.size, seed)
-        sizes = ratios(made.effects[:, pick], draws=1).value  # defined where no share of the gap is
-        groups = strongest_and_random(sizes, exact, seed)
-        top = groups["top"]
-        again = [self.patches[i] for i in top]
-        parts = [table, shared.random_site(table)]
-        if top:
-            shuffled = made.shuffled[np.ix_(top, report)]
-            turned = shared.shares(shuffled, gap[report], seed)
-            parts.append(_rows(again, turned, "attribution").assign(arm="shuffled", group="top"))
-        parts += [
-            self._checked(made.effects, own, report, name, seed)
-            for name, own in groups.items()
-            if own
-        ]
-        notes = [
-            f"{len(self.patches)} patches cost {2 + (self.steps > 1) + self.steps} forward and "
-            f"{self.steps} backward passes of the prompts.",
-            *([said_of_halves(pick, report, "The strongest entries")] if top else []),
-            *shared.meaningful(
-                {self.measure: made.zero},
-                {self.measure: made.one},
-                "The two runs",
-                seed,
-                measures=[self.measure],
-            ),
-        ]
-        if self.edges:
-            links, told = self._edges(made.edges, gap, pick, report, exact, seed)
-            parts.append(links)
-            notes.append(told)
-        whole = pd.concat(parts, ignore_index=True)
-        return whole.astype(dict.fromkeys(("layer", "head", "neuron"), "Int64")), notes
-
-    def _checked(
-        self,
-        effects: np.ndarray,
-        own: Sequence[int],
-        report: Sequence[int],
-        group: str,
-        seed: int,
-    ) -> pd.DataFrame:
-        """These patches made in earnest on the reporting prompts, their attribution there, and how
-        both order them. effects: first-order, (patches, prompts)."""
-        again = [self.patches[i] for i in own]
-        here, there = (
-            Side(side.model, [side.rows[i] for i in report])
-            for side in (self.destination, self.source)
-        )
-        made = shared.sweep(
-            *(here, there, again, self.words),
-            metric=self.metric,
-            batch_size=self.batch_size,
-            device=self.device,
-            label=f"exact, {group}",
-            large=None,
-        )
-        zero, one = made.destination, made.source
-        found = shared.summary(made, again, zero=zero, one=one, seed=seed, measures=[self.measure])
-        found = found[found["metric"] == f"recovered:{self.measure}"].assign(metric="exact")
-        estimated = effects[np.ix_(own, report)]
-        gap = one[self.measure] - zero[self.measure]
-        picked = _rows(again, shared.shares(estimated, gap, seed), "attribution")
-        change = ratios(made.patched[self.measure] - zero[self.measure]).value
-        agreement = spearman(ratios(estimated).value, change, seed=seed)
-        row = {"arm": "patch", "metric": "rank_correlation"} | agreement._asdict()
-        parts = [found, picked.assign(arm="picked"), pd.DataFrame([row])]
-        return pd.concat(parts, ignore_index=True).assign(group=group)
-
-    def _edges(
-        self,
-        effects: np.ndarray,
-        gap: np.ndarray,
-        pick: Sequence[int],
-        report: Sequence[int],
-        exact: int,
-        seed: int,
-    ) -> tuple[pd.DataFrame, str]:
-        """The strongest edges' rows, some made in earnest, and a note on how many are left out."""
-        links = graph.links(Layout(self.destination.model))
-        names = pd.DataFrame([link.named for link in links])
-        found = shared.shares(effects, gap, seed)
-        table = names.assign(metric="edge_attribution", **found._asdict())
-        sizes = ratios(effects[:, pick], draws=1).value
-        groups = strongest_and_random(sizes, exact, seed)
-        kept = strongest_and_random(sizes, EDGES, seed)["top"]
-        parts = [table.iloc[kept]]
-        for group, own in groups.items():
-            if not own:
-                continue
-            changes = self._exact_edges([links[i] for i in own], report)
-            values = shared.shares(changes, gap[report], seed)
-            estimated = ratios(effects[np.ix_(own, report)], draws=1).value
-            agreement = spearman(estimated, ratios(changes).value, seed=seed)._asdict()
-            rows = names.iloc[own].assign(metric="edge_exact", **values._asdict())
-            agreed = pd.DataFrame([{"metric": "edge_rank_correlation"} | agreement])
-            # The random ones are not among the strongest, and stand in no other row.
-            also = table.iloc[[i for i in own if i not in kept]]
-            parts += [part.assign(group=group) for part in (rows, agreed, also)]
-        table = pd.concat(parts, ignore_index=True).assign(component="edge", arm="patch")
-        return table, f"the table has the {len(kept)} strongest of {len(links)} edges."
-
-    def _exact_edges(self, chosen: Sequence[graph.Link], report: Sequence[int]) -> np.ndarray:
-        """What each edge made in earnest changes the metric by, (edges, reporting prompts)."""
-        found = np.full((len(chosen), len(report)), np.nan)
-        wanted = graph.needed(Layout(self.destination.model))
-
-        def run(at: list[int]) -> Tensor:
-            places = [report[i] for i in at]
-            there, here = (
-                Rerun(side.model, batch(side.rows, places, self.device, pad_id(self.words)), wanted)
-                for side in (self.source, self.destination)
-            )
-            logits = torch.cat([here.logits, graph.exact_logits(there, here, chosen)])
-            known = (here.inputs, there.logits[0], self.metric)
-            scored = shared.measured(logits, *known)[self.measure]
-            return scored[1:] - scored[:1]
-
-        lengths = [len(self.destination.rows[i].fed) for i in report]
-        for at, change in in_batches(lengths, self.batch_size, run):
-            found[:, at] = change.cpu().numpy()
-        return found
+    lengths = [len(job.destination.rows[i].fed) for i in report]
+    for at, change in in_batches(lengths, job.batch_size, run):
+        found[:, at] = change.cpu().numpy()
+    return found
 
 
 def strongest_and_random(values: np.ndarray, most: int, seed: int) -> dict[str, list[int]]:

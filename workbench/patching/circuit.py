@@ -2,8 +2,8 @@
 
 A circuit is a set of heads in groups, each group at its own position in the prompt. Every head is
 ablated (by default its z is replaced by the mean over other prompts at the same token) at every
-token, but a
-circuit's heads where their group acts; MLPs stay. With F the mean score and M the whole model,
+token, but a circuit's heads where their group acts; MLPs stay. With F the mean score and M the
+whole model,
 
     faithfulness = F(C) / F(M)                         for accuracy, as in the paper
     faithfulness = (F(C) - F(0)) / (F(M) - F(0))       for the logit difference, 0: all ablated
@@ -22,56 +22,48 @@ nearly all heads is always faithful: compare with the random ones, and look at t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
 from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
-from workbench.models import Layout, Site
-from workbench.models.rerun import Outside, Rerun, Write
+from workbench.models import Site
 from workbench.models.sides import named_dtype
 from workbench.patching import places as meant
 from workbench.patching import sweep as shared
 from workbench.patching.activation import KNOWN, SIDES, asked, partners, require_sides
 from workbench.patching.circuit_discovery import GROUPS, Circuit, Group, discover, heads, nearest
 from workbench.patching.circuit_files import placed
-from workbench.patching.metrics import Asked, Metric, measures, metric_of
+from workbench.patching.circuit_runs import Judge, Kept, every_head
+from workbench.patching.metrics import Asked, metric_of
 from workbench.patching.patches import Position, require_one_width
 from workbench.patching.path import Head
 from workbench.patching.per_prompt import stored
 from workbench.patching.replacements import (
-    MEAN,
-    MEAN_POSITION,
     OTHER,
-    Replacement,
     Running,
-    Standing,
     With,
     require_with,
 )
 from workbench.patching.sweep import Side
 from workbench.patching.sweep_plan import counted
-from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
 from workbench.stats import ratios
 from workbench.stats import shares as scored
 from workbench.tasks import PromptSet
-from workbench.tasks.batching import Batch, Row, batch, in_batches, pad_id
+from workbench.tasks.batching import Row, pad_id
+from workbench.tasks.prompts import require_halves
 
 KEY = "patching.circuit"
-MEASURES = ("score", "logit_difference")
 RANDOM = 10
 RUNS = ("model", "all ablated", "circuit", "random")
 Keep = Literal["position", "everywhere"]
 KEEP: tuple[Keep, ...] = get_args(Keep)
-Kept = Mapping[Head, frozenset[Position]]  # head -> where it is kept; None: everywhere
 
 
 @analysis(
@@ -135,8 +127,7 @@ def circuit(
     over the circuits for arm "random". tensors "per_prompt/SIDE/CIRCUIT, RUN/METRIC", (1 or runs,
     prompts), for the runs of `RUNS`. Raises WorkbenchError without prompts to split in two.
     """
-    if len(prompts) < 8:
-        raise WorkbenchError(f"Expected at least 8 prompts, to split in two; found {len(prompts)}.")
+    require_halves(len(prompts), least=4)
     require_sides(sides)
     require_with(with_, KNOWN)
     looked = nearest(paths, depth)
@@ -148,6 +139,12 @@ def circuit(
     clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
     at = {group.name: group.position for group in paths} if keep == "position" else {}
     theirs = {name: placed(own) for name, own in (circuits or {}).items()}
+    taken = [name for name in theirs if name in SIDES or "/" in name]
+    if taken:
+        raise WorkbenchError(
+            "Expected circuits of other names than base and tuned, and without '/', found "
+            f"{taken[0]!r}; rename it in the file."
+        )
     named = meant.asked([place for _, at in theirs.values() for place in at.values()])
     clean, _ = meant.placed(named, clean, clean)
     for own, places in theirs.values():
@@ -182,7 +179,7 @@ def circuit(
             model, other = (run.base, run.tuned)[:: 1 if side == "base" else -1]
             giver = (other, clean) if with_ == OTHER else (model, dirty)
             how = Running(pad_id(words), batch_size, device)
-            judged = _Judge.of(model, clean, (find, judge), with_, giver, how, asking)
+            judged = Judge.of(model, clean, (find, judge), with_, giver, how, asking)
             for name, own in known.items():
                 where = at | theirs[name][1] if name in theirs else at
                 table, made = _judged(judged, own, where, random, minimal, seed)
@@ -219,114 +216,6 @@ def circuits_of(result: Result) -> dict[str, dict[str, list[Head]]]:
     return found
 
 
-def every_head(layout: Layout) -> list[Head]:
-    """(layer, head) of every head; raises where a model has none."""
-    known = [layout.check(Site("z", layer)) for layer in layout.where("z") or [0]]
-    return [(z.layer, head) for z in known for head in range(layout.count(z))]
-
-
-class _Judge(NamedTuple):
-    """One model whose heads can be ablated."""
-
-    model: Any
-    rows: Sequence[Row]
-    replaced: Replacement
-    metric: Metric | None = None
-
-    @classmethod
-    def of(
-        cls,
-        model: Any,
-        clean: Sequence[Row],
-        split: tuple[Sequence[int], Sequence[int]],
-        how: str,
-        giver: tuple[Any, Sequence[Row]],
-        where: Running,
-        metric: Metric | None = None,
-    ) -> _Judge:
-        """split: the prompts that means are over, and those that judge."""
-        find, judge = ([clean[i] for i in half] for half in split)
-        sites = [Site("z", layer) for layer in Layout(model).where("z")]
-        if how == MEAN and len({len(row.fed) for row in clean}) == 1:
-            how = MEAN_POSITION
-        given = (giver[0], [giver[1][i] for i in split[1]])
-        rows = find if how in (MEAN, MEAN_POSITION) else judge
-        return cls(
-            model, judge, Replacement.of(how, model, rows, sites, where, giver=given), metric
-        )
-
-    @property
-    def measures(self) -> list[str]:
-        """By which it judges."""
-        return measures(self.metric, MEASURES)
-
-    @property
-    def every(self) -> list[Head]:
-        return every_head(Layout(self.model))
-
-    def ablated(self, runs: Sequence[Kept]) -> dict[str, np.ndarray]:
-        """metric -> (runs, prompts), with these heads ablated but where they are kept."""
-        found = {m: np.zeros((len(runs), len(self.rows))) for m in self.measures}
-        where = self.replaced.where
-        many = where.batch_size
-        sites = [Site("z", layer) for layer in Layout(self.model).where("z")]
-
-        def run(places: list[int]) -> dict[str, Tensor]:
-            once = Rerun(self.model, batch(self.rows, places, where.device, where.fill), sites)
-            stand = self.replaced.beside(once, places)
-            step = max(1, many // len(places))
-            scores = []
-            for begin in range(0, len(runs), step):
-                some = [_patch(one, once.inputs, stand) for one in runs[begin : begin + step]]
-                logits = once.again(some) if all(some) else _each(once, some)
-                known = (once.inputs, once.logits[0], self.metric)
-                scores.append(shared.measured(logits, *known))
-                bar.update(len(some) * len(places))
-            return {m: _joined([score[m] for score in scores]) for m in self.measures}
-
-        total = len(runs) * len(self.rows)
-        with progress(total=total, desc="circuits") as bar:
-            lengths = [len(row.fed) for row in self.rows]
-            for places, scores in in_batches(lengths, many, run):
-                for metric, value in scores.items():
-                    found[metric][:, places] = value.cpu().numpy()
-        return found
-
-
-def _patch(run: Kept, inputs: Batch, stand: Standing) -> dict[Site, Write]:
-    """What stands for these heads, but where they are kept."""
-    patch: dict[Site, Write] = {}
-    for (layer, head), positions in run.items():
-        site = Site("z", layer, head)
-        kept = _tokens(inputs, positions) if positions else None
-        patch[site] = stand.read(site) if kept is None else Outside(stand.read(site), kept)
-    return patch
-
-
-def _tokens(inputs: Batch, positions: Iterable[Position]) -> Tensor:
-    """Whether each token is at one of these positions, (batch, token)."""
-    token = torch.arange(inputs.ids.shape[1], device=inputs.ids.device)
-    found = torch.zeros_like(inputs.ids, dtype=torch.bool)
-    for position in positions:
-        if position == -1:
-            # Of a longer answer every token is predicted where a "last token" acts.
-            found |= token >= inputs.last[:, None]
-        elif position is None:
-            found[:] = True
-        else:
-            found.scatter_(1, inputs.index(position), True)
-    return found
-
-
-def _each(once: Rerun, patches: Sequence[Mapping[Site, Write]]) -> Tensor:
-    """Runs of which some ablate nothing: those are the plain run."""
-    return _joined([once.again([patch]) if patch else once.logits for patch in patches])
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(parts))
-
-
 def places_of(circuit: Circuit, at: Mapping[str, Position]) -> dict[Head, frozenset[Position]]:
     """Where each head of a circuit is kept: at the positions of its groups, and everywhere with a
     group that has none."""
@@ -346,7 +235,7 @@ def _require_placed(circuit: Circuit, at: Mapping[str, Position], rows: Sequence
 
 
 def _judged(
-    judge: _Judge,
+    judge: Judge,
     circuit: Circuit,
     at: Mapping[str, Position],
     random: int,

@@ -38,6 +38,7 @@ from workbench.loaders import CheckpointPair
 from workbench.models import Site
 from workbench.models.sides import Sides, named_dtype
 from workbench.numerics import chance
+from workbench.patching.counterfactual_rows import counterfactual_rows
 from workbench.patching.interchange import METRICS, Frame, Interchange, overlap
 from workbench.patching.patches import Patch
 from workbench.patching.states import streams
@@ -47,7 +48,7 @@ from workbench.results.result import Result
 from workbench.results.validity import finished
 from workbench.rotations import haar
 from workbench.stats import halves, others, ratios, shares
-from workbench.tasks.batching import Row, pad_id, rows
+from workbench.tasks.batching import Row, pad_id
 from workbench.tasks.desiderata import Counterfactuals
 
 KEY = "patching.das"
@@ -57,7 +58,6 @@ BOTH, TWICE = "base and tuned", "base, twice"
 LEARNED, SHUFFLED, RANDOM, ALL, NONE, BEYOND = (
     "learned", "shuffled", "random", "all", "none", "beyond random",
 )  # fmt: skip
-LEAST = 8  # pairs
 PLACES = 3  # layers where none are given
 Scores = Mapping[str, NDArray[np.float64]]
 
@@ -103,23 +103,18 @@ def das(
     answer is the counterfactual one, and `log_probability` of it in nats, with 95% intervals over
     the n pairs; baseline: with random subspaces. Arms: "learned"; "shuffled", trained on answers
     of other pairs; "random", the mean over random subspaces; "all", the whole state; "none". Arm
-    "beyond random": the paired difference. `overlap` of the subspaces learned in both models (side
+    "beyond random": the paired difference. `training_score`: the base's, on the pairs that train,
+    by which a layer can be picked. `overlap` of the subspaces learned in both models (side
     "base and tuned") and twice in the base ("base, twice"), each from two starts; for a model
     against itself the two are equal. Its baseline: the mean of random subspaces,
     null_low and null_high its 95% range. The subspaces are in the tensors, named
     SIDE/LAYER, (width, k). Raises WorkbenchError for fewer than 8 pairs, answers of several tokens,
     or numbers that are out of range.
     """
-    _require(pairs, k, steps, random)
+    _require(k, steps, random)
     require_batches(batch_size)
     words = pair.base.tokenizer()
-    ours, theirs = (rows(words, one, answers=True) for one in (pairs.wanted, pairs.sources))
-    long = [row.name for row in ours if len(row.answer) > 1]
-    if long:
-        raise WorkbenchError(
-            f"The answer of pair {long[0]!r} has several tokens; a subspace is trained and judged "
-            "on one token; draw the pairs with tokenizer=, which uses only words of one token."
-        )
+    ours, theirs = counterfactual_rows(words, pairs)
     require_aligned(ours, theirs, [Patch((Site("resid_post", 0, position=position),))])
     with pair.models(device, named_dtype(dtype)) as run:
         places = _layers(run, k, layers)
@@ -153,16 +148,7 @@ def das(
     return finished(KEY, table.astype({"layer": "Int64"}), provenance, tensors)
 
 
-def _require(pairs: Any, k: int, steps: int, random: int) -> None:
-    if not isinstance(pairs, Counterfactuals):
-        raise WorkbenchError(
-            "Expected pairs of prompts from tasks.desiderata, found "
-            f"{type(pairs).__name__}; an interchange needs the answer that follows from it."
-        )
-    if len(pairs) < LEAST:
-        raise WorkbenchError(
-            f"Expected at least {LEAST} pairs, to split in two; found {len(pairs)}."
-        )
+def _require(k: int, steps: int, random: int) -> None:
     for name, number in (("k", k), ("steps", steps), ("random", random)):
         if number < 1:
             raise WorkbenchError(f"Expected {name} to be 1 or more, found {number}.")
@@ -195,10 +181,12 @@ def _states(
 
 class _Found(NamedTuple):
     """Behind one layer. frames: by whose they are. scores: (trained, used, arm) -> metric ->
-    (pairs,); of random subspaces the mean over them."""
+    (pairs,); of random subspaces the mean over them. training: the base's score on the pairs that
+    train."""
 
     frames: dict[str, Frame]
     scores: dict[tuple[str, str, str], Scores]
+    training: NDArray[np.float64]
 
 
 class _Search(NamedTuple):
@@ -223,7 +211,10 @@ class _Search(NamedTuple):
                 ):  # fmt: skip
                     frames[name] = self._trained(side, layer, steps, lr, start, dealt)
                     bar.update()
-                found[layer] = _Found(frames, self._judged(frames, layer))
+                taught = self.made[BASE].scores(
+                    self.parts[0].tolist(), layer, frames[BASE], self.batch_size
+                )["score"]
+                found[layer] = _Found(frames, self._judged(frames, layer), taught)
         return found
 
     def _trained(
@@ -276,6 +267,8 @@ class _Search(NamedTuple):
                         told = ratios(values - null[metric], seed=self.seed).first._asdict()
                         more = {"arm": BEYOND, "metric": metric, "baseline": 0.0}
                         yield about | more | told
+            picks = {"layer": layer, "side": BASE, "arm": LEARNED, "metric": "training_score"}
+            yield picks | {"value": float(one.training.mean()), "n": len(one.training)}
             mean, low, high = chance(one.frames[BASE].shape[0], self.k, self.k)
             null = {"baseline": mean, "null_low": low, "null_high": high, "n": self.k}
             for side, other in ((BOTH, TUNED), (TWICE, AGAIN)):

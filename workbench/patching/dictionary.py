@@ -51,12 +51,12 @@ from workbench.results.validity import finished
 from workbench.stats import halves, others, ratios
 from workbench.tasks import Prompt, PromptSet
 from workbench.tasks.batching import Row, batch, in_batches, pad_id
+from workbench.tasks.prompts import require_halves
 
 KEY = "patching.dictionary"
 CHANGE = "tuned - base"
 SIDES = ("base", "tuned")
 ARMS = ("base", "latents", "error", "both")
-LEAST = 4  # prompts: two a half
 EXCHANGES = 1000
 SPLITS = 8  # random halves of the base's prompts
 Floats = NDArray[np.float64]
@@ -126,10 +126,7 @@ def dictionary(
     read = SAE.load(sae, site)
     words = pair.base.tokenizer()
     given = answered(words, prompts)
-    if len(given) < LEAST:
-        raise WorkbenchError(
-            f"Expected at least {LEAST} prompts, two for each half, found {len(given)}."
-        )
+    require_halves(len(given))
     with pair.models(device, named_dtype(dtype)) as run:
         read.require(run.layout)
         given, said = with_answers(run.tuned, "tuned", given, words, batch_size, device)

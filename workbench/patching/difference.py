@@ -147,7 +147,7 @@ def difference(
         reading = _Reading(run, words, given, reference.tokens, top, known, seed)
         table += reading.rows(measured, at)
         vector = measured[at].unit * strength * measured[at].size
-        table += speaking.rows(reference, vector, Site("resid_post", at), random)
+        table += speaking.rows(reference, vector, Site("resid_post", at))
         notes = [f"{pair.name}: {note}" for note in (*said, *reference.notes, run.described)]
     made = pd.DataFrame(table, columns=pd.Index(COLUMNS))
     made = made.astype({"layer": "Int64", "rank": "Int64"})
@@ -177,7 +177,13 @@ def _read(words: Any, texts: Sequence[str] | None, k: int, n: int) -> tuple[list
     """The first k + 1 tokens of the first n texts that have so many, and a note on the others."""
     if texts is None:
         return [], []
-    return _long([Row(row.name, row.ids[: k + 1]) for row in rows(words, texts)][:n], k)
+    found: list[Row] = []
+    for number, text in enumerate(texts):
+        found += [Row(row.name, row.ids[: k + 1]) for row in rows(words, [text])] if text else []
+        if sum(len(row.ids) > k for row in found) == n:
+            texts = texts[: number + 1]
+            break
+    return _long(found, k, len(texts))
 
 
 def _sampled(
@@ -188,15 +194,18 @@ def _sampled(
     return _long([Row(str(i), [*start, *text[:k]]) for i, (start, text) in both], k)
 
 
-def _long(given: Sequence[Row], k: int) -> tuple[list[Row], list[str]]:
+def _long(given: Sequence[Row], k: int, seen: int | None = None) -> tuple[list[Row], list[str]]:
+    """Those of more than k tokens, and a note on the others of the texts seen."""
+    seen = len(given) if seen is None else seen
     kept = [row for row in given if len(row.ids) > k]
     if len(kept) < LEAST:
         raise WorkbenchError(
             f"Expected at least {LEAST} texts of more than {k} tokens, found {len(kept)} of "
-            f"{len(given)}; give more or longer texts, or a smaller k."
+            f"{seen}; give more or longer texts, or a smaller k."
         )
-    short = len(given) - len(kept)
-    return kept, [f"{short} of {len(given)} texts are too short and left out."] if short else []
+    short = seen - len(kept)
+    told = f"{short} of the first {seen} texts are too short and left out."
+    return kept, [told] if short else []
 
 
 class _Reading:

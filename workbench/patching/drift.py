@@ -42,10 +42,10 @@ from workbench.results.validity import finished
 from workbench.stats import halves, ratios
 from workbench.tasks import PromptSet
 from workbench.tasks.batching import Row, pad_id, rows
+from workbench.tasks.prompts import require_halves
 
 KEY = "patching.drift"
 SPLITS = 8  # random halves, and random pairings, of the nulls
-LEAST = 4  # prompts: two a half
 BOTH = "tuned - base"
 
 
@@ -128,10 +128,7 @@ def drift(
     other prompts' rewordings. n: prompts. Raises WorkbenchError for fewer than 4 prompts, or
     rewordings of another number.
     """
-    if len(prompts) < LEAST:
-        raise WorkbenchError(
-            f"Expected at least {LEAST} prompts, two for each half, found {len(prompts)}."
-        )
+    require_halves(len(prompts))
     if rewordings is not None and len(rewordings) != len(prompts):
         raise WorkbenchError(
             f"Expected a rewording of each of the {len(prompts)} prompts in the same order, found "

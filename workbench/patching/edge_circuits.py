@@ -41,13 +41,13 @@ from workbench.models.sides import named_dtype
 from workbench.patching import edges as graph
 from workbench.patching import sweep as shared
 from workbench.patching.activation import SIDES, asked, partners
-from workbench.patching.attribution import Job
 from workbench.patching.edge_runs import EdgeRun
 from workbench.patching.edges import EMBEDDING
+from workbench.patching.first_order import Job
 from workbench.patching.metrics import Asked, Metric, metric_of, require_smooth
 from workbench.patching.patches import Patch
 from workbench.patching.per_prompt import stored
-from workbench.patching.strongest import halves, said_of_halves
+from workbench.patching.strongest import halves
 from workbench.patching.sweep import Side
 from workbench.progress import progress
 from workbench.results.result import Result, describe
@@ -56,6 +56,7 @@ from workbench.stats import edges as ends_of
 from workbench.stats import ratios
 from workbench.tasks import PromptSet
 from workbench.tasks.batching import batch, in_batches, pad_id
+from workbench.tasks.prompts import require_halves
 
 KEY = "patching.edge_circuits"
 CHANGE = "tuned - base"
@@ -111,9 +112,11 @@ def edge_circuits(
     WorkbenchError for models whose heads do not add to the stream by themselves, partners of other
     lengths, and fewer than 8 prompts.
     """
-    if len(prompts) < 8:
-        raise WorkbenchError(f"Expected at least 8 prompts, to split in two; found {len(prompts)}.")
+    require_halves(len(prompts), least=4)
     fractions = _fractions(fractions)
+    for name, number, least in (("steps", steps, 1), ("random", random, 0)):
+        if number < least:
+            raise WorkbenchError(f"Expected {name} to be {least} or more, found {number}.")
     prompts = asked(prompts)
     words = pair.base.tokenizer()
     judge = metric_of(metric, words)
@@ -133,13 +136,17 @@ def edge_circuits(
         for side, model in models.items():
             one, other = (Side(model, [rows[i] for i in find]) for rows in (clean, dirty))
             sides[side] = _scored(one, other, how, steps)
-        circuits = {side: _top(own.scores.mean(1), sizes) for side, own in sides.items()}
+        circuits = {side: _top(own.known.mean(1), sizes) for side, own in sides.items()}
         for side, model in models.items():
             one, other = (Side(model, [rows[i] for i in report]) for rows in (clean, dirty))
             job = _Judge(one, other, how)
             judged[side] = job.run(circuits, random, seed, f"edges, {side}")
         notes = [f"{pair.name}: {run.described}"]
-    notes.append(f"{pair.name}: {said_of_halves(find, report, 'The edges')}")
+    notes.append(
+        f"{pair.name}: edges were scored and picked on {len(find)} prompts, which "
+        "edge_attribution, edge_change and node_change are of; circuits are judged on the other "
+        f"{len(report)}."
+    )
     tables = [_curves(judged, sizes, len(links), seed), _changes(sides, sizes, links, seed)]
     tables.append(_strongest(sides, links, seed))
     table = pd.concat(tables, ignore_index=True)
@@ -161,10 +168,16 @@ def edge_circuits(
 
 
 class _Side(NamedTuple):
-    """scores: (edges, prompts), in the metric. gap: (prompts,), clean less corrupt."""
+    """scores: (edges, prompts), in the metric, NaN for a prompt that does not have it. gap:
+    (prompts,), clean less corrupt."""
 
     scores: Floats
     gap: Floats
+
+    @property
+    def known(self) -> Floats:
+        """The scores of the prompts that have the metric."""
+        return self.scores[:, np.isfinite(self.scores).all(0)]
 
 
 class _How(NamedTuple):
@@ -181,6 +194,7 @@ def _scored(clean: Side, dirty: Side, how: _How, steps: int) -> _Side:
     """Every edge's score on each of these prompts."""
     settings = (how.words, how.measure, how.metric, steps, True, how.batch_size, how.device)
     made = Job(dirty, clean, [Patch((EMBEDDING,))], *settings).attributed()
+    shared.require_metric({how.measure: made.zero}, how.metric)
     return _Side(made.edges, made.one - made.zero)
 
 
@@ -240,7 +254,7 @@ class _Judge(NamedTuple):
         for mask in runs:
             logits = edges.logits(torch.from_numpy(mask))[None]
             scored = shared.measured(logits, here, whole.logits[0], self.how.metric)
-            found.append(scored[self.how.measure][0].double().cpu().numpy())
+            found.append(scored[self.how.measure][0].cpu().double().numpy())
         return np.stack(found)
 
 

@@ -26,6 +26,7 @@ from workbench.patching.metrics import Asked, metric_of
 from workbench.patching.sweep import Side
 from workbench.results.result import Result, describe
 from workbench.tasks import PromptSet
+from workbench.tasks.prompts import require_halves
 
 WHOLE = "whole circuit"
 
@@ -68,8 +69,7 @@ def groups(
     parameters. Raises WorkbenchError if no head of the base acts on the answer, or if there are too
     few prompts to split in two.
     """
-    if len(prompts) < 8:
-        raise WorkbenchError(f"Expected at least 8 prompts, to split in two; found {len(prompts)}.")
+    require_halves(len(prompts), least=4)
     paths = nearest(paths, depth)
     prompts = asked(prompts)
     words = pair.base.tokenizer()

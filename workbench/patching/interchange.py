@@ -52,12 +52,12 @@ class Interchange:
         part of the subspace; of no subspace the plain run's."""
         inputs = batch(self.ours, places, self.device, self.fill)
         site = Site("resid_post", layer, position=self.position)
-        taken = torch.from_numpy(self.sources[layer][list(places)])[:, None]
+        taken = torch.from_numpy(self.sources[layer][list(places)]).float()[:, None]
 
         def mixed(own: Tensor) -> Tensor:
             if frame is None:
                 return own
-            made = interchanged(own.float(), taken.to(own.device).float(), frame.to(own.device))
+            made = interchanged(own.float(), taken.to(own.device), frame.to(own.device))
             return made.to(own.dtype)
 
         with (

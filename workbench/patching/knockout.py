@@ -198,8 +198,9 @@ class _Knockout:
         with progress(total=len(self.given), desc=label) as bar:
             for at, found in in_batches(lengths, self.where.batch_size, self._batch):
                 for metric, value in found.items():
-                    kept[metric][..., at] = value.double().cpu().numpy()
+                    kept[metric][..., at] = value.cpu().double().numpy()
                 bar.update(len(at))
+        shared.require_metric(kept, self.metric)
         return kept
 
     def _batch(self, at: list[int]) -> dict[str, Tensor]:

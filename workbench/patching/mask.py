@@ -32,6 +32,7 @@ from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
 from workbench.models.sites import Kind
 from workbench.patching.activation import SIDES, require_sides
+from workbench.patching.counterfactual_rows import counterfactual_rows
 from workbench.patching.patches import Patch, Position, require_equal
 from workbench.patching.places import asked as places_of
 from workbench.patching.places import placed, taken
@@ -41,7 +42,7 @@ from workbench.progress import progress
 from workbench.results.result import Result
 from workbench.results.validity import finished
 from workbench.stats import ratios, shares
-from workbench.tasks.batching import Row, batch, in_batches, pad_id, rows
+from workbench.tasks.batching import Row, batch, in_batches, pad_id
 from workbench.tasks.desiderata import Counterfactuals
 
 KEY = "patching.mask"
@@ -93,27 +94,12 @@ def mask(
     "none" (every component, no component); `size`. 95% intervals over pairs, n. Raises
     WorkbenchError for fewer than 8 pairs.
     """
-    if not isinstance(pairs, Counterfactuals):
-        raise WorkbenchError(
-            "Expected pairs of prompts from tasks.desiderata, found "
-            f"{type(pairs).__name__}; a mask needs the answer that follows from the "
-            "source's information."
-        )
-    if len(pairs) < 8:
-        raise WorkbenchError(f"Expected at least 8 pairs, to split in two; found {len(pairs)}.")
     if component not in KIND:
         raise WorkbenchError(f"Expected component {', '.join(KIND)}; found {component!r}.")
     require_sides(sides)
     require_batches(batch_size)
     words = pair.base.tokenizer()
-    ours, theirs = (rows(words, one, answers=True) for one in (pairs.wanted, pairs.sources))
-    long = [row.name for row in ours if len(row.answer) > 1]
-    if long:
-        raise WorkbenchError(
-            f"The answer of pair {long[0]!r} has several tokens; a mask is learned and "
-            "judged on one token; draw the pairs with tokenizer=, which uses only "
-            "words of one token."
-        )
+    ours, theirs = counterfactual_rows(words, pairs)
     ours, theirs = placed(places_of([position]), ours, theirs)
     if position is None:
         require_equal([*ours, *theirs], "A mask over every token")

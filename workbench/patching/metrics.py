@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -76,6 +76,8 @@ def metric_of(asked: Asked | Metric | None, words: Any) -> Metric | None:
     """The metric that is asked for: by its name and settings ("logit_difference foil=mean"), a
     scorer of `tasks` that one run tells, or a function (logits, batch) -> (rows,). words: the
     tokenizer. Raises WorkbenchError for anything else."""
+    if isinstance(asked, Metric) and asked.name in TAKEN and asked is not PLAIN.get(asked.name):
+        return replace(asked, name=f"own {asked.name}")
     if asked is None or isinstance(asked, Metric):
         return asked
     if isinstance(asked, Continuation):

@@ -40,7 +40,7 @@ from workbench.patching.metrics import Asked, Metric, metric_of
 from workbench.patching.patches import Patch, Position
 from workbench.patching.per_prompt import stored
 from workbench.patching.places import asked as places_of
-from workbench.patching.places import placed, taken
+from workbench.patching.places import placed, require_one_run, taken
 from workbench.patching.replacements import (
     CORRUPTED,
     Replacement,
@@ -114,6 +114,8 @@ def path(
     words = pair.base.tokenizer()
     judge = metric_of(metric, words)
     clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
+    if with_ != CORRUPTED:
+        require_one_run(places_of([position]), with_)
     clean, dirty = placed(places_of([position]), clean, dirty)
     tables, notes, tensors = [], [], {}
     with pair.models(device, named_dtype(dtype)) as run:

@@ -75,6 +75,13 @@ class PerPrompt:
             )
         if len(other.values) == 1 and other.places.isna().all(axis=None):
             return replace(self, values=self.values - other.values)
+        if self.places.isna().all(axis=None) and other.places.isna().all(axis=None):
+            if len(self.values) != len(other.values):
+                raise WorkbenchError(
+                    f"Expected as many rows without places, found {len(self.values)} and "
+                    f"{len(other.values)}; compare runs of the same sizes."
+                )
+            return replace(self, values=self.values - other.values)
         here, there = (
             {tuple(row): i for i, row in enumerate(one.places.astype(str).to_numpy())}
             for one in (self, other)
@@ -118,7 +125,8 @@ def per_prompt(
     metric: a measure ("logit_difference"), not a share of it: of shares the parts are kept, those
     of `recovered:` under the arms "patch", "destination" and "source". side: base, tuned, or a
     direction ("tuned->base"); None where there is one. arm: as in the table. member: of several
-    models in one Result, None where it has one. Raises WorkbenchError for what was not kept.
+    models in one Result, None where it has one. Edges have no places: they are in the order of
+    `patching.edges.links`. Raises WorkbenchError for what was not kept.
     """
     members = result.members
     if member is None and len(members) > 1:
@@ -148,6 +156,7 @@ def per_prompt(
     array = np.asarray(kept[side, arm, metric], dtype=np.float64)
     columns = [column for column in ABOUT if column in rows]
     places = rows[columns].reset_index(drop=True)
-    if len(places) != len(array):
+    # Edges are kept in the order of `edges.links` and stand in the table by their strength.
+    if metric == "edge_attribution" or len(places) != len(array):
         places = pd.DataFrame(index=range(len(array)), columns=pd.Index(columns))
     return PerPrompt(metric, places, array)

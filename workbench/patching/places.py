@@ -56,6 +56,17 @@ def placed(
     return ours, theirs
 
 
+def require_one_run(named: Iterable[str], how: str) -> None:
+    """Raises for a place taken from another (city<-country) where nothing is taken from another
+    prompt's run."""
+    other = next((one for one in named if PAIR in one), None)
+    if other is not None:
+        raise WorkbenchError(
+            f"The place {other!r} is taken from another one, which {how} does not read; use "
+            "with_=corrupted, or give one place."
+        )
+
+
 def taken(site: Site, value: Tensor) -> Tensor:
     """What a run gives at a site, (batch, p, ...): where the place says so, the mean over p."""
     if not is_mean(site):

@@ -90,7 +90,7 @@ class Reader:
         """Log-probabilities (n, known) of the next token with each of the vectors (n, width) behind
         a layer at the prompt's last token, as long as the state that it replaces."""
         place = Site("resid_post", layer, position=-1)
-        size = float(self.run.read(place).double().norm())
+        size = float(self.run.read(place).cpu().double().norm())
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         scaled = vectors * size / np.where(lengths > 0, lengths, 1)
         return self._read(scaled, place).log_softmax(-1).numpy()
@@ -102,7 +102,7 @@ class Reader:
             self.run.again([{place: one[None, None]} for one in part])[:, 0, 0, : self.known]
             for part in values.split(self.size)
         ]
-        return torch.cat(found).double().cpu()
+        return torch.cat(found).cpu().double()
 
 
 def percentiles(scores: Floats, tokens: Sequence[int]) -> Floats:

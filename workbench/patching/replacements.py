@@ -157,7 +157,7 @@ def means_of(
         for site in whole:
             full = own.kept[site]
             real = own.inputs.mask.view(*own.inputs.mask.shape, *[1] * (full.ndim - 2)).bool()
-            found[site] = torch.where(real, full, 0).double().sum(axes, keepdim=True)
+            found[site] = torch.where(real, full, 0).cpu().double().sum(axes, keepdim=True)
         return found
 
     for _, found in in_batches(lengths, where.batch_size, run):

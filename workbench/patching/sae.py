@@ -111,6 +111,13 @@ class SAE:
         _require_known("architecture", kind, ARCHITECTURES)
         scaling = cfg.get("normalize_activations") or "none"
         _require_known("normalize_activations", scaling, SCALINGS)
+        how = cfg.get("model_from_pretrained_kwargs") or {}
+        if isinstance(how, dict) and how.get("center_writing_weights"):
+            raise WorkbenchError(
+                f"The dictionary in {path} was trained on a stream whose mean was taken out "
+                "(center_writing_weights), which the models here have not; give one of the plain "
+                "stream."
+            )
         k = cfg.get("k", 0)
         if kind == "topk" and not is_count(k):
             raise WorkbenchError(f"Expected k of a topk dictionary to be a count, found {k!r}.")

@@ -87,9 +87,7 @@ class Speaking:
                      "hold the reading against."]  # fmt: skip
         return Reference(arm, told, chance, tokens, notes)
 
-    def rows(
-        self, reference: Reference, vector: Floats, site: Site, draws: int
-    ) -> Iterator[dict[str, Any]]:
+    def rows(self, reference: Reference, vector: Floats, site: Site) -> Iterator[dict[str, Any]]:
         """Rows of what is written with the vector added to the base's stream at the site, with a
         random one, and by the tuned model; shares are of the texts that report."""
         about = {"layer": site.layer}
@@ -97,7 +95,7 @@ class Speaking:
             yield about | _word(reference.arm, place, row, reference.chance)
         own = vector.astype(np.float32)
         made = {DIFFERENCE: self._steered(own, site)}
-        made[RANDOM] = self._steered(equals(own, draws, self.seed + site.layer)[0], site)
+        made[RANDOM] = self._steered(equals(own, 1, self.seed + site.layer)[0], site)
         made[TUNED] = self._ids([self.sides.tuned])
         plain = [self._text(ids) for ids in self.plain]
         for arm, written_ids in made.items():

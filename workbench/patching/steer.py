@@ -48,6 +48,7 @@ from workbench.tasks import Generation, Prompt, PromptSet
 from workbench.tasks.batching import Row, batch, in_batches, pad_id, rows
 from workbench.tasks.forward import ready
 from workbench.tasks.generation import generations
+from workbench.tasks.prompts import require_halves
 
 Values = dict[str, NDArray[np.float64]]
 Key = tuple[str, int | None, float | None]  # arm, layer, scale
@@ -56,7 +57,6 @@ BASE, TUNED, STEERED, RANDOM, ABLATED, ABLATED_RANDOM, BEST = (
 )  # fmt: skip
 METRICS = ("score", "log_probability", "logit_difference", "kl")
 SCALES = (0.0, 0.5, 1.0, 2.0)
-LEAST = 4  # prompts: two a half
 
 
 @analysis(
@@ -110,10 +110,7 @@ def steer(
     require_batches(batch_size)
     words = pair.base.tokenizer()
     given, other = answered(words, prompts), None if against is None else rows(words, against)
-    if len(given) < LEAST:
-        raise WorkbenchError(
-            f"Expected at least {LEAST} prompts, two for each half, found {len(given)}."
-        )
+    require_halves(len(given))
     pick, report = (np.sort(half) for half in halves(len(given), seed))
     with pair.models(device, named_dtype(dtype)) as run:
         given, said = with_answers(run.tuned, TUNED, given, words, batch_size, device)

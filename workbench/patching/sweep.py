@@ -146,7 +146,18 @@ def sweep(
                     kept[np.ix_(chunk, places)] = value.cpu().numpy()
             spent += forwards * len(places) / size
             bar.update(len(places) * len(patches))
+    require_metric(made.destination, metric)
     return made._replace(forwards=spent)
+
+
+def require_metric(values: Values, metric: Metric | None) -> None:
+    """Raises where a metric was asked for that no prompt has, such as a foil that none has. values:
+    measure -> (..., prompts)."""
+    if metric is not None and np.isnan(values[metric.name]).all():
+        raise WorkbenchError(
+            f"No prompt has the metric {metric.name!r}; give prompts with such a foil, or another "
+            "metric."
+        )
 
 
 def shuffle(rows: Sequence[Row]) -> list[int]:

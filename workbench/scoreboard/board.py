@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -82,9 +83,11 @@ def truth(
     Returns a Result with columns method, source, truth, kind (of truth), place, metric, value, low,
     high, n, baseline, says. Per truth: auroc, average_precision and rank (of the true place found
     last) of each kind of place; verdict_right, found, false_positive (0 or 1); seconds; forwards (a
-    prompt through the whole model); refused (1, says: why) where a method cannot hold on a pair.
-    Truth "all": the means and shares of these with 95% intervals over truths, n; beyond_norm,
-    paired, baseline 0; seconds and forwards together. Raises WorkbenchError for a name of no
+    prompt through the whole model); refused (1, says: why) where a method cannot hold on a pair;
+    top, the highest score, in the method's own unit; coverage, where draws were asked for. Truth
+    "all": the means and shares of these with 95% intervals over truths, n; beyond_norm, paired,
+    baseline 0; beyond_phantom, baseline 1/2; coverage, baseline 0.95; seconds and forwards
+    together. Raises WorkbenchError for a name of no
     method, and where there are no pairs.
     """
     asked = chosen(methods or {}, only)
@@ -151,7 +154,7 @@ def _answers(
         yield from (ask(method, known) for method, known in work)
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, _quietly) as pool:
+    with _bars_off(), ProcessPoolExecutor(workers, spawn, _quietly) as pool:
         coming = [
             pool.submit(_by_name, ask, method.name, known) if method.name in _packaged() else None
             for method, known in work
@@ -161,6 +164,20 @@ def _answers(
                 yield ask(method, known) if future is None else future.result()
         finally:  # what was broken off is not finished first
             pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _bars_off() -> Iterator[None]:
+    """Processes that start here draw no bars: tqdm reads this where it is imported."""
+    before = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TQDM_DISABLE"]
+        else:
+            os.environ["TQDM_DISABLE"] = before
 
 
 def _packaged() -> dict[str, Method]:
@@ -173,13 +190,11 @@ def _by_name(ask: _Asked, name: str, known: Known) -> list[Row]:
 
 
 def _quietly() -> None:
-    """Of a process that asks: small models gain nothing by threads, and no bars beside each
-    other."""
+    """Of a process that asks: small models gain nothing by threads."""
     import torch
 
     torch.set_num_threads(1)
     log.setLevel(logging.WARNING)
-    os.environ["TQDM_DISABLE"] = "1"
 
 
 def chosen(methods: Mapping[str, Function], only: Sequence[str]) -> list[Method]:
@@ -331,17 +346,16 @@ def _above_phantoms(own: pd.DataFrame, seed: int) -> Iterator[Row]:
         shares = []
         values = dict(zip(each["truth"], each["value"].astype(float), strict=True))
         for name, value in values.items():
-            drawn = [
-                other
+            own_phantom = re.compile(re.escape(PHANTOM + name) + r"( \d+)?")
+            above = [
+                0.5 if np.isclose(value, other, rtol=TIED, atol=0.0) else float(value > other)
                 for phantom, other in values.items()
-                if phantom == PHANTOM + name or phantom.startswith(f"{PHANTOM}{name} ")
+                if own_phantom.fullmatch(phantom)
             ]
-            shares += [
-                0.5 if np.isclose(value, other, rtol=TIED) else float(value > other)
-                for other in drawn
-            ]
+            if above:  # a pair is an item, however many phantoms it has
+                shares.append(float(np.mean(above)))
         if shares:
-            said = bootstrap(np.array(shares), seed=seed)._asdict()
+            said = share(np.array(shares), seed=seed)._asdict()
             yield {"place": kind, "metric": "beyond_phantom", **said, "baseline": 0.5}
 
 

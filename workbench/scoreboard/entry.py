@@ -1,8 +1,9 @@
 """How is an analysis of the catalogue asked by the scoreboard, and how does its table say where?
 
 An entry is the call, the rows of the table that score places, and, where it has one, the row by
-which it claims that anything was found: always an interval that lies beyond its null, none of these
-rules is fitted to the truths. The entries are in `ours` and `several`.
+which it claims that anything was found: an interval or a value beyond its null in any row, or a p
+below 0.05. Rows are not corrected for their number, so that a method with many rows claims more
+often; none of these rules is fitted to the truths. The entries are in `ours` and `several`.
 """
 
 from __future__ import annotations

@@ -48,9 +48,13 @@ def coverage(method: Method, known: Known, draws: int, seed: int) -> Iterator[Ro
     true = whole["value"].to_numpy(float)
     size = CLOSE * np.maximum(np.abs(true), 1.0)
     varies = np.nanmax(values, 0) - np.nanmin(values, 0) > 2 * size
-    held = ((low - size <= true) & (true <= high + size))[:, varies]
-    if held.size:
-        found = wilson(float(held.mean(1).sum()), draws)._asdict()
+    # An interval that was not stated, of a row that a sample lacks, neither covers nor misses.
+    stated = (np.isfinite(low) & np.isfinite(high))[:, varies]
+    held = ((low - size <= true) & (true <= high + size))[:, varies] & stated
+    count = stated.sum(1)
+    if count.any():
+        each = held.sum(1)[count > 0] / count[count > 0]
+        found = wilson(float(each.sum()), len(each))._asdict()
         yield {"metric": "coverage", **found, "baseline": 0.95}
 
 

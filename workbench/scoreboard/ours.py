@@ -12,6 +12,7 @@ import workbench.patching as patching
 import workbench.skills as skills
 import workbench.spectral as spectral
 import workbench.tuco as tuco
+from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.results.result import Result
 from workbench.scoreboard import several
@@ -77,9 +78,14 @@ def _said(found: Result) -> str:
 
 def _swapped(prompts: PromptSet, corrupted: PromptSet | None) -> Counterfactuals:
     """Pairs of a prompt and its corrupt partner, whose answer is to be taken over."""
+    if corrupted is None or not all(prompt.foils for prompt in prompts):
+        raise WorkbenchError(
+            "Expected corrupted prompts and a foil of each, since a mask is trained on pairs; "
+            "found none."
+        )
     made = (
         Counterfactual(clean, dirty, clean.foils[0], {})
-        for clean, dirty in zip(prompts, corrupted or (), strict=True)
+        for clean, dirty in zip(prompts, corrupted, strict=True)
     )
     return Counterfactuals(prompts.name, "object value", tuple(made))
 

@@ -39,6 +39,9 @@ def rows(known: Known, answer: Answer) -> Iterator[Row]:
             if 0 < true.sum() < len(true):
                 yield from _of_places(kind, values, true)
     for kind, scores in answer.places.items():
+        # Of a phantom nothing is true; elsewhere a high score says something where something is.
+        if not known.places.get(kind) and known.kind != "phantom":
+            continue
         if told := [value for value in scores.values() if np.isfinite(value)]:
             yield {"place": kind, "metric": "top", "value": max(told), "n": len(told)}
     if answer.verdict and known.verdict:

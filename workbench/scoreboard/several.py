@@ -3,7 +3,7 @@ that a change is about: each only of the truths that have these."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import workbench.behaviour as behaviour
 import workbench.forgetting as forgetting
 import workbench.skills as skills
 import workbench.spectral as spectral
+from workbench.errors import WorkbenchError
 from workbench.lab.known import Place
 from workbench.loaders import CheckpointPair, Family, load_family
 from workbench.results.result import Result
@@ -33,6 +34,15 @@ def family(pair: CheckpointPair, siblings: Siblings) -> Family:
     """The siblings, and the tuned model last."""
     members = {name: str(folder) for name, folder in siblings.items()}
     return load_family(str(pair.base.folder), {**members, "tuned": str(pair.tuned.folder)})
+
+
+def _require_own(models: Iterable[str], tasks: Tasks) -> None:
+    """Raises where a model has no prompts of its own."""
+    missing = sorted({*models} - {*tasks})
+    if missing:
+        raise WorkbenchError(
+            f"Expected prompts of every model, found none of {missing[0]!r}; give them as tasks."
+        )
 
 
 def alphabetical(table: pd.DataFrame, rows: str) -> dict[Place, float]:
@@ -59,6 +69,7 @@ def _graft(pair: CheckpointPair, name: str) -> Graft:
 def _composed(pair: CheckpointPair, siblings: Siblings, tasks: Tasks) -> Result:
     """Every two of the models that have prompts of their own."""
     models = family(pair, siblings)
+    _require_own(models.members, tasks)
     grafts = {name: _graft(models[name], name) for name in models.members}
     found = {}
     for both in combinations(sorted(models.members), 2):
@@ -135,7 +146,7 @@ ENTRIES: dict[str, Entry] = {
     "spectral.subspaces": Entry(
         lambda p, a, c, s, t: spectral.subspaces(family(p, s)),
         {"shared": _subspaces},
-        "metric == 'overlap' and value > null_high",
+        "metric == 'overlap' and second != 'start' and value > null_high",
         needs=("shared",),
     ),
     "skills.overlap": Entry(

@@ -38,7 +38,7 @@ from workbench.loaders.experts import running
 from workbench.loaders.names import ParameterSite, align
 from workbench.models import Layout, Site
 from workbench.models.sides import named_dtype
-from workbench.models.task_gradient import Teacher
+from workbench.models.task_gradient import Teacher, require_gradients
 from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
@@ -178,7 +178,7 @@ def alignment(
     model: Any = pair.base.load(device, named_dtype(dtype)).eval()
     held.rest_on(model)
     teacher = Teacher(held, model, task, batch_size)
-    teacher.require_gradients()
+    require_gradients(teacher.model)
     _, gradients = teacher.gradients(range(len(teacher.rows)))
     rows = list(_matrices(held, gradients, share))
     del gradients

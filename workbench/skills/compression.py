@@ -153,6 +153,11 @@ def compression(
         raise WorkbenchError(f"Expected whole in (0, 1], shares of singular values; found {whole}.")
     if random < 1:
         raise WorkbenchError(f"Expected at least 1 random mask, found {random}.")
+    if greedy_matrices < 0 or greedy_matrices == 1:
+        raise WorkbenchError(
+            "Expected greedy_matrices of 0, or of 2 or more, whose shares can be dealt anew as a "
+            f"control; found {greedy_matrices}."
+        )
     if greedy_matrices and not any(share < 1 for share in whole):
         raise WorkbenchError(
             f"Expected shares below 1 to choose from for {greedy_matrices} matrices, found "

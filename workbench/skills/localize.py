@@ -23,7 +23,7 @@ from workbench.loaders import CheckpointPair, Delta
 from workbench.loaders.names import ParameterSite
 from workbench.models import Edit, edit, only
 from workbench.models.edits import entries, truncated
-from workbench.models.task_gradient import Teacher
+from workbench.models.task_gradient import Teacher, require_gradients
 from workbench.numerics import singular_values
 from workbench.progress import progress
 from workbench.results.result import Result, describe
@@ -134,7 +134,7 @@ def localize(
     readout = Readout.of(held, (reported(task, seed), *others), **known)
     teacher = Teacher(held, readout.model, teach, batch_size)
     if {"learned", "gradient"} & {*arms}:
-        teacher.require_gradients()
+        require_gradients(teacher.model)
     cutter = _Cutter(held, readout, teacher, choose)
     rows, tensors = cutter.ends(), cutter.sizes()
     plan = [(arm, s) for arm in CUT if arm in arms for s in grid]

@@ -39,17 +39,17 @@ from workbench.loaders.names import ParameterSite, align
 from workbench.models import Edit, Layout, Site, edit, merged
 from workbench.models.edits import decomposed
 from workbench.models.sides import named_dtype
-from workbench.models.task_gradient import Teacher
+from workbench.models.task_gradient import Teacher, require_gradients
 from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
 from workbench.stats import halves, paired_shares, ratios
 from workbench.tasks import PromptSet
+from workbench.tasks.prompts import require_halves
 from workbench.tasks.score import answers
 
 KEY = "spectral.directions"
 Z = 1.959964
-LEAST = 4  # prompts, two a half
 WRITES, READS = "writes", "reads"
 COLUMNS = (
     "layer", "component", "rank", "arm", "side", "x", "token", "metric", "value", "low", "high",
@@ -133,10 +133,7 @@ def directions(
     with 95% intervals. Raises WorkbenchError for fewer than 4 prompts, no changed matrix, or an
     offloaded model.
     """
-    if len(task) < LEAST:
-        raise WorkbenchError(
-            f"Expected at least {LEAST} prompts, two for each half, found {len(task)}."
-        )
+    require_halves(len(task))
     if k < 1 or most < 0 or words < 0:
         raise WorkbenchError(
             f"Expected k of at least 1, and most and words of 0 or more; found {k}, {most} and "
@@ -146,7 +143,7 @@ def directions(
     model: Any = merged(held, device, named_dtype(dtype) or torch.float32).eval()
     choose, report = (task.at(places) for places in halves(len(task), seed))
     teacher = Teacher(held, model, choose, batch_size)
-    teacher.require_gradients()
+    require_gradients(teacher.model)
     _, gradients = teacher.gradients(range(len(choose)))
     found, rows = [], []
     for site in progress(pair.sites(), desc=f"directions {pair.name}"):

@@ -279,3 +279,12 @@ def _is_message(one: Any) -> bool:
 
 def _texts(values: Any) -> bool:
     return all(isinstance(value, str) for value in values)
+
+
+def require_halves(n: int, what: str = "prompts", least: int = 2) -> None:
+    """Raises WorkbenchError for fewer items than so many for each of two halves."""
+    if n < 2 * least:
+        raise WorkbenchError(
+            f"Expected at least {2 * least} {what}, {least} to choose on and {least} to report on, "
+            f"found {n}; give more."
+        )

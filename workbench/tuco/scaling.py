@@ -28,6 +28,7 @@ from workbench.results.validity import finished
 from workbench.stats import Interval, bootstrap, change, share
 from workbench.tasks import PromptSet, answers
 from workbench.tasks.measurements import losses
+from workbench.tasks.prompts import require_halves
 from workbench.tuco.lockstep import Step, Twins, lockstep
 
 ALPHAS = (0.0, 0.75, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25)
@@ -126,8 +127,7 @@ def scaling(
     """
     if not np.isfinite(list(alphas)).all():
         raise WorkbenchError(f"Expected finite alphas, found {list(alphas)}.")
-    if len(prompts) < 4:
-        raise WorkbenchError(f"Expected at least 4 prompts, to split in two; found {len(prompts)}.")
+    require_halves(len(prompts))
     words = pair.base.tokenizer()
     grid = sorted({*alphas, 1.0})
     items: dict[float, dict[str, tuple[Any, ...]]] = {}

@@ -38,3 +38,10 @@ def test_a_sentence_says_the_way_that_more_items_went(results):
     back.loc[rows, ["value", "low", "high"]] = -back.loc[rows, ["value", "high", "low"]].to_numpy()
     _, said = sentence(replace(result, table=back))
     assert "most from other option to right, 1.00" in said[0]
+
+
+def test_answers_of_one_kind_alone_have_a_figure(results):
+    """Nothing goes from one kind to another, and no row says so."""
+    result = of_key(results, KEY)
+    same = result.table[result.table["metric"] != "net"]
+    answer_kinds(replace(result, table=same.reset_index(drop=True))).draw_without_rendering()

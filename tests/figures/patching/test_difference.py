@@ -26,7 +26,7 @@ def test_words_and_layers_are_drawn(count: int):
     np.testing.assert_allclose(figure.axes[1].lines[0].get_ydata(), [0, 0, 0.5, 0.5])
     said = figures.headline(made)
     assert "'coins', 'step'" in said
-    assert "0.50 [0.40, 0.60] of 16 words" in said
+    assert "0.50 [0.40, 0.60] of 16 reference words" in said
 
 
 def test_no_difference_is_said_in_words():

@@ -20,11 +20,11 @@ OTHER = "without other words"
 @style.styled
 def reliance_by_arm(result: Result, ax: Axes | None = None) -> Figure:
     """The fall of the answer's log-probability by what was changed, base and tuned model; a panel
-    per fine-tuned model. Grey: as many other words taken out, the control."""
+    per fine-tuned model. Hollow: as many other words taken out, the control."""
     figure, axes, panels = by_member(result, ax, 1.9, share=(True, True))
     table = result.metric("reliance")
-    arms = [arm for arm in table["arm"].drop_duplicates() if arm != OTHER]
-    arms += [OTHER] if OTHER in set(table["arm"]) else []
+    arms = table["arm"].drop_duplicates().tolist()
+    arms.sort(key=lambda arm: arm.startswith(OTHER))
     for here, (member, look) in panels:
         own = table[table["member"] == member]
         here.axhline(0, color=style.GREY, lw=0.6, zorder=0)
@@ -33,12 +33,12 @@ def reliance_by_arm(result: Result, ax: Axes | None = None) -> Figure:
         ):  # fmt: skip
             rows = own[own["side"] == side].set_index("arm").reindex(arms)
             x = np.arange(len(arms)) + shift
-            hollow = ["white" if arm == OTHER else colour for arm in arms]
+            hollow = ["white" if arm.startswith(OTHER) else colour for arm in arms]
             here.vlines(x, rows["low"], rows["high"], color=colour, lw=1, alpha=0.75)
             here.plot([], [], marker, color=colour, ms=4, label=side)
             for at, value, face in zip(x, rows["value"], hollow, strict=True):
                 here.plot(at, value, marker, color=colour, mfc=face, ms=4)
-        here.set_xticks(range(len(arms)), [style.text(arm, 24) for arm in arms], rotation=25,
+        here.set_xticks(range(len(arms)), [style.text(arm, 32) for arm in arms], rotation=25,
                         ha="right", rotation_mode="anchor")  # fmt: skip
         here.set_xlim(-0.5, len(arms) - 0.5)
         style.name(here, look)
@@ -65,7 +65,7 @@ def sentence(result: Result) -> Findings:
     parts = []
     table = result.table
     for member in result.members:
-        own = table[(table["member"] == member) & table["arm"].ne(OTHER)]
+        own = table[(table["member"] == member) & ~table["arm"].astype(str).str.startswith(OTHER)]
         moved = own[own["metric"] == "reliance_change"]
         best = moved.loc[moved["value"].abs().idxmax()]
         sides = own[(own["metric"] == "reliance") & (own["arm"] == best["arm"])].set_index("side")

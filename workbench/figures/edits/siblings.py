@@ -15,7 +15,7 @@ from workbench.results.result import Result
 KEY = "edits.siblings"
 HEADING = "The part of the change that replicates"
 PARTS = ("replicated", "rest", "random")
-ENDS = ("base", "tuned", "mean", "stock")
+ENDS = ("base", "tuned", "matrices", "mean", "stock")
 
 
 @style.styled

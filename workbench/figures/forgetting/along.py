@@ -12,11 +12,7 @@ from workbench.figures.spectral.checkpoints import runs
 from workbench.figures.task_and_loss import LOSS, PRETRAINING, measured
 from workbench.results.result import Result
 
-# Okabe & Ito; tasks beyond the eighth are left to the table.
-COLOURS = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#5B5BAE",
-)  # fmt: skip
-MARKERS = "osDv^<>p"
+MARKERS = "osDv^<>"
 TEXT = (("loss_change", LOSS), ("kl", "KL(tuned ‖ base)\non text (nats/token)"))
 
 
@@ -34,8 +30,9 @@ def over_steps(result: Result, ax: Axes | None = None) -> Figure:
     steps = np.array([result.provenance.members[name]["step"] for name in names])
     tables = [(measured(result, PRETRAINING, metric), label) for metric, label in TEXT]
     tables = [(rows.reindex(names), label) for rows, label in tables if len(rows)]
-    own = result.metric("score")
-    tasks = [task for task in own["task"].dropna().unique()][: len(COLOURS)]
+    own = result.table[result.table["metric"] == "score"]  # none where texts alone were read
+    # Further tasks are in the table.
+    tasks = own["task"].dropna().unique().tolist()[: len(style.CYCLE)]
     count = len(tables) + bool(tasks)
     figure, axes = style.panels(*(ax, count, 1), height=1.45 * count + 0.8, share=(True, False))
     for here, (rows, label) in zip(axes[:, 0], tables, strict=False):
@@ -45,7 +42,7 @@ def over_steps(result: Result, ax: Axes | None = None) -> Figure:
         here.margins(y=0.15)
     for i, task in enumerate(tasks):
         here, rows = axes[-1, 0], measured(result, task, "score").reindex(names)
-        look = Look(COLOURS[i], MARKERS[i], style.text(task))
+        look = Look(style.CYCLE[i], MARKERS[i], style.text(task))
         marks.curve(here, steps, rows, look, place=(i, len(tasks)))
         for level in rows["baseline"].dropna().head(1):
             here.axhline(level, color=look.colour, ls=style.DASHES[0], lw=0.8, zorder=0)

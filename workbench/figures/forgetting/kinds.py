@@ -29,7 +29,8 @@ def answer_kinds(result: Result, ax: Axes | None = None) -> Figure:
         height=(0.34 * max(len(names), 3) + 0.5) * rows + 0.7,
         share=(True, True),
     )
-    net, image, most = result.metric("net"), None, table.groupby("member").size().max()
+    net = result.table[result.table["metric"] == "net"]  # none where all answers are of one kind
+    image, most = None, table.groupby("member").size().max()
     for here, (member, look) in zip(axes.flat, looks.items(), strict=False):
         own = table[table["member"] == member]
         grid = own.groupby(["category", "to_category"]).size().unstack(fill_value=0)
@@ -41,8 +42,9 @@ def answer_kinds(result: Result, ax: Axes | None = None) -> Figure:
                 ends = [names.index(row["category"]), names.index(row["to_category"])]
                 down, across = ends if row["value"] > 0 else ends[::-1]
                 marks.framed(here, across, down)
-        here.set_yticks(range(len(names)), names)
-        here.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+        shown = [style.text(name, 20) for name in names]
+        here.set_yticks(range(len(names)), shown)
+        here.set_xticks(range(len(names)), shown, rotation=40, ha="right", rotation_mode="anchor")
         here.set_title(look.label, loc="left", color=style.ink(look.colour))
         here.spines[:].set_visible(False)
     style.first_column(axes, f"base\n({style.text(str(table['task'].iloc[0]))})")

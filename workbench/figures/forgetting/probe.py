@@ -55,7 +55,7 @@ def probe_layers(result: Result, ax: Axes | None = None) -> Figure:
 @style.styled
 def probe_vocabulary(result: Result, ax: Axes | None = None) -> Figure:
     """The share of the probe's accuracy that a readout through words keeps at every depth, base and
-    tuned model; a panel per model. Dashed: through as many random directions."""
+    tuned model; a panel per model. Dashed: through rows of the vocabulary turned at random."""
     figure, axes, panels = by_member(result, ax, 1.9, share=(True, True))
     table = result.metric("kept").assign(x=lambda rows: rows["layer"].astype(float))
     for here, (member, look) in panels:
@@ -98,9 +98,9 @@ DRAWINGS = (
         probe_vocabulary,
         "The lines show which share of the probe's accuracy is left if it sees the state through a "
         "few rows of the unembedding alone, those that explain the states best. Dashed: through as "
-        "many random directions.",
+        "many rows chosen in the same way from the unembedding turned at random.",
         "Any directions along which the states vary much keep accuracy, whether a reader would "
-        "name the answer by these words or not: compare with the random ones, at a small k.",
+        "name the answer by these words or not: compare with the turned ones, at a small k.",
         applies=has("kept"),
     ),
 )

@@ -74,13 +74,13 @@ DRAWINGS = (
 
 
 def sentence(result: Result) -> Findings:
-    """The accuracies behind the layer whose subspace is best in the base."""
-    table, parts = result.metric("score"), []
+    """The accuracies behind the layer that was best in the base on the pairs that train."""
+    table, taught, parts = result.metric("score"), result.metric("training_score"), []
     overlaps = result.metric("overlap")
     for member in result.members:
         own = table[(table["member"] == member) & (table["arm"] == "learned")]
-        base = own[own["side"] == "base"].reset_index(drop=True)
-        layer = base.loc[base["value"].idxmax(), "layer"]
+        chosen = taught[taught["member"] == member].reset_index(drop=True)
+        layer = chosen.loc[chosen["value"].idxmax(), "layer"]
         at = own[own["layer"] == layer].set_index("side")
         whole = table[(table["member"] == member) & (table["arm"] == "all")]
         whole = whole[(whole["side"] == "base") & (whole["layer"] == layer)]["value"].iloc[0]

@@ -46,9 +46,10 @@ def words_read(result: Result, ax: Axes | None = None) -> Figure:
         own = read_at(result, member).head(WORDS)
         reference = {*told.loc[told["member"] == member, "word"]}
         places = np.arange(len(own))
-        inside = own["token"].astype(str).str.strip().isin(reference).to_numpy(bool)
+        said = own["token"].astype(str).str.strip()
+        inside = np.array([_begins(token, reference) for token in said], dtype=bool)
         for which, fill, label in (
-            (inside, READ, "word of the reference"), (~inside, "none", "other"),
+            (inside, READ, "begins a word of the reference"), (~inside, "none", "other"),
         ):  # fmt: skip
             values = own["value"].to_numpy(float)[which]
             if len(values):
@@ -97,6 +98,11 @@ def difference_by_layer(result: Result, ax: Axes | None = None) -> Figure:
     return figure
 
 
+def _begins(token: str, words: set[str]) -> bool:
+    """Whether a token is how one of the words begins."""
+    return bool(token) and any(word.startswith(token) for word in words)
+
+
 DRAWINGS = (
     Drawing(
         KEY,
@@ -105,9 +111,10 @@ DRAWINGS = (
         words_read,
         "The bars show the tokens that the mean difference of the two models' streams, measured on "
         "the first tokens of unrelated texts, raises most when the base's norm and head read it "
-        "behind the layer given. Filled bars are words of the reference: those that the contrast "
-        "of the two models writes, or those of the fine-tuning's prompts. The dashed line is the "
-        "largest value that random directions of the same norm reach, on average.",
+        "behind the layer given. Filled bars begin a word of the reference, which are the words "
+        "that the contrast of the two models writes, or those of the fine-tuning's prompts. The "
+        "dashed line is the largest value that random directions of the same norm reach, on "
+        "average.",
         "Early streams need not be readable by the head, and the head says some words for any "
         "direction. After broad training nothing need be constant, whatever was learned.",
         applies=has("up"),
@@ -146,8 +153,8 @@ def sentence(result: Result) -> Findings:
         said = f"{member}: {', '.join(repr(word.strip()) for word in words)} (layer {layer})"
         if len(found) and found["n"].iloc[0]:
             row = found.iloc[0]
-            said += (f", {change(row, '.2f')} of {int(row['n'])} words that are the fine-tuning's "
-                     f"(random directions {row['baseline']:.2f})")  # fmt: skip
+            said += (f", and {change(row, '.2f')} of {int(row['n'])} reference words begin with a "
+                     f"token read (random directions {row['baseline']:.2f})")  # fmt: skip
         parts.append(
             f"{said}; {change(constant, '.2f')} of the difference is constant over texts "
             f"(base against itself {constant['baseline']:.2f})"

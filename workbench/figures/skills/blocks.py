@@ -158,7 +158,7 @@ DRAWINGS = (
         "the first token of the answer stays the base's (locality).",
         "A matrix that does nothing has a perfect locality: read it where the efficacy is above "
         "the base's. The greedy path shows what several matrices do together.",
-        applies=has("locality"),
+        applies=lambda result, *_: result.has("locality") or result.has("generality"),
     ),
 )
 

@@ -95,7 +95,7 @@ def _often(prompts: Asked, things: Collection[str]) -> Asked:
 
 
 def _llama(spec: Spec) -> Spec:
-    """The same pair as Llama folders. No edges: those of a gated MLP are named otherwise."""
+    """The same pair as Llama folders; edges have the same names there."""
     says = f"{spec.says} Both are Llamas."
     return replace(spec, name=f"{spec.name}-llama", says=says, llama=True)
 
