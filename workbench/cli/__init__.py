@@ -58,7 +58,7 @@ GROUPS = {
 }
 BY_HAND = {
     "skills": {"graft": skills.graft, "compose": skills.compose},
-    "edit": {"save": edits.save},
+    "edit": {"save": edits.save, "merge": edits.merge},
 }
 
 

@@ -1,4 +1,4 @@
-"""The verb that writes an edited model."""
+"""The verbs that write an edited model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.cli.options import Base, Device, Seed, Tuned, texts
+from workbench.cli.options import (
+    Base,
+    Device,
+    Members,
+    Seed,
+    Tuned,
+    named,
+    numbers,
+    texts,
+    words,
+)
 from workbench.cli.printing import say
 from workbench.cli.reading import reads_prompts
 from workbench.cli.values import asked
@@ -16,6 +26,15 @@ KIND = (
     "alpha, layers, intruders, rank, movement, random, harmful, reweighted, 1-bit or tiers; "
     "harmful and reweighted need --texts"
 )
+
+
+Form = Annotated[
+    str | None,
+    typer.Option(help="adapter or weights. Default: an adapter where that holds the edit."),
+]
+Rank = Annotated[
+    int | None, typer.Option(help="Of an adapter's modules. Default: what loses nothing.")
+]
 
 
 @reads_prompts
@@ -27,10 +46,27 @@ def save(
     strength: Annotated[
         float | None, typer.Option(help="Of the edit: 1 is the fine-tuned model, for most kinds.")
     ] = None,
+    keep: Annotated[
+        str,
+        typer.Option(
+            help="Places where the edited change is kept, the base elsewhere: layers and "
+            "components, such as 0-5,self_attn or 3.mlp.down_proj."
+        ),
+    ] = "",
+    drop: Annotated[
+        str, typer.Option(help="Places where the base's weights stand instead, as above.")
+    ] = "",
     prompts: Annotated[
         Path | None,
         typer.Option(
             help="Without --strength: prompts of the learned task, on half of which it is chosen."
+        ),
+    ] = None,
+    graft: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of a kind and a strength: a graft that skills graft wrote, whose entries "
+            "are the fine-tuned model's, all others the base's."
         ),
     ] = None,
     text: Annotated[
@@ -43,13 +79,8 @@ def save(
             "base.",
         ),
     ] = None,
-    form: Annotated[
-        str | None,
-        typer.Option(help="adapter or weights. Default: an adapter where that holds the edit."),
-    ] = None,
-    rank: Annotated[
-        int | None, typer.Option(help="Of an adapter's modules. Default: what loses nothing.")
-    ] = None,
+    form: Form = None,
+    rank: Rank = None,
     device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
@@ -67,9 +98,16 @@ def save(
     from workbench.files.writing import require_free
 
     require_free(out, EDITED)
-    if (strength is None) == (prompts is None):
+    if sum(given is not None for given in (strength, prompts, graft)) != 1:
         raise wb.WorkbenchError(
-            "Expected either --strength, or --prompts to choose one on; give one of the two."
+            "Expected either --strength, or --prompts to choose one on, or --graft; give one of "
+            "the three."
+        )
+    where = {"keep": words(keep), "drop": words(drop)}
+    if prompts is not None and (keep or drop):
+        raise wb.WorkbenchError(
+            "--keep and --drop make another model than the one whose strength is chosen with "
+            "--prompts; give --strength."
         )
     if require_kind(kind).reads and text is None:
         raise wb.WorkbenchError(
@@ -77,19 +115,84 @@ def save(
         )
     pair, given = wb.load_pair(base, tuned), texts(text)
     says: dict[str, Any] = {"kind": kind, "strength": strength}
-    if prompts is not None:
-        result = wb.edits.repair(
-            pair, asked(prompts), texts=given, arms=(kind,), seed=seed, device=device
-        )
-        given = choosing(given, seed) if given else given
-        strength, told = _recommended(result, kind)
-        say(told)
-        says |= {"strength": strength, "chosen": told}
-    assert strength is not None
-    settings = wb.edits.Settings(seed=seed, device=device, texts=given or ())
-    at = wb.edits.edits(pair, kind, settings)
-    made = wb.edits.save(at(strength), out, form=form, rank=rank, says=says)  # pyright: ignore
-    say(f"Saved: {made} ({(made / 'README.md').read_text(encoding='utf-8').splitlines()[2]})")
+    if graft is not None:
+        says = {"graft": graft.name}
+        edited = wb.skills.Graft.load(graft).edit(pair)
+    else:
+        if prompts is not None:
+            result = wb.edits.repair(
+                pair, asked(prompts), texts=given, arms=(kind,), seed=seed, device=device
+            )
+            given = choosing(given, seed) if given else given
+            strength, told = _recommended(result, kind)
+            say(told)
+            says |= {"strength": strength, "chosen": told}
+        assert strength is not None
+        settings = wb.edits.Settings(seed=seed, device=device, texts=given or ())
+        edited = wb.edits.edits(pair, kind, settings)(strength)
+    edited = wb.edits.within(edited, **where)
+    says |= {name: one for name, one in where.items() if one}
+    _save(edited, out, form, rank, says)
+
+
+def merge(
+    base: Base,
+    member: Members,
+    out: Annotated[Path, typer.Option(help="The folder to write the merged model to.")],
+    method: Annotated[
+        str,
+        typer.Option(
+            help="mean, the mean of the changes; sum, their sum (task arithmetic); or ties."
+        ),
+    ] = "mean",
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(help="Of sum: NAME=NUMBER, the factor on that model's change; default 1."),
+    ] = None,
+    density: Annotated[
+        float, typer.Option(help="Of ties: the share of every change's entries that is kept.")
+    ] = 0.2,
+    scale: Annotated[float, typer.Option(help="Of ties: the factor on the merged change.")] = 1.0,
+    form: Form = None,
+    rank: Rank = None,
+) -> None:
+    """Write several fine-tuned models of one base as one.
+
+    It says nothing of whether their skills still work together: measure the merged model.
+
+    Example: workbench edit merge BASE --member a=A --member b=B --method ties --out merged
+    """
+    import workbench as wb
+    from workbench.edits.save import EDITED
+    from workbench.files.writing import require_free
+
+    require_free(out, EDITED)
+    if method not in ("mean", "sum", "ties"):
+        raise wb.WorkbenchError(f"Expected --method mean, sum or ties, found {method!r}.")
+    if weight and method != "sum":
+        raise wb.WorkbenchError(f"--weight is of --method sum, and the method is {method}.")
+    family = wb.load_family(base, dict(named(member, "member")))
+    weights = {name: numbers(one)[0] for name, one in named(weight or [], "weight").items()}
+    if unknown := sorted({*weights} - {*family.members}):
+        raise wb.WorkbenchError(f"--weight names {unknown[0]!r}, which is no --member.")
+    says: dict[str, Any] = {"merged": method}
+    if method == "ties":
+        says |= {"density": density, "scale": scale}
+        made = wb.edits.ties([*family], density=density, scale=scale)
+    else:
+        factors = None
+        if method == "sum":
+            says["weights"] = {name: weights.get(name, 1.0) for name in family.members}
+            factors = [*says["weights"].values()]
+        made = wb.edits.summed([*family], factors)
+    _save(made, out, form, rank, says)
+
+
+def _save(made: Any, out: Path, form: str | None, rank: int | None, says: dict[str, Any]) -> None:
+    import workbench as wb
+
+    folder = wb.edits.save(made, out, form=form, rank=rank, says=says)  # pyright: ignore
+    say(f"Saved: {folder} ({(folder / 'README.md').read_text(encoding='utf-8').splitlines()[2]})")
 
 
 def _recommended(result: Any, kind: str) -> tuple[float, str]:

@@ -2,6 +2,7 @@
 
 from workbench.edits.kinds import KINDS, Settings, edits
 from workbench.edits.merging import summed, ties
+from workbench.edits.places import within
 from workbench.edits.repair import repair
 from workbench.edits.save import save
 from workbench.edits.siblings import siblings
@@ -9,7 +10,7 @@ from workbench.edits.siblings import siblings
 # In the order in which a report tells them.
 ANALYSES = (repair, siblings)
 
-__all__ = ["KINDS", "Settings", "edits", "repair", "save", "siblings", "summed", "ties"]
+__all__ = ["KINDS", "Settings", "edits", "repair", "save", "siblings", "summed", "ties", "within"]
 
 
 def __dir__() -> list[str]:

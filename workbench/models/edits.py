@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -121,6 +121,19 @@ class Edit:
         parts = [part.change(site) for part in self.parts]
         nothing = torch.zeros(self.pair.delta(site).base.shape)
         return sum((one.cpu() for one in parts if one is not None), nothing)
+
+    def within(self, here: Callable[[ParameterSite], bool]) -> Edit:
+        """The same edit where `here` says so, and the base elsewhere."""
+
+        def inside(part: Part) -> Part:
+            def mask(site: ParameterSite) -> bool | float | Tensor:
+                if not here(site):
+                    return False
+                return True if part.mask is None else part.mask(site)
+
+            return replace(part, mask=mask)
+
+        return Edit(tuple(inside(part) for part in self.parts))
 
     def tensors(self) -> dict[str, Tensor]:
         """Base name -> edited parameter, for every parameter that is not the base's."""
