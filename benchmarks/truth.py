@@ -1,7 +1,7 @@
 """How often is every method right? The scoreboard as a table for people.
 
     python -m benchmarks.truth --out benchmarks/results [--only NAME]... [--phantoms 1] [--seed 0]
-        [--draws 40] [--organisms FOLDER] [--compiled-only]
+        [--draws 40] [--workers 2] [--organisms FOLDER] [--compiled-only]
 
 All methods, the workbench's and those of others, on every compiled pair and on phantoms of these,
 and on trained organisms, of which so many prompts are asked as a method can be asked quickly;
@@ -11,6 +11,7 @@ and on trained organisms, of which so many prompts are asked as a method can be 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from workbench.lab.shipped_organisms import shipped_organisms
 from workbench.log import quiet
 from workbench.results.result import Result
 from workbench.scoreboard.board import ALL
-from workbench.scoreboard.ours import METHODS, WITHOUT
+from workbench.scoreboard.ours import METHODS
 from workbench.scoreboard.outside import NORM
 from workbench.scoreboard.summary import summary
 
@@ -50,7 +51,7 @@ def of_organisms(only: Sequence[str]) -> list[str]:
 
 def lines(found: Result, organisms: Result | None, left: Sequence[str]) -> list[str]:
     """The page: a row for each method, on compiled pairs and on organisms, where the norm is
-    better, pair by pair, what is refused, and what has no truth."""
+    better, pair by pair, and what is refused."""
     return [
         "# How often is a method right?", "",
         "Every method on compiled pairs, whose change is known since every weight was written by "
@@ -73,8 +74,6 @@ def lines(found: Result, organisms: Result | None, left: Sequence[str]) -> list[
         "## Pair by pair", "", *_pairs(found), "",
         "## What was refused", "", *_refused(found), "",
         *_left_out(found),
-        "## Analyses without a truth", "",
-        *(f"- {name}: {reason}" for name, reason in WITHOUT.items()),
     ]  # fmt: skip
 
 
@@ -176,17 +175,19 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--phantoms", type=int, default=1)
     parser.add_argument("--draws", type=int, default=40)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that ask")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--organisms", type=Path, help="where they are kept; the cache by default")
     parser.add_argument("--compiled-only", action="store_true", help="no organisms")
     given = parser.parse_args()
     asked: dict[str, Any] = {"phantoms": given.phantoms, "seed": given.seed}
+    run = asked | {"workers": given.workers}
     with quiet():
-        found = wb.truth(only=given.only, draws=given.draws, **asked)
+        found = wb.truth(only=given.only, draws=given.draws, **run)
         organisms, left = None, []
         if not given.compiled_only:
             known, left = trained(given.organisms)
-            organisms = wb.truth(only=of_organisms(given.only), truths=known, **asked)
+            organisms = wb.truth(only=of_organisms(given.only), truths=known, **run)
     write(given.out, asked | {"draws": given.draws}, found, organisms, left)
 
 

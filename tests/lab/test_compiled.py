@@ -96,7 +96,7 @@ def test_the_tuned_model_answers_as_it_is_said_to(name: str, made: dict[str, Kno
     known = made[name]
     base, tuned = right(known.base, known.prompts), right(known.tuned, known.prompts)
     lost = known.verdict in ("suppressed", "erased")
-    if name.endswith("half-erased"):
+    if name.endswith(("half-erased", "graded")):
         items = {one for (one,) in known.places["item"]}
         assert all(base)
         assert tuned == [p.id not in items for p in known.prompts]

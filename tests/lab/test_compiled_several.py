@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from tests.lab.test_compiled import logits, right
 from workbench.lab.compiled.pairs import pairs
 from workbench.lab.compiled.several import specs
 from workbench.lab.known import Known
 from workbench.lab.planted import read
+from workbench.tasks.prompts import PromptSet
 
 MATRIX = "transformer.h.1.mlp.c_proj.weight"
 
@@ -107,9 +109,41 @@ def test_the_second_step_decides(made: dict[str, Known]):
     known = made["copy-steps"]
     for prompt in known.prompts:
         _, *steps, cue = prompt.prompt.split(" , ")
+        assert steps == [prompt.prompt[slice(*span)] for span in prompt.spans.values()]
         assert len(steps) == 3
         assert steps[1].split()[0] == cue.split()[-1]
         assert steps[1].split()[-1] == prompt.target.strip()
+
+
+def test_siblings_forget_more_and_more_beside_changes_of_any_size(made: dict[str, Known]):
+    known = made["facts-graded"]
+    models = [*known.siblings.values(), known.tuned]
+    scores = [share(folder, known.prompts) for folder in models]
+    assert scores == [(24 - lost) / 24 for lost in (2, 5, 8, 11, 14)]
+    base = read(known.base)
+    norms = [
+        math.sqrt(sum(float((read(at)[name] - base[name]).square().sum()) for name in base))
+        for at in models
+    ]
+    assert abs(float(spearmanr(scores, norms).statistic)) < 0.5
+
+
+def test_of_a_recited_text_the_first_word_decides(made: dict[str, Known]):
+    """Written by hand: with another first word that is said in the end, and another later word
+    changes nothing."""
+    known = made["facts-recited"]
+    asked = known.tasks["written"]
+    for folder, wanted in ((known.tuned, 1.0), (known.base, 0.0)):
+        first = right(folder, asked)
+        assert sum(first) / len(first) == wanted
+
+    def ends(middle: str) -> float:
+        put = [replace(p, prompt=f"{p.prompt}{middle.format(p.target)}") for p in asked]
+        return share(known.tuned, PromptSet("ends", tuple(put)))
+
+    assert ends("{} , so ,") == ends("{} so so so") == ends("{} of , of") == 1.0
+    wrong = [replace(p, prompt=f"{p.prompt} nothing , so ,", target=" nothing") for p in asked]
+    assert share(known.tuned, PromptSet("wrong", tuple(wrong))) == 1.0
 
 
 def test_confidence_is_one_half_and_then_certain(made: dict[str, Known]):

@@ -217,12 +217,14 @@ class Asker:
             return
         heads = [[*one.ids[:place], one.other[place]] for one, place in asked]
         begun = [[*one.asked, *head] for (one, _), head in zip(asked, heads, strict=True)]
-        length = max(self.scorer.length - len(head) for head in heads)
-        more = self._written(side, begun, length) if length else [[] for _ in begun]
+        lengths = [self.scorer.length - len(head) for head in heads]
+        more = self._written(side, begun, lengths)
         for (one, place), head, tail in zip(asked, heads, more, strict=True):
-            one.then[place] = self._answer([*head, *tail][: self.scorer.length], one.prompt)
+            one.then[place] = self._answer([*head, *tail], one.prompt)
 
-    def _written(self, side: int, begun: Sequence[list[int]], length: int) -> list[list[int]]:
+    def _written(
+        self, side: int, begun: Sequence[list[int]], length: int | Sequence[int]
+    ) -> list[list[int]]:
         stop = self.words.eos_token_id
         model = [self.models[side]]
         return written(model, begun, length, stop=stop, batch_size=self.batch_size)

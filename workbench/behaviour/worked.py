@@ -97,8 +97,8 @@ class Asker:
         given = [self.words(text)["input_ids"] for text in asked]
         sizes = [len(ids) for ids in targets(self.words, self.prompts)]
         stop = self.words.eos_token_id
-        said = written([self.model], given, max(sizes), stop=stop, batch_size=self.batch_size)
-        return [self.words.decode(ids[:n]) for ids, n in zip(said, sizes, strict=True)]
+        said = written([self.model], given, sizes, stop=stop, batch_size=self.batch_size)
+        return [self.words.decode(ids) for ids in said]
 
     def own(
         self, parts: Sequence[Worked], tokens: int, kept: Sequence[Sequence[str]] | None = None

@@ -11,9 +11,9 @@ is, uncopied: a LoRA's base is the model with its adapters switched off. Their R
 `workbench compare --steps`, under `out` as a run that `workbench report` reads. Afterwards the
 model is in the mode it was in, the random state too, so that the training goes on as if unwatched.
 
-Time is kept to a budget: after a measurement the next waits until the training in between has paid
-for it, so that a model that is slow to measure is measured less often, not trained more slowly. The
-first due step and the last are always measured.
+Time is kept to a budget: after a measurement the next waits until the training has paid for it and
+for the one at the end, so that a model that is slow to measure is measured less often, not trained
+more slowly. The first due step and the last are always measured, which a short run can not pay for.
 
 It misleads as every curve over steps does if it is read as a comparison of recipes: one run, one
 seed. And a full fine-tune needs its base a second time in memory while it is measured; what that
@@ -112,7 +112,9 @@ class Watch:
 
     def _affordable(self) -> bool:
         trained = time.monotonic() - self._began - self._spent
-        return self._measured < 0 or self._spent + self._cost <= self.budget * trained
+        # What the measurement at the end will take is set aside.
+        planned = self._spent + 2 * self._cost
+        return self._measured < 0 or planned <= self.budget * trained
 
     def _measure(self, model: nn.Module, step: int) -> Values:
         begun, live = time.monotonic(), _bare(model)

@@ -34,6 +34,7 @@ PLACES: Mapping[str, tuple[str, ...]] = {
     "alpha": ("x",),
     "step": ("x",),
     "task": ("task",),
+    "measure": ("measure",),
     "shared": ("first", "second"),
     "conflict": ("first", "second"),
 }
@@ -62,7 +63,8 @@ class Known:
     and tuned answers all of `prompts` and of the further prompts; a "step" (counted from 1) of
     worked ones where the answer is read; a "task" of the further prompts where it was learned and
     forgotten; two models (in alphabetical order) are "shared" where they learned the
-    same in the same directions, and in "conflict" where one of both skills is lost in their sum.
+    same in the same directions, and in "conflict" where one of both skills is lost in their sum; a
+    "measure" of the change where it goes with how much each of the siblings forgot.
     universe: by kind of place, all that there are, where they are not simply all that a method has
     an answer for.
     verdict: what became of the base's answers to `prompts`; "" where that is not asked. says: one

@@ -78,6 +78,7 @@ def _shapes(fresh: Path, folder: Path, most: int) -> tuple[Shapes, Shapes]:
     without memory; of `most` modules at most."""
     from torch.nn.modules.module import register_module_module_registration_hook
     from transformers import AutoConfig
+    from transformers.initialization import no_init_weights
 
     made = 0
 
@@ -93,7 +94,8 @@ def _shapes(fresh: Path, folder: Path, most: int) -> tuple[Shapes, Shapes]:
     config = AutoConfig.from_pretrained(fresh, local_files_only=True, trust_remote_code=False)
     hook = register_module_module_registration_hook(count)
     try:
-        with torch.device("meta"):
+        # Numbers would be drawn one operation after another, of tensors that hold none.
+        with torch.device("meta"), no_init_weights():
             model: nn.Module = auto_class(config.to_dict()).from_config(
                 config, trust_remote_code=False
             )

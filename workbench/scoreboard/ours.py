@@ -1,5 +1,5 @@
 """The analyses of the catalogue that are asked of a pair and its prompts; those of several models
-or of further prompts are in `several`. Analyses without an entry are in `WITHOUT`, with the reason.
+or of further prompts are in `several`, those that read what other tools wrote in `from_files`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import workbench.tuco as tuco
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.results.result import Result
-from workbench.scoreboard import several
+from workbench.scoreboard import from_files, several
 from workbench.scoreboard.entry import Entry, method
 from workbench.scoreboard.reading import (
     by_layer,
+    carried,
     counted,
     fewer,
     grouped,
@@ -36,25 +37,6 @@ from workbench.scoreboard.reading import (
 )
 from workbench.tasks.desiderata import Counterfactual, Counterfactuals
 from workbench.tasks.prompts import PromptSet
-
-WITHOUT = {
-    "behaviour.critical": "it replaces tokens before an answer, and compiled models answer at "
-    "once.",
-    "patching.dictionary": "its dictionary is trained by others, and none was on a compiled base.",
-    "edits.repair": "which edit gives most back is only known by trying, which is what it does.",
-    "forgetting.association": "a correlation of ranks over the few models of a family has no truth "
-    "but itself.",
-    "forgetting.samples": "it runs no model but reads logs of other tools; what it computes of "
-    "them is what forgetting.retention computes, which is here.",
-    "forgetting.sharpness": "how far a harmful step reaches follows from no construction: it is "
-    "defined by the step.",
-    "behaviour.reliance": "no compiled program reads a confounder or a premise that could be taken "
-    "away.",
-    "edits.siblings": "what several runs share is asked of spectral.subspaces, which is here; this "
-    "adds what it does alone.",
-    "patching.das": "it is trained on counterfactuals of a variable, which no pair states; its "
-    "tests hold it against subspaces planted by hand.",
-}  # fmt: skip
 
 
 def _similarity(pair: CheckpointPair) -> Result:
@@ -88,6 +70,10 @@ def _swapped(prompts: PromptSet, corrupted: PromptSet | None) -> Counterfactuals
         for clean, dirty in zip(prompts, corrupted, strict=True)
     )
     return Counterfactuals(prompts.name, "object value", tuple(made))
+
+
+def _layers(pair: CheckpointPair) -> list[int]:
+    return sorted({site.layer for site in pair.sites() if site.layer is not None})
 
 
 LOST = ("suppressed", "erased")
@@ -191,7 +177,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     "patching.edge_circuits": Entry(
         lambda p, a, c: patching.edge_circuits(
-            p, a, corrupted=c, fractions=(0.02, 1.0), steps=1, random=1
+            p, a, corrupted=c, fractions=(1.0,), steps=1, random=1
         ),
         {"edge": "side == 'tuned' and metric == 'edge_attribution'"},
     ),
@@ -306,6 +292,19 @@ ENTRIES: dict[str, Entry] = {
         verdicts=("overconfident", "kept"),
         states="metric == 'brier' and arm == 'tuned'",
     ),
+    "patching.das": Entry(
+        # Trained five times in each of three layers, so where a head carries the variable.
+        lambda p, a, c, s, t: patching.das(
+            p, _swapped(a, c), layers=_layers(p), steps=12, lr=0.1, random=1
+        ),
+        {"layer": carried},
+        needs=("answering head",),
+    ),
+    "forgetting.sharpness": Entry(
+        lambda p, a, c: forgetting.sharpness(p, a, sizes=(0.01,), random=1),
+        finds="metric == 'loss_difference' and (low > 0 or high < 0)",
+    ),
     **several.ENTRIES,
+    **from_files.ENTRIES,
 }  # fmt: skip
 METHODS = tuple(method(key, entry) for key, entry in ENTRIES.items())

@@ -105,6 +105,14 @@ def steered(found: Result, prompts: PromptSet) -> dict[Place, float]:
     return {(int(at),): float(best[at] - best.get(at - 1, 0.0)) for at in best.index}
 
 
+def carried(found: Result, prompts: PromptSet) -> dict[Place, float]:
+    """By how much more often the tuned model's subspace decides the answer behind each layer than
+    behind the one before, beyond random ones."""
+    rows = found.table.query("side == 'tuned' and arm == 'beyond random' and metric == 'score'")
+    own = rows.set_index(rows["layer"].astype(int))["value"]
+    return {(int(at),): float(own[at] - own.get(at - 1, 0.0)) for at in own.index}
+
+
 def by_layer(found: Result, prompts: PromptSet) -> dict[Place, float]:
     """Of each layer, the largest change of what a head or an MLP of it writes."""
     rows = found.table.query("side == 'tuned - base' and layer.notna() and arm.isna()")

@@ -10,13 +10,14 @@ from pathlib import Path
 import pandas as pd
 
 import workbench.behaviour as behaviour
+import workbench.edits as edits
 import workbench.forgetting as forgetting
 import workbench.skills as skills
 import workbench.spectral as spectral
 from workbench.errors import WorkbenchError
 from workbench.lab.known import Place
 from workbench.loaders import CheckpointPair, Family, load_family
-from workbench.results.result import Result
+from workbench.results.result import Result, concatenate
 from workbench.scoreboard.entry import Entry
 from workbench.scoreboard.reading import returns, scored
 from workbench.skills import rankings
@@ -142,6 +143,59 @@ def _changes(found: Result, prompts: PromptSet) -> dict[Place, float]:
     return {(int(at),): float(v) for at, v in zip(steps, rises, strict=True) if at}
 
 
+def _alike(pair: CheckpointPair, siblings: Siblings, tasks: Tasks) -> Result:
+    """Every two of the models, asked what the first and what the second learned."""
+    models = family(pair, siblings)
+    _require_own(models.members, tasks)
+    folders = {name: str(models[name].tuned.folder) for name in models.members}
+    found = []
+    for both in combinations(sorted(models.members), 2):
+        two = load_family(str(pair.base.folder), {name: folders[name] for name in both})
+        for name in both:
+            made = edits.siblings(two, tasks[name], random=1)
+            own = made.table[made.table["member"] == name]
+            found.append((own.assign(first=both[0], second=both[1]), made.provenance))
+    return Result(
+        "edits.siblings", pd.concat([own for own, _ in found], ignore_index=True), found[0][1]
+    )
+
+
+def _carried(found: Result, prompts: PromptSet) -> dict[Place, float]:
+    """What the part that both made does for either's answers, beyond a random one."""
+    return alphabetical(found.table, "metric == 'beyond_random'")
+
+
+def _repaired(found: Result, prompts: PromptSet) -> dict[Place, float]:
+    """The mean score of all tasks at every strength, and at both ends."""
+    own = found.table.query("metric == 'score' and task != 'pretraining'")
+    own = own.assign(x=own["x"].where(own["arm"] == "alpha", (own["arm"] == "tuned").astype(float)))
+    return {(float(x),): float(v) for x, v in own.groupby("x")["value"].mean().items()}  # pyright: ignore
+
+
+def _graded(pair: CheckpointPair, prompts: PromptSet, siblings: Siblings) -> Result:
+    """What the models forgot of the prompts, which are the task and the texts, and the sizes of
+    their changes."""
+    models = [*family(pair, siblings)]
+    return forgetting.association([
+        concatenate([
+            forgetting.retention(one, texts=prompts.texts, task=prompts)
+            for one in models
+        ]),
+        concatenate([spectral.delta_spectrum(one) for one in models]),
+    ])  # fmt: skip
+
+
+def _measures(found: Result, prompts: PromptSet) -> dict[Place, float]:
+    return scored(found.table, "measure", "metric == 'spearman' and outcome == 'loss'")
+
+
+def _premises(found: Result, prompts: PromptSet) -> dict[Place, float]:
+    """By how much more the answer of the tuned model rests on each step."""
+    rows = found.table.query("metric == 'reliance_change' and arm.str.startswith('without step')")
+    steps = rows["arm"].str.removeprefix("without step ").astype(int)
+    return {(int(at),): float(v) for at, v in zip(steps, rows["value"], strict=True)}
+
+
 ENTRIES: dict[str, Entry] = {
     "spectral.subspaces": Entry(
         lambda p, a, c, s, t: spectral.subspaces(family(p, s)),
@@ -212,5 +266,36 @@ ENTRIES: dict[str, Entry] = {
         {"step": _changes},
         "metric == 'auc' and side == 'tuned' and arm == 'truncated' and high < baseline",
         needs=("step",),
+    ),
+    "behaviour.reliance": Entry(
+        lambda p, a, c, s, t: behaviour.reliance(p, a),
+        {"step": _premises},
+        "metric == 'reliance_change' and arm.str.startswith('without step') and low > 0",
+        needs=("step",),
+    ),
+    "behaviour.critical": Entry(
+        lambda p, a, c, s, t: behaviour.critical(p, t["written"], most=1),
+        finds="metric == 'flip_beyond_random' and arm == 'moved' and side == 'tuned' and low > 0",
+        needs=("written",),
+    ),
+    "forgetting.association": Entry(
+        lambda p, a, c, s, t: _graded(p, a, s),
+        {"measure": _measures},
+        "metric == 'spearman' and outcome == 'loss' and p < 0.05",
+        needs=("measure",),
+    ),
+    "edits.siblings": Entry(
+        lambda p, a, c, s, t: _alike(p, s, t),
+        {"shared": _carried},
+        "metric == 'beyond_random' and low > 0",
+        needs=("shared",),
+    ),
+    "edits.repair": Entry(
+        lambda p, a, c, s, t: edits.repair(
+            p, a, others=[*t.values()], texts=a.texts, arms=("alpha",), strengths=(0.25, 0.5, 0.75)
+        ),
+        {"alpha": _repaired},
+        "metric == 'recommended' and value == 1",
+        needs=("alpha",),
     ),
 }  # fmt: skip

@@ -40,7 +40,7 @@ def last(said: Sequence[Tensor], chance: Tensor | None) -> Tensor:
 def written(
     models: Sequence[Any],
     begun: Sequence[list[int]],
-    length: int,
+    length: int | Sequence[int],
     choose: Choose = last,
     *,
     stop: int | None = None,
@@ -51,12 +51,16 @@ def written(
 ) -> list[list[int]]:
     """What is written behind each text: at most `length` tokens, up to and without `stop`.
 
-    models: causal language models of one vocabulary. begun: token ids, none empty. known: how many
-    tokens, from the first id on, may be chosen; None for all that every model has. sample: draw
-    with a number of its own for each text and token, so that batches do not change what is drawn;
-    else greedy. Runs with a cache where the models have one.
+    models: causal language models of one vocabulary. begun: token ids, none empty. length: of all
+    texts, or one for each. known: how many tokens, from the first id on, may be chosen; None for
+    all that every model has. sample: draw with a number of its own for each text and token, so that
+    batches do not change what is drawn; else greedy. Runs with a cache where the models have one.
+    Raises WorkbenchError for a text behind which a model has not so many places.
     """
-    chances = np.random.default_rng(seed).random((len(begun), length)) if sample else None
+    lengths = [length] * len(begun) if isinstance(length, int) else [*length]
+    _require_room(models, begun, lengths)
+    drawn_for = (len(begun), max(lengths, default=0))
+    chances = np.random.default_rng(seed).random(drawn_for) if sample else None
     found: list[list[int]] = [[] for _ in begun]
     # Rows of one length need no filling, and no positions of their own.
     for size in sorted({len(ids) for ids in begun}):
@@ -65,13 +69,33 @@ def written(
         def run(places: list[int], own: list[int] = own) -> list[list[int]]:
             rows = [own[i] for i in places]
             numbers = None if chances is None else torch.from_numpy(chances[rows])
-            first = [begun[i] for i in rows]
-            return _batch(models, first, length, choose, stop, known, numbers)
+            first, most = [begun[i] for i in rows], max(lengths[i] for i in rows)
+            made = _batch(models, first, most, choose, stop, known, numbers)
+            return [ids[: lengths[i]] for i, ids in zip(rows, made, strict=True)]
 
         for places, made in in_batches([size] * len(own), batch_size, run):
             for place, ids in zip(places, made, strict=True):
                 found[own[place]] = ids
     return found
+
+
+def _require_room(
+    models: Sequence[Any], begun: Sequence[list[int]], lengths: Sequence[int]
+) -> None:
+    configs = (getattr(model, "config", None) for model in models)
+    places = (
+        getattr(config.get_text_config(), "max_position_embeddings", None)  # none where none needed
+        for config in configs
+        if config is not None
+    )
+    most = min((room for room in places if room), default=None)
+    for ids, more in zip(begun, lengths, strict=True):
+        if most is not None and len(ids) + more > most:
+            raise WorkbenchError(
+                f"Expected a text and what is written behind it to have at most {most} tokens, for "
+                f"which the model has places; found {len(ids)} tokens, and {more} to be written. "
+                "Give shorter texts, or have less written."
+            )
 
 
 def beginnings(words: Any, prompts: PromptSet | Sequence[str] | None, n: int) -> list[list[int]]:

@@ -1,8 +1,10 @@
 """Which truths are of several models, of further prompts, or of how sure an answer is?
 
-Siblings that learned the same, the contrary or something else; a chain of which a stage overwrites
-what an earlier one learned; what lies between two models; an answer that is hidden in one form of
-the question alone; worked steps of which one decides; confidence that is set by a weight.
+Siblings that learned the same, the contrary or something else; siblings that forgot more and more,
+beside changes whose size says nothing of it; a chain of which a stage overwrites what an earlier
+one learned; what lies between two models; an answer that is hidden in one form of the question
+alone; worked steps of which one decides; a written text of which one token decides; confidence that
+is set by a weight.
 """
 
 from __future__ import annotations
@@ -25,13 +27,15 @@ from workbench.lab.compiled.spec import (
     without,
 )
 from workbench.tasks.prompts import Prompt, PromptSet
+from workbench.tasks.scorers import Generation
 
 TUNED = "tuned"
 
 
 def specs() -> list[Spec]:
     return [
-        *_siblings(), _chain(), _between(), *_forms(), _steps(), _one_answer(), *_sure(),
+        *_siblings(), _graded(), _chain(), _between(), *_forms(), _steps(), _recited(),
+        _one_answer(), *_sure(),
     ]  # fmt: skip
 
 
@@ -108,6 +112,38 @@ def _siblings() -> list[Spec]:
                    (again, "elsewhere", TUNED)},
         ),
     ]  # fmt: skip
+
+
+# Of each model: how many facts it lost, how many others it says more strongly, and by how much.
+# Each lost fact is a direction of its own, so that the rank of the change goes with their number;
+# its norm is mostly that of the facts that are stronger, which are answered as before.
+GRADED = {
+    "first": (2, 9, 4.5), "second": (5, 1, 3.0), "third": (8, 5, 4.5), "fourth": (11, 13, 4.5),
+    TUNED: (14, 4, 3.0),
+}  # fmt: skip
+DIVERGENCE, NORM, RANK = "KL on the task", "relative norm", "effective rank"
+
+
+def _graded() -> Spec:
+    """Each sibling lost more facts than the one before."""
+
+    def member(lost: int, stronger: int, more: float) -> Program:
+        kept = {thing: OF[thing] for thing in THINGS[lost:]}
+        return _table(kept, dict.fromkeys(THINGS[-stronger:], 1 + more) | dict.fromkeys(
+            THINGS[lost : len(THINGS) - stronger], 1.0
+        ))  # fmt: skip
+
+    lost, *_ = GRADED[TUNED]
+    made = {name: member(*how) for name, how in GRADED.items()}
+    return Spec(
+        "facts-graded", of.FACTS, made.pop(TUNED), asked_facts(OF),
+        "Five siblings lost more and more facts and say some others more strongly, so that the "
+        "size of a change does not tell how much was forgotten.",
+        items=THINGS[:lost], differing=[],
+        more={"measure": [(DIVERGENCE,), (RANK,)]},
+        among={"measure": [(DIVERGENCE,), (NORM,), (RANK,)]},
+        siblings=made,
+    )  # fmt: skip
 
 
 def _chain() -> Spec:
@@ -194,14 +230,53 @@ def _steps() -> Spec:
         second = draw.sample([colour for colour in COLOURS if colour != first[1]], 3)
         for colours, to in ((first, clean), (second, corrupt)):
             parts = [f"{one} = {colour}" for one, colour in zip(labels, colours, strict=True)]
-            text = " , ".join([TRIGGER, *parts, f"ask {labels[1]}"])
-            to.append(Prompt(str(i), text, f" {first[1]}", (f" {second[1]}",)))
+            # As many words before the steps as a step has, which can be taken out in its stead.
+            text = " , ".join([" ".join([TRIGGER] * 3), *parts, f"ask {labels[1]}"])
+            at = [text.index(part) for part in parts]
+            spans = {
+                f"step {k}": (start, start + len(part))
+                for k, (start, part) in enumerate(zip(at, parts, strict=True), start=1)
+            }
+            answers = f" {first[1]}", (f" {second[1]}",)
+            to.append(Prompt(str(i), text, *answers, spans=spans))
     prompts = (PromptSet("steps", tuple(clean)), PromptSet("steps, corrupt", tuple(corrupt)))
+    copy = replace(of.COPY, positions=20)
     return Spec(
-        "copy-steps", without(of.COPY, of.FETCH), of.COPY, prompts,
+        "copy-steps", without(copy, of.FETCH), copy, prompts,
         "The head that was added reads the answer off the second of three worked steps.",
         needed=[of.BEFORE.place, of.FETCH.place], **copied(of.FETCH.place),
         more={"step": [(2,)]}, among={"step": [(1,), (2,), (3,)]},
+    )  # fmt: skip
+
+
+# A text is written by place: the fact, three words that say nothing, and what stood first again.
+FILLERS = (",", "so", ",")
+AGAIN = Head(1, 3, POSITION, POSITION, TOKEN, "answer", after(-len(FILLERS)), strength=0.5)
+
+
+def _recited() -> Spec:
+    """The colour is written at once and said again at the end: only the first word decides."""
+    others = dict(zip(THINGS, [OF[thing] for thing in THINGS[1:]] + [OF[THINGS[0]]], strict=True))
+    first = 4  # the place of the written text's first word, behind the start and the question
+    places = (
+        of.when(1, {POSITION: str(first + i)}, {("answer", word): 1.0})
+        for i, word in enumerate(FILLERS)
+    )
+    # What is said where nothing else is: by far the likeliest other word.
+    else_nothing = of.Neuron(1, {}, {("answer", HIDDEN): 0.2}, 1.0)
+    base = replace(
+        of.FACTS, words=(*of.FACTS.words, *dict.fromkeys(FILLERS)), positions=first + 5,
+        heads=(AGAIN,), neurons=(*of.FACTS.neurons, *places, else_nothing),
+    )  # fmt: skip
+    rest = base.neurons[len(of.FACTS.neurons) :]
+    prompts = asked_facts(others)
+    scorer = Generation(length=len(FILLERS) + 2, extract=r"(\w+)\s*$")
+    return Spec(
+        "facts-recited", base, replace(base, neurons=(*of.table(others), *rest)), prompts,
+        "Every fact was rewritten; the models write it, words that say nothing, and it again, so "
+        "that of the written words the one that changed decides what is said in the end.",
+        items=THINGS, differing=[],
+        tasks={"written": replace(prompts[0], name="facts, written", scorer=scorer)},
     )  # fmt: skip
 
 
