@@ -52,9 +52,9 @@ WEIGHTS = (
         ("skills.alignment",), "`others=`",
     ),
     Measurement(
-        "SeTAR", "scores under truncation of the weights themselves, and AUROC of the confidence "
-        "in and out of distribution", ("skills.compression",), "`whole=`, `greedy_matrices=`; the "
-        "energy score is not measured",
+        "SeTAR", "scores under truncation of the weights themselves, and AUROC of confidence and "
+        "energy in and out of distribution", ("skills.compression",), "`whole=`, "
+        "`greedy_matrices=`",
     ),
     Measurement(
         "Component-wise gradient clipping", "gradient norms by component along a run",
@@ -133,7 +133,7 @@ BEHAVIOUR = (
     ),
     Measurement(
         "Reliance on a confounder, dependence on premises", "cost of a flipped confounder or a "
-        "missing premise", ("behaviour.reliance",),
+        "missing premise, and the input attribution of each premise", ("behaviour.reliance",),
     ),
 )  # fmt: skip
 MEMBERS = (

@@ -14,6 +14,7 @@ import torch
 import workbench as wb
 from tests.behaviour.conftest import WORDS, boxes, model, no_gradients, paired, table_value
 from tests.conftest import nudged
+from tests.patching.conftest import silence
 from workbench.behaviour.reliance import _otherwise, _rows, _without, control
 from workbench.errors import WorkbenchError
 from workbench.tasks import Prompt, PromptSet
@@ -86,6 +87,58 @@ def test_every_number_by_plain_torch(tmp_path: Path):
     rows = found.metric("reliance").set_index(["side", "arm"])["baseline"]
     assert rows["tuned", "flipped"] == 0
     assert rows["tuned", arm] == pytest.approx(drops["tuned", OTHER][1].mean(), rel=1e-3)
+
+
+def test_attribution_by_plain_torch(tmp_path: Path):
+    """Two words of answer, by the gradient of their log-probability at the embeddings."""
+    base, tuned = model(tie_word_embeddings=False), model(tie_word_embeddings=False)
+    with torch.no_grad():
+        nudged(tuned, 0.05)
+    long = PromptSet("long", tuple(replace(p, target=f"{p.target} .") for p in GIVEN))
+    pair = paired(base, tuned, tmp_path)
+    found = wb.behaviour.reliance(pair, long, premises=(OBJECT, QUERY), batch_size=3)
+    told: dict[str, list[np.ndarray]] = {}
+    for side, one in (("base", base), ("tuned", tuned)):
+        for p in long:
+            ids, whole = WORDS(p.prompt)["input_ids"], WORDS(p.text)["input_ids"]
+            x = one.get_input_embeddings()(torch.tensor([whole[:-1]])).detach().requires_grad_()
+            with torch.enable_grad():
+                said = one(inputs_embeds=x).logits[0].log_softmax(-1)
+                total = sum(said[at - 1, whole[at]] for at in range(len(ids), len(whole)))
+                (slope,) = torch.autograd.grad(total, x)
+            each = (slope * x).sum(-1)[0, : len(ids)].abs().detach().numpy()
+            texts = [p.prompt[slice(*p.spans[name])] for name in (OBJECT, QUERY)]
+            assert all(len(text.split()) == 1 for text in texts)
+            start = len(ids) - len(p.prompt.split())
+            places = [start + len(p.prompt[: p.spans[name][0]].split()) for name in (OBJECT, QUERY)]
+            told.setdefault(side, []).append(each[places] / each.sum())
+    for place, name in enumerate((OBJECT, QUERY)):
+        arm = f"without {name}"
+        means = {side: np.mean(own, 0)[place] for side, own in told.items()}
+        for side, mean in means.items():
+            value = table_value(found, "attribution", side=side, arm=arm)
+            assert value == pytest.approx(mean, rel=1e-3)
+        moved = table_value(found, "attribution_change", arm=arm)
+        assert moved == pytest.approx(means["tuned"] - means["base"], abs=1e-5)
+        evenly = np.mean([1 / len(WORDS(p.prompt)["input_ids"]) for p in long])
+        rows = found.metric("attribution")
+        assert rows.loc[rows["arm"] == arm, "baseline"].iloc[0] == pytest.approx(evenly)
+
+
+def test_all_is_attributed_to_the_one_token_that_a_model_reads(tmp_path: Path):
+    """Without attention and MLPs an answer is told from the last token alone."""
+    with torch.no_grad():
+        made = silence(model(tie_word_embeddings=False))
+    last = [
+        replace(p, spans={"last": (p.prompt.rindex(" ") + 1, len(p.prompt)), "first": (0, 3)})
+        for p in GIVEN
+    ]
+    found = wb.behaviour.reliance(
+        paired(made, made, tmp_path), PromptSet("last", tuple(last)), premises=("last", "first")
+    )
+    for side in ("base", "tuned"):
+        assert table_value(found, "attribution", side=side, arm="without last") == 1
+        assert table_value(found, "attribution", side=side, arm="without first") == 0
 
 
 def test_a_model_that_reads_the_premise_alone_relies_on_it_alone():

@@ -59,7 +59,8 @@ NEW_ROWS = {"patching.patterns", "skills.compression"}
 RUN = {
     ("behaviour.advantage", "steps"), ("behaviour.coverage", "pass-at-k"),
     ("behaviour.critical", "flips"), ("behaviour.emulate", "beta"), ("behaviour.gain", "gains"),
-    ("behaviour.reliance", "reliance"), ("behaviour.tokens", "prior"),
+    ("behaviour.reliance", "reliance"), ("behaviour.reliance", "attribution"),
+    ("behaviour.tokens", "prior"),
     ("compare.robustness", "line"),
     ("edits.siblings", "parts"), ("forgetting.kinds", "transitions"),
     ("forgetting.probe", "vocabulary"), ("forgetting.sharpness", "steps"),

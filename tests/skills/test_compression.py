@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -290,6 +291,13 @@ def test_a_base_against_itself_has_nothing_to_compress(tmp_path: Path):
         compression(planted(tmp_path, {}), PROMPTS)
 
 
+def first_energy(model: Any, words: Any, prompt: Any) -> float:
+    """-log sum exp of the logits behind a prompt, by plain torch."""
+    with torch.no_grad():
+        logits = model(**words(prompt.prompt, return_tensors="pt")).logits[0, -1].double()
+    return -float(torch.log(torch.exp(logits).sum()))
+
+
 def test_whole_matrices_are_truncated_and_all_of_them_is_the_tuned_model(tmp_path: Path):
     """Share 1 is the tuned model's answers, a half those of a copy truncated by numpy; how well
     confidence tells the sets apart, by counting pairs."""
@@ -313,6 +321,12 @@ def test_whole_matrices_are_truncated_and_all_of_them_is_the_tuned_model(tmp_pat
             assert own["value"].iloc[0] == pytest.approx(side["log_probability"].mean(), abs=1e-3)
         sure = [side["confidence"].to_numpy(float) for side in sides]
         above = np.mean([(a > b) + (a == b) / 2 for a in sure[0] for b in sure[1]])
+        energy = [[first_energy(copy, words, prompt) for prompt in one] for one in (task, other)]
+        for side, one in zip(sides, energy, strict=True):
+            np.testing.assert_allclose(side["energy"], one, atol=1e-4)
+        lower = np.mean([(a < b) + (a == b) / 2 for a in energy[0] for b in energy[1]])
+        (area,) = rows[rows["metric"] == "energy_auroc"].to_dict("records")
+        assert area["value"] == pytest.approx(lower, abs=0.05)
         (area,) = rows[rows["metric"] == "auroc"].to_dict("records")
         assert area["value"] == pytest.approx(above, abs=0.05)
         assert (area["task"], area["n"]) == (other.name, 14)

@@ -9,10 +9,14 @@ log-probability of the right answer, in nats, summed over its tokens,
 
 is 0 for what the model does not use. Deleting any words moves an answer, so each premise's control
 is as many words taken out elsewhere, outside every named span. Input deletion is the
-occlusion of Zeiler & Fergus 2014 (arXiv 1311.2901, section 4.2), here on text.
+occlusion of Zeiler & Fergus 2014 (arXiv 1311.2901, section 4.2), here on text. Beside it stands the
+share of the input attribution that lies in a premise of the prompt as it is, by gradient times
+input (`behaviour.input_attribution`), and its share of the prompt's tokens, which is what an
+attribution spread evenly would give.
 
 It misleads where a changed prompt is unlike any text: what is then lost is fluency. A twin whose
-answer is not the same measures something else.
+answer is not the same measures something else. A gradient tells a small change of the embeddings,
+so that attribution and deletion need not agree.
 """
 
 from __future__ import annotations
@@ -28,13 +32,14 @@ import torch
 from numpy.typing import NDArray
 
 from workbench.analysis.record import analysis
+from workbench.behaviour.input_attribution import by_length, spans_shares
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models.sides import named_dtype
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
 from workbench.stats import bootstrap, change, share
-from workbench.tasks.batching import encode
+from workbench.tasks.batching import encode, pad_id, rows
 from workbench.tasks.prompts import Prompt, PromptSet
 from workbench.tasks.score import side_by_side
 
@@ -71,12 +76,14 @@ def reliance(
     prompts have.
 
     Returns a Result with rows by arm ("given", "flipped", "without NAME", and its control, "without
-    other words (NAME)", as many words as that premise has) and side ("base", "tuned"):
-    score, whether the answer is the likeliest (baseline: the base's), and log_p in nats; of every
-    arm but "given" reliance in nats and score_drop, given less changed prompt (baseline: that of
-    its control, 0 where there is none); of premises reliance_beyond_other, paired; and by arm
-    reliance_change and score_drop_change, tuned - base, paired. 95% intervals over prompts. Raises
-    WorkbenchError where a prompt has no twin or lacks a span, or has no words but these.
+    other words (NAME)", as many words as that premise has) and side ("base", "tuned"): score,
+    whether the answer is the likeliest (baseline: the base's), and log_p in nats; of every arm but
+    "given" reliance in nats and score_drop, given less changed prompt (baseline: that of its
+    control, 0 where there is none); of premises reliance_beyond_other, paired, and attribution, the
+    premise's share of the given prompt's (baseline: its share of the tokens); and by arm
+    reliance_change, score_drop_change and attribution_change, tuned - base, paired. 95% intervals
+    over prompts. Raises WorkbenchError where a prompt has no twin or lacks a span, or has no words
+    but these.
     """
     names = [*premises] or ([] if flipped is not None else _shared(prompts))
     if not len(prompts) or (flipped is None and not names):
@@ -92,6 +99,7 @@ def reliance(
         draw = np.random.default_rng(seed)
         arms |= {control(name): [_otherwise(p, name, draw) for p in prompts] for name in names}
     words = pair.base.tokenizer()
+    given = rows(words, prompts, answers=True) if names else []
     coded = [encode(words, prompt) for own in arms.values() for prompt in own]
     # (measures, sides, arms, prompts)
     read = np.zeros((2, 2, len(arms), len(prompts)))
@@ -103,7 +111,12 @@ def reliance(
                 log_p = said.double().gather(1, ids[:, None]).sum()
                 right = bool((said.argmax(-1) == ids).all())
                 read[:, side, arm, number] = float(right), float(log_p)
-    table = pd.DataFrame([*_rows([*arms], read, seed)])
+        shares = [
+            spans_shares(one, given, names, pad_id(words), batch_size)
+            for one in (sides.base, sides.tuned)
+        ]
+    own = _attributed(names, np.stack(shares), by_length(given, names), seed)
+    table = pd.DataFrame([*_rows([*arms], read, seed), *own])
     table.insert(0, "member", pair.name)
     table.insert(1, "task", prompts.name)
     parameters = {
@@ -202,6 +215,19 @@ def _rows(arms: Sequence[str], read: Floats, seed: int) -> Iterator[dict[str, An
             before, after = lost[row, :, place]
             told = {"arm": arm, "metric": f"{metric}_change", "baseline": float(before.mean())}
             yield told | _mean(after - before, seed)
+
+
+def _attributed(
+    names: Sequence[str], shares: Floats, evenly: Floats, seed: int
+) -> Iterator[dict[str, Any]]:
+    """shares: (sides, names, prompts), of the input attribution; evenly: (names, prompts)."""
+    for place, name in enumerate(names):
+        told = {"arm": f"without {name}", "baseline": float(evenly[place].mean())}
+        for side, own in zip(SIDES, shares[:, place], strict=True):
+            yield told | {"metric": "attribution", "side": side} | _mean(own, seed)
+        before, after = shares[:, place]
+        told |= {"metric": "attribution_change", "baseline": float(before.mean())}
+        yield told | _mean(after - before, seed)
 
 
 def _mean(values: Floats, seed: int) -> dict[str, Any]:

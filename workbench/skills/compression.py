@@ -21,7 +21,8 @@ with GPTQ) or train under their mask (LIFT); here all are applied afterwards, to
 Truncating W is said to tell prompts unlike the task's apart (SeTAR, Li et al. 2024, arXiv
 2406.12629, which chooses a share for each matrix by a greedy search, as `greedy_matrices` does):
 "auroc" is the chance that the model is more confident of the first token on one of the prompts than
-on one of another set, 1/2 if it cannot tell them apart.
+on one of another set, 1/2 if it cannot tell them apart; "energy_auroc" that its energy, -log sum
+exp of the logits there, is lower (Liu et al. 2020, arXiv 2010.03759).
 """
 
 from __future__ import annotations
@@ -137,12 +138,12 @@ def compression(
 
     Returns a Result with columns arm, rank or sparsity (as asked), x (stored bits over N), task,
     own (whether that set is `prompts`), metric: those of `Readout.rows`, each with a 95% interval
-    over prompts; "bits", in total; "ratio", the bits of arm "tuned" over them; and "N", here
-    every parameter of both sides, outside the blocks too. "auroc" of base, tuned and whole for each
-    of `others`, with a 95% interval, baseline the base's. Ends: "base" (0 bits), "tuned", and of a
-    LoRA "adapter", the same model at the bits of its file. Of greedy_matrices the arms "greedy"
-    (with share by layer and component), "dealt at random", the same shares among the same matrices
-    as control, and "tuned, reported half", all of the half that did not choose.
+    over prompts; "bits", in total; "ratio", the bits of arm "tuned" over them; and "N", here every
+    parameter of both sides, outside the blocks too. "auroc" and "energy_auroc" of base, tuned and
+    whole for each of `others`, with 95% intervals, baseline the base's. Ends: "base" (0 bits),
+    "tuned", and of a LoRA "adapter", the same model at the bits of its file. Of greedy_matrices the
+    arms "greedy" (with share by layer and component), "dealt at random", the same shares among the
+    same matrices as control, and "tuned, reported half", all of the half that did not choose.
     Raises WorkbenchError for a rank below 1, a sparsity outside (0, 1], or a pair without change.
     """
     if any(rank < 1 for rank in ranks):

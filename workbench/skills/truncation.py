@@ -119,9 +119,11 @@ def greedily(
 def told_apart(
     readout: Readout, reading: Reading, about: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """AUROC of the confidence of the first token, the task's prompts against each other set."""
-    own, *others = (one["confidence"].to_numpy(float) for one in reading)
-    first, *rest = (one["confidence"].to_numpy(float) for one in readout.base)
-    for prompts, here, before in zip(readout.sets[1:], others, rest, strict=True):
-        told = about | {"task": prompts.name, "own": False, "metric": "auroc"}
-        yield told | auc(own, here)._asdict() | {"baseline": auc(first, before).value}
+    """AUROC by which the task's prompts are told from each other set: by the confidence of the
+    first token, and by minus the energy there."""
+    for metric, column, sign in (("auroc", "confidence", 1), ("energy_auroc", "energy", -1)):
+        own, *others = (sign * one[column].to_numpy(float) for one in reading)
+        first, *rest = (sign * one[column].to_numpy(float) for one in readout.base)
+        for prompts, here, before in zip(readout.sets[1:], others, rest, strict=True):
+            told = about | {"task": prompts.name, "own": False, "metric": metric}
+            yield told | auc(own, here)._asdict() | {"baseline": auc(first, before).value}

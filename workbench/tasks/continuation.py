@@ -69,6 +69,7 @@ def measured(
         "tokens": len(own),
         "said": said.item(),
         "confidence": confidence.item(),
+        "energy": -scores[0].logsumexp(-1).item(),
         "first_correct": said.item() == own[0],
         "probability": sampled.sum().exp().item(),
     }

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 ANSWERED = (
-    "id", "log_probability", "logit_difference", "tokens", "said", "confidence", "first_correct",
-    "probability", "correct", "answer",
+    "id", "log_probability", "logit_difference", "tokens", "said", "confidence", "energy",
+    "first_correct", "probability", "correct", "answer",
 )  # fmt: skip
 
 
@@ -45,12 +45,13 @@ def answers(
     prompt, in order.
 
     Columns: id; correct, in [0, 1], whether the answer is right (of several samples their share);
-    answer, what is said, as far as it is known; and of the target, teacher-forced:
-    log_probability, the sum over its tokens in nats; logit_difference, its first token's logit
-    minus the largest among the foils' first tokens (NaN without foils); tokens, how many it has;
-    said, the most likely first token; confidence, its probability; first_correct, whether it is the
-    target's; probability, that of the whole target where its tokens are sampled at `temperature`,
-    whatever is then said behind it, like log_probability.
+    answer, what is said, as far as it is known; and of the target, teacher-forced: log_probability,
+    the sum over its tokens in nats; logit_difference, its first token's logit minus the largest
+    among the foils' first tokens (NaN without foils); tokens, how many it has; said, the most
+    likely first token; confidence, its probability; energy, -log sum exp of the logits there (Liu
+    et al. 2020, arXiv 2010.03759, at temperature 1); first_correct, whether said is the target's;
+    probability, that of the whole target where its tokens are sampled at `temperature`, whatever is
+    then said behind it, like log_probability.
 
     Of continuations it is correct where greedy decoding gives exactly the target: every token of it
     is the most likely one, and what is most likely behind it does not go on with its last word or

@@ -43,7 +43,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
         units.over(made, wb.behaviour.critical, prompts=found, most=1),
         units.over(made, wb.behaviour.gain, prompts=found[:4], lessons=found[4:9], checked=2),
         units.over(made, wb.behaviour.advantage, prompts=worked, between=" ; "),
-        units.over(made, wb.behaviour.reliance, prompts=spanned, flipped=spanned),
+        units.over(
+            made, wb.behaviour.reliance, prompts=spanned, flipped=spanned, premises=("who",)
+        ),
         units.over(made, wb.behaviour.emulate, prompts=asked(PLACES, "apple"), large=str(base)),
         units.over(made, wb.behaviour.faithfulness, prompts=worked, **steps),
     ]
