@@ -138,10 +138,9 @@ BEHAVIOUR = (
 )  # fmt: skip
 MEMBERS = (
     Measurement(
-        "Amuro & Char", "score before and after fine-tuning from each checkpoint of a chain, "
-        "spread over templates", ("forgetting.retention", "forgetting.sequential"),
-        "One `compare` with each pre-training checkpoint as its base; the gains are not put "
-        "beside each other by a call of their own.",
+        "Amuro & Char", "gain of fine-tuning from each base of a chain, what shows after "
+        "fine-tuning alone, and the gap between templates", ("forgetting.gains",),
+        'of a `forgetting.retention` of each base, with `by="template"`',
     ),
     Measurement(
         "Fine-tuning by reinforcement against forgetting", "score on items like and unlike the "

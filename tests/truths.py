@@ -214,6 +214,15 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
             "score", "forgetting", "backward_transfer", "source_drop", "target_drop",
         ),
     },
+    "forgetting.gains": {
+        "forgetting/test_gains.py::test_every_number_by_hand": (
+            "base_score", "score", "gain", "gain_unknown", "latent", "gap*", "gain_with_score",
+            "gain_with_place",
+        ),
+        "forgetting/test_gains.py::test_gaps_fall_where_templates_come_to_agree": (
+            "gap_with_place",
+        ),
+    },
     "forgetting.association": {
         "forgetting/test_association.py::test_order_is_found_with_its_exact_p_and_the_null": (
             "forgetting", "measure", "spearman",

@@ -62,7 +62,8 @@ RUN = {
     ("behaviour.reliance", "reliance"), ("behaviour.reliance", "attribution"),
     ("behaviour.tokens", "prior"),
     ("compare.robustness", "line"),
-    ("edits.siblings", "parts"), ("forgetting.kinds", "transitions"),
+    ("edits.siblings", "parts"), ("forgetting.gains", "chain"),
+    ("forgetting.kinds", "transitions"),
     ("forgetting.probe", "vocabulary"), ("forgetting.sharpness", "steps"),
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ from workbench.figures.behaviour.emulate import emulation
 from workbench.figures.behaviour.faithfulness import answers_by_steps
 from workbench.figures.behaviour.gain import gains_of_examples
 from workbench.figures.behaviour.generate import new_words, side_by_side
-from workbench.figures.behaviour.reliance import reliance_by_arm
+from workbench.figures.behaviour.reliance import attribution_by_premise, reliance_by_arm
 from workbench.figures.behaviour.tokens import change_by_prior, coloured_text, token_landscape
 from workbench.figures.catalogue import CATALOGUE, draw, drawings, everyone, findings, headline
 from workbench.figures.compare.equivalence import cells, members_against_full
@@ -18,6 +18,7 @@ from workbench.figures.edits.siblings import replicated_parts
 from workbench.figures.forgetting.along import over_steps
 from workbench.figures.forgetting.association import forgetting_by_measure
 from workbench.figures.forgetting.conjugate import conjugate_outcomes
+from workbench.figures.forgetting.gains import gains_over_chain
 from workbench.figures.forgetting.interpolate import path_scores
 from workbench.figures.forgetting.kinds import answer_kinds
 from workbench.figures.forgetting.knowledge import knowledge_transitions
@@ -80,6 +81,7 @@ __all__ = [
     "answers_flipped",
     "attribution_against_exact",
     "attribution_by_head",
+    "attribution_by_premise",
     "bits_score",
     "block_changes",
     "block_edits",
@@ -104,6 +106,7 @@ __all__ = [
     "forgetting_by_measure",
     "forgetting_by_rank",
     "gains_of_examples",
+    "gains_over_chain",
     "graft_places",
     "graft_scores",
     "greedy_blocks",

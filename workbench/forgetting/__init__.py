@@ -2,6 +2,7 @@
 
 from workbench.forgetting.association import association
 from workbench.forgetting.conjugate import conjugate
+from workbench.forgetting.gains import gains
 from workbench.forgetting.interpolate import interpolate
 from workbench.forgetting.kinds import kinds
 from workbench.forgetting.knowledge import knowledge
@@ -29,10 +30,12 @@ ANALYSES = (
     verdict,
     sequential,
     association,
+    gains,
 )
 
 __all__ = [
-    "association", "conjugate", "interpolate", "kinds", "knowledge", "probe", "prune", "retention",
+    "association", "conjugate", "gains", "interpolate", "kinds", "knowledge", "probe", "prune",
+    "retention",
     "revive", "samples", "sequential", "sharpness", "verdict",
 ]  # fmt: skip
 

@@ -34,7 +34,7 @@ from workbench.results.intruder_counts import NULLS, TUNED, intruder_counts
 from workbench.results.recipes import recipes
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
-from workbench.stats import spearman
+from workbench.stats import spearman, spearman_p
 
 KEY = "forgetting.association"
 RETENTION = "forgetting.retention"
@@ -42,7 +42,6 @@ INTRUDERS, SPECTRUM, TUCO = "spectral.intruders", "spectral.delta_spectrum", "tu
 CIRCUIT = "patching.circuit"
 KL = "KL on the task"
 LOSS, SCORE = "loss", "score"
-PERMUTATIONS = 10_000
 NULL = "null:"
 
 
@@ -200,26 +199,10 @@ def _correlations(
             known = np.isfinite(null)
             about = {"outcome": outcome, "measure": measure}
             beside = spearman(null[known], lost[known], seed=seed).value
-            told = {"metric": "spearman", "baseline": beside, "p": _p(own, lost, seed)}
+            told = {"metric": "spearman", "baseline": beside, "p": spearman_p(own, lost, seed=seed)}
             yield about | told | spearman(own, lost, seed=seed)._asdict()
             if np.isfinite(score).all():
                 beside = partial_spearman(null[known], lost[known], score[known], seed=seed).value
-                p = partial_p(own, lost, score, seed=seed, most=PERMUTATIONS)
+                p = partial_p(own, lost, score, seed=seed)
                 told = {"metric": "spearman_partial", "baseline": beside, "p": p}
                 yield about | told | partial_spearman(own, lost, score, seed=seed)._asdict()
-
-
-def _p(first: np.ndarray, second: np.ndarray, seed: int) -> float:
-    """Two-sided, over all pairings where there are at most 10,000."""
-    from scipy.stats import permutation_test, spearmanr
-
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return float("nan")
-
-    def statistic(paired: np.ndarray) -> float:
-        return float(np.asarray(spearmanr(paired, second).statistic))
-
-    test = permutation_test(
-        (first,), statistic, permutation_type="pairings", n_resamples=PERMUTATIONS, rng=seed
-    )
-    return float(test.pvalue)

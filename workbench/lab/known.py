@@ -35,6 +35,7 @@ PLACES: Mapping[str, tuple[str, ...]] = {
     "step": ("x",),
     "task": ("task",),
     "measure": ("measure",),
+    "base": ("checkpoint",),
     "shared": ("first", "second"),
     "conflict": ("first", "second"),
 }
@@ -64,7 +65,8 @@ class Known:
     worked ones where the answer is read; a "task" of the further prompts where it was learned and
     forgotten; two models (in alphabetical order) are "shared" where they learned the
     same in the same directions, and in "conflict" where one of both skills is lost in their sum; a
-    "measure" of the change where it goes with how much each of the siblings forgot.
+    "measure" of the change where it goes with how much each of the siblings forgot; a "base" among
+    the siblings where it gains most by becoming this pair's base.
     universe: by kind of place, all that there are, where they are not simply all that a method has
     an answer for.
     verdict: what became of the base's answers to `prompts`; "" where that is not asked. says: one

@@ -16,7 +16,7 @@ import workbench.skills as skills
 import workbench.spectral as spectral
 from workbench.errors import WorkbenchError
 from workbench.lab.known import Place
-from workbench.loaders import CheckpointPair, Family, load_family
+from workbench.loaders import CheckpointPair, Family, load_family, load_pair
 from workbench.results.result import Result, concatenate
 from workbench.scoreboard.entry import Entry
 from workbench.scoreboard.reading import returns, scored
@@ -185,6 +185,17 @@ def _graded(pair: CheckpointPair, prompts: PromptSet, siblings: Siblings) -> Res
     ])  # fmt: skip
 
 
+def _gains(pair: CheckpointPair, prompts: PromptSet, siblings: Siblings) -> Result:
+    """The base as what each of the siblings was made into."""
+    whole = str(pair.base.folder)
+    pairs = [load_pair(str(folder), whole, name="whole") for folder in siblings.values()]
+    return forgetting.gains([forgetting.retention(one, [prompts]) for one in pairs])
+
+
+def _gained(found: Result, prompts: PromptSet) -> dict[Place, float]:
+    return scored(found.table, "base", "metric == 'gain'")
+
+
 def _measures(found: Result, prompts: PromptSet) -> dict[Place, float]:
     return scored(found.table, "measure", "metric == 'spearman' and outcome == 'loss'")
 
@@ -283,6 +294,12 @@ ENTRIES: dict[str, Entry] = {
         {"measure": _measures},
         "metric == 'spearman' and outcome == 'loss' and p < 0.05",
         needs=("measure",),
+    ),
+    "forgetting.gains": Entry(
+        lambda p, a, c, s, t: _gains(p, a, s),
+        {"base": _gained},
+        "metric == 'gain' and low > 0",
+        needs=("base",),
     ),
     "edits.siblings": Entry(
         lambda p, a, c, s, t: _alike(p, s, t),

@@ -23,7 +23,7 @@ from workbench.stats.proportions import (
     shares,
     wilson,
 )
-from workbench.stats.ranks import auc, auc_difference, nearest_pairs, spearman
+from workbench.stats.ranks import auc, auc_difference, nearest_pairs, spearman, spearman_p
 from workbench.stats.runs import between_runs, over_runs
 from workbench.stats.tables import Homogeneity, homogeneity, paired_counts
 
@@ -58,6 +58,7 @@ __all__ = [
     "share_of",
     "shares",
     "spearman",
+    "spearman_p",
     "spread",
     "wilson",
 ]

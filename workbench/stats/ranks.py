@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from workbench.stats.intervals import Interval, levels
 from workbench.stats.proportions import Z, combined
 
+PERMUTATIONS = 10_000
+
 
 def spearman(
     first: NDArray[np.float64], second: NDArray[np.float64], *, seed: int = 0, draws: int = 1000
@@ -31,6 +33,23 @@ def spearman(
         return Interval(np.nan, np.nan, np.nan, n)
     low, high = np.nanquantile(found[1:], levels(n))
     return Interval(float(found[0]), float(low), float(high), n)
+
+
+def spearman_p(first: NDArray[np.float64], second: NDArray[np.float64], *, seed: int = 0) -> float:
+    """The two-sided p of Spearman's correlation, over all pairings of the entries where there are
+    at most 10,000, else over as many draws; NaN where one side does not vary."""
+    from scipy.stats import permutation_test, spearmanr
+
+    if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return float("nan")
+
+    def statistic(paired: NDArray[np.float64]) -> float:
+        return float(np.asarray(spearmanr(paired, second).statistic))
+
+    test = permutation_test(
+        (first,), statistic, permutation_type="pairings", n_resamples=PERMUTATIONS, rng=seed
+    )
+    return float(test.pvalue)
 
 
 def auc(first: ArrayLike, second: ArrayLike) -> Interval:

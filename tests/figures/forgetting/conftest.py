@@ -47,6 +47,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
     found.append(units.over(made, wb.forgetting.interpolate, **path))
     tasks = {"hidden": OTHER, "gone": PromptSet("late", nouns(60).prompts)}
     found.append(wb.forgetting.sequential(made, tasks, [PLAIN]))
+    kept = [units.over(made, wb.forgetting.retention, prompts=[one]) for one in (PLAIN, PLAIN)]
+    found.append(wb.forgetting.gains(kept))
     logs = [lines(folder / f"{side}.jsonl", [choice_row(i, i % 5 > wrong) for i in range(20)])
             for side, wrong in (("base", 0), ("gone", 2))]  # fmt: skip
     return [*found, wb.forgetting.samples(*logs, name="gone")]

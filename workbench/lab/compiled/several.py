@@ -140,8 +140,10 @@ def _graded() -> Spec:
         "Five siblings lost more and more facts and say some others more strongly, so that the "
         "size of a change does not tell how much was forgotten.",
         items=THINGS[:lost], differing=[],
-        more={"measure": [(DIVERGENCE,), (RANK,)]},
-        among={"measure": [(DIVERGENCE,), (NORM,), (RANK,)]},
+        more={"measure": [(DIVERGENCE,), (RANK,)], "base": [("fourth",)]},
+        among={
+            "measure": [(DIVERGENCE,), (NORM,), (RANK,)], "base": [(name,) for name in made],
+        },
         siblings=made,
     )  # fmt: skip
 
