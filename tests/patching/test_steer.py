@@ -16,8 +16,7 @@ from tests.patching.conftest import boxes, model, paired, write
 from tests.skills.conftest import APPLE, LAYER, PLACES, asked, mute, planted, token
 from workbench.models import Site
 from workbench.patching import Direction
-from workbench.patching.direction import without
-from workbench.patching.steer import equals
+from workbench.patching.direction import equals, without
 from workbench.stats import halves
 from workbench.tasks.batching import encode
 
@@ -87,6 +86,47 @@ def test_scale_zero_is_the_base_bit_for_bit(tmp_path):
     moved = found.metric("kl_tuned")
     moved = moved[(moved["x"] == 3) & (moved["layer"] == 2) & (moved["arm"] == "steered")]
     assert abs(float(moved["value"].iloc[0]) - one(found, "kl_tuned", arm="base")) > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_more_of_the_change_by_plain_torch(kind: str, tmp_path: Path):
+    """Weights of base and tuned model added by hand; once is the tuned model, no times the base."""
+    pair = adapted(tmp_path) if kind == "lora" else paired(model(), nudged(model(), 0.1), tmp_path)
+    prompts, words = boxes(8), pair.base.tokenizer()
+    found = wb.patching.steer(
+        pair,
+        prompts,
+        layers=(0,),
+        scales=(0.0,),
+        random=1,
+        amplified=(0.0, 1.0, 2.5),
+        shown=2,
+        length=3,
+    )
+    for side, alpha in (("base", 0.0), ("tuned", 1.0)):
+        for metric in ("score", "log_probability", "kl_tuned"):
+            value = one(found, metric, arm="amplified", x=alpha)
+            assert value == pytest.approx(one(found, metric, arm=side), abs=1e-5)
+    changes = {delta.site.name: delta.change for delta in pair.deltas("all")}
+    more = pair.base.load(dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in more.named_parameters():
+            if name in changes:
+                parameter += 2.5 * changes[name].reshape(parameter.shape)
+    report = np.sort(halves(len(prompts), 0)[1])
+    chosen = wb.tasks.PromptSet("half", tuple(prompts[int(i)] for i in report))
+    told = wb.tasks.answers(more, words, chosen)["log_probability"].mean()
+    assert one(found, "log_probability", arm="amplified", x=2.5) == pytest.approx(told, rel=1e-4)
+    assert abs(told - one(found, "log_probability", arm="tuned")) > 1e-3
+    written = found.metric("text").set_index(["arm", "x", "prompt"])["text"]
+    for prompt in chosen[:2]:
+        ids = words(prompt.prompt, return_tensors="pt")
+        said = more.generate(**ids, max_new_tokens=3, do_sample=False)[
+            0, ids["input_ids"].shape[1] :
+        ]
+        assert written["amplified", 2.5, prompt.id].split() == words.decode(said).split()
+        tuned = found.metric("text").query("arm == 'tuned' and prompt == @prompt.id")["text"].item()
+        assert written["amplified", 1.0, prompt.id] == tuned
 
 
 def test_the_base_against_itself_has_no_direction(tmp_path):

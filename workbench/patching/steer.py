@@ -9,7 +9,8 @@ and the base runs with alpha v_l added to its stream at every token. Beside each
 directions of the same norm; the tuned model runs with v_l taken out of its stream (directional
 ablation, Arditi et al. 2024, arXiv 2406.11717, here behind one layer). One half of the prompts
 gives the directions and chooses layer and scale, the other half is what all numbers are of.
-How the weights' whole change is made stronger is another question: `tuco.scaling`.
+Beside them the base runs with `amplified` times the change of all its weights, above 1 more than
+fine-tuning gave; `tuco.scaling` does the like of what blocks contribute.
 
 It misleads where the norm of the direction is large beside the stream's: any push that strong
 breaks the model, so compare with the random ones. A direction that steers need not be the one that
@@ -20,42 +21,41 @@ differs from prompt to prompt.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models import Site
-from workbench.models.rerun import Plus, Rerun, Writes
 from workbench.models.sides import Sides, named_dtype
 from workbench.patching.answered import answered
 from workbench.patching.cross_model import with_answers
-from workbench.patching.direction import KEY, Direction, equals, tensor_key, without
+from workbench.patching.direction import KEY, Direction, tensor_key
 from workbench.patching.states import streams
-from workbench.patching.sweep import measured, require_batches
-from workbench.progress import progress
+from workbench.patching.steering import (
+    BASE,
+    BEST,
+    METRICS,
+    RANDOM,
+    STEERED,
+    TUNED,
+    Key,
+    Steering,
+    Values,
+    as_prompts,
+)
+from workbench.patching.sweep import require_batches
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
 from workbench.stats import halves, ratios
-from workbench.tasks import Generation, Prompt, PromptSet
-from workbench.tasks.batching import Row, batch, in_batches, pad_id, rows
-from workbench.tasks.forward import ready
-from workbench.tasks.generation import generations
+from workbench.tasks import Prompt, PromptSet
+from workbench.tasks.batching import Row, pad_id, rows
 from workbench.tasks.prompts import require_halves
 
-Values = dict[str, NDArray[np.float64]]
-Key = tuple[str, int | None, float | None]  # arm, layer, scale
-BASE, TUNED, STEERED, RANDOM, ABLATED, ABLATED_RANDOM, BEST = (
-    "base", "tuned", "steered", "random", "ablated", "ablated random", "best",
-)  # fmt: skip
-METRICS = ("score", "log_probability", "logit_difference", "kl")
 SCALES = (0.0, 0.5, 1.0, 2.0)
 
 
@@ -74,6 +74,7 @@ def steer(
     against: PromptSet | Sequence[Prompt | str] | None = None,
     layers: Sequence[int] | None = None,
     scales: Sequence[float] = SCALES,
+    amplified: Sequence[float] = (),
     random: int = 3,
     shown: int = 3,
     length: int = 24,
@@ -88,9 +89,10 @@ def steer(
     model predicts next. One half gives the directions, the other the numbers. against: prompts
     whose mean in the base is taken off instead of the base's on the same prompts. layers: behind
     which the direction is added, each by itself; None takes all. scales: multiples of the direction
-    that are added. random: directions of equal norm, as a control. shown: prompts that are also
-    continued with the best layer and scale. length: the most tokens of such a text. dtype:
-    "float32" or "bfloat16"; None means as stored.
+    that are added. amplified: factors on the change of all weights with which the base is run
+    beside; needs the base in memory once more. random: directions of equal norm, as a control.
+    shown: prompts that are also continued with the best layer and scale. length: the most tokens of
+    such a text. dtype: "float32" or "bfloat16"; None means as stored.
 
     The command line takes 48 prompts; with --full all of them.
 
@@ -98,15 +100,16 @@ def steer(
     `log_probability` (nats, of the answer), `logit_difference` (to the best foil) and `kl_tuned`
     (nats, KL(tuned || arm)), means over the half that reports with 95% bootstrap intervals, n;
     baseline: the base's. Arms: "base", "tuned"; "steered" and "random" (the mean over the random
-    directions); "ablated", the tuned model without the direction, and "ablated random"; "best", the
-    layer and scale whose answer is likeliest on the half that chooses, and the metric
-    `beyond_random:log_probability`, its gain over the random directions prompt by prompt. Per layer
-    `norm` of the direction, baseline: the stream's mean norm. `text` (prompt, arm, text; value: 1
-    if it holds the answer). The directions are in the tensors: `Direction.of(result, member,
-    layer)` adds one to any model, saves and loads it. Raises WorkbenchError for fewer than 4
-    prompts, layers that there are not, or numbers that are out of range.
+    directions); "amplified" (x: the factor; 1 is the tuned model); "ablated", the tuned model
+    without the direction, and "ablated random"; "best", the layer and scale whose answer is
+    likeliest on the half that chooses, and the metric `beyond_random:log_probability`, its gain
+    over the random directions prompt by prompt. Per layer `norm` of the direction, baseline: the
+    stream's mean norm. `text` (prompt, arm, text; value: 1 if it holds the answer). The directions
+    are in the tensors: `Direction.of(result, member, layer)` adds one to any model, saves and loads
+    it. Raises WorkbenchError for fewer than 4 prompts, layers that there are not, or numbers that
+    are out of range.
     """
-    _require(scales, random, shown, length)
+    _require(scales, amplified, random, shown, length)
     require_batches(batch_size)
     words = pair.base.tokenizer()
     given, other = answered(words, prompts), None if against is None else rows(words, against)
@@ -122,21 +125,25 @@ def steer(
             "fill": pad_id(words), "batch_size": batch_size, "device": device
         }  # fmt: skip
         made, sizes = _directions(run, [given[i] for i in pick], other, layers, known, pair.name)
-        job = _Steering(run, given, made, tuple(scales), random, seed, known)
+        job = Steering(run, given, made, tuple(scales), random, seed, known)
         values = job.run()
         layer, scale = _chosen(values, pick)
-        first = [list(prompts)[i] for i in report[:shown]]
+        first = as_prompts([list(prompts)[i] for i in report[:shown]])
         written = job.written(first, layer, scale, words, length)
+        more, texts = job.amplified(pair, amplified, first, words, length)
         notes = [f"{pair.name}: {note}" for note in (*said, run.described)]
     notes.append(
         f"{pair.name}: the directions and the best layer and scale are from {len(pick)} prompts, "
         f"the numbers from the other {len(report)}."
     )
-    table = pd.DataFrame([*_table(values, report, layer, scale, seed), *sizes, *written])
+    table = pd.DataFrame(
+        [*_table(values | more, report, layer, scale, seed), *sizes, *written, *texts]
+    )
     table.insert(0, "member", pair.name)
     parameters = {
         "prompts": describe(prompts), "against": describe(against), "layers": list(made),
-        "scales": list(scales), "random": random, "shown": shown, "length": length,
+        "scales": list(scales), "amplified": list(amplified), "random": random, "shown": shown,
+        "length": length,
     }  # fmt: skip
     provenance = pair.provenance(
         parameters=parameters, seed=seed, device=str(device), dtype=dtype or "as stored"
@@ -149,7 +156,11 @@ def steer(
     )
 
 
-def _require(scales: Sequence[float], random: int, shown: int, length: int) -> None:
+def _require(
+    scales: Sequence[float], amplified: Sequence[float], random: int, shown: int, length: int
+) -> None:
+    if not np.isfinite(list(amplified)).all() or len({*amplified}) < len(amplified):
+        raise WorkbenchError(f"Expected different factors as amplified, found {list(amplified)}.")
     if not scales or not np.isfinite(list(scales)).all() or len({*scales}) < len(scales):
         raise WorkbenchError(f"Expected one or more different scales, found {list(scales)}.")
     for name, number, least in (("random", random, 1), ("shown", shown, 0), ("length", length, 1)):
@@ -179,107 +190,6 @@ def _directions(
         about = {"metric": "norm", "value": made[layer].norm, "baseline": size}
         sizes.append({"arm": STEERED, "layer": layer} | about)
     return made, sizes
-
-
-@dataclass(frozen=True)
-class _Steering:
-    """Both sides, the prompts with answers, and the direction behind each layer."""
-
-    sides: Sides
-    given: Sequence[Row]
-    made: Mapping[int, Direction]
-    scales: tuple[float, ...]
-    draws: int
-    seed: int
-    known: Mapping[str, Any]
-
-    def run(self) -> dict[Key, Values]:
-        """(arm, layer, scale) -> metric -> (prompts,); the random ones are the mean of theirs."""
-        values: dict[Key, Values] = {}
-        lengths = [len(row.fed) for row in self.given]
-        with progress(total=len(self.given), desc="steering") as bar:
-            for at, found in in_batches(lengths, self.known["batch_size"], self._batch):
-                for key, scored in found:
-                    own = values.setdefault(key, {})
-                    for metric in METRICS:
-                        kept = own.setdefault(metric, np.full(len(self.given), np.nan))
-                        kept[at] = scored[metric].mean(0).double().cpu().numpy()
-                bar.update(len(at))
-        return values
-
-    def _batch(self, at: list[int]) -> list[tuple[Key, dict[str, Tensor]]]:
-        """Every arm's measures of some prompts, (draws, batch) each."""
-        inputs = batch(self.given, at, self.known["device"], self.known["fill"])
-        sites = [direction.site for direction in self.made.values()]
-        base, tuned = Rerun(self.sides.base, inputs), Rerun(self.sides.tuned, inputs, sites)
-        room = max(1, self.known["batch_size"] // len(at))
-        goal = tuned.logits[0]
-
-        def scored(run: Rerun, patches: Sequence[Writes]) -> dict[str, Tensor]:
-            parts = [
-                measured(run.again(patches[i : i + room]), inputs, goal)
-                for i in range(0, len(patches), room)
-            ]
-            return {metric: torch.cat([part[metric] for part in parts]) for metric in METRICS}
-
-        found: list[tuple[Key, dict[str, Tensor]]] = [
-            ((side, None, None), measured(run.logits, inputs, goal))
-            for side, run in ((BASE, base), (TUNED, tuned))
-        ]
-        for layer, direction in self.made.items():
-            for scale in self.scales:
-                for arm, own in self._vectors(layer):
-                    patches = [{direction.site: Plus(scale * one)} for one in own]
-                    found.append(((arm, layer, scale), scored(base, patches)))
-            stream = tuned.read(direction.site)
-            for arm, own in ((ABLATED, STEERED), (ABLATED_RANDOM, RANDOM)):
-                units = torch.nn.functional.normalize(dict(self._vectors(layer))[own], dim=-1)
-                patches = [{direction.site: without(stream, unit)} for unit in units]
-                found.append(((arm, layer, None), scored(tuned, patches)))
-        return found
-
-    def _vectors(self, layer: int) -> Iterator[tuple[str, Tensor]]:
-        """The direction and the random ones, (how many, width) each."""
-        vector = self.made[layer].vector
-        yield STEERED, torch.from_numpy(vector)[None]
-        yield RANDOM, torch.from_numpy(equals(vector, self.draws, self.seed + layer))
-
-    def written(
-        self, prompts: Sequence[Prompt | str], layer: int, scale: float, words: Any, length: int
-    ) -> list[dict[str, Any]]:
-        """Rows of what each arm writes behind some prompts, greedily."""
-        if not prompts:
-            return []
-        asked = [
-            one if isinstance(one, Prompt) else Prompt(str(i), one, " ")
-            for i, one in enumerate(prompts)
-        ]
-        random = self._direction(layer)
-        runs = (
-            (BASE, self.sides.base, None), (TUNED, self.sides.tuned, None),
-            (STEERED, self.sides.base, self.made[layer]), (RANDOM, self.sides.base, random),
-        )  # fmt: skip
-        made = []
-        for arm, model, direction in runs:
-            with ready(model, None) as where:
-                run: dict[str, Any] = {"batch_size": self.known["batch_size"], "device": where}
-                how = (model, words, asked, Generation(length=length))
-                if direction is None:
-                    texts = generations(*how, **run)
-                else:
-                    with direction.added(model, scale):
-                        texts = generations(*how, **run)
-            at = {} if direction is None else {"layer": layer, "x": scale}
-            for prompt, (text,), given in zip(asked, texts, prompts, strict=True):
-                right = float(prompt.target.strip() in text) if given is prompt else np.nan
-                about = {"arm": arm, "prompt": prompt.id, "metric": "text", "value": right}
-                made.append(about | {"text": text} | at)
-        return made
-
-    def _direction(self, layer: int) -> Direction:
-        """The first random direction of a layer."""
-        own = self.made[layer]
-        return Direction("random", own.site, equals(own.vector, 1, self.seed + layer)[0])
 
 
 def _chosen(values: Mapping[Key, Values], pick: NDArray[np.intp]) -> tuple[int, float]:

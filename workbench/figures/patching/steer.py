@@ -39,6 +39,10 @@ def steered_by_scale(result: Result, ax: Axes | None = None) -> Figure:
         random = told["random"]
         marks.intervals(here, x, random["low"], random["high"], style.GREY, place=(1, 2))
         marks.control(here, x, random["value"], style.DASHES[0], "random directions")
+        more = own[own["arm"] == "amplified"].sort_values("x")
+        if len(more):
+            marks.control(here, more["x"].to_numpy(float), more["value"], style.DASHES[2],
+                          "all weights' change times the scale")  # fmt: skip
         for arm, dashes in (("tuned", "-"), ("base", style.DASHES[1])):
             level = own.loc[own["arm"] == arm, "value"].iloc[0]
             here.axhline(level, color=style.GREY, ls=dashes, lw=1, label=f"{arm} model", zorder=0)
