@@ -84,9 +84,8 @@ INSIDE = (
     ),
     Measurement(
         "Theory of prefix tuning", "attention over the content, and the bias that a prefix adds",
-        (), "Not measured. Prefix adapters can be compared wherever only texts and answers are "
-        "read; analyses inside the model refuse them, because the prefix would shift the places of "
-        "the tokens.",
+        ("patching.prefix",), "of adapters of prefix tuning; other analyses inside the model "
+        "refuse them, because the prefix would shift the places of the tokens",
     ),
 )  # fmt: skip
 BEHAVIOUR = (

@@ -406,6 +406,12 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
         "patching/test_patterns.py::test_by_hand": ("attention", "entropy", "reach", "tvd"),
         "patching/test_patterns.py::test_examples_hold_whole_patterns": ("example_tvd",),
     },
+    "patching.prefix": {
+        "patching/test_prefix.py::test_every_number_by_plain_torch": (
+            "bias", "bias_direction", "bias_share", "content_change", "largest_content_change",
+            "prefix_mass",
+        ),
+    },
     "skills.localize": {
         ROWS: SCORED,
         "skills/test_localize.py::test_a_planted_sparse_change_is_found_in_dense_noise": (

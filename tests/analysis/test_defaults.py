@@ -39,6 +39,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "patching.restore": {"window": 1, "answer_tokens": 8},
     "patching.lens": {"top": 5},
     "patching.patterns": {"examples": 2},
+    "patching.prefix": {"random": 5},
     "patching.activation": {"window": 1, "controls": 5},
     "patching.attribution": {"steps": 1, "exact": 20},
     "patching.circuit": {"most": 8, "random": 10},

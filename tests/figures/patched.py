@@ -202,6 +202,30 @@ def patterns(members: dict) -> Result:
     return result("patching.patterns", rows, members, tensors)
 
 
+def prefix(members: dict) -> Result:
+    """Layer 2's prefix takes and adds most, beyond random ones; attention changes behind it."""
+    rows = []
+    for member in members:
+        for layer in range(LAYERS):
+            for head in (*range(HEADS), np.nan):
+                about = {"member": member, "layer": layer, "head": head}
+                most = 0.3 * (layer == 2)
+                for metric, value in (
+                    ("prefix_mass", 0.2),
+                    ("bias_share", 0.3),
+                    ("bias_direction", 0.6),
+                ):
+                    null = {"baseline": 0.15, "null_low": 0.1, "null_high": 0.2}
+                    own = about | {"side": "tuned", "metric": metric}
+                    rows.append(own | mean(value + most, 0.02) | null)
+                for side, value in (
+                    ("with - without prefix", 1e-7), (CHANGE, 1e-7 if not layer else 0.2),
+                ):  # fmt: skip
+                    told = {"value": value, "n": 32, "baseline": 1e-6}
+                    rows.append(about | {"side": side, "metric": "largest_content_change"} | told)
+    return result("patching.prefix", rows, members)
+
+
 def attribution(members: dict) -> Result:
     """Every exact effect is twice the first-order one; two positions a head."""
     rows = []

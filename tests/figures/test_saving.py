@@ -23,6 +23,7 @@ from tests.figures.patched import (
     edge_circuits,
     knockout,
     patterns,
+    prefix,
     steer,
 )
 from tests.figures.skilled import blocks, skills
@@ -88,6 +89,7 @@ def kept() -> dict[str, Result]:
     made["forgetting.samples"] = replace(items, analysis="forgetting.samples")
     makers = (
         dictionary, drift, das, difference, steer, contributions, knockout, edge_circuits, patterns,
+        prefix,
     )  # fmt: skip
     patched = [make(family(3)) for make in makers]
     for one in (*everything(family(3)), *skills(family(3)), *patched, scoreboard()):

@@ -42,9 +42,9 @@ class Analysis:
     an attribute is None the study has no data for it, unless it can do without (`study.OPTIONAL`).
     settings: an attribute whose items are arguments by name. needs: further attributes without
     which it is not asked. along: it is also followed along a training run. texts: it only runs the
-    models on texts and answers, so that it is also asked of a member that changes no weight. items:
-    its Result keeps single items, lost and won, or texts that were written, which the command line
-    prints some of."""
+    models on texts and answers, or is of virtual tokens, so that it is also asked of a member that
+    changes no weight. items: its Result keeps single items, lost and won, or texts that were
+    written, which the command line prints some of."""
 
     key: str
     question: str

@@ -15,7 +15,6 @@ import pandas as pd
 from workbench.conveniences import convenience, provides
 from workbench.errors import WorkbenchError, some
 from workbench.loaders.adapters import CONVERT, SoftPrompt
-from workbench.loaders.adapters.soft_prompt import APPLY
 from workbench.loaders.changes import measured
 from workbench.loaders.config_differences import computing, unheeded, writing
 from workbench.loaders.names import align
@@ -458,7 +457,7 @@ def _adapter_effect(pair: CheckpointPair) -> Iterator[Line]:
         found = f"it is an adapter of {lora.kind.name}: {lora.kind.unformed}"
         remedy = "Analyses of the weights cannot run; analyses that run the model can."
         if isinstance(lora, SoftPrompt):
-            remedy = f"Analyses of weights or of places in the model cannot run; {APPLY}."
+            remedy = f"Analyses of weights or of places in the model cannot run; {lora.applies}."
         yield "adapter's change", NOTE, found, remedy
         return
     factored = [name for name in pair.targets if pair.tuning.is_factored(name)]

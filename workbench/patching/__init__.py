@@ -21,6 +21,7 @@ from workbench.patching.metrics import Metric
 from workbench.patching.path import path
 from workbench.patching.patterns import patterns
 from workbench.patching.per_prompt import PerPrompt, per_prompt
+from workbench.patching.prefix import prefix
 from workbench.patching.restore import restore
 from workbench.patching.sae import SAE
 from workbench.patching.steer import steer
@@ -37,6 +38,7 @@ ANALYSES = (
     steer,
     knockout,
     patterns,
+    prefix,
     activation,
     attribution,
     circuit,
@@ -71,6 +73,7 @@ __all__ = [
     "path",
     "patterns",
     "per_prompt",
+    "prefix",
     "restore",
     "save_circuits",
     "steer",

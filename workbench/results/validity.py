@@ -74,6 +74,8 @@ REASONS = {
     "relative_norm": ZERO,
     "cka": "the states of all prompts are the same there",
     "energy": "no matrix changed",
+    "bias_direction": "the prefix adds nothing there",
+    "bias_share": "attention gives nothing there",
     "constant": "the two models' states are the same there",
     "component_share": "the differences of all texts are the same there",
     "found": "there is no difference to read, or no word to look for",

@@ -59,6 +59,12 @@ class SoftPrompt(Adapter):
             f"and puts {self.front}"
         )
 
+    @property
+    def applies(self) -> str:
+        """What can be asked of it, in words."""
+        own = "; patching.prefix tells what it does to attention" if self.kind.in_layers else ""
+        return APPLY + own
+
     def targets(self, config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Target]:
         return {}
 
@@ -66,7 +72,7 @@ class SoftPrompt(Adapter):
         """What is said where the change of a weight, or a place in the model, is asked for."""
         return WorkbenchError(
             f"Adapter {self.told}, so there is no change of weights to analyse, and no "
-            f"token is at the same position in both models; {APPLY}."
+            f"token is at the same position in both models; {self.applies}."
         )
 
     def peft_config(self, *, tied: bool = False) -> Any:
