@@ -232,6 +232,7 @@ def test_what_is_measured_is_pefts_own_run(kind: str, pairs: dict[str, wb.Checkp
     alone = AutoModelForCausalLM.from_pretrained(
         str(pair.base.reference), attn_implementation="eager"
     )
+    assert pair.tuned.lora is not None
     peft = PeftModel.from_pretrained(alone, str(pair.tuned.lora.reference)).eval()
     ids = torch.tensor([row.ids[:15] for row in rows(pair.base.tokenizer(), prompts())])
     mask = torch.ones_like(ids)
@@ -322,7 +323,7 @@ def test_what_is_no_prefix_is_refused_by_name(pairs: dict[str, wb.CheckpointPair
     lora = adapter(made("llama"), tmp_path / "lora")
     full = write(nudged(made("llama")), tmp_path / "full")
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=COUNT)
-    get_peft_model(own, config).save_pretrained(tmp_path / "prompt")
+    get_peft_model(own, config).save_pretrained(str(tmp_path / "prompt"))
     for tuned, says in (
         (base, "weights of its own; use patching.patterns"),
         (full, "weights of its own; use patching.patterns"),
@@ -342,7 +343,7 @@ def test_a_model_without_attention_is_refused_by_name(tmp_path: Path):
     base = write(own, tmp_path / "base")
     sizes: dict[str, Any] = {"num_layers": 3, "num_attention_heads": 4, "token_dim": 32}
     config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, **sizes)
-    get_peft_model(own, config).save_pretrained(tmp_path / "prefix")
+    get_peft_model(own, config).save_pretrained(str(tmp_path / "prefix"))
     with pytest.raises(wb.WorkbenchError, match="takes no softmax over tokens"):
         asked(wb.load_pair(base, tmp_path / "prefix"), prompts())
 

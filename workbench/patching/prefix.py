@@ -124,7 +124,7 @@ def prefix(
     words = pair.base.tokenizer()
     given = rows(words, prompts)
     require_halves(len(given))
-    pick, report = halves(len(given), seed)
+    pick, report = (own.tolist() for own in halves(len(given), seed))
     with pair.models(device, named_dtype(dtype)) as run:
         layout = Layout(run.base)
         layers = layout.where("pattern") or [0]
@@ -188,7 +188,7 @@ class _Reading(NamedTuple):
         tokens = 0.0
 
         def read(own: list[int]) -> tuple[list[dict[str, Tensor]], list[dict[str, Added]], float]:
-            inputs = batch(self.given, [int(places[i]) for i in own], self.device, self.fill)
+            inputs = batch(self.given, [places[i] for i in own], self.device, self.fill)
             return self._batch(inputs, directions)
 
         lengths = [len(self.given[i].fed) for i in places]

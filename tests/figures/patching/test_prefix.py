@@ -29,7 +29,7 @@ def test_a_prefix_is_drawn_beside_random_ones(count: int):
     check("heads", heads)
     np.testing.assert_allclose(heads.axes[0].images[0].get_array()[:, 0], [0.2, 0.2, 0.5, 0.2])
     said = figures.headline(made)
-    assert "as it was, up to rounding; most in layer 2" in said
+    assert "as without it, up to rounding; most in layer 2" in said
     assert "takes 0.50 [0.48, 0.52] of attention (random prefix: 0.15)" in said
 
 

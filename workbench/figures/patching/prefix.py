@@ -22,7 +22,7 @@ SAME, RUNS = "with - without prefix", "tuned - base"
 PANELS = {
     "prefix_mass": "attention on the prefix",
     "bias_share": "prefix's share of attention's\noutput (norms)",
-    "bias_direction": "energy of that share in\nits mean direction",
+    "bias_direction": "energy of what it adds\nin its mean direction",
 }
 RANDOM = "random prefix of the same norms"
 FLOOR = 1e-9  # a distance below it is drawn as this
@@ -161,13 +161,13 @@ def sentence(result: Result) -> Findings:
             )
         )  # fmt: skip
         holds = bool((same["value"] <= same["baseline"]).all())
-        told = "as it was, up to rounding" if holds else "CHANGED, which theory excludes"
+        told = "as without it, up to rounding" if holds else "CHANGED, which theory excludes"
         at = share["value"].idxmax() if share["value"].notna().any() else share.index[0]
         parts.append(
-            f"{member}: relative attention {told}; most in layer {at}, where it takes "
-            f"{change(mass.loc[at], '.2f')} of attention (random prefix: "
+            f"{member}: the relative attention over the content is {told}; most in layer {at}, "
+            f"where it takes {change(mass.loc[at], '.2f')} of attention (random prefix: "
             f"{mass.loc[at, 'baseline']:.2f}) and adds {change(share.loc[at], '.2f')} of the "
             f"output's norm (random: {share.loc[at, 'baseline']:.2f}; n = "
             f"{int(mass.loc[at, 'n'])} prompts)"
         )
-    return "With the same states a prefix adds to attention's output and scales the rest", parts
+    return "What the prefix does to attention", parts
