@@ -334,8 +334,28 @@ def test_what_is_no_prefix_is_refused_by_name(pairs: dict[str, wb.CheckpointPair
             asked(wb.load_pair(base, tuned), prompts())
     with pytest.raises(wb.WorkbenchError, match="at least 4 prompts"):
         asked(pairs["llama"], boxes(3))
+    long = ["Box A contains the " * 31, *(one.text for one in boxes(3))]
+    with pytest.raises(wb.WorkbenchError, match="after 5, of which 5 are the virtual tokens"):
+        asked(pairs["gpt2"], long)
     with pytest.raises(wb.WorkbenchError, match="2 or more random prefixes, found 1"):
         asked(pairs["llama"], prompts(), random=1)
+
+
+@pytest.mark.parametrize("family", ["bloom", "gemma2", "gpt_oss", "qwen3"])
+def test_other_attention(family: str, tmp_path: Path):
+    """Positions as biases; windows and capped scores; sinks; norms of queries and keys."""
+    torch.manual_seed(0)
+    own = AutoModelForCausalLM.from_config(zoo.config(family, vocab_size=WORDS)).eval()
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    base = write(own, tmp_path / "base")
+    get_peft_model(own, config).save_pretrained(str(tmp_path / "prefix"))
+    found = asked(wb.load_pair(base, tmp_path / "prefix"), prompts())
+    same = of(found, "largest_content_change", SAME)
+    assert (same["value"] < same["baseline"]).all()
+    runs = of(found, "largest_content_change", RUNS).set_index("layer")
+    assert (runs.loc[0, "value"] < runs.loc[0, "baseline"]).all()
+    assert (runs.loc[2, "value"] > 1000 * runs.loc[2, "baseline"]).any()
+    assert found.metric("prefix_mass")["value"].between(0.001, 0.9).all()
 
 
 def test_a_model_without_attention_is_refused_by_name(tmp_path: Path):

@@ -54,7 +54,7 @@ class Prompted(nn.Module):
         if more or not return_dict:
             raise self.adapter.refusal()
         known = 0 if past_key_values is None else past_key_values.get_seq_length()
-        self._require_room(known or self.adapter.count, input_ids.shape[1])
+        self.require_room(input_ids.shape[1], known)
         how: dict[str, Any] = {"use_cache": use_cache, "return_dict": True}
         if not known:
             out = self.model(input_ids=input_ids, attention_mask=attention_mask, **how)
@@ -77,14 +77,17 @@ class Prompted(nn.Module):
         ids: Tensor = kwargs.pop("input_ids") if inputs is None else inputs
         settings = kwargs.get("generation_config")
         more = kwargs.get("max_new_tokens") or getattr(settings, "max_new_tokens", None) or 0
-        self._require_room(self.adapter.count, ids.shape[1] + more)
+        self.require_room(ids.shape[1] + more)
         if self.adapter.kind.in_layers:
             # Where peft puts a prompt as a cache, and by no other way.
             kwargs["use_cache"] = True
         with unsaid():
             return self.model.generate(ids, **kwargs)
 
-    def _require_room(self, before: int, tokens: int) -> None:
+    def require_room(self, tokens: int, known: int = 0) -> None:
+        """Raises WorkbenchError where so many tokens are more than there are positions for behind
+        the virtual ones, or behind all that are `known` from a cache."""
+        before = known or self.adapter.count
         most = getattr(self.bare.config, "max_position_embeddings", None)
         if most is not None and before + tokens > most:
             raise WorkbenchError(

@@ -131,6 +131,7 @@ def prefix(
         for layer in layers:  # says why not where no layer attends
             layout.check(Site("pattern", layer))
         layout.require_even("pattern", "give a model of even blocks")
+        run.tuned.require_room(max(len(row.fed) for row in given))
         job = _Reading(run, layout, layers, given, pad_id(words), device, random, seed)
         with progress(total=len(given), desc="prefix") as bar:
             first = job.run(pick, batch_size, bar)
@@ -197,7 +198,7 @@ class _Reading(NamedTuple):
                 for name, value in own.items():
                     shape = (len(self.layers), value.shape[1], len(places))
                     kept = numbers.setdefault(name, np.full(shape, np.nan))
-                    kept[layer][:, at] = value.T.double().cpu().numpy()
+                    kept[layer][:, at] = value.T.cpu().double().numpy()
                 for arm, vectors in more.items():
                     sums[layer][arm] = vectors.plus(sums[layer].get(arm))
             tokens += count

@@ -61,7 +61,7 @@ def drawn(prefix: Prefix, seed: Sequence[int]) -> Prefix:
     rng = np.random.default_rng(seed)
 
     def turned(own: Tensor) -> Tensor:
-        noise = torch.from_numpy(rng.standard_normal(tuple(own.shape[1:]))).to(own.device).float()
+        noise = torch.from_numpy(rng.standard_normal(own.shape[1:])).float().to(own.device)
         unit = noise / noise.norm(dim=-1, keepdim=True)
         return (unit * own.float().norm(dim=-1, keepdim=True)).to(own.dtype)
 
