@@ -143,6 +143,7 @@ BEGINS = {
     "spectral.intruders": ("intruder", "heat"),
     "spectral.delta_spectrum": ("effective_rank", "heat"),
     "patching.circuit": ("effect", "heat"),
+    "patching.prefix": ("prefix_mass", "lines"),
     "skills.compose": ("interference", "dots"),
     "patching.groups": ("recovered:logit_difference", "dots"),
     "tuco.contribution": ("tuco", "points"),
