@@ -212,6 +212,7 @@ def test_keys_that_repel_leave_the_base(tmp_path: Path):
         for layer, block in enumerate(own.transformer.h):
             block.attn.c_attn.weight[:, :32] *= 0.01
             block.attn.c_attn.bias[:32] = 3
+            block.attn.c_proj.bias += 1  # which no prefix adds
             numbers[layer, 0] = -100
     pair = prefixed(tmp_path, own, numbers)
     found = asked(pair, prompts())
