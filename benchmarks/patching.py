@@ -196,7 +196,7 @@ def path_costs(
     model: Any, words: Any, layout: Any, clean: Any, dirty: Any, device: str
 ) -> dict[str, Any]:
     """Path patching of all heads, in plain forward passes."""
-    from workbench.patching.path import effects
+    from workbench.patching.path_effects import effects
     from workbench.patching.sweep import Side
 
     sides = Side(model, clean), Side(model, dirty)

@@ -94,7 +94,7 @@ def our_z(own: Case) -> Tensor:
 
 def our_path(own: Case) -> Tensor:
     """(layers, heads), changes of the logit difference"""
-    from workbench.patching.path import effects
+    from workbench.patching.path_effects import effects
     from workbench.patching.sweep import Side
 
     sides = Side(own.model, own.clean), Side(own.model, own.dirty)

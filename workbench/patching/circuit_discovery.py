@@ -21,7 +21,7 @@ from workbench.models import Site
 from workbench.patching import sweep as shared
 from workbench.patching.metrics import Metric
 from workbench.patching.patches import Patch, Position
-from workbench.patching.path import Head, Part, changes_of, effects
+from workbench.patching.path_effects import Head, Part, changes_of, effects
 from workbench.patching.sweep import Side
 from workbench.tasks.batching import Row
 
@@ -30,12 +30,14 @@ Circuit = Mapping[str, Sequence[Head]]  # group -> heads
 
 @dataclass(frozen=True)
 class Group:
-    """Heads found by what they do to `receivers`: the logits, or the `part` of an earlier group."""
+    """Heads found by what they do to `receivers`: the logits, or the `part` of an earlier group.
+    receiver_position: the tokens from which these receivers look, as in `path`."""
 
     name: str
     receivers: str
     part: Part = "v"
     position: Position = -1
+    receiver_position: Position = None
 
 
 GROUPS = (
@@ -109,6 +111,7 @@ def discover(
             receivers=receivers,
             part=group.part,
             position=group.position,
+            receiver_position=group.receiver_position,
             metric=metric,
             shuffled=False,
             seed=seed,
@@ -126,8 +129,9 @@ def discover(
 
 
 def _placed(group: Group, rows: Sequence[Row]) -> bool:
-    """Whether all these prompts have the group's place."""
-    return not isinstance(group.position, str) or all(group.position in r.spans for r in rows)
+    """Whether all these prompts have the group's places."""
+    named = [p for p in (group.position, group.receiver_position) if isinstance(p, str)]
+    return all(place in row.spans for place in named for row in rows)
 
 
 def heads(circuit: Circuit) -> list[Head]:

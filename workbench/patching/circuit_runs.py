@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,8 @@ from workbench.models.rerun import Outside, Rerun, Write
 from workbench.patching import sweep as shared
 from workbench.patching.metrics import Metric, measures
 from workbench.patching.patches import Position
-from workbench.patching.path import Head
+from workbench.patching.path_effects import Head
+from workbench.patching.places import within
 from workbench.patching.replacements import MEAN, MEAN_POSITION, Replacement, Running, Standing
 from workbench.progress import progress
 from workbench.tasks.batching import Batch, Row, batch, in_batches
@@ -103,24 +104,9 @@ def _patch(run: Kept, inputs: Batch, stand: Standing) -> dict[Site, Write]:
     patch: dict[Site, Write] = {}
     for (layer, head), positions in run.items():
         site = Site("z", layer, head)
-        kept = _tokens(inputs, positions) if positions else None
+        kept = within(inputs, positions) if positions else None
         patch[site] = stand.read(site) if kept is None else Outside(stand.read(site), kept)
     return patch
-
-
-def _tokens(inputs: Batch, positions: Iterable[Position]) -> Tensor:
-    """Whether each token is at one of these positions, (batch, token)."""
-    token = torch.arange(inputs.ids.shape[1], device=inputs.ids.device)
-    found = torch.zeros_like(inputs.ids, dtype=torch.bool)
-    for position in positions:
-        if position == -1:
-            # Of a longer answer every token is predicted where a "last token" acts.
-            found |= token >= inputs.last[:, None]
-        elif position is None:
-            found[:] = True
-        else:
-            found.scatter_(1, inputs.index(position), True)
-    return found
 
 
 def _each(once: Rerun, patches: Sequence[Mapping[Site, Write]]) -> Tensor:

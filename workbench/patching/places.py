@@ -18,11 +18,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.models import Site
-from workbench.tasks.batching import Row
+from workbench.tasks.batching import Batch, Row
 
 PAIR, MEAN = "<-", ":mean"
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -74,6 +75,21 @@ def taken(site: Site, value: Tensor) -> Tensor:
     if site.kind == "pattern":
         raise WorkbenchError("The mean of attention patterns has no meaning; give other sites (z).")
     return value.mean(1, keepdim=True)
+
+
+def within(inputs: Batch, positions: Iterable[int | str | None]) -> Tensor:
+    """Whether each token is at one of these positions, (batch, token)."""
+    token = torch.arange(inputs.ids.shape[1], device=inputs.ids.device)
+    found = torch.zeros_like(inputs.ids, dtype=torch.bool)
+    for position in positions:
+        if position == -1:
+            # Of a longer answer every token is predicted where a "last token" acts.
+            found |= token >= inputs.last[:, None]
+        elif position is None:
+            found[:] = True
+        else:
+            found.scatter_(1, inputs.index(position), True)
+    return found
 
 
 def is_mean(site: Site) -> bool:
