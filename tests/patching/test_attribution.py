@@ -383,11 +383,6 @@ def test_all_tokens_need_partners_of_one_length(tmp_path, options):
         )  # fmt: skip
 
 
-def test_no_edges_behind_a_norm():
-    with pytest.raises(WorkbenchError, match="leave edges out"):
-        edges.links(Layout(model("gemma2")))
-
-
 def test_the_plan_by_hand():
     """Three plain runs, a run with its way back (as long as two) for every step, and for every
     exact patch its own run and one for its shuffled partner; twice that where edges are patched."""

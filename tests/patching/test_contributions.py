@@ -9,7 +9,8 @@ import torch
 import workbench as wb
 from tests.conftest import nudged
 from tests.patching.conftest import MOVER, boxes, copier, model, paired, planted, said
-from workbench.patching.contributions import CHANGE, differences, frozen
+from workbench.patching.contributions import CHANGE, differences
+from workbench.patching.frozen_norm import frozen
 from workbench.results.result import Result
 from workbench.tasks.batching import Row, encode
 

@@ -15,6 +15,7 @@ from workbench.lab import shipped
 from workbench.lab.compiled import pairs
 from workbench.models import Layout
 from workbench.models.rerun import Rerun
+from workbench.patching import edge_ends as ends
 from workbench.patching import edges as graph
 from workbench.patching.edge_circuits import _joined, area, changed
 from workbench.patching.edge_runs import EdgeRun
@@ -87,7 +88,7 @@ def test_a_chain_by_plain_torch():
     with torch.no_grad():
         change = clean.kept[EMBEDDING] - corrupt.kept[EMBEDDING]
         mid, last = (
-            corrupt.kept[site] for site in (graph.stream_of(edges.layout, wb.models.Site("mlp_out",
+            corrupt.kept[site] for site in (ends.stream_of(edges.layout, wb.models.Site("mlp_out",
             0)),
                                             wb.models.Site("resid_post", 2))
         )  # fmt: skip

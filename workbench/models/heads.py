@@ -54,7 +54,8 @@ class Attention:
         found |= {"o": after[0].path, "width": after[0].given.shape[-1] // heads}
         found |= self._parts(before, heads, found["width"])
         read = found.get("q")
-        given = next((c.given for c in before if read is not None and c.path == read.path), None)
+        first = "" if read is None else read.source or read.path
+        given = next((call.given for call in before if call.path == first), None)
         norms = [
             call for call in self.calls
             if equal(call.given, self.block.given) and given is not None
@@ -119,7 +120,7 @@ class Attention:
         for call in [*rest, *wide]:
             own = None if used is None else _fitting(call, used, kind, *heads, first=True)
             if own is not None:
-                return own
+                return replace(own, source=_source(call, rest))
         size = width if used is None else used.shape[-1]
         # Of two in a row (latent attention) the last is meant.
         for call in reversed(rest):
@@ -173,6 +174,13 @@ def _proportional(one: Tensor, other: Tensor) -> bool:
 
 def _named(kind: str, call: Call) -> bool:
     return bool(NAMED[kind].match(call.path.rpartition(".")[2]))
+
+
+def _source(call: Call, projections: Sequence[Call]) -> str:
+    """The projection whose output a norm over all heads is given; "" where it is none itself."""
+    if not is_norm(call.module):
+        return ""
+    return next((one.path for one in projections if equal(one.made, call.given)), "")
 
 
 def _is_wide(call: Call) -> bool:

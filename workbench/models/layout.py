@@ -198,12 +198,18 @@ class Layout:
 
     def require_additive(self, instead: str) -> None:
         """Raises unless each head adds to the stream by itself. instead: what to do else."""
-        for number, part in enumerate(self.structure.blocks):
+        for part in self.structure.blocks:
             if part.attn is not None and part.attn.path != part.attn.within:
                 raise WorkbenchError(
                     "In this model a norm follows attention, so no head adds to the "
                     f"stream by itself; {instead}."
                 )
+        self.require_heads(instead)
+
+    def require_heads(self, instead: str) -> None:
+        """Raises unless all that attention adds is its heads', by themselves or behind a norm of
+        their sum. instead: what to do else."""
+        for number, part in enumerate(self.structure.blocks):
             if part.attn is None or not part.o or part.gain:
                 raise WorkbenchError(
                     f"Block {number} of this model ({type(self.block(number)).__name__}) has no "

@@ -19,13 +19,15 @@ class Projection:
 
     order: "own" (all of it, head by head), "blocks" (all of q, then k, then v), "heads" (q, k and v
     of each head in turn), "groups" (the queries of a key-value head, its key, its value, in turn),
-    "first" or "last" (so many numbers of each head, with others behind or before them)."""
+    "first" or "last" (so many numbers of each head, with others behind or before them). source: the
+    projection itself, where the module is a norm over all heads behind it (OLMo 2)."""
 
     path: str
     order: Order
     heads: int
     width: int  # of a head
     norm: str = ""  # of single heads, between it and what attention works with
+    source: str = ""
 
     def cut(self, kind: str, raw: Tensor, shape: tuple[int, int]) -> Tensor:
         """Its part of what the module gives, (..., heads, width); a view but for queries in several

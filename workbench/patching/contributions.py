@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,6 +38,7 @@ from workbench.models.rerun import answers_only
 from workbench.models.sides import named_dtype
 from workbench.patching.answered import answered
 from workbench.patching.cross_model import with_answers
+from workbench.patching.frozen_norm import CLOSE, frozen
 from workbench.patching.strongest import halves
 from workbench.progress import progress
 from workbench.results.result import Result, describe
@@ -49,54 +50,8 @@ from workbench.tasks.batching import Row, batch, in_batches, pad_id
 KEY = "patching.contributions"
 CHANGE = "tuned - base"
 EMBEDDING, HEAD, ATTENTION, BIAS, TOTAL = "embedding", "head", "attn_out", "bias", "total"
-CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # of the stream's norm, at most
 Floats = NDArray[np.float64]
 Place = tuple[str, int | None, int | None]  # component, layer, head
-
-
-class Linear(NamedTuple):
-    """A norm at the scale it has in one run: out = scale * gain * (x - its mean, if centred) +
-    bias. gain, bias: (width,); scale: (batch,)."""
-
-    gain: Tensor
-    scale: Tensor
-    centred: bool
-    bias: Tensor
-
-    def back(self, direction: Tensor) -> Tensor:
-        """The direction (batch, width) of what it gives as one of what it is given."""
-        own = self.scale[:, None] * self.gain * direction
-        return own - own.mean(-1, keepdim=True) if self.centred else own
-
-
-def frozen(norm: Any, given: Tensor, made: Tensor) -> Linear:
-    """A final norm with its scale frozen, by its own numbers alone, whether it is a layer norm or
-    a root mean square one, with a gain or 1 + gain. norm: the module; given, made: (batch, width).
-    Raises WorkbenchError where it is neither."""
-    width = given.shape[-1]
-    probe = torch.ones(width, dtype=given.dtype, device=given.device)
-    probe[1::2] = -1
-    if width % 2:
-        probe[-3:] = torch.tensor([1.0, 1.0, -2.0]).to(probe)
-    with torch.no_grad():
-        zero, one, moved = norm(torch.stack([0 * probe, probe, probe + 1]))
-    bias, given, made = zero.float(), given.float(), made.float()
-    gain = (one.float() - bias) / probe.float()
-    centred = bool(torch.allclose(moved.float(), one.float(), rtol=1e-3, atol=1e-4))
-    own = gain * (given - given.mean(-1, keepdim=True) if centred else given)
-    scale = ((made - bias) * own).sum(-1) / own.square().sum(-1)
-    off = (scale[:, None] * own + bias - made).norm(dim=-1) / made.norm(dim=-1)
-    if float(off.max()) > CLOSE.get(norm_dtype(norm, given), 1e-3):
-        raise WorkbenchError(
-            f"Expected a final norm that is linear at a fixed scale, found {type(norm).__name__}, "
-            f"which is {float(off.max()):.1%} off; use patching.activation on this model."
-        )
-    return Linear(gain, scale, centred, bias)
-
-
-def norm_dtype(norm: Any, given: Tensor) -> torch.dtype:
-    """The precision in which a norm's weights are."""
-    return next((p.dtype for p in norm.parameters()), given.dtype)
 
 
 @analysis(

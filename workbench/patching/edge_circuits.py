@@ -109,7 +109,7 @@ def edge_circuits(
     baseline the mean of the null, arm "null" its middle 95%. `edge_attribution` of the strongest
     edges of either side as a share of clean - corrupt, for both sides and, paired, for their
     difference. tensors: as in `activation`, edges in the order of `edges.links`. Raises
-    WorkbenchError for models whose heads do not add to the stream by themselves, partners of other
+    WorkbenchError for models that have no edges (`edges.links` says which), partners of other
     lengths, and fewer than 8 prompts.
     """
     require_halves(len(prompts), least=4)

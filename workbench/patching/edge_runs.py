@@ -20,6 +20,7 @@ from torch import Tensor
 
 from workbench.models import Layout, Site, replace
 from workbench.models.rerun import answers_only, predictors
+from workbench.patching import edge_ends as ends
 from workbench.patching import edges as graph
 from workbench.patching.edges import EMBEDDING
 from workbench.tasks.batching import Batch
@@ -44,6 +45,7 @@ class EdgeRun:
         )
         self.change[0] = embedding - corrupt[EMBEDDING]
         self._inside = False
+        self._added: dict[int, Tensor] = {}  # what heads before a norm add in the corrupt run
 
     def logits(self, circuit: Tensor) -> Tensor:
         """Logits (batch, answer, vocabulary). circuit: (edges,) bool, in the order of
@@ -94,9 +96,9 @@ class EdgeRun:
 
     def _received(self, site: Site, mask: Tensor) -> Tensor:
         """What the receivers of one kind and layer make of what reaches them."""
-        stream = self.corrupt[graph.stream_of(self.layout, site)]
+        stream = self.corrupt[ends.stream_of(self.layout, site)]
         read = torch.einsum("sr,sbtw->rbtw", mask.to(self.change.dtype), self.change)
-        made = graph.reader(self.layout, site)((stream + read).flatten(0, 1))
+        made = ends.reader(self.layout, site)((stream + read).flatten(0, 1))
         made = made.unflatten(0, (mask.shape[1], -1))
         if site.kind == "resid_post":
             return made[0]
@@ -107,14 +109,13 @@ class EdgeRun:
 
     def _sent(self, site: Site, z: Tensor) -> Tensor:
         """Note what this layer's heads send."""
-        project: Any = self.layout.module(site)
-        apart = z - self.corrupt[site]
-        heads = apart.shape[2]
-        own = torch.eye(heads, device=z.device, dtype=z.dtype)[:, None, None, :, None]
-        flat = (apart * own).flatten(-2)
-        nothing = project(torch.zeros_like(flat[0]))
-        made = project(flat.flatten(0, 1)).unflatten(0, (heads, -1)) - nothing
-        made = made * self.layout.scale(Site("attn_out", site.layer))
-        first = self.senders[Site("z", site.layer, 0)]
-        self.change[first : first + heads] = made
+        layer, before = site.layer, self.corrupt[site]
+        if ends.norm_behind(self.layout, layer) is None:
+            made = ends.heads_add(self.layout, layer, z - before)
+        else:
+            if layer not in self._added:
+                self._added[layer] = ends.heads_add(self.layout, layer, before)
+            made = ends.heads_add(self.layout, layer, z) - self._added[layer]
+        first = self.senders[Site("z", layer, 0)]
+        self.change[first : first + len(made)] = made
         return z

@@ -13,14 +13,20 @@ stream is a sum. `exact_logits` makes an edge in earnest: v reads the corrupt st
 difference added, everything else follows. It misleads where attribution does (saturated softmaxes),
 and a query edge and a key edge that matter only together look like nothing each.
 
+Where a norm stands behind a sublayer (OLMo 2, Gemma 2 and 3) what is added is what the norm gives:
+all of it for an MLP, and for a head its part at the scale that the norm of all heads' sum has in
+the run (`frozen_norm`). These parts add up to what attention adds in either run, so that all edges
+together still lead from one run to the other; but a head's part changes with the other heads too,
+through the scale, so its edges add up to the attribution of what attention adds only over all
+heads of a layer, and none of them to the attribution of its own z.
+
 What every head adds to the stream is formed for a few prompts at a time, so that memory is bounded
 and an edge costs one product over tokens and width.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,10 +36,20 @@ from workbench.errors import WorkbenchError
 from workbench.models import Layout, Site
 from workbench.models.rerun import Rerun
 from workbench.models.sites import Kind
+from workbench.patching.edge_ends import (
+    READ,
+    as_run,
+    heads_add,
+    matrix,
+    norm_behind,
+    norm_of,
+    reader,
+    source,
+    stream_of,
+)
 
 Values = Mapping[Site, Tensor]  # whole site -> (batch, token, ...)
 EMBEDDING = Site("resid_pre", 0)
-READ: tuple[Kind, ...] = ("q", "k", "v")
 ROOM = 1 << 26  # numbers of all senders' differences that are in memory at once (256 MiB)
 
 
@@ -83,10 +99,10 @@ def senders(layout: Layout, group: Group) -> list[Site]:
 
 
 def links(layout: Layout) -> list[Link]:
-    """Every edge, in the order of `scores`. Raises WorkbenchError where a norm stands behind
-    attention, so that no head adds to the stream by itself, or where blocks are not of one shape.
-    """
-    layout.require_additive("leave edges out")
+    """Every edge, in the order of `scores`. Raises WorkbenchError where attention adds something
+    else than its heads, where a receiver's input is not the stream or a norm of it (an MLP that is
+    no module by itself, latent attention), or where blocks are not of one shape."""
+    layout.require_heads("leave edges out")
     for kind in ("z", *READ):
         layout.require_even(kind, "leave edges out")
     for number, part in enumerate(layout.structure.blocks):
@@ -125,7 +141,7 @@ def scores(
     each = len(senders(layout, groups(layout)[-1])) * values[EMBEDDING][0].numel()
     rows = max(1, ROOM // each)
     parts = [slice(begin, begin + rows) for begin in range(0, size, rows)]
-    with torch.enable_grad(), _as_run(model):
+    with torch.enable_grad(), as_run(model):
         given = (source, destination, values, slopes)
         found = [
             _scored(layout, *({site: full[part] for site, full in own.items()} for own in given))
@@ -162,7 +178,15 @@ def _pulled(layout: Layout, site: Site, values: Values, slope: Tensor) -> Tensor
         given = stream.requires_grad_()
         (found,) = torch.autograd.grad(reader(layout, site)(given), given, slope)
         return found[None]
-    rows = _matrix(layout, site, stream).unflatten(-1, slope.shape[2:])
+    if source(layout, site):
+        # A norm over all heads joins them, so each head's own way back is taken whole.
+        heads = slope.shape[2]
+        given = stream.repeat(heads, 1, 1).requires_grad_()
+        made = reader(layout, site)(given).unflatten(0, (heads, -1))
+        own = torch.stack([made[head, :, :, head] for head in range(heads)])
+        (found,) = torch.autograd.grad(own, given, slope.movedim(2, 0))
+        return found.unflatten(0, (heads, -1))
+    rows = matrix(layout, site, stream).unflatten(-1, slope.shape[2:])
     inside = torch.einsum("bthd,whd->hbtw", slope.float(), rows).to(stream.dtype)
     given = stream.repeat(len(inside), 1, 1).requires_grad_()
     made = norm_of(layout, site)(given)
@@ -180,24 +204,15 @@ def _sent(layout: Layout, source: Values, destination: Values) -> tuple[list[Ten
     heads = []
     for layer in range(layout.layers):
         site = Site("z", layer)
+        if norm_behind(layout, layer) is not None:
+            own = (heads_add(layout, layer, run[site]).float() for run in (source, destination))
+            heads.append(torch.sub(*own))
+            continue
         own = change(site)
-        rows = _matrix(layout, site, source[site]).unflatten(0, own.shape[2:])
+        rows = matrix(layout, site, source[site]).unflatten(0, own.shape[2:])
         rows = rows * layout.scale(Site("attn_out", layer))
         heads.append(torch.einsum("bthd,hdw->hbtw", own, rows))
     return heads, [change(Site("mlp_out", layer))[None] for layer in range(layout.layers)]
-
-
-def _matrix(layout: Layout, site: Site, like: Tensor) -> Tensor:
-    """The matrix (in, out) by which a projection multiplies, whatever it is made of, its output as
-    the site shows it. like: what it is given, (batch, token, ...)."""
-    module: Any = layout.module(site)
-    width = like[0, 0].numel()
-    with torch.no_grad():
-        given = torch.eye(width, device=like.device, dtype=like.dtype)[:, None]
-        made = module(torch.cat([given, torch.zeros_like(given[:1])]))
-        made = layout.view(site, made, width + 1) if site.kind in READ else made
-    flat = made.flatten(1).float()
-    return flat[:-1] - flat[-1]
 
 
 def exact_logits(there: Rerun, here: Rerun, chosen: Sequence[Link], size: int = 16) -> Tensor:
@@ -209,7 +224,7 @@ def exact_logits(there: Rerun, here: Rerun, chosen: Sequence[Link], size: int = 
         for link in chosen[begin : begin + size]:
             place = link.receiver
             stream = here.kept[stream_of(here.layout, place.whole)] + _difference(there, here, link)
-            with torch.no_grad(), _as_run(here.model):
+            with torch.no_grad(), as_run(here.model):
                 value = reader(here.layout, place.whole)(stream)
             patches.append({place: value if place.head is None else value[..., place.head, :]})
         found.append(here.again(patches))
@@ -219,41 +234,12 @@ def exact_logits(there: Rerun, here: Rerun, chosen: Sequence[Link], size: int = 
 def _difference(there: Rerun, here: Rerun, link: Link) -> Tensor:
     """What the sender adds to the stream in one run, less what it adds in the other."""
     site = link.sender
+    if site.kind == "z" and norm_behind(here.layout, site.layer) is not None:
+        with as_run(here.model):
+            one, other = (
+                heads_add(r.layout, site.layer, r.kept[site.whole]) for r in (there, here)
+            )
+        return (one - other)[site.head]
     if site.kind == "z":
         return there.added(site, there.read(site)) - here.added(site, here.read(site))
     return there.kept[site] - here.kept[site]
-
-
-def stream_of(layout: Layout, receiver: Site) -> Site:
-    """Where a receiver reads the stream."""
-    if receiver.kind == "resid_post":
-        return receiver
-    mid = receiver.kind == "mlp_out" and not layout.parallel
-    return Site("resid_mid" if mid else "resid_pre", receiver.layer)
-
-
-def reader(layout: Layout, receiver: Site) -> Callable[[Tensor], Tensor]:
-    """What a receiver makes of the stream, (batch, token, width) -> the site's tensor."""
-    if receiver.kind == "resid_post":
-        return lambda stream: stream
-    norm = norm_of(layout, receiver)
-    module: Any = layout.module(receiver)
-
-    def read(stream: Tensor) -> Tensor:
-        made = module(norm(stream))
-        made = made[0] if isinstance(made, tuple) else made
-        return layout.view(receiver, made, len(stream))
-
-    return read
-
-
-def norm_of(layout: Layout, receiver: Site) -> torch.nn.Module:
-    """The norm between the stream and a receiver."""
-    part, block = layout.parts(receiver.layer), layout.block(receiver.layer)
-    own = part.norm2 if receiver.kind == "mlp_out" else part.norm1
-    return block.get_submodule(own) if own else torch.nn.Identity()
-
-
-def _as_run(model: Any) -> contextlib.AbstractContextManager[None]:
-    """The model's modules called on their own run as inside it."""
-    return getattr(model, "as_run", contextlib.nullcontext)()
