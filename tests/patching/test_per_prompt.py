@@ -13,6 +13,7 @@ import workbench as wb
 from tests.conftest import nudged
 from tests.patching.conftest import boxes, model, paired
 from workbench.errors import WorkbenchError
+from workbench.files import large
 from workbench.models import Layout
 from workbench.patching import edges as graph
 from workbench.patching.per_prompt import PerPrompt
@@ -141,3 +142,25 @@ def test_edges_have_no_names_and_are_told_apart_by_their_order(pair):
     assert kept.less(kept).values.shape == kept.values.shape
     with pytest.raises(WorkbenchError, match="as many rows without places"):
         kept.less(replace(kept, values=kept.values[:2], places=kept.places.iloc[:2]))
+
+
+def test_what_is_large_lies_in_a_file_and_is_the_same(pair, tmp_path, monkeypatch):
+    """Every number of a sweep and of an attribution, and what is saved of them and read again."""
+    runs = [
+        lambda: wb.patching.activation(pair, boxes(6), sites=["z", "mlp_out"], controls=2),
+        lambda: wb.patching.cross_model(pair, boxes(6), sites=["resid_post"]),
+        lambda: wb.patching.attribution(
+            pair, boxes(6, order="object first"), edges=True, exact=2, sites=["z"]
+        ),
+    ]
+    plain = [run() for run in runs]
+    for name, size in (("LARGE", 64), ("ROOM", 64), ("STEP", 4)):
+        monkeypatch.setattr(large, name, size)
+    for one, run in zip(plain, runs, strict=True):
+        other = run()
+        pd.testing.assert_frame_equal(one.table, other.table, rtol=1e-12, atol=1e-12)
+        assert one.tensors.keys() == other.tensors.keys()
+        read = wb.Result.load(other.save(tmp_path / one.analysis)).tensors
+        for name, array in one.tensors.items():
+            assert np.array_equal(array, other.tensors[name], equal_nan=True), name
+            assert np.array_equal(array, read[name], equal_nan=True), name

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from workbench.files.large import less
 from workbench.patching.patches import COLUMNS, Patch
 from workbench.patching.strongest import halves
 from workbench.patching.sweep import ERROR, LEAST, ROUNDING, Sweep, shares
@@ -38,10 +39,10 @@ def parts_of(made: Sweep, metric: str) -> Parts:
     "recovered:MEASURE" or "krs"."""
     if metric == KRS:
         gap = made.destination["squared_error"]
-        return Parts(gap - made.patched["squared_error"], gap)
+        return Parts(less(gap, made.patched["squared_error"]), gap)
     measure = metric.removeprefix("recovered:")
     before = made.destination[measure]
-    return Parts(made.patched[measure] - before, made.source[measure] - before)
+    return Parts(less(made.patched[measure], before), made.source[measure] - before)
 
 
 def chosen(parts: Parts, components: Sequence[str], pick: Sequence[int]) -> dict[str, int]:

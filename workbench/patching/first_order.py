@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workbench.files.large import unknown
 from workbench.models import Layout, Site, replace
 from workbench.models.rerun import answers_only, predictors
 from workbench.models.sites import pick
@@ -170,7 +171,7 @@ class Job(NamedTuple):
         size = len(self.destination.rows)
         shape = (len(self.patches), size)
         made = Attributed(
-            *(np.full(shape, np.nan), np.full(shape, np.nan), np.full((len(links), size), np.nan)),
+            *(unknown(shape), unknown(shape), unknown((len(links), size))),
             *(np.full(size, np.nan), np.full(size, np.nan)),
         )
         lengths = [len(row.fed) for row in self.destination.rows]

@@ -9,6 +9,10 @@ other statistics, subsets of prompts and paired comparisons need no second run:
     base = per_prompt(result, "logit_difference", side="base")
     tuned.less(base).table()                    the paired difference, place by place
     tuned.of([0, 3, 5]).table(np.median)        the median over three of the prompts
+
+An array beyond 256 MiB (every neuron, every edge) is written as it is made to a temporary file
+without a name, in the folder that TMPDIR names, and from there to the Result's folder when that is
+saved.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from workbench.errors import WorkbenchError
+from workbench.files.large import converted
 from workbench.patching.sweep import Sweep
 from workbench.results.result import Result
 from workbench.stats import ratios
@@ -32,9 +37,10 @@ ABOUT = ("component", "layer", "head", "neuron", "position", "group", "sender", 
 
 
 def stored(side: str, arm: str, values: Mapping[str, Floats]) -> dict[str, Floats]:
-    """Tensors of a Result from metric -> (rows, prompts), or (prompts,) of a run without patch."""
+    """Tensors of a Result from metric -> (rows, prompts), or (prompts,) of a run without patch;
+    what is large lies in a file that goes away with the Result (`files.large`)."""
     return {
-        f"{ROOT}/{side}/{arm}/{metric}": np.atleast_2d(own).astype(np.float32)
+        f"{ROOT}/{side}/{arm}/{metric}": converted(np.atleast_2d(own), np.float32)
         for metric, own in values.items()
     }
 

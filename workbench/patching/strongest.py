@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from workbench import stats
+from workbench.files.large import less
 from workbench.patching.metrics import Metric
 from workbench.patching.patches import Patch
 from workbench.patching.sweep import Sweep, Values
@@ -42,7 +43,7 @@ def strongest(
 ) -> list[int]:
     """Numbers of the patches that move a measure furthest from `zero` on the mean, of each
     component, the strongest first."""
-    sizes = np.abs(ratios(made.patched[measure] - zero[measure], draws=1).value)
+    sizes = np.abs(ratios(less(made.patched[measure], zero[measure]), draws=1).value)
     found: dict[str, list[int]] = {}
     for i in np.argsort(-sizes, kind="stable"):
         own = found.setdefault(patches[i].about["component"], [])

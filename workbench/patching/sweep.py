@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
+from workbench.files.large import parts, unknown
 from workbench.models import Layout, Site
 from workbench.models.rerun import Plus, Rerun
 from workbench.patching import places as meant
@@ -142,8 +143,9 @@ def sweep(
                     kept[places] = value[0].cpu().numpy()
             for chunk, scores in found:
                 for name, value in scores.items():
-                    kept = made.patched.setdefault(name, np.full((len(patches), size), np.nan))
-                    kept[np.ix_(chunk, places)] = value.cpu().numpy()
+                    if name not in made.patched:
+                        made.patched[name] = unknown((len(patches), size))
+                    made.patched[name][np.ix_(chunk, places)] = value.cpu().numpy()
             spent += forwards * len(places) / size
             bar.update(len(places) * len(patches))
     require_metric(made.destination, metric)
@@ -201,13 +203,19 @@ def summary(
     columns = columns.reindex(columns=pd.Index(COLUMNS))
     tables = []
 
-    def add(metric: str, tops: np.ndarray, bottoms: np.ndarray | None, baseline: float) -> None:
-        if bottoms is None:
-            found = means(metric, tops, seed)
-        else:
-            size = ROUNDING if metric.startswith("recovered:") else ERROR
-            alone = LEAST if size == ROUNDING else size  # an error is never negative
-            found = shares(tops, bottoms, seed, rounding=size, alone=alone)
+    def add(metric: str, values: np.ndarray, baseline: float, *share: Any, error: bool = False):
+        """values: of the measure; share: the run that they are more than, of an error less, and
+        what that is a share of."""
+        size = ROUNDING if metric.startswith("recovered:") else ERROR
+        alone = LEAST if size == ROUNDING else size  # an error is never negative
+        some = []
+        for part in parts(values):
+            if not share:
+                some.append(means(metric, values[part], seed))
+                continue
+            tops = share[0] - values[part] if error else values[part] - share[0]
+            some.append(shares(tops, share[1], seed, rounding=size, alone=alone))
+        found = Intervals(*map(np.concatenate, zip(*some, strict=True)))
         about = {"arm": arm, "metric": metric} | found._asdict()
         tables.append(columns.assign(**about, baseline=baseline))
 
@@ -215,14 +223,14 @@ def summary(
         values = made.patched[measure]
         if np.isnan(made.destination[measure]).all():
             continue
-        add(measure, values, None, float(np.nanmean(made.destination[measure])))
-        add(f"recovered:{measure}", values - zero[measure], one[measure] - zero[measure], 0.0)
+        add(measure, values, float(np.nanmean(made.destination[measure])))
+        add(f"recovered:{measure}", values, 0.0, zero[measure], one[measure] - zero[measure])
     if restored:
-        for name, error in (("krs", "squared_error"), ("kl_krs", "kl")):
-            before = made.destination[error]
-            add(name, before - made.patched[error], before, 0.0)
+        for name, measure in (("krs", "squared_error"), ("kl_krs", "kl")):
+            before = made.destination[measure]
+            add(name, made.patched[measure], 0.0, before, before, error=True)
         agreed = made.destination["agreement"]
-        add("agreement", made.patched["agreement"], None, float(np.nanmean(agreed)))
+        add("agreement", made.patched["agreement"], float(np.nanmean(agreed)))
     table = pd.concat(tables, ignore_index=True)
     return table.astype({name: "Int64" for name in ("layer", "head", "neuron")})
 

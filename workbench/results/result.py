@@ -242,13 +242,10 @@ class Result:
         A Result already there is replaced only after the new one is complete on disk. Raises
         WorkbenchError where anything else is there.
         """
-        from safetensors.numpy import save_file
-
         with replacing(Path(folder), SAVED) as fresh:
             storage.write(self.table, fresh / "table.parquet")
             if self.tensors:
-                arrays = {name: np.ascontiguousarray(a) for name, a in self.tensors.items()}
-                save_file(arrays, fresh / "tensors.safetensors")
+                storage.write_tensors(self.tensors, fresh / "tensors.safetensors")
             about = {"format": FORMAT, "analysis": self.analysis} | asdict(self.provenance)
             (fresh / "result.json").write_text(json.dumps(about, indent=1, default=str))
         return Path(folder)

@@ -113,6 +113,17 @@ def write(table: pd.DataFrame, file: Path) -> None:
         )
 
 
+def write_tensors(arrays: Mapping[str, np.ndarray], file: Path) -> None:
+    """Arrays as safetensors, one after the other, so that memory holds none that lies in a file."""
+    import torch
+
+    from workbench.files import tensors
+
+    given = {name: torch.from_numpy(np.ascontiguousarray(own)) for name, own in arrays.items()}
+    shapes = {name: (own.dtype, tuple(own.shape)) for name, own in given.items()}
+    tensors.write_tensors(file, shapes, given.__getitem__)
+
+
 def _require_modest(file: Path) -> None:
     """Raise ValueError where a table would take far more memory than anyone means."""
     import pyarrow as pa

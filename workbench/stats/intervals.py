@@ -121,22 +121,22 @@ def ratios(
     compared. A ratio whose bottom sums to zero is NaN, and one item has no interval. For scores,
     right or wrong, see `shares`. Memory beside tops and bottoms is bounded, whatever their size.
     """
-    above = np.atleast_2d(np.asarray(tops, dtype=float))
-    below = np.ones_like(above) if bottoms is None else np.asarray(bottoms, dtype=float)
-    below = np.broadcast_to(below, above.shape)
-    known = np.isfinite(above) & np.isfinite(below)
-    above, below = np.where(known, above, 0.0), np.where(known, below, 0.0)
-    counts = known.sum(1)
-    value, low, high = (np.full(len(above), np.nan) for _ in range(3))
-    for begin in range(0, len(above), 1000):  # bounds the memory of (draws, k)
+    every = np.atleast_2d(np.asarray(tops, dtype=float))
+    under = np.broadcast_to(1.0 if bottoms is None else np.asarray(bottoms, float), every.shape)
+    counts = np.zeros(len(every), dtype=np.int64)
+    value, low, high = (np.full(len(every), np.nan) for _ in range(3))
+    for begin in range(0, len(every), 1000):  # bounds the memory of (draws, k)
         part = slice(begin, begin + 1000)
-        value[part] = _quotient(above[part].sum(1), below[part].sum(1))
-        shown = np.arange(len(above))[part]
-        shown = shown[np.isfinite(value[part]) & (counts[part] > 1)]
+        known = np.isfinite(every[part]) & np.isfinite(under[part])
+        above, below = np.where(known, every[part], 0.0), np.where(known, under[part], 0.0)
+        counts[part] = known.sum(1)
+        value[part] = _quotient(above.sum(1), below.sum(1))
+        own = np.flatnonzero(np.isfinite(value[part]) & (counts[part] > 1))
+        shown = begin + own
         if not len(shown):
             continue
-        top, bottom, each = above[shown].T, below[shown].T, np.empty((draws, len(shown)))
-        for place, times in _resamples(above.shape[1], seed, draws):
+        top, bottom, each = above[own].T, below[own].T, np.empty((draws, len(shown)))
+        for place, times in _resamples(every.shape[1], seed, draws):
             each[place] = _quotient(times @ top, times @ bottom)
         for n in np.unique(counts[shown]):
             own = counts[shown] == n
