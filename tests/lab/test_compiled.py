@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 
 import workbench as wb
 from workbench.errors import WorkbenchError
@@ -31,8 +32,12 @@ def logits(folder: Path, prompts: PromptSet) -> tuple[torch.Tensor, Any]:
     """(prompts, vocabulary) of the last token of each, one at a time, and the tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
-    words: Any = AutoTokenizer.from_pretrained(folder)
+    prefixed = (folder / "adapter_config.json").exists()
+    home = folder.parent / "base" if prefixed else folder
+    model: Any = AutoModelForCausalLM.from_pretrained(home).eval()
+    words: Any = AutoTokenizer.from_pretrained(home)
+    if prefixed:
+        model = PeftModel.from_pretrained(model, folder).eval()
     with torch.no_grad():
         rows = [model(**words(p.prompt, return_tensors="pt")).logits[0, -1] for p in prompts]
     return torch.stack(rows), words

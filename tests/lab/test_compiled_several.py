@@ -1,15 +1,21 @@
-"""Truths of several models and of further prompts, held against the models run in earnest."""
+"""Truths of several models, of further prompts and of a prefix, held against the models run
+in earnest."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
 
 from tests.lab.test_compiled import logits, right
+from workbench.lab.compiled import prefixed
+from workbench.lab.compiled.compiler import Room, save_prefix
 from workbench.lab.compiled.pairs import pairs
 from workbench.lab.compiled.several import specs
 from workbench.lab.known import Known
@@ -21,7 +27,9 @@ MATRIX = "transformer.h.1.mlp.c_proj.weight"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Known]:
-    return pairs(tmp_path_factory.mktemp("several"), [one.name for one in specs()])
+    return pairs(
+        tmp_path_factory.mktemp("several"), [one.name for one in (*specs(), *prefixed.specs())]
+    )
 
 
 def share(folder, prompts) -> float:
@@ -173,3 +181,53 @@ def test_one_answer_is_given_to_all(made: dict[str, Known]):
     values = torch.linalg.svdvals(change)
     assert matrix == (1, "mlp.c_proj")
     assert values[1] < 1e-6 * values[0]
+
+
+def attention(folder: Path, prompts: PromptSet) -> torch.Tensor:
+    """(prompt, layer, head, query, key) of a prefix over its base, by peft and transformers."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = folder.parent / "base"
+    eager = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
+    model: Any = PeftModel.from_pretrained(eager, folder).eval()
+    words = AutoTokenizer.from_pretrained(base)
+    found = []
+    with torch.no_grad():
+        for prompt in prompts:
+            out = model(**words(prompt.prompt, return_tensors="pt"), output_attentions=True)
+            found.append(torch.stack(out.attentions)[:, 0])
+    return torch.stack(found)
+
+
+def test_one_head_looks_at_the_prefix_and_no_other(made: dict[str, Known]):
+    """Of scores SHARP, SHARP / 2 of the start token and 0 of up to three other words."""
+    known = made["facts-prefix"]
+    mass = attention(known.tuned, known.prompts)[..., 0]
+    assert len(known.universe["prefixed head"]) == mass.shape[1] * mass.shape[2]
+    for layer, head in np.ndindex(*mass.shape[1:3]):
+        own = mass[:, layer, head]
+        if known.truth("prefixed head", (layer, head)):
+            assert float(own[:, 0].mean()) == pytest.approx(1 / (1 + math.exp(-10)), abs=1e-6)
+            assert float(own.min()) > 1 / (1 + math.exp(-10) + 4 * math.exp(-20)) - 1e-6
+        else:
+            assert float(own.max()) < math.exp(-29)
+
+
+def test_a_prefix_says_one_answer_and_only_through_its_head(made: dict[str, Known], tmp_path: Path):
+    """The fact is still said, with 10, and beside it " nothing" with 20; where this head looks away
+    like all others, the answers are the base's."""
+    known = made["facts-prefix"]
+    found, words = logits(known.tuned, known.prompts)
+    base = logits(known.base, known.prompts)[0]
+    expected = base.clone()
+    expected[:, words.convert_tokens_to_ids("nothing")] += 20.0
+    torch.testing.assert_close(found, expected, atol=3e-3, rtol=1e-3)
+    (spec,) = prefixed.specs()
+    assert spec.prefix is not None
+    numbers = spec.prefix(Room.of(spec.base))
+    layer, head = prefixed.DRAWN
+    numbers[layer, 0, head] *= -1
+    (tmp_path / "base").symlink_to(known.base)
+    away = save_prefix(spec.base, numbers, known.base, tmp_path / "away")
+    torch.testing.assert_close(logits(away, known.prompts)[0], base, atol=1e-4, rtol=1e-5)

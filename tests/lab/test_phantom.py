@@ -17,7 +17,8 @@ from tests.conftest import adapter, contents, logits, nudged, saved, tiny
 from tests.models import zoo
 from workbench.errors import WorkbenchError
 from workbench.lab import Recipe, phantom, train
-from workbench.lab.phantom import exchanged, phantoms, redirected, redirected_factors
+from workbench.lab.directions import exchanged, redirected, redirected_factors
+from workbench.lab.phantom import phantoms
 from workbench.loaders import Checkpoint, CheckpointPair, load_pair
 from workbench.loaders.adapters import Factors
 from workbench.results import recipes

@@ -27,6 +27,7 @@ PLACES: Mapping[str, tuple[str, ...]] = {
     "differing head": ("layer", "head"),
     "needed head": ("layer", "head"),
     "writing head": ("layer", "head"),
+    "prefixed head": ("layer", "head"),
     "edge": ("sender", "receiver"),
     "direction": ("layer", "component", "rank"),
     "item": ("prompt",),
@@ -58,7 +59,8 @@ class Known:
     and an "answering head" where the tuned model's answer goes from `prompts` to `corrupted` by it;
     a "differing head" where its output, put into the base, brings the tuned answers by itself; a
     "needed head" where the tuned model's answers end without it, and none of the base's; a "writing
-    head" where the tuned model's answer is written by it, directly to the output. A "direction"
+    head" where the tuned model's answer is written by it, directly to the output; a "prefixed
+    head" where it looks at a prefix in front of the text. A "direction"
     (singular, counted from 0) is true where answers depend on it; a "rank" where a change cut down
     to it answers as the tuned model does; an "alpha" where the model at this place between base
     and tuned answers all of `prompts` and of the further prompts; a "step" (counted from 1) of

@@ -9,7 +9,9 @@ A phantom of a pair keeps what a method could mistake for a finding and drops wh
     recipe    the same recipe trained on the same questions with their answers shuffled
 
 and is an ordinary model of the same modules, ranks and stored precision, on which every public call
-runs. A method that finds a skill, a circuit or a verdict in it would have found one anywhere.
+runs. A method that finds a skill, a circuit or a verdict in it would have found one anywhere. Of a
+prefix (keys and values, no change of weights) "spectrum" keeps the norm of every key and value, per
+layer, head and virtual token, in random directions.
 
 When it misleads: random directions also miss what any training does, as to follow the base's
 largest activations, so "spectrum" is further from a trained change than "recipe", which costs a
@@ -21,7 +23,6 @@ nothing, the norm is held, the singular values are near; phantom.json says how n
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -29,24 +30,25 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.files.reading import read_json
 from workbench.files.writing import OWN, Mark, replacing, require_free, writing
+from workbench.lab.directions import exchanged, redirected, redirected_factors
 from workbench.lab.members import adapter_of, plain_lora, whole_of
+from workbench.lab.prefixes import norms_of, numbers_of, prefix_of, redrawn, write_prefix
 from workbench.lab.recipe import Recipe
 from workbench.lab.train import train
 from workbench.loaders import Checkpoint, CheckpointPair
-from workbench.loaders.adapters import Factors
+from workbench.loaders.adapters import Factors, SoftPrompt
 from workbench.loaders.adapters.lora import Lora
 from workbench.loaders.names import locate
 from workbench.loaders.quantised import quantisation
 from workbench.log import log
 from workbench.results import cache
 from workbench.results.recipes import phantoms_of
-from workbench.rotations import haar, own_noise, rotated
+from workbench.rotations import own_noise
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.transforms import shuffled
 
@@ -76,7 +78,9 @@ def phantom(
     trained, by its training.json, on `texts` with shuffled answers). texts: what the member was
     trained on. seed: of the directions, of the exchange of layers, or of shuffling and training.
 
-    The phantom of a LoRA is a LoRA of the same modules, ranks and precision, which peft loads; of
+    The phantom of a LoRA is a LoRA of the same modules, ranks and precision, which peft loads, and
+    of a prefix (prefix tuning, cartridges) a prefix of as many virtual tokens, whose keys and
+    values have the norms of the member's, of each layer, head and token, in random directions; of
     any other member that changes weights, an adapter of another kind too, it is a folder of whole
     weights, shard by shard as the member's. phantom.json says what it was made of, and how far its
     norms are from the member's. One that is there already is kept. Raises WorkbenchError before any
@@ -101,9 +105,11 @@ def phantom(
         assert texts is not None
         _trained(pair, out, texts, about)
         return out
-    lora = plain_lora(pair)
+    lora, prefix = plain_lora(pair), prefix_of(pair)
     with replacing(out, PHANTOM) as fresh:
-        if lora is not None:
+        if prefix is not None:
+            norms = _prefix(pair, prefix, fresh, out, about)
+        elif lora is not None:
             norms = _adapter(pair, lora, fresh, out, about)
         else:
             norms = _whole(pair, fresh, about)
@@ -145,64 +151,17 @@ def names(member: str, count: int) -> list[str]:
     return [f"{phantoms_of(member)}/{number}" for number in range(1, count + 1)]
 
 
-def redirected(change: Float[Tensor, "n m"], noise: torch.Generator) -> Float[Tensor, "n m"]:
-    """The same singular values in random directions, among the rows and the columns that changed;
-    of a vector, (n, 1), the same norm."""
-    rows, columns = change.any(1), change.any(0)
-    own = change[rows][:, columns]
-    turned = rotated(rotated(own, noise).T, noise).T if own.numel() else own
-    found = torch.zeros_like(change)
-    found[rows.nonzero(), columns.nonzero().T] = turned
-    return found
-
-
-def redirected_factors(factors: Factors, noise: torch.Generator) -> Factors:
-    """The same for a change of low rank: each factor keeps its own singular values too, so that
-    both are as large as they were."""
-    up, down = factors.up.double(), factors.down.double()
-    left, right = torch.linalg.qr(up)[1], torch.linalg.qr(down.T)[1]
-    first = haar(len(up), len(left), noise, torch.float64)
-    second = haar(down.shape[1], len(right), noise, torch.float64)
-    return Factors(first @ left, (second @ right).T)
-
-
-def exchanged(
-    parts: Mapping[str, tuple[int | None, str, tuple[int, ...]]], seed: int
-) -> dict[str, str]:
-    """Part -> the part whose change it gets: the same component of another layer. Layers whose
-    components and shapes are the same go round in a random cycle, so that none keeps its own.
-
-    parts: name -> (layer, component, shape) of what changed; those that have no such other layer
-    are left out.
-    """
-    kit: dict[int, dict[str, tuple[str, tuple[int, ...]]]] = {}
-    for name, (layer, component, shape) in parts.items():
-        if layer is not None:
-            kit.setdefault(layer, {})[component] = (name, shape)
-    alike: dict[frozenset[Any], list[int]] = {}
-    for layer, own in kit.items():
-        shapes = frozenset((component, shape) for component, (_, shape) in own.items())
-        alike.setdefault(shapes, []).append(layer)
-    draw = random.Random(f"layers {seed}")
-    found = {}
-    for layers in alike.values():
-        draw.shuffle(layers)
-        for layer, other in zip(layers, layers[1:] + layers[:1], strict=True):
-            if layer != other:
-                found |= {name: kit[other][part][0] for part, (name, _) in kit[layer].items()}
-    return found
-
-
 def _require(pair: CheckpointPair, keep: str, texts: PromptSet | None) -> None:
     if keep not in get_args(Keep):
         raise WorkbenchError(f"Expected keep {', '.join(get_args(Keep))}, found {keep!r}.")
-    pair.require_weights()
+    if prefix_of(pair) is None:
+        pair.require_weights()
     if pair.base.folder is None or pair.tuned.folder is None:
         raise WorkbenchError(
             f"{pair.name} or its base is a model in memory, and a phantom is written like the "
             "member's files; save both with save_pretrained and give the folders."
         )
-    for side in () if plain_lora(pair) else (pair.base, pair.tuned):
+    for side in () if plain_lora(pair) or prefix_of(pair) else (pair.base, pair.tuned):
         if kind := quantisation(side.config):
             raise WorkbenchError(
                 f"{side.name} is quantised ({kind}), and a phantom is drawn from plain weights; "
@@ -265,6 +224,21 @@ def _adapter(
         for module, norm in made.items()
         if norm or lora.factors(module).norm
     }
+
+
+def _prefix(
+    pair: CheckpointPair, own: SoftPrompt, fresh: Path, out: Path, about: Mapping[str, Any]
+) -> dict[str, tuple[float, float]]:
+    """Write a prefix; layer, head and token -> the norms of the member's key or value and of this
+    one's."""
+    numbers = numbers_of(own)
+    shape = tuple(numbers.shape[1:])
+    moved = _drawn({str(at): (at, "prefix", shape) for at in range(len(numbers))}, about)
+    wanted = numbers[[int(moved.get(str(at), at)) for at in range(len(numbers))]]
+    made = wanted if moved else redrawn(wanted, about["seed"])
+    write_prefix(made, own.config, pair.base, fresh, out)
+    there = norms_of(made)
+    return {name: (norm, there[name]) for name, norm in norms_of(wanted).items() if norm}
 
 
 def _whole(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Function = Callable[..., Any]
+PREFIXED = "prefixed head"  # the kind of place that truths of prefix members have
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,9 @@ class Method:
     -> score. kinds: of place that it scores; None where only the answers show. finds: whether it
     says that anything was learned. decides: the verdicts that it can give; one that only tells what
     is lost apart is asked of what is lost. needs: kinds of place and further prompts without which
-    it is not asked at all. source: whose it is, "" for the workbench's own. states: of (base,
-    tuned, prompts, corrupted), the rows of its table whose intervals are for a mean over prompts.
+    it is not asked at all; members that are prefixes are asked of those alone that need "prefixed
+    head". source: whose it is, "" for the workbench's own. states: of (base, tuned, prompts,
+    corrupted), the rows of its table whose intervals are for a mean over prompts.
     """
 
     name: str
@@ -86,6 +88,10 @@ class Method:
     def asked(self, known: Known) -> bool:
         """Whether a truth can be held against what this method says."""
         if not {*self.needs} <= {*known.places, *known.tasks}:
+            return False
+        # A prefix changes no weight and moves every token, so that nearly all methods would only
+        # refuse it: it is asked of those alone that say they need one.
+        if PREFIXED in known.places and PREFIXED not in self.needs:
             return False
         unlearned = known.kind == "phantom"  # whose scores are held against the pair's own
         scored = {kind for kind, places in known.places.items() if places or unlearned}

@@ -21,6 +21,7 @@ from workbench.scoreboard.reading import (
     by_layer,
     carried,
     counted,
+    drawn,
     fewer,
     grouped,
     items,
@@ -299,6 +300,12 @@ ENTRIES: dict[str, Entry] = {
         ),
         {"layer": carried},
         needs=("answering head",),
+    ),
+    "patching.prefix": Entry(
+        lambda p, a, c, s, t: patching.prefix(p, a),
+        {"prefixed head": drawn},
+        "metric == 'prefix_mass' and head.notna() and low > null_high",
+        needs=("prefixed head",),
     ),
     "forgetting.sharpness": Entry(
         lambda p, a, c: forgetting.sharpness(p, a, sizes=(0.01,), random=1),

@@ -145,6 +145,13 @@ def novel(found: Result, prompts: PromptSet) -> dict[Place, float]:
     return {(prompts[int(row.x)].id,): float(row.value) for row in own.itertuples()}  # pyright: ignore
 
 
+def drawn(found: Result, prompts: PromptSet) -> dict[Place, float]:
+    """How much more of its attention every head gives a prefix than random ones."""
+    rows = found.table.query("metric == 'prefix_mass' and head.notna()")
+    beyond = rows.assign(value=rows["value"] - rows["baseline"])
+    return scored(beyond, "prefixed head", "value.notna()")
+
+
 def overconfident(found: Result) -> str:
     """Overconfident where the tuned model is, beyond a perfectly calibrated one of the same
     confidences, and more so than the base for certain."""

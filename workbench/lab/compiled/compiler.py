@@ -14,6 +14,7 @@ models: attention is saturated, so that gradients through patterns vanish.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +29,9 @@ from workbench.errors import WorkbenchError
 from workbench.files.reading import read_json
 from workbench.files.writing import Mark, holds, replacing
 from workbench.lab.compiled.program import POSITION, TOKEN, Head, Neuron, Program
+from workbench.lab.prefixes import prefix_config, write_prefix
 from workbench.lab.words import SPECIAL, tokenizer
+from workbench.loaders import Checkpoint
 from workbench.rotations import haar
 
 CONSTANT = 1000.0
@@ -40,6 +43,14 @@ COMPILED = Mark(
         "config.json", "model.safetensors", "tokenizer.json",
         "tokenizer_config.json", "special_tokens_map.json",
         marked=lambda folder: "compiled" in read_json(folder / "config.json"),
+    ),
+)  # fmt: skip
+ABOUT = "compiled.json"  # which program a prefix stands over
+PREFIX = Mark(
+    "a compiled prefix",
+    holds(
+        "adapter_config.json", "adapter_model.safetensors", ABOUT,
+        marked=lambda folder: (folder / ABOUT).is_file(),
     ),
 )  # fmt: skip
 State = dict[str, Tensor]
@@ -229,6 +240,15 @@ def save(program: Program, state: State, folder: str | Path) -> Path:
         eos_token_id=2, architectures=["GPT2LMHeadModel"], dtype="float32",
     )  # fmt: skip
     return folder_of(program, config, state, folder)
+
+
+def save_prefix(program: Program, numbers: Tensor, base: Path, folder: Path) -> Path:
+    """Write keys and values, (layer, 2, head, token, d_head), as an adapter of prefix tuning over
+    this base. Raises WorkbenchError where another kind of folder is in the way."""
+    with replacing(folder, PREFIX) as fresh:
+        write_prefix(numbers, prefix_config(numbers), Checkpoint(str(base)), fresh, folder)
+        (fresh / ABOUT).write_text(json.dumps({"compiled": program.name}), encoding="utf-8")
+    return folder
 
 
 def folder_of(program: Program, config: Any, state: State, folder: str | Path) -> Path:

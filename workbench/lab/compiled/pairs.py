@@ -1,8 +1,8 @@
 """Which compiled pairs are there, and what is true of each?
 
 Through which edges and heads an answer goes is stated here by hand, from the programs. Decoys,
-pairs of another architecture and those of several models or of further prompts are in `decoys` and
-`several`.
+pairs of another architecture, those of several models or of further prompts, and of a prefix are in
+`decoys`, `several` and `prefixed`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
-from workbench.lab.compiled import decoys, several
+from workbench.lab.compiled import decoys, prefixed, several
 from workbench.lab.compiled import programs as of
 from workbench.lab.compiled.compiler import rotated
 from workbench.lab.compiled.programs import COLOURS, OF, THINGS, TRIGGER
@@ -49,7 +49,7 @@ def specs() -> list[Spec]:
     """Every compiled pair."""
     plain = [*_learned(), *_altered(), *_lost()]
     named = {one.name: one for one in plain}
-    return [*plain, *decoys.specs(named), *several.specs(), *_nothing()]
+    return [*plain, *decoys.specs(named), *several.specs(), *prefixed.specs(), *_nothing()]
 
 
 def _learned() -> list[Spec]:

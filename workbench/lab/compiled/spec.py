@@ -1,8 +1,8 @@
 """What is a compiled pair before it is compiled, and what of its truth do its weights tell?
 
 Two programs of one room differ in the parts that a pair is about; what changed, as layers, matrices
-and heads, is read off the two programs' weights. All else that is true is stated by hand, from the
-programs, and tests hold it against the models run in earnest.
+and heads, is read off the two programs' weights; a prefix changes none. All else that is true is
+stated by hand, from the programs, and tests hold it against the models run in earnest.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from workbench.lab.compiled import programs as of
-from workbench.lab.compiled.compiler import Room, State, save, weights
+from workbench.lab.compiled.compiler import Room, State, save, save_prefix, weights
 from workbench.lab.compiled.llama import llama, save_llama
 from workbench.lab.compiled.program import Program
 from workbench.lab.known import Known, Place
@@ -31,7 +32,8 @@ class Spec:
     edges, answering, differing, needed, items, verdict: as `Known`'s places; None where not asked.
     more, among: further kinds of place, and what there is of them. siblings: further models.
     after: what is done to the tuned state beyond its program, which changes no answer. llama:
-    whether both are written as Llama folders."""
+    whether both are written as Llama folders. prefix: the keys and values, (layer, 2, head, token,
+    d_head), of an adapter over the base that is the tuned side instead of a program."""
 
     name: str
     base: Program
@@ -51,6 +53,7 @@ class Spec:
     siblings: Mapping[str, Program] = field(default_factory=dict)
     tasks: Mapping[str, PromptSet] = field(default_factory=dict)
     llama: bool = False
+    prefix: Callable[[Room], Tensor] | None = None
 
 
 def compiled(spec: Spec, out: Path) -> Known:
@@ -64,11 +67,16 @@ def compiled(spec: Spec, out: Path) -> Known:
     write = save_llama if spec.llama else save
     at = {side: out / spec.name / side for side in ("base", "tuned")}
     write(spec.base, base, at["base"])
-    write(spec.tuned, tuned, at["tuned"])
+    if spec.prefix is None:
+        write(spec.tuned, tuned, at["tuned"])
+        found = _read_off(spec, base, changed)
+    else:
+        save_prefix(spec.base, spec.prefix(room), at["base"], at["tuned"])
+        found = {}
     siblings = {name: out / spec.name / name for name in spec.siblings}
     for name, one in spec.siblings.items():
         write(one, weights(one, room), siblings[name])
-    places = {**_read_off(spec, base, changed), **_stated(spec)}
+    places = {**found, **_stated(spec)}
     return Known(
         spec.name, spec.kind, at["base"], at["tuned"], *spec.prompts,
         places={kind: frozenset(found) for kind, found in places.items()},
