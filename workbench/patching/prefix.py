@@ -59,6 +59,7 @@ from workbench.tasks.prompts import require_halves
 
 KEY = "patching.prefix"
 SHARES = ("prefix_mass", "bias_direction")  # of 1 at most
+SMALL, ROUNDING = 1e-15, 1e-4  # what is less, or nearer to 1, is told from no other
 Floats = NDArray[np.float64]
 
 
@@ -273,12 +274,24 @@ def _table(
             for arm in arms(random)
         }
         own = ratios(*by_arm.pop(OWN), seed=seed)._asdict()
+        if metric in SHARES:  # which rounding can take beyond 1
+            own |= {name: np.minimum(own[name], 1) for name in ("value", "low", "high")}
         nulls = np.stack([ratios(*of, draws=1).value for of in by_arm.values()])
-        low, high = predicted(nulls.mean(0), nulls.var(0, ddof=1), len(nulls))
-        low, high = np.maximum(low, 0), np.minimum(high, 1 if metric in SHARES else np.inf)
+        low, high = _range(nulls, metric in SHARES)
         null = {"baseline": nulls.mean(0), "null_low": low, "null_high": high}
         tables.append(about.assign(side="tuned", metric=metric, **own, **null))
     return pd.concat(tables, ignore_index=True)
+
+
+def _range(nulls: Floats, shares: bool) -> tuple[Floats, Floats]:
+    """Where another random prefix lies with probability 0.95, of (draws, places): predicted on
+    logits of shares, on logarithms of all else, since a mass is a softmax's and far from normal."""
+    known = np.clip(nulls, SMALL, 1 - ROUNDING if shares else None)
+    drawn = np.log(known) - (np.log1p(-known) if shares else 0)
+    ends = predicted(drawn.mean(0), drawn.var(0, ddof=1), len(drawn))
+    low, high = (1 / (1 + np.exp(-end)) if shares else np.exp(end) for end in ends)
+    # Behind a prefix of one token all biases have one direction, whichever it is.
+    return low, np.where(shares & (high > 1 - 2 * ROUNDING), 1.0, high)
 
 
 def _flat(values: Floats) -> Floats:
