@@ -26,6 +26,7 @@ from tests.patching.conftest import WORDS, boxes, model
 from tests.patching.prefixes import drawn_prefix, prefixed
 from tests.tuco.conftest import write
 from workbench.models import Layout, Site, capture
+from workbench.patching.prefix import _range
 from workbench.patching.prefixed import OWN, RUNS, SAME, Added, Layer, bias, drawn, tolerance
 from workbench.patching.recalled import Attended, Prefix, called
 from workbench.stats import halves
@@ -371,3 +372,14 @@ def test_a_model_without_attention_is_refused_by_name(tmp_path: Path):
 
 def test_no_study_asks_it_of_all_its_members():
     assert "patching.prefix" not in {one.key for one in ANALYSES}
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_the_range_holds_another_prefix_in_nineteen_of_twenty(shares: bool):
+    """Masses that spread over orders of magnitude, as a softmax of random scores gives them."""
+    draw = np.random.default_rng(0)
+    drawn = np.exp(3 * draw.standard_normal((6, 4000)))
+    drawn = drawn / (1 + drawn) if shares else drawn
+    low, high = _range(drawn[:5], shares)
+    assert np.mean((low <= drawn[5]) & (drawn[5] <= high)) == pytest.approx(0.95, abs=0.015)
+    assert _range(np.ones((5, 1)), True)[1] == 1  # one direction is all there can be
