@@ -75,6 +75,19 @@ def test_a_text_ends_before_the_stop_token():
         assert cut == (full[: full.index(stop)] if stop in full else full)
 
 
+def test_every_text_has_its_own_length_and_room():
+    tiny = model()
+    begun = [WORDS(p.prompt)["input_ids"] for p in boxes(4)]
+    whole = written([tiny], begun, 6)
+    assert written([tiny], begun, [6, 0, 3, 1]) == [
+        text[:n] for text, n in zip(whole, [6, 0, 3, 1], strict=True)
+    ]
+    room = tiny.config.max_position_embeddings - len(begun[1])
+    assert len(written([tiny], begun[1:2], room)[0]) == room
+    with pytest.raises(WorkbenchError, match=f"found {len(begun[1])} tokens, and {room + 1} to be"):
+        written([tiny], begun, [1, room + 1, 1, 1])
+
+
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_what_is_drawn_does_not_hang_on_the_batch(batch_size: int):
     tiny = model()
