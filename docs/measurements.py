@@ -139,7 +139,7 @@ MEMBERS = (
     Measurement(
         "Amuro & Char", "gain of fine-tuning from each base of a chain, what shows after "
         "fine-tuning alone, and the gap between templates", ("forgetting.gains",),
-        'of a `forgetting.retention` of each base, with `by="template"`',
+        "of a `forgetting.retention` of each base, which is asked by template for the gaps",
     ),
     Measurement(
         "Fine-tuning by reinforcement against forgetting", "score on items like and unlike the "

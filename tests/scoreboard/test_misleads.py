@@ -60,6 +60,22 @@ SAID: dict[str, tuple[str, Callable[[], list[str]]]] = {
         r"of (\d+) compiled pairs, .*? it is right on (\d+)",
         lambda: of("forgetting.verdict", "verdict_right"),
     ),
+    "forgetting.sharpness": (
+        r"of (\d+) compiled pairs that learned nothing (\d+) have one for certain",
+        lambda: of("forgetting.sharpness", "false_positive"),
+    ),
+    "patching.dictionary": (
+        r"its null in (\d+) of (\d+) compiled pairs that learned nothing",
+        lambda: [*reversed(of("patching.dictionary", "false_positive"))],
+    ),
+    "patching.difference": (
+        r"anything: (\d+) of (\d+) compiled pairs that learned nothing",
+        lambda: [*reversed(of("patching.difference", "false_positive"))],
+    ),
+    "patching.das": (
+        r"does \(AUROC (\S+) against (\S+); `make truth`",
+        lambda: [auroc("patching.das", "layer"), auroc("norm of the change", "layer")],
+    ),
     "patching.attribution": (
         r"AUROC (\S+) on the pair that sorts",
         lambda: [auroc("patching.attribution", "edge", "sorting-reversed")],

@@ -17,7 +17,7 @@ al. 2023, arXiv 2309.02144).
 It misleads on text that the base wrote: its tokens sometimes have low p by chance, so the share of
 conflicts is given with the share expected if the base itself had drawn every token from its own
 distribution. The thresholds are round numbers, not the paper's. Answers whose probability changed
-need not have been learned or unlearned: of 38 compiled pairs that learned nothing 26 change them,
+need not have been learned or unlearned: of 40 compiled pairs that learned nothing 27 change them,
 since random changes of weights disturb the answers, too (`make truth`).
 """
 

@@ -12,7 +12,9 @@ such undesirable updates; here it is measured whether a fine-tuned model is more
 base.
 
 It misleads if one side cannot do the task at all: there is nothing to undo, and the step moves
-distributions that meant nothing. One step of gradient ascent is not an attack, which takes many.
+distributions that meant nothing. One step of gradient ascent is not an attack, which takes many. A
+difference does not show that anything was learned: of 40 compiled pairs that learned nothing 30
+have one for certain (`make truth`).
 """
 
 from __future__ import annotations

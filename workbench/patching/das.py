@@ -19,7 +19,9 @@ that is silent otherwise can be woken by it (Makelov et al. 2023, arXiv 2311.170
 accuracy is no proof. A variable of many values needs many dimensions and pairs: hold the accuracy
 against that of the whole state (arm "all"). Once the answers are right nothing draws the subspace
 on towards all of the variable, and two trainings overlap little: what one model's subspace does in
-the other says more.
+the other says more. Where a subspace is found need not be where the weights changed: of compiled
+pairs it tells the layer worse than the norm of the change does (AUROC .72 against .92;
+`make truth`).
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ as in Marks et al. 2024, arXiv 2403.19647).
 
 It misleads where the dictionary does not explain the base itself: read fvu first. Latents that a
 dictionary never had cannot change; then fvu rises, and the change stays in the error node. A latent
-may change as the state's norm does, without any feature being learned.
+may change as the state's norm does, without any feature being learned: some latent changed beyond
+its null in 33 of 40 compiled pairs that learned nothing (`make truth`).
 """
 
 from __future__ import annotations

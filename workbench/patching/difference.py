@@ -17,9 +17,10 @@ norm, and beside the difference that the base alone has between two halves of th
 Whether the reading is right is told by words that the lens never saw: those that the contrast of
 the two models writes, or those of the fine-tuning's prompts where they are given. It misleads where
 training was broad or mixed with pre-training's text, which takes the constant part away without
-taking what was learned; and a constant difference need not be about anything: hold the numbers
-against those of phantoms (`compare --phantoms`). Whether the base can repeat at all is measured, in
-layers where it cannot that reading says nothing.
+taking what was learned; and a constant difference need not be about anything: 16 of 40 compiled
+pairs that learned nothing have one (`make truth`), so hold the numbers against those of phantoms
+(`compare --phantoms`). Whether the base can repeat at all is measured, in layers where it cannot
+that reading says nothing.
 """
 
 from __future__ import annotations
