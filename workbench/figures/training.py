@@ -77,7 +77,7 @@ def training_run(folder: str | Path, ax: Axes | None = None) -> Figure:
     for here, name in zip(axes.flat, shown, strict=False):
         here.plot(steps, curves[name], color=style.BLACK, marker="o", ms=2, lw=1)
         start = curves[name][np.isfinite(curves[name])][0]
-        here.axhline(start, color=style.GREY, ls=style.DASHES[0], lw=0.8, label="start")
+        here.axhline(start, color=style.GREY, ls=style.DASHES[0], lw=0.8, label="first in the log")
         here.set(xlabel="step", ylabel=WATCHED[name])
     if parts:
         _gradients(axes.flat[len(shown)], steps, norms, parts)
