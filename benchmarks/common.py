@@ -126,7 +126,7 @@ def table(rows: list[dict[str, Any]], columns: list[str]) -> list[str]:
 def save(out: Path, name: str, found: dict[str, Any], lines: list[str]) -> None:
     """NAME.json and, for people, NAME.md; each there whole or not at all."""
     for file, text in (
-        (f"{name}.json", json.dumps(found, indent=1)),
+        (f"{name}.json", json.dumps(found, indent=0)),  # a line a number, no blanks
         (f"{name}.md", "\n".join(lines)),
     ):
         with writing(out / file, OWN) as fresh:

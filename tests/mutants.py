@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import gzip
 import json
 import os
 import platform
@@ -239,8 +240,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     chosen = parser.parse_args()
     wanted = [name for name in chosen.modules.split(",") if name] or modules()
-    kept = chosen.out / "mutants.json"
-    known = json.loads(kept.read_text())["faults"] if kept.exists() else []
+    kept = chosen.out / "mutants.json.gz"
+    known = json.loads(gzip.decompress(kept.read_bytes()))["faults"] if kept.exists() else []
     rows = [row for row in known if row["module"] not in wanted]
     noticed = {row["name"]: row for row in known if row["outcome"] in NOTICED}
     with tempfile.TemporaryDirectory(prefix="workbench-mutants-") as place:
@@ -276,7 +277,8 @@ def save(chosen: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
         *table(rows),
     ]
     chosen.out.mkdir(parents=True, exist_ok=True)
-    (chosen.out / "mutants.json").write_text(json.dumps({"faults": rows}, indent=1) + "\n")
+    packed = gzip.compress(json.dumps({"faults": rows}).encode(), mtime=0)  # the same bytes again
+    (chosen.out / "mutants.json.gz").write_bytes(packed)
     (chosen.out / "mutants.md").write_text("\n".join([*lines, ""]))
 
 
