@@ -120,7 +120,7 @@ def write_tensors(arrays: Mapping[str, np.ndarray], file: Path) -> None:
     from workbench.files import tensors
 
     # torch warns of what may not be written, such as what was read from a file.
-    plain = {name: np.require(own, requirements="CW") for name, own in arrays.items()}
+    plain = {name: np.require(own, requirements=["C", "W"]) for name, own in arrays.items()}
     given = {name: torch.from_numpy(own) for name, own in plain.items()}
     shapes = {name: (own.dtype, tuple(own.shape)) for name, own in given.items()}
     tensors.write_tensors(file, shapes, given.__getitem__)
