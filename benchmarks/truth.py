@@ -11,7 +11,6 @@ and on trained organisms, of which so many prompts are asked as a method can be 
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from workbench.lab.known import Known
 from workbench.lab.organism import behaviour, holds
 from workbench.lab.organisms import organisms
 from workbench.lab.shipped_organisms import shipped_organisms
+from workbench.loaders.devices import cores
 from workbench.log import quiet
 from workbench.results.result import Result
 from workbench.scoreboard.board import ALL
@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--phantoms", type=int, default=1)
     parser.add_argument("--draws", type=int, default=40)
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that ask")
+    parser.add_argument("--workers", type=int, default=min(8, cores()), help="processes that ask")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--organisms", type=Path, help="where they are kept; the cache by default")
     parser.add_argument("--compiled-only", action="store_true", help="no organisms")

@@ -65,6 +65,8 @@ def test_a_graft_is_written(folder: Path):
     own = wb.load_pair(folder / "base", folder / "out")
     torch.testing.assert_close(own.delta(site).tuned, graft.edit(pair).tensor(site))
     assert [delta.site for delta in own.deltas("all") if delta.changed] in ([], [site])
+    done = run(folder, "--graft", folder / "graft.safetensors", "--kind", "rank")
+    assert "give one of the two" in str(done.exception)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +95,7 @@ def test_a_merge_that_means_nothing_is_refused(folder: Path):
     for wrong, told in (
         (["--method", "slerp"], "mean, sum or ties"), (["--weight", "a=2"], "of --method sum"),
         (["--method", "sum", "--weight", "c=2"], "no --member"),
+        (["--method", "sum", "--weight", "a=2,3"], "one number as --weight of 'a'"),
         (["--method", "ties", "--density", "0"], "density in"),
     ):  # fmt: skip
         done = CliRunner().invoke(app, [str(one) for one in [*start, *wrong]])

@@ -14,6 +14,7 @@ from tests.tuco.conftest import pair_of, paired, silence, write
 from workbench.lab import shipped
 from workbench.models import Layout, Site
 from workbench.models.sites import Kind
+from workbench.patching import edges
 from workbench.tasks import Prompt, PromptSet
 
 WORDS = len(shipped.tokenizer())
@@ -96,7 +97,14 @@ def said(n: int = 8, turn: int = 0) -> PromptSet:
     )
 
 
+def edges_of(made: Any, *wanted: tuple[str, str]) -> torch.Tensor:
+    """Which of a model's edges, by sender and receiver, are among these."""
+    named = [tuple(link.named.values()) for link in edges.links(Layout(made))]
+    assert set(wanted) <= set(named)
+    return torch.tensor([name in wanted for name in named])
+
+
 __all__ = [
-    "MOVER", "READER", "boxes", "copier", "decoder", "kind", "model", "no_gradients", "pair_of",
-    "paired", "planted", "said", "silence", "value", "write",
+    "MOVER", "READER", "boxes", "copier", "decoder", "edges_of", "kind", "model", "no_gradients",
+    "pair_of", "paired", "planted", "said", "silence", "value", "write",
 ]  # fmt: skip

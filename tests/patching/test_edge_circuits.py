@@ -9,7 +9,16 @@ import pytest
 import torch
 
 import workbench as wb
-from tests.patching.conftest import MOVER, READER, boxes, copier, model, paired, said
+from tests.patching.conftest import (
+    MOVER,
+    READER,
+    boxes,
+    copier,
+    edges_of,
+    model,
+    paired,
+    said,
+)
 from workbench.errors import WorkbenchError
 from workbench.lab import shipped
 from workbench.lab.compiled import pairs
@@ -33,12 +42,6 @@ def runs(made: Any, prompts: Any, dirty: Any) -> tuple[EdgeRun, Rerun, Rerun]:
     wanted = graph.needed(Layout(made))
     clean, corrupt = (Rerun(made, one, wanted) for one in (here, there))
     return EdgeRun(made, here, clean.kept[EMBEDDING], corrupt.kept), clean, corrupt
-
-
-def of(made: Any, *edges: tuple[str, str]) -> torch.Tensor:
-    named = [tuple(link.named.values()) for link in graph.links(Layout(made))]
-    assert set(edges) <= set(named)
-    return torch.tensor([name in edges for name in named])
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "gemma"])
@@ -72,12 +75,12 @@ def test_the_edges_of_a_circuit_built_by_hand_are_enough_and_each_is_needed(head
         (f"{MOVER[0]}.z.h{MOVER[1]}", "logits"),
     ]
     edges, clean, corrupt = runs(made, said(), said(turn=1))
-    torch.testing.assert_close(edges.logits(of(made, *planted)), clean.logits[0])
+    torch.testing.assert_close(edges.logits(edges_of(made, *planted)), clean.logits[0])
     for left in planted:
         kept = [edge for edge in planted if edge != left]
-        torch.testing.assert_close(edges.logits(of(made, *kept)), corrupt.logits[0])
+        torch.testing.assert_close(edges.logits(edges_of(made, *kept)), corrupt.logits[0])
         # Nor does all the rest of the model stand in for it.
-        torch.testing.assert_close(edges.logits(~of(made, left)), corrupt.logits[0])
+        torch.testing.assert_close(edges.logits(~edges_of(made, left)), corrupt.logits[0])
 
 
 def test_a_chain_by_plain_torch():
@@ -95,7 +98,7 @@ def test_a_chain_by_plain_torch():
         mlp = lambda stream: block.mlp(block.post_attention_layernorm(stream))  # noqa: E731
         sent = mlp(mid + change) - mlp(mid)
         expected = made.lm_head(made.model.norm(last + sent))[torch.arange(2), at]
-    found = edges.logits(of(made, ("embedding", "0.mlp"), ("0.mlp_out", "logits")))[:, 0]
+    found = edges.logits(edges_of(made, ("embedding", "0.mlp"), ("0.mlp_out", "logits")))[:, 0]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 

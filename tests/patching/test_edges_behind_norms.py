@@ -12,7 +12,7 @@ from transformers.models.olmo2.modeling_olmo2 import apply_rotary_pos_emb
 import workbench as wb
 from tests.conftest import nudged
 from tests.models import zoo
-from tests.patching.conftest import boxes, model, paired
+from tests.patching.conftest import boxes, edges_of, model, paired
 from tests.patching.test_attribution import MEASURE, partners
 from workbench.errors import WorkbenchError
 from workbench.models import Layout, Site
@@ -44,12 +44,6 @@ def runs(made: Any) -> tuple[EdgeRun, Rerun, Rerun]:
     wanted = edges.needed(Layout(made))
     there, here = (Rerun(made, own, wanted) for own in (clean, dirty))
     return EdgeRun(made, clean, there.kept[EMBEDDING], here.kept), there, here
-
-
-def of(made: Any, *wanted: tuple[str, str]) -> torch.Tensor:
-    named = [tuple(link.named.values()) for link in edges.links(Layout(made))]
-    assert set(wanted) <= set(named)
-    return torch.tensor([name in wanted for name in named])
 
 
 @pytest.mark.parametrize("kind", [*POST, "olmoe", "glm4", "cohere", "gptj"])
@@ -111,13 +105,13 @@ def test_a_chain_through_the_norms_by_plain_torch():
     )
     last = here.kept[Site("resid_post", 2)] + after - before
     expected = made.lm_head(made.model.norm(last))[torch.arange(size), run.clean.last]
-    circuit = of(made, ("embedding", "0.q.h1"), ("embedding", "0.v.h0"), ("0.z.h1", "logits"))
+    circuit = edges_of(made, ("embedding", "0.q.h1"), ("embedding", "0.v.h0"), ("0.z.h1", "logits"))
     found = run.logits(circuit)[:, 0]
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
     assert (expected - here.logits[0][:, 0]).abs().max() > 1e-3
     # The other heads' parts change too, through the scale that all of them share.
     for head in (0, 3):
-        circuit = of(made, ("embedding", "0.v.h0"), (f"0.z.h{head}", "logits"))
+        circuit = edges_of(made, ("embedding", "0.v.h0"), (f"0.z.h{head}", "logits"))
         assert (run.logits(circuit) - here.logits[0]).abs().max() > 1e-5
 
 

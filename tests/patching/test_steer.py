@@ -89,8 +89,9 @@ def test_scale_zero_is_the_base_bit_for_bit(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
-def test_more_of_the_change_by_plain_torch(kind: str, tmp_path: Path):
+def test_more_of_the_change_by_plain_torch(kind: str, tmp_path: Path, caplog):
     """Weights of base and tuned model added by hand; once is the tuned model, no times the base."""
+    caplog.set_level("INFO", logger="workbench")
     pair = adapted(tmp_path) if kind == "lora" else paired(model(), nudged(model(), 0.1), tmp_path)
     prompts, words = boxes(8), pair.base.tokenizer()
     found = wb.patching.steer(
@@ -103,6 +104,7 @@ def test_more_of_the_change_by_plain_torch(kind: str, tmp_path: Path):
         shown=2,
         length=3,
     )
+    assert f"{pair.name}: the base once more: " in caplog.text
     for side, alpha in (("base", 0.0), ("tuned", 1.0)):
         for metric in ("score", "log_probability", "kl_tuned"):
             value = one(found, metric, arm="amplified", x=alpha)

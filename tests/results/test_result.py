@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from workbench.files.writing import OWN, replacing, writing
-from workbench.results.result import SAVED
+from workbench.results.result import SAVED, Provenance
 from workbench.stats import bootstrap
 from workbench.study import units
 
@@ -26,6 +26,22 @@ def test_save_and_load_give_the_same(base: Path, tuned: Path, tmp_path: Path):
     assert again.tensors.keys() == made.tensors.keys()
     for name, array in made.tensors.items():
         np.testing.assert_array_equal(again.tensors[name], array)
+
+
+@pytest.mark.filterwarnings("error")
+def test_arrays_of_every_kind_are_saved_without_a_word(tmp_path: Path):
+    """Such as may not be written, lie in memory with gaps, have no dimension, or no entry."""
+    frozen = np.arange(6.0).reshape(2, 3)[:, ::2]
+    frozen.flags.writeable = False
+    arrays = {
+        "frozen": frozen, "turned": np.arange(6, dtype=np.int32).reshape(2, 3).T,
+        "one": np.array(3.0), "none": np.zeros((0, 4), np.float32), "flags": np.array([True]),
+    }  # fmt: skip
+    table = pd.DataFrame([{"member": "m", "metric": "score", "value": 1.0}])
+    made = wb.Result("x.y", table, Provenance({"fingerprint": "b"}, {"m": {}}), arrays)
+    again = wb.Result.load(made.save(tmp_path / "r"))
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(again.tensors[name], array, strict=True)
 
 
 def test_a_failed_save_leaves_the_old_result_whole(base: Path, tuned: Path, tmp_path: Path):

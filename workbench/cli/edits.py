@@ -109,30 +109,33 @@ def save(
             "--keep and --drop make another model than the one whose strength is chosen with "
             "--prompts; give --strength."
         )
+    if graft is not None and kind != "alpha":
+        raise wb.WorkbenchError(
+            f"--graft is written as it is, and --kind {kind} would edit the whole change; give one "
+            "of the two."
+        )
     if require_kind(kind).reads and text is None:
         raise wb.WorkbenchError(
             f"--kind {kind} reads texts; give --texts, a file like the pre-training data."
         )
     pair, given = wb.load_pair(base, tuned), texts(text)
     says: dict[str, Any] = {"kind": kind, "strength": strength}
-    if graft is not None:
-        says = {"graft": graft.name}
-        edited = wb.skills.Graft.load(graft).edit(pair)
-    else:
-        if prompts is not None:
-            result = wb.edits.repair(
-                pair, asked(prompts), texts=given, arms=(kind,), seed=seed, device=device
-            )
-            given = choosing(given, seed) if given else given
-            strength, told = _recommended(result, kind)
-            say(told)
-            says |= {"strength": strength, "chosen": told}
-        assert strength is not None
+    if prompts is not None:
+        result = wb.edits.repair(
+            pair, asked(prompts), texts=given, arms=(kind,), seed=seed, device=device
+        )
+        given = choosing(given, seed) if given else given
+        strength, told = _recommended(result, kind)
+        say(told)
+        says |= {"strength": strength, "chosen": told}
+    if strength is not None:
         settings = wb.edits.Settings(seed=seed, device=device, texts=given or ())
         edited = wb.edits.edits(pair, kind, settings)(strength)
+    else:
+        assert graft is not None
+        says, edited = {"graft": graft.name}, wb.skills.Graft.load(graft).edit(pair)
     edited = wb.edits.within(edited, **where)
-    says |= {name: one for name, one in where.items() if one}
-    _save(edited, out, form, rank, says)
+    _save(edited, out, form, rank, says | {name: one for name, one in where.items() if one})
 
 
 def merge(
@@ -172,9 +175,11 @@ def merge(
     if weight and method != "sum":
         raise wb.WorkbenchError(f"--weight is of --method sum, and the method is {method}.")
     family = wb.load_family(base, dict(named(member, "member")))
-    weights = {name: numbers(one)[0] for name, one in named(weight or [], "weight").items()}
+    weights = {name: numbers(one) for name, one in named(weight or [], "weight").items()}
     if unknown := sorted({*weights} - {*family.members}):
         raise wb.WorkbenchError(f"--weight names {unknown[0]!r}, which is no --member.")
+    if several := [name for name, own in weights.items() if len(own) != 1]:
+        raise wb.WorkbenchError(f"Expected one number as --weight of {several[0]!r}.")
     says: dict[str, Any] = {"merged": method}
     if method == "ties":
         says |= {"density": density, "scale": scale}
@@ -182,7 +187,7 @@ def merge(
     else:
         factors = None
         if method == "sum":
-            says["weights"] = {name: weights.get(name, 1.0) for name in family.members}
+            says["weights"] = {name: weights.get(name, (1.0,))[0] for name in family.members}
             factors = [*says["weights"].values()]
         made = wb.edits.summed([*family], factors)
     _save(made, out, form, rank, says)

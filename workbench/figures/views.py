@@ -54,7 +54,7 @@ X = {
     "skills.calibration": "confidence",
     "patching.lens": "place among the likeliest tokens",
     "patching.difference": "place among the tokens",
-    "patching.steer": "scale of the direction",
+    "patching.steer": "scale",
 }
 # Metrics in words with their units, where the name alone does not say them.
 LABELS = {

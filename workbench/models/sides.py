@@ -373,16 +373,28 @@ def free(device: Device) -> int | None:
 
 def _announce(pair: CheckpointPair, device: Device, dtype: torch.dtype | None, base: Where) -> None:
     needed, how = plan(pair, dtype, base)
+    advice = 'use a smaller dtype, another device, or base="disk" for a full fine-tune'
+    tell(pair.name, needed, how, device, advice)
+
+
+def tell_base_again(pair: CheckpointPair, device: Device, dtype: torch.dtype | None) -> None:
+    """Tell what the base takes beside both sides, which are loaded; raises WorkbenchError, with the
+    numbers, where it cannot fit."""
+    tell(
+        pair.name, _bytes(pair.base, dtype), "the base once more", device,
+        "use a smaller dtype or another device",
+    )  # fmt: skip
+
+
+def tell(name: str, needed: int, how: str, device: Device, advice: str) -> None:
+    """Say what is loaded and what it takes, or that it does not fit."""
     room = free(device)
     told = f"{needed / MEBI:,.0f} MiB" + (
         "" if room is None else f" of {room / MEBI:,.0f} MiB free on {device}"
     )
     if room is not None and needed > room:
-        raise WorkbenchError(
-            f"{pair.name} needs {told} ({how}); use a smaller dtype, another device, or "
-            'base="disk" for a full fine-tune.'
-        )
-    log.info("%s: %s: %s", pair.name, how, told)
+        raise WorkbenchError(f"{name} needs {told} ({how}); {advice}.")
+    log.info("%s: %s: %s", name, how, told)
 
 
 def _bytes(checkpoint: Any, dtype: torch.dtype | None) -> int:

@@ -31,7 +31,7 @@ from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models import Site
-from workbench.models.sides import Sides, named_dtype
+from workbench.models.sides import Sides, named_dtype, tell_base_again
 from workbench.patching.answered import answered
 from workbench.patching.cross_model import with_answers
 from workbench.patching.direction import KEY, Direction, tensor_key
@@ -125,6 +125,8 @@ def steer(
             "fill": pad_id(words), "batch_size": batch_size, "device": device
         }  # fmt: skip
         made, sizes = _directions(run, [given[i] for i in pick], other, layers, known, pair.name)
+        if amplified:
+            tell_base_again(pair, device, named_dtype(dtype))
         job = Steering(run, given, made, tuple(scales), random, seed, known)
         values = job.run()
         layer, scale = _chosen(values, pick)

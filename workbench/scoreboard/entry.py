@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.loaders import load_pair
+from workbench.loaders import CheckpointPair, load_pair
 from workbench.results.result import Result
 from workbench.scoreboard.method import Answer, Method
 from workbench.scoreboard.reading import Read, scored
@@ -47,6 +47,10 @@ class Entry:
         }
         finds = bool(len(table.query(self.finds, engine="python"))) if self.finds else None
         return Answer(places, finds, self.verdict(found) if self.verdict else "")
+
+
+def layers_of(pair: CheckpointPair) -> list[int]:
+    return sorted({site.layer for site in pair.sites() if site.layer is not None})
 
 
 def method(key: str, entry: Entry) -> Method:

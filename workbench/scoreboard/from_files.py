@@ -21,7 +21,7 @@ from workbench.lab.known import Place
 from workbench.loaders import CheckpointPair
 from workbench.patching.sae import CFG, WEIGHTS
 from workbench.results.result import Result
-from workbench.scoreboard.entry import Entry
+from workbench.scoreboard.entry import Entry, layers_of
 from workbench.scoreboard.reading import items
 from workbench.tasks.measurements import scores
 from workbench.tasks.prompts import PromptSet
@@ -68,7 +68,7 @@ def _dictionary(width: int, folder: Path) -> Path:
 
 def _by_layer(pair: CheckpointPair, prompts: PromptSet) -> Result:
     """The same dictionary behind every layer."""
-    layers = sorted({site.layer for site in pair.sites() if site.layer is not None})
+    layers = layers_of(pair)
     with pair.models() as sides:
         width = sides.layout.width
     with _folder() as folder:

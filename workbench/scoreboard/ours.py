@@ -16,7 +16,7 @@ from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.results.result import Result
 from workbench.scoreboard import from_files, several
-from workbench.scoreboard.entry import Entry, method
+from workbench.scoreboard.entry import Entry, layers_of, method
 from workbench.scoreboard.reading import (
     by_layer,
     carried,
@@ -71,10 +71,6 @@ def _swapped(prompts: PromptSet, corrupted: PromptSet | None) -> Counterfactuals
         for clean, dirty in zip(prompts, corrupted, strict=True)
     )
     return Counterfactuals(prompts.name, "object value", tuple(made))
-
-
-def _layers(pair: CheckpointPair) -> list[int]:
-    return sorted({site.layer for site in pair.sites() if site.layer is not None})
 
 
 LOST = ("suppressed", "erased")
@@ -296,7 +292,7 @@ ENTRIES: dict[str, Entry] = {
     "patching.das": Entry(
         # Trained five times in each of three layers, so where a head carries the variable.
         lambda p, a, c, s, t: patching.das(
-            p, _swapped(a, c), layers=_layers(p), steps=12, lr=0.1, random=1
+            p, _swapped(a, c), layers=layers_of(p), steps=12, lr=0.1, random=1
         ),
         {"layer": carried},
         needs=("answering head",),

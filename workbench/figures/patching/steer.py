@@ -41,14 +41,16 @@ def steered_by_scale(result: Result, ax: Axes | None = None) -> Figure:
         marks.control(here, x, random["value"], style.DASHES[0], "random directions")
         more = own[own["arm"] == "amplified"].sort_values("x")
         if len(more):
-            marks.control(here, more["x"].to_numpy(float), more["value"], style.DASHES[2],
-                          "all weights' change times the scale")  # fmt: skip
+            at = more["x"].to_numpy(float)
+            marks.intervals(here, at, more["low"], more["high"], style.BLACK)
+            here.plot(at, more["value"], color=style.BLACK, ls=style.DASHES[2], marker="s", ms=3,
+                      label="weights' whole change")  # fmt: skip
         for arm, dashes in (("tuned", "-"), ("base", style.DASHES[1])):
             level = own.loc[own["arm"] == arm, "value"].iloc[0]
             here.axhline(level, color=style.GREY, ls=dashes, lw=1, label=f"{arm} model", zorder=0)
         style.name(here, looks[member], f" (layer {layer})")
     for here in axes[-1]:
-        here.set_xlabel("scale of the direction")
+        here.set_xlabel("scale")
     style.first_column(axes, LABEL)
     style.blank(axes, len(members))
     style.legend(axes, outside=ax is None)
@@ -92,8 +94,9 @@ DRAWINGS = (
         "The curve shows the log-probability of the answer when the direction behind one layer, "
         "times the scale, is added to the base's stream at every token. Layer and scale were "
         "chosen on one half of the prompts, the numbers are of the other half. Random directions "
-        "of the same norm are dashed, and lines mark the base and the tuned model. Bars are 95% "
-        "intervals over prompts.",
+        "of the same norm are dashed, and lines mark the base and the tuned model. Where it was "
+        "asked for, the dash-dotted curve is the base with the scale times the change of all its "
+        "weights. Bars are 95% intervals over prompts.",
         "A direction whose norm is large beside the stream's breaks any model, so read the curve "
         "beside the random directions. A mean direction says nothing of a change that differs from "
         "prompt to prompt.",
