@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, modeling_utils
 
 import workbench as wb
 from tests.conftest import IDS, adapter, logits, nudged, saved, tiny
 from workbench.loaders import Checkpoint, run_check
+from workbench.tasks.decoding import written
 
 State = dict[str, Tensor]
 LAST = "model.layers.1.mlp.up_proj.weight"
@@ -420,3 +421,19 @@ def test_an_adapter_of_a_classifier_is_compared_and_not_run(originals, tmp_path)
     assert any("score.weight" in note for note in report.notes)
     with pytest.raises(wb.WorkbenchError, match=r"score.weight .* reaches no module"):
         pair.tuned.load()
+
+
+def test_loading_and_writing_say_nothing_of_padding(tmp_path: Path, monkeypatch):
+    """Of a model whose texts are filled up with 0, nothing is filled up: a warning of transformers
+    would be about the workbench's own call."""
+    made = tiny("gpt2")
+    made.config.pad_token_id = 0
+    said: list[str] = []
+    monkeypatch.setattr(modeling_utils.logger, "warning_once", said.append)
+    model = Checkpoint.parse(saved(made, tmp_path / "base")).load().eval()
+    assert model.config.pad_token_id == 0
+    assert [len(one) for one in written([model], [[0, 5, 0], [7, 5, 0]], 4)] == [4, 4]
+    assert said == []
+    with torch.no_grad():  # the control
+        model(input_ids=torch.tensor([[0, 5, 0]]))
+    assert len(said) == 1

@@ -107,7 +107,8 @@ def require_running(model: Any, name: str) -> None:
     ids = torch.zeros(1, 2, dtype=torch.long, device=home(model))
     try:
         with torch.no_grad():
-            model(input_ids=ids, use_cache=True)
+            # The mask says that these are words: 0 is what many models fill up with.
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
     except Exception as error:  # whatever the model's own code raises
         raise WorkbenchError(
             f"{name} can be loaded but does not run ({reason(error)}); give the config "

@@ -124,7 +124,12 @@ def _batch(
             for i, (model, place) in enumerate(zip(models, places, strict=True)):
                 # A model that keeps no cache reads the whole text again.
                 fed = ids if caches[i] is None else ids[:, -1:]
-                out = model(input_ids=fed.to(place), past_key_values=caches[i], use_cache=True)
+                # Nothing is filled up, whatever tokens a text that has ended goes on with.
+                whole = torch.ones_like(ids, device=place)
+                out = model(
+                    input_ids=fed.to(place), attention_mask=whole, past_key_values=caches[i],
+                    use_cache=True,
+                )  # fmt: skip
                 caches[i] = getattr(out, "past_key_values", None)
                 said.append(out.logits[:, -1].float().to(places[0]))
             width = min(logits.shape[-1] for logits in said)  # heads can be padded
