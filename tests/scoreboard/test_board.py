@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 import workbench as wb
 from workbench.errors import WorkbenchError
 from workbench.lab.compiled import pairs
-from workbench.lab.known import Known
+from workbench.lab.known import PLACES, Known
 from workbench.results.result import Result
 from workbench.scoreboard import Answer, Method, ours, outside
 from workbench.scoreboard.board import forwards, over_truths, unlearned
@@ -112,6 +113,12 @@ def test_a_summary_has_every_method_and_kind_of_place(board: Result):
 
 def test_every_analysis_of_the_catalogue_has_an_entry():
     assert {method.key for method in METHODS} == {*ours.ENTRIES}
+
+
+def test_the_guide_tells_every_kind_of_place():
+    guide = Path(__file__).parents[2] / "docs" / "how-to" / "enter-a-method.md"
+    told = re.findall(r"^\| `([a-z ]+)` \|", guide.read_text(encoding="utf-8"), re.M)
+    assert sorted(told) == sorted(PLACES)
 
 
 def test_every_analysis_has_a_truth_and_a_phantom():
