@@ -360,13 +360,15 @@ def test_other_attention(family: str, tmp_path: Path):
     assert found.metric("prefix_mass")["value"].between(0.001, 0.9).all()
 
 
-def test_a_model_without_attention_is_refused_by_name(tmp_path: Path):
-    own = AutoModelForCausalLM.from_config(zoo.config("mamba", vocab_size=WORDS))
+@pytest.mark.parametrize("family", ["mamba", "xlstm"])
+def test_a_model_that_takes_no_keys_and_values_is_refused_by_name(family: str, tmp_path: Path):
+    """transformers' own model would run as if there were no prefix."""
+    own = AutoModelForCausalLM.from_config(zoo.config(family, vocab_size=WORDS))
     base = write(own, tmp_path / "base")
     sizes: dict[str, Any] = {"num_layers": 3, "num_attention_heads": 4, "token_dim": 32}
     config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, **sizes)
     get_peft_model(own, config).save_pretrained(str(tmp_path / "prefix"))
-    with pytest.raises(wb.WorkbenchError, match="takes no softmax over tokens"):
+    with pytest.raises(wb.WorkbenchError, match="takes none .it has no past_key_values"):
         asked(wb.load_pair(base, tmp_path / "prefix"), prompts())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -54,7 +55,14 @@ def attached(model: Any, lora: Adapter, name: str) -> nn.Module:
 
 
 def _require_fit(model: Any, lora: SoftPrompt) -> None:
-    """Raise WorkbenchError for a prompt of another width, or for other layers, than the model's."""
+    """Raise WorkbenchError for a prompt of another width, or for other layers, than the model's, and
+    for keys and values where the model takes none: it would run as if they weren't there."""
+    takes = signature(model.forward).parameters
+    if lora.kind.in_layers and "past_key_values" not in takes:
+        raise WorkbenchError(
+            f"Adapter {lora.told}, as keys and values of every layer, but {type(model).__name__} "
+            "takes none (it has no past_key_values); train prompt tuning or LoRA for it instead."
+        )
     layers = model.config.get_text_config().num_hidden_layers
     what, theirs, ours = "width", lora.width, model.get_input_embeddings().weight.shape[1]
     if lora.kind.in_layers:
