@@ -368,7 +368,7 @@ def test_a_model_that_takes_no_keys_and_values_is_refused_by_name(family: str, t
     sizes: dict[str, Any] = {"num_layers": 3, "num_attention_heads": 4, "token_dim": 32}
     config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, **sizes)
     get_peft_model(own, config).save_pretrained(str(tmp_path / "prefix"))
-    with pytest.raises(wb.WorkbenchError, match="takes none .it has no past_key_values"):
+    with pytest.raises(wb.WorkbenchError, match=r"takes none \(it has no past_key_values"):
         asked(wb.load_pair(base, tmp_path / "prefix"), prompts())
 
 

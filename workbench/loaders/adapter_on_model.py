@@ -55,8 +55,8 @@ def attached(model: Any, lora: Adapter, name: str) -> nn.Module:
 
 
 def _require_fit(model: Any, lora: SoftPrompt) -> None:
-    """Raise WorkbenchError for a prompt of another width, or for other layers, than the model's, and
-    for keys and values where the model takes none: it would run as if they weren't there."""
+    """Raise WorkbenchError for a prompt of another width, or for other layers, than the model's,
+    and for keys and values where the model takes none: it would run as without a prompt."""
     takes = signature(model.forward).parameters
     if lora.kind.in_layers and "past_key_values" not in takes:
         raise WorkbenchError(
