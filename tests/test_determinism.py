@@ -79,6 +79,17 @@ def test_in_other_batches(key: str, pair: wb.CheckpointPair, first):
         alike(made(pair, key, batch_size=size).table, first(key).table, **near)
 
 
+def test_on_models_that_are_kept(pair: wb.CheckpointPair, first):
+    """One after the other in one block: each gives what it gives alone, and leaves the models as
+    they were, or the next would load its own."""
+    with pair.models(keep=True) as sides:
+        for key in CALLS:
+            again = made(pair, key, batch_size=BATCH)
+            pd.testing.assert_frame_equal(again.table, first(key).table, check_exact=True)
+            with pair.models() as same:
+                assert same is sides, f"{key} changed the models"
+
+
 def test_lengths_are_unequal():
     """Or nothing would be padded."""
     words = wb.lab.shipped.tokenizer()

@@ -79,6 +79,40 @@ def test_sites_are_read_in_the_patched_run(kind: str):
             torch.testing.assert_close(found[site][number], expected[site], atol=1e-4, rtol=1e-4)
 
 
+def test_what_is_written_on_both_sides_of_two_blocks_is_kept_apart(kind: str):
+    """Behind one block and before the next, in one patch and in either order; and a place that is
+    read within the block that is written behind."""
+    model, given = decoder(kind), inputs()
+    other = Rerun(model, inputs(seed=1), [Site("resid_post", 0), Site("resid_pre", 1)])
+    behind, before = Site("resid_post", 0, position="here"), Site("resid_pre", 1, position=-1)
+    values = {site: other.read(site, given) for site in (behind, before)}
+    once = Rerun(model, given)
+    for patch in (values, dict(reversed(values.items()))):
+        expected = whole(model, given, patch)
+        torch.testing.assert_close(once.again([patch])[0], expected, atol=1e-4, rtol=1e-4)
+    one = {behind: values[behind]}
+    read = [Site("resid_post", 0, position="here")]
+    assert torch.equal(once.observed([one], read)[1][read[0]][0], values[behind])
+
+
+@torch.enable_grad()
+def test_gradients_are_those_of_a_whole_run(kind: str):
+    model, given = decoder(kind), inputs()
+    site = Site("resid_post", 1, position=-1)
+    once = Rerun(model, given, [site.whole])
+    ours, theirs = (once.read(site).clone().requires_grad_() for _ in range(2))
+    logits = once.again([{site: ours}], gradients=True)[0]
+    with hooks.replace(model, {site: theirs}, at=given.index):
+        full = model(**given.inputs, use_cache=False).logits
+    expected = full[torch.arange(2)[:, None], once.scored]
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
+    (found,) = torch.autograd.grad((logits * weights).sum(), ours)
+    (wanted,) = torch.autograd.grad((expected * weights).sum(), theirs)
+    assert wanted.abs().max() > 1e-2
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3)
+    assert not once.again([{site: ours}]).requires_grad
+
+
 def test_cost_is_counted_in_plain_forward_passes():
     model, given = decoder("llama"), inputs()
     once = Rerun(model, given)
@@ -88,6 +122,10 @@ def test_cost_is_counted_in_plain_forward_passes():
     once.again([{Site("z", 2, position=-1): torch.zeros(2, 1, 4, 8)}])
     first = int(once.scored.min())
     assert once.forwards == pytest.approx(1 + 2 / 3 + 1 / 3 * (1 - first / 9))
+    # What is written behind a block is written before the next one: it need not run.
+    once.forwards = 0.0
+    once.again([{Site("resid_post", 1): torch.zeros(2, 9, 32)}])
+    assert once.forwards == pytest.approx(1 / 3)
 
 
 def test_the_blocks_are_their_own_again_after_an_error():

@@ -210,3 +210,44 @@ def test_bfloat16(tmp_path: Path):
         torch.testing.assert_close(
             logits(both.base).float(), logits(plain(base)), atol=0.5, rtol=0.1
         )
+
+
+@pytest.mark.parametrize("how", ["full", "lora"])
+def test_models_that_are_kept_run_in_every_block_within(how: str, tmp_path: Path):
+    """Those of the same pair, device and precision, whoever asks; nothing else, and none that were
+    written into, which are not what the pair is."""
+    base, member = write_base("llama", tmp_path / "b"), write_member("llama", how, tmp_path / "m")
+    pair, again = wb.load_pair(base, member), wb.load_pair(base, member)
+    with pair.models(keep=True) as both:
+        first = logits(both.tuned)
+        with again.models() as same, again.models(dtype=torch.float32) as named:
+            assert same.tuned is both.tuned
+            assert same.base is both.base
+            assert named.tuned is both.tuned
+        assert torch.equal(logits(both.tuned), first)  # the block within gave nothing back
+        with pair.models(dtype=torch.bfloat16) as narrow, wb.load_pair(base, base).models() as null:
+            assert narrow.tuned is not both.tuned
+            assert null.tuned is not both.tuned
+        with torch.no_grad():
+            next(both.tuned.parameters()).add_(1.0)
+        with pair.models() as fresh:
+            assert fresh.tuned is not both.tuned
+            assert torch.equal(logits(fresh.tuned), first)
+    with pair.models() as one, pair.models() as other:
+        assert one.tuned is not other.tuned
+    assert not running._KEPT
+
+
+def test_a_hook_on_models_that_are_kept_is_not_the_pairs(tmp_path: Path):
+    base, member = (
+        write_base("llama", tmp_path / "b"),
+        write_member("llama", "full", tmp_path / "m"),
+    )
+    pair = wb.load_pair(base, member)
+    with pair.models(keep=True) as both:
+        handle = both.tuned.register_forward_hook(lambda _m, _a, out: out)
+        with pair.models() as other:
+            assert other.tuned is not both.tuned
+        handle.remove()
+        with pair.models() as other:
+            assert other.tuned is both.tuned

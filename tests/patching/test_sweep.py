@@ -288,3 +288,33 @@ def test_the_shuffled_control_is_the_next_prompt_of_another_answer(tmp_path, bat
     found = made.patched["log_probability"][0]
     assert found[:5] == pytest.approx(expected, abs=1e-4)
     assert np.isnan(found[5])
+
+
+def test_patches_of_what_is_there_already_are_not_run(monkeypatch):
+    """Tokens before the first that differs, of which a prompt and its partner have two: the same
+    numbers as where all is run, for less."""
+    made, given = model(), rows(WORDS, boxes(4), answers=True)
+    partners = [
+        Row(row.name, [*row.ids[:2], *reversed(row.ids[2:])], answer=row.answer, foils=row.foils)
+        for row in given
+    ]
+    chosen = [
+        Patch((Site(kind, layer, position=token),), {"component": kind})
+        for kind in ("resid_pre", "resid_post")
+        for layer in range(3)
+        for token in range(4)
+    ]
+    found = shared.sweep(Side(made, given), Side(made, partners), chosen, WORDS)
+    monkeypatch.setattr(shared, "_idle", lambda *_: False)
+    every = shared.sweep(Side(made, given), Side(made, partners), chosen, WORDS)
+    for metric, values in every.patched.items():
+        np.testing.assert_allclose(found.patched[metric], values, atol=2e-5)
+    plain, scores = found.destination["log_probability"], found.patched["log_probability"]
+    for patch, own in zip(chosen, scores, strict=True):
+        (site,) = patch.sites
+        assert isinstance(site.position, int)
+        # The stream behind the last layer is read at the last token alone: run, and the same.
+        last = (site.kind, site.layer) == ("resid_post", 2)
+        assert np.allclose(own, plain, atol=1e-6) == (site.position < 2 or last), site
+        assert np.array_equal(own, plain) or site.position >= 2 or last
+    assert found.forwards < every.forwards - 5

@@ -194,6 +194,22 @@ def test_processes_find_what_one_finds(board: Result, known: dict[str, Known]):
                                       check_dtype=False)  # fmt: skip
 
 
+def test_the_models_of_a_pair_are_loaded_once_for_all_methods(known: dict[str, Known]):
+    seen: dict[tuple[Path, Path], list[Any]] = {}
+
+    def one(base: Path, tuned: Path, prompts: PromptSet) -> dict[str, Any]:
+        with wb.load_pair(base, tuned).models() as sides:
+            seen.setdefault((base, tuned), []).append(sides)
+        return {}
+
+    given = [known[name] for name in NAMES]
+    wb.truth({"one": one, "other": one}, only=["norm of the change"], truths=given, phantoms=1)
+    assert len(seen) == len(NAMES) + 2  # phantoms of what learned anything
+    for first, second in seen.values():
+        assert first is second
+    assert len({id(own[0]) for own in seen.values()}) == len(seen)
+
+
 def test_names_that_are_none_are_refused(known: dict[str, Known]):
     with pytest.raises(WorkbenchError, match="No method begins with 'patchin'"):
         wb.truth(only=["patchin"])

@@ -325,9 +325,11 @@ class CheckpointPair:
         dtype: torch.dtype | None = None,
         *,
         base: Literal["memory", "disk"] = "memory",
+        keep: bool = False,
     ) -> contextlib.AbstractContextManager[Sides]:
-        """Both sides to run, in as little memory as they need; see `workbench.models.models`."""
-        return convenience("CheckpointPair.models")(self, device, dtype, base=base)
+        """Both sides to run, in as little memory as they need, also by every analysis within the
+        block where keep; see `workbench.models.models`."""
+        return convenience("CheckpointPair.models")(self, device, dtype, base=base, keep=keep)
 
     def to_transformer_lens(
         self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None

@@ -15,6 +15,7 @@ What a model cannot be spared so (`savings`) is run again.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -107,15 +108,16 @@ class Rerun:
         *,
         layer: int | None = None,
         whole: bool = False,
+        gradients: bool = False,
     ) -> Tensor:
         """Logits (patches, batch, answer, vocabulary) with each patch's sites replaced.
 
         Values have the sites' shapes; a `Plus` is added to what the run has there, an `Outside`
-        leaves the run what it has at some tokens. layer: enter
-        there although no site is replaced (parameters were). whole: run every token, so that an
-        unchanged patch gives the plain run bit for bit.
+        leaves the run what it has at some tokens. layer: enter there although no site is replaced
+        (parameters were). whole: run every token, so that an unchanged patch gives the plain run
+        bit for bit. gradients: they flow from the logits to the values.
         """
-        return self.observed(patches, layer=layer, whole=whole)[0]
+        return self.observed(patches, layer=layer, whole=whole, gradients=gradients)[0]
 
     def observed(
         self,
@@ -124,23 +126,26 @@ class Rerun:
         *,
         layer: int | None = None,
         whole: bool = False,
+        gradients: bool = False,
     ) -> tuple[Tensor, dict[Site, Tensor]]:
         """As `again`, with these sites read in the patched runs, (patches, batch, ...) each; they
         must not lie before the first patch, in layers or in tokens."""
-        sites = [self.layout.check(site) for patch in patches for site in patch]
         read = list(read)
+        if not whole:
+            patches = self._entered_late(patches, read)
+        sites = [self.layout.check(site) for patch in patches for site in patch]
         start = min([site.layer for site in sites] + ([] if layer is None else [layer]))
         start = start if self.saves.blocks else 0
         plain = whole or layer is not None or any(_reads_whole(self, s) for s in [*sites, *read])
         first = 0 if plain or not self._cached else self._first(sites, read)
-        cache = self._prefix(len(patches), first)
+        cache = self._prefix(len(patches), first, start)
         at = self._at(len(patches), first)
+        # A predictor that is repeated would be given its gradient as often.
+        every = whole or gradients or any(map(self._in_last, [*sites, *read]))
         with (
-            torch.no_grad(),
+            torch.set_grad_enabled(gradients),
             self._entered(start, len(patches), first),
-            self._last_thinned(
-                len(patches), first, whole or any(map(self._in_last, [*sites, *read]))
-            ),
+            self._last_thinned(len(patches), first, every),
             replace(self.model, self._changes(patches, first)),
             capture(self.model, read, at=at) as found,
         ):
@@ -149,6 +154,26 @@ class Rerun:
         self.forwards += len(patches) * (1 - start / layers) * (1 - first / tokens)
         shape = (len(patches), len(self.inputs.ids))
         return logits.unflatten(0, shape), {s: t.unflatten(0, shape) for s, t in found.items()}
+
+    def joined(self, site: Site) -> Site:
+        """What is written behind a block, as what the next one reads, where the two are one: that
+        block need not run then."""
+        last = self.layout.layers - 1
+        if site.kind != "resid_post" or site.layer == last or not self.saves.joined:
+            return site
+        return dataclasses.replace(site, kind="resid_pre", layer=site.layer + 1)
+
+    def _entered_late(self, patches: Sequence[Writes], read: Sequence[Site]) -> Sequence[Writes]:
+        """The patches with `joined` sites, unless what is between the two is written or read."""
+        seen = min((site.layer for site in read), default=self.layout.layers)
+        made = []
+        for patch in patches:
+            known = {site.whole for site in patch}
+            late = [site for site in patch if self.joined(site) != site]
+            if any(site.layer >= seen or self.joined(site).whole in known for site in late):
+                return patches
+            made.append({self.joined(site): value for site, value in patch.items()})
+        return made
 
     def _call(self, cache: DynamicCache | None, times: int, first: int) -> Tensor:
         """Logits at the predictors, (times * batch, answer, vocabulary)."""
@@ -170,9 +195,9 @@ class Rerun:
     def _at(self, times: int, first: int) -> Where:
         return lambda position: (self.inputs.index(position) - first).repeat(times, 1)
 
-    def _prefix(self, times: int, first: int) -> DynamicCache | None:
+    def _prefix(self, times: int, first: int, start: int) -> DynamicCache | None:
         """Keys and values of the tokens before `first`, for every layer; updates leave ours."""
-        return begun(self._cached, times, first) if self.saves.tokens else None
+        return begun(self._cached, times, first, start) if self.saves.tokens else None
 
     @contextlib.contextmanager
     def _entered(self, start: int, times: int, first: int) -> Iterator[None]:

@@ -17,17 +17,19 @@ from transformers import DynamicCache
 
 from workbench.loaders.devices import home
 from workbench.models import site_verification
-from workbench.models.hooks import capture
+from workbench.models.hooks import capture, replace
 from workbench.models.known import Known
 from workbench.models.layout import Layout
 from workbench.models.sites import KINDS, Site
 
 
 class Savings(NamedTuple):
-    """What a model can be spared: the tokens and the blocks before a change."""
+    """What a model can be spared: the tokens and the blocks before a change, and the block whose
+    output is changed, where the next one reads nothing else."""
 
     tokens: bool
     blocks: bool
+    joined: bool = False
 
 
 TOKENS = 6
@@ -35,12 +37,17 @@ NOTHING = Savings(tokens=False, blocks=False)
 _SAVINGS: Known[Savings] = Known()
 
 
-def begun(kept: Sequence[tuple[Any, Any]], times: int, first: int) -> DynamicCache:
-    """A cache of the keys and values of the first tokens, every row so many times."""
+def begun(kept: Sequence[tuple[Any, Any]], times: int, first: int, start: int = 0) -> DynamicCache:
+    """A cache of the keys and values of the first tokens, every row so many times; of the blocks
+    before `start`, which are not run, one row that says how many tokens there are."""
     cache = DynamicCache()
-    for layer, (keys, values) in enumerate(kept if first else ()):
-        k, v = (t[:, :, :first].repeat(times, 1, 1, 1) for t in (keys, values))
-        cache.update(k, v, layer)
+    layers: Any = cache.layers
+    for layer, both in enumerate(kept if first else ()):
+        rows = len(both[0]) if layer >= start else 1
+        cache.update(*(part[:rows, :, :first] for part in both), layer)
+        if layer >= start and times > 1:
+            again = torch.arange(rows, device=both[0].device).repeat(times)
+            layers[layer].batch_select_indices(again)
     return cache
 
 
@@ -72,17 +79,39 @@ def savings(model: Any) -> Savings:
     def found() -> tuple[Savings, bool]:
         for own in (Savings(tokens=True, blocks=True), Savings(tokens=False, blocks=True)):
             if all(_holds(model, own, start) for start in starts):
-                return own, True
+                return own._replace(joined=_joined(model)), True
         return NOTHING, False  # for this model's numbers may be at fault
 
     return _SAVINGS.of(layout.root, found)
 
 
+def _joined(model: Any) -> bool:
+    """Whether every block reads what the one before it gives, bit for bit, also where that is
+    changed between the two."""
+    layout = Layout(model)
+    pairs = [
+        (Site("resid_post", layer), Site("resid_pre", layer + 1))
+        for layer in range(layout.layers - 1)
+    ]
+    ids = (torch.arange(3, 3 + TOKENS, device=home(layout.root)) % _words(layout))[None]
+    more = {before: lambda own: own + 1 for before, _ in pairs}
+    sites = [site for both in pairs for site in both]
+    try:
+        with torch.no_grad(), replace(model, more), capture(model, sites) as seen:
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    except Exception:  # whatever a model that has no such places may raise
+        return False
+    return all(torch.equal(seen[before], seen[after]) for before, after in pairs)
+
+
+def _words(layout: Layout) -> int:
+    return len(layout.root.get_input_embeddings().weight)
+
+
 def _holds(model: Any, saved: Savings, start: int) -> bool:
     """Whether the same logits come out where so much is left out before this block."""
     layout = Layout(model)
-    words = len(layout.root.get_input_embeddings().weight)
-    ids = (torch.arange(3, 3 + TOKENS, device=home(layout.root)) % words)[None]
+    ids = (torch.arange(3, 3 + TOKENS, device=home(layout.root)) % _words(layout))[None]
     mask = torch.ones_like(ids)
     first = TOKENS // 2 if saved.tokens else 0
     cache = DynamicCache() if saved.tokens else None

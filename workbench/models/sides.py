@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -171,13 +171,60 @@ def models(
     dtype: torch.dtype | None = None,
     *,
     base: Where = "memory",
+    keep: bool = False,
 ) -> Iterator[Sides]:
-    """As `load`, for as long as a block lasts; memory is given back behind it."""
+    """As `load`, for as long as a block lasts; memory is given back behind it.
+
+    keep: analyses of this pair that are called within the block, on the same device and in the same
+    precision, run these models and load none of their own. Models that were written into since are
+    not what the pair is: they are loaded anew.
+    """
+    wanted = None if {dtype} == _stored(pair) else dtype
+    key = pair.base.identity, pair.tuned.identity, str(device), wanted, base
+    kept = _KEPT.get(key)
+    if kept is not None and kept.written == _written(kept.sides):
+        yield kept.sides
+        return
     made = load(pair, device, dtype, base=base)
+    before = _KEPT.get(key)
     try:
+        if keep:
+            _KEPT[key] = _Kept(made, _written(made))
         yield made
     finally:
+        if keep:
+            _KEPT.pop(key)
+        if before is not None:
+            _KEPT[key] = before
         made.base = made.tuned = None
+
+
+class _Kept(NamedTuple):
+    """Models of a block that is open, and what tells whether they are still what was loaded."""
+
+    sides: Sides
+    written: Any
+
+
+_KEPT: dict[Any, _Kept] = {}
+
+
+def _stored(pair: CheckpointPair) -> set[torch.dtype | None]:
+    """The precisions that the numbers of both sides have in their files."""
+    lora = pair.tuned.lora
+    read = [pair.base.weights(), pair.tuned.weights(), *([] if lora is None else [lora.weights])]
+    return {info.dtype for one in read for info in one.info.values()}
+
+
+def _written(sides: Sides) -> Any:
+    """Which tensors the models have, and how often each was written into; which hooks."""
+    told = []
+    for model in (sides.base, sides.tuned):
+        for module in () if model is None else model.modules():
+            held = (*module._parameters.items(), *module._buffers.items())
+            told.append([(name, id(own), own._version) for name, own in held if own is not None])
+            told.append([*module._forward_hooks, *module._forward_pre_hooks])
+    return told
 
 
 def _common_dtype(pair: CheckpointPair) -> torch.dtype | None:

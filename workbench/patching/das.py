@@ -38,13 +38,14 @@ from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models import Site
-from workbench.models.sides import Sides, named_dtype
+from workbench.models.sides import Sides, named_dtype, tell
 from workbench.numerics import chance
 from workbench.patching.counterfactual_rows import counterfactual_rows
 from workbench.patching.interchange import METRICS, Frame, Interchange, overlap
 from workbench.patching.patches import Patch
 from workbench.patching.states import streams
 from workbench.patching.sweep import require_aligned, require_batches
+from workbench.patching.sweep_plan import kept
 from workbench.progress import progress
 from workbench.results.result import Result
 from workbench.results.validity import finished
@@ -68,11 +69,11 @@ Scores = Mapping[str, NDArray[np.float64]]
     "Is the same variable kept in the same subspace of both models?",
     paper="arXiv 2303.02536, 2311.17030",
     example='--kind "object value" --count 5',
-    passes=400,
+    passes=80,
     takes={"pairs": "pairs"},
     quick={"steps": 40},
     few={"pairs": 48},
-    quick_passes=200,
+    quick_passes=40,
 )
 def das(
     pair: CheckpointPair,
@@ -120,11 +121,12 @@ def das(
     require_aligned(ours, theirs, [Patch((Site("resid_post", 0, position=position),))])
     with pair.models(device, named_dtype(dtype)) as run:
         places = _layers(run, k, layers)
+        _tell(pair.name, run, ours, places, device)
         known: dict[str, Any] = {"fill": pad_id(words), "device": device}
         made = {
             side: Interchange(
-                model, ours, _states(model, side, theirs, position, batch_size, known), position,
-                **known,
+                model, ours, _states(model, side, theirs, position, batch_size, known), places,
+                position, **known,
             )
             for side, model in ((BASE, run.base), (TUNED, run.tuned))
         }  # fmt: skip
@@ -154,6 +156,15 @@ def _require(k: int, steps: int, random: int) -> None:
     for name, number in (("k", k), ("steps", steps), ("random", random)):
         if number < 1:
             raise WorkbenchError(f"Expected {name} to be 1 or more, found {number}.")
+
+
+def _tell(name: str, run: Sides, rows: Sequence[Row], layers: Sequence[int], device: str) -> None:
+    """Tell what the plain runs of both sides keep; raises WorkbenchError where it cannot fit."""
+    sites = [Site("resid_post", layer) for layer in (*layers, *layers)]
+    tokens = max(len(row.fed) for row in rows)
+    size = next(run.layout.root.parameters()).element_size()
+    needed = int(kept(run.layout, sites, tokens) * len(rows) * size)
+    tell(name, needed, "what the plain runs of all pairs keep", device, "give fewer pairs")
 
 
 def _layers(run: Sides, k: int, layers: Sequence[int] | None) -> list[int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
-from workbench.models import Layout, Site, replace
-from workbench.models.rerun import answers_only
+from workbench.models import Site
+from workbench.models.rerun import Rerun
 from workbench.numerics import cosines
 from workbench.tasks.batching import Row, batch, in_batches
 
@@ -38,33 +39,40 @@ def overlap(first: Frame, second: Frame) -> float:
 class Interchange:
     """One side's model and the pairs. ours: the base prompts with the counterfactual answers, of
     one token each. sources: by layer, what the model has at the position in the source prompts,
-    (pairs, width). fill: the token that rows are padded with."""
+    (pairs, width). layers: behind which is interchanged. fill: the token that rows are padded with.
+
+    The plain run of every batch is kept: what stands before the interchange is never run again.
+    """
 
     model: Any
     ours: Sequence[Row]
     sources: Sequence[NDArray[np.float64]]
+    layers: Sequence[int]
     position: int
     fill: int
     device: str
+    _runs: dict[tuple[int, ...], Rerun] = field(default_factory=dict, repr=False, compare=False)
+
+    def _plain(self, places: Sequence[int]) -> Rerun:
+        known = self._runs.get(key := (*places,))
+        if known is None:
+            inputs = batch(self.ours, places, self.device, self.fill)
+            read = [Site("resid_post", layer) for layer in self.layers]
+            known = self._runs[key] = Rerun(self.model, inputs, read)
+        return known
 
     def logits(self, places: Sequence[int], layer: int, frame: Frame | None) -> Tensor:
         """Logits (batch, vocabulary) behind the base prompts at these places, with the source's
-        part of the subspace; of no subspace the plain run's."""
-        inputs = batch(self.ours, places, self.device, self.fill)
+        part of the subspace; of no subspace the plain run's. Gradients flow to the frame."""
+        plain = self._plain(places)
+        if frame is None:
+            return plain.logits[0, :, 0].float()
         site = Site("resid_post", layer, position=self.position)
+        own = plain.read(site)
         taken = torch.from_numpy(self.sources[layer][list(places)]).float()[:, None]
-
-        def mixed(own: Tensor) -> Tensor:
-            if frame is None:
-                return own
-            made = interchanged(own.float(), taken.to(own.device), frame.to(own.device))
-            return made.to(own.dtype)
-
-        with (
-            replace(self.model, {site: mixed}, at=inputs.index),
-            answers_only(Layout(self.model), inputs.last[:, None]),
-        ):
-            return self.model(**inputs.inputs, use_cache=False).logits[:, 0].float()
+        made = interchanged(own.float(), taken.to(own.device), frame.to(own.device)).to(own.dtype)
+        wanted = torch.is_grad_enabled() and frame.requires_grad
+        return plain.again([{site: made}], gradients=wanted)[0, :, 0].float()
 
     def learned(
         self,
@@ -85,11 +93,13 @@ class Interchange:
         rotation.weight = start.T.contiguous()
         parameters = list(rotation.parameters())
         optimizer = torch.optim.Adam(parameters, lr=lr)
-        draw, left = np.random.default_rng(seed), np.empty(0, int)
+        # The same batches in every training and for scores: their plain runs are made once.
+        lengths = [len(self.ours[i].fed) for i in places]
+        batches = [own for own, _ in in_batches(lengths, _even(len(places), batch_size), list)]
+        draw, left = np.random.default_rng(seed), []
         for _ in range(steps):
-            if len(left) < min(batch_size, len(places)):
-                left = draw.permutation(len(places))
-            chosen, left = left[:batch_size], left[batch_size:]
+            left = left or draw.permutation(len(batches)).tolist()
+            chosen = batches[left.pop()]
             wanted = torch.tensor([answers[i] for i in chosen])
             with torch.enable_grad():
                 logits = self.logits([places[i] for i in chosen], layer, rotation.weight.T)
@@ -114,7 +124,13 @@ class Interchange:
             said = logits.log_softmax(-1).gather(1, wanted[:, None])[:, 0]
             return (logits.argmax(-1) == wanted).float(), said
 
-        for some, both in in_batches([len(self.ours[i].fed) for i in places], batch_size, run):
+        lengths, size = [len(self.ours[i].fed) for i in places], _even(len(places), batch_size)
+        for some, both in in_batches(lengths, size, run):
             for metric, values in zip(METRICS, both, strict=True):
                 found[metric][some] = values.cpu().numpy()
         return found
+
+
+def _even(rows: int, batch_size: int) -> int:
+    """The size of as many batches, none of which is much smaller than the others."""
+    return math.ceil(rows / math.ceil(rows / batch_size))

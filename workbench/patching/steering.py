@@ -102,27 +102,36 @@ class Steering:
         room = max(1, self.known["batch_size"] // len(at))
         goal = tuned.logits[0]
 
-        def scored(run: Rerun, patches: Sequence[Writes]) -> dict[str, Tensor]:
+        def scored(run: Rerun, arms: Mapping[Key, Sequence[Writes]]) -> Iterator[Scored]:
+            """Of one layer; all that enter there share forward passes."""
+            patches = [patch for own in arms.values() for patch in own]
             parts = [
                 measured(run.again(patches[i : i + room]), inputs, goal)
                 for i in range(0, len(patches), room)
             ]
-            return {metric: torch.cat([part[metric] for part in parts]) for metric in METRICS}
+            whole = {metric: torch.cat([part[metric] for part in parts]) for metric in METRICS}
+            first = 0
+            for key, own in arms.items():
+                rows = slice(first, first := first + len(own))
+                yield key, {metric: values[rows] for metric, values in whole.items()}
 
-        found: list[tuple[Key, dict[str, Tensor]]] = [
+        found: list[Scored] = [
             ((side, None, None), measured(run.logits, inputs, goal))
             for side, run in ((BASE, base), (TUNED, tuned))
         ]
         for layer, direction in self.made.items():
-            for scale in self.scales:
-                for arm, own in self._vectors(layer):
-                    patches = [{direction.site: Plus(scale * one)} for one in own]
-                    found.append(((arm, layer, scale), scored(base, patches)))
-            stream = tuned.read(direction.site)
+            steered: dict[Key, Sequence[Writes]] = {
+                (arm, layer, scale): [{direction.site: Plus(scale * one)} for one in own]
+                for scale in self.scales
+                for arm, own in self._vectors(layer)
+            }
+            stream, ablated = tuned.read(direction.site), {}
             for arm, own in ((ABLATED, STEERED), (ABLATED_RANDOM, RANDOM)):
                 units = torch.nn.functional.normalize(dict(self._vectors(layer))[own], dim=-1)
-                patches = [{direction.site: without(stream, unit)} for unit in units]
-                found.append(((arm, layer, None), scored(tuned, patches)))
+                ablated[arm, layer, None] = [
+                    {direction.site: without(stream, unit)} for unit in units
+                ]
+            found += [*scored(base, steered), *scored(tuned, ablated)]
         return found
 
     def _vectors(self, layer: int) -> Iterator[tuple[str, Tensor]]:

@@ -89,11 +89,11 @@ def counted(
     lengths = [len(row.fed) for row in rows]
     seconds = _seconds(model, rows[int(np.argmax(lengths))], words, device) / max(lengths)
     held = min(batch_size, size)
-    kept = _kept(layout, kinds, max(lengths)) * held
-    kept += _computed(layout, rows, layout.layers if gradients else 1) * max(held, at_once)
+    numbers = kept(layout, kinds, max(lengths)) * held
+    numbers += _computed(layout, rows, layout.layers if gradients else 1) * max(held, at_once)
     width = next(layout.root.parameters()).element_size()
     minutes = forwards * sum(lengths) * seconds / 60
-    return Plan(patches, size, forwards, minutes, kept * width)
+    return Plan(patches, size, forwards, minutes, numbers * width)
 
 
 def share(layout: Layout, rows: Sequence[Row], layer: int, site: Site | None) -> float:
@@ -124,7 +124,7 @@ def _seconds(model: Any, row: Row, words: Any, device: Any) -> float:
     return float(taken)
 
 
-def _kept(layout: Layout, kinds: Iterable[Site], tokens: int) -> float:
+def kept(layout: Layout, kinds: Iterable[Site], tokens: int) -> float:
     """Numbers kept of one prompt's two plain runs: streams, keys, values and what is patched."""
     width = layout.width
     each = {

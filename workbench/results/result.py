@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,10 @@ VERSIONED = ("torch", "transformers", "peft", "numpy", "scipy")
 def versions() -> dict[str, str]:
     """Versions of Python, of the workbench and of the packages that decide a number."""
     own = {"python": platform.python_version(), "workbench": __version__}
-    return own | {name: metadata.version(name) for name in VERSIONED}
+    return own | {name: _version(name) for name in VERSIONED}
+
+
+_version = cache(metadata.version)  # read from files, a second in a hundred Results
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """How often is a method right? Every method on every pair whose answer is known, and on members
 that learned nothing.
 
-Per method and pair: the scores of `scores`, seconds, and forward passes. Per method over all pairs
-(truth "all"): their means with 95% intervals over pairs, `beyond_norm`, the AUROC less that of the
-norm of the weight change on the same pairs (paired), the share of right verdicts, of pairs in which
-what was learned is found, and of phantoms and nulls in which something is found that is not there
-(`false_positive`); `beyond_phantom`, the share of pairs whose highest score is above that of their
-own phantom, ties half (1/2: it would say as much of a change that learned nothing); and, where
-intervals were asked about, `coverage`, see `intervals`.
+Per method and pair: the scores of `scores`, seconds, and forward passes; a pair's models are loaded
+once for all methods that call `pair.models()`. Per method over all pairs (truth "all"): their means
+with 95% intervals over pairs; `beyond_norm`, the AUROC less that of the norm of the weight change
+on the same pairs (paired); the share of right verdicts, of pairs in which what was learned is
+found, and of phantoms and nulls in which something is found that is not there (`false_positive`);
+`beyond_phantom`, the share of pairs whose highest score is above that of their own phantom, ties
+half (1/2: it would say as much of a change that learned nothing); and, where intervals were asked
+about, `coverage`, see `intervals`.
 
 When it misleads: compiled circuits are sharper than trained ones: what is missed here has failed at
 its easiest, what is found may still be missed in a trained model. Pairs share programs, so that the
@@ -25,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,10 +99,10 @@ def truth(
         learned = [one for one in given if one.learned and _changed(one)]
         drawn = range(seed, seed + phantoms)
         given += [unlearned(one, Path(folder) / "phantoms", at) for one in learned for at in drawn]
-        work = [(method, known) for method in asked for known in given if method.asked(known)]
-        answers = _answers(work, _Asked(draws, seed), workers)
-        bar = progress(answers, total=len(work), desc="truth")
-        found = [row for some in bar for row in some]
+        ask = _Asked(draws, seed)
+        bar = progress(_answers(asked, given, ask, workers), total=len(given), desc="truth")
+        by_pair = [*bar]
+        found = [row for method in asked for own in by_pair for row in own.get(method.name, ())]
         prints = {known.name: known.prompts.fingerprint for known in given}
     table = pd.DataFrame([*found, *over_truths(found, seed)])
     table = table.reindex(columns=COLUMNS)
@@ -134,7 +135,15 @@ class _Asked(NamedTuple):
     draws: int
     seed: int
 
-    def __call__(self, method: Method, known: Known) -> list[Row]:
+    def __call__(self, methods: Sequence[Method], known: Known) -> dict[str, list[Row]]:
+        """Method -> its rows of this pair, whose models are loaded once for all of them."""
+        asked = [method for method in methods if method.asked(known)]
+        if not asked:
+            return {}
+        with _loaded(known):
+            return {method.name: self._of(method, known) for method in asked}
+
+    def _of(self, method: Method, known: Known) -> list[Row]:
         about = {
             "method": method.name, "source": method.source, "truth": known.name,
             "kind": known.kind,
@@ -145,23 +154,33 @@ class _Asked(NamedTuple):
         return found
 
 
+@contextmanager
+def _loaded(known: Known) -> Iterator[None]:
+    """What runs a model of the pair runs one that is loaded once; a pair that cannot be run is
+    asked all the same."""
+    with ExitStack() as kept:
+        with suppress(WorkbenchError):
+            kept.enter_context(load_pair(known.base, known.tuned).models(keep=True))
+        yield
+
+
 def _answers(
-    work: Sequence[tuple[Method, Known]], ask: _Asked, workers: int
-) -> Iterator[list[Row]]:
-    """The rows of each piece of work, in its order; methods that come with the package are asked by
-    so many processes."""
+    methods: Sequence[Method], given: Sequence[Known], ask: _Asked, workers: int
+) -> Iterator[dict[str, list[Row]]]:
+    """Of each pair, in their order, method -> its rows; methods that come with the package are
+    asked by so many processes."""
     if workers < 2:
-        yield from (ask(method, known) for method, known in work)
+        yield from (ask(methods, known) for known in given)
         return
+    packaged = _packaged()
+    there = [method.name for method in methods if method.name in packaged]
+    here = [method for method in methods if method.name not in packaged]
     spawn = multiprocessing.get_context("spawn")
     with _bars_off(), ProcessPoolExecutor(workers, spawn, _quietly) as pool:
-        coming = [
-            pool.submit(_by_name, ask, method.name, known) if method.name in _packaged() else None
-            for method, known in work
-        ]
+        coming = [pool.submit(_by_name, ask, there, known) for known in given]
         try:
-            for (method, known), future in zip(work, coming, strict=True):
-                yield ask(method, known) if future is None else future.result()
+            for known, future in zip(given, coming, strict=True):
+                yield ask(here, known) | future.result()
         finally:  # what was broken off is not finished first
             pool.shutdown(cancel_futures=True)
 
@@ -184,9 +203,10 @@ def _packaged() -> dict[str, Method]:
     return {one.name: one for one in (*ours.METHODS, *outside.METHODS)}
 
 
-def _by_name(ask: _Asked, name: str, known: Known) -> list[Row]:
+def _by_name(ask: _Asked, names: Sequence[str], known: Known) -> dict[str, list[Row]]:
     """In a process of its own, to which a method's functions cannot be sent."""
-    return ask(_packaged()[name], known)
+    packaged = _packaged()
+    return ask([packaged[name] for name in names], known)
 
 
 def _quietly() -> None:
@@ -284,6 +304,8 @@ def forwards() -> Iterator[Callable[[], float]]:
         nonlocal depth
         if isinstance(module, PreTrainedModel):
             depth = int(module.config.num_hidden_layers or depth)
+        elif "forward" in vars(module):  # a block that a run is spared
+            return
         elif isinstance(module, GradientCheckpointingLayer) and inputs:
             rows[module] = rows.get(module, 0.0) + len(inputs[0])
 

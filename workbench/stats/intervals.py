@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PICKS = 1 << 20  # items that a bootstrap draws at once
+FEW = 1 << 18  # numbers of resamples that are kept, 2 MiB
 
 
 class Interval(NamedTuple):
@@ -140,7 +141,10 @@ def ratios(
             each[place] = _quotient(times @ top, times @ bottom)
         for n in np.unique(counts[shown]):
             own = counts[shown] == n
-            found = np.nanquantile(each[:, own], levels(int(n)), axis=0)
+            drawn = each[:, own]
+            # With NaN numpy goes through the columns one by one.
+            quantile = np.nanquantile if np.isnan(drawn).any() else np.quantile
+            found = quantile(drawn, levels(int(n)), axis=0)
             low[shown[own]], high[shown[own]] = found
     return Intervals(value, low, high, counts)
 
@@ -148,11 +152,25 @@ def ratios(
 def _resamples(items: int, seed: int, draws: int) -> Iterator[tuple[slice, NDArray[np.float64]]]:
     """How often each item is in each resample, (some draws, items), and which draws these are: one
     stream of draws for a seed, in parts that bound the memory."""
+    if items * draws <= FEW:
+        yield slice(0, draws), _few_resamples(items, seed, draws)
+        return
     random, at_once = np.random.default_rng(seed), max(1, PICKS // items)
     for begin in range(0, draws, at_once):
         size = min(at_once, draws - begin)
-        drawn = random.multinomial(items, np.full(items, 1 / items), size=size)
-        yield slice(begin, begin + size), drawn.astype(float)
+        yield slice(begin, begin + size), _multinomial(random, items, size)
+
+
+@lru_cache(maxsize=16)
+def _few_resamples(items: int, seed: int, draws: int) -> NDArray[np.float64]:
+    """Kept, since a table asks for the same ones of every column."""
+    found = _multinomial(np.random.default_rng(seed), items, draws)
+    found.flags.writeable = False
+    return found
+
+
+def _multinomial(random: np.random.Generator, items: int, draws: int) -> NDArray[np.float64]:
+    return random.multinomial(items, np.full(items, 1 / items), size=draws).astype(float)
 
 
 def _quotient(top: NDArray[np.float64], bottom: NDArray[np.float64]) -> NDArray[np.float64]:
