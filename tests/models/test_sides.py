@@ -235,7 +235,7 @@ def test_models_that_are_kept_run_in_every_block_within(how: str, tmp_path: Path
             assert torch.equal(logits(fresh.tuned), first)
     with pair.models() as one, pair.models() as other:
         assert one.tuned is not other.tuned
-    assert not running._KEPT
+    assert not running._KEPT.get()
 
 
 def test_a_hook_on_models_that_are_kept_is_not_the_pairs(tmp_path: Path):

@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -179,23 +181,20 @@ def models(
     precision, run these models and load none of their own. Models that were written into since are
     not what the pair is: they are loaded anew.
     """
-    wanted = None if {dtype} == _stored(pair) else dtype
-    key = pair.base.identity, pair.tuned.identity, str(device), wanted, base
-    kept = _KEPT.get(key)
+    known = _KEPT.get()
+    # What a pair is takes a reading of its files, which is spared where nothing is kept.
+    key = _asked(pair, device, dtype, base) if keep or known else None
+    kept = known.get(key)
     if kept is not None and kept.written == _written(kept.sides):
         yield kept.sides
         return
     made = load(pair, device, dtype, base=base)
-    before = _KEPT.get(key)
+    token = _KEPT.set({**known, key: _Kept(made, _written(made))}) if keep else None
     try:
-        if keep:
-            _KEPT[key] = _Kept(made, _written(made))
         yield made
     finally:
-        if keep:
-            _KEPT.pop(key)
-        if before is not None:
-            _KEPT[key] = before
+        if token is not None:
+            _KEPT.reset(token)
         made.base = made.tuned = None
 
 
@@ -206,14 +205,17 @@ class _Kept(NamedTuple):
     written: Any
 
 
-_KEPT: dict[Any, _Kept] = {}
+_KEPT: ContextVar[Mapping[Any, _Kept]] = ContextVar("kept", default=MappingProxyType({}))
 
 
-def _stored(pair: CheckpointPair) -> set[torch.dtype | None]:
-    """The precisions that the numbers of both sides have in their files."""
+def _asked(pair: CheckpointPair, device: Device, dtype: torch.dtype | None, base: Where) -> Any:
+    """What two blocks that can run the same models have in common. To name the precision that all
+    numbers of the files have is to name none."""
     lora = pair.tuned.lora
     read = [pair.base.weights(), pair.tuned.weights(), *([] if lora is None else [lora.weights])]
-    return {info.dtype for one in read for info in one.info.values()}
+    stored = {info.dtype for one in read for info in one.info.values()}
+    wanted = None if stored == {dtype} else dtype
+    return pair.base.identity, pair.tuned.identity, str(device), wanted, base
 
 
 def _written(sides: Sides) -> Any:
