@@ -51,7 +51,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "patching.mask": {"position": -1, "penalty": 0.01, "lr": 0.1, "epochs": 2},
     "patching.path": {"position": -1},
     "patching.dictionary": {"shown": 20},
-    "patching.das": {"k": 8, "position": -1, "steps": 100, "lr": 0.01, "random": 5},
+    "patching.das": {"k": 32, "position": -1, "steps": 100, "lr": 0.01, "random": 5},
     "patching.difference": {
         "k": 5, "n": 64, "strength": 1.0, "length": 32, "top": 20, "random": 8,
     },

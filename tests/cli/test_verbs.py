@@ -87,7 +87,7 @@ def test_what_the_command_line_chooses_is_less(one: Signature):
     sets = {p.name for p in one.parameters if re.search("PromptSet|Counterfactuals", p.kind)}
     few = one.record.get("few", {})
     assert few.keys() <= sets
-    assert all(isinstance(most, int) and 8 <= most <= 64 for most in few.values())
+    assert all(isinstance(most, int) and 8 <= most <= 128 for most in few.values())
     assert "--full" in options(*typed(one))
     said = inspect.getdoc(getattr(getattr(wb, one.family), one.name)) or ""
     assert re.search(r"The command line (takes|writes|draws) .*with\s--full", said, re.DOTALL)

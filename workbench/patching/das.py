@@ -16,12 +16,14 @@ that are compared begin from the same random start.
 Placebos: random subspaces of k dimensions, and one that was trained on answers dealt to other
 pairs. It misleads where a subspace steers the answer without being what the model uses: a part
 that is silent otherwise can be woken by it (Makelov et al. 2023, arXiv 2311.17030), so that a high
-accuracy is no proof. A variable of many values needs many dimensions and pairs: hold the accuracy
-against that of the whole state (arm "all"). Once the answers are right nothing draws the subspace
-on towards all of the variable, and two trainings overlap little: what one model's subspace does in
-the other says more. Where a subspace is found need not be where the weights changed: of compiled
-pairs it tells the layer worse than the norm of the change does (AUROC .72 against .92;
-`make truth`).
+accuracy is no proof. A variable of many values needs many dimensions and pairs, or it is learned by
+heart: of the shipped base's objects 8 dimensions and 24 pairs give an accuracy of 1.00 on the pairs
+that train and .04 on the others, 32 dimensions and 384 pairs 1.00 and .47, the whole state .69.
+Hold the accuracy against that of the whole state (arm "all") and against `training_score`. Once the
+answers are right nothing draws the subspace on towards all of the variable, and two trainings
+overlap little: what one model's subspace does in the other says more. Where a subspace is found
+need not be where the weights changed: of compiled pairs it tells the layer worse than the norm of
+the change does (AUROC .72 against .92; `make truth`).
 """
 
 from __future__ import annotations
@@ -72,14 +74,14 @@ Scores = Mapping[str, NDArray[np.float64]]
     passes=80,
     takes={"pairs": "pairs"},
     quick={"steps": 40},
-    few={"pairs": 48},
+    few={"pairs": 128},
     quick_passes=40,
 )
 def das(
     pair: CheckpointPair,
     pairs: Counterfactuals,
     *,
-    k: int = 8,
+    k: int = 32,
     layers: Sequence[int] | None = None,
     position: int = -1,
     steps: int = 100,
@@ -98,7 +100,7 @@ def das(
     it is changed. steps: of Adam. lr: its rate. random: subspaces drawn at random, as a control.
     batch_size: pairs of a step. dtype: "float32" or "bfloat16"; None means as stored.
 
-    The command line takes 48 pairs and 40 steps, with --full all and 100.
+    The command line takes 128 pairs and 40 steps, with --full all and 100.
 
     Returns a Result with columns side, arm, layer. Side "base" and "tuned": trained and used in
     that model; "base->tuned": trained in the base and used in the tuned model; "tuned->base" the

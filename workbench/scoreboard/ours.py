@@ -292,7 +292,7 @@ ENTRIES: dict[str, Entry] = {
     "patching.das": Entry(
         # Trained five times in each of three layers, so where a head carries the variable.
         lambda p, a, c, s, t: patching.das(
-            p, _swapped(a, c), layers=layers_of(p), steps=12, lr=0.1, random=1
+            p, _swapped(a, c), k=8, layers=layers_of(p), steps=12, lr=0.1, random=1
         ),
         {"layer": carried},
         needs=("answering head",),

@@ -141,12 +141,18 @@ def ratios(
             each[place] = _quotient(times @ top, times @ bottom)
         for n in np.unique(counts[shown]):
             own = counts[shown] == n
-            drawn = each[:, own]
-            # With NaN numpy goes through the columns one by one.
-            quantile = np.nanquantile if np.isnan(drawn).any() else np.quantile
-            found = quantile(drawn, levels(int(n)), axis=0)
-            low[shown[own]], high[shown[own]] = found
+            low[shown[own]], high[shown[own]] = _percentiles(each[:, own], levels(int(n)))
     return Intervals(value, low, high, counts)
+
+
+def _percentiles(drawn: NDArray[np.float64], at: tuple[float, float]) -> NDArray[np.float64]:
+    """Of the draws of each column that have a value, (2, columns); NaN for a column without."""
+    missing = np.isnan(drawn)
+    if not missing.any():  # numpy goes through the columns one by one where there are any
+        return np.quantile(drawn, at, axis=0)
+    found, some = np.full((2, drawn.shape[1]), np.nan), ~missing.all(0)
+    found[:, some] = np.nanquantile(drawn[:, some], at, axis=0)
+    return found
 
 
 def _resamples(items: int, seed: int, draws: int) -> Iterator[tuple[slice, NDArray[np.float64]]]:
