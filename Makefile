@@ -79,7 +79,8 @@ bench: $(VENV)/installed
 	$(RUN)/python -m benchmarks.watch --out benchmarks/results
 	$(RUN)/python -m benchmarks.nulls figures/seeds --out benchmarks/results
 	$(RUN)/python -m benchmarks.patching --model data/family/base --prompts 8 --boxes 5 --out benchmarks/results
-	$(RUN)/python -m benchmarks.patching_peers --model data/family/base --out benchmarks/results
+	$(RUN)/python -m benchmarks.patching_peers --case data/family/base:16 --case 135m:16:eap \
+		--case 135m:1:residual,z,path --out benchmarks/results
 
 # How often every method is right on pairs whose answer is known, under benchmarks/results and on the
 # site; twenty minutes.

@@ -1,9 +1,10 @@
 """Four patching methods against TransformerLens and nnsight, in one run, at equal numbers.
 
-    python -m benchmarks.patching_peers --model data/family/base --shape 135m --out out
+    python -m benchmarks.patching_peers --case data/family/base:16 --case 135m:1:z,path --out out
 
-Each on 16 prompts of 64 random tokens and partners that differ in half of them, by the logit
-difference at the last token:
+A case is a folder or a shape, how many prompts, and which methods, all where none is named. Prompts
+are 64 random tokens, and their partners differ in half of them; the logit difference at the last
+token is measured:
 
     residual    resid_pre of every layer at every token, denoising
     z           every head's z at all tokens, denoising
@@ -27,7 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.common import DTYPES, SHAPES, let_go, machine, save, table, timed
+from benchmarks.common import DTYPES, let_go, machine, save, table, timed
 from benchmarks.patching import ROWS, difference, loaded, ours, theirs_lens, theirs_nnsight
 
 CLOSE = 1e-2  # of the largest number: kernels differ, and so does the order of sums
@@ -286,22 +287,20 @@ def measure(name: str, own: Case, methods: list[str]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", action="append", default=[], help="may repeat")
-    parser.add_argument("--shape", action="append", default=[], choices=SHAPES)
-    parser.add_argument("--method", action="append", default=[], choices=OURS)
-    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--case", action="append", required=True, help="may repeat")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    if not options.model + options.shape:
-        parser.error("give at least one --model or --shape")
     found: list[dict[str, Any]] = []
-    for reference in [*options.model, *options.shape]:
-        size = options.prompts, options.tokens, options.device
-        name, own = case(reference, *size, getattr(torch, options.dtype))
-        found += measure(name, own, options.method or [*OURS])
+    for one in options.case:
+        reference, prompts, *asked = one.split(":")
+        methods = asked[0].split(",") if asked else [*OURS]
+        if unknown := {*methods} - {*OURS}:
+            parser.error(f"unknown method {min(unknown)}; known are {', '.join(OURS)}")
+        size = int(prompts), options.tokens, options.device
+        found += measure(*case(reference, *size, getattr(torch, options.dtype)), methods)
     about = machine(options.device)
     columns = [name for name in max(found, key=len)]
     lines = [

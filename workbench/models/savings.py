@@ -32,7 +32,7 @@ class Savings(NamedTuple):
     joined: bool = False
 
 
-TOKENS = 6
+TOKENS, TIMES = 6, 2  # of a trial; how many runs share its forward pass
 NOTHING = Savings(tokens=False, blocks=False)
 _SAVINGS: Known[Savings] = Known()
 
@@ -121,12 +121,14 @@ def _holds(model: Any, saved: Savings, start: int) -> bool:
             plain = model(input_ids=ids, attention_mask=mask, use_cache=bool(known), **known)
         if cache is not None:
             layers: Any = cache.layers
-            known = {"past_key_values": begun([(one.keys, one.values) for one in layers], 1, first)}
-        stream = kept[Site("resid_pre", start)][:, first:]
-        own = [Site(kind, start) for kind in KINDS if start in layout.where(kind)]
+            own = [(one.keys, one.values) for one in layers]
+            known = {"past_key_values": begun(own, TIMES, first, start)}
+        stream = kept[Site("resid_pre", start)][:, first:].repeat(TIMES, 1, 1)
+        ids, mask = ids.repeat(TIMES, 1), mask.repeat(TIMES, 1)
+        sites = [Site(kind, start) for kind in KINDS if start in layout.where(kind)]
         bad = site_verification.refused(layout)
-        own = [site for site in own if site.kind != "pattern" and site.kind not in bad]
-        with torch.no_grad(), skipped(layout, start, stream), capture(model, own) as seen:
+        sites = [site for site in sites if site.kind != "pattern" and site.kind not in bad]
+        with torch.no_grad(), skipped(layout, start, stream), capture(model, sites) as seen:
             again = model(
                 input_ids=ids[:, first:], attention_mask=mask, use_cache=bool(known), **known
             )
