@@ -26,9 +26,9 @@ from workbench.lab.shipped_organisms import shipped_organisms
 from workbench.loaders.devices import cores
 from workbench.log import quiet
 from workbench.results.result import Result
-from workbench.scoreboard.board import ALL
 from workbench.scoreboard.ours import METHODS
 from workbench.scoreboard.outside import NORM
+from workbench.scoreboard.over_truths import ALL
 from workbench.scoreboard.summary import summary
 
 FAMILY = Path("data/family")

@@ -20,7 +20,7 @@ from workbench.models import Layout, Site, merged
 from workbench.models.rerun import Rerun
 from workbench.patching.cross_model import continued, random_groups
 from workbench.patching.patches import grouped
-from workbench.patching.sweep import shares
+from workbench.patching.sweep_rows import shares
 from workbench.tasks import Prompt, PromptSet
 from workbench.tasks.batching import batch, rows
 

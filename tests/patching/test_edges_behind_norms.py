@@ -23,7 +23,7 @@ from workbench.patching.edge_runs import EdgeRun
 from workbench.patching.edges import EMBEDDING
 from workbench.patching.first_order import first_order, observe
 from workbench.patching.frozen_norm import parts_behind
-from workbench.patching.sweep import measured
+from workbench.patching.metrics import measured
 from workbench.tasks.batching import Row, batch
 
 POST = ["olmo2", "gemma2", "gemma3_text"]

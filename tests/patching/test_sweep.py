@@ -17,6 +17,7 @@ from workbench.errors import WorkbenchError
 from workbench.lab import shipped
 from workbench.models import Layout, Site
 from workbench.patching import sweep as shared
+from workbench.patching import sweep_rows
 from workbench.patching.patches import Patch, patches
 from workbench.patching.sweep import Side, Sweep
 from workbench.tasks.batching import Row, batch, rows
@@ -88,7 +89,7 @@ def swept(patches: int = 3, prompts: int = 6) -> Sweep:
 def test_a_summary_by_hand():
     made = swept()
     chosen = [Patch((), {"component": "z", "layer": i, "head": 2 * i}) for i in range(3)]
-    table = shared.summary(made, chosen, zero=made.destination, one=made.source, restored=True)
+    table = sweep_rows.summary(made, chosen, zero=made.destination, one=made.source, restored=True)
     assert set(table["arm"]) == {"patch"}
     rows_of = {metric: own.reset_index(drop=True) for metric, own in table.groupby("metric")}
     assert rows_of["score"][["layer", "head"]].to_numpy().tolist() == [[0, 0], [1, 2], [2, 4]]
@@ -111,7 +112,7 @@ def test_a_summary_by_hand():
     np.testing.assert_allclose(
         rows_of["agreement"]["baseline"], made.destination["agreement"].mean()
     )
-    ends = shared.plain(made).set_index(["arm", "metric"])["value"]
+    ends = sweep_rows.plain(made).set_index(["arm", "metric"])["value"]
     assert ends["destination", "score"] == pytest.approx(made.destination["score"].mean())
     assert ends["source", "score"] == pytest.approx(made.source["score"].mean())
     part = made.of([1, 3], [2])
@@ -127,7 +128,7 @@ def test_one_prompt_has_a_share_of_what_is_more_than_nothing():
     many = {m: np.array([[0.045]]) for m in ends[0]} | {"squared_error": np.array([[0.004]])}
     made = Sweep(ends[0] | error, ends[1] | error, many, 2.0)
     chosen = [Patch((), {"component": "z", "layer": 0})]
-    table = shared.summary(made, chosen, zero=ends[0], one=ends[1], restored=True)
+    table = sweep_rows.summary(made, chosen, zero=ends[0], one=ends[1], restored=True)
     found = table.set_index("metric")["value"]
     assert found["krs"] == pytest.approx(0.6)
     assert np.isnan(found[["kl_krs", *(f"recovered:{m}" for m in shared.MEASURES)]]).all()
@@ -137,7 +138,7 @@ def test_measures_that_nothing_has_are_left_out():
     made = swept()
     made.destination["logit_difference"][:] = np.nan
     chosen = [Patch((), {"component": "z", "layer": i}) for i in range(3)]
-    table = shared.summary(made, chosen, zero=made.destination, one=made.source)
+    table = sweep_rows.summary(made, chosen, zero=made.destination, one=made.source)
     assert set(table["metric"]) == {
         name for m in ("log_probability", "score") for name in (m, f"recovered:{m}")
     }
@@ -148,7 +149,7 @@ def test_a_random_site_is_the_mean_of_all_of_its_component():
     table = pd.DataFrame(
         [{"component": c, "position": "all", "metric": "krs", "value": v} for c, v in values]
     )
-    (row,) = shared.random_site(table).to_dict("records")  # of one site there is no other
+    (row,) = sweep_rows.random_site(table).to_dict("records")  # of one site there is no other
     assert (row["component"], row["arm"], row["n"]) == ("z", "random", 3)
     assert row["value"] == pytest.approx(1.4 / 3)
     # Linear between the order statistics: 0.1 + 0.05 of 0.3, and 0.9 - 0.05 of 0.5.
@@ -160,7 +161,7 @@ def test_shares_of_hardly_anything_are_none():
     tops = np.ones((1, 40))
 
     def value(gap: np.ndarray, **options: float) -> float:
-        return shared.shares(tops[:, : len(gap)], gap, **options).value[0]
+        return sweep_rows.shares(tops[:, : len(gap)], gap, **options).value[0]
 
     sign = np.tile([1.0, -1.0], 20)
     assert np.isnan(value(sign + 0.009))
@@ -172,10 +173,10 @@ def test_shares_of_hardly_anything_are_none():
     assert value(np.array([0.11])) == pytest.approx(1 / 0.11)
     assert value(np.array([0.01]), alone=1e-3) == pytest.approx(100)
     # A gap that may be none has a share without an interval, a certain one has both.
-    wide = shared.shares(tops, sign + 0.1)
+    wide = sweep_rows.shares(tops, sign + 0.1)
     assert wide.value[0] == pytest.approx(10)
     assert np.isnan([wide.low[0], wide.high[0]]).all()
-    sure = shared.shares(tops, sign / 10 + 1)
+    sure = sweep_rows.shares(tops, sign / 10 + 1)
     assert sure.low[0] < sure.value[0] < sure.high[0]
 
 
@@ -183,15 +184,17 @@ def test_runs_are_said_to_hardly_differ_measure_by_measure():
     sign = np.tile([1.0, -1.0], 20)
     zero = dict.fromkeys(shared.MEASURES, np.zeros(40))
     one = {"score": sign, "log_probability": -np.ones(40), "logit_difference": sign * np.nan}
-    (note,) = shared.meaningful(zero, one, "Both")
+    (note,) = sweep_rows.meaningful(zero, one, "Both")
     assert "Both do not differ reliably in score" in note
     for edge, sure in ((sign + 1, True), (sign - 1, True), (sign, False)):
-        assert shared.differs(edge) == sure
-    (note,) = shared.meaningful(*({m: v[:2] for m, v in side.items()} for side in (zero, one)), "")
+        assert sweep_rows.differs(edge) == sure
+    (note,) = sweep_rows.meaningful(
+        *({m: v[:2] for m, v in side.items()} for side in (zero, one)), ""
+    )
     assert "n = 2" in note
     # Of one prompt there is no interval to say it by.
     single = {m: v[:1] for m, v in one.items()}
-    assert not shared.meaningful({m: v[:1] for m, v in zero.items()}, single, "Both")
+    assert not sweep_rows.meaningful({m: v[:1] for m, v in zero.items()}, single, "Both")
 
 
 def places(chosen: list[Patch]) -> list[tuple]:

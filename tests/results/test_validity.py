@@ -18,7 +18,7 @@ from tests.patching.conftest import model
 from tests.tuco.conftest import write
 from workbench import figures
 from workbench.loaders.pair import SAME
-from workbench.patching.sweep import shares
+from workbench.patching.sweep_rows import shares
 from workbench.results.result import Provenance, Result
 from workbench.results.validity import OTHERWISE, SINGLE, SPOKEN, finished, notes, reason
 from workbench.stats import auc, bootstrap, calibration, proportion

@@ -16,7 +16,8 @@ from workbench.lab.compiled import pairs
 from workbench.lab.known import PLACES, Known
 from workbench.results.result import Result
 from workbench.scoreboard import Answer, Method, ours, outside
-from workbench.scoreboard.board import forwards, over_truths, unlearned
+from workbench.scoreboard.board import forwards, unlearned
+from workbench.scoreboard.over_truths import over_truths
 from workbench.scoreboard.summary import summary
 from workbench.study.catalogue import METHODS
 from workbench.tasks import PromptSet

@@ -27,6 +27,7 @@ from workbench.models.sides import named_dtype
 from workbench.patching import patches as places
 from workbench.patching import places as meant
 from workbench.patching import sweep as shared
+from workbench.patching import sweep_rows
 from workbench.patching.answered import answered
 from workbench.patching.metrics import Asked, measures, metric_of
 from workbench.patching.patches import Patch, Position, Where
@@ -190,7 +191,9 @@ def _one_side(
 
     def rows_of(made: shared.Sweep, patches: Sequence[Patch], arm: str) -> pd.DataFrame:
         zero, one = scale(made)
-        return shared.summary(made, patches, zero=zero, one=one, arm=arm, seed=seed, measures=asked)
+        return sweep_rows.summary(
+            made, patches, zero=zero, one=one, arm=arm, seed=seed, measures=asked
+        )
 
     def shuffled(patches: Sequence[Patch]) -> shared.Sweep:
         return shared.sweep(destination, source, patches, words, shuffled=True, **options)
@@ -202,10 +205,10 @@ def _one_side(
         made, chosen, table, rows_of, shuffled, zero=zero, most=controls, seed=seed,
         metric=metric,
     )  # fmt: skip
-    plain = shared.plain(made, seed=seed, measures=asked)
-    parts = [table, plain, shared.random_site(table), *beside]
+    plain = sweep_rows.plain(made, seed=seed, measures=asked)
+    parts = [table, plain, sweep_rows.random_site(table), *beside]
     cost = f"{len(chosen)} patches cost {made.forwards:.1f} plain forward passes of the prompts."
-    said = shared.meaningful(zero, one, "Clean and corrupt runs", seed, measures=asked)
+    said = sweep_rows.meaningful(zero, one, "Clean and corrupt runs", seed, measures=asked)
     return pd.concat(parts, ignore_index=True), [cost, *told, *said], made
 
 

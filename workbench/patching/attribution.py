@@ -42,6 +42,7 @@ from workbench.patching import edges as graph
 from workbench.patching import patches as places
 from workbench.patching import places as meant
 from workbench.patching import sweep as shared
+from workbench.patching import sweep_rows
 from workbench.patching.activation import SIDES, asked, partners, tokens_of
 from workbench.patching.answered import answered
 from workbench.patching.cross_model import with_answers
@@ -190,16 +191,16 @@ def _ends(
 def table_of(job: Job, made: Attributed, exact: int, seed: int) -> tuple[pd.DataFrame, list[str]]:
     """Every row of this side, and notes."""
     gap = made.one - made.zero
-    table = _rows(job.patches, shared.shares(made.effects, gap, seed), "attribution")
+    table = _rows(job.patches, sweep_rows.shares(made.effects, gap, seed), "attribution")
     pick, report = halves(gap.size, seed)
     sizes = ratios(made.effects[:, pick], draws=1).value  # defined where no share of the gap is
     groups = strongest_and_random(sizes, exact, seed)
     top = groups["top"]
     again = [job.patches[i] for i in top]
-    parts = [table, shared.random_site(table)]
+    parts = [table, sweep_rows.random_site(table)]
     if top:
         shuffled = made.shuffled[np.ix_(top, report)]
-        turned = shared.shares(shuffled, gap[report], seed)
+        turned = sweep_rows.shares(shuffled, gap[report], seed)
         parts.append(_rows(again, turned, "attribution").assign(arm="shuffled", group="top"))
     parts += [
         _checked(job, made.effects, own, report, name, seed) for name, own in groups.items() if own
@@ -208,7 +209,7 @@ def table_of(job: Job, made: Attributed, exact: int, seed: int) -> tuple[pd.Data
         f"{len(job.patches)} patches cost {2 + (job.steps > 1) + job.steps} forward and "
         f"{job.steps} backward passes of the prompts.",
         *([said_of_halves(pick, report, "The strongest entries")] if top else []),
-        *shared.meaningful(
+        *sweep_rows.meaningful(
             {job.measure: made.zero},
             {job.measure: made.one},
             "The two runs",
@@ -247,11 +248,11 @@ def _checked(
         large=None,
     )
     zero, one = made.destination, made.source
-    found = shared.summary(made, again, zero=zero, one=one, seed=seed, measures=[job.measure])
+    found = sweep_rows.summary(made, again, zero=zero, one=one, seed=seed, measures=[job.measure])
     found = found[found["metric"] == f"recovered:{job.measure}"].assign(metric="exact")
     estimated = effects[np.ix_(own, report)]
     gap = one[job.measure] - zero[job.measure]
-    picked = _rows(again, shared.shares(estimated, gap, seed), "attribution")
+    picked = _rows(again, sweep_rows.shares(estimated, gap, seed), "attribution")
     change = ratios(made.patched[job.measure] - zero[job.measure]).value
     agreement = spearman(ratios(estimated).value, change, seed=seed)
     row = {"arm": "patch", "metric": "rank_correlation"} | agreement._asdict()
@@ -271,7 +272,7 @@ def _edges(
     """The strongest edges' rows, some made in earnest, and a note on how many are left out."""
     links = graph.links(Layout(job.destination.model))
     names = pd.DataFrame([link.named for link in links])
-    found = shared.shares(effects, gap, seed)
+    found = sweep_rows.shares(effects, gap, seed)
     table = names.assign(metric="edge_attribution", **found._asdict())
     sizes = ratios(effects[:, pick], draws=1).value
     groups = strongest_and_random(sizes, exact, seed)
@@ -281,7 +282,7 @@ def _edges(
         if not own:
             continue
         changes = _exact_edges(job, [links[i] for i in own], report)
-        values = shared.shares(changes, gap[report], seed)
+        values = sweep_rows.shares(changes, gap[report], seed)
         estimated = ratios(effects[np.ix_(own, report)], draws=1).value
         agreement = spearman(estimated, ratios(changes).value, seed=seed)._asdict()
         rows = names.iloc[own].assign(metric="edge_exact", **values._asdict())

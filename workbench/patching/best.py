@@ -20,7 +20,8 @@ import pandas as pd
 from workbench.files.large import less
 from workbench.patching.patches import COLUMNS, Patch
 from workbench.patching.strongest import halves
-from workbench.patching.sweep import ERROR, LEAST, ROUNDING, Sweep, shares
+from workbench.patching.sweep import Sweep
+from workbench.patching.sweep_rows import ERROR, LEAST, ROUNDING, shares
 from workbench.stats import ratios
 
 ARM, KRS = "best", "krs"

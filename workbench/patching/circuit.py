@@ -34,7 +34,7 @@ from workbench.loaders import CheckpointPair
 from workbench.models import Site
 from workbench.models.sides import named_dtype
 from workbench.patching import places as meant
-from workbench.patching import sweep as shared
+from workbench.patching import sweep_rows
 from workbench.patching.activation import KNOWN, SIDES, asked, partners, require_sides
 from workbench.patching.circuit_discovery import GROUPS, Circuit, Group, discover, heads, nearest
 from workbench.patching.circuit_files import placed
@@ -278,7 +278,7 @@ def _judged(
         name = f"faithfulness:{metric}"
         tables.append(_rows((kept - floor)[None], (whole - floor)[None], name, seed, "patch", 1.0))
         if random:
-            each = shared.shares(drawn - floor, whole - floor, seed)
+            each = sweep_rows.shares(drawn - floor, whole - floor, seed)
             found = each.value
             # Where one has no interval the gap may be none, and the middle of many says nothing.
             told = random > 1 and np.isfinite(each.low).all()
@@ -315,7 +315,7 @@ def _rows(
     baseline: float,
 ) -> pd.DataFrame:
     if bottoms is not None:
-        found = shared.shares(tops, bottoms[0], seed)
+        found = sweep_rows.shares(tops, bottoms[0], seed)
     else:
         found = (scored if metric == "score" else ratios)(tops, seed=seed)
     found = found._asdict()

@@ -34,6 +34,7 @@ from workbench.models.sides import named_dtype
 from workbench.patching import patches as places
 from workbench.patching import places as meant
 from workbench.patching import sweep as shared
+from workbench.patching import sweep_rows
 from workbench.patching.answered import answered
 from workbench.patching.best import KRS, best_of
 from workbench.patching.metrics import Asked, Metric, measures, metric_of
@@ -212,7 +213,7 @@ class _Runs(NamedTuple):
         asked = measures(self.metric)
 
         def rows_of(made: shared.Sweep, patches: Sequence[Patch], arm: str) -> pd.DataFrame:
-            return shared.summary(
+            return sweep_rows.summary(
                 *(made, patches),
                 zero=made.destination,
                 one=made.source,
@@ -224,12 +225,12 @@ class _Runs(NamedTuple):
 
         made = self.sweep(chosen)
         table = rows_of(made, chosen, "patch")
-        parts = [table, shared.plain(made, seed=seed, measures=asked)]
+        parts = [table, sweep_rows.plain(made, seed=seed, measures=asked)]
         if random:
             drawn = rows_of(self.sweep(random), random, "random")
-            parts.append(shared.random_site(drawn, by=("component", "group")))
+            parts.append(sweep_rows.random_site(drawn, by=("component", "group")))
         else:
-            parts.append(shared.random_site(table))
+            parts.append(sweep_rows.random_site(table))
 
         def shuffled(own: Sequence[Patch]) -> shared.Sweep:
             return self.sweep(own, shuffled=True)
@@ -247,7 +248,7 @@ class _Runs(NamedTuple):
             parts.append(best_of(made, chosen, metrics, shuffled, seed=seed))
         cost = f"{len(chosen)} patches cost {made.forwards:.1f} plain forward passes."
         ends = made.destination, made.source
-        said = shared.meaningful(*ends, "The two sides", seed, measures=asked)
+        said = sweep_rows.meaningful(*ends, "The two sides", seed, measures=asked)
         return pd.concat(parts, ignore_index=True), [cost, *told, *said], made
 
 

@@ -40,6 +40,7 @@ from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
 from workbench.patching import edges as graph
 from workbench.patching import sweep as shared
+from workbench.patching import sweep_rows
 from workbench.patching.activation import SIDES, asked, partners
 from workbench.patching.edge_runs import EdgeRun
 from workbench.patching.edges import EMBEDDING
@@ -306,7 +307,7 @@ def _curves(
         for (circuit, arm), values in runs.items():
             if arm in ("all", "none"):
                 continue
-            share = shared.shares(values - none, gap, seed)
+            share = sweep_rows.shares(values - none, gap, seed)
             about = {"side": side, "circuit": circuit or None, "arm": arm}
             found = about | {"x": x, "metric": "faithfulness", "baseline": 1.0} | share._asdict()
             rows.append(pd.DataFrame(found))

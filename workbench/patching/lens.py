@@ -35,8 +35,8 @@ from workbench.models.rerun import Rerun
 from workbench.models.sides import Sides, named_dtype
 from workbench.patching.answered import answered
 from workbench.patching.cross_model import with_answers
+from workbench.patching.metrics import measured
 from workbench.patching.reading import heads_differ, seen_through
-from workbench.patching.sweep import measured
 from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished

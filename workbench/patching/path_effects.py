@@ -21,6 +21,7 @@ from workbench.models import Layout, Site
 from workbench.models.rerun import Outside, Rerun, Write
 from workbench.models.sites import Kind
 from workbench.patching import sweep as shared
+from workbench.patching import sweep_rows
 from workbench.patching.metrics import Metric
 from workbench.patching.patches import Patch, Position
 from workbench.patching.places import taken, within
@@ -248,7 +249,7 @@ def _table(
         for (arm, metric), value in found.items()
     ]
     table = pd.concat(tables, ignore_index=True)
-    random = shared.random_site(table[table["arm"] == "patch"], by=("position",))
+    random = sweep_rows.random_site(table[table["arm"] == "patch"], by=("position",))
     return pd.concat([table, random], ignore_index=True)
 
 

@@ -29,6 +29,7 @@ from workbench.models.edits import Mask, only, overlay
 from workbench.models.rerun import Rerun
 from workbench.models.sides import named_dtype
 from workbench.patching import sweep as shared
+from workbench.patching import sweep_rows
 from workbench.patching.answered import answered
 from workbench.patching.cross_model import (
     DIRECTIONS,
@@ -156,7 +157,7 @@ def restore(
             swept(waiting)
     for metric in made.source:
         made.patched[metric] = np.stack([values[metric] for values in patched])
-    table = shared.summary(
+    table = sweep_rows.summary(
         *(made, [place.patch for place in chosen]),
         zero=made.destination,
         one=made.source,
@@ -164,8 +165,8 @@ def restore(
         measures=measures(judge),
         restored=True,
     )
-    plain = shared.plain(made, seed=seed, measures=measures(judge))
-    random = shared.random_site(table[table["layer"].notna()])
+    plain = sweep_rows.plain(made, seed=seed, measures=measures(judge))
+    random = sweep_rows.random_site(table[table["layer"].notna()])
     table = pd.concat([table, plain, random], ignore_index=True)
     table.insert(0, "member", pair.name)
     parameters = {
@@ -176,7 +177,7 @@ def restore(
     known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **known)
     ends = made.destination, made.source
-    gaps = shared.meaningful(*ends, "The two sides", seed, measures=measures(judge))
+    gaps = sweep_rows.meaningful(*ends, "The two sides", seed, measures=measures(judge))
     told = (*said, *gaps)
     notes = (*provenance.notes, *(f"{pair.name}, {direction}: {note}" for note in told))
     provenance, table = provenance.with_notes(notes), table.assign(direction=direction)

@@ -17,7 +17,7 @@ from workbench.models import edit
 from workbench.models.rerun import Plus, Rerun, Writes
 from workbench.models.sides import Sides
 from workbench.patching.direction import Direction, equals, without
-from workbench.patching.sweep import measured
+from workbench.patching.metrics import measured
 from workbench.progress import progress
 from workbench.tasks import Generation, Prompt
 from workbench.tasks.batching import Batch, Row, batch, in_batches

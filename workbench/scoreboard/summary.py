@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from workbench.results.result import Result
-from workbench.scoreboard.board import ALL
+from workbench.scoreboard.over_truths import ALL
 
 MEANS = ("auroc", "average_precision", "beyond_norm", "beyond_phantom")
 SHARES = ("found", "false_positive", "verdict_right")
