@@ -18,6 +18,7 @@ from workbench.lab import shipped
 from workbench.models import Layout, Site
 from workbench.patching import sweep as shared
 from workbench.patching import sweep_rows
+from workbench.patching.metrics import MEASURES
 from workbench.patching.patches import Patch, patches
 from workbench.patching.sweep import Side, Sweep
 from workbench.tasks.batching import Row, batch, rows
@@ -78,7 +79,7 @@ def test_measures_by_hand(tokens: tuple[int, int]):
 def swept(patches: int = 3, prompts: int = 6) -> Sweep:
     """Random measures of as many patches and prompts."""
     draw = np.random.default_rng(0)
-    names = (*shared.MEASURES, "squared_error", "kl", "agreement")
+    names = (*MEASURES, "squared_error", "kl", "agreement")
     ends = [{m: draw.random(prompts) + shift for m in names} for shift in (0.0, 1.0)]
     ends[0]["logit_difference"][0] = ends[1]["logit_difference"][0] = np.nan
     many = {m: draw.random((patches, prompts)) for m in names}
@@ -93,7 +94,7 @@ def test_a_summary_by_hand():
     assert set(table["arm"]) == {"patch"}
     rows_of = {metric: own.reset_index(drop=True) for metric, own in table.groupby("metric")}
     assert rows_of["score"][["layer", "head"]].to_numpy().tolist() == [[0, 0], [1, 2], [2, 4]]
-    for measure in shared.MEASURES:
+    for measure in MEASURES:
         known = slice(1, None) if measure == "logit_difference" else slice(None)
         zero, one = (side[measure][known] for side in (made.destination, made.source))
         own = made.patched[measure][:, known]
@@ -123,7 +124,7 @@ def test_a_summary_by_hand():
 
 def test_one_prompt_has_a_share_of_what_is_more_than_nothing():
     """A tenth of a logit at least; of an error, which is never negative, more than rounding."""
-    ends = [dict.fromkeys((*shared.MEASURES, "kl", "agreement"), np.array([v])) for v in (0, 0.09)]
+    ends = [dict.fromkeys((*MEASURES, "kl", "agreement"), np.array([v])) for v in (0, 0.09)]
     error = {"squared_error": np.array([0.01])}
     many = {m: np.array([[0.045]]) for m in ends[0]} | {"squared_error": np.array([[0.004]])}
     made = Sweep(ends[0] | error, ends[1] | error, many, 2.0)
@@ -131,7 +132,7 @@ def test_one_prompt_has_a_share_of_what_is_more_than_nothing():
     table = sweep_rows.summary(made, chosen, zero=ends[0], one=ends[1], restored=True)
     found = table.set_index("metric")["value"]
     assert found["krs"] == pytest.approx(0.6)
-    assert np.isnan(found[["kl_krs", *(f"recovered:{m}" for m in shared.MEASURES)]]).all()
+    assert np.isnan(found[["kl_krs", *(f"recovered:{m}" for m in MEASURES)]]).all()
 
 
 def test_measures_that_nothing_has_are_left_out():
@@ -182,7 +183,7 @@ def test_shares_of_hardly_anything_are_none():
 
 def test_runs_are_said_to_hardly_differ_measure_by_measure():
     sign = np.tile([1.0, -1.0], 20)
-    zero = dict.fromkeys(shared.MEASURES, np.zeros(40))
+    zero = dict.fromkeys(MEASURES, np.zeros(40))
     one = {"score": sign, "log_probability": -np.ones(40), "logit_difference": sign * np.nan}
     (note,) = sweep_rows.meaningful(zero, one, "Both")
     assert "Both do not differ reliably in score" in note
