@@ -49,6 +49,7 @@ FOLDERS = ("tasks", "models", "lab", "results", "scoreboard", "integrations")
 COPIED = {"report.png": "figures/report.png"}  # `make pictures` writes it
 HOW_TO = (
     "own-model", "own-prompts", "changed-heads", "steer", "own-circuit", "sparse-dictionary",
+    "same-subspace",
     "figure-for-a-paper", "share-results", "seeds", "phantoms", "difference-lens",
     "repair", "watch", "hand-over", "cluster", "add-a-method", "enter-a-method",
     "add-an-architecture",

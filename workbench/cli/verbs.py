@@ -191,7 +191,7 @@ def _asked(signature: Signature) -> Iterator[inspect.Parameter]:
             yield _option("BASE", Base)
             yield _option("member", Members, None)
         elif parameter.kind == "Counterfactuals":
-            yield from DESIDERATA
+            yield from _desiderata(signature.record.get("few", {}).get(parameter.name, WHOLE))
         elif _shared(parameter):
             yield _by_name(parameter, smaller.get(parameter.name))
         elif (found := form(parameter)) is not None:
@@ -322,14 +322,19 @@ def _read(parameter: Parameter, given: Mapping[str, Any], most: int | None) -> A
     return read if most is None else fewer(read, most)
 
 
-WHOLE = 200  # pairs of prompts that are drawn for a mask with --full
-DESIDERATA = (
-    _option("kind", Annotated[str, typer.Option(
-        help="What the pairs vary: object value, box label or positional.")],
-            "object value"),
-    _option("n", Annotated[int | None, typer.Option(
-        help="Number of pairs of prompts; half of them train the mask.", show_default="24")], None),
-    _option("count", Annotated[int, typer.Option(help="Number of boxes in a prompt.")], 7),
-    _option("natural", Annotated[bool, typer.Option(
-        help="Use ordinary English spacing, for a subword tokenizer.")], False),
-)  # fmt: skip
+WHOLE = 200  # pairs of prompts that are drawn with --full
+
+
+def _desiderata(few: int) -> Iterator[inspect.Parameter]:
+    """What pairs of prompts are drawn by. few: how many where nothing is typed."""
+    yield _option("kind", Annotated[str, typer.Option(
+        help="What the pairs vary: object value, box label or positional.")], "object value",
+    )  # fmt: skip
+    yield _option("n", Annotated[int | None, typer.Option(
+        help="Number of pairs of prompts; one half trains, the other is judged.",
+        show_default=str(few))], None,
+    )  # fmt: skip
+    yield _option("count", Annotated[int, typer.Option(help="Number of boxes in a prompt.")], 7)
+    yield _option("natural", Annotated[bool, typer.Option(
+        help="Use ordinary English spacing, for a subword tokenizer.")], False,
+    )  # fmt: skip
