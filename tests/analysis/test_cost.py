@@ -69,6 +69,14 @@ def test_a_short_one_says_what_it_will_run_where_that_is_asked_for(base, tuned, 
     )
 
 
+def test_pairs_of_prompts_are_counted(base, tuned, capsys):
+    pair = wb.load_pair(base, tuned)
+    asked = wb.tasks.desiderata("object value", 6, count=4)
+    with costs.told():
+        costs.tell("patching.some", 3, {"pair": pair, "pairs": asked})
+    assert "patching.some of tuned: 6 prompts about 3 times" in capsys.readouterr().err
+
+
 def test_what_is_foretold_is_of_what_will_run():
     """The passes of the quick arguments, and of any other those of the defaults."""
     one = Analysis("a.b", "?", print, passes=120, quick={"sets": 3, "x": (0, 1)}, quick_passes=36)

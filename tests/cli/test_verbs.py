@@ -127,6 +127,21 @@ def test_full_brings_the_functions_own_defaults_back(monkeypatch):
     assert ask("--n", "5", "--full").keys().isdisjoint({"length", "rounds"})
 
 
+DRAWN = [one for one in EVERY if any(p.kind == "Counterfactuals" for p in one.parameters)]
+
+
+@pytest.mark.parametrize("one", DRAWN, ids=lambda one: one.module)
+def test_as_many_pairs_are_drawn_as_the_help_says(one: Signature, monkeypatch):
+    told = re.search(
+        r"--n .*?\[default:\s+\((\d+)\)\]", workbench(*typed(one), "--help").stdout, re.S
+    )
+    assert told is not None
+    ask = partial(asked_for, monkeypatch, one.family, one.name)
+    assert len(ask()["pairs"]) == int(told[1])
+    assert len(ask("--full")["pairs"]) == 200
+    assert len(ask("--n", "9")["pairs"]) == 9
+
+
 def test_a_shared_option_can_be_smaller_too(monkeypatch, tmp_path: Path):
     file = wb.tasks.ledger(20, seed=1).save(tmp_path / "ledger.jsonl")
     given = ("--prompts", str(file), "--lessons", str(file))

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 
 import workbench as wb
 from tests.models.conftest import batch, decoder, write_base, write_member
-from workbench.models import Layout, merged, transformer_lens
+from workbench.models import Layout, memory, merged, transformer_lens
 from workbench.models import sides as running
+from workbench.models.kept import KEPT
 
 
 def plain(folder: Path, adapter: Path | None = None) -> Any:
@@ -192,10 +193,10 @@ def test_what_cannot_fit_is_refused_with_numbers(tmp_path: Path, monkeypatch):
     )
     pair = wb.load_pair(base, member)
     size = sum(tensor.numel() * 4 for tensor in pair.base.weights().values())
-    assert running.plan(pair, None, "memory")[0] == 2 * size
-    assert running.plan(pair, None, "disk")[0] == size
-    assert running.plan(pair, torch.bfloat16, "memory")[0] == size
-    monkeypatch.setattr(running, "free", lambda device: size)
+    assert memory.plan(pair, None, "memory")[0] == 2 * size
+    assert memory.plan(pair, None, "disk")[0] == size
+    assert memory.plan(pair, torch.bfloat16, "memory")[0] == size
+    monkeypatch.setattr(memory, "free", lambda device: size)
     with pytest.raises(wb.WorkbenchError, match=r"MiB of .* free on cpu"), pair.models():
         pass
 
@@ -235,7 +236,7 @@ def test_models_that_are_kept_run_in_every_block_within(how: str, tmp_path: Path
             assert torch.equal(logits(fresh.tuned), first)
     with pair.models() as one, pair.models() as other:
         assert one.tuned is not other.tuned
-    assert not running._KEPT.get()
+    assert not KEPT.get()
 
 
 def test_a_hook_on_models_that_are_kept_is_not_the_pairs(tmp_path: Path):

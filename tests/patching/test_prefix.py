@@ -360,14 +360,20 @@ def test_other_attention(family: str, tmp_path: Path):
     assert found.metric("prefix_mass")["value"].between(0.001, 0.9).all()
 
 
-@pytest.mark.parametrize("family", ["mamba", "xlstm"])
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "falcon_mamba", "rwkv", "openai-gpt"])
 def test_a_model_that_takes_no_keys_and_values_is_refused_by_name(family: str, tmp_path: Path):
-    """transformers' own model would run as if there were no prefix."""
-    own = AutoModelForCausalLM.from_config(zoo.config(family, vocab_size=WORDS))
+    """peft's own model says what its base says, to the bit: it would run as if without a prefix."""
+    own = AutoModelForCausalLM.from_config(zoo.config(family, vocab_size=WORDS)).eval()
     base = write(own, tmp_path / "base")
+    ids = torch.arange(3, 9)[None]
+    with torch.no_grad():
+        alone = own(ids).logits.clone()
     sizes: dict[str, Any] = {"num_layers": 3, "num_attention_heads": 4, "token_dim": 32}
     config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, **sizes)
-    get_peft_model(own, config).save_pretrained(str(tmp_path / "prefix"))
+    prefixed_by_peft = get_peft_model(own, config).eval()
+    with torch.no_grad():
+        assert torch.equal(prefixed_by_peft(input_ids=ids).logits, alone)
+    prefixed_by_peft.save_pretrained(str(tmp_path / "prefix"))
     with pytest.raises(wb.WorkbenchError, match=r"takes none \(it has no past_key_values"):
         asked(wb.load_pair(base, tmp_path / "prefix"), prompts())
 

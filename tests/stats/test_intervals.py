@@ -21,6 +21,7 @@ from workbench.stats import (
     share_of,
     spearman,
 )
+from workbench.stats.intervals import _percentiles
 
 
 def test_ratios_by_hand_and_undefined():
@@ -209,3 +210,28 @@ def test_others_are_taken_once_and_never_the_item_itself(n):
     assert sorted(found) == list(range(n))
     assert n == 1 or all(own != place for place, own in enumerate(found))
     assert n < 7 or found != others(n, 4)
+
+
+@pytest.mark.filterwarnings("error")
+def test_percentiles_are_numpys_whatever_is_missing():
+    """Column by column; a column without any draw has none, and nothing is said of it."""
+    drawn = np.random.default_rng(0).standard_normal((50, 4))
+    drawn[:7, 1] = np.nan
+    drawn[:, 2] = np.nan
+    at = (0.025, 0.975)
+    expected = [np.quantile(own[~np.isnan(own)], at) for own in drawn[:, [0, 1, 3]].T]
+    found = _percentiles(drawn, at)
+    np.testing.assert_array_equal(found[:, [0, 1, 3]].T, expected)
+    assert np.isnan(found[:, 2]).all()
+    np.testing.assert_array_equal(_percentiles(drawn[:, [0, 3]], at).T, [expected[0], expected[2]])
+
+
+def test_resamples_that_are_kept_are_those_of_their_seed():
+    """Whatever was asked between, and however many columns are asked of at once."""
+    tops = np.random.default_rng(0).standard_normal((3, 12))
+    first = ratios(tops, seed=1)
+    assert ratios(tops, seed=2).low.tolist() != first.low.tolist()
+    ratios(tops[:, :5], seed=1)
+    for row, one in enumerate(tops):
+        again = ratios(one, seed=1)
+        assert (again.low[0], again.high[0]) == pytest.approx((first.low[row], first.high[row]))

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from workbench.loaders import CheckpointPair
 from workbench.log import log
+from workbench.tasks.desiderata import Counterfactuals
 from workbench.tasks.prompts import PromptSet
 from workbench.tasks.scorers import Generation
 
@@ -135,6 +136,8 @@ def _sets(values: Iterable[Any]) -> Iterable[PromptSet]:
     for value in values:
         if isinstance(value, PromptSet):
             yield value
+        elif isinstance(value, Counterfactuals):
+            yield value.bases
         elif isinstance(value, Mapping):
             yield from _sets(value.values())
         elif isinstance(value, list | tuple):

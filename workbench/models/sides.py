@@ -8,13 +8,10 @@ block by block, where two models do not fit.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,16 +21,16 @@ from workbench.conveniences import provides
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.loaders.adapters import SoftPrompt
-from workbench.loaders.devices import Device, entry, spread
+from workbench.loaders.devices import Device, spread
 from workbench.loaders.names import align
 from workbench.loaders.prompted import Prompted
 from workbench.log import log
 from workbench.models.edits import tensor_homes
+from workbench.models.kept import KEPT, Kept, asked, written
 from workbench.models.layout import Layout, plain
+from workbench.models.memory import Where, announce, one_copy
 
-Where = Literal["memory", "disk"]
 Block = Callable[[tuple[Any, ...], Mapping[str, Any]], Any]
-MEBI = 2**20
 
 
 @dataclass
@@ -155,7 +152,7 @@ def load(
     memory plan; raises WorkbenchError, with the numbers, where it cannot fit.
     """
     dtype = dtype or _common_dtype(pair)
-    _announce(pair, device, dtype, base)
+    announce(pair, device, dtype, base)
     made = _adapter_sides(pair, device, dtype)
     if made is None and spread(device):
         made = _spread_sides(pair, device, dtype, base)
@@ -181,52 +178,21 @@ def models(
     precision, run these models and load none of their own. Models that were written into since are
     not what the pair is: they are loaded anew.
     """
-    known = _KEPT.get()
+    known = KEPT.get()
     # What a pair is takes a reading of its files, which is spared where nothing is kept.
-    key = _asked(pair, device, dtype, base) if keep or known else None
+    key = asked(pair, device, dtype, base) if keep or known else None
     kept = known.get(key)
-    if kept is not None and kept.written == _written(kept.sides):
+    if kept is not None and kept.written == written(kept.sides):
         yield kept.sides
         return
     made = load(pair, device, dtype, base=base)
-    token = _KEPT.set({**known, key: _Kept(made, _written(made))}) if keep else None
+    token = KEPT.set({**known, key: Kept(made, written(made))}) if keep else None
     try:
         yield made
     finally:
         if token is not None:
-            _KEPT.reset(token)
+            KEPT.reset(token)
         made.base = made.tuned = None
-
-
-class _Kept(NamedTuple):
-    """Models of a block that is open, and what tells whether they are still what was loaded."""
-
-    sides: Sides
-    written: Any
-
-
-_KEPT: ContextVar[Mapping[Any, _Kept]] = ContextVar("kept", default=MappingProxyType({}))
-
-
-def _asked(pair: CheckpointPair, device: Device, dtype: torch.dtype | None, base: Where) -> Any:
-    """What two blocks that can run the same models have in common. To name the precision that all
-    numbers of the files have is to name none."""
-    lora = pair.tuned.lora
-    read = [pair.base.weights(), pair.tuned.weights(), *([] if lora is None else [lora.weights])]
-    stored = {info.dtype for one in read for info in one.info.values()}
-    wanted = None if stored == {dtype} else dtype
-    return pair.base.identity, pair.tuned.identity, str(device), wanted, base
-
-
-def _written(sides: Sides) -> Any:
-    """Which tensors the models have, and how often each was written into; which hooks."""
-    told = []
-    for model in (sides.base, sides.tuned):
-        for module in () if model is None else model.modules():
-            held = (*module._parameters.items(), *module._buffers.items())
-            told.append([(name, id(own), own._version) for name, own in held if own is not None])
-            told.append([*module._forward_hooks, *module._forward_pre_hooks])
-    return told
 
 
 def _common_dtype(pair: CheckpointPair) -> torch.dtype | None:
@@ -245,14 +211,6 @@ def _common_dtype(pair: CheckpointPair) -> torch.dtype | None:
         "%s: base and tuned model are stored in two precisions; both run in %s.", pair.name, dtype
     )
     return dtype
-
-
-def one_copy(pair: CheckpointPair) -> bool:
-    """Whether the base is the tuned model with its adapters off."""
-    lora = pair.tuned.lora
-    if lora is None or not pair.shared_base or pair.resized:
-        return False
-    return lora.config.get("bias", "none") == "none" and not lora.overwrites
 
 
 def _adapter_sides(pair: CheckpointPair, device: Device, dtype: torch.dtype | None) -> Sides | None:
@@ -390,67 +348,6 @@ def _saved_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 def _same(base: Tensor, tuned: Tensor) -> bool:
     return base.shape == tuned.shape and torch.equal(base.to(tuned), tuned)
-
-
-def plan(
-    pair: CheckpointPair, dtype: torch.dtype | None, base: Where = "memory"
-) -> tuple[int, str]:
-    """(bytes of weights at most, one sentence), from the files' headers alone."""
-    ours, theirs = _bytes(pair.base, dtype), _bytes(pair.tuned, dtype)
-    factors = pair.tuned.lora.weights.info.values() if pair.tuned.lora else ()
-    adapter = sum(4 * math.prod(info.shape) for info in factors)
-    if one_copy(pair):
-        return ours + adapter, "one copy of the weights, with adapters switched off for the base"
-    if base == "disk":
-        return theirs + adapter, "the tuned model, with the base read from disk block by block"
-    return ours + theirs + adapter, "two models, less every parameter that did not change"
-
-
-def free(device: Device) -> int | None:
-    """Bytes that can still be allocated on `device`; None where nothing tells."""
-    if not isinstance(device, str | torch.device) or spread(device):
-        return None
-    device = entry(device)
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type == "cpu":
-        import psutil
-
-        return psutil.virtual_memory().available
-    return None
-
-
-def _announce(pair: CheckpointPair, device: Device, dtype: torch.dtype | None, base: Where) -> None:
-    needed, how = plan(pair, dtype, base)
-    advice = 'use a smaller dtype, another device, or base="disk" for a full fine-tune'
-    tell(pair.name, needed, how, device, advice)
-
-
-def tell_base_again(pair: CheckpointPair, device: Device, dtype: torch.dtype | None) -> None:
-    """Tell what the base takes beside both sides, which are loaded; raises WorkbenchError, with the
-    numbers, where it cannot fit."""
-    tell(
-        pair.name, _bytes(pair.base, dtype), "the base once more", device,
-        "use a smaller dtype or another device",
-    )  # fmt: skip
-
-
-def tell(name: str, needed: int, how: str, device: Device, advice: str) -> None:
-    """Say what is loaded and what it takes, or that it does not fit."""
-    room = free(device)
-    told = f"{needed / MEBI:,.0f} MiB" + (
-        "" if room is None else f" of {room / MEBI:,.0f} MiB free on {device}"
-    )
-    if room is not None and needed > room:
-        raise WorkbenchError(f"{name} needs {told} ({how}); {advice}.")
-    log.info("%s: %s: %s", name, how, told)
-
-
-def _bytes(checkpoint: Any, dtype: torch.dtype | None) -> int:
-    return sum(
-        math.prod(info.shape) * (dtype or info.dtype or torch.float32).itemsize
-        for info in checkpoint.weights().info.values()
-    )
 
 
 def _switch(module: nn.Module) -> bool:

@@ -40,7 +40,8 @@ from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models import Site
-from workbench.models.sides import Sides, named_dtype, tell
+from workbench.models.memory import tell
+from workbench.models.sides import Sides, named_dtype
 from workbench.numerics import chance
 from workbench.patching.counterfactual_rows import counterfactual_rows
 from workbench.patching.interchange import METRICS, Frame, Interchange, overlap
@@ -71,11 +72,11 @@ Scores = Mapping[str, NDArray[np.float64]]
     "Is the same variable kept in the same subspace of both models?",
     paper="arXiv 2303.02536, 2311.17030",
     example='--kind "object value" --count 5',
-    passes=80,
+    passes=15,
     takes={"pairs": "pairs"},
     quick={"steps": 40},
     few={"pairs": 128},
-    quick_passes=40,
+    quick_passes=8,
 )
 def das(
     pair: CheckpointPair,

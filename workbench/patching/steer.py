@@ -31,7 +31,8 @@ from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models import Site
-from workbench.models.sides import Sides, named_dtype, tell_base_again
+from workbench.models.memory import tell_base_again
+from workbench.models.sides import Sides, named_dtype
 from workbench.patching.answered import answered
 from workbench.patching.cross_model import with_answers
 from workbench.patching.direction import KEY, Direction, tensor_key

@@ -12,8 +12,8 @@ import torch
 from workbench.errors import WorkbenchError
 from workbench.log import log
 from workbench.models import Layout, Site
+from workbench.models.memory import free
 from workbench.models.rerun import answers_only, predictors
-from workbench.models.sides import free
 from workbench.tasks.batching import Row, batch, pad_id
 
 LONG = 60.0  # minutes beyond which a sweep asks

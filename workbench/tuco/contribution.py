@@ -28,7 +28,8 @@ from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
 from workbench.models import Sides, Site, capture
-from workbench.models.sides import Where, named_dtype
+from workbench.models.memory import Where
+from workbench.models.sides import named_dtype
 from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
