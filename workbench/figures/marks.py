@@ -38,7 +38,8 @@ def intervals(
     """95% intervals over x: a band where x is measured densely, else an error bar at every x.
 
     A band ends at a step much wider than the others, since nothing was measured between. layers: x
-    are neighbouring layers, between which there is nothing to measure, so that a band always fits.
+    are neighbouring layers, between which there is nothing to measure, so that a band always fits,
+    but for a single one.
     value: of error bars, to which an interval that misses it (of a value that is no mean) is drawn.
     place: the how-manieth of how many curves with the same x; their bars stand side by side.
     """
@@ -46,7 +47,7 @@ def intervals(
     whole = np.isfinite(low) & np.isfinite(high) & np.isfinite(x)
     if not whole.any():
         return
-    if layers or len(np.unique(x)) >= FEW:
+    if (layers and len(np.unique(x)) > 1) or len(np.unique(x)) >= FEW:
         for part in _parts(x, layers or here.get_xscale() != "linear"):
             here.fill_between(x[part], low[part], high[part], color=colour, alpha=0.15, lw=0)
         return

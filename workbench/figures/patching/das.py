@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -12,6 +13,7 @@ from workbench.results.result import Result
 
 KEY = "patching.das"
 HEADING = "Variables in subspaces"
+FEW = 4  # layers whose curves stand side by side
 LOOKS = {
     "base": style.Look("#0072B2", "o", "base's, in the base"),
     "tuned": style.Look("#D55E00", "s", "tuned model's, in the tuned model"),
@@ -24,7 +26,8 @@ LOOKS = {
 def accuracies(result: Result, ax: Axes | None = None) -> Figure:
     """Interchange accuracy behind every layer, of the model that the subspace was trained in and of
     the other; a panel per fine-tuned model. Dashed: random subspaces; dotted: trained on answers
-    dealt to other pairs."""
+    dealt to other pairs; dash-dotted: the whole state. Of few layers the curves stand side by side.
+    """
     looks, table = style.looks(result), result.metric("score")
     rows, columns = style.grid_shape(len(looks), 3)
     figure, axes = style.panels(
@@ -35,14 +38,20 @@ def accuracies(result: Result, ax: Axes | None = None) -> Figure:
     )
     for here, (member, look) in zip(axes.flat, looks.items(), strict=False):
         own = table[table["member"] == member]
-        for side, own_look in LOOKS.items():
-            told = own[(own["side"] == side) & (own["arm"] == "learned")].sort_values("layer")
-            marks.curve(here, told["layer"].to_numpy(float), told, own_look, layers=True)
         at = own[own["side"] == "tuned"].sort_values("layer")
-        told, dealt = (at[at["arm"] == arm] for arm in ("learned", "shuffled"))
+        told, dealt, whole = (at[at["arm"] == arm] for arm in ("learned", "shuffled", "all"))
         x = told["layer"].to_numpy(float)
+        few, step = len(x) <= FEW, np.diff(x).min() if len(x) > 1 else 1.0
+        apart = 0.08 * step if few else 0.0
+        for number, (side, own_look) in enumerate(LOOKS.items()):
+            arm = own[(own["side"] == side) & (own["arm"] == "learned")].sort_values("layer")
+            at_once = x + apart * (number - (len(LOOKS) - 1) / 2)
+            marks.curve(here, at_once, arm, own_look, layers=not few)
         marks.control(here, x, told["baseline"], style.DASHES[0], "random subspaces")
         marks.control(here, x, dealt["value"], style.DASHES[1], "trained on shuffled answers")
+        marks.control(here, x, whole["value"], style.DASHES[2], "the whole state", marker="s")
+        if len(x) == 1:
+            here.set_xlim(x[0] - 0.6, x[0] + 0.6)
         marks.layer_ticks(here, table["layer"].dropna().unique())
         here.set_ylim(-0.03, 1.03)
         style.name(here, look)
@@ -64,10 +73,12 @@ DRAWINGS = (
         "The curves show the share of held-out pairs whose answer follows the source prompt's "
         "variable when a subspace of the stream is exchanged behind that layer: the subspace that "
         "was trained in the same model, and the one that was trained in the other. Controls, in "
-        "the tuned model, are random subspaces (dashed) and a subspace trained on answers dealt to "
-        "other pairs (dotted). Bands are 95% intervals over pairs.",
+        "the tuned model, are random subspaces (dashed), a subspace trained on answers dealt to "
+        "other pairs (dotted) and the whole state, which no subspace can be expected to surpass "
+        "(dash-dotted). Bands and bars are 95% intervals over pairs.",
         "A trained subspace can bring the answer without being what the model uses. A low accuracy "
-        "may mean too few steps or dimensions: compare with the whole state in the table.",
+        "may mean too few steps, dimensions or pairs: compare with the whole state, and with "
+        "training_score in the table.",
         applies=has("score"),
     ),
 )
