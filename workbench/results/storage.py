@@ -101,15 +101,22 @@ def _require_file(file: Path) -> None:
 
 
 def write(table: pd.DataFrame, file: Path) -> None:
-    """A table as parquet, numbers split into their bytes: half the size of pandas' own default."""
-    numbers = [name for name in table if pd.api.types.is_float_dtype(table[name])]
+    """A table as parquet, at three quarters of pandas' own size: numbers that hardly repeat are
+    split into their bytes, those that do (shares of n, counts) are kept once."""
+    split = [
+        name
+        for name in table
+        if pd.api.types.is_float_dtype(table[name]) and table[name].nunique() > len(table) / 2
+    ]
     with file.open("wb") as opened:
         table.to_parquet(
             opened,
             index=False,
             compression="zstd",
-            use_dictionary=[name for name in table if name not in numbers],
-            use_byte_stream_split=numbers or False,
+            compression_level=12,
+            use_dictionary=[name for name in table if name not in split],
+            use_byte_stream_split=split or False,
+            write_statistics=False,  # of one row group nobody skips, and as large as small tables
         )
 
 
