@@ -347,6 +347,8 @@ TRUTHS: dict[str, dict[str, tuple[str, ...]]] = {
     "patching.path": {
         "patching/test_circuits.py::test_paths_by_hand": ("logit_change", "score"),
         "patching/test_circuits.py::test_effect_is_the_papers_score": ("effect",),
+        "patching/test_path_positions.py::"
+        "test_paths_from_and_to_mlps_and_the_embedding": ("logit_change",),
     },
     "patching.mask": {
         "patching/test_circuits.py::test_a_step_of_the_mask_by_hand": (

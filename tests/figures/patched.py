@@ -151,6 +151,26 @@ def knockout(members: dict) -> Result:
     return result("patching.knockout", rows, members)
 
 
+def path(members: dict) -> Result:
+    """Head 1 of layer 2 supports the answer in the tuned model alone, MLP 3 in both."""
+    rows = []
+    for member in members:
+        places = [("head", i // HEADS, i % HEADS) for i in range(LAYERS * HEADS)]
+        places += [("mlp", layer, None) for layer in range(LAYERS)] + [("embedding", None, None)]
+        for component, layer, head in places:
+            place = {"component": component, "layer": layer, "head": head, "position": "-1"}
+            for side in ("base", "tuned"):
+                lost = 4.0 * ((layer, head, side) == (2, 1, "tuned"))
+                lost += 1.0 * ((component, layer) == ("mlp", 3))
+                own = {"member": member, "side": side, "arm": "patch"} | place
+                rows.append(own | {"metric": "logit_change"} | mean(-lost))
+                rows.append(own | {"metric": "effect"} | mean(-lost / 10))
+        for side in ("base", "tuned"):
+            random = {"member": member, "side": side, "component": "head", "position": "-1"}
+            rows.append(random | {"arm": "random", "metric": "logit_change"} | mean(-0.3))
+    return result("patching.path", rows, members)
+
+
 def edge_circuits(members: dict) -> Result:
     """Each side's own circuit is the whole answer from 2% of the edges on, the base's in the tuned
     model from 20%; half of the small circuit's edges changed, and a fifth of its nodes."""

@@ -42,8 +42,8 @@ def test_every_analysis_has_figures_and_a_sentence():
     assert methods <= set(catalogue.HEADINGS)
     drawn = {drawing.analysis for drawing in figures.CATALOGUE}
     assert drawn <= set(catalogue.SENTENCES)
-    # Restored parameters are a curve of cross_model; paths to receivers of one's own are not drawn.
-    assert set(catalogue.SENTENCES) - drawn == {"patching.restore", "patching.path"}
+    # Restored parameters are a curve of cross_model.
+    assert set(catalogue.SENTENCES) - drawn == {"patching.restore"}
 
 
 def test_draw_is_the_first_figure_and_result_plot_calls_it():
@@ -52,8 +52,8 @@ def test_draw_is_the_first_figure_and_result_plot_calls_it():
     wanted = words(first.draw(made))
     assert words(figures.draw(made)) == words(made.plot()) == wanted
     assert words(second.draw(made)) != wanted
-    other = result("patching.path", [{"metric": "gap", "value": 1.0}], {"a": {}})
-    with pytest.raises(WorkbenchError, match=r"No figure of 'patching\.path'"):
+    other = result("patching.restore", [{"metric": "gap", "value": 1.0}], {"a": {}})
+    with pytest.raises(WorkbenchError, match=r"No figure of 'patching\.restore'"):
         figures.draw(other)
 
 

@@ -22,6 +22,7 @@ from tests.figures.patched import (
     drift,
     edge_circuits,
     knockout,
+    path,
     patterns,
     prefix,
     steer,
@@ -88,8 +89,8 @@ def kept() -> dict[str, Result]:
     made = {"skills.blocks": blocks(family(1)), "forgetting.retention.items": items}
     made["forgetting.samples"] = replace(items, analysis="forgetting.samples")
     makers = (
-        dictionary, drift, das, difference, steer, contributions, knockout, edge_circuits, patterns,
-        prefix,
+        dictionary, drift, das, difference, steer, contributions, knockout, edge_circuits, path,
+        patterns, prefix,
     )  # fmt: skip
     patched = [make(family(3)) for make in makers]
     for one in (*everything(family(3)), *skills(family(3)), *patched, scoreboard()):

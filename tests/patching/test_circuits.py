@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -98,26 +99,33 @@ def test_what_no_prompt_has_is_in_no_row(pair):
 
 
 @pytest.mark.parametrize(
-    ("part", "position", "looks"),
+    ("part", "position", "looks", "mlp"),
     [
-        ("q", -1, None), ("v", "query box", None), ("k", None, None), ("v", None, None),
-        ("v", "query box", -1), ("k", "query box", "query box"), ("q", None, -1),
+        ("q", -1, None, False), ("v", "query box", None, True), ("k", None, None, False),
+        ("v", None, None, True), ("v", "query box", -1, True),
+        ("k", "query box", "query box", False), ("q", None, -1, True),
     ],
 )  # fmt: skip
-def test_paths_by_hand(tmp_path, part, position, looks):
+def test_paths_by_hand(tmp_path, part, position, looks, mlp):
     """The three steps with plain hooks, prompt by prompt; two query heads share a key and value. A
     receiver that a sender does not lie before stays as it is. Heads that look from some tokens
-    alone have their clean output at all others."""
+    alone have their clean output at all others. What an MLP receives acts by what it adds."""
     pair, prompts = paired(model(), model(seed=1), tmp_path), boxes(4, order="object first")
     words, base = pair.base.tokenizer(), pair.base.load()
     dirty_set = wb.tasks.corrupt(prompts, 0, tokenizer=words)
-    senders, receivers = [(0, 2), (1, 1)], [(2, 3), (1, 0)]
+    senders, receivers = [(0, 2), "1.1", "1.mlp", "embedding"], [(2, 3), (1, 0)]
     found = wb.patching.path(
-        pair, prompts, corrupted=dirty_set, receivers=receivers, part=part, position=position,
-        receiver_position=looks, senders=senders, sides=("base",),
+        pair, prompts, corrupted=dirty_set, receivers=[*receivers, *["1.mlp"] * mlp], part=part,
+        position=position, receiver_position=looks, senders=senders, sides=("base",),
     )  # fmt: skip
     clean, dirty = (rows(words, one, answers=True) for one in (prompts, dirty_set))
     whole = [Site("z", layer) for layer in range(3)]
+    # Where each sender sends, the first layer whose heads are frozen, and the first MLP behind it.
+    places: dict[Any, tuple[Site, int, int]] = {
+        ("head", 0, 2): (Site("z", 0), 1, 0), ("head", 1, 1): (Site("z", 1), 2, 1),
+        ("mlp", 1, None): (Site("mlp_out", 1), 2, 2),
+        ("embedding", None, None): (Site("resid_pre", 0), 0, 0),
+    }  # fmt: skip
 
     def run(row, write, read=()):
         made = wb.models.run(base, {"input_ids": torch.tensor([row.ids])}, read=read, write=write)
@@ -126,7 +134,8 @@ def test_paths_by_hand(tmp_path, part, position, looks):
         return made, float(said), float(last[row.answer[0]] - last[list(row.foils)].max())
 
     def changes(row, other, sender):
-        seen = [run(one, {}, whole)[0].captured for one in (row, other)]
+        sent, frozen, behind = places[sender]
+        seen = [run(one, {}, [*whole, sent])[0].captured for one in (row, other)]
 
         def tokens(place):
             at = {-1: [-1], None: slice(None)}.get(place)
@@ -137,7 +146,10 @@ def test_paths_by_hand(tmp_path, part, position, looks):
         def put(head: int | slice, values: torch.Tensor, at=at):
             def change(full: torch.Tensor) -> torch.Tensor:
                 new = full.clone()
-                new[:, at, head] = values[:, at, head]
+                if full.ndim == 3:
+                    new[:, at] = values[:, at]
+                else:
+                    new[:, at, head] = values[:, at, head]
                 return new
 
             return change
@@ -150,32 +162,37 @@ def test_paths_by_hand(tmp_path, part, position, looks):
             )
             return put(heads, seen[0][Site("z", layer)], rest)
 
-        sent = Site("z", sender[0])
-        write = {z: put(slice(None), seen[0][z]) for z in whole[sender[0] + 1 :]}
+        write = {z: put(slice(None), seen[0][z]) for z in whole[frozen:]}
         into = {
             Site(part, layer): head if part == "q" else head // 2
             for layer, head in receivers
-            if layer > sender[0]
-        }
-        step, _, _ = run(row, write | {sent: put(sender[1], seen[1][sent])}, [*into])
+            if layer >= frozen
+        } | {Site("mlp_out", 1): 0 for _ in [0] * mlp if behind <= 1}
+        head = sender[2] or 0
+        step, _, _ = run(row, write | {sent: put(head, seen[1][sent])}, [*into])
         received = {site: put(head, step.captured[site]) for site, head in into.items()}
         if looks is not None:
-            received |= {Site("z", one): held(one, h) for one, h in receivers if one > sender[0]}
+            received |= {Site("z", one): held(one, h) for one, h in receivers if one >= frozen}
         (_, before, gap), (_, after, now) = run(row, {}), run(row, received)
         return np.exp(after - before) - 1, now - gap
 
-    for (layer, head), arm in product(senders, ("patch", "shuffled")):
+    for sender, arm in product(places, ("patch", "shuffled")):
         own = []
         for i, row in enumerate(clean):
             turn = [*dirty[i + 1 :], *dirty[:i]]
             other = next(one for one in turn if one.answer != dirty[i].answer)
-            own.append(changes(row, dirty[i] if arm == "patch" else other, (layer, head)))
+            own.append(changes(row, dirty[i] if arm == "patch" else other, sender))
+        component, layer, head = sender
         for metric, expected in zip(("effect", "logit_change"), np.mean(own, axis=0), strict=True):
             rows_of = found.metric(metric)
-            rows_of = rows_of[(rows_of["arm"] == arm) & (rows_of["layer"] == layer)]
+            rows_of = rows_of[(rows_of["arm"] == arm) & (rows_of["component"] == component)]
+            alike = rows_of["layer"].eq(layer) & rows_of["head"].eq(head)
+            rows_of = rows_of[alike | (component != "head")]
             assert rows_of["value"].item() == pytest.approx(expected, abs=2e-5), (arm, metric)
-            # In the last layer what is read at another token than the last has no way on.
-            assert (expected == 0) == (looks == "query box" and layer == 1)
+            # In the last layer what is read at another token than the last has no way on; the last
+            # token is the same in all prompts.
+            nowhere = looks == "query box" and layer == 1
+            assert (expected == 0) == (nowhere or (position == -1 and component == "embedding"))
 
 
 def test_discovery_finds_the_circuit_group_by_group(pair):
@@ -552,7 +569,7 @@ def test_bad_input_is_one_sentence(pair):
         wb.patching.circuit(pair, boxes(4))
     with pytest.raises(WorkbenchError, match="at least 8"):
         wb.patching.mask(pair, wb.tasks.desiderata("positional", 4, seed=0, count=4))
-    with pytest.raises(WorkbenchError, match=r"Head \(2, 1\) is not before"):
+    with pytest.raises(WorkbenchError, match=r"\(2, 1\) is not before"):
         wb.patching.path(
             pair, prompts, corrupted=other, receivers=[(1, 0)], senders=[(0, 1), (2, 1)]
         )

@@ -10,7 +10,8 @@ import workbench as wb
 from tests.conftest import nudged
 from tests.patching.conftest import MOVER, READER, boxes, copier, model, paired, said
 from workbench.models import Site
-from workbench.patching.knockout import CHANGE, METRICS, Part, _rows, parts
+from workbench.patching import sweep_plan
+from workbench.patching.knockout import CHANGE, METRICS, Part, _table, parts
 from workbench.results.result import Result
 from workbench.stats import others
 from workbench.tasks.batching import encode
@@ -167,9 +168,62 @@ def test_a_picked_loss_by_hand():
     """Two heads, four prompts, the first two pick: head 1 loses more there, 3 on the others; the
     mean of both heads on those is 2."""
     places = [Part("head", 0, head, (Site("z", 0, head=head),)) for head in (0, 1)]
-    base = {metric: np.zeros((1, 2, 4)) for metric in METRICS}
-    tuned = {metric: np.array([[[0.0, -1, -1, -1], [-5, -5, -2, -4]]]) for metric in METRICS}
-    found = {"base": base, "tuned": tuned}
-    rows = list(_rows(found, places, ["mean"], ([0, 1], [2, 3]), 0))
-    (picked,) = [row for row in rows if row["metric"] == "picked"]
+    change = {metric: [np.array([[0.0, -1, -1, -1], [-5, -5, -2, -4]])] for metric in METRICS}
+    table = _table({CHANGE: change}, places, ["mean"], ([0, 1], [2, 3]), 0)
+    picked = table[table["metric"] == "picked"].squeeze()
     assert (picked["head"], picked["value"], picked["baseline"], picked["n"]) == (1, -3, -2, 2)
+
+
+def test_a_neuron_is_what_the_down_projection_reads(tmp_path):
+    """Every neuron of a layer by plain torch; of these the one that the tuned model alone reads is
+    where the sides differ most, and all of that is the tuned model's change."""
+    base, tuned = model(), model()
+    with torch.no_grad():
+        down = base.model.layers[1].mlp.down_proj
+        down.weight[:, 5] = 0
+        tuned.model.layers[1].mlp.down_proj.weight[:, 5] *= 5
+    pair, prompts = paired(base, tuned, tmp_path), boxes(4)
+    found = wb.patching.knockout(pair, prompts, arms=("zero",), components=("neuron", "mlp"))
+    words, neurons = pair.base.tokenizer(), down.in_features
+    expected = np.zeros((len(prompts), neurons))
+    for i, prompt in enumerate(prompts):
+        own = encode(words, prompt)
+        ids, answer = torch.tensor([own.ids[: own.start]]), own.ids[own.start]
+
+        def said(change=None, ids=ids, answer=answer) -> float:
+            hook = down.register_forward_pre_hook(lambda m, args: change and (change(args[0]),))
+            with torch.no_grad():
+                logits = base(ids).logits[0, -1]
+            hook.remove()
+            return float(logits.log_softmax(-1)[answer])
+
+        plain = said()
+        for n in range(neurons):
+            without = torch.ones(neurons)
+            without[n] = 0
+            expected[i, n] = said(lambda x, without=without: x * without) - plain
+    own = of(found, "log_probability", side="base", component="neuron", layer=1)
+    assert own == pytest.approx(expected.mean(0), abs=2e-5)
+    assert own[5] == pytest.approx(0, abs=1e-6)
+    table = found.table[found.table["component"] == "neuron"]
+    each = 2 + 1  # score, log-probability and logit difference
+    assert len(table) == 3 * each * 3 * neurons + 1
+    assert set(table[table["metric"] == "picked"]["side"]) == {CHANGE}
+    known = table[(table["metric"] == "log_probability") & (table["side"] == CHANGE)]
+    known = known[known["layer"] == 1]
+    most = known.loc[known["value"].abs().idxmax()]
+    assert most["neuron"] == 5
+    (theirs,) = of(found, "log_probability", side="tuned", component="neuron", layer=1, neuron=5)
+    assert most["value"] == pytest.approx(theirs, abs=1e-6)
+    kept = wb.patching.per_prompt(found, "log_probability", side="base", arm="zero")
+    assert kept.values[
+        kept.places["neuron"].notna() & (kept.places["layer"] == 1)
+    ] == pytest.approx(expected.T, abs=1e-4)
+
+
+def test_what_is_long_is_told_and_asked_for(tmp_path, monkeypatch):
+    pair = paired(model(), nudged(model(), seed=1), tmp_path)
+    monkeypatch.setattr(sweep_plan, "LONG", 0.0)
+    with pytest.raises(wb.WorkbenchError, match="knockout, of each side: 15 patches of 4 prompts"):
+        wb.patching.knockout(pair, boxes(4), arms=("zero",), components=("head", "layer"))
+    wb.patching.knockout(pair, boxes(4), arms=("zero",), components=("layer",), large=True)

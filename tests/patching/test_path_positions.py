@@ -1,10 +1,11 @@
-"""Paths whose receiver looks from another token than the one its sender stands at, on models whose
-paths are known by construction."""
+"""Paths whose receiver looks from another token than the one its sender stands at, and paths from
+and to MLPs and the embedding, on models whose paths are known by construction."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 import workbench as wb
@@ -31,6 +32,10 @@ HELD = (
     "A holds red , B holds [[value|blue]] , [[ask|box]] b",
     "B holds red , A holds [[value|blue]] , [[ask|box]] b", " blue", " red",
 )  # fmt: skip
+DENIED = (
+    "a = [[value|yes]] , b = no , not [[ask|a]]", "a = [[value|no]] , b = yes , not [[ask|a]]",
+    " no", " yes",
+)  # fmt: skip
 BEFORE, FETCH, FIRST, SECOND, TRANSMIT, VALUE = (
     head.place for head in (of.BEFORE, of.FETCH, of.FIRST, of.SECOND, of.TRANSMIT, of.VALUE)
 )
@@ -56,19 +61,82 @@ PATHS = {
 }  # fmt: skip
 
 
+# The label that is asked for is found by its head, and the MLP behind turns round what was found.
+ENDS = [
+    ("embedding", "value", [of.FOUND.place], "v", -20.0),
+    ("embedding", "value", [of.FOUND.place], "k", 0.0),
+    ("embedding", "value", ["2.mlp"], "v", 0.0),
+    ("embedding", -1, "logits", "v", 0.0),
+    (of.FOUND.place, -1, ["2.mlp"], "v", -20.0),
+    (of.FOUND.place, -1, ["1.mlp", "2.mlp"], "v", -20.0),
+    (of.FOUND.place, -1, "logits", "v", -20.0),
+    (of.PAST.place, -1, ["2.mlp"], "v", 0.0),
+    ("2.mlp", -1, "logits", "v", -20.0),
+    ("1.mlp", -1, "logits", "v", 0.0),
+    ("1.mlp", -1, ["2.mlp"], "v", 0.0),
+]
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    known = pairs(tmp_path_factory.mktemp("compiled"), [*PATHS])
+    known = pairs(tmp_path_factory.mktemp("compiled"), [*PATHS, "negation-learned"])
     return {name: wb.load_pair(one.base, one.tuned) for name, one in known.items()}
+
+
+def single(clean: str, dirty: str, answer: str, foil: str) -> list[PromptSet]:
+    texts = (clean, dirty)
+    return [PromptSet("asked", (Prompt("0", text, answer, (foil,)),)) for text in texts]
+
+
+@pytest.mark.parametrize(("sender", "at", "receivers", "part", "expected"), ENDS)
+def test_paths_from_and_to_mlps_and_the_embedding(compiled, sender, at, receivers, part, expected):
+    """A block's end that is no part of the program sends nothing; no path leads past the head."""
+    asked, turned = single(*DENIED)
+    found = wb.patching.path(
+        compiled["negation-learned"], asked, corrupted=turned, sides=("tuned",), senders=[sender],
+        receivers=receivers, part=part, position=at,
+    )  # fmt: skip
+    row = found.table[(found.table["metric"] == "logit_change") & (found.table["arm"] == "patch")]
+    assert row["value"].item() == pytest.approx(expected, abs=5e-3 if expected else 1e-5)
+    named = row["component"].item(), row["layer"].item(), row["head"].item()
+    if sender == "embedding":
+        assert (named[0], pd.isna(named[1]), pd.isna(named[2])) == ("embedding", True, True)
+    elif isinstance(sender, str):
+        assert (*named[:2], pd.isna(named[2])) == ("mlp", int(sender[0]), True)
+    else:
+        assert named == ("head", *sender)
+
+
+def test_each_receiver_may_look_from_a_place_of_its_own(compiled):
+    """Two heads at once: what reaches each from its own place, and what reaches none elsewhere."""
+    pair, (asked, turned) = compiled["two-steps-learned"], single(*STEPS)
+    (one, two), known = (FIRST, SECOND), {"corrupted": turned, "sides": ("tuned",), "part": "k"}
+
+    def change(at, first: str, second: str, **more) -> float:
+        receivers = [f"{one[0]}.{one[1]}{first}", f"{two[0]}.{two[1]}{second}"]
+        told = {"senders": [BEFORE], "position": at, "receivers": receivers}
+        return value(wb.patching.path(pair, asked, **told, **known, **more), "logit_change").item()
+
+    # The first head finds the middle's label, the second with it the value's, both from the last
+    # token. What a receiver does anywhere else is held, so that nothing leads through it either.
+    for at, places, expected in (
+        ("middle", ("@-1", "@-1"), -10.0), ("middle", ("@-1", ""), -10.0),
+        ("middle", ("@ask", "@-1"), 0.0), ("middle", ("@-1", "@ask"), 0.0),
+        ("value", ("@-1", "@-1"), -10.0), ("value", ("@ask", "@-1"), -10.0),
+        ("value", ("@-1", "@ask"), 0.0), ("value", ("", ""), -10.0),
+    ):  # fmt: skip
+        near = pytest.approx(expected, abs=5e-3 if expected else 1e-5)
+        assert change(at, *places) == near, (at, places)
+        if "" not in places:  # a place of its own stands before that of all
+            assert change(at, *places, receiver_position="ask") == near
+    assert change("value", "", "", receiver_position="ask") == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", PATHS)
 def test_paths_of_a_program_lead_where_it_says_and_nowhere_else(compiled, name):
     """From the last token alone, as the program does; from another one there is no path at all."""
     for (clean, dirty, answer, foil), sender, at, receiver, part, expected in PATHS[name]:
-        asked, turned = (
-            PromptSet("asked", (Prompt("0", text, answer, (foil,)),)) for text in (clean, dirty)
-        )
+        asked, turned = single(clean, dirty, answer, foil)
         places = {None: expected, -1: expected, "ask": 0.0, "value": 0.0} if expected else {None: 0}
         for looks, wanted in places.items():
             found = wb.patching.path(
@@ -97,9 +165,25 @@ def test_where_a_receiver_looks_from_is_a_place_of_the_prompt(tmp_path):
     for looks in ("2..3<-1..2", "2..3:mean"):
         with pytest.raises(WorkbenchError, match="receiver_position to be tokens of the prompt"):
             wb.patching.path(pair, said(), receivers=[MOVER], receiver_position=looks, **known)
+        with pytest.raises(WorkbenchError, match="receiver_position to be tokens of the prompt"):
+            wb.patching.path(pair, said(), receivers=[f"1.0@{looks}"], **known)
     with pytest.raises(WorkbenchError, match="Give receivers, or leave it out"):
         wb.patching.path(pair, said(), receiver_position=-1, **known)
     with pytest.raises(WorkbenchError, match="no span 'subject'"):
         wb.patching.path(pair, said(), receivers=[MOVER], receiver_position="subject:last", **known)
     with pytest.raises(WorkbenchError, match="lies outside a prompt"):
         wb.patching.path(pair, said(), receivers=[MOVER], receiver_position=99, **known)
+    for receivers, match in (
+        (["1.0@-1", "1.0@0"], "Head 1.0 is given two places to look from, -1 and 0"),
+        (["1.0@subject"], "no span 'subject'"), (["1.mlp@-1"], "found '1.mlp@-1'"),
+        (["embedding"], "found 'embedding'"), ([(1, 0, 2)], r"LAYER.HEAD, .* found \(1, 0, 2\)"),
+        (["9.mlp"], "layers 0 to 2"),
+    ):  # fmt: skip
+        with pytest.raises(WorkbenchError, match=match):
+            wb.patching.path(pair, said(), receivers=receivers, **known)
+    for senders, match in (
+        (["1.mlp"], "'1.mlp' is not before these receivers"), (["0.1@-1"], "without a place"),
+        ([], "Expected senders, found none"), (["head"], "found 'head'"),
+    ):  # fmt: skip
+        with pytest.raises(WorkbenchError, match=match):
+            wb.patching.path(pair, said(), receivers=["1.mlp"], senders=senders, **known)

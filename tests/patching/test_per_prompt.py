@@ -145,13 +145,18 @@ def test_edges_have_no_names_and_are_told_apart_by_their_order(pair):
 
 
 def test_what_is_large_lies_in_a_file_and_is_the_same(pair, tmp_path, monkeypatch):
-    """Every number of a sweep and of an attribution, and what is saved of them and read again."""
+    """Every number of sweeps, knockouts, paths and attributions, and what is saved of them and read
+    again."""
+    told = {"corrupted": wb.tasks.corrupt(boxes(6), 0, tokenizer=pair.base.tokenizer())}
     runs = [
         lambda: wb.patching.activation(pair, boxes(6), sites=["z", "mlp_out"], controls=2),
         lambda: wb.patching.cross_model(pair, boxes(6), sites=["resid_post"]),
         lambda: wb.patching.attribution(
             pair, boxes(6, order="object first"), edges=True, exact=2, sites=["z"]
         ),
+        lambda: wb.patching.restore(pair, boxes(6), components="matrix"),
+        lambda: wb.patching.knockout(pair, boxes(6), components=["neuron"], arms=["zero", "mean"]),
+        lambda: wb.patching.path(pair, boxes(6), **told),
     ]
     plain = [run() for run in runs]
     for name, size in (("LARGE", 64), ("ROOM", 64), ("STEP", 4)):

@@ -158,22 +158,12 @@ def reworded(_: Parameter) -> Form:
     return Form(str, read, "The name of a function of workbench.tasks, for example off_by_one.")
 
 
-def heads(parameter: Parameter) -> Form:
+def ends_of_paths(parameter: Parameter) -> Form:
     def read(text: str) -> Any:
-        from workbench.errors import WorkbenchError
-
-        if text in parameter.choices:
-            return text
-        found = []
-        for word in words(text):
-            layer, dot, head = word.partition(".")
-            if not (dot and layer.isdigit() and head.isdigit()):
-                raise WorkbenchError(f"Expected heads as LAYER.HEAD, e.g. 3.0,3.2; found {word!r}.")
-            found.append((int(layer), int(head)))
-        return found
+        return text if text in parameter.choices else words(text)
 
     choices = "".join(f"{one}, or " for one in parameter.choices)
-    return Form(str, read, f"{choices}heads LAYER.HEAD,...")
+    return Form(str, read, f"{choices}heads LAYER.HEAD and MLPs LAYER.mlp, comma-separated.")
 
 
 def positions(_: Parameter) -> Form:
@@ -248,7 +238,7 @@ FORMS: tuple[tuple[str, Callable[[Parameter], Form | None]], ...] = (
     (r"Sequence\[PromptSet\]", several_prompts),
     (r"(Result \| )?(Sequence|Iterable)\[Result\]", results),
     (r"Callable\[\[str\], str\]", reworded),
-    (r"Sequence\[tuple\[int, int\]\]", heads),
+    (r"Sequence\[tuple\[int, int\] \| str\]", ends_of_paths),
     (r"Sequence\[int \| str \| None\]", positions),
     (r"int \| str", position),
     (r"(float \| )?Sequence\[(int|float)\]", listed_numbers),

@@ -41,7 +41,7 @@ from workbench.patching.circuit_files import placed
 from workbench.patching.circuit_runs import Judge, Kept, every_head
 from workbench.patching.metrics import Asked, metric_of
 from workbench.patching.patches import Position, require_one_width
-from workbench.patching.path_effects import Head
+from workbench.patching.path_ends import Head
 from workbench.patching.per_prompt import stored
 from workbench.patching.replacements import (
     OTHER,

@@ -21,7 +21,8 @@ from workbench.models import Site
 from workbench.patching import sweep as shared
 from workbench.patching.metrics import Metric
 from workbench.patching.patches import Patch, Position
-from workbench.patching.path_effects import Head, Part, changes_of, effects
+from workbench.patching.path_effects import changes_of, effects
+from workbench.patching.path_ends import Head, Part
 from workbench.patching.sweep import Side
 from workbench.tasks.batching import Row
 

@@ -21,7 +21,7 @@ from workbench.errors import WorkbenchError
 from workbench.files.reading import read_json
 from workbench.files.writing import Mark, says, writing
 from workbench.patching.patches import Position
-from workbench.patching.path_effects import Head
+from workbench.patching.path_ends import Head
 
 FORMAT = "workbench circuits 1"
 SAVED = Mark("a file of circuits", says(f'"format": "{FORMAT}"'.encode()))

@@ -14,7 +14,7 @@ from workbench.models.rerun import Outside, Rerun, Write
 from workbench.patching import sweep as shared
 from workbench.patching.metrics import Metric, measures
 from workbench.patching.patches import Position
-from workbench.patching.path_effects import Head
+from workbench.patching.path_ends import Head
 from workbench.patching.places import within
 from workbench.patching.replacements import MEAN, MEAN_POSITION, Replacement, Running, Standing
 from workbench.progress import progress

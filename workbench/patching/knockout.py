@@ -1,7 +1,7 @@
 """Knockout: what does the tuned model need that the base does not?
 
-One head, MLP or layer at a time is taken out of each side at every token, and the answer's measures
-are compared with those of the whole model on the same prompt:
+One head, MLP, layer or neuron at a time is taken out of each side at every token, and the answer's
+measures are compared with those of the whole model on the same prompt:
 
     zero            what it gives is zero
     mean            its own mean over all tokens of all prompts, of that side
@@ -21,8 +21,9 @@ has nothing to lose, so a difference of sides need not be a new mechanism.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from torch import Tensor
 
 from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
+from workbench.files.large import less, unknown
 from workbench.loaders import CheckpointPair
 from workbench.models import Layout, Site
 from workbench.models.rerun import Rerun
@@ -52,6 +54,7 @@ from workbench.patching.replacements import (
     require_two,
 )
 from workbench.patching.strongest import halves, said_of_halves
+from workbench.patching.sweep_plan import plan
 from workbench.progress import progress
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
@@ -64,9 +67,11 @@ CHANGE = "tuned - base"
 ARMS = ("zero", "mean", "resample")
 KNOWN = (*ABLATIONS, OTHER)
 COMPONENTS = ("head", "mlp", "layer")
+KINDS = (*COMPONENTS, "neuron")
 METRICS = ("score", "log_probability", "logit_difference")
 ADDING: tuple[Kind, ...] = ("attn_out", "mixer_out", "mlp_out", "other_out")
-Floats = NDArray[np.float64]
+NUMBERS = ("layer", "head", "neuron")
+Changes = dict[str, list[NDArray[np.float64]]]  # metric -> (components, prompts) of every arm
 
 
 @dataclass(frozen=True)
@@ -77,10 +82,12 @@ class Part:
     layer: int
     head: int | None
     sites: tuple[Site, ...]
+    neuron: int | None = None
 
 
 def parts(layout: Layout, components: Sequence[str]) -> list[Part]:
-    """Every head (its z), every MLP (what it adds), every layer (all that it adds)."""
+    """Every head (its z), every MLP (what it adds), every layer (all that it adds), every neuron
+    (of mlp_hidden)."""
     made = []
     for layer in range(layout.layers):
         has = [kind for kind in (*ADDING, "z") if layer in layout.where(kind)]
@@ -92,6 +99,12 @@ def parts(layout: Layout, components: Sequence[str]) -> list[Part]:
         if "layer" in components:
             sites = tuple(Site(kind, layer) for kind in ADDING if kind in has)
             made.append(Part("layer", layer, None, sites))
+        if "neuron" in components:
+            whole = Site("mlp_hidden", layer)
+            count = layout.count(layout.check(whole)) if layer in layout.where("mlp_hidden") else 0
+            made += [
+                Part("neuron", layer, None, (replace(whole, neuron=n),), n) for n in range(count)
+            ]
     order = {name: place for place, name in enumerate(components)}
     return sorted((part for part in made if part.sites), key=lambda part: order[part.component])
 
@@ -101,6 +114,7 @@ def parts(layout: Layout, components: Sequence[str]) -> list[Part]:
     paper="arXiv 2211.00593",
     example="--prompts task.jsonl",
     passes=300,
+    plans=True,
     takes={"prompts": "task"},
     quick={"arms": ("mean",)},
     few={"prompts": 16},
@@ -117,19 +131,21 @@ def knockout(
     seed: int = 0,
     device: str = "cpu",
     dtype: str | None = None,
+    large: bool = False,
 ) -> Result:
     """Take every head, MLP and layer out of both sides, one at a time, and compare the losses.
 
     prompts: prompts with answers; in plain texts the answer is the token that the tuned model
-    predicts next. arms: what stands in the place of a component: zero, mean, resample;
-    also mean_position and other. components:
-    what is taken out: head, mlp, layer. metric: as in `activation`, by default the log-probability;
-    what the picked components are picked by. dtype: "float32" or "bfloat16"; None means as stored.
+    predicts next. arms: what stands in the place of a component: zero, mean, resample; also
+    mean_position and other. components: what is taken out: head, mlp, layer; also neuron, every one
+    of every MLP, of which a model has thousands. metric: as in `activation`, by default the
+    log-probability; what the picked components are picked by. dtype: "float32" or "bfloat16"; None
+    means as stored. large: as in `activation`.
 
     The command line takes 16 prompts and the mean alone; with --full all of them and all arms.
 
-    Returns a Result with columns side, arm, component, layer, head, metric: the change that the
-    knockout makes to `score` (fraction right), `log_probability` (nats, of the answer) and
+    Returns a Result with columns side, arm, component, layer, head, neuron, metric: the change that
+    the knockout makes to `score` (fraction right), `log_probability` (nats, of the answer) and
     `logit_difference` (to the best foil) and the `metric`, means over prompts with 95% bootstrap
     intervals, n, for the sides "base", "tuned" and, paired, "tuned - base"; baseline: the mean over
     all components of the kind. Metric `picked`: of each arm and kind the component whose knockout
@@ -137,7 +153,7 @@ def knockout(
     the other. Raises WorkbenchError for unknown arms or components, and for one prompt alone where
     resampled.
     """
-    for name, asked, known in (("arms", arms, KNOWN), ("components", components, COMPONENTS)):
+    for name, asked, known in (("arms", arms, KNOWN), ("components", components, KINDS)):
         unknown = [one for one in asked if one not in known]
         if unknown or not asked:
             told = repr(unknown[0]) if unknown else "none"
@@ -148,13 +164,16 @@ def knockout(
     given = answered(words, prompts)
     if RESAMPLE in arms:
         require_two(given)
-    found: dict[str, dict[str, Floats]] = {}
+    found: dict[str, Changes] = {}
     with pair.models(device, named_dtype(dtype)) as run:
         given, said = with_answers(run.tuned, "tuned", given, words, batch_size, device)
         places = parts(run.layout, components)
         where = Running(pad_id(words), batch_size, device)
         sites = list(dict.fromkeys(site.whole for part in places for site in part.sites))
         models = {"base": (run.base, run.tuned), "tuned": (run.tuned, run.base)}
+        entries = [(part.layer, part.sites[0]) for part in places] * len(arms)
+        ahead = plan(run.base, given, entries, sites, words, batch_size, device)
+        ahead.require("knockout, of each side", device, large)
         for side, (model, other) in models.items():
             stands = [
                 Replacement.of(arm, model, given, sites, where, giver=(other, given), seed=seed)
@@ -163,9 +182,10 @@ def knockout(
             job = _Knockout(model, given, places, stands, sites, where, judge)
             found[side] = job.run(f"knockout, {side}")
         notes = [f"{pair.name}: {note}" for note in (*said, run.described)]
+    found[CHANGE] = _difference(found)
     pick, report = halves(len(given), seed)
     notes.append(f"{pair.name}: {said_of_halves(pick, report, 'The picked components')}")
-    table = pd.DataFrame(_rows(found, places, arms, (pick, report), seed, judge))
+    table = _table(found, places, arms, (pick, report), seed, judge)
     table.insert(0, "member", pair.name)
     parameters = {
         "prompts": describe(prompts), "arms": [*arms], "components": [*components],
@@ -174,7 +194,6 @@ def knockout(
     known = {"seed": seed, "device": str(device), "dtype": dtype or "as stored"}
     provenance = pair.provenance(parameters=parameters, **known)
     provenance = provenance.with_notes((*provenance.notes, *notes))
-    table = table.astype({"layer": "Int64", "head": "Int64"})
     return finished(KEY, table, provenance, _tensors(found, arms))
 
 
@@ -190,20 +209,25 @@ class _Knockout:
     where: Running
     metric: Metric | None = None
 
-    def run(self, label: str) -> dict[str, Floats]:
-        """metric -> (arms, parts, prompts): the change that each knockout makes."""
-        size = (len(self.stands), len(self.places), len(self.given))
-        kept = {metric: np.full(size, np.nan) for metric in measures(self.metric, METRICS)}
+    def run(self, label: str) -> Changes:
+        """The change that each knockout makes."""
+        size = len(self.places), len(self.given)
+        kept = {
+            metric: [unknown(size) for _ in self.stands]
+            for metric in measures(self.metric, METRICS)
+        }
         lengths = [len(row.fed) for row in self.given]
-        with progress(total=len(self.given), desc=label) as bar:
-            for at, found in in_batches(lengths, self.where.batch_size, self._batch):
+        total = len(self.given) * len(self.stands) * len(self.places)
+        with progress(total=total, desc=label) as bar:
+            run = partial(self._batch, bar=bar)
+            for at, found in in_batches(lengths, self.where.batch_size, run):
                 for metric, value in found.items():
-                    kept[metric][..., at] = value.cpu().double().numpy()
-                bar.update(len(at))
-        shared.require_metric(kept, self.metric)
+                    for own, new in zip(kept[metric], value.cpu().double().numpy(), strict=True):
+                        own[:, at] = new
+        shared.require_metric({metric: own[0] for metric, own in kept.items()}, self.metric)
         return kept
 
-    def _batch(self, at: list[int]) -> dict[str, Tensor]:
+    def _batch(self, at: list[int], bar: Any) -> dict[str, Tensor]:
         """metric -> (arms, parts, batch)."""
         inputs = batch(self.given, at, self.where.device, self.where.fill)
         own = Rerun(self.model, inputs, self.sites)
@@ -219,65 +243,70 @@ class _Knockout:
                 scored = shared.measured(own.again(patches), *known)
                 for metric in made:
                     made[metric].append(scored[metric] - plain[metric])
+                bar.update(len(chosen) * len(at))
         shape = (len(self.stands), len(self.places))
         return {metric: torch.cat(own).unflatten(0, shape) for metric, own in made.items()}
 
 
-def _difference(found: Mapping[str, Mapping[str, Floats]]) -> dict[str, Floats]:
-    return {metric: own - found["base"][metric] for metric, own in found["tuned"].items()}
+def _difference(found: Mapping[str, Changes]) -> Changes:
+    base = found["base"]
+    return {
+        metric: [less(one, other) for one, other in zip(own, base[metric], strict=True)]
+        for metric, own in found["tuned"].items()
+    }
 
 
-def _tensors(
-    found: Mapping[str, Mapping[str, Floats]], arms: Sequence[str]
-) -> dict[str, NDArray[np.floating]]:
+def _tensors(found: Mapping[str, Changes], arms: Sequence[str]) -> dict[str, NDArray[np.floating]]:
     """The change that each knockout makes on every prompt, by side, arm and metric."""
     made: dict[str, NDArray[np.floating]] = {}
-    for side, values in (*found.items(), (CHANGE, _difference(found))):
+    for side, values in found.items():
         for i, arm in enumerate(arms):
-            known = {m: own[i] for m, own in values.items() if not np.isnan(own).all()}
+            known = {m: own[i] for m, own in values.items() if not np.isnan(own[i]).all()}
             made |= stored(side, arm, known)
     return made
 
 
-def _rows(
-    found: Mapping[str, Mapping[str, Floats]],
+def _table(
+    found: Mapping[str, Changes],
     places: Sequence[Part],
     arms: Sequence[str],
     split: tuple[Sequence[int], Sequence[int]],
     seed: int,
     judge: Metric | None = None,
-) -> Iterator[dict[str, Any]]:
+) -> pd.DataFrame:
     """Means over prompts of both sides and of their difference, and the picked components."""
-    kinds = np.array([part.component for part in places])
-    difference = _difference(found)
-    for side, values in (*found.items(), (CHANGE, difference)):
+    named = pd.DataFrame([_named(part) for part in places])
+    kinds = named["component"].to_numpy()
+    tables = []
+    for side, values in found.items():
         for metric, own in values.items():
-            if np.isnan(own).all():
-                continue  # no prompt has foils
             for arm, of_arm in zip(arms, own, strict=True):
-                told = ratios(of_arm, seed=seed)
-                for number, part in enumerate(places):
-                    null = float(np.nanmean(of_arm[kinds == part.component]))
-                    row = {name: value[number] for name, value in told._asdict().items()}
-                    about = {"side": side, "arm": arm} | _named(part)
-                    yield about | {"metric": metric, "baseline": null} | row
+                if np.isnan(of_arm).all():
+                    continue  # no prompt has foils
+                told = ratios(of_arm, seed=seed)._asdict()
+                about = named.assign(side=side, arm=arm, metric=metric, **told)
+                # What a random one of the kind does.
+                about["baseline"] = about.groupby("component")["value"].transform("mean")
+                tables.append(about)
     pick, report = split
     by = "log_probability" if judge is None else judge.name
     worse = -1 if judge is not None and judge.lower else 1
-    if np.isnan(difference[by]).all():
-        return
-    for arm, of_arm in zip(arms, difference[by], strict=True):
+    for arm, of_arm in zip(arms, found[CHANGE][by], strict=True):
+        if np.isnan(of_arm).all():
+            continue
+        costs = worse * ratios(of_arm[:, pick], draws=1).value
         for kind in dict.fromkeys(kinds):
             among = np.flatnonzero(kinds == kind)
-            costs = ratios(worse * of_arm[among][:, pick], draws=1).value
-            if np.isnan(costs).all():
+            if np.isnan(costs[among]).all():
                 continue
-            best = int(among[np.nanargmin(costs)])
+            best = int(among[np.nanargmin(costs[among])])
             null = float(np.nanmean(of_arm[among][:, report]))
-            told = ratios(of_arm[best, report], seed=seed).first
-            about = {"side": CHANGE, "arm": arm} | _named(places[best])
-            yield about | {"metric": "picked", "baseline": null} | told._asdict()
+            told = ratios(of_arm[best, report], seed=seed).first._asdict()
+            about = {"side": CHANGE, "arm": arm, "metric": "picked", "baseline": null}
+            tables.append(pd.DataFrame([_named(places[best]) | about | told]))
+    return pd.concat(tables, ignore_index=True).astype(dict.fromkeys(NUMBERS, "Int64"))
 
 
 def _named(part: Part) -> dict[str, Any]:
-    return {"component": part.component, "layer": part.layer, "head": part.head}
+    about = {"component": part.component, "layer": part.layer, "head": part.head}
+    return about | {"neuron": part.neuron}

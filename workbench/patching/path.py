@@ -1,16 +1,17 @@
-"""Path patching: which heads act on the answer directly, or through other heads' queries, keys or
-values?
+"""Path patching: what acts on the answer directly, or through other heads' queries, keys or values,
+or through an MLP?
 
 1. Run clean and corrupt prompts, keeping every head's z.
-2. Per sender head: the clean run with that head's z from the corrupt run and every later head
-   frozen to its clean z, while the MLPs react; keep what the receivers then get.
-3. The clean run again with only the receivers' vectors from step 2. Where the logits receive, step
-   2 is the run itself.
+2. Per sender (a head, an MLP, or the embedding): the clean run with what it sends from the corrupt
+   run and every later head frozen to its clean z, while the MLPs react; keep what the receivers
+   then get.
+3. The clean run again with only what the receivers got in step 2, or, of an MLP, made of it. Where
+   the logits receive, step 2 is the run itself.
 
     effect = mean((p_patched - p_clean) / p_clean),   p: probability of the right answer
 
 (Wang et al. 2022, arXiv 2211.00593; Goldowsky-Dill et al. 2023, arXiv 2304.05969; the score as in
-Prakash et al. 2024, arXiv 2402.14811). A negative effect means that the head supports the answer.
+Prakash et al. 2024, arXiv 2402.14811). A negative effect means that the sender supports the answer.
 With all later heads frozen nothing moves between tokens: what a sender gives at a position, the
 receivers are given there, and only the last one acts on the logits of a one-token answer. A key or
 value that changed at that position may be looked at from any later one; `receiver_position` says
@@ -30,12 +31,12 @@ import pandas as pd
 from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
 from workbench.loaders import CheckpointPair
-from workbench.models import Site
 from workbench.models.sides import named_dtype
 from workbench.patching.activation import KNOWN, SIDES, asked, partners, require_sides
 from workbench.patching.metrics import Asked, metric_of
 from workbench.patching.patches import Position
-from workbench.patching.path_effects import Head, Part, effects
+from workbench.patching.path_effects import effects
+from workbench.patching.path_ends import End, Part, Receivers, looked_from
 from workbench.patching.per_prompt import stored
 from workbench.patching.places import MEAN, PAIR, placed, require_one_run
 from workbench.patching.places import asked as places_of
@@ -56,7 +57,7 @@ KEY = "patching.path"
 
 
 @analysis(
-    "Which heads act on the logits directly, or through other heads' queries, keys or values?",
+    "Which heads act on the logits directly, or through other heads or MLPs?",
     paper="arXiv 2211.00593",
     example="--prompts boxes.jsonl --receivers 3.0,3.2 --part q",
     plans=True,
@@ -67,11 +68,11 @@ def path(
     prompts: PromptSet,
     *,
     corrupted: PromptSet | None = None,
-    receivers: Sequence[Head] | Literal["logits"] = "logits",
+    receivers: Sequence[End] | Literal["logits"] = "logits",
     part: Part = "v",
     position: Position = -1,
     receiver_position: Position = None,
-    senders: Sequence[Head] | None = None,
+    senders: Sequence[End] | None = None,
     metric: Asked | None = None,
     with_: With = "corrupted",
     sides: Sequence[str] = SIDES,
@@ -81,27 +82,29 @@ def path(
     dtype: str | None = None,
     large: bool = False,
 ) -> Result:
-    """Measure the effect of every sender head on the answer, through the receivers alone.
+    """Measure the effect of every sender on the answer, through the receivers alone.
 
-    prompts, corrupted, metric, sides, dtype, large: as in `activation`. with_: what the sender's z
-    is replaced by, as in `activation`. receivers: "logits", or
-    (layer, query head) pairs whose `part` receives (a key-value head, for k and v, if several
-    queries share one). part: which input of the receiving heads changes: q, k or v. position: the
-    token of the sender, and of the query, key or value that receives; None for every token.
-    receiver_position: the tokens (-1, "subject:last", 2..5) from which the receiving heads look,
-    their output being as in the clean run at all others (a query looks from its own); None for
-    every token; -1 stands for all tokens that predict an answer's. senders: the sending heads; None
-    for every head before the last receiver.
+    prompts, corrupted, metric, sides, dtype, large: as in `activation`. with_: what stands for what
+    a sender sends, as in `activation`. receivers: "logits", or (layer, head) pairs whose `part`
+    receives (a key-value head, for k and v, if several queries share one); as text also "3.mlp",
+    whose input receives, and "3.1@subject", a head that looks from a place of its own. part: which
+    input of the receiving heads changes: q, k or v. position: the token of the sender, and of what
+    receives; None for every token. receiver_position: the tokens (-1, "subject:last", 2..5) from
+    which the receiving heads look, their output being as in the clean run at all others (a query
+    looks from its own); None for every token; -1 stands for all tokens that predict an answer's.
+    senders: (layer, head) pairs; as text also "2.mlp" and "embedding". None for every head before
+    the last receiver.
 
     The command line takes 16 prompts of a file, with --full all of them.
 
-    Returns a Result with columns side, layer, head, position, arm, metric. Arm "patch": `effect`
-    (mean relative change of the answer's probability, over prompts whose probability is not below
-    e^-20), `logit_change` (of the logit difference) and `change:METRIC` (of another metric);
-    "shuffled": with the z of another prompt's corrupt run; "random": what a random sender gives.
-    95% intervals over prompts, n. The notes state the cost in forward passes. tensors: as in
-    `activation`. Raises WorkbenchError for heads a model does not have, and for a receiver_position
-    of the logits, which are where the answer is.
+    Returns a Result with columns side, component (head, mlp, embedding), layer, head, position,
+    arm, metric. Arm "patch": `effect` (mean relative change of the answer's probability, over
+    prompts whose probability is not below e^-20), `logit_change` (of the logit difference) and
+    `change:METRIC` (of another metric); "shuffled": with what is sent in another prompt's corrupt
+    run; "random": what a random sender of that component gives. 95% intervals over prompts, n. The
+    notes state the cost in forward passes. tensors: as in `activation`. Raises WorkbenchError for
+    ends a model does not have, for senders that come to no receiver, and for a receiver_position of
+    the logits, which are where the answer is.
     """
     require_with(with_, KNOWN)
     require_sides(sides)
@@ -111,9 +114,10 @@ def path(
     clean, dirty, corrupted = partners(words, prompts, corrupted, seed)
     if with_ != CORRUPTED:
         require_one_run(places_of([position]), with_)
-    _require_one_place(receiver_position)
+    looks = [receiver_position, *looked_from(receivers)]
+    _require_one_place(looks)
     clean, dirty = placed(places_of([position]), clean, dirty)
-    clean, _ = placed(places_of([receiver_position]), clean, clean)
+    clean, _ = placed(places_of(looks), clean, clean)
     tables, notes, tensors = [], [], {}
     with pair.models(device, named_dtype(dtype)) as run:
         for side in sides:
@@ -121,8 +125,9 @@ def path(
             stands = None
             if with_ != CORRUPTED:
                 how = Running(pad_id(words), batch_size, device)
-                heads = [Site("z", layer) for layer in run.layout.where("z")]
-                known = (with_, model, clean, heads, how)
+                ends = Receivers.of(run.layout, receivers, part, position, receiver_position)
+                sites = {site.whole for site in ends.senders(run.layout, senders)}
+                known = (with_, model, clean, sites, how)
                 stands = Replacement.of(*known, giver=(other, clean), seed=seed)
             made = effects(
                 *(Side(model, clean), Side(model, dirty), words),
@@ -155,10 +160,11 @@ def path(
     return finished(KEY, table, provenance.with_notes((*provenance.notes, *notes)), tensors)
 
 
-def _require_one_place(position: Position) -> None:
+def _require_one_place(looks: Sequence[Position]) -> None:
     """Raises for a place of two runs or for a mean, where heads look from a token of the prompt."""
-    if isinstance(position, str) and (PAIR in position or position.endswith(MEAN)):
-        raise WorkbenchError(
-            f"Expected receiver_position to be tokens of the prompt itself, found {position!r}; "
-            "give a named place, a range (2..5) or a count (-1)."
-        )
+    for place in looks:
+        if isinstance(place, str) and (PAIR in place or place.endswith(MEAN)):
+            raise WorkbenchError(
+                f"Expected receiver_position to be tokens of the prompt itself, found {place!r}; "
+                "give a named place, a range (2..5) or a count (-1)."
+            )

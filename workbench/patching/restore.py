@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
+from workbench.files.large import unknown
 from workbench.loaders import CheckpointPair
 from workbench.models import Layout, edit, merged
 from workbench.models.edits import Mask, only, overlay
@@ -133,15 +134,17 @@ def restore(
         for metric, value in scores.items():
             values.setdefault(metric, np.full(size, np.nan))[some] = value[0].cpu().numpy()
 
-    patched: list[shared.Values] = [{} for _ in chosen]
-
     def swept(batches: Sequence[tuple[list[int], Rerun, Tensor]]) -> None:
         """Parameters are read once a place for all these prompts."""
-        for place, values in zip(chosen, patched, strict=True):
+        for number, place in enumerate(chosen):
             with _restored(destination, pair, place.mask, direction):
                 for some, here, goal in batches:
                     again = here.again([{}], layer=place.start)
-                    keep(values, some, shared.measured(again, here.inputs, goal, judge))
+                    scores = shared.measured(again, here.inputs, goal, judge)
+                    for metric, value in scores.items():
+                        if metric not in made.patched:
+                            made.patched[metric] = unknown((len(chosen), size))
+                        made.patched[metric][number, some] = value[0].cpu().numpy()
                     bar.update(len(some))
 
     waiting: list[tuple[list[int], Rerun, Tensor]] = []
@@ -155,8 +158,6 @@ def restore(
                 waiting.clear()
         if waiting:
             swept(waiting)
-    for metric in made.source:
-        made.patched[metric] = np.stack([values[metric] for values in patched])
     table = sweep_rows.summary(
         *(made, [place.patch for place in chosen]),
         zero=made.destination,

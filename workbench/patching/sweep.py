@@ -118,6 +118,7 @@ def sweep(
             same = measured(here.logits, here.inputs, reference, metric)
             same = {m: v.masked_fill(alone, torch.nan) for m, v in same.items()}
             found.append((idle, {m: v.expand(len(idle), -1) for m, v in same.items()}))
+            bar.update(len(idle) * len(places))
         order = sorted({*range(len(patches))} - {*idle}, key=lambda i: _entry(patches[i], here))
         for chunk in _chunks(order, max(1, batch_size // len(places))):
             values = [_values(runs[-1], here, patches[i]) for i in chunk]
@@ -125,6 +126,7 @@ def sweep(
             scores = measured(logits, here.inputs, reference, metric)
             scores = {m: v.masked_fill(alone, torch.nan) for m, v in scores.items()}
             found.append((chunk, scores))
+            bar.update(len(chunk) * len(places))
         _require_null(here, patches, fill, device)
         # Scores alone: the plain runs of a batch go before those of the next are made.
         plain = measured(here.logits, here.inputs, reference, metric)
@@ -145,7 +147,6 @@ def sweep(
                         made.patched[name] = unknown((len(patches), size))
                     made.patched[name][np.ix_(chunk, places)] = value.cpu().numpy()
             spent += forwards * len(places) / size
-            bar.update(len(places) * len(patches))
     require_metric(made.destination, metric)
     return made._replace(forwards=spent)
 

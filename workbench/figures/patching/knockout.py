@@ -17,14 +17,14 @@ HEADING = "Knockouts"
 METRIC = "log_probability"
 CHANGE = "tuned - base"
 MOST = 8  # components of each model
-NAMES = {"mlp": "MLP", "layer": "layer", "head": "head"}
+NAMES = {"mlp": "MLP", "layer": "layer", "head": "head", "neuron": "neuron"}
 ORDER = ("mean", "resample", "zero")  # the arm that is drawn is the first there is
 
 
 def named(row: pd.Series) -> str:
-    """A component by its place: "head 4.2", "MLP 3", "layer 3"."""
-    name = f"{NAMES[row['component']]} {int(row['layer'])}"
-    return f"{name}.{int(row['head'])}" if row["component"] == "head" else name
+    """A component by its place: "head 4.2", "MLP 3", "layer 3", "neuron 3.17"."""
+    name, own = f"{NAMES[row['component']]} {int(row['layer'])}", row["component"]
+    return f"{name}.{int(row[own])}" if own in ("head", "neuron") else name
 
 
 def arm(result: Result) -> str:

@@ -1,19 +1,74 @@
-"""Which head supports the answer most on its way to a receiver? A sentence, without a figure."""
+"""What supports the answer on its way to a receiver? Every sender's effect, layers upwards."""
 
 from __future__ import annotations
 
-from workbench.figures.patching.recovered import place_of
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from workbench.figures import style
+from workbench.figures.drawing import Drawing
+from workbench.figures.patching.layer_maps import by_side, layer_maps
 from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "patching.path"
 HEADING = "Heads along their paths"
+NAMES = {"logit_change": "change of the logit difference", "effect": "relative change of p(answer)"}
+
+
+@style.styled
+def senders(result: Result, ax: Axes | None = None) -> Figure:
+    """What every head, and every MLP where they send, does to the answer through the receivers: a
+    panel for the base and one per fine-tuned model, on one colour scale around 0. Beside each name
+    what a random head does."""
+    metric = _metric(result)
+    own = result.metric(metric)
+    own = own[own["component"].isin(("head", "mlp"))]
+    own = own.assign(sender=own["head"].map(str).where(own["component"] == "head", "MLP"))
+    own = own[(own["arm"] != "random") | (own["component"] == own["component"].iloc[0])]
+    patched = own[own["arm"] == "patch"]
+    heads = sorted({int(head) for head in patched["head"].dropna()})
+    keys = [*map(str, heads), *["MLP"] * bool((patched["component"] == "mlp").any())]
+    return layer_maps(
+        ax, by_side(result, own), "sender", keys, keys, "head", NAMES[metric],
+        looks=style.looks(result),
+    )  # fmt: skip
+
+
+def named(row: pd.Series) -> str:
+    """A sender by its place: "(layer 3, head 1, at -1)", "(MLP 3)", "(the embedding)"."""
+    told = {
+        "head": f"layer {row['layer']}, head {row['head']}",
+        "mlp": f"MLP {row['layer']}",
+        "embedding": "the embedding",
+    }[row["component"]]
+    return f"({told})" if row["position"] == "all" else f"({told}, at {row['position']})"
+
+
+DRAWINGS = (
+    Drawing(
+        KEY,
+        "senders",
+        "What acts on the answer along this path",
+        senders,
+        "Each cell is what the answer loses or gains where one sender alone is as in the corrupt "
+        "run and acts through the receivers alone: below 0 it supports the answer. The first map "
+        "is the base, and the others are the fine-tuned models. Next to each name is what a "
+        "random sender does. A sender that is the same in both prompts does nothing.",
+        "Where the corrupt prompt changes several things at once, their paths are mixed. Senders "
+        "that stand in for each other show little alone.",
+        applies=lambda result, *others: bool(
+            result.table["component"].isin(("head", "mlp")).any() and result.has("effect")
+        ),
+    ),
+)
 
 
 def sentence(result: Result) -> Findings:
-    """The head that supports the answer most, per side; without foils by its probability."""
-    foils = result.has("logit_change")
-    own = result.metric("logit_change" if foils else "effect")
+    """The sender that supports the answer most, per side; without foils by its probability."""
+    metric = _metric(result)
+    own = result.metric(metric)
     own = own[own["arm"] == "patch"]
     parts = []
     for (member, side), rows in own.groupby(["member", "side"], sort=False):
@@ -21,6 +76,13 @@ def sentence(result: Result) -> Findings:
             parts.append(f"{member}: {side} gives none of the answers")
             continue
         best = rows.loc[rows["value"].idxmin()]
-        parts.append(f"{member}: {side} {place_of(best)} {change(best, '.2f')}")
-    what = "the logit difference" if foils else "the answer's probability, relative,"
-    return f"The largest fall of {what} is by one head ({int(own['n'].max())} prompts)", parts
+        parts.append(f"{member}: {side} {named(best)} {change(best, '.2f')}")
+    what = "the logit difference" if metric != "effect" else "the answer's probability, relative,"
+    kinds = {"head": "head", "mlp": "MLP", "embedding": "the embedding"}
+    by = kinds[own["component"].iloc[0]] if own["component"].nunique() == 1 else "sender"
+    by = by if by.startswith("the") else f"one {by}"
+    return f"The largest fall of {what} is by {by} ({int(own['n'].max())} prompts)", parts
+
+
+def _metric(result: Result) -> str:
+    return "logit_change" if result.has("logit_change") else "effect"
