@@ -27,6 +27,7 @@ and an edge costs one product over tokens and width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -138,81 +139,99 @@ def scores(
     the run whose gradient is taken, the corrupt one itself or one between the two.
     """
     layout, size = Layout(model), len(values[EMBEDDING])
-    each = len(senders(layout, groups(layout)[-1])) * values[EMBEDDING][0].numel()
-    rows = max(1, ROOM // each)
+    order = {site: place for place, site in enumerate(_in_order(layout))}
+    rows = max(1, ROOM // (len(order) * values[EMBEDDING][0].numel()))
     parts = [slice(begin, begin + rows) for begin in range(0, size, rows)]
     with torch.enable_grad(), as_run(model):
         given = (source, destination, values, slopes)
         found = [
-            _scored(layout, *({site: full[part] for site, full in own.items()} for own in given))
+            _scored(layout, order, *({s: full[part] for s, full in own.items()} for own in given))
             for part in parts
         ]
     return torch.cat(found, dim=1)
 
 
+def _in_order(layout: Layout) -> list[Site]:
+    """Every sender, layer by layer, so that those that precede a receiver are the first so many."""
+    made = [EMBEDDING]
+    for layer in range(layout.layers):
+        made += [Site("z", layer, head) for head in range(layout.heads)]
+        made.append(Site("mlp_out", layer))
+    return made
+
+
 def _scored(
-    layout: Layout, source: Values, destination: Values, values: Values, slopes: Values
+    layout: Layout,
+    order: Mapping[Site, int],
+    source: Values,
+    destination: Values,
+    values: Values,
+    slopes: Values,
 ) -> Tensor:
     """`scores` of some prompts, whose senders' differences are all in memory."""
-    heads, mlps = _sent(layout, source, destination)
-    embedded = (source[EMBEDDING] - destination[EMBEDDING]).float()[None]
+    sent = _sent(layout, order, source, destination)
     found = []
-    for group in groups(layout):
-        first = group.receivers[0]
-        if first.kind == "resid_post":
-            pulled = slopes[first][None]
-        else:
-            pulled = _pulled(layout, first.whole, values, slopes[first.whole])
-        sent = torch.cat([embedded, *heads[: group.heads], *mlps[: group.mlps]])
-        # One product of matrices for each prompt: (senders, token x width) by (.., receivers).
-        left, right = (own.transpose(0, 1).flatten(2) for own in (sent, pulled.float()))
-        found.append((left @ right.mT).permute(1, 2, 0).flatten(0, 1))
+    # Receivers behind the same heads are scored at once: one reading of what is sent to them.
+    for _, together in groupby(groups(layout), lambda group: group.heads):
+        same, pulled = list(together), []
+        for group in same:
+            first = group.receivers[0]
+            if first.kind == "resid_post":
+                pulled.append(slopes[first])
+            else:
+                pulled += _pulled(layout, first.whole, values, slopes[first.whole])
+        places = [[order[site] for site in senders(layout, group)] for group in same]
+        read = torch.stack(pulled, dim=1).flatten(2).float()
+        made = sent[:, : max(map(len, places))] @ read.mT  # (batch, senders, receivers)
+        own = made.split([len(group.receivers) for group in same], dim=-1)
+        found += [
+            part[:, at].permute(1, 2, 0).flatten(0, 1) for part, at in zip(own, places, strict=True)
+        ]
     return torch.cat(found)
 
 
-def _pulled(layout: Layout, site: Site, values: Values, slope: Tensor) -> Tensor:
-    """The gradient at the receivers' input, (receivers, batch, token, width), through the norm and
-    through each head's own rows of the projection."""
-    stream = values[stream_of(layout, site)].detach()
+def _pulled(layout: Layout, site: Site, values: Values, slope: Tensor) -> list[Tensor]:
+    """The gradient at each receiver's input, (batch, token, width), through the norm and through
+    each head's own rows of the projection."""
+    given = values[stream_of(layout, site)].detach().requires_grad_()
     if site.kind == "mlp_out":
-        given = stream.requires_grad_()
-        (found,) = torch.autograd.grad(reader(layout, site)(given), given, slope)
-        return found[None]
+        return [*torch.autograd.grad(reader(layout, site)(given), given, slope)]
     if source(layout, site):
         # A norm over all heads joins them, so each head's own way back is taken whole.
-        heads = slope.shape[2]
-        given = stream.repeat(heads, 1, 1).requires_grad_()
-        made = reader(layout, site)(given).unflatten(0, (heads, -1))
-        own = torch.stack([made[head, :, :, head] for head in range(heads)])
-        (found,) = torch.autograd.grad(own, given, slope.movedim(2, 0))
-        return found.unflatten(0, (heads, -1))
-    rows = matrix(layout, site, stream).unflatten(-1, slope.shape[2:])
-    inside = torch.einsum("bthd,whd->hbtw", slope.float(), rows).to(stream.dtype)
-    given = stream.repeat(len(inside), 1, 1).requires_grad_()
-    made = norm_of(layout, site)(given)
-    (found,) = torch.autograd.grad(made, given, inside.flatten(0, 1).to(made.dtype))
-    return found.unflatten(0, (len(inside), -1))
+        made = reader(layout, site)(given)
+        ways = [(made[:, :, head], slope[:, :, head]) for head in range(slope.shape[2])]
+    else:
+        rows = matrix(layout, site, given).unflatten(-1, slope.shape[2:])
+        inside = torch.einsum("bthd,whd->hbtw", slope.float(), rows)
+        made = norm_of(layout, site)(given)
+        ways = [(made, own.to(made.dtype)) for own in inside]
+    return [torch.autograd.grad(made, given, own, retain_graph=True)[0] for made, own in ways]
 
 
-def _sent(layout: Layout, source: Values, destination: Values) -> tuple[list[Tensor], list[Tensor]]:
-    """What the heads and the MLPs of every layer add to the stream in one run, less what they add
-    in the other, (senders, batch, token, width) each."""
+def _sent(layout: Layout, order: Mapping[Site, int], source: Values, destination: Values) -> Tensor:
+    """What every sender adds to the stream in one run, less what it adds in the other, (batch,
+    senders, token x width)."""
 
     def change(site: Site) -> Tensor:
         return (source[site] - destination[site]).float()
 
-    heads = []
+    embedded = change(EMBEDDING)
+    made = embedded.new_empty(len(embedded), len(order), *embedded.shape[1:])
+    made[:, order[EMBEDDING]] = embedded
     for layer in range(layout.layers):
         site = Site("z", layer)
+        begin = order[Site("z", layer, 0)]
+        heads = made[:, begin : begin + layout.heads]
         if norm_behind(layout, layer) is not None:
             own = (heads_add(layout, layer, run[site]).float() for run in (source, destination))
-            heads.append(torch.sub(*own))
-            continue
-        own = change(site)
-        rows = matrix(layout, site, source[site]).unflatten(0, own.shape[2:])
-        rows = rows * layout.scale(Site("attn_out", layer))
-        heads.append(torch.einsum("bthd,hdw->hbtw", own, rows))
-    return heads, [change(Site("mlp_out", layer))[None] for layer in range(layout.layers)]
+            heads.copy_(torch.sub(*own).transpose(0, 1))
+        else:
+            own = change(site)
+            rows = matrix(layout, site, source[site]).unflatten(0, own.shape[2:])
+            rows = rows * layout.scale(Site("attn_out", layer))
+            heads.copy_(own.transpose(1, 2) @ rows)
+        made[:, order[Site("mlp_out", layer)]] = change(Site("mlp_out", layer))
+    return made.flatten(2)
 
 
 def exact_logits(there: Rerun, here: Rerun, chosen: Sequence[Link], size: int = 16) -> Tensor:
