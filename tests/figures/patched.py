@@ -138,10 +138,13 @@ def knockout(members: dict) -> Result:
         places = [("layer", layer, None, -1.0) for layer in range(LAYERS)]
         places += [("mlp", layer, None, -0.2) for layer in range(LAYERS)]
         places += [("head", i // HEADS, i % HEADS, -0.1) for i in range(LAYERS * HEADS)]
+        places += [("neuron", 1, neuron, -0.3) for neuron in range(3)]
         about = {"member": member, "arm": "mean"}
-        for component, layer, head, base in places:
-            more = -3.0 * (layer == 2 and component != "mlp" and head in (None, 1))
-            place = {"component": component, "layer": layer, "head": head}
+        for component, layer, number, base in places:
+            more = -3.0 * (layer == 2 and component != "mlp" and number in (None, 1))
+            more -= 2.0 * ((component, number) == ("neuron", 2))
+            place = {"component": component, "layer": layer, "head": None, "neuron": None}
+            place |= {component: number} if number is not None else {}
             for side, value in (("base", base), ("tuned", base + more), (CHANGE, more)):
                 own = about | place | {"side": side, "metric": "log_probability"}
                 rows.append(own | mean(value) | {"baseline": base})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 
+from tests.figures.patched import knockout, path
 from tests.figures.synthetic import family, intruders, scaling
 from workbench import figures
 from workbench.figures import marks
@@ -136,3 +138,28 @@ def test_a_map_of_counts_ends_at_the_largest_and_shows_each_as_a_number():
         assert [t.get_text() for t in here.texts] == [f"{value:.0f}" for value in grid.flat]
     null = np.asarray(maps[-1].images[0].get_array()).max()
     assert {here.images[0].get_clim() for here in maps} == {(0, max(counts.max(), null))}
+
+
+def test_senders_of_a_path_are_where_their_layer_and_head_are():
+    """Heads by number, and MLPs in a column of their own, also where heads are floats."""
+    made = path(family(1))
+    panels = [here for here in figures.draw(made).axes if here.images]
+    base, tuned = (np.asarray(here.images[0].get_array()) for here in panels)
+    wanted = np.zeros((4, 4))
+    wanted[3, 3] = -1
+    np.testing.assert_array_equal(base, wanted)
+    wanted[2, 1] = -4
+    np.testing.assert_array_equal(tuned, wanted)
+    assert [tick.get_text() for tick in panels[0].get_xticklabels()] == ["0", "1", "2", "MLP"]
+    assert "random: -0.30" in panels[0].get_title(loc="left")
+    old = replace(
+        made, table=made.table[made.table["component"] == "head"].drop(columns="component")
+    )
+    heads = np.asarray(figures.draw(old).axes[0].images[0].get_array())
+    np.testing.assert_array_equal(heads, base[:, :3])
+
+
+def test_what_is_needed_most_is_named_and_stands_first():
+    figure = figures.draw(knockout(family(1)))
+    names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert names[:3] == ["head 2.1", "neuron 1.2", "MLP 0"]

@@ -28,6 +28,7 @@ MIXED = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "
 }  # fmt: skip
 PROMPTS = PromptSet("ledger", shipped.held_out(shipped.TASK, 24).prompts)
 FEW = PromptSet("few", PROMPTS.prompts[:6])
+BOXES = wb.tasks.boxes(4, seed=0, order="object first")  # of one length
 TEXTS = ["Anna lives in Paris .", "The pet of Adam is a dog ."]
 
 
@@ -104,11 +105,12 @@ def test_parameters_are_restored_in_a_spread_model(family, plain):
 
 
 @pytest.mark.parametrize("where", [MIXED, DISK], ids=["mixed", "disk"])
-@pytest.mark.parametrize("analysis", ["prune", "probe", "faithfulness", "generate"])
+@pytest.mark.parametrize("analysis", ["prune", "probe", "faithfulness", "generate", "edges"])
 def test_what_reads_gradients_or_writes_texts_gives_the_same_numbers(
     family, plain, analysis: str, where
 ):
-    """Relevance by the gradient of activations, a model of random weights beside, greedy texts."""
+    """Relevance by the gradient of activations, a model of random weights beside, greedy texts, and
+    edges, which read projections by themselves."""
     pair = family["full"]
     facts = PromptSet("facts", shipped.held_out("facts", 24).prompts)
     calls: dict[str, Callable[..., wb.Result]] = {
@@ -120,6 +122,9 @@ def test_what_reads_gradients_or_writes_texts_gives_the_same_numbers(
             pair, FEW, between=" .", filler=";", shares=(0.0, 1.0), **at
         ),
         "generate": lambda **at: wb.behaviour.generate(pair, n=3, length=5, rounds=2, **at),
+        "edges": lambda **at: wb.patching.attribution(
+            pair, BOXES, sites=("z",), edges=True, exact=1, **at
+        ),
     }
     alike(calls[analysis], where, plain, analysis)
 

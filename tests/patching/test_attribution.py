@@ -28,6 +28,7 @@ from workbench.models import Layout, Site, hooks, merged
 from workbench.models.rerun import Rerun
 from workbench.patching import edges, patches
 from workbench.patching.attribution import attribution, table_of
+from workbench.patching.edge_ends import matrix
 from workbench.patching.first_order import Job, first_order, observe
 from workbench.patching.strongest import halves
 from workbench.patching.sweep import Side, measured
@@ -278,6 +279,27 @@ def test_an_edge_is_the_derivative_of_that_edge_alone(kind):
     metric = measured(logits, dirty)[MEASURE].double()
     change = (metric[1:] - metric[:1]) / 1e-3
     torch.testing.assert_close(found[some].double(), change, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_linear_layer_is_known_by_its_weights_as_by_asking_it(dtype):
+    """Whatever else a projection is made of is asked what it gives; both are the same matrix, the
+    asked one's bias left out."""
+
+    class Asked(torch.nn.Linear):
+        """Of another class, as an adapter's layer is."""
+
+    made = model("qwen2").to(dtype).requires_grad_(False)  # has biases of queries, keys, values
+    layout, like = Layout(made), torch.zeros(1, 1, made.config.hidden_size, dtype=dtype)
+    for site in (Site("q", 1), Site("k", 1), Site("v", 1), Site("z", 1)):
+        module = layout.module(site)
+        if module.bias is not None:
+            module.bias.normal_()
+        known = matrix(layout, site, like)
+        module.__class__ = Asked
+        close = 1e-6 if dtype == torch.float32 else 0.02
+        torch.testing.assert_close(known, matrix(layout, site, like), rtol=0, atol=close)
+        assert not known.requires_grad
 
 
 def test_transformer_lens_has_the_same_nodes_and_edges():

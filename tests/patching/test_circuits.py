@@ -101,9 +101,9 @@ def test_what_no_prompt_has_is_in_no_row(pair):
 @pytest.mark.parametrize(
     ("part", "position", "looks", "mlp"),
     [
-        ("q", -1, None, False), ("v", "query box", None, True), ("k", None, None, False),
-        ("v", None, None, True), ("v", "query box", -1, True),
-        ("k", "query box", "query box", False), ("q", None, -1, True),
+        ("q", -1, None, []), ("v", "query box", None, [1]), ("k", None, None, []),
+        ("v", None, None, [0, 1]), ("v", "query box", -1, [0, 1]),
+        ("k", "query box", "query box", []), ("q", None, -1, [1]),
     ],
 )  # fmt: skip
 def test_paths_by_hand(tmp_path, part, position, looks, mlp):
@@ -113,9 +113,10 @@ def test_paths_by_hand(tmp_path, part, position, looks, mlp):
     pair, prompts = paired(model(), model(seed=1), tmp_path), boxes(4, order="object first")
     words, base = pair.base.tokenizer(), pair.base.load()
     dirty_set = wb.tasks.corrupt(prompts, 0, tokenizer=words)
-    senders, receivers = [(0, 2), "1.1", "1.mlp", "embedding"], [(2, 3), (1, 0)]
+    senders, receivers = [(0, 2), "1.1", "1.mlp", "embedding"], [(2, 3), (1, 0), (0, 1)]
+    into = [*receivers, *(f"{layer}.mlp" for layer in mlp)]
     found = wb.patching.path(
-        pair, prompts, corrupted=dirty_set, receivers=[*receivers, *["1.mlp"] * mlp], part=part,
+        pair, prompts, corrupted=dirty_set, receivers=into, part=part,
         position=position, receiver_position=looks, senders=senders, sides=("base",),
     )  # fmt: skip
     clean, dirty = (rows(words, one, answers=True) for one in (prompts, dirty_set))
@@ -167,7 +168,7 @@ def test_paths_by_hand(tmp_path, part, position, looks, mlp):
             Site(part, layer): head if part == "q" else head // 2
             for layer, head in receivers
             if layer >= frozen
-        } | {Site("mlp_out", 1): 0 for _ in [0] * mlp if behind <= 1}
+        } | {Site("mlp_out", layer): 0 for layer in mlp if layer >= behind}
         head = sender[2] or 0
         step, _, _ = run(row, write | {sent: put(head, seen[1][sent])}, [*into])
         received = {site: put(head, step.captured[site]) for site, head in into.items()}

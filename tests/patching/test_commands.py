@@ -61,6 +61,7 @@ def run(folders, *arguments):
         ("cmap", ["--sites", "head", "--window", "3"], "cross_model"),
         ("restore", ["--components", "mlp.down_proj"], "restore"),
         ("path", ["--receivers", "2.0,2.1", "--part", "q"], "path"),
+        ("path", ["--receivers", "1.mlp,2.0@-1", "--senders", "0.mlp,0.1,embedding"], "path"),
         ("circuit", ["--random", "0"], "circuit"),
         ("attribution", ["--exact", "2"], "attribution"),
         ("lens", [], "lens"),
@@ -74,7 +75,7 @@ def test_every_verb_saves_its_result_and_draws(folders, verb, options, key):
     result = wb.Result.load(folders / "kept")
     assert result.analysis == f"patching.{key}"
     assert figures.headline(result).endswith(".")
-    if key not in ("path", "restore"):  # drawn beside others
+    if key != "restore":  # drawn beside others
         check(key, result.plot())
     for drawing, group in figures.drawings(result, [result]):
         check(drawing.name, drawing.draw(*group))

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 import torch
 
 import workbench as wb
 from tests.conftest import nudged
-from tests.patching.conftest import MOVER, READER, boxes, copier, model, paired, said
+from tests.models import zoo
+from tests.patching.conftest import MOVER, READER, WORDS, boxes, copier, model, paired, said
 from workbench.models import Site
-from workbench.patching import sweep_plan
+from workbench.models.rerun import Rerun
+from workbench.patching import sweep, sweep_plan
 from workbench.patching.knockout import CHANGE, METRICS, Part, _table, parts
+from workbench.progress import progress
 from workbench.results.result import Result
 from workbench.stats import others
 from workbench.tasks.batching import encode
+
+# The package names the function as the module that holds it.
+of_knockout = import_module("workbench.patching.knockout")
 
 
 def of(result: Result, metric: str, **where: object) -> np.ndarray:
@@ -219,6 +227,52 @@ def test_a_neuron_is_what_the_down_projection_reads(tmp_path):
     assert kept.values[
         kept.places["neuron"].notna() & (kept.places["layer"] == 1)
     ] == pytest.approx(expected.T, abs=1e-4)
+
+
+def test_what_a_model_does_not_have_is_said_or_refused(tmp_path):
+    """Neurons of a mixture of experts, heads of a state-space model; and a table that could not be
+    read again, before anything is run."""
+    for family, asked, kind in (
+        ("mixtral", ["neuron"], "mlp_hidden"), ("mamba", ["head"], "z"), ("mamba", ["mlp"], "mlp"),
+    ):  # fmt: skip
+        pair = paired(*(zoo.small(family, vocab_size=WORDS) for _ in range(2)), tmp_path / kind)
+        with pytest.raises(wb.WorkbenchError, match=kind):
+            wb.patching.knockout(pair, boxes(4), components=asked)
+        found = wb.patching.knockout(pair, boxes(4), components=[*asked, "layer"], arms=("zero",))
+        notes = " ".join(found.provenance.notes)
+        assert f"no {asked[0]} is known in any layer, so none was taken out there" in notes
+
+
+def test_a_table_that_could_not_be_read_again_is_refused_first(tmp_path, monkeypatch):
+    pair = paired(model(), nudged(model(), seed=1), tmp_path)
+    monkeypatch.setattr(of_knockout, "MOST_CELLS", 1000)
+    with pytest.raises(wb.WorkbenchError, match="at most 76 rows, found 180 for 15 components"):
+        wb.patching.knockout(pair, boxes(4), arms=("zero",), components=("head", "layer"))
+
+
+@pytest.mark.parametrize("knock", [True, False])
+def test_progress_goes_back_where_a_batch_did_not_fit(tmp_path, monkeypatch, knock):
+    """What was counted of it is counted again by its halves: the bar ends at its whole."""
+    pair = paired(model(), nudged(model(), seed=1), tmp_path)
+    real, bars = Rerun.again, []
+
+    def tight(self, patches, **more):
+        if len(self.inputs.ids) > 2 and len(bars) and bars[-1].n:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(self, patches, **more)
+
+    def kept(**given):
+        bars.append(progress(**given))
+        return bars[-1]
+
+    monkeypatch.setattr(Rerun, "again", tight)
+    monkeypatch.setattr(of_knockout if knock else sweep, "progress", kept)
+    if knock:
+        wb.patching.knockout(pair, boxes(4), arms=("zero",), batch_size=4)
+    else:
+        wb.patching.activation(pair, boxes(4), sites=["z"], batch_size=4)
+    assert [bar.n for bar in bars] == [bar.total for bar in bars]
+    assert len(bars) >= 2
 
 
 def test_what_is_long_is_told_and_asked_for(tmp_path, monkeypatch):

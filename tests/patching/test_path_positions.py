@@ -5,16 +5,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import workbench as wb
-from tests.patching.conftest import MOVER, READER, copier, paired, said, value
+from tests.patching.conftest import MOVER, READER, boxes, copier, model, paired, said, value
 from workbench.errors import WorkbenchError
 from workbench.lab import shipped
 from workbench.lab.compiled import programs as of
 from workbench.lab.compiled.pairs import pairs
+from workbench.models import Layout, Site
 from workbench.patching.circuit_discovery import Group, discover
+from workbench.patching.edges import EMBEDDING
+from workbench.patching.path_effects import effects
 from workbench.patching.sweep import Side
 from workbench.tasks import Prompt, PromptSet
 from workbench.tasks.batching import rows
@@ -107,6 +112,61 @@ def test_paths_from_and_to_mlps_and_the_embedding(compiled, sender, at, receiver
         assert named == ("head", *sender)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "gemma2", "olmo2"])
+def test_paths_to_an_mlp_in_every_kind_of_block(kind):
+    """By whole runs, at all tokens: attention and MLP side by side, and norms behind them too."""
+    made, words, turn = model(kind), shipped.tokenizer(), boxes(4, order="object first")
+    clean, dirty = (
+        rows(words, own, answers=True) for own in (turn, wb.tasks.corrupt(turn, 0, tokenizer=words))
+    )
+    layout, into = Layout(made), Site("mlp_out", 1)
+    senders = {"0.1": Site("z", 0, 1), "0.mlp": Site("mlp_out", 0), "embedding": EMBEDDING}
+    senders |= {} if layout.parallel else {"1.3": Site("z", 1, 3)}
+    known = {"receivers": ["1.mlp"], "position": None, "shuffled": False}
+    sides = Side(made, clean), Side(made, dirty)
+    found = effects(*sides, words, senders=[*senders], **known).values["patch", "logit_change"]
+    whole = [Site("z", layer) for layer in range(layout.layers)]
+
+    def run(row, write=(), read=()):
+        ids = {"input_ids": torch.tensor([row.fed])}
+        made_of = wb.models.run(made, ids, read=read, write=dict(write))
+        last = made_of.logits[0, -1]
+        return float(last[row.answer[0]] - last[list(row.foils)].max()), made_of.captured
+
+    for sender, expected in zip(senders.values(), found, strict=True):
+        for i, (row, other) in enumerate(zip(clean, dirty, strict=True)):
+            plain, seen = run(row, read=[*whole, into])
+            _, away = run(other, read=[sender])
+            first = sender.layer + (sender != EMBEDDING)
+            held = {z: seen[z] for z in whole[first:]} | {sender: away[sender]}
+            _, received = run(row, held, [into])
+            after, _ = run(row, {into: received[into]})
+            assert after - plain == pytest.approx(float(expected[i]), abs=2e-4), (sender, i)
+        assert np.abs(expected).max() > 1e-3
+    if layout.parallel:  # such a head and that MLP read the same stream
+        with pytest.raises(WorkbenchError, match=r"'1\.3' is not before these receivers"):
+            effects(*sides, words, senders=["1.3"], **known)
+
+
+def test_heads_that_share_a_key_look_from_where_the_named_one_does(tmp_path):
+    pair = paired(model(), model(seed=1), tmp_path)  # four heads, two of keys and values
+    known = {"senders": ["0.1", "0.2", "embedding"], "sides": ("base",), "position": "query box"}
+
+    def change(receivers, **more):
+        return value(
+            wb.patching.path(pair, boxes(4), receivers=receivers, **known, **more), "logit_change"
+        )
+
+    own = change(["1.2@-1"])
+    assert torch.equal(own, change([(1, 2)], receiver_position=-1))
+    assert torch.equal(own, change(["1.2@-1", "1.3@-1"]))
+    everywhere = change([(1, 2)])
+    assert not torch.allclose(own, everywhere, atol=1e-5)
+    # Of two with places of their own each keeps it, and one without any looks from everywhere.
+    assert not torch.allclose(change(["1.2@-1", "1.3@query box"]), own, atol=1e-5)
+    assert not torch.allclose(change(["1.2@-1", "1.3"]), own, atol=1e-5)
+
+
 def test_each_receiver_may_look_from_a_place_of_its_own(compiled):
     """Two heads at once: what reaches each from its own place, and what reaches none elsewhere."""
     pair, (asked, turned) = compiled["two-steps-learned"], single(*STEPS)
@@ -167,8 +227,9 @@ def test_where_a_receiver_looks_from_is_a_place_of_the_prompt(tmp_path):
             wb.patching.path(pair, said(), receivers=[MOVER], receiver_position=looks, **known)
         with pytest.raises(WorkbenchError, match="receiver_position to be tokens of the prompt"):
             wb.patching.path(pair, said(), receivers=[f"1.0@{looks}"], **known)
-    with pytest.raises(WorkbenchError, match="Give receivers, or leave it out"):
-        wb.patching.path(pair, said(), receiver_position=-1, **known)
+    for receivers in ("logits", ["1.mlp"]):
+        with pytest.raises(WorkbenchError, match="Give receiving heads, or leave it out"):
+            wb.patching.path(pair, said(), receivers=receivers, receiver_position=-1, **known)
     with pytest.raises(WorkbenchError, match="no span 'subject'"):
         wb.patching.path(pair, said(), receivers=[MOVER], receiver_position="subject:last", **known)
     with pytest.raises(WorkbenchError, match="lies outside a prompt"):
@@ -177,13 +238,15 @@ def test_where_a_receiver_looks_from_is_a_place_of_the_prompt(tmp_path):
         (["1.0@-1", "1.0@0"], "Head 1.0 is given two places to look from, -1 and 0"),
         (["1.0@subject"], "no span 'subject'"), (["1.mlp@-1"], "found '1.mlp@-1'"),
         (["embedding"], "found 'embedding'"), ([(1, 0, 2)], r"LAYER.HEAD, .* found \(1, 0, 2\)"),
-        (["9.mlp"], "layers 0 to 2"),
+        (["9.mlp"], "layers 0 to 2"), ([3], "found 3"),
+        ("1.mlp", r'a list of heads and MLPs, such as \["3.1", "4.mlp"\], found \'1.mlp\''),
     ):  # fmt: skip
         with pytest.raises(WorkbenchError, match=match):
             wb.patching.path(pair, said(), receivers=receivers, **known)
     for senders, match in (
         (["1.mlp"], "'1.mlp' is not before these receivers"), (["0.1@-1"], "without a place"),
-        ([], "Expected senders, found none"), (["head"], "found 'head'"),
+        ([], r"a list of senders, .* found \[\]"), (["head"], "found 'head'"),
+        ("embedding", "a list of senders, .* found 'embedding'"),
     ):  # fmt: skip
         with pytest.raises(WorkbenchError, match=match):
             wb.patching.path(pair, said(), receivers=["1.mlp"], senders=senders, **known)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
-from workbench.forgetting.side_answers import both, require_prompts
+from workbench.forgetting.side_answers import SHOWN, both, require_prompts
 from workbench.loaders import CheckpointPair
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
@@ -35,7 +35,6 @@ from workbench.tasks.scorers import Continuation, Generation, Loss
 
 KEY = "forgetting.kinds"
 RIGHT, OPTION, REFUSAL, EMPTY, OTHER = "right", "other option", "refusal", "empty", "other"
-SHOWN = 500  # characters of a question that are kept, its last
 # How answers begin, or what they say, that decline the question.
 DECLINED = re.compile(
     r"\b(?:i (?:can(?:no|'|’)t|am (?:not able|unable)|do(?:n't| not|n’t) know|won'?t)"

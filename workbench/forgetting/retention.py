@@ -31,7 +31,7 @@ from workbench.forgetting import paired
 from workbench.forgetting.answer_divergence import with_divergence
 from workbench.forgetting.harness import measured
 from workbench.forgetting.paired import Paired
-from workbench.forgetting.side_answers import Side, both, require_prompts
+from workbench.forgetting.side_answers import SHOWN, Side, both, require_prompts
 from workbench.loaders import CheckpointPair
 from workbench.results.result import Result, describe
 from workbench.results.validity import finished
@@ -42,7 +42,6 @@ from workbench.tasks.score import bytes_predicted, text_divergence
 from workbench.tasks.scorers import Loss
 
 PRETRAINING = "pretraining"
-SHOWN = 500  # characters of a question that are kept, its last
 # Of an item beside its score, where its scorer gives them; changes are tuned - base.
 SCORES = ("acc", "acc_norm", "acc_mutual_info")
 MARGIN = "margin"  # nats

@@ -31,6 +31,7 @@ from workbench.tasks.score import answers
 
 Made = TypeVar("Made")
 MOST = 400  # readings kept: small tables
+SHOWN = 500  # characters of a question that a table keeps, its last
 _KEPT: dict[tuple[object, ...], Any] = {}
 
 

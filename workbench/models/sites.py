@@ -79,10 +79,9 @@ class Site:
         if not found:
             raise WorkbenchError(f'Expected a site such as "2.z.h3@-1", found {text!r}.')
         layer, kind, letter, number, place = found.groups()
-        position = int(place) if re.fullmatch(r"-?\d+", place or "") else place
         head = int(number) if letter == "h" else None
         neuron = int(number) if letter == "n" else None
-        return cls(cast(Kind, kind), int(layer), head, position, neuron)
+        return cls(cast(Kind, kind), int(layer), head, position_of(place), neuron)
 
     @property
     def whole(self) -> Site:
@@ -93,6 +92,11 @@ class Site:
     def order(self) -> tuple[int, int]:
         """Sites sorted by it come in the order of execution."""
         return self.layer, KINDS.index(self.kind)
+
+
+def position_of(text: str | None) -> int | str | None:
+    """A position as it is typed: a count where it is one, else a name; None where there is none."""
+    return int(text) if text and re.fullmatch(r"-?\d+", text) else text
 
 
 def end(site: Site) -> End:

@@ -38,10 +38,10 @@ from workbench.patching import sweep_rows
 from workbench.patching.activation import KNOWN, SIDES, asked, partners, require_sides
 from workbench.patching.circuit_discovery import GROUPS, Circuit, Group, discover, heads, nearest
 from workbench.patching.circuit_files import placed
-from workbench.patching.circuit_runs import Judge, Kept, every_head
+from workbench.patching.circuit_runs import Judge, Kept
 from workbench.patching.metrics import Asked, metric_of
 from workbench.patching.patches import Position, require_one_width
-from workbench.patching.path_ends import Head
+from workbench.patching.path_ends import Head, every_head
 from workbench.patching.per_prompt import stored
 from workbench.patching.replacements import (
     OTHER,

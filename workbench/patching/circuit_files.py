@@ -20,6 +20,7 @@ from typing import Any
 from workbench.errors import WorkbenchError
 from workbench.files.reading import read_json
 from workbench.files.writing import Mark, says, writing
+from workbench.models.sites import position_of
 from workbench.patching.patches import Position
 from workbench.patching.path_ends import Head
 
@@ -96,9 +97,7 @@ def _parsed(text: str) -> tuple[Head, Position]:
     found = HEAD.fullmatch(text)
     assert found is not None  # of `_text`
     layer, head, place = found.groups()
-    if place is not None and re.fullmatch(r"-?\d+", place):
-        return (int(layer), int(head)), int(place)
-    return (int(layer), int(head)), place
+    return (int(layer), int(head)), position_of(place)
 
 
 def _short(text: str) -> Head | str:

@@ -14,7 +14,7 @@ from workbench.models.rerun import Outside, Rerun, Write
 from workbench.patching import sweep as shared
 from workbench.patching.metrics import Metric, measures
 from workbench.patching.patches import Position
-from workbench.patching.path_ends import Head
+from workbench.patching.path_ends import Head, every_head
 from workbench.patching.places import within
 from workbench.patching.replacements import MEAN, MEAN_POSITION, Replacement, Running, Standing
 from workbench.progress import progress
@@ -22,12 +22,6 @@ from workbench.tasks.batching import Batch, Row, batch, in_batches
 
 MEASURES = ("score", "logit_difference")
 Kept = Mapping[Head, frozenset[Position]]  # head -> where it is kept; None: everywhere
-
-
-def every_head(layout: Layout) -> list[Head]:
-    """(layer, head) of every head; raises where a model has none."""
-    known = [layout.check(Site("z", layer)) for layer in layout.where("z") or [0]]
-    return [(z.layer, head) for z in known for head in range(layout.count(z))]
 
 
 class Judge(NamedTuple):

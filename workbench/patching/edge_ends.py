@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.loaders.devices import offloaded
 from workbench.models import Layout, Site
 from workbench.models.sites import Kind
 from workbench.patching.frozen_norm import parts_behind
@@ -52,7 +53,8 @@ def matrix(layout: Layout, site: Site, like: Tensor) -> Tensor:
     module: Any = layout.module(site)
     width = like[0, 0].numel()
     with torch.no_grad():
-        if type(module) is torch.nn.Linear:  # known without asking; an adapter's layer is not one
+        # Known without asking; an adapter's layer is of another class.
+        if type(module) is torch.nn.Linear and not offloaded(module):
             made = module.weight.detach().T[:, None]
             made = layout.view(site, made, width) if site.kind in READ else made
             return made.flatten(1).float()

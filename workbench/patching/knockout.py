@@ -34,7 +34,7 @@ from torch import Tensor
 
 from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
-from workbench.files.large import less, unknown
+from workbench.files import large as room
 from workbench.loaders import CheckpointPair
 from workbench.models import Layout, Site
 from workbench.models.rerun import Rerun
@@ -57,6 +57,7 @@ from workbench.patching.strongest import halves, said_of_halves
 from workbench.patching.sweep_plan import plan
 from workbench.progress import progress
 from workbench.results.result import Result, describe
+from workbench.results.storage import MOST_CELLS
 from workbench.results.validity import finished
 from workbench.stats import ratios
 from workbench.tasks import Prompt, PromptSet
@@ -71,6 +72,7 @@ KINDS = (*COMPONENTS, "neuron")
 METRICS = ("score", "log_probability", "logit_difference")
 ADDING: tuple[Kind, ...] = ("attn_out", "mixer_out", "mlp_out", "other_out")
 NUMBERS = ("layer", "head", "neuron")
+COLUMNS = 13  # of its table
 Changes = dict[str, list[NDArray[np.float64]]]  # metric -> (components, prompts) of every arm
 
 
@@ -133,7 +135,7 @@ def knockout(
     dtype: str | None = None,
     large: bool = False,
 ) -> Result:
-    """Take every head, MLP and layer out of both sides, one at a time, and compare the losses.
+    """Take every head, MLP, layer or neuron out of both sides, one at a time, and compare.
 
     prompts: prompts with answers; in plain texts the answer is the token that the tuned model
     predicts next. arms: what stands in the place of a component: zero, mean, resample; also
@@ -168,6 +170,8 @@ def knockout(
     with pair.models(device, named_dtype(dtype)) as run:
         given, said = with_answers(run.tuned, "tuned", given, words, batch_size, device)
         places = parts(run.layout, components)
+        said = [*said, *_without(run.layout, places, components)]
+        _require_shown(places, arms)
         where = Running(pad_id(words), batch_size, device)
         sites = list(dict.fromkeys(site.whole for part in places for site in part.sites))
         models = {"base": (run.base, run.tuned), "tuned": (run.tuned, run.base)}
@@ -213,14 +217,14 @@ class _Knockout:
         """The change that each knockout makes."""
         size = len(self.places), len(self.given)
         kept = {
-            metric: [unknown(size) for _ in self.stands]
+            metric: [room.unknown(size) for _ in self.stands]
             for metric in measures(self.metric, METRICS)
         }
         lengths = [len(row.fed) for row in self.given]
         total = len(self.given) * len(self.stands) * len(self.places)
         with progress(total=total, desc=label) as bar:
             run = partial(self._batch, bar=bar)
-            for at, found in in_batches(lengths, self.where.batch_size, run):
+            for at, found in in_batches(lengths, self.where.batch_size, run, bar):
                 for metric, value in found.items():
                     for own, new in zip(kept[metric], value.cpu().double().numpy(), strict=True):
                         own[:, at] = new
@@ -248,10 +252,36 @@ class _Knockout:
         return {metric: torch.cat(own).unflatten(0, shape) for metric, own in made.items()}
 
 
+def _without(layout: Layout, places: Sequence[Part], components: Sequence[str]) -> list[str]:
+    """A note for each kind that some blocks do not have. Raises WorkbenchError where there is
+    nothing to take out."""
+    if not places:  # says what the model has instead
+        kinds: dict[str, Kind] = {"head": "z", "neuron": "mlp_hidden"}
+        layout.check(Site(kinds.get(components[0], "mlp_out"), 0))
+    there = {(part.component, part.layer) for part in places}
+    notes = []
+    for kind in components:
+        gone = [str(layer) for layer in range(layout.layers) if (kind, layer) not in there]
+        where = "any layer" if len(gone) == layout.layers else f"layers {', '.join(gone)}"
+        notes += [f"no {kind} is known in {where}, so none was taken out there"] if gone else []
+    return notes
+
+
+def _require_shown(places: Sequence[Part], arms: Sequence[str]) -> None:
+    """Raises WorkbenchError before a run whose table could not be read again."""
+    rows = len(places) * len(arms) * 3 * (len(METRICS) + 1)
+    if rows * COLUMNS > MOST_CELLS:
+        raise WorkbenchError(
+            f"Expected a table of at most {MOST_CELLS // COLUMNS:,} rows, found {rows:,} for "
+            f"{len(places):,} components; give fewer arms or components, or use cross_model with "
+            'sites of some layers ("4.mlp_hidden.n17").'
+        )
+
+
 def _difference(found: Mapping[str, Changes]) -> Changes:
     base = found["base"]
     return {
-        metric: [less(one, other) for one, other in zip(own, base[metric], strict=True)]
+        metric: [room.less(one, other) for one, other in zip(own, base[metric], strict=True)]
         for metric, own in found["tuned"].items()
     }
 
@@ -288,23 +318,28 @@ def _table(
                 # What a random one of the kind does.
                 about["baseline"] = about.groupby("component")["value"].transform("mean")
                 tables.append(about)
-    pick, report = split
     by = "log_probability" if judge is None else judge.name
     worse = -1 if judge is not None and judge.lower else 1
     for arm, of_arm in zip(arms, found[CHANGE][by], strict=True):
         if np.isnan(of_arm).all():
             continue
-        costs = worse * ratios(of_arm[:, pick], draws=1).value
+        costs, others = (_means(of_arm, prompts) for prompts in split)
         for kind in dict.fromkeys(kinds):
             among = np.flatnonzero(kinds == kind)
             if np.isnan(costs[among]).all():
                 continue
-            best = int(among[np.nanargmin(costs[among])])
-            null = float(np.nanmean(of_arm[among][:, report]))
-            told = ratios(of_arm[best, report], seed=seed).first._asdict()
+            best = int(among[np.nanargmin(worse * costs[among])])
+            null = float(np.nanmean(others[among]))
+            told = ratios(of_arm[best, split[1]], seed=seed).first._asdict()
             about = {"side": CHANGE, "arm": arm, "metric": "picked", "baseline": null}
             tables.append(pd.DataFrame([_named(places[best]) | about | told]))
     return pd.concat(tables, ignore_index=True).astype(dict.fromkeys(NUMBERS, "Int64"))
+
+
+def _means(values: NDArray[np.float64], prompts: Sequence[int]) -> NDArray[np.float64]:
+    """(components,) means over some prompts."""
+    some = (values[rows][:, prompts] for rows in room.parts(values))
+    return np.concatenate([ratios(own, draws=1).value for own in some])
 
 
 def _named(part: Part) -> dict[str, Any]:

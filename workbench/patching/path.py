@@ -1,7 +1,7 @@
 """Path patching: what acts on the answer directly, or through other heads' queries, keys or values,
 or through an MLP?
 
-1. Run clean and corrupt prompts, keeping every head's z.
+1. Run clean and corrupt prompts, keeping every head's z and what else sends.
 2. Per sender (a head, an MLP, or the embedding): the clean run with what it sends from the corrupt
    run and every later head frozen to its clean z, while the MLPs react; keep what the receivers
    then get.
@@ -16,9 +16,9 @@ With all later heads frozen nothing moves between tokens: what a sender gives at
 receivers are given there, and only the last one acts on the logits of a one-token answer. A key or
 value that changed at that position may be looked at from any later one; `receiver_position` says
 from which, so that a path is, for example, sender at the subject -> value at the subject -> read at
-the last token. A place from where nothing is looked at gives exactly 0. It misleads if p_clean is
-near 0 (compare it with the change of the logit difference) and if the corrupt prompts change more
-than one thing at once.
+the last token. A place from where nothing is looked at gives 0, up to rounding. It misleads if
+p_clean is near 0 (compare it with the change of the logit difference) and if the corrupt prompts
+change more than one thing at once.
 """
 
 from __future__ import annotations
@@ -85,15 +85,15 @@ def path(
     """Measure the effect of every sender on the answer, through the receivers alone.
 
     prompts, corrupted, metric, sides, dtype, large: as in `activation`. with_: what stands for what
-    a sender sends, as in `activation`. receivers: "logits", or (layer, head) pairs whose `part`
-    receives (a key-value head, for k and v, if several queries share one); as text also "3.mlp",
-    whose input receives, and "3.1@subject", a head that looks from a place of its own. part: which
-    input of the receiving heads changes: q, k or v. position: the token of the sender, and of what
-    receives; None for every token. receiver_position: the tokens (-1, "subject:last", 2..5) from
-    which the receiving heads look, their output being as in the clean run at all others (a query
-    looks from its own); None for every token; -1 stands for all tokens that predict an answer's.
-    senders: (layer, head) pairs; as text also "2.mlp" and "embedding". None for every head before
-    the last receiver.
+    a sender sends, as in `activation`. receivers: "logits", or heads (3.1, as a pair or as text)
+    whose `part` receives (a key-value head, for k and v, if several queries share one) and MLPs
+    (4.mlp), whose input does; "3.1@subject" is a head that looks from a place of its own. part:
+    which input of the receiving heads changes: q, k or v. position: the token of the sender, and of
+    what receives; None for every token. receiver_position: the tokens (-1, "subject:last", 2..5)
+    from which the receiving heads look, their output being as in the clean run at all others (a
+    query looks from its own); None for every token; -1 stands for all tokens that predict an
+    answer's. senders: heads (3.1), MLPs (2.mlp) and embedding; None for every head before the last
+    receiver.
 
     The command line takes 16 prompts of a file, with --full all of them.
 

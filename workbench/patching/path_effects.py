@@ -1,4 +1,4 @@
-"""What do sender heads do to the answer through receivers alone? The runs of `path`, in one model.
+"""What do senders do to the answer through receivers alone? The runs of `path`, in one model.
 
 Everything that a receiver gets of a sender is at the sender's own token, as all heads between them
 are frozen and MLPs work token by token. A receiving head may look at a changed key or value from
@@ -80,18 +80,18 @@ def effects(
     size, fill = len(clean.rows), pad_id(words)
     kinds = {Site(kind, layer) for kind in MIXING for layer in layout.where(kind)}
     kinds |= {site.whole for site in sending}
+    arms = {"patch": False} | ({"shuffled": True} if shuffled else {})
     found = {
         (arm, name): unknown((len(sending), size))
-        for arm in ("patch", "shuffled")
+        for arm in arms
         for name in ("effect", *changes_of(metric))
     }
     spent = 0.0
-    arms = {"patch": False} | ({"shuffled": True} if shuffled else {})
     total = len(sending) * size * len(arms)
     if large is not None:
         # Where heads are held at other tokens, all of them are run again.
-        received = [site.whole if acting.looks else site for site in acting.into[:1]]
-        entered = at + received * len(at)
+        first = sorted(acting.into, key=lambda site: site.layer)[:1]
+        entered = at + [site.whole if acting.looks else site for site in first] * len(at)
         each = sum(share(layout, clean.rows, site.layer, site) for site in entered)
         forwards = 1 + len(arms) * (1 + each)  # the clean run, and every arm's corrupt one
         known = (len(sending), forwards, kinds, words, batch_size, device)
@@ -121,7 +121,7 @@ def effects(
 
     with bar:
         for places, (forwards, scores) in in_batches(
-            [len(row.fed) for row in clean.rows], batch_size, run
+            [len(row.fed) for row in clean.rows], batch_size, run, bar
         ):
             spent += forwards * len(places) / size
             for arm, changes in scores.items():
@@ -130,7 +130,7 @@ def effects(
     known = {
         (arm, name): value for (arm, name), value in found.items()
         # Where nothing at all is known one arm says so, by NaN.
-        if arm in arms and (not np.isnan(value).all() or (arm, name) == ("patch", "effect"))
+        if not np.isnan(value).all() or (arm, name) == ("patch", "effect")
     }  # fmt: skip
     return Effects(_table(known, sending, position, seed), known, spent)
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 from workbench.errors import WorkbenchError
 from workbench.models import Layout, Site
 from workbench.models.rerun import Outside, Rerun, Write
+from workbench.models.sites import position_of
 from workbench.patching.edges import EMBEDDING
 from workbench.patching.patches import Position
 from workbench.patching.places import within
@@ -44,23 +45,23 @@ class Receivers(NamedTuple):
     ) -> Receivers:
         """given: "logits", or heads and MLPs. position: of what they receive. looks: from where
         heads look that are given no place of their own."""
-        if isinstance(given, str) and given != "logits":
-            raise WorkbenchError(f'Expected receivers "logits" or heads, found {given!r}.')
-        if not given:
-            raise WorkbenchError('Expected receiver heads (layer, head), or "logits"; found none.')
+        if not given or (isinstance(given, str) and given != "logits"):
+            raise WorkbenchError(
+                'Expected receivers "logits" or a list of heads and MLPs, such as '
+                f'["3.1", "4.mlp"], found {given!r}.'
+            )
         if part not in ("q", "k", "v"):
             raise WorkbenchError(f"Expected part q, k or v of the receivers, found {part!r}.")
-        if isinstance(given, str):
-            if looks is not None:
-                raise WorkbenchError(
-                    "receiver_position is the token from which receiving heads look; the logits "
-                    "are those of the answer. Give receivers, or leave it out."
-                )
-            return cls([], {}, {})
+        parsed = [] if isinstance(given, str) else [_parsed(one) for one in given]
+        if looks is not None and all(head is None for _, head, _ in parsed):
+            raise WorkbenchError(
+                "receiver_position is the token from which receiving heads look; the logits are "
+                "those of the answer, and MLPs work token by token. Give receiving heads, or leave "
+                "it out."
+            )
         heads: dict[Site, list[Site]] = {}
-        places: dict[Site, Position] = {}  # of the heads that are given one of their own
-        for one in given:
-            layer, head, own = _parsed(one)
+        places: dict[Site, Position] = {}
+        for layer, head, own in parsed:
             if head is None:
                 heads[layout.check(Site("mlp_out", layer, position=position))] = []
                 continue
@@ -69,14 +70,18 @@ class Receivers(NamedTuple):
             site = layout.check(Site(part, layer, head // shares, position))
             first = head // shares * shares
             heads[site] = [Site("z", layer, head) for head in range(first, first + shares)]
-            if own is not None and places.setdefault(Site("z", layer, head), own) != own:
+            z, place = Site("z", layer, head), looks if own is None else own
+            if places.setdefault(z, place) != place:
                 raise WorkbenchError(
-                    f"Head {layer}.{head} is given two places to look from, "
-                    f"{places[Site('z', layer, head)]} and {own}; run it once for each."
+                    f"Head {layer}.{head} is given two places to look from, {places[z]} and "
+                    f"{place}; run it once for each."
                 )
-        reading = [z for own in heads.values() for z in own]
-        from_where = {z: looks for z in reading if looks is not None} | places
-        return cls(list(heads), heads, from_where)
+        for group in heads.values():
+            named = {places[z] for z in group if z in places}
+            # Of several named ones with places of their own the others look from where all do.
+            shared = next(iter(named)) if len(named) == 1 else looks
+            places |= {z: shared for z in group if z not in places}
+        return cls(list(heads), heads, {z: own for z, own in places.items() if own is not None})
 
     def held(self, own: Rerun, reached: Sequence[Site]) -> dict[Site, Write]:
         """The clean z of the heads that read these sites, where they do not look from."""
@@ -87,24 +92,23 @@ class Receivers(NamedTuple):
         """What is given, or every head from where something comes to one of these. Raises
         WorkbenchError for what comes to none of them."""
         if given is None:
-            known = [layout.check(Site("z", layer)) for layer in layout.where("z") or [0]]
-            every = [Site("z", z.layer, head) for z in known for head in range(layout.count(z))]
+            every = [Site("z", layer, head) for layer, head in every_head(layout)]
             made = [site for site in every if self.reached(layout, [site])]
             if not made:
                 raise WorkbenchError(
-                    "No head is before these receivers; choose receivers in a later layer."
+                    "No head is before these receivers; choose receivers in a later layer, or "
+                    'senders=["embedding"].'
                 )
             return made
-        made = [_sender(layout, one) for one in given]
-        lost = [
-            one for one, site in zip(given, made, strict=True) if not self.reached(layout, [site])
-        ]
-        if lost or not made:
+        if isinstance(given, str) or not given:
             raise WorkbenchError(
-                f"{lost[0]!r} is not before these receivers; give other senders."
-                if lost
-                else "Expected senders, found none; leave them out for every head."
+                'Expected a list of senders, such as ["3.1", "2.mlp", "embedding"], found '
+                f"{given!r}; leave them out for every head."
             )
+        made = [_sender(layout, one) for one in given]
+        for one, site in zip(given, made, strict=True):
+            if not self.reached(layout, [site]):
+                raise WorkbenchError(f"{one!r} is not before these receivers; give other senders.")
         return made
 
     def reached(self, layout: Layout, senders: Sequence[Site]) -> list[Site]:
@@ -124,16 +128,25 @@ def about(site: Site) -> dict[str, Any]:
     """The columns that name a sender in a table."""
     if site.kind == "z":
         return {"component": "head", "layer": site.layer, "head": site.head}
-    kind = "embedding" if site == EMBEDDING else "mlp"
-    return {"component": kind, "layer": None if kind == "embedding" else site.layer, "head": None}
+    if site.whole == EMBEDDING:
+        return {"component": "embedding", "layer": None, "head": None}
+    return {"component": "mlp", "layer": site.layer, "head": None}
+
+
+def every_head(layout: Layout) -> list[Head]:
+    """(layer, head) of every head; raises where a model has none."""
+    known = [layout.check(Site("z", layer)) for layer in layout.where("z") or [0]]
+    return [(z.layer, head) for z in known for head in range(layout.count(z))]
 
 
 def _before(layout: Layout, sender: Site, receiver: Site) -> bool:
     """Whether what a sender adds to the stream comes to a receiver."""
-    if sender == EMBEDDING or receiver.kind == "resid_post":
+    if sender.whole == EMBEDDING or receiver.kind == "resid_post":
         return True
-    same = sender.kind == "z" and receiver.kind == "mlp_out" and not layout.parallel
-    return sender.layer < receiver.layer or (same and sender.layer == receiver.layer)
+    within = sender.kind == "z" and receiver.kind == "mlp_out"
+    if within and sender.layer == receiver.layer:
+        return not layout.parts(receiver.layer).parallel
+    return sender.layer < receiver.layer
 
 
 def _sender(layout: Layout, given: End) -> Site:
@@ -149,13 +162,11 @@ def _sender(layout: Layout, given: End) -> Site:
 
 def _parsed(given: End) -> tuple[int, int | None, Position]:
     """Layer, head (None for the MLP) and the place behind @."""
-    text = given if isinstance(given, str) else ".".join(map(str, given))
+    text = ".".join(map(str, given)) if isinstance(given, tuple | list) else str(given)
     found = NAMED.fullmatch(text)
     if not found or (found[2] == "mlp" and found[3]):
         raise WorkbenchError(
             "Expected an end of a path as LAYER.HEAD, LAYER.mlp or, of a sender, embedding (3.1, "
             f"4.mlp; a receiving head may look from a place, 3.1@-1), found {given!r}."
         )
-    place = found[3]
-    place = int(place) if place and re.fullmatch(r"-?\d+", place) else place
-    return int(found[1]), None if found[2] == "mlp" else int(found[2]), place
+    return int(found[1]), None if found[2] == "mlp" else int(found[2]), position_of(found[3])

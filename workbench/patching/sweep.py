@@ -135,7 +135,7 @@ def sweep(
 
     with bar:
         for places, (forwards, plain, ends, found) in in_batches(
-            [len(row.fed) for row in destination.rows], batch_size, run
+            [len(row.fed) for row in destination.rows], batch_size, run, bar
         ):
             for values, scores in ((made.destination, plain), (made.source, ends)):
                 for name, value in scores.items():

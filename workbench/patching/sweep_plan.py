@@ -47,8 +47,8 @@ class Plan(NamedTuple):
             return
         least = f"more than the {room / GIBI:,.2f} GiB free" if tight and room else "over an hour"
         raise WorkbenchError(
-            f"{label}: {self}, {least}; give fewer sites, positions or prompts, a smaller "
-            "batch_size, or large=True (--large) to run it."
+            f"{label}: {self}, {least}; give fewer places (sites, positions, components, senders) "
+            "or prompts, a smaller batch_size, or large=True (--large) to run it."
         )
 
 
@@ -62,7 +62,8 @@ def plan(
     device: Any,
 ) -> Plan:
     """entries: where each patched run is entered; kinds: whole sites kept of the source's run."""
-    forwards = 2 + sum(share(Layout(model), rows, layer, site) for layer, site in entries)
+    layout = Layout(model)
+    forwards = 2 + sum(share(layout, rows, layer, site) for layer, site in entries)
     known = (len(entries), forwards, kinds, words, batch_size, device)
     return counted(model, rows, *known, at_once=batch_size if entries else 0)
 

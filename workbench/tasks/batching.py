@@ -161,11 +161,12 @@ def padded(texts: Sequence[list[int]], fill: int) -> tuple[Tensor, Tensor]:
 
 
 def in_batches(
-    lengths: Sequence[int], batch_size: int, run: Callable[[list[int]], Made]
+    lengths: Sequence[int], batch_size: int, run: Callable[[list[int]], Made], bar: Any = None
 ) -> Iterator[tuple[list[int], Made]]:
     """(places, run(places)) for texts of these lengths, shortest first, every place once.
 
-    A batch that does not fit in memory is halved, with a word, and so are those after it.
+    A batch that does not fit in memory is halved, with a word, and so are those after it. bar: of
+    progress, on which `run` counts what it has done, and which goes back where that was in vain.
     """
     if batch_size < 1:
         raise WorkbenchError(f"batch_size must be at least 1, not {batch_size}.")
@@ -173,6 +174,7 @@ def in_batches(
     begin = 0
     while begin < len(order):
         chosen = order[begin : begin + batch_size]
+        done = 0 if bar is None else bar.n
         try:
             made = run(chosen)
         except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -181,6 +183,8 @@ def in_batches(
             if not memory or len(chosen) == 1:
                 raise
             batch_size = len(chosen) // 2
+            if bar is not None:
+                bar.update(done - bar.n)
             log.warning("the batch did not fit and was halved to %d texts", batch_size)
             continue
         yield chosen, made

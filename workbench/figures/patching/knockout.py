@@ -1,4 +1,4 @@
-"""What does the tuned model need that the base does not? Heads, MLPs and layers taken out."""
+"""What does the tuned model need that the base does not? Heads, MLPs, layers, neurons taken out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ METRIC = "log_probability"
 CHANGE = "tuned - base"
 MOST = 8  # components of each model
 NAMES = {"mlp": "MLP", "layer": "layer", "head": "head", "neuron": "neuron"}
-ORDER = ("mean", "resample", "zero")  # the arm that is drawn is the first there is
+ORDER = (
+    "mean",
+    "mean_position",
+    "resample",
+    "zero",
+    "other",
+)  # the arm that is drawn is the first there is
 
 
 def named(row: pd.Series) -> str:
@@ -35,8 +41,8 @@ def arm(result: Result) -> str:
 
 @style.styled
 def needed(result: Result, ax: Axes | None = None) -> Figure:
-    """The heads and MLPs that the tuned model needs most beyond the base: what their knockout does
-    to each side, a panel per model."""
+    """The heads, MLPs and neurons that the tuned model needs most beyond the base: what their
+    knockout does to each side, a panel per model."""
     members, drawn = result.members, arm(result)
     rows, columns = style.grid_shape(len(members), 3)
     figure, axes = style.panels(
@@ -48,18 +54,22 @@ def needed(result: Result, ax: Axes | None = None) -> Figure:
     table = table[(table["arm"] == drawn) & (table["component"] != "layer")]
     for here, member in zip(axes.flat, members, strict=False):
         own = table[table["member"] == member]
-        own = own.assign(name=[named(row) for _, row in own.iterrows()])
-        sides = {side: rows.set_index("name") for side, rows in own.groupby("side")}
-        names = sides[CHANGE]["value"].sort_values(kind="stable").index[:MOST]
+        change = own[own["side"] == CHANGE].sort_values("value", kind="stable").head(MOST)
+        names = [named(row) for _, row in change.iterrows()]
+        keys = [name for name in ("component", "layer", "head", "neuron") if name in own]
+        sides = {
+            side: rows.merge(change[keys], on=keys, how="right")
+            for side, rows in own.groupby("side")
+        }
         at = np.arange(len(names), dtype=float)
         look = looks[member]
         for shift, side, colour, marker in (
             (-0.15, "tuned", look.colour, look.marker), (0.15, "base", style.GREY, "o"),
         ):  # fmt: skip
-            told = sides[side].loc[names]
+            told = sides[side]
             here.hlines(at + shift, told["low"], told["high"], color=colour, lw=1)
             here.plot(told["value"], at + shift, marker, color=colour, ms=3.5, label=side)
-        null = sides["tuned"].loc[names, "baseline"]
+        null = sides["tuned"]["baseline"]
         here.plot(null, at - 0.15, "|", color="black", ms=6, label="tuned, mean of all of the kind")
         here.axvline(0, color=style.GREY, lw=0.8, ls=style.DASHES[1], zorder=0)
         here.set_yticks(at, names)
@@ -103,7 +113,7 @@ DRAWINGS = (
         "needed",
         "What the tuned model needs beyond the base",
         needed,
-        "Each row is a head or MLP that is taken out of the model at every token, with what this "
+        "Each row is a head, MLP or neuron that is taken out at every token, with what this "
         "does to the answer's log-probability in the tuned model and in the base. A tick marks the "
         "mean over all components of the kind. Bars are 95% intervals over prompts.",
         "Components can stand in for each other, so what is used need not be missed. The rows are "

@@ -13,7 +13,7 @@ from workbench.figures.wording import Findings, change
 from workbench.results.result import Result
 
 KEY = "patching.path"
-HEADING = "Heads along their paths"
+HEADING = "What acts along a path"
 NAMES = {"logit_change": "change of the logit difference", "effect": "relative change of p(answer)"}
 
 
@@ -21,15 +21,15 @@ NAMES = {"logit_change": "change of the logit difference", "effect": "relative c
 def senders(result: Result, ax: Axes | None = None) -> Figure:
     """What every head, and every MLP where they send, does to the answer through the receivers: a
     panel for the base and one per fine-tuned model, on one colour scale around 0. Beside each name
-    what a random head does."""
+    what a random one does, of the heads where they send."""
     metric = _metric(result)
-    own = result.metric(metric)
+    own = _rows(result, metric)
     own = own[own["component"].isin(("head", "mlp"))]
-    own = own.assign(sender=own["head"].map(str).where(own["component"] == "head", "MLP"))
-    own = own[(own["arm"] != "random") | (own["component"] == own["component"].iloc[0])]
+    own = own.assign(sender=["MLP" if pd.isna(head) else str(int(head)) for head in own["head"]])
+    own = own[(own["arm"] != "random") | (own["component"] == min(own["component"]))]
     patched = own[own["arm"] == "patch"]
-    heads = sorted({int(head) for head in patched["head"].dropna()})
-    keys = [*map(str, heads), *["MLP"] * bool((patched["component"] == "mlp").any())]
+    keys = [str(int(head)) for head in sorted(patched["head"].dropna().unique())]
+    keys += ["MLP"] * bool((patched["component"] == "mlp").any())
     return layer_maps(
         ax, by_side(result, own), "sender", keys, keys, "head", NAMES[metric],
         looks=style.looks(result),
@@ -59,7 +59,7 @@ DRAWINGS = (
         "Where the corrupt prompt changes several things at once, their paths are mixed. Senders "
         "that stand in for each other show little alone.",
         applies=lambda result, *others: bool(
-            result.table["component"].isin(("head", "mlp")).any() and result.has("effect")
+            _rows(result, "effect")["component"].isin(("head", "mlp")).any()
         ),
     ),
 )
@@ -68,7 +68,7 @@ DRAWINGS = (
 def sentence(result: Result) -> Findings:
     """The sender that supports the answer most, per side; without foils by its probability."""
     metric = _metric(result)
-    own = result.metric(metric)
+    own = _rows(result, metric)
     own = own[own["arm"] == "patch"]
     parts = []
     for (member, side), rows in own.groupby(["member", "side"], sort=False):
@@ -82,6 +82,12 @@ def sentence(result: Result) -> Findings:
     by = kinds[own["component"].iloc[0]] if own["component"].nunique() == 1 else "sender"
     by = by if by.startswith("the") else f"one {by}"
     return f"The largest fall of {what} is by {by} ({int(own['n'].max())} prompts)", parts
+
+
+def _rows(result: Result, metric: str) -> pd.DataFrame:
+    """A metric's rows; where a Result was made when heads alone could send they are heads'."""
+    table = result.table[result.table["metric"] == metric]
+    return table if "component" in table else table.assign(component="head")
 
 
 def _metric(result: Result) -> str:

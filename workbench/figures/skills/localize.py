@@ -89,7 +89,8 @@ def graft_places(result: Result, ax: Axes | None = None, *, arm: str = "") -> Fi
         own = own[own["sparsity"] == sparsity]
         grid = own.pivot(index="layer", columns="component", values="value")[kinds]
         share = float(own["baseline"].iloc[0])
-        ratio = np.log2(np.maximum(grid.to_numpy(float), share / 16) / share)
+        least = share / 16 or np.nan  # of a graft that takes nothing there is no ratio
+        ratio = np.log2(np.maximum(grid.to_numpy(float), least) / (16 * least))
         maps.append(Map(f"{look.label}: {share:.2%}", ratio, look.colour))
     return heat_maps(
         ax, maps, legend=f"{CURVES[arm][0]}: log₂ of\n(share of a matrix /\na random graft's)",
