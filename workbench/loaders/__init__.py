@@ -1,8 +1,8 @@
 """Checkpoints in, aligned pairs out."""
 
-from workbench.loaders.check import PairReport
 from workbench.loaders.checkpoint import Checkpoint
 from workbench.loaders.pair import CheckpointPair, Delta, Family, load_family, load_pair
+from workbench.loaders.pair_report import PairReport
 from workbench.loaders.steps import load_steps
 
 __all__ = [

@@ -4,68 +4,29 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from workbench.conveniences import convenience, provides
+from workbench.conveniences import provides
 from workbench.errors import WorkbenchError, some
-from workbench.loaders.adapters import CONVERT, SoftPrompt
+from workbench.loaders import check_adapter
 from workbench.loaders.changes import measured
 from workbench.loaders.config_differences import computing, unheeded, writing
-from workbench.loaders.names import align
+from workbench.loaders.pair_report import NOTE, OK, STOP, WARN, Line, PairReport
 from workbench.loaders.quantised import quantisation
 from workbench.loaders.tokenizer_files import chat_template, token_ids
-from workbench.loaders.weights import has_weights
 from workbench.results.result import PLACE
 
 if TYPE_CHECKING:
     from workbench.loaders.checkpoint import Checkpoint
     from workbench.loaders.pair import CheckpointPair
 
-STOP, WARN, NOTE, OK = "stop", "warn", "note", "ok"
 SMALL = 10**9  # bytes of both sides, which are run without being asked to
 FEW, MOST = 0.1, 0.9  # of the base's entries matched: below, nothing can be said; above, all
-# How quantised and converted copies of a model are called after it.
-QUANTISED = re.compile(
-    r"[-_.](unsloth|bnb|gguf|awq|gptq|exl2|mlx|fp8|fp16|bf16|f16|f32|hf|dynamic|int[48]|[48]bit|"
-    r"i?q\d(_\w+)*)(?=[-_.]|$)"
-)
 SIZES = ("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads")
-
-
-@dataclass(frozen=True)
-class PairReport:
-    """table: item, status (ok, note, warn, stop), found, remedy - one line per question asked.
-    changes: per parameter layer, component, norm of the change and relative norm (read=True)."""
-
-    table: pd.DataFrame
-    changes: pd.DataFrame | None = None
-
-    @property
-    def ok(self) -> bool:
-        return not (self.table["status"] == STOP).any()
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What does not stop an analysis but belongs beside its numbers."""
-        rows = self.table[self.table["status"].isin([WARN, NOTE])]
-        return tuple(f"{row.item}: {row.found}. {row.remedy}".strip() for row in rows.itertuples())
-
-    def require(self) -> None:
-        """Raise WorkbenchError with the first line that makes an analysis meaningless."""
-        for row in self.table[self.table["status"] == STOP].itertuples():
-            raise WorkbenchError(f"{row.item}: {row.found}. {row.remedy}")
-
-    def _repr_html_(self) -> str:
-        return convenience("PairReport._repr_html_")(self)
-
-
-Line = tuple[str, str, str, str]
 
 
 @provides("CheckpointPair.check")
@@ -89,7 +50,7 @@ def check(
     good = not any(status == STOP for _, status, _, _ in lines)
     if good and (run or (run is None and read and _bytes(pair) < SMALL)):
         lines.extend(_runs(pair, anew=bool(run)))
-    if read and good and not _unformed(pair):
+    if read and good and not check_adapter.unformed(pair):
         changes, found = _changes(pair, fingerprints)
         lines.extend(found)
     return _report(lines, changes)
@@ -125,8 +86,8 @@ def _answers(pair: CheckpointPair, *, factors: bool) -> list[Line]:
     adapter too, not headers alone."""
     questions: tuple[Callable[[CheckpointPair], Iterator[Line]], ...] = (
         _base, _order, _architecture, _config, _settings, _names, _shapes, _tied, _quantised,
-        _dtype, _which, _adapter, _adapter_shapes, *([_adapter_effect] if factors else []),
-        _adapter_start, _vocabulary,
+        _dtype, check_adapter.which, check_adapter.keys, check_adapter.shapes,
+        *([check_adapter.effect] if factors else []), check_adapter.start, _vocabulary,
     )  # fmt: skip
     return [line for question in questions for line in question(pair)]
 
@@ -324,159 +285,6 @@ def _dtype(pair: CheckpointPair) -> Iterator[Line]:
         yield "dtype", OK, kinds[0], ""
 
 
-def _declared(pair: CheckpointPair, named: str) -> tuple[str, str, str]:
-    """Whether the base that an adapter declares is the one it is given."""
-    if not named:
-        return NOTE, "it declares no base", ""
-    given, adapter = pair.base.reference, pair.tuned.adapter
-    if not isinstance(given, str | Path):
-        return OK, f"declares {named}", ""
-    places = [Path(named), Path(str(adapter)) / named]
-    there = [place.resolve() for place in places if os.path.exists(place)]
-    if Path(given).resolve() in there:
-        return OK, f"declares {named}", ""
-    if there:
-        return (
-            WARN,
-            f"it declares {named}, which is another folder than the base",
-            "Give its own base.",
-        )
-    if _bare_name(named) == _bare_name(given):
-        return OK, f"declares {named}", ""
-    return WARN, f"it declares {named}, which is another name than the base's", "Give its own base."
-
-
-def _bare_name(reference: str | Path) -> str:
-    """A model's name without owner, punctuation, case, and how it is quantised or stored."""
-    name = re.sub(r"@.*$", "", Path(reference).name.lower())
-    name = re.sub(QUANTISED, "", name)
-    return re.sub(r"[^a-z0-9]", "", name)
-
-
-def _which(pair: CheckpointPair) -> Iterator[Line]:
-    """What of a folder that holds an adapter and whole weights is read."""
-    for side in dict.fromkeys((pair.base, pair.tuned)):
-        folder = Path(side.adapter) if side.adapter else side.folder
-        if folder is None or not os.path.exists(folder / "adapter_config.json"):
-            continue
-        if side.adapter is None:
-            found = f"{side.name} holds whole weights and an adapter_config.json"
-            remedy = "The whole weights are compared; to run them, move the adapter's files away."
-            yield "adapter", WARN, found, remedy
-        elif has_weights(folder):
-            found = f"{side.adapter} holds an adapter and whole weights"
-            remedy = "The adapter is used; keep the two in separate folders."
-            yield "adapter", WARN, found, remedy
-
-
-def _adapter(pair: CheckpointPair) -> Iterator[Line]:
-    lora = pair.tuned.lora
-    if lora is None:
-        return
-    named = lora.config.get("base_model_name_or_path")
-    yield "adapter's base", *_declared(pair, str(named or ""))
-    tied = bool(pair.tuned.config.get("tie_word_embeddings"))
-    changed = [*lora.modules, *lora.own_tokens(tied)]
-    lost = [m for m in changed if m not in _placed(pair)]
-    lost += [p for p in lora.replaced if p not in set(pair.replaced.values())]
-    if lost:
-        all_lost = not _placed(pair) and not pair.replaced
-        remedy = "Give the base it was trained on."
-        if not all_lost:
-            remedy = (
-                "Analyses of the weights do not see them, but a run of the model may; "
-                "check the base."
-            )
-        found = f"{len(lost)} adapter keys match nothing in the base: {some(lost)}"
-        yield "adapter keys", STOP if all_lost else WARN, found, remedy
-    else:
-        found = f"{len(set(pair.adapted))} adapted, {len(pair.replaced)} replaced"
-        if isinstance(lora, SoftPrompt):
-            found = lora.front
-        yield "adapter keys", OK, found, ""
-    fresh = _fresh_biases(pair)
-    if fresh:
-        found = (
-            f"the adapter gives {len(fresh)} modules a bias that the base does not have, {fresh[0]}"
-        )
-        yield (
-            "adapter's biases",
-            NOTE,
-            found,
-            "Analyses of the weights do not see them, but a run does.",
-        )
-
-
-def _fresh_biases(pair: CheckpointPair) -> list[str]:
-    """Biases that the adapter gives to modules which have none in the base."""
-    lora = pair.tuned.lora
-    if lora is None:
-        return []
-    own = {f"{module}.bias": module for module in lora.own_biases}
-    here = {target for target in pair.targets.values() if target.leaf == "bias"}
-    known = {target.module for target in here}
-    return [name for name, module in own.items() if module in _placed(pair) - known]
-
-
-def _unformed(pair: CheckpointPair) -> bool:
-    """Whether there are no tuned weights to compare, only a tuned model to run."""
-    return pair.tuned.lora is not None and bool(pair.tuned.lora.kind.unformed)
-
-
-def _placed(pair: CheckpointPair) -> set[str]:
-    """Modules of the adapter that the base has."""
-    lora = pair.tuned.lora
-    assert lora is not None
-    homes = align(list(pair.tuned.weights()), [f"{m}.weight" for m in lora.changed_modules])
-    return {*pair.adapted.values()} | {name.removesuffix(".weight") for name in homes.values()}
-
-
-def _adapter_start(pair: CheckpointPair) -> Iterator[Line]:
-    lora = pair.tuned.lora
-    if lora is None:
-        return
-    if lora.rewrites:
-        found = f"it is initialised by {lora.rewrites}, which rewrites the base before training"
-        yield "adapter's start", STOP, found, f"{CONVERT[0].upper()}{CONVERT[1:]}."
-
-
-def _adapter_shapes(pair: CheckpointPair) -> Iterator[Line]:
-    for parameter, module in pair.adapted.items():
-        ours, theirs = pair.tuned.weights().info[parameter].shape, pair.tuning.shape(parameter)
-        if theirs is not None and theirs not in (ours, ours[::-1]):
-            found = f"the adapter changes {module} by {theirs}, but the base has {ours}"
-            yield "adapter shapes", STOP, found, "Give the base this adapter was trained on."
-            return
-
-
-def _adapter_effect(pair: CheckpointPair) -> Iterator[Line]:
-    lora = pair.tuned.lora
-    if lora is None or any(_adapter_shapes(pair)):
-        return
-    if _unformed(pair):
-        found = f"it is an adapter of {lora.kind.name}: {lora.kind.unformed}"
-        remedy = "Analyses of the weights cannot run; analyses that run the model can."
-        if isinstance(lora, SoftPrompt):
-            remedy = f"Analyses of weights or of places in the model cannot run; {lora.applies}."
-        yield "adapter's change", NOTE, found, remedy
-        return
-    factored = [name for name in pair.targets if pair.tuning.is_factored(name)]
-    if len(factored) < len(pair.targets):
-        return
-    empty = 0
-    for name in factored:
-        factors = pair.tuning.factors(name)
-        empty += not (factors.up.any() and factors.down.any())
-    if empty:
-        found = f"BA = 0 in {empty} of {len(factored)} adapted modules"
-        yield (
-            "adapter effect",
-            WARN,
-            found,
-            "These modules are untrained and equal the base exactly.",
-        )
-
-
 def _words_folder(side: Checkpoint) -> Path | None:
     """Where its tokenizer lies: an adapter may bring its own."""
     if side.adapter is not None and os.path.exists(Path(side.adapter) / "tokenizer.json"):
@@ -560,5 +368,5 @@ def _changes(pair: CheckpointPair, fingerprints: bool) -> tuple[pd.DataFrame, li
 def _equal(pair: CheckpointPair) -> bool:
     """Whether equal weights make equal models: all are compared, and the configs agree."""
     complete = len(pair.comparable) == len(pair.matched) and _matched_share(pair) >= MOST
-    complete = complete and not _fresh_biases(pair)
+    complete = complete and not check_adapter.fresh_biases(pair)
     return complete and not any(status == WARN for _, status, _, _ in _config(pair))

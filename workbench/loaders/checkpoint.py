@@ -7,8 +7,6 @@ import json
 import math
 import os
 import re
-import shutil
-import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,38 +16,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from workbench.errors import WorkbenchError, reason, visible
+from workbench.errors import WorkbenchError, visible
 from workbench.files.reading import is_count, is_number, read_json
-from workbench.loaders.adapter_on_model import attached
+from workbench.loaders import loading
 from workbench.loaders.adapters import (
     Adapter,
-    SoftPrompt,
     adapter_files,
     adapter_in,
     base_weights_in,
     read_adapter,
 )
-from workbench.loaders.auto import auto_class
-from workbench.loaders.config_against_weights import require_loadable
-from workbench.loaders.config_differences import ends, language, require_own
-from workbench.loaders.devices import Device, entry, load_spread, spread
+from workbench.loaders.config_differences import require_own
+from workbench.loaders.devices import Device
 from workbench.loaders.experts import apart
 from workbench.loaders.foreign_formats import STEP
-from workbench.loaders.loaded_weights import (
-    require_attached,
-    require_decoder,
-    require_read,
-    require_running,
-    require_whole,
-)
 from workbench.loaders.names import BEFORE, WRAPPED, embedding, heads, unwrapped
-from workbench.loaders.prompted import Prompted
 from workbench.loaders.quantised import quantisation, unpacked, unread
-from workbench.loaders.quiet import unsaid
 from workbench.loaders.side_files import beside_digest, require_files
 from workbench.loaders.snapshots import dequantised, downloaded
-from workbench.loaders.staging import handed, model_files, tokenizer_files
-from workbench.loaders.tokenizer_safety import require_bounded
 from workbench.loaders.weights import Weights, from_files, from_module, has_weights, shard_files
 from workbench.results import cache
 
@@ -359,78 +343,7 @@ class Checkpoint:
         and of its settings for writing texts it keeps only where they begin and end. Raises
         WorkbenchError where transformers cannot make a model of what is there.
         """
-        if isinstance(self.reference, nn.Module):
-            return self.reference.eval()
-        assert self.folder is not None
-        require_decoder(self.config, self.name)
-        if quantised := quantisation(self.config):
-            raise WorkbenchError(
-                f"{self.name} is quantised ({quantised}), which cannot be run here; "
-                "only analyses of the weights can run. For others give the checkpoint "
-                "it was made from, or dequantize() it with transformers and save it in bfloat16."
-            )
-        if (self.folder / "adapter_config.json").exists():
-            raise WorkbenchError(
-                f"{self.folder} holds an adapter_config.json next to whole weights, "
-                "for which transformers would run the adapter's base; move the "
-                "adapter's files to a separate folder."
-            )
-        require_loadable(self.folder, self.config, self.weights().info)
-        entry(device)
-        try:
-            with unsaid():
-                model, told = self._made(device, dtype)
-            require_whole(self.name, told)
-            require_read(model, self.weights(), self.config, self.name)
-            if self.lora is not None:
-                model = attached(model, self.lora, self.name)
-                require_attached(model, self.lora, self.name)
-            if isinstance(self.lora, SoftPrompt):
-                model = Prompted(model, self.lora)
-        except WorkbenchError:
-            raise
-        except Exception as error:  # transformers and peft raise many kinds for a wrong config
-            raise WorkbenchError(
-                f"No model can be loaded from {self.name} ({reason(error)}); check its "
-                "config.json and weights, or give a checkpoint that transformers loads."
-            ) from error
-        if spread(device):
-            return model.eval()
-        model = model.to(entry(device)).eval()  # pyright: ignore[reportArgumentType]
-        require_running(model, self.name)
-        return model
-
-    def _made(self, device: Device, dtype: torch.dtype | None) -> tuple[Any, dict[str, Any]]:
-        """(the model without its adapter, what transformers tells of reading it)."""
-        from transformers import GenerationConfig
-
-        assert self.folder is not None
-        told: dict[str, Any] = {}
-        asked: dict[str, Any] = {
-            "dtype": dtype or "auto",
-            "key_mapping": self.wrappers or None,
-            "local_files_only": True,
-            "trust_remote_code": False,
-            "output_loading_info": True,
-            "ignore_mismatched_sizes": True,  # told, with what it is
-            "generation_config": GenerationConfig(**ends(self.config, self.folder)),
-        }
-        kind = auto_class(self.config)
-        files, placed = model_files(self.config, self.stored.home), spread(device)
-        with handed(files, self.folder, kept=placed) as fresh:
-
-            def read(**where: Any) -> nn.Module:
-                made: Any = kind.from_pretrained(str(fresh), **asked, **where)
-                model, account = made
-                told.update(account)
-                return model
-
-            model: Any = load_spread(read, device, cache.folder("offload")) if placed else read()
-        if placed:  # what lies on disk is read again whenever it runs
-            weakref.finalize(model, shutil.rmtree, fresh, True)
-        model.name_or_path = model.config.name_or_path = str(self.folder)
-        model.config.is_encoder_decoder = False  # it is run as what goes on with a text
-        return model, told
+        return loading.model_of(self, device, dtype)
 
     @cached_property
     def wrappers(self) -> dict[str, str]:
@@ -446,33 +359,7 @@ class Checkpoint:
     def tokenizer(self) -> Any:
         """The tokenizer beside the weights, which knows how many places the model has; raises
         WorkbenchError where there is none."""
-        if self.folder is None:
-            raise WorkbenchError("A model in memory has no tokenizer; pass one.")
-        require_bounded(self.folder, self.config, self.name)
-        from transformers import AutoTokenizer
-        from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
-
-        try:
-            with handed(tokenizer_files(self.folder, self.config), self.folder) as fresh:
-                tokenizer = AutoTokenizer.from_pretrained(
-                    str(fresh), local_files_only=True, trust_remote_code=False
-                )
-            _settle(tokenizer, fresh, self.folder)
-        except WorkbenchError:
-            raise
-        except Exception as error:  # a damaged tokenizer fails in many ways inside its reader
-            raise WorkbenchError(
-                f"No tokenizer can be loaded from {self.name} ({reason(error)}); put "
-                "its files next to the weights."
-            ) from error
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        inner = language(self.config)
-        places = inner.get("max_position_embeddings") or inner.get("n_positions")
-        said: tuple[Any, ...] = (tokenizer.model_max_length, places)
-        known = [int(most) for most in said if is_number(most) and most >= 1]
-        tokenizer.model_max_length = min(known, default=VERY_LARGE_INTEGER)
-        return tokenizer
+        return loading.tokenizer_of(self)
 
 
 # Of a recipe: what is another run's, what is told by itself, and what changes no weight.
@@ -497,14 +384,6 @@ def _require_filled(weights: Weights, name: str) -> None:
             "was saved under DeepSpeed ZeRO-3 without gathering; save it with "
             "stage3_gather_16bit_weights_on_model_save, or gather the run with zero_to_fp32.py."
         )
-
-
-def _settle(tokenizer: Any, fresh: Path, folder: Path) -> None:
-    """Let a tokenizer that was read in `fresh` find its files in `folder`."""
-    for known in (vars(tokenizer), tokenizer.init_kwargs):
-        for key, value in known.items():
-            if isinstance(value, str) and value.startswith(str(fresh)):
-                known[key] = str(folder) + value.removeprefix(str(fresh))
 
 
 def _shortened(reference: str) -> str:
