@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,12 @@ def layers_of(pair: CheckpointPair) -> list[int]:
     return sorted({site.layer for site in pair.sites() if site.layer is not None})
 
 
+@lru_cache(maxsize=1)
+def _pair(base: Path, tuned: Path) -> CheckpointPair:
+    """One for all methods that are asked about it in turn, so that its files are read once."""
+    return load_pair(base, tuned)
+
+
 def method(key: str, entry: Entry) -> Method:
     """An entry as a method like anyone's."""
 
@@ -63,7 +70,7 @@ def method(key: str, entry: Entry) -> Method:
         corrupted: PromptSet | None,
         *more: Mapping[str, Any],
     ) -> Result:
-        return entry.ask(load_pair(base, tuned), prompts, corrupted, *more)
+        return entry.ask(_pair(base, tuned), prompts, corrupted, *more)
 
     def function(
         base: Path,
