@@ -51,7 +51,7 @@ def _items(rows: pd.DataFrame, weight: str = "") -> pd.DataFrame:
     names = [name for name in ("prompt", *matrix_columns(rows)) if name in rows]
     if rows.empty or not names:
         return pd.DataFrame(columns=pd.Index(["member", "value", "item", "weight"]))
-    item = rows[names].map(str).agg(" ".join, axis=1)
+    item = [" ".join(parts) for parts in zip(*(rows[name].map(str) for name in names), strict=True)]
     heavy = rows[weight].astype(float) if weight in rows else 1.0
     made = rows[["member", "value"]].assign(item=item, weight=heavy)
     return made.dropna(subset="value").drop_duplicates(["member", "item"])

@@ -61,7 +61,8 @@ def coverage(method: Method, known: Known, draws: int, seed: int) -> Iterator[Ro
 def _keyed(table: pd.DataFrame) -> pd.DataFrame:
     """Rows by all that is no number of theirs."""
     columns = [name for name in table if name not in (*NUMBERS, "member", "says")]
-    return table.set_index(pd.Index(table[columns].map(str).agg("|".join, axis=1)))
+    named = zip(*(table[column].map(str) for column in columns), strict=True)
+    return table.set_index(pd.Index(["|".join(parts) for parts in named]))
 
 
 def _sample(known: Known, draw: int, seed: int) -> tuple[PromptSet, PromptSet | None]:
