@@ -460,6 +460,24 @@ def test_ctrl_c_is_heard_while_a_template_is_rendered(base: Path):
     assert rendered(mended(words), SAID) == "a"
 
 
+def test_ctrl_c_is_heard_also_where_another_thread_was_given_it(base: Path):
+    """A thread's own call of the handler leaves this one asleep in its reading."""
+    (base / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+    words = wb.Checkpoint.parse(base).tokenizer()
+    rendered(mended(words), SAID)
+    words.chat_template = "{{ 2 ** (3 ** (3 ** 20)) }}"
+
+    def given() -> None:
+        time.sleep(0.5)
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    threading.Thread(target=given).start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        rendered(words, SAID)
+    assert time.monotonic() - start < 4
+
+
 def mended(words):
     """Another of the same tokenizer, with a template that does no harm."""
     words = copy.deepcopy(words)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from typing import Any
 
 from workbench.errors import WorkbenchError
 
+HEARD = 0.25  # seconds until a ctrl-C is heard at the latest
 START = 120.0  # seconds until the process may take requests; one or two on a machine at rest
 # By its path and with none of the user's folders before Python's own (-P).
 COMMAND = [sys.executable, "-P", str(Path(__file__).with_name("child.py"))]
@@ -64,6 +66,9 @@ class Child:
                 with contextlib.suppress(BrokenPipeError):
                     self.process.stdin.write(line)
                     self.process.stdin.flush()
+            # The system may give a ctrl-C to another thread, which does not wake this one.
+            while os.name == "posix" and not select.select([self.process.stdout], [], [], HEARD)[0]:
+                pass
             answer = self.process.stdout.readline()
         except BaseException:  # ctrl-C among them
             self.end()
