@@ -18,13 +18,8 @@ METRIC = "log_probability"
 CHANGE = "tuned - base"
 MOST = 8  # components of each model
 NAMES = {"mlp": "MLP", "layer": "layer", "head": "head", "neuron": "neuron"}
-ORDER = (
-    "mean",
-    "mean_position",
-    "resample",
-    "zero",
-    "other",
-)  # the arm that is drawn is the first there is
+# The arm that is drawn is the first there is.
+ORDER = ("mean", "mean_position", "resample", "zero", "other")
 
 
 def named(row: pd.Series) -> str:
