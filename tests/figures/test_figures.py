@@ -97,6 +97,20 @@ def test_nothing_is_cut_off(laid_out):
         inside(name, figure)
 
 
+@pytest.mark.parametrize("members", [1, 2])
+def test_figures_of_patching_have_room_for_their_labels(members):
+    """Two panels side by side have labels as wide as one alone."""
+    makers = (
+        patched.contributions, patched.das, patched.dictionary, patched.difference, patched.drift,
+        patched.edge_circuits, patched.knockout, patched.lens, patched.path, patched.patterns,
+        patched.prefix, patched.steer,
+    )  # fmt: skip
+    for name, figure in drawn([make(family(members)) for make in makers]):
+        figure.draw_without_rendering()
+        inside(name, figure)
+        apart(name, figure)
+
+
 PATCHED = (patched.lens, patched.patterns, patched.attribution)
 LONG = "a-very-long-name-of-a-fine-tuned-model-as-hubs-have-them-{}"
 

@@ -45,7 +45,7 @@ def largest_changes(result: Result, ax: Axes | None = None) -> Figure:
     rows, columns = style.grid_shape(len(members), 3)
     figure, axes = style.panels(
         *(ax, rows, columns),
-        width=style.COLUMN if columns < 3 else style.WIDE,
+        width=style.COLUMN if columns == 1 else style.WIDE,
         height=2.0 * rows + 0.6,
     )
     looks = style.looks(result)
