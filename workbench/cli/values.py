@@ -162,8 +162,7 @@ def ends_of_paths(parameter: Parameter) -> Form:
     def read(text: str) -> Any:
         return text if text in parameter.choices else words(text)
 
-    choices = "".join(f"{one}, or " for one in parameter.choices)
-    return Form(str, read, f"{choices}heads LAYER.HEAD and MLPs LAYER.mlp, comma-separated.")
+    return Form(str, read)
 
 
 def positions(_: Parameter) -> Form:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +58,10 @@ def model_of(one: Checkpoint, device: Device, dtype: torch.dtype | None) -> nn.M
         )
     require_loadable(one.folder, one.config, one.weights().info)
     entry(device)
-    try:
+    with _told(
+        f"No model can be loaded from {one.name}",
+        "check its config.json and weights, or give a checkpoint that transformers loads",
+    ):
         with unsaid():
             model, told = _made(one, device, dtype)
         require_whole(one.name, told)
@@ -66,13 +71,6 @@ def model_of(one: Checkpoint, device: Device, dtype: torch.dtype | None) -> nn.M
             require_attached(model, one.lora, one.name)
         if isinstance(one.lora, SoftPrompt):
             model = Prompted(model, one.lora)
-    except WorkbenchError:
-        raise
-    except Exception as error:  # transformers and peft raise many kinds for a wrong config
-        raise WorkbenchError(
-            f"No model can be loaded from {one.name} ({reason(error)}); check its "
-            "config.json and weights, or give a checkpoint that transformers loads."
-        ) from error
     if spread(device):
         return model.eval()
     model = model.to(entry(device)).eval()  # pyright: ignore[reportArgumentType]
@@ -121,19 +119,12 @@ def tokenizer_of(one: Checkpoint) -> Any:
     from transformers import AutoTokenizer
     from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-    try:
+    with _told(f"No tokenizer can be loaded from {one.name}", "put its files next to the weights"):
         with handed(tokenizer_files(one.folder, one.config), one.folder) as fresh:
             tokenizer = AutoTokenizer.from_pretrained(
                 str(fresh), local_files_only=True, trust_remote_code=False
             )
         _settle(tokenizer, fresh, one.folder)
-    except WorkbenchError:
-        raise
-    except Exception as error:  # a damaged tokenizer fails in many ways inside its reader
-        raise WorkbenchError(
-            f"No tokenizer can be loaded from {one.name} ({reason(error)}); put "
-            "its files next to the weights."
-        ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     inner = language(one.config)
@@ -142,6 +133,17 @@ def tokenizer_of(one: Checkpoint) -> Any:
     known = [int(most) for most in said if is_number(most) and most >= 1]
     tokenizer.model_max_length = min(known, default=VERY_LARGE_INTEGER)
     return tokenizer
+
+
+@contextlib.contextmanager
+def _told(what: str, remedy: str) -> Iterator[None]:
+    """One sentence of the many kinds that transformers, peft and readers of damaged files raise."""
+    try:
+        yield
+    except WorkbenchError:
+        raise
+    except Exception as error:
+        raise WorkbenchError(f"{what} ({reason(error)}); {remedy}.") from error
 
 
 def _settle(tokenizer: Any, fresh: Path, folder: Path) -> None:

@@ -34,7 +34,8 @@ from torch import Tensor
 
 from workbench.analysis.record import analysis
 from workbench.errors import WorkbenchError
-from workbench.files import large as room
+from workbench.files.large import less, unknown
+from workbench.files.large import parts as slices
 from workbench.loaders import CheckpointPair
 from workbench.models import Layout, Site
 from workbench.models.rerun import Rerun
@@ -217,7 +218,7 @@ class _Knockout:
         """The change that each knockout makes."""
         size = len(self.places), len(self.given)
         kept = {
-            metric: [room.unknown(size) for _ in self.stands]
+            metric: [unknown(size) for _ in self.stands]
             for metric in measures(self.metric, METRICS)
         }
         lengths = [len(row.fed) for row in self.given]
@@ -281,7 +282,7 @@ def _require_shown(places: Sequence[Part], arms: Sequence[str]) -> None:
 def _difference(found: Mapping[str, Changes]) -> Changes:
     base = found["base"]
     return {
-        metric: [room.less(one, other) for one, other in zip(own, base[metric], strict=True)]
+        metric: [less(one, other) for one, other in zip(own, base[metric], strict=True)]
         for metric, own in found["tuned"].items()
     }
 
@@ -338,7 +339,7 @@ def _table(
 
 def _means(values: NDArray[np.float64], prompts: Sequence[int]) -> NDArray[np.float64]:
     """(components,) means over some prompts."""
-    some = (values[rows][:, prompts] for rows in room.parts(values))
+    some = (values[rows][:, prompts] for rows in slices(values))
     return np.concatenate([ratios(own, draws=1).value for own in some])
 
 

@@ -69,7 +69,7 @@ class Receivers(NamedTuple):
             shares = queries // count
             site = layout.check(Site(part, layer, head // shares, position))
             first = head // shares * shares
-            heads[site] = [Site("z", layer, head) for head in range(first, first + shares)]
+            heads[site] = [Site("z", layer, one) for one in range(first, first + shares)]
             z, place = Site("z", layer, head), looks if own is None else own
             if places.setdefault(z, place) != place:
                 raise WorkbenchError(
